@@ -1,0 +1,173 @@
+//! The one numbered list of error kinds that every language and the HTTP surface share.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident = $code:literal, $http:literal;)*) => {
+        /// What went wrong, as a number that never changes its meaning. New kinds are appended.
+        ///
+        /// 1xx: how it was called. 2xx: models. 3xx: the swarm. 4xx: the ledger. 5xx: the ground (disk, memory,
+        /// ports). 9xx: our own fault.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[non_exhaustive]
+        #[repr(u16)]
+        pub enum ErrorKind { $($(#[$doc])* $name = $code,)* }
+
+        impl ErrorKind {
+            /// Every kind, in the order of its code.
+            pub const ALL: &'static [ErrorKind] = &[$(ErrorKind::$name,)*];
+
+            /// The name, as written in Rust.
+            pub fn name(self) -> &'static str {
+                match self { $(ErrorKind::$name => stringify!($name),)* }
+            }
+
+            /// The HTTP status that a server answers with.
+            pub fn http_status(self) -> u16 {
+                match self { $(ErrorKind::$name => $http,)* }
+            }
+
+            /// The kind with this code; codes that this build does not know are `Internal`.
+            pub fn from_code(code: u16) -> ErrorKind {
+                match code { $($code => ErrorKind::$name,)* _ => ErrorKind::Internal }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// An argument is outside what the call accepts.
+    InvalidArgument = 100, 400;
+    /// A configuration file, variable or flag cannot be used.
+    InvalidConfig = 101, 500;
+    /// The node has been shut down.
+    Closed = 102, 503;
+    /// Prompt and answer together exceed the context.
+    ContextOverflow = 103, 400;
+    /// The caller cancelled.
+    Cancelled = 104, 499;
+    /// The process was forked after the node had started.
+    Forked = 105, 500;
+    /// This build or configuration lacks what the call needs.
+    Unsupported = 106, 501;
+    /// No model of this name or id is known.
+    ModelNotFound = 200, 404;
+    /// The file is not a GGUF that we accept.
+    BadGguf = 201, 422;
+    /// The architecture is not on the certified list.
+    UnsupportedArchitecture = 202, 422;
+    /// A shard that is needed here is not held here.
+    ShardMissing = 203, 503;
+    /// Bytes do not have the digest they were promised to have.
+    ShardCorrupt = 204, 502;
+    /// A manifest is malformed, or is not the one asked for.
+    BadManifest = 205, 422;
+    /// The tokenizer of the model cannot be built or used.
+    BadTokenizer = 206, 422;
+    /// The chat template of the model cannot be rendered.
+    BadTemplate = 207, 422;
+    /// No peer of this id is known.
+    PeerNotFound = 300, 404;
+    /// A peer cannot be reached.
+    PeerUnreachable = 301, 503;
+    /// No set of peers can answer for the model.
+    NoPlan = 302, 503;
+    /// A peer vanished in the middle of its work.
+    PeerLost = 303, 502;
+    /// A peer refused the work.
+    Refused = 304, 503;
+    /// A peer sent something that is not in the protocol.
+    BadFrame = 305, 502;
+    /// A deadline passed.
+    Timeout = 306, 504;
+    /// More work than the configured bounds admit.
+    Overloaded = 307, 429;
+    /// The peer's debt limit is reached.
+    NoCredit = 400, 402;
+    /// Two records of one account contradict each other.
+    LedgerConflict = 401, 409;
+    /// Reading or writing failed.
+    Io = 500, 500;
+    /// The disk is full.
+    DiskFull = 501, 507;
+    /// Another node uses the data directory.
+    DataDirBusy = 502, 409;
+    /// An address is in use, or may not be bound.
+    PortInUse = 503, 500;
+    /// The store cannot be opened.
+    StoreDamaged = 504, 500;
+    /// The memory budget does not admit it.
+    OutOfMemory = 505, 503;
+    /// An engine failed at its work.
+    EngineFailed = 901, 500;
+    /// A defect of this library.
+    Internal = 900, 500;
+}
+
+impl ErrorKind {
+    /// The number that C, Python and the wire use.
+    pub fn code(self) -> u16 {
+        self as u16
+    }
+}
+
+/// An error as it crosses a border (wire, C, Python, HTTP): its kind and a sentence that says what, where and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    code: u16,
+    message: String,
+}
+
+impl Fault {
+    /// Longest message that is kept, in bytes: a peer or a file name cannot make an error large.
+    pub const MAX_MESSAGE: usize = 1024;
+
+    /// A fault of this kind; the message is cut to [`Fault::MAX_MESSAGE`].
+    pub fn new(kind: ErrorKind, message: impl fmt::Display) -> Self {
+        let mut message = message.to_string();
+        let mut end = message.len().min(Self::MAX_MESSAGE);
+        while !message.is_char_boundary(end) {
+            end -= 1;
+        }
+        message.truncate(end);
+        Self { code: kind.code(), message }
+    }
+
+    /// What went wrong.
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::from_code(self.code)
+    }
+
+    /// The sentence for people.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Fault {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_unique_and_round_trip() {
+        for kind in ErrorKind::ALL {
+            assert_eq!(ErrorKind::from_code(kind.code()), *kind, "{}", kind.name());
+        }
+    }
+
+    #[test]
+    fn a_fault_is_bounded() {
+        let fault = Fault::new(ErrorKind::Io, "é".repeat(Fault::MAX_MESSAGE));
+        assert!(fault.message().len() <= Fault::MAX_MESSAGE);
+    }
+}

@@ -1,0 +1,15 @@
+//! The words every other room speaks: identifiers, layer ranges, units, error kinds and events.
+//!
+//! Owns nothing and promises purity: no IO, no clock, no randomness. May import nothing.
+
+mod error;
+mod event;
+mod id;
+mod layers;
+mod units;
+
+pub use error::{ErrorKind, Fault};
+pub use event::{Event, Progress};
+pub use id::{Hash, ModelId, NodeId, ParseIdError, SessionId, ShardId};
+pub use layers::{LayerRange, merge_ranges, missing_ranges};
+pub use units::Bytes;

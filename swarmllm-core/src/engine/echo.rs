@@ -1,0 +1,1 @@
+//! The deterministic test engine (to be written).

@@ -1,0 +1,241 @@
+//! Engines: what computes a range of layers. They do not know that there is a network.
+//!
+//! A [`Stage`] takes hidden states and gives hidden states, or logits where it holds the head; the embedding is looked
+//! up apart, by an [`Embedder`], so that every stage has one shape. A stage is owned by one OS thread ([`thread`]) and
+//! reached through a [`StageHandle`]. Everything foreign is checked here, before an engine sees it, because llama.cpp
+//! aborts the process where it is misused.
+//!
+//! May import: base, rt, model.
+
+#[cfg(feature = "candle")]
+pub mod candle;
+pub mod echo;
+#[cfg(feature = "llama-cpp")]
+pub mod llama_cpp;
+pub mod sample;
+pub mod thread;
+
+use std::sync::Arc;
+
+use crate::base::{ErrorKind, LayerRange};
+use crate::model::{EmbeddingSource, Manifest, StageSource};
+
+pub use thread::{Reduce, StageHandle, StepJob, StepOutput};
+
+/// What a stage is loaded with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StageConfig {
+    /// KV cells, in tokens, shared by all sessions of the stage.
+    pub context: u32,
+    /// Sessions that may be live at once; slots are `0..max_sessions`.
+    pub max_sessions: u32,
+    /// Rows that one step may have.
+    pub max_rows: u32,
+    /// Compute threads.
+    pub threads: u32,
+}
+
+impl StageConfig {
+    /// Rows of one prefill chunk: llama.cpp's results are equal for chunks of 64 and of 512 rows, and 512 is its own
+    /// default, so that a split prefill has the shapes of the whole model's.
+    pub const DEFAULT_MAX_ROWS: u32 = 512;
+}
+
+impl Default for StageConfig {
+    fn default() -> Self {
+        Self { context: 8192, max_sessions: 8, max_rows: Self::DEFAULT_MAX_ROWS, threads: 1 }
+    }
+}
+
+/// What a loaded stage is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StageSpec {
+    /// Name of the engine.
+    pub engine: &'static str,
+    /// Layers of the model that the stage computes.
+    pub layers: LayerRange,
+    /// Floats in one hidden state.
+    pub width: u32,
+    /// Logits in one row, where the stage holds the head.
+    pub vocab: Option<u32>,
+    /// As configured (or less, where the model was trained for less).
+    pub config: StageConfig,
+    /// Bytes of memory that weights and KV take, as far as the engine tells.
+    pub memory: u64,
+}
+
+/// One row of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row {
+    /// The session's slot in this stage.
+    pub slot: u32,
+    /// Position in the session, from 0, without gaps.
+    pub pos: u32,
+    /// Whether logits of the row are wanted. Only a stage with the head looks at it.
+    pub want: bool,
+}
+
+/// Why a stage or an engine refused or failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// The architecture is not certified for this engine.
+    #[error("architecture `{architecture}` is not certified on {engine}; certified: {certified}")]
+    UnsupportedArchitecture { engine: &'static str, architecture: String, certified: String },
+    /// The layers cannot be a stage of this architecture.
+    #[error("layers {layers} of `{architecture}` cannot be a stage: {rule}")]
+    IllegalCut { architecture: String, layers: LayerRange, rule: String },
+    /// No engine is built in that serves the model.
+    #[error("no engine of this build serves the model: {reason}")]
+    NoEngine { reason: String },
+    /// The model's tensors or facts are not what the architecture needs.
+    #[error("{what} of the model cannot be used: {reason}")]
+    BadModel { what: String, reason: String },
+    /// The engine could not load the stage.
+    #[error("{engine} could not load layers {layers}: {reason}")]
+    Load { engine: &'static str, layers: LayerRange, reason: String },
+    /// A step has more rows than the stage admits, or none.
+    #[error("a step of {rows} rows was given, 1 to {max} are admitted")]
+    Rows { rows: usize, max: u32 },
+    /// The hidden states are not `rows * width` floats.
+    #[error("{given} floats were given for {rows} rows of width {width}")]
+    Shape { given: usize, rows: usize, width: u32 },
+    /// A hidden state or logit is NaN or infinite.
+    #[error("row {row} holds a value that is not finite")]
+    NotFinite { row: usize },
+    /// A row's position does not follow the one before it in its session.
+    #[error("position {given} was given where {expected} follows")]
+    Position { given: u32, expected: u32 },
+    /// A slot outside `0..max_sessions`.
+    #[error("slot {slot} was given, the stage has {slots}")]
+    Slot { slot: u32, slots: u32 },
+    /// A token outside the vocabulary.
+    #[error("token {token} was given, the vocabulary has {vocab}")]
+    Token { token: u32, vocab: u32 },
+    /// The stage's KV cells are used up.
+    #[error("the context of {context} tokens is full")]
+    ContextFull { context: u32 },
+    /// The engine failed in the middle of a step.
+    #[error("{engine} failed at a step: {reason}")]
+    Step { engine: &'static str, reason: String },
+    /// A KV snapshot is not one of this stage.
+    #[error("the KV snapshot cannot be restored: {reason}")]
+    Snapshot { reason: String },
+    /// The stage's queue is full.
+    #[error("the stage's queue of {depth} jobs is full")]
+    Busy { depth: usize },
+    /// The stage's thread has ended.
+    #[error("the stage has been unloaded")]
+    Gone,
+}
+
+impl EngineError {
+    /// The kind that crosses borders.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::UnsupportedArchitecture { .. } => ErrorKind::UnsupportedArchitecture,
+            Self::NoEngine { .. } => ErrorKind::Unsupported,
+            Self::IllegalCut { .. } => ErrorKind::NoPlan,
+            Self::BadModel { .. } => ErrorKind::BadGguf,
+            Self::Load { .. } | Self::Step { .. } => ErrorKind::EngineFailed,
+            Self::Rows { .. } | Self::Shape { .. } | Self::NotFinite { .. } | Self::Position { .. } => {
+                ErrorKind::BadFrame
+            }
+            Self::Slot { .. } | Self::Token { .. } | Self::Snapshot { .. } => ErrorKind::InvalidArgument,
+            Self::ContextFull { .. } => ErrorKind::ContextOverflow,
+            Self::Busy { .. } => ErrorKind::Overloaded,
+            Self::Gone => ErrorKind::Closed,
+        }
+    }
+}
+
+/// Where a model of some architecture may be cut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CutRules {
+    /// Stages start on multiples of this.
+    pub align: u32,
+    /// Fewest layers of a stage.
+    pub min_layers: u32,
+    /// Layers of which each stage must hold at least one (Gemma 3: the windowed ones), empty where any will do.
+    pub must_contain: Vec<u32>,
+}
+
+impl CutRules {
+    /// Any cut is legal.
+    pub fn free() -> Self {
+        Self { align: 1, min_layers: 1, must_contain: Vec::new() }
+    }
+
+    /// Says why `layers` is not a legal stage, or nothing where it is.
+    pub fn refuses(&self, layers: LayerRange) -> Option<String> {
+        if layers.is_empty() || layers.len() < self.min_layers {
+            return Some(format!("a stage has at least {} layers", self.min_layers.max(1)));
+        }
+        if self.align > 1 && layers.start % self.align != 0 {
+            return Some(format!("a stage starts on a multiple of {}", self.align));
+        }
+        let holds = |layer: &u32| layers.start <= *layer && *layer < layers.end;
+        if !self.must_contain.is_empty() && !self.must_contain.iter().any(holds) {
+            return Some("a stage holds at least one sliding-window layer".to_owned());
+        }
+        None
+    }
+}
+
+/// A range of layers, loaded. Owned by one OS thread.
+pub trait Stage: Send {
+    /// What it is.
+    fn spec(&self) -> &StageSpec;
+
+    /// Computes one step. `hidden` is `rows.len() * width` finite floats, row after row. Appends to the cleared `out`:
+    /// without the head every row's hidden state, with it the logits of each wanted row, in row order.
+    ///
+    /// A refused step (shape, position, slot, non-finite input) changes nothing. After `Step` the slots named in `rows`
+    /// must be released.
+    fn step(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError>;
+
+    /// Keeps the first `len` positions of a session and forgets the rest.
+    fn truncate(&mut self, slot: u32, len: u32) -> Result<(), EngineError>;
+
+    /// Forgets a session. Unknown slots are ignored.
+    fn release(&mut self, slot: u32);
+
+    /// The session's KV state; only an equal engine build with equal layers can restore it.
+    fn snapshot(&mut self, slot: u32) -> Result<Vec<u8>, EngineError>;
+
+    /// Replaces the session's KV state; `len` is how many positions it holds.
+    fn restore(&mut self, slot: u32, len: u32, state: &[u8]) -> Result<(), EngineError>;
+}
+
+/// Looks up the rows of an embedding matrix, with the engine's own dequantisation and the architecture's scale.
+pub trait Embedder: Send + Sync {
+    /// Floats in one row.
+    fn width(&self) -> u32;
+
+    /// Appends `tokens.len() * width` floats to the cleared `out`.
+    fn embed(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<(), EngineError>;
+}
+
+/// One way to run models.
+pub trait Engine: Send + Sync {
+    /// `llama.cpp`, `candle` or `echo`.
+    fn name(&self) -> &'static str;
+
+    /// The cut rules of a model that the engine serves; an error says why it does not serve it.
+    fn cuts(&self, manifest: &Manifest) -> Result<CutRules, EngineError>;
+
+    /// Loads a stage. Blocks for as long as reading its weights takes; called on the thread that will own it.
+    fn load_stage(&self, source: StageSource, config: &StageConfig) -> Result<Box<dyn Stage>, EngineError>;
+
+    /// Loads an embedding. Blocks.
+    fn load_embedder(&self, source: EmbeddingSource) -> Result<Arc<dyn Embedder>, EngineError>;
+}
+
+/// The engines of this build, best first.
+pub fn built_in() -> Vec<Arc<dyn Engine>> {
+    vec![
+        #[cfg(feature = "llama-cpp")]
+        Arc::new(llama_cpp::LlamaCpp::new()),
+        #[cfg(feature = "candle")]
+        Arc::new(candle::Candle::new()),
+    ]
+}

@@ -1,0 +1,75 @@
+//! Control: one request and one reply over a stream of its own, apart from activations.
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::{Fault, LayerRange, ModelId, NodeId, SessionId};
+use crate::wire::announce::Announcement;
+
+/// A request on a control stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Request {
+    /// First words after connecting, answered by the other's announcement.
+    Hello(Announcement),
+    /// Asks for a manifest's canonical bytes.
+    Manifest { model: ModelId },
+    /// Asks to load a stage (if need be) and to admit a session to it.
+    Open(OpenSession),
+    /// Ends a session at this stage and frees its KV. Unknown sessions are fine.
+    Release { session: SessionId },
+}
+
+/// The reply to a [`Request`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    /// To `Hello`.
+    Hello(Announcement),
+    /// To `Manifest`.
+    Manifest { bytes: Vec<u8> },
+    /// To `Open`.
+    Opened(Opened),
+    /// To `Release`.
+    Released,
+    /// To any request.
+    Refused(Fault),
+}
+
+/// A session as one stage's host needs to know it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenSession {
+    /// The session.
+    pub session: SessionId,
+    /// Grows each time the session is rebuilt; frames of older epochs are dropped.
+    pub epoch: u32,
+    /// The model.
+    pub model: ModelId,
+    /// Layers that this host computes.
+    pub layers: LayerRange,
+    /// Whether it computes the head too.
+    pub head: bool,
+    /// Which stage of the plan it is, from 0.
+    pub stage: u32,
+    /// Positions that the session may use.
+    pub context: u32,
+    /// Where results go: the next stage's host, or the coordinator behind the last.
+    pub next: NodeId,
+    /// Where `next` may be dialled.
+    pub next_addresses: Vec<String>,
+    /// Where failures go.
+    pub coordinator: NodeId,
+    /// Where the coordinator may be dialled.
+    pub coordinator_addresses: Vec<String>,
+}
+
+/// A stage host's yes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opened {
+    /// Engine that runs the stage.
+    pub engine: String,
+    /// Rows that one step may have.
+    pub max_rows: u32,
+    /// Milliseconds that loading took; 0 where the stage was there.
+    pub load_ms: u32,
+}
+
+/// Longest control message, in bytes: a manifest of 10,000 tensors is about 1 MiB.
+pub const MAX_CONTROL_BYTES: usize = 16 * 1024 * 1024;
