@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::base::{LayerRange, ModelId};
+use crate::wire::WireError;
 
 /// What a node holds of one model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +46,89 @@ impl Announcement {
     pub const MAX_RANGES: usize = 512;
     /// Most addresses.
     pub const MAX_ADDRESSES: usize = 32;
+    /// Longest text, in bytes.
+    pub const MAX_TEXT: usize = 256;
     /// Longest encoded announcement, in bytes.
     pub const MAX_BYTES: usize = 64 * 1024;
+}
+
+impl Announcement {
+    /// Encodes it for gossip.
+    pub fn encode(&self) -> Result<Vec<u8>, WireError> {
+        let bytes = postcard::to_stdvec(self).map_err(|error| WireError::Header(error.to_string()))?;
+        match bytes.len() <= Self::MAX_BYTES {
+            true => Ok(bytes),
+            false => Err(WireError::TooLong { part: "announcement", given: bytes.len(), max: Self::MAX_BYTES }),
+        }
+    }
+
+    /// Parses what a peer sent by gossip, bounds included.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        if bytes.len() > Self::MAX_BYTES {
+            return Err(WireError::TooLong { part: "announcement", given: bytes.len(), max: Self::MAX_BYTES });
+        }
+        let announcement: Self = postcard::from_bytes(bytes).map_err(|error| WireError::Header(error.to_string()))?;
+        announcement.check()?;
+        Ok(announcement)
+    }
+
+    /// Refuses one that is larger than an honest node's, or whose ranges are not merged and sorted.
+    pub fn check(&self) -> Result<(), WireError> {
+        let refuse = |what: &str| Err(WireError::Body(format!("the announcement {what}")));
+        if self.holdings.len() > Self::MAX_HOLDINGS || self.addresses.len() > Self::MAX_ADDRESSES {
+            return refuse("names too many models or addresses");
+        }
+        let long = |text: &String| text.len() > Self::MAX_TEXT;
+        if long(&self.agent) || self.addresses.iter().any(long) || self.holdings.iter().any(|held| long(&held.name)) {
+            return refuse("holds a text that is too long");
+        }
+        for held in &self.holdings {
+            let sorted = held.layers.windows(2).all(|pair| pair[0].end < pair[1].start);
+            if held.layers.len() > Self::MAX_RANGES || !sorted || held.layers.iter().any(LayerRange::is_empty) {
+                return refuse("holds layer ranges that are not merged");
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn announcement(layers: Vec<LayerRange>) -> Announcement {
+        let model = ModelId([1; 32]);
+        let holding = Holding { model, name: "model".to_owned(), layers, metadata: true, embedding: true, head: false };
+        Announcement {
+            version: 1,
+            agent: "test".to_owned(),
+            serves: true,
+            free_memory: 7,
+            addresses: vec!["/ip4/127.0.0.1/tcp/1".to_owned()],
+            holdings: vec![holding],
+        }
+    }
+
+    #[test]
+    fn it_round_trips() {
+        let original = announcement(vec![LayerRange::new(0, 3), LayerRange::new(5, 6)]);
+        assert_eq!(Announcement::decode(&original.encode().unwrap()).unwrap(), original);
+    }
+
+    #[test]
+    fn ranges_that_are_empty_or_overlap_and_long_texts_are_refused() {
+        assert!(announcement(vec![LayerRange::new(3, 3)]).check().is_err());
+        assert!(announcement(vec![LayerRange::new(0, 4), LayerRange::new(3, 6)]).check().is_err());
+        let mut long = announcement(Vec::new());
+        long.agent = "x".repeat(Announcement::MAX_TEXT + 1);
+        assert!(long.check().is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn foreign_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _ = Announcement::decode(&bytes);
+        }
+    }
 }

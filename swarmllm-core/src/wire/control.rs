@@ -42,6 +42,8 @@ pub struct OpenSession {
     pub epoch: u32,
     /// The model.
     pub model: ModelId,
+    /// Engine that must run it: results of different engines differ, so a chain never mixes them.
+    pub engine: String,
     /// Layers that this host computes.
     pub layers: LayerRange,
     /// Whether it computes the head too.
@@ -63,8 +65,10 @@ pub struct OpenSession {
 /// A stage host's yes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Opened {
-    /// Engine that runs the stage.
-    pub engine: String,
+    /// Floats in one hidden state.
+    pub width: u32,
+    /// Logits in one row, where the head is computed here.
+    pub vocab: Option<u32>,
     /// Rows that one step may have.
     pub max_rows: u32,
     /// Milliseconds that loading took; 0 where the stage was there.

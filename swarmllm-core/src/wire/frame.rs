@@ -100,8 +100,7 @@ where
     check("header", header_len, limits.header)?;
     check("body", body_len, limits.body)?;
     let head = read_exactly(stream, header_len).await?;
-    let (header, rest) =
-        postcard::take_from_bytes::<H>(&head).map_err(|error| WireError::Header(error.to_string()))?;
+    let (header, rest) = postcard::take_from_bytes::<H>(&head).map_err(|error| WireError::Header(error.to_string()))?;
     if !rest.is_empty() {
         return Err(WireError::Header(format!("{} bytes follow it", rest.len())));
     }

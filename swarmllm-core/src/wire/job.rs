@@ -22,7 +22,7 @@ pub enum StageHeader {
     /// The last stage's answer, to the coordinator.
     Logits(LogitsHeader),
     /// Keep the first `len` positions at this stage and at all after it.
-    Truncate { session: SessionId, epoch: u32, len: u32 },
+    Truncate { session: SessionId, epoch: u32, stage: u32, len: u32 },
     /// A stage could not do its work; to the coordinator.
     Failed { session: SessionId, epoch: u32, stage: u32, fault: Fault },
 }
@@ -34,6 +34,8 @@ pub struct StepHeader {
     pub session: SessionId,
     /// Frames of another epoch are dropped.
     pub epoch: u32,
+    /// Which stage of the plan is to compute it, from 0.
+    pub stage: u32,
     /// Number of the step within the session, from 0.
     pub step: u32,
     /// Position of the first row.
