@@ -1,1 +1,42 @@
-//! (to be written; the contract is in net/mod.rs of the plan)
+//! The network: who is there, streams to them, gossip, and the swarm's table of who has what.
+//!
+//! Owns the libp2p swarm, which runs in one task; handles talk to it by commands. Knows nothing of models: streams and
+//! gossip are bytes. TCP (Noise, Yamux) and QUIC; identify, ping, mDNS, Kademlia and GossipSub under names that contain
+//! the network's, so that swarms cannot mix.
+//!
+//! Promises: a peer is an Ed25519 key, proven by the transport; every act has a deadline; every queue, table and buffer
+//! that a peer can fill is bounded (`config`); several networks live in one process and share nothing; after
+//! [`NetHandle::shutdown`], or when the last handle is dropped, sockets and tasks are gone.
+//! A killed peer is noticed at once over TCP (the system resets its connections), within 5 s over QUIC, and a frozen
+//! one within 16 s over both.
+//!
+//! Refuses: peers with other keys, peers of other networks, and more than the bounds.
+//!
+//! May import: base, identity, wire, rt.
+
+mod address;
+mod behaviour;
+mod command;
+mod config;
+mod discovery;
+mod driver;
+mod error;
+mod handle;
+mod listen;
+mod muxer;
+mod outward;
+mod peers;
+mod pending;
+mod streams;
+#[cfg(test)]
+mod tests;
+mod transport;
+
+pub use address::TransportKind;
+pub use config::{
+    MAX_AGENT_BYTES, MAX_BOOTSTRAP, MAX_GOSSIP_BYTES, MAX_LISTEN, MAX_NETWORK_BYTES, MAX_STREAMS_PER_PEER, NetConfig,
+};
+pub use error::NetError;
+pub use handle::{Dropped, Incoming, NetHandle, start};
+pub use peers::{PeerInfo, PeerRegistry};
+pub use streams::{Channel, Stream};

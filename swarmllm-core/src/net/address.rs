@@ -1,0 +1,237 @@
+//! Names: node ids and libp2p peer ids, addresses as text, protocol names.
+
+use std::net::IpAddr;
+
+use libp2p::identity::{PublicKey, ed25519};
+use libp2p::multiaddr::Protocol;
+use libp2p::{Multiaddr, PeerId};
+
+use super::NetError;
+use crate::base::NodeId;
+
+/// Longest address text that is read.
+const MAX_ADDRESS_BYTES: usize = 512;
+/// Multihash code of an inlined public key.
+const IDENTITY_HASH: u64 = 0;
+
+/// The node behind a peer id. An Ed25519 peer id carries the whole public key; others are not nodes of ours.
+pub(super) fn node_of(peer: &PeerId) -> Option<NodeId> {
+    let hash = peer.as_ref();
+    if hash.code() != IDENTITY_HASH {
+        return None;
+    }
+    let key = PublicKey::try_decode_protobuf(hash.digest()).ok()?;
+    Some(NodeId(key.try_into_ed25519().ok()?.to_bytes()))
+}
+
+/// The peer id of a node; `None` where the id is not a valid public key.
+pub(super) fn peer_of(node: &NodeId) -> Option<PeerId> {
+    let key = ed25519::PublicKey::try_from_bytes(node.as_bytes()).ok()?;
+    Some(PublicKey::from(key).to_peer_id())
+}
+
+/// How bytes travel to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TransportKind {
+    /// TCP with Noise and Yamux.
+    Tcp,
+    /// QUIC.
+    Quic,
+}
+
+impl TransportKind {
+    /// `tcp` or `quic`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Quic => "quic",
+        }
+    }
+
+    pub(super) fn of(address: &Multiaddr) -> Self {
+        match address.iter().any(|part| matches!(part, Protocol::QuicV1)) {
+            true => Self::Quic,
+            false => Self::Tcp,
+        }
+    }
+}
+
+impl std::fmt::Display for TransportKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+fn bad(address: &str, reason: impl Into<String>) -> NetError {
+    NetError::BadAddress { address: address.chars().take(MAX_ADDRESS_BYTES).collect(), reason: reason.into() }
+}
+
+/// Reads an address of a form that our transports know: `/ip4|ip6|dns../tcp/N` or `/../udp/N/quic-v1`, `/p2p/` allowed.
+fn parse(text: &str) -> Result<Multiaddr, NetError> {
+    if text.len() > MAX_ADDRESS_BYTES {
+        return Err(bad(text, "it is too long"));
+    }
+    let address: Multiaddr = text.parse().map_err(|error| bad(text, format!("{error}")))?;
+    if !is_usable(&address) {
+        return Err(bad(text, "it is neither /…/tcp/PORT nor /…/udp/PORT/quic-v1"));
+    }
+    Ok(address)
+}
+
+fn is_usable(address: &Multiaddr) -> bool {
+    let parts: Vec<Protocol<'_>> = address.iter().collect();
+    let (host, rest) = match parts.split_first() {
+        Some(split) => split,
+        None => return false,
+    };
+    use Protocol::{Dns, Dns4, Dns6, Ip4, Ip6, P2p, QuicV1, Tcp, Udp};
+    matches!(host, Ip4(_) | Ip6(_) | Dns(_) | Dns4(_) | Dns6(_))
+        && matches!(rest, [Tcp(_)] | [Tcp(_), P2p(_)] | [Udp(_), QuicV1] | [Udp(_), QuicV1, P2p(_)])
+}
+
+/// An address to listen on: an IP without a peer id.
+pub(super) fn parse_listen(text: &str) -> Result<Multiaddr, NetError> {
+    let address = parse(text)?;
+    match (ip(&address), peer_in(&address)) {
+        (None, _) => Err(bad(text, "only IP addresses can be listened on")),
+        (_, Some(_)) => Err(bad(text, "a peer id is not part of an address to listen on")),
+        _ => Ok(address),
+    }
+}
+
+/// An address to dial, `/p2p/` at its end or not.
+pub(super) fn parse_dial(text: &str) -> Result<Multiaddr, NetError> {
+    let address = parse(text)?;
+    if port(&address) == 0 {
+        return Err(bad(text, "port 0 cannot be dialled"));
+    }
+    if ip(&address).is_some_and(|ip| ip.is_unspecified()) {
+        return Err(bad(text, "the unspecified address cannot be dialled"));
+    }
+    if peer_in(&address).is_some_and(|peer| node_of(&peer).is_none()) {
+        return Err(bad(text, "its peer id is not an Ed25519 key"));
+    }
+    Ok(address)
+}
+
+/// The peer id at the end.
+pub(super) fn peer_in(address: &Multiaddr) -> Option<PeerId> {
+    match address.iter().last() {
+        Some(Protocol::P2p(peer)) => Some(peer),
+        _ => None,
+    }
+}
+
+/// The address with this peer id at its end.
+pub(super) fn with_peer(address: &Multiaddr, peer: PeerId) -> Multiaddr {
+    without_peer(address).with(Protocol::P2p(peer))
+}
+
+/// The address without a peer id.
+pub(super) fn without_peer(address: &Multiaddr) -> Multiaddr {
+    address.iter().filter(|part| !matches!(part, Protocol::P2p(_))).collect()
+}
+
+/// The IP address that it begins with.
+pub(super) fn ip(address: &Multiaddr) -> Option<IpAddr> {
+    match address.iter().next() {
+        Some(Protocol::Ip4(ip)) => Some(ip.into()),
+        Some(Protocol::Ip6(ip)) => Some(ip.into()),
+        _ => None,
+    }
+}
+
+/// The TCP or UDP port, 0 without one.
+pub(super) fn port(address: &Multiaddr) -> u16 {
+    let port = |part| match part {
+        Protocol::Tcp(port) | Protocol::Udp(port) => Some(port),
+        _ => None,
+    };
+    address.iter().find_map(port).unwrap_or(0)
+}
+
+/// Whether an address that a peer claims, seen over a connection to `seen`, is worth keeping: of a known form,
+/// dialable, and not its own loopback unless it is on this machine.
+pub(super) fn is_worth_keeping(claimed: &Multiaddr, seen: &Multiaddr) -> bool {
+    let loopback = |address| ip(address).is_some_and(|ip: IpAddr| ip.is_loopback());
+    is_usable(claimed)
+        && port(claimed) != 0
+        && !ip(claimed).is_some_and(|ip| ip.is_unspecified() || ip.is_multicast())
+        && (!loopback(claimed) || loopback(seen))
+}
+
+/// The name to be resolved, where the address begins with one: the name, and whether IPv4 and IPv6 will do.
+pub(super) fn dns_name(address: &Multiaddr) -> Option<(String, bool, bool)> {
+    match address.iter().next() {
+        Some(Protocol::Dns(name)) => Some((name.into_owned(), true, true)),
+        Some(Protocol::Dns4(name)) => Some((name.into_owned(), true, false)),
+        Some(Protocol::Dns6(name)) => Some((name.into_owned(), false, true)),
+        _ => None,
+    }
+}
+
+/// The address with its host replaced.
+pub(super) fn with_ip(address: &Multiaddr, ip: IpAddr) -> Multiaddr {
+    std::iter::once(Protocol::from(ip)).chain(address.iter().skip(1)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Keypair;
+
+    #[test]
+    fn node_and_peer_ids_convert_both_ways_without_the_network() {
+        let node = Keypair::from_seed(&[3; 32]).node_id();
+        let peer = peer_of(&node).unwrap();
+        assert_eq!(node_of(&peer), Some(node));
+    }
+
+    #[test]
+    fn peer_ids_of_other_keys_are_no_nodes() {
+        // A SHA-256 multihash, as RSA keys have.
+        let hash = libp2p::multihash::Multihash::<64>::wrap(0x12, &[5; 32]).unwrap();
+        assert_eq!(node_of(&PeerId::from_multihash(hash).unwrap()), None);
+        // An inlined secp256k1 key.
+        let mut inline = vec![8, 2, 18, 33, 2];
+        inline.extend([9; 32]);
+        let hash = libp2p::multihash::Multihash::<64>::wrap(IDENTITY_HASH, &inline).unwrap();
+        assert_eq!(PeerId::from_multihash(hash).ok().and_then(|peer| node_of(&peer)), None);
+    }
+
+    #[test]
+    fn only_addresses_that_can_be_dialled_are_read() {
+        let peer = peer_of(&Keypair::from_seed(&[3; 32]).node_id()).unwrap();
+        for good in [
+            "/ip4/10.0.0.1/tcp/1".to_string(),
+            "/ip6/::1/udp/9/quic-v1".to_string(),
+            format!("/dns4/host.example/tcp/8810/p2p/{peer}"),
+        ] {
+            assert_eq!(parse_dial(&good).unwrap().to_string(), good);
+        }
+        for bad in [
+            "",
+            "10.0.0.1:80",
+            "/ip4/10.0.0.1",
+            "/ip4/10.0.0.1/udp/1",
+            "/ip4/10.0.0.1/tcp/0",
+            "/ip4/0.0.0.0/tcp/1",
+            "/ip4/10.0.0.1/tcp/1/ws",
+            "/ip4/10.0.0.1/tcp/99999",
+            &format!("/ip4/10.0.0.1/tcp/1/p2p/{peer}/p2p-circuit"),
+            &"/ip4/10.0.0.1/tcp/1".repeat(100),
+        ] {
+            assert!(matches!(parse_dial(bad), Err(NetError::BadAddress { .. })), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_distant_peers_own_loopback_is_not_kept() {
+        let read = |text: &str| text.parse::<Multiaddr>().unwrap();
+        let (loopback, lan) = (read("/ip4/127.0.0.1/tcp/7"), read("/ip4/192.168.1.2/tcp/7"));
+        assert!(!is_worth_keeping(&loopback, &lan));
+        assert!(is_worth_keeping(&loopback, &loopback));
+        assert!(is_worth_keeping(&lan, &lan));
+        assert!(!is_worth_keeping(&read("/ip4/0.0.0.0/tcp/7"), &lan));
+    }
+}

@@ -1,0 +1,149 @@
+//! The protocols that the swarm task runs, each with its bounds.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use libp2p::connection_limits::{self, ConnectionLimits};
+use libp2p::gossipsub::{self, MessageAuthenticity, PeerScoreParams, PeerScoreThresholds, ValidationMode};
+use libp2p::kad::store::{MemoryStore, MemoryStoreConfig};
+use libp2p::swarm::NetworkBehaviour;
+use libp2p::swarm::behaviour::toggle::Toggle;
+use libp2p::{PeerId, StreamProtocol, identify, identity, kad, mdns, memory_connection_limits, ping};
+
+use super::config::{self, NetConfig};
+use super::{NetError, streams};
+use crate::wire::PROTOCOL_VERSION;
+
+/// Time after which announced keys are announced again, and forgotten without.
+const PROVIDE_AGAIN: Duration = Duration::from_secs(10 * 60);
+const PROVIDE_EXPIRES: Duration = Duration::from_secs(30 * 60);
+/// How long gossip remembers what it has seen, in heartbeats of a second.
+const GOSSIP_HISTORY: usize = 5;
+/// Room for signature, topic and framing around a gossip message.
+const GOSSIP_OVERHEAD: usize = 1024;
+/// Messages waiting for one slow peer.
+const GOSSIP_QUEUE_PER_PEER: usize = 64;
+
+#[derive(NetworkBehaviour)]
+pub(super) struct Behaviour {
+    // Limits first: what they deny, the others never hear of.
+    limits: connection_limits::Behaviour,
+    memory: memory_connection_limits::Behaviour,
+    pub identify: identify::Behaviour,
+    pub ping: ping::Behaviour,
+    pub streams: streams::Behaviour,
+    pub gossip: gossipsub::Behaviour,
+    pub routing: kad::Behaviour<MemoryStore>,
+    mdns: Toggle<mdns::tokio::Behaviour>,
+}
+
+/// The name of one of this network's protocols.
+pub(super) fn protocol(network: &str, what: &str) -> String {
+    format!("/swarmllm/{PROTOCOL_VERSION}/{network}/{what}")
+}
+
+/// What peers of this network say in identify.
+pub(super) fn greeting(network: &str) -> String {
+    protocol(network, "node")
+}
+
+/// The start of every version's and network's greeting.
+pub(super) const GREETING_START: &str = "/swarmllm/";
+
+/// The one gossip topic.
+pub(super) fn topic(network: &str) -> gossipsub::IdentTopic {
+    gossipsub::IdentTopic::new(format!("{network}/announce"))
+}
+
+fn setup(what: &str, error: impl std::fmt::Display) -> NetError {
+    NetError::Setup { reason: format!("{what}: {error}") }
+}
+
+impl Behaviour {
+    /// Must be called inside the runtime that the swarm runs on.
+    pub fn new(config: &NetConfig, key: &identity::Keypair, streams: streams::Behaviour) -> Result<Self, NetError> {
+        let local = key.public().to_peer_id();
+        let identify = identify::Config::new(greeting(&config.network), key.public())
+            .with_agent_version(config.agent.clone())
+            .with_push_listen_addr_updates(true);
+        let ping = ping::Config::new().with_interval(config::PING_INTERVAL).with_timeout(config::PING_TIMEOUT);
+        Ok(Self {
+            limits: connection_limits::Behaviour::new(limits(config.max_connections)),
+            memory: memory_connection_limits::Behaviour::with_max_percentage(config::MAX_MEMORY_SHARE),
+            identify: identify::Behaviour::new(identify),
+            ping: ping::Behaviour::new(ping),
+            streams,
+            gossip: gossip(&config.network, key)?,
+            routing: routing(&config.network, local)?,
+            mdns: discovery(config.mdns, local).into(),
+        })
+    }
+}
+
+fn limits(total: u32) -> ConnectionLimits {
+    let (part, whole) = config::INBOUND_SHARE;
+    ConnectionLimits::default()
+        .with_max_established(Some(total))
+        .with_max_established_incoming(Some((total / whole).saturating_mul(part).max(1)))
+        .with_max_established_per_peer(Some(config::MAX_CONNECTIONS_PER_PEER))
+        .with_max_pending_incoming(Some(config::MAX_CONNECTIONS_PENDING))
+        .with_max_pending_outgoing(Some(config::MAX_CONNECTIONS_PENDING))
+}
+
+fn gossip(network: &str, key: &identity::Keypair) -> Result<gossipsub::Behaviour, NetError> {
+    let config = gossipsub::ConfigBuilder::default()
+        .protocol_id_prefix(protocol(network, "gossip"))
+        .validation_mode(ValidationMode::Strict)
+        .max_transmit_size(config::MAX_GOSSIP_BYTES + GOSSIP_OVERHEAD)
+        .history_length(GOSSIP_HISTORY)
+        .connection_handler_queue_len(GOSSIP_QUEUE_PER_PEER)
+        .build()
+        .map_err(|error| setup("gossip", error))?;
+    let mut gossip = gossipsub::Behaviour::new(MessageAuthenticity::Signed(key.clone()), config)
+        .map_err(|error| setup("gossip", error))?;
+    // Many nodes behind one address are usual here (a lab, a home), so addresses are no ground for a bad score.
+    let score = PeerScoreParams { ip_colocation_factor_weight: 0.0, ..PeerScoreParams::default() };
+    gossip.with_peer_score(score, PeerScoreThresholds::default()).map_err(|error| setup("gossip", error))?;
+    gossip.subscribe(&topic(network)).map_err(|error| setup("gossip", error))?;
+    Ok(gossip)
+}
+
+fn routing(network: &str, local: PeerId) -> Result<kad::Behaviour<MemoryStore>, NetError> {
+    let store = MemoryStoreConfig {
+        // Only who-has-what is kept; values are refused below.
+        max_records: 0,
+        max_value_bytes: 0,
+        max_provided_keys: config::MAX_PROVIDED_KEYS,
+        max_providers_per_key: config::MAX_PROVIDERS_PER_KEY,
+    };
+    let name = StreamProtocol::try_from_owned(protocol(network, "kad")).map_err(|error| setup("routing", error))?;
+    let mut config = kad::Config::new(name);
+    config
+        .disjoint_query_paths(true)
+        .set_query_timeout(config::QUERY_DEADLINE)
+        .set_substreams_timeout(config::QUERY_DEADLINE)
+        .set_max_packet_size(config::MAX_ROUTING_BYTES)
+        .set_record_ttl(None)
+        .set_replication_interval(None)
+        .set_publication_interval(None)
+        .set_provider_record_ttl(Some(PROVIDE_EXPIRES))
+        .set_provider_publication_interval(Some(PROVIDE_AGAIN))
+        // Peers enter the table when they have identified themselves as ours, not before.
+        .set_kbucket_inserts(kad::BucketInserts::Manual);
+    if let Some(replicas) = NonZeroUsize::new(config::MAX_PROVIDERS_PER_KEY) {
+        config.set_replication_factor(replicas);
+    }
+    let mut routing = kad::Behaviour::with_config(local, MemoryStore::with_config(local, store), config);
+    routing.set_mode(Some(kad::Mode::Server));
+    Ok(routing)
+}
+
+/// mDNS where it is wanted and the machine has it: a machine without multicast still has a network.
+fn discovery(wanted: bool, local: PeerId) -> Option<mdns::tokio::Behaviour> {
+    if !wanted {
+        return None;
+    }
+    mdns::tokio::Behaviour::new(mdns::Config::default(), local)
+        .inspect_err(|error| tracing::warn!(%error, "peers on the LAN cannot be discovered"))
+        .ok()
+}

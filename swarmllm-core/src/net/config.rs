@@ -1,0 +1,190 @@
+//! What a host may set, and every limit that it may not.
+
+use std::time::Duration;
+
+use libp2p::Multiaddr;
+
+use super::NetError;
+use super::address;
+
+/// How a node meets others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetConfig {
+    /// Name of the swarm, 1 to 64 of `[a-z0-9._-]`; part of every protocol name, so that swarms cannot mix.
+    pub network: String,
+    /// Addresses to listen on, multiaddr text; port 0 is an ephemeral one. Empty: dial only.
+    pub listen: Vec<String>,
+    /// Peers to dial at start and whenever they are not connected, multiaddr text.
+    pub bootstrap: Vec<String>,
+    /// Whether to find peers on the LAN by mDNS.
+    pub mdns: bool,
+    /// Most connections at once, to all peers together.
+    pub max_connections: u32,
+    /// Longest wait for a dialled peer to be connected and identified.
+    pub dial_deadline: Duration,
+    /// What peers are told that runs here; at most [`MAX_AGENT_BYTES`] bytes.
+    pub agent: String,
+}
+
+impl Default for NetConfig {
+    fn default() -> Self {
+        Self {
+            network: "main".into(),
+            listen: vec!["/ip4/0.0.0.0/tcp/0".into(), "/ip4/0.0.0.0/udp/0/quic-v1".into()],
+            bootstrap: Vec::new(),
+            mdns: true,
+            max_connections: 512,
+            dial_deadline: Duration::from_secs(10),
+            agent: concat!("swarmllm/", env!("CARGO_PKG_VERSION")).into(),
+        }
+    }
+}
+
+/// Longest network name.
+pub const MAX_NETWORK_BYTES: usize = 64;
+/// Longest agent text, given or received.
+pub const MAX_AGENT_BYTES: usize = 64;
+/// Most addresses to listen on.
+pub const MAX_LISTEN: usize = 16;
+/// Most bootstrap addresses.
+pub const MAX_BOOTSTRAP: usize = 128;
+/// Longest gossip message, in bytes.
+pub const MAX_GOSSIP_BYTES: usize = 64 * 1024;
+/// Most streams of our channels that a peer may have open to us at once, and we to it.
+pub const MAX_STREAMS_PER_PEER: usize = 128;
+
+/// Connections to one peer: one is wanted, simultaneous dials may make two.
+pub(super) const MAX_CONNECTIONS_PER_PEER: u32 = 4;
+/// Connections that are being set up, each way.
+pub(super) const MAX_CONNECTIONS_PENDING: u32 = 64;
+/// Part of all connections that others may fill: the rest stays for our own dials.
+pub(super) const INBOUND_SHARE: (u32, u32) = (7, 8);
+/// Share of the machine's memory in use by this process from which no connection is accepted.
+pub(super) const MAX_MEMORY_SHARE: f64 = 0.95;
+
+/// Streams of one connection: ours both ways, and those of the protocols below (ping, identify, gossip, routing).
+pub(super) const MAX_STREAMS_PER_CONNECTION: usize = 2 * MAX_STREAMS_PER_PEER + 32;
+/// Yamux gives each stream 256 KiB at least; what is above that total is what busy streams can grow by.
+pub(super) const YAMUX_WINDOW_TOTAL: usize = MAX_STREAMS_PER_CONNECTION * 256 * 1024 + 24 * 1024 * 1024;
+/// Yamux frames: small enough that a short message waits little behind a long one.
+pub(super) const YAMUX_SPLIT: usize = 16 * 1024;
+/// Unread bytes of one QUIC stream, and of one QUIC connection: the product of bandwidth and delay that can be filled.
+pub(super) const QUIC_STREAM_WINDOW: u32 = 6 * 1024 * 1024;
+pub(super) const QUIC_CONNECTION_WINDOW: u32 = 24 * 1024 * 1024;
+/// A killed process says nothing on UDP: its peers notice after this long. TCP is reset at once.
+pub(super) const QUIC_IDLE: Duration = Duration::from_secs(5);
+/// Keeps idle QUIC connections alive; at least two may be lost within [`QUIC_IDLE`].
+pub(super) const QUIC_KEEP_ALIVE: Duration = Duration::from_millis(1500);
+/// Longest handshake of a new connection.
+pub(super) const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Time between two pings of a connection.
+pub(super) const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// Longest wait for one answer.
+pub(super) const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection that has answered no ping for this long is given up.
+pub(super) const SILENCE_LIMIT: Duration = Duration::from_secs(16);
+/// A connected peer that has not said who it is by then is disconnected.
+pub(super) const IDENTIFY_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a peer of another network stays connected, so that it can learn the reason as well.
+pub(super) const REFUSAL_GRACE: Duration = Duration::from_secs(1);
+/// Connections to peers that do not speak our protocol are closed when idle for this long. Ours are kept.
+pub(super) const IDLE_CONNECTION: Duration = Duration::from_secs(30);
+/// Longest wait for a stream to be opened.
+pub(super) const OPEN_DEADLINE: Duration = Duration::from_secs(10);
+/// Longest wait for all listeners to be up.
+pub(super) const LISTEN_DEADLINE: Duration = Duration::from_secs(5);
+/// Longest wait for a name to be resolved.
+pub(super) const RESOLVE_DEADLINE: Duration = Duration::from_secs(5);
+/// Longest search in the routing table of the swarm.
+pub(super) const QUERY_DEADLINE: Duration = Duration::from_secs(10);
+/// Longest goodbye at shutdown.
+pub(super) const CLOSE_DEADLINE: Duration = Duration::from_millis(500);
+/// How often deadlines are looked at.
+pub(super) const TICK: Duration = Duration::from_millis(250);
+
+/// Commands waiting for the swarm task.
+pub(super) const COMMAND_QUEUE: usize = 256;
+/// Acts (dials, searches) that wait for their end.
+pub(super) const MAX_PENDING: usize = 1024;
+/// Incoming streams of one channel that nobody has taken yet; more are reset. A burst of one peer fits.
+pub(super) const INCOMING_QUEUE: usize = 2 * MAX_STREAMS_PER_PEER;
+/// Gossip messages that nobody has taken yet; more are dropped. Times [`MAX_GOSSIP_BYTES`] is the memory they may use.
+pub(super) const GOSSIP_QUEUE: usize = 64;
+/// Notices of peers coming and going kept for a slow reader.
+pub(super) const NOTICE_QUEUE: usize = 1024;
+/// Peers that are remembered after they have left.
+pub(super) const MAX_PEERS_REMEMBERED: usize = 1024;
+/// Addresses kept of one peer.
+pub(super) const MAX_ADDRESSES_PER_PEER: usize = 16;
+/// Peers found on the LAN that are kept in mind.
+pub(super) const MAX_DISCOVERED: usize = 256;
+/// Keys that the routing table's store holds for others and ourselves, and providers of each.
+pub(super) const MAX_PROVIDED_KEYS: usize = 8 * 1024;
+pub(super) const MAX_PROVIDERS_PER_KEY: usize = 20;
+/// Providers returned by one search.
+pub(super) const MAX_PROVIDERS_FOUND: usize = 64;
+/// Longest message of the routing protocol.
+pub(super) const MAX_ROUTING_BYTES: usize = 16 * 1024;
+
+/// Waits between two dials of a peer that ought to be connected.
+pub(super) const REDIAL_FIRST: Duration = Duration::from_secs(1);
+pub(super) const REDIAL_LONGEST: Duration = Duration::from_secs(60);
+/// Of two nodes that discover each other the one with the larger id waits this long, so that one connection results.
+pub(super) const DISCOVERY_YIELD: Duration = Duration::from_secs(2);
+
+/// A configuration whose texts were read.
+pub(super) struct Checked {
+    pub listen: Vec<Multiaddr>,
+    pub bootstrap: Vec<Multiaddr>,
+}
+
+impl NetConfig {
+    pub(super) fn check(&self) -> Result<Checked, NetError> {
+        check_network(&self.network)?;
+        at_most("addresses to listen on", self.listen.len(), MAX_LISTEN)?;
+        at_most("bootstrap addresses", self.bootstrap.len(), MAX_BOOTSTRAP)?;
+        at_most("bytes of agent text", self.agent.len(), MAX_AGENT_BYTES)?;
+        let listen = self.listen.iter().map(|text| address::parse_listen(text)).collect::<Result<_, _>>()?;
+        let bootstrap = self.bootstrap.iter().map(|text| address::parse_dial(text)).collect::<Result<_, _>>()?;
+        Ok(Checked { listen, bootstrap })
+    }
+}
+
+fn check_network(name: &str) -> Result<(), NetError> {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
+    if (1..=MAX_NETWORK_BYTES).contains(&name.len()) && name.bytes().all(allowed) {
+        return Ok(());
+    }
+    Err(NetError::BadNetwork { name: name.chars().take(MAX_NETWORK_BYTES).collect() })
+}
+
+fn at_most(what: &'static str, given: usize, max: usize) -> Result<(), NetError> {
+    if given > max { Err(NetError::TooMany { what, given, max }) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_plain_network_names_are_accepted() {
+        for good in ["a", "main", "lab-1.test_x", &"n".repeat(MAX_NETWORK_BYTES)] {
+            check_network(good).unwrap();
+        }
+        for bad in ["", "Main", "a/b", "a b", "ä", &"n".repeat(MAX_NETWORK_BYTES + 1)] {
+            assert!(matches!(check_network(bad), Err(NetError::BadNetwork { .. })), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_default_configuration_is_valid() {
+        assert_eq!(NetConfig::default().check().map(|checked| checked.listen.len()).unwrap_or_default(), 2);
+    }
+
+    #[test]
+    fn a_bad_address_is_named() {
+        let config = NetConfig { listen: vec!["/ip4/1.2.3.4/sctp/1".into()], ..NetConfig::default() };
+        assert!(matches!(config.check(), Err(NetError::BadAddress { .. })));
+    }
+}

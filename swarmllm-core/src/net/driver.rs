@@ -1,0 +1,505 @@
+//! The one task that owns the swarm. It never waits for a consumer: commands come in by a bounded queue, replies and
+//! notices go out by channels that drop rather than block.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::{FutureExt, StreamExt};
+use libp2p::core::ConnectedPoint;
+use libp2p::gossipsub::{self, IdentTopic};
+use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
+use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
+use libp2p::{Multiaddr, PeerId, Swarm, identify, kad, mdns, ping};
+use tokio::sync::{broadcast, mpsc};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::address::{self, node_of};
+use super::behaviour::{self, Behaviour, BehaviourEvent};
+use super::command::{Command, Reply};
+use super::config;
+use super::discovery::Discovery;
+use super::peers::PeerTable;
+use super::pending::{Pending, Query, Waiter};
+use super::{NetError, listen};
+use crate::base::{Event, NodeId};
+use crate::rt::EventBus;
+
+/// What peers and messages were turned away for want of room.
+#[derive(Debug, Default)]
+pub(super) struct Drops {
+    pub gossip: AtomicU64,
+}
+
+/// Where the driver tells others what happens.
+pub(super) struct Outlets {
+    pub gossip: mpsc::Sender<(NodeId, Vec<u8>)>,
+    pub connects: broadcast::Sender<NodeId>,
+    pub disconnects: broadcast::Sender<NodeId>,
+    pub events: EventBus,
+    pub drops: Arc<Drops>,
+}
+
+pub(super) struct Driver {
+    pub swarm: Swarm<Behaviour>,
+    pub commands: mpsc::Receiver<Command>,
+    pub table: PeerTable,
+    pub outlets: Outlets,
+    pub addresses: listen::Addresses,
+    pub stop: CancellationToken,
+    pub topic: IdentTopic,
+    pub greeting: String,
+    pub dial_deadline: Duration,
+    pub pending: Pending<ConnectionId, PeerId, kad::QueryId>,
+    pub discovery: Discovery<ConnectionId, PeerId, Multiaddr>,
+    /// Ends the tasks of all connections, after the goodbye.
+    pub _connections: DropGuard,
+}
+
+/// What a peer that identified itself is to us.
+enum Greeting {
+    Ours,
+    OtherNetwork,
+    OtherProtocol,
+}
+
+impl Driver {
+    /// Listens and reports so, then runs until told to stop or until every handle is gone, then says goodbye.
+    pub async fn run(mut self, listen: Vec<Multiaddr>, ready: Reply<()>) {
+        let up = self.listen(listen).await;
+        let failed = up.is_err();
+        if ready.send(up).is_err() || failed {
+            return;
+        }
+        let mut tick = tokio::time::interval(config::TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => break,
+                command = self.commands.recv() => match command {
+                    None | Some(Command::Shutdown) => break,
+                    Some(command) => self.on_command(command),
+                },
+                event = self.swarm.select_next_some() => self.on_event(event),
+                _ = tick.tick() => self.on_tick(Instant::now()),
+            }
+        }
+        self.close().await;
+    }
+
+    /// Listens on all addresses and waits until each is up.
+    async fn listen(&mut self, addresses: Vec<Multiaddr>) -> Result<(), NetError> {
+        let mut waiting = HashMap::new();
+        for address in addresses {
+            listen::probe(&address)?;
+            let id = self.swarm.listen_on(address.clone()).map_err(|error| listen_error(&address, &error))?;
+            waiting.insert(id, address);
+        }
+        let all_up = async {
+            while !waiting.is_empty() {
+                let event = self.swarm.select_next_some().await;
+                match &event {
+                    SwarmEvent::NewListenAddr { listener_id, .. } => drop(waiting.remove(listener_id)),
+                    SwarmEvent::ListenerClosed { listener_id, reason: Err(error), .. } => {
+                        if let Some(address) = waiting.get(listener_id) {
+                            return Err(listen_error(address, error));
+                        }
+                    }
+                    _ => {}
+                }
+                self.on_event(event);
+            }
+            // An unspecified address stands for several, which come one after the other.
+            while let Some(event) = self.swarm.select_next_some().now_or_never() {
+                self.on_event(event);
+            }
+            Ok(())
+        };
+        let late = NetError::Timeout { what: "listening", millis: config::LISTEN_DEADLINE.as_millis() as u64 };
+        tokio::time::timeout(config::LISTEN_DEADLINE, all_up).await.unwrap_or(Err(late))
+    }
+
+    /// Closes connections in order, so that peers notice at once. Bounded: some may not answer any more.
+    async fn close(mut self) {
+        let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
+        for peer in peers {
+            let _ = self.swarm.disconnect_peer_id(peer);
+        }
+        let goodbye = async {
+            while self.swarm.connected_peers().next().is_some() {
+                let event = self.swarm.select_next_some().await;
+                if let SwarmEvent::ConnectionClosed { peer_id, connection_id, .. } = event {
+                    self.on_closed(peer_id, connection_id);
+                }
+            }
+        };
+        let _ = tokio::time::timeout(config::CLOSE_DEADLINE, goodbye).await;
+        self.addresses.clear();
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Dial { address, reply } => self.dial(address, reply),
+            Command::Ensure { node, peer, addresses, reply } => self.ensure(node, peer, addresses, reply),
+            Command::Open { node, peer, channel, reply } => match self.table.link(&peer) {
+                Some(link) => self.swarm.behaviour_mut().streams.open(node, peer, link, channel, reply),
+                None => drop(reply.send(Err(NetError::NotConnected { node }))),
+            },
+            Command::Publish { message, reply } => drop(reply.send(self.publish(message))),
+            Command::Provide { key, reply } => self.provide(key.as_bytes(), reply),
+            Command::Withdraw { key } => {
+                self.swarm.behaviour_mut().routing.stop_providing(&kad::RecordKey::new(key.as_bytes()));
+            }
+            Command::FindProviders { key, reply } => self.find_providers(key.as_bytes(), reply),
+            Command::Disconnect { peer } => drop(self.swarm.disconnect_peer_id(peer)),
+            // Ends the loop in `run`.
+            Command::Shutdown => {}
+        }
+    }
+
+    // --- dialling -------------------------------------------------------------------------------------------------
+
+    fn waiter(&self, address: String, reply: Reply<NodeId>) -> Option<Waiter> {
+        if !self.pending.has_room() {
+            let _ = reply.send(Err(NetError::Busy { max: config::MAX_PENDING }));
+            return None;
+        }
+        let allowed = self.dial_deadline;
+        Some(Waiter { address, reply, deadline: Instant::now() + allowed, allowed })
+    }
+
+    /// Connects to whoever is at the address.
+    fn dial(&mut self, address: Multiaddr, reply: Reply<NodeId>) {
+        let peer = address::peer_in(&address);
+        if peer == Some(*self.swarm.local_peer_id()) {
+            let _ = reply.send(Err(NetError::ThatIsMe { address: address.to_string() }));
+            return;
+        }
+        if let Some(node) = peer.filter(|peer| self.table.speaks(peer)).as_ref().and_then(node_of) {
+            let _ = reply.send(Ok(node));
+            return;
+        }
+        let Some(waiter) = self.waiter(address.to_string(), reply) else { return };
+        self.start_dial(peer, vec![address], waiter);
+    }
+
+    fn ensure(&mut self, node: NodeId, peer: PeerId, mut addresses: Vec<Multiaddr>, reply: Reply<NodeId>) {
+        if peer == *self.swarm.local_peer_id() {
+            let _ = reply.send(Err(NetError::ThatIsMe { address: node.to_string() }));
+            return;
+        }
+        if self.table.speaks(&peer) {
+            let _ = reply.send(Ok(node));
+            return;
+        }
+        let Some(waiter) = self.waiter(node.to_string(), reply) else { return };
+        if self.table.is_connected(&peer) {
+            return self.pending.await_greeting(peer, waiter);
+        }
+        if let Some(dial) = self.pending.dial_to(peer) {
+            return self.pending.join(dial, waiter);
+        }
+        addresses.extend(self.table.addresses(&peer));
+        self.start_dial(Some(peer), addresses, waiter);
+    }
+
+    /// Starts one dial. Whoever waits is told where that fails at once.
+    fn start_dial(&mut self, peer: Option<PeerId>, addresses: Vec<Multiaddr>, waiter: Waiter) {
+        let Some(options) = dial_options(peer, addresses) else { return };
+        self.pending.dialling(options.connection_id(), peer, vec![waiter]);
+        self.dial_now(peer, options);
+    }
+
+    fn dial_now(&mut self, peer: Option<PeerId>, options: DialOpts) {
+        let dial = options.connection_id();
+        match self.swarm.dial(options) {
+            Ok(()) => {}
+            // The swarm leaves out its own listeners: without a peer id, the one address given was such a one.
+            Err(DialError::NoAddresses) if peer.is_none() => {
+                self.on_dial_failed(dial, &DialError::LocalPeerId { address: Multiaddr::empty() });
+            }
+            Err(error) => self.on_dial_failed(dial, &error),
+        }
+    }
+
+    fn dial_due(&mut self, now: Instant) {
+        let due = self.discovery.due(now, |peer| self.table.is_connected(peer));
+        for (index, peer, addresses) in due {
+            let Some(options) = dial_options(peer, addresses) else { continue };
+            let dial = options.connection_id();
+            self.discovery.dialling(index, dial);
+            self.pending.dialling(dial, peer, Vec::new());
+            self.dial_now(peer, options);
+        }
+    }
+
+    fn on_dial_failed(&mut self, dial: ConnectionId, error: &DialError) {
+        self.pending.dial_failed(dial, &|address| dial_error(address, error));
+        match error {
+            DialError::LocalPeerId { .. } => self.discovery.is_me(dial),
+            _ => self.discovery.failed(dial, Instant::now(), rand::random()),
+        }
+    }
+
+    // --- gossip and routing ---------------------------------------------------------------------------------------
+
+    fn publish(&mut self, message: Vec<u8>) -> Result<(), NetError> {
+        let (given, max) = (message.len(), config::MAX_GOSSIP_BYTES);
+        if given > max {
+            return Err(NetError::TooLong { given, max });
+        }
+        use gossipsub::PublishError;
+        match self.swarm.behaviour_mut().gossip.publish(self.topic.clone(), message) {
+            // Nobody listens yet: an announcement is repeated anyway.
+            Ok(_) | Err(PublishError::NoPeersSubscribedToTopic | PublishError::Duplicate) => Ok(()),
+            Err(PublishError::AllQueuesFull(max)) => Err(NetError::Busy { max }),
+            Err(PublishError::MessageTooLarge) => Err(NetError::TooLong { given, max }),
+            Err(error) => Err(NetError::Setup { reason: format!("gossip: {error}") }),
+        }
+    }
+
+    fn provide(&mut self, key: &[u8; 32], reply: Reply<()>) {
+        if !self.pending.has_room() {
+            return drop(reply.send(Err(NetError::Busy { max: config::MAX_PENDING })));
+        }
+        match self.swarm.behaviour_mut().routing.start_providing(kad::RecordKey::new(key)) {
+            Ok(id) => self.pending.asked(id, Instant::now() + config::QUERY_DEADLINE, Query::Provide(reply)),
+            Err(error) => drop(reply.send(Err(NetError::NotAnnounced { reason: error.to_string() }))),
+        }
+    }
+
+    fn find_providers(&mut self, key: &[u8; 32], reply: Reply<Vec<NodeId>>) {
+        if !self.pending.has_room() {
+            return drop(reply.send(Err(NetError::Busy { max: config::MAX_PENDING })));
+        }
+        let id = self.swarm.behaviour_mut().routing.get_providers(kad::RecordKey::new(key));
+        let query = Query::Find { found: Vec::new(), reply };
+        self.pending.asked(id, Instant::now() + config::QUERY_DEADLINE, query);
+    }
+
+    fn on_routing(&mut self, event: kad::Event) {
+        let kad::Event::OutboundQueryProgressed { id, result, step, .. } = event else { return };
+        let timeout = || {
+            let millis = config::QUERY_DEADLINE.as_millis() as u64;
+            Some(NetError::Timeout { what: "searching the swarm", millis })
+        };
+        let error = match result {
+            kad::QueryResult::GetProviders(Ok(kad::GetProvidersOk::FoundProviders { providers, .. })) => {
+                let local = *self.swarm.local_peer_id();
+                let others = providers.iter().filter(|peer| **peer != local).filter_map(node_of);
+                self.pending.found(id, others);
+                None
+            }
+            kad::QueryResult::GetProviders(Err(_)) | kad::QueryResult::StartProviding(Err(_)) => timeout(),
+            _ => None,
+        };
+        if step.last {
+            self.pending.answered(id, error);
+        }
+    }
+
+    fn on_gossip(&mut self, event: gossipsub::Event) {
+        let gossipsub::Event::Message { message, .. } = event else { return };
+        let Some(node) = message.source.as_ref().and_then(node_of) else { return };
+        if self.outlets.gossip.try_send((node, message.data)).is_err() {
+            self.outlets.drops.gossip.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    // --- what the swarm tells -------------------------------------------------------------------------------------
+
+    fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        match event {
+            SwarmEvent::Behaviour(event) => self.on_behaviour(event),
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
+                self.on_connected(peer_id, connection_id, &endpoint);
+            }
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, cause, .. } => {
+                tracing::debug!(peer = %peer_id, ?cause, "a connection was closed");
+                self.on_closed(peer_id, connection_id);
+            }
+            SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
+                self.on_dial_failed(connection_id, &error);
+            }
+            SwarmEvent::NewListenAddr { address, .. } => {
+                if let Some(address) = self.addresses.add(&address) {
+                    self.outlets.events.send(Event::Listening { address });
+                }
+            }
+            SwarmEvent::ExpiredListenAddr { address, .. } => self.addresses.remove(&address),
+            SwarmEvent::ListenerClosed { addresses, reason, .. } => {
+                tracing::warn!(?addresses, ?reason, "a listener was closed");
+                addresses.iter().for_each(|address| self.addresses.remove(address));
+            }
+            _ => {}
+        }
+    }
+
+    fn on_behaviour(&mut self, event: BehaviourEvent) {
+        match event {
+            BehaviourEvent::Identify(identify::Event::Received { connection_id, peer_id, info }) => {
+                self.on_identified(peer_id, connection_id, &info);
+            }
+            BehaviourEvent::Ping(ping::Event { peer, connection, result: Ok(rtt) }) => {
+                self.table.heard(peer, connection, rtt);
+            }
+            BehaviourEvent::Gossip(event) => self.on_gossip(event),
+            BehaviourEvent::Routing(event) => self.on_routing(event),
+            BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => self.on_discovered(found),
+            _ => {}
+        }
+    }
+
+    fn on_connected(&mut self, peer: PeerId, id: ConnectionId, endpoint: &ConnectedPoint) {
+        // Peers without an Ed25519 key are denied before they get here.
+        let Some(node) = node_of(&peer) else { return };
+        self.table.connected(peer, node, id, endpoint.get_remote_address(), endpoint.is_dialer());
+        self.pending.connected(id, peer);
+        self.discovery.connected(id, peer);
+        // A second connection of a peer that is known already.
+        if self.table.speaks(&peer) {
+            self.swarm.behaviour_mut().streams.keep(peer, id);
+            self.pending.greeted(peer, node);
+        }
+    }
+
+    fn on_closed(&mut self, peer: PeerId, id: ConnectionId) {
+        let left = self.table.disconnected(peer, id);
+        if self.table.is_connected(&peer) {
+            return;
+        }
+        let lost = |address| NetError::Unreachable { address, reason: "the peer closed the connection".into() };
+        self.pending.refused(peer, &lost);
+        self.discovery.lost(peer, Instant::now());
+        if let Some(node) = left {
+            let _ = self.outlets.disconnects.send(node);
+            self.outlets.events.send(Event::PeerDisconnected { node });
+        }
+    }
+
+    fn on_identified(&mut self, peer: PeerId, id: ConnectionId, info: &identify::Info) {
+        let said: String = info.protocol_version.chars().take(config::MAX_NETWORK_BYTES * 2).collect();
+        match self.judge(&said) {
+            Greeting::Ours => self.on_greeted(peer, id, info),
+            Greeting::OtherNetwork => {
+                self.refuse(peer, id, &|address| NetError::WrongNetwork { address, theirs: said.clone() });
+            }
+            Greeting::OtherProtocol => {
+                self.refuse(peer, id, &|address| NetError::NotSwarmllm { address, theirs: said.clone() });
+            }
+        }
+    }
+
+    fn judge(&self, said: &str) -> Greeting {
+        match said {
+            ours if ours == self.greeting => Greeting::Ours,
+            other if other.starts_with(behaviour::GREETING_START) => Greeting::OtherNetwork,
+            _ => Greeting::OtherProtocol,
+        }
+    }
+
+    fn on_greeted(&mut self, peer: PeerId, id: ConnectionId, info: &identify::Info) {
+        let Some(known) = self.table.identified(peer, &info.agent_version, &info.listen_addrs) else { return };
+        let behaviour = self.swarm.behaviour_mut();
+        behaviour.streams.keep(peer, id);
+        if let Some(addresses) = known.addresses {
+            // The routing table only ever adds: start anew, or a peer could fill it with ever new addresses.
+            behaviour.routing.remove_peer(&peer);
+            for address in addresses {
+                behaviour.routing.add_address(&peer, address);
+            }
+        }
+        let Some(node) = known.first else { return };
+        self.discovery.greeted(peer);
+        self.pending.greeted(peer, node);
+        let _ = self.outlets.connects.send(node);
+        self.outlets.events.send(Event::PeerConnected { node });
+    }
+
+    /// Lets a peer that is none of ours go. Who was dialled waits a moment, so that the dialler learns the reason too.
+    fn refuse(&mut self, peer: PeerId, id: ConnectionId, error: &dyn Fn(String) -> NetError) {
+        let now = Instant::now();
+        tracing::debug!(%peer, reason = %error(peer.to_string()), "a peer was refused");
+        self.pending.refused(peer, error);
+        self.discovery.refused(peer, now);
+        let dialled = self.table.find(&peer, id).is_some_and(|link| link.dialled);
+        match dialled {
+            true => drop(self.swarm.close_connection(id)),
+            false => self.table.close_at(peer, id, now + config::REFUSAL_GRACE),
+        }
+    }
+
+    /// Of two nodes that find each other the one with the smaller id dials, the other only if that fails.
+    fn on_discovered(&mut self, found: Vec<(PeerId, Multiaddr)>) {
+        let (now, local) = (Instant::now(), *self.swarm.local_peer_id());
+        for (peer, address) in found {
+            if peer == local || node_of(&peer).is_none() || !address::is_worth_keeping(&address, &address) {
+                continue;
+            }
+            let due = if local < peer { now } else { now + config::DISCOVERY_YIELD };
+            self.discovery.found(peer, address::without_peer(&address), due);
+        }
+    }
+
+    fn on_tick(&mut self, now: Instant) {
+        self.pending.sweep(now);
+        let gone = self.table.links_where(|link, _| now.duration_since(link.heard) > config::SILENCE_LIMIT);
+        for (peer, id) in gone {
+            tracing::debug!(%peer, "a silent connection is given up");
+            self.swarm.close_connection(id);
+            // Closing may take as long as the peer stays silent: it counts as gone from now on.
+            self.on_closed(peer, id);
+        }
+        let strangers = self.table.links_where(|link, speaks| {
+            let anonymous = !speaks && now.duration_since(link.since) > config::IDENTIFY_DEADLINE;
+            anonymous || link.close_at.is_some_and(|when| when <= now)
+        });
+        for (peer, id) in strangers {
+            self.pending.refused(peer, &|address| NetError::NotSwarmllm { address, theirs: String::new() });
+            self.swarm.close_connection(id);
+        }
+        self.dial_due(now);
+    }
+}
+
+/// To this peer at these addresses and those that routing knows of; or to whoever is at the one address.
+fn dial_options(peer: Option<PeerId>, mut addresses: Vec<Multiaddr>) -> Option<DialOpts> {
+    match peer {
+        Some(peer) => {
+            let options = DialOpts::peer_id(peer).condition(PeerCondition::Always);
+            Some(options.addresses(addresses).extend_addresses_through_behaviour().build())
+        }
+        None => addresses.pop().map(|address| DialOpts::unknown_peer_id().address(address).build()),
+    }
+}
+
+fn dial_error(address: String, error: &DialError) -> NetError {
+    let unreachable = |address, reason: String| NetError::Unreachable { address, reason };
+    match error {
+        DialError::LocalPeerId { .. } => NetError::ThatIsMe { address },
+        DialError::WrongPeerId { obtained, .. } => NetError::WrongPeer { address, found: obtained.to_string() },
+        DialError::NoAddresses => unreachable(address, "no address of it is known".into()),
+        DialError::Denied { cause } => unreachable(address, cause.to_string()),
+        DialError::Aborted | DialError::DialPeerConditionFalse(_) => {
+            unreachable(address, "the dial was aborted".into())
+        }
+        DialError::Transport(errors) => {
+            let reasons: Vec<String> = errors.iter().map(|(_, error)| root_cause(error)).collect();
+            unreachable(address, reasons.join("; "))
+        }
+    }
+}
+
+fn listen_error(address: &Multiaddr, error: &(dyn std::error::Error + 'static)) -> NetError {
+    NetError::Listen { address: address.to_string(), reason: root_cause(error) }
+}
+
+/// The innermost message: the outer ones only say that a transport failed.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,254 @@
+//! The network as other rooms see it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use libp2p::{Multiaddr, Swarm, identity, swarm};
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::address::{self, peer_of};
+use super::behaviour::{self, Behaviour};
+use super::command::{Command, Reply};
+use super::config::{self, Checked};
+use super::discovery::Discovery;
+use super::driver::{Driver, Drops, Outlets};
+use super::listen::Addresses;
+use super::peers::PeerTable;
+use super::pending::Pending;
+use super::{Channel, NetConfig, NetError, PeerRegistry, Stream, streams, transport};
+use crate::base::{Hash, NodeId};
+use crate::identity::Keypair;
+use crate::rt::{EventBus, TaskSet, Watched};
+
+/// What peers send. Each queue is bounded: streams that nobody takes are reset, gossip is dropped, both are counted.
+pub struct Incoming {
+    /// Streams of [`Channel::Control`], with who opened them.
+    pub control: mpsc::Receiver<(NodeId, Stream)>,
+    /// Streams of [`Channel::Stage`].
+    pub stage: mpsc::Receiver<(NodeId, Stream)>,
+    /// Streams of [`Channel::Shard`].
+    pub shard: mpsc::Receiver<(NodeId, Stream)>,
+    /// Gossip with its author, whose signature was checked; at most [`MAX_GOSSIP_BYTES`](super::MAX_GOSSIP_BYTES) each.
+    pub gossip: mpsc::Receiver<(NodeId, Vec<u8>)>,
+}
+
+/// What was not taken in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Dropped {
+    /// Incoming streams that were reset.
+    pub streams: u64,
+    /// Gossip messages.
+    pub gossip: u64,
+}
+
+/// The network. Clones are handles of the same one; when the last is dropped, it ends by itself.
+#[derive(Clone)]
+pub struct NetHandle {
+    local: NodeId,
+    commands: mpsc::Sender<Command>,
+    registry: PeerRegistry,
+    addresses: Watched<Vec<String>>,
+    connects: broadcast::WeakSender<NodeId>,
+    disconnects: broadcast::WeakSender<NodeId>,
+    dropped_streams: Arc<AtomicU64>,
+    drops: Arc<Drops>,
+}
+
+impl std::fmt::Debug for NetHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "NetHandle({})", self.local.short())
+    }
+}
+
+/// Starts the network on the runtime of `tasks`, and returns when all listeners are up: a few milliseconds. Discovery
+/// and bootstrap go on behind. If the call is dropped, nothing stays behind.
+pub async fn start(
+    config: NetConfig,
+    keypair: &Keypair,
+    events: EventBus,
+    tasks: TaskSet,
+) -> Result<(NetHandle, Incoming), NetError> {
+    let Checked { listen, bootstrap } = config.check()?;
+    let (driver, handle, incoming) = build(config, bootstrap, keypair, events, &tasks)?;
+    let (ready, up) = oneshot::channel();
+    tasks.spawn("net", driver.run(listen, ready));
+    up.await.unwrap_or(Err(NetError::Closed))?;
+    Ok((handle, incoming))
+}
+
+fn build(
+    config: NetConfig,
+    bootstrap: Vec<Multiaddr>,
+    keypair: &Keypair,
+    events: EventBus,
+    tasks: &TaskSet,
+) -> Result<(Driver, NetHandle, Incoming), NetError> {
+    // Sockets and timers register with the runtime that is entered here.
+    let _context = tasks.handle().enter();
+    let key = identity::Keypair::ed25519_from_bytes(*keypair.seed())
+        .map_err(|error| NetError::Setup { reason: error.to_string() })?;
+    let local = key.public().to_peer_id();
+    let (streams, outlets, dropped_streams) = streams::Behaviour::new(&config.network)?;
+    let behaviour = Behaviour::new(&config, &key, streams)?;
+    // A connection that cannot be closed, because its peer is frozen, ends with the driver all the same.
+    let (executor, connections) = (tasks.clone(), CancellationToken::new());
+    let over = connections.clone();
+    let run = move |task| {
+        let over = over.clone();
+        executor.spawn("connection", async move { over.run_until_cancelled(task).await.unwrap_or(()) });
+    };
+    let swarm_config = swarm::Config::with_executor(run).with_idle_connection_timeout(config::IDLE_CONNECTION);
+    let swarm = Swarm::new(transport::build(&key)?, behaviour, local, swarm_config);
+
+    let (commands, queue) = mpsc::channel(config::COMMAND_QUEUE);
+    let (gossip, gossip_out) = mpsc::channel(config::GOSSIP_QUEUE);
+    let (connects, disconnects) =
+        (broadcast::Sender::new(config::NOTICE_QUEUE), broadcast::Sender::new(config::NOTICE_QUEUE));
+    let (table, registry) = PeerTable::new();
+    let (addresses, bound) = Addresses::new(local);
+    let drops = Arc::new(Drops::default());
+    let handle = NetHandle {
+        local: keypair.node_id(),
+        commands,
+        registry,
+        addresses: bound,
+        connects: connects.downgrade(),
+        disconnects: disconnects.downgrade(),
+        dropped_streams,
+        drops: drops.clone(),
+    };
+    let known = bootstrap.into_iter().map(|address| (address::peer_in(&address), address));
+    let driver = Driver {
+        swarm,
+        commands: queue,
+        table,
+        outlets: Outlets { gossip, connects, disconnects, events, drops },
+        addresses,
+        stop: tasks.stopping(),
+        topic: behaviour::topic(&config.network),
+        greeting: behaviour::greeting(&config.network),
+        dial_deadline: config.dial_deadline,
+        pending: Pending::new(),
+        discovery: Discovery::new(known, Instant::now()),
+        _connections: connections.drop_guard(),
+    };
+    let incoming =
+        Incoming { control: outlets.control, stage: outlets.stage, shard: outlets.shard, gossip: gossip_out };
+    Ok((driver, handle, incoming))
+}
+
+impl NetHandle {
+    /// This node.
+    pub fn local(&self) -> NodeId {
+        self.local
+    }
+
+    /// Bound addresses with real ports and `/p2p/`, to be given to others. Empty without listeners or after shutdown.
+    pub fn addresses(&self) -> Vec<String> {
+        self.addresses.get().to_vec()
+    }
+
+    /// Who is there.
+    pub fn peers(&self) -> PeerRegistry {
+        self.registry.clone()
+    }
+
+    /// What nobody took in time, since the start.
+    pub fn dropped(&self) -> Dropped {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Dropped { streams: count(&self.dropped_streams), gossip: count(&self.drops.gossip) }
+    }
+
+    /// Nodes from now on as they connect and have identified themselves as ours. A reader that lags is told so.
+    pub fn connects(&self) -> broadcast::Receiver<NodeId> {
+        subscribe(&self.connects)
+    }
+
+    /// Nodes from now on as they lose their last connection.
+    pub fn disconnects(&self) -> broadcast::Receiver<NodeId> {
+        subscribe(&self.disconnects)
+    }
+
+    /// Dials an address, with or without `/p2p/`, and waits until the peer is connected and has identified itself as
+    /// a node of this network. A node that is connected already is not dialled again.
+    pub async fn dial(&self, address: &str) -> Result<NodeId, NetError> {
+        let address = address::parse_dial(address)?;
+        self.ask(|reply| Command::Dial { address, reply }).await
+    }
+
+    /// Waits until `node` is connected and identified, dialling it where it is not: at these addresses, of which the
+    /// unusable are skipped, and at those known from before.
+    pub async fn ensure_connected(&self, node: NodeId, addresses: &[String]) -> Result<(), NetError> {
+        let peer = peer_of(&node).ok_or(NetError::NotConnected { node })?;
+        let usable = addresses.iter().filter_map(|text| address::parse_dial(text).ok());
+        let of_node = usable.filter(|address| address::peer_in(address).is_none_or(|named| named == peer));
+        let addresses = of_node.take(config::MAX_ADDRESSES_PER_PEER).collect();
+        self.ask(|reply| Command::Ensure { node, peer, addresses, reply }).await.map(drop)
+    }
+
+    /// Opens a stream to a connected node, at most within 10 s. Never dials: see
+    /// [`ensure_connected`](Self::ensure_connected). Dropping the call leaves no stream open.
+    pub async fn open(&self, node: NodeId, channel: Channel) -> Result<Stream, NetError> {
+        let peer = peer_of(&node).ok_or(NetError::NotConnected { node })?;
+        let (reply, outcome) = oneshot::channel();
+        self.send(Command::Open { node, peer, channel, reply }).await?;
+        match outcome.await {
+            Ok(outcome) => outcome,
+            Err(_) if self.commands.is_closed() => Err(NetError::Closed),
+            Err(_) => Err(NetError::PeerLost { node }),
+        }
+    }
+
+    /// Gossips a message to the network; succeeds also where nobody listens yet.
+    pub async fn publish(&self, message: Vec<u8>) -> Result<(), NetError> {
+        self.ask(|reply| Command::Publish { message, reply }).await
+    }
+
+    /// Announces in the swarm's table that this node has what `key` stands for, and repeats it until withdrawn.
+    pub async fn provide(&self, key: Hash) -> Result<(), NetError> {
+        self.ask(|reply| Command::Provide { key, reply }).await
+    }
+
+    /// Ends an announcement; others forget it within half an hour.
+    pub async fn withdraw(&self, key: Hash) -> Result<(), NetError> {
+        self.send(Command::Withdraw { key }).await
+    }
+
+    /// Other nodes that announced `key`, at most 64. Never believed: they are asked.
+    pub async fn find_providers(&self, key: Hash) -> Result<Vec<NodeId>, NetError> {
+        self.ask(|reply| Command::FindProviders { key, reply }).await
+    }
+
+    /// Closes all connections to a node. Nothing keeps it from connecting again.
+    pub async fn disconnect(&self, node: NodeId) -> Result<(), NetError> {
+        let peer = peer_of(&node).ok_or(NetError::NotConnected { node })?;
+        self.send(Command::Disconnect { peer }).await
+    }
+
+    /// Closes connections and sockets and waits for it, at most about half a second. Idempotent.
+    pub async fn shutdown(&self) {
+        if self.commands.send(Command::Shutdown).await.is_ok() {
+            self.commands.closed().await;
+        }
+    }
+
+    async fn send(&self, command: Command) -> Result<(), NetError> {
+        self.commands.send(command).await.map_err(|_| NetError::Closed)
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, NetError> {
+        let (reply, outcome) = oneshot::channel();
+        self.send(command(reply)).await?;
+        outcome.await.unwrap_or(Err(NetError::Closed))
+    }
+}
+
+/// A reader, at its end at once where the network has ended.
+fn subscribe(sender: &broadcast::WeakSender<NodeId>) -> broadcast::Receiver<NodeId> {
+    match sender.upgrade() {
+        Some(sender) => sender.subscribe(),
+        None => broadcast::channel(1).1,
+    }
+}

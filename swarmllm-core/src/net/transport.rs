@@ -1,0 +1,43 @@
+//! How bytes travel: QUIC, and TCP with Noise and Yamux. Both prove the peer's Ed25519 key.
+
+use futures::future::Either;
+use libp2p::core::muxing::StreamMuxerBox;
+use libp2p::core::transport::Boxed;
+use libp2p::core::upgrade::Version;
+use libp2p::{PeerId, Transport, identity, noise, quic, tcp};
+
+use super::NetError;
+use super::config::{
+    HANDSHAKE_DEADLINE, MAX_STREAMS_PER_CONNECTION, QUIC_CONNECTION_WINDOW, QUIC_IDLE, QUIC_KEEP_ALIVE,
+    QUIC_STREAM_WINDOW,
+};
+use super::muxer::Yamux;
+use super::outward::Outward;
+
+/// Builds both transports. Must be called inside the runtime that they shall use.
+pub(super) fn build(key: &identity::Keypair) -> Result<Boxed<(PeerId, StreamMuxerBox)>, NetError> {
+    let noise = noise::Config::new(key).map_err(|error| NetError::Setup { reason: format!("noise: {error}") })?;
+    // Without nodelay a small message waits for the answer to the one before: 40 ms and more.
+    let tcp = tcp::tokio::Transport::new(tcp::Config::new().nodelay(true))
+        .upgrade(Version::V1Lazy)
+        .authenticate(noise)
+        .multiplex(Yamux)
+        .timeout(HANDSHAKE_DEADLINE);
+    let both = quic::tokio::Transport::new(quic_config(key)).or_transport(tcp).map(|either, _| match either {
+        Either::Left((peer, muxer)) => (peer, StreamMuxerBox::new(muxer)),
+        Either::Right((peer, muxer)) => (peer, StreamMuxerBox::new(muxer)),
+    });
+    Ok(Outward::new(both.boxed()).boxed())
+}
+
+fn quic_config(key: &identity::Keypair) -> quic::Config {
+    let millis = |time: std::time::Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+    let mut config = quic::Config::new(key);
+    config.handshake_timeout = QUIC_IDLE;
+    config.max_idle_timeout = millis(QUIC_IDLE);
+    config.keep_alive_interval = QUIC_KEEP_ALIVE;
+    config.max_concurrent_stream_limit = u32::try_from(MAX_STREAMS_PER_CONNECTION).unwrap_or(u32::MAX);
+    config.max_stream_data = QUIC_STREAM_WINDOW;
+    config.max_connection_data = QUIC_CONNECTION_WINDOW;
+    config
+}
