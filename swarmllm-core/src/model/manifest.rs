@@ -1,8 +1,53 @@
 //! The manifest: what a model is made of, in canonical bytes. `ModelId` is the BLAKE3 digest of those bytes.
+//!
+//! Promises: a [`Manifest`] that was decoded or built here has passed every check of [`Manifest::check`], so that its
+//! tensors are known types of possible shapes, packed inside their shards, each in the shard its name belongs to.
+
+mod check;
+mod cut;
+mod error;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::base::{LayerRange, ModelId, ShardId};
+
+pub use cut::Cut;
+pub use error::{ManifestError, TensorFault};
+
+/// Bounds of what a manifest may say. Each is far above the largest public model's need.
+pub mod limits {
+    /// Bytes of the encoding.
+    pub const BYTES: usize = 2 * 1024 * 1024;
+    /// Bytes of the name for people.
+    pub const NAME: usize = 128;
+    /// Bytes of the architecture's name.
+    pub const ARCHITECTURE: usize = 64;
+    /// Transformer blocks.
+    pub const LAYERS: u32 = 1024;
+    /// Floats in a hidden state.
+    pub const WIDTH: u32 = 65_536;
+    /// Tokens in the vocabulary.
+    pub const VOCAB: u32 = 4 * 1024 * 1024;
+    /// Positions.
+    pub const CONTEXT: u32 = 1 << 30;
+    /// Key-values of the architecture.
+    pub const FACTS: usize = 1024;
+    /// Bytes of their values together.
+    pub const FACT_BYTES: usize = 512 * 1024;
+    /// Tensors of all shards together.
+    pub const TENSORS: usize = 10_000;
+    /// Bytes of the metadata shard.
+    pub const METADATA_BYTES: u64 = 72 * 1024 * 1024;
+}
+
+/// The embedding matrix, `width` by `vocab`.
+pub const EMBEDDING_TENSOR: &str = "token_embd.weight";
+/// The output matrix of a model that is not tied.
+pub const OUTPUT_TENSOR: &str = "output.weight";
 
 /// Which part of a model a shard is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -17,6 +62,18 @@ pub enum ShardKind {
     Layer(u32),
     /// Output norm and output. Where the model is tied the output matrix is the embedding's and lies in that shard.
     Head,
+}
+
+impl fmt::Display for ShardKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Metadata => f.write_str("metadata"),
+            Self::Embedding => f.write_str("embedding"),
+            Self::Common => f.write_str("common tensors"),
+            Self::Layer(layer) => write!(f, "layer {layer}"),
+            Self::Head => f.write_str("head"),
+        }
+    }
 }
 
 /// One tensor inside a shard.
@@ -116,6 +173,24 @@ impl Manifest {
     /// Bytes of all shards.
     pub fn size(&self) -> u64 {
         self.shards.iter().map(|shard| shard.size).sum()
+    }
+
+    /// Reads a manifest from anywhere: at most [`limits::BYTES`], canonical, and all that [`Manifest::check`] asks for.
+    pub fn decode(bytes: &[u8]) -> Result<Manifest, ManifestError> {
+        if bytes.len() > limits::BYTES {
+            return Err(ManifestError::Limit {
+                what: "the manifest's length",
+                given: bytes.len() as u64,
+                max: limits::BYTES as u64,
+            });
+        }
+        let manifest: Manifest =
+            postcard::from_bytes(bytes).map_err(|error| ManifestError::Encoding { reason: error.to_string() })?;
+        manifest.check()?;
+        if manifest.encode() != bytes {
+            return Err(ManifestError::NotCanonical);
+        }
+        Ok(manifest)
     }
 
     /// Canonical bytes: postcard of this struct. Field order and varints make the encoding unique.

@@ -6,16 +6,26 @@
 //!
 //! May import: base, identity, wire, rt, store. Never ledger.
 
+pub mod catalog;
+pub mod chat;
+mod error;
+pub mod gguf;
 pub mod manifest;
+pub mod shard;
+pub mod tokenizer;
 
-pub use manifest::{Fact, Manifest, ShardEntry, ShardKind, TensorEntry};
+pub use catalog::{Catalog, Held, ShardWriter};
+pub use error::ModelError;
+pub use manifest::{Fact, Manifest, ManifestError, ShardEntry, ShardKind, TensorEntry};
 
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
 
 use crate::base::LayerRange;
 
-/// A tensor of a source: its entry and the open file that holds it.
+/// A tensor of a source: its entry and the open file that holds it. Tensors of one shard share the file, so read by
+/// [`SourceTensor::read_exact_at`] and never by the file's own position.
 #[derive(Debug, Clone)]
 pub struct SourceTensor {
     /// Entry in the manifest.
@@ -24,6 +34,38 @@ pub struct SourceTensor {
     pub file: Arc<File>,
     /// First byte in that file.
     pub offset: u64,
+}
+
+impl SourceTensor {
+    /// Fills `out` from byte `at` of the tensor on. Any number of threads may read at once. Reading past the tensor's
+    /// end is an error.
+    pub fn read_exact_at(&self, at: u64, out: &mut [u8]) -> io::Result<()> {
+        let end = at.checked_add(out.len() as u64);
+        if end.is_none_or(|end| end > self.entry.size) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        // The entry lies inside its shard, as the manifest's check has made sure.
+        read_exact_at(&self.file, self.offset.saturating_add(at), out)
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, offset: u64, out: &mut [u8]) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut offset: u64, mut out: &mut [u8]) -> io::Result<()> {
+    while !out.is_empty() {
+        // Moves the file's position too, which nobody uses.
+        let read = std::os::windows::fs::FileExt::seek_read(file, out, offset)?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        offset += read as u64;
+        out = out.split_at_mut(read).1;
+    }
+    Ok(())
 }
 
 /// All that an engine needs to load a stage; its files stay open, so that a deletion meanwhile does no harm.
@@ -48,6 +90,3 @@ pub struct EmbeddingSource {
     /// `token_embd.weight`.
     pub tensor: SourceTensor,
 }
-
-// To be written by the model room:
-// pub mod gguf; pub mod shard; pub mod catalog; pub mod files; pub mod tokenizer; pub mod chat;

@@ -1,1 +1,260 @@
-//! (to be written)
+//! The node's small facts that must outlive it: aliases of models, and peers that once answered. One redb file.
+//!
+//! Owns every table (`tables`) and their version (`migrate`); no other room opens the file. Promises: each call is one
+//! durable transaction, so a killed process loses nothing that was acknowledged; everything stored is bounded. Refuses:
+//! a damaged file, one of a newer build, and one that another process uses; none of them is changed by the attempt.
+//!
+//! All calls block on the disk, for about a millisecond: from async code, call them on a blocking thread.
+//!
+//! May import: base, identity, wire, rt.
+
+mod migrate;
+mod tables;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata, WriteTransaction};
+use serde::{Deserialize, Serialize};
+
+use crate::base::{ErrorKind, ModelId, NodeId};
+use tables::{ALIASES, PEERS};
+
+/// Bounds of what is stored.
+pub mod limits {
+    /// Aliases.
+    pub const ALIASES: u64 = 1024;
+    /// Bytes of an alias.
+    pub const ALIAS: usize = 128;
+    /// Peers; the ones not seen for longest make room.
+    pub const PEERS: u64 = 1024;
+    /// Addresses of a peer, the newest ones.
+    pub const ADDRESSES: usize = 16;
+    /// Bytes of an address; longer ones are not stored.
+    pub const ADDRESS: usize = 256;
+    /// Bytes of memory for redb's pages: what is stored takes less than a few MiB.
+    pub const CACHE: usize = 4 * 1024 * 1024;
+}
+
+/// Why the store refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Reading or writing failed; see [`StoreError::kind`] for a full disk.
+    #[error("the store {path} could not be read or written: {source}", path = path.display())]
+    Io { path: PathBuf, source: io::Error },
+    /// The file is not a store, or its content is damaged.
+    #[error("the store {path} is damaged: {reason}; move it away to begin with an empty one", path = path.display())]
+    Damaged { path: PathBuf, reason: String },
+    /// The file is of a newer build.
+    #[error(
+        "the store {path} has version {found}, this build reads up to {known}; use a newer build",
+        path = path.display()
+    )]
+    Newer { path: PathBuf, found: u64, known: u64 },
+    /// Another node has it open.
+    #[error(
+        "the store {path} is in use by another node; give each node a data directory of its own",
+        path = path.display()
+    )]
+    InUse { path: PathBuf },
+    /// An alias that is empty, too long or not printable.
+    #[error("an alias is printable text of 1 to {max} bytes", max = limits::ALIAS)]
+    BadAlias,
+    /// No room for another alias.
+    #[error("{max} aliases are stored, no more are accepted; remove some", max = limits::ALIASES)]
+    TooManyAliases,
+}
+
+impl StoreError {
+    /// The kind that crosses borders.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Io { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::DiskFull,
+                _ => ErrorKind::Io,
+            },
+            Self::Damaged { .. } | Self::Newer { .. } => ErrorKind::StoreDamaged,
+            Self::InUse { .. } => ErrorKind::DataDirBusy,
+            Self::BadAlias | Self::TooManyAliases => ErrorKind::InvalidArgument,
+        }
+    }
+
+    fn from_redb(error: redb::Error, path: &Path) -> StoreError {
+        let path = path.to_owned();
+        match error {
+            redb::Error::DatabaseAlreadyOpen => Self::InUse { path },
+            redb::Error::Io(source) => match source.kind() {
+                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+                    Self::Damaged { path, reason: source.to_string() }
+                }
+                _ => Self::Io { path, source },
+            },
+            other => Self::Damaged { path, reason: other.to_string() },
+        }
+    }
+}
+
+/// A peer as remembered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerRecord {
+    /// The peer.
+    pub node: NodeId,
+    /// Where it answered, newest first, as multiaddr text.
+    pub addresses: Vec<String>,
+    /// When it last answered, in milliseconds since 1970.
+    pub last_seen_ms: u64,
+}
+
+/// What the table holds beside the key.
+#[derive(Serialize, Deserialize)]
+struct StoredPeer {
+    addresses: Vec<String>,
+    last_seen_ms: u64,
+}
+
+/// What is stored of a peer that was seen again.
+fn merge(seen: &PeerRecord, known: Option<StoredPeer>) -> StoredPeer {
+    let known = known.unwrap_or(StoredPeer { addresses: Vec::new(), last_seen_ms: 0 });
+    let mut addresses: Vec<String> = Vec::new();
+    for address in seen.addresses.iter().chain(&known.addresses) {
+        if address.len() <= limits::ADDRESS && addresses.len() < limits::ADDRESSES && !addresses.contains(address) {
+            addresses.push(address.clone());
+        }
+    }
+    StoredPeer { addresses, last_seen_ms: seen.last_seen_ms.max(known.last_seen_ms) }
+}
+
+/// A handle to the store; clones share it. The file is closed with the last one.
+#[derive(Debug, Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    database: Database,
+}
+
+impl Store {
+    /// Opens the store at `path`, which is made (with its directory) where it is missing, and brings it to this build's
+    /// version.
+    pub fn open(path: &Path) -> Result<Store, StoreError> {
+        let io = |source| StoreError::Io { path: path.to_owned(), source };
+        if let Some(dir) = path.parent() {
+            fs::create_dir_all(dir).map_err(io)?;
+        }
+        let opened = Database::builder().set_cache_size(limits::CACHE).create(path);
+        let database = opened.map_err(|error| StoreError::from_redb(error.into(), path))?;
+        let store = Store { inner: Arc::new(Inner { path: path.to_owned(), database }) };
+        match store.write(migrate::run)? {
+            found if found > migrate::VERSION => {
+                Err(StoreError::Newer { path: path.to_owned(), found, known: migrate::VERSION })
+            }
+            _ => Ok(store),
+        }
+    }
+
+    /// The model of an alias.
+    pub fn alias(&self, name: &str) -> Result<Option<ModelId>, StoreError> {
+        self.read(|transaction| {
+            let table = transaction.open_table(ALIASES)?;
+            Ok(table.get(name)?.map(|id| ModelId(*id.value())))
+        })
+    }
+
+    /// All aliases, sorted by name.
+    pub fn aliases(&self) -> Result<Vec<(String, ModelId)>, StoreError> {
+        self.read(|transaction| {
+            let table = transaction.open_table(ALIASES)?;
+            let rows = table.iter()?.map(|row| row.map(|(name, id)| (name.value().to_owned(), ModelId(*id.value()))));
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+    }
+
+    /// Lets a name mean a model, whatever it meant before.
+    pub fn set_alias(&self, name: &str, model: ModelId) -> Result<(), StoreError> {
+        if name.is_empty() || name.len() > limits::ALIAS || name.chars().any(char::is_control) {
+            return Err(StoreError::BadAlias);
+        }
+        let stored = self.write(|transaction| {
+            let mut table = transaction.open_table(ALIASES)?;
+            if table.len()? >= limits::ALIASES && table.get(name)?.is_none() {
+                return Ok(false);
+            }
+            table.insert(name, model.as_bytes())?;
+            Ok(true)
+        })?;
+        if stored { Ok(()) } else { Err(StoreError::TooManyAliases) }
+    }
+
+    /// Forgets an alias; says whether there was one.
+    pub fn remove_alias(&self, name: &str) -> Result<bool, StoreError> {
+        self.write(|transaction| {
+            let mut table = transaction.open_table(ALIASES)?;
+            Ok(table.remove(name)?.is_some())
+        })
+    }
+
+    /// The peers that were remembered, the last seen first.
+    pub fn peers(&self) -> Result<Vec<PeerRecord>, StoreError> {
+        let mut peers = self.read(|transaction| {
+            let table = transaction.open_table(PEERS)?;
+            let mut peers = Vec::new();
+            for row in table.iter()? {
+                let (node, bytes) = row?;
+                // A row that cannot be read is one address less to try, no reason to refuse the others.
+                if let Ok(StoredPeer { addresses, last_seen_ms }) = postcard::from_bytes(bytes.value()) {
+                    peers.push(PeerRecord { node: NodeId(*node.value()), addresses, last_seen_ms });
+                }
+            }
+            Ok(peers)
+        })?;
+        peers.sort_by_key(|peer| (std::cmp::Reverse(peer.last_seen_ms), peer.node));
+        Ok(peers)
+    }
+
+    /// Remembers peers in one transaction, merged with what is known of them: new addresses come first, old ones stay
+    /// as long as there is room.
+    pub fn remember_peers(&self, peers: &[PeerRecord]) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            let mut table = transaction.open_table(PEERS)?;
+            for peer in peers {
+                let known = table.get(peer.node.as_bytes())?.and_then(|row| postcard::from_bytes(row.value()).ok());
+                let bytes = postcard::to_stdvec(&merge(peer, known)).unwrap_or_default();
+                table.insert(peer.node.as_bytes(), bytes.as_slice())?;
+            }
+            tables::evict_peers(&mut table)
+        })
+    }
+
+    /// Forgets a peer; says whether it was known.
+    pub fn forget_peer(&self, node: NodeId) -> Result<bool, StoreError> {
+        self.write(|transaction| {
+            let mut table = transaction.open_table(PEERS)?;
+            Ok(table.remove(node.as_bytes())?.is_some())
+        })
+    }
+
+    fn read<T>(&self, work: impl FnOnce(&ReadTransaction) -> Result<T, redb::Error>) -> Result<T, StoreError> {
+        let transaction = self.inner.database.begin_read().map_err(redb::Error::from);
+        transaction.and_then(|transaction| work(&transaction)).map_err(|error| self.error(error))
+    }
+
+    /// Runs one durable transaction; an error leaves everything as it was.
+    fn write<T>(&self, work: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>) -> Result<T, StoreError> {
+        let transaction = self.inner.database.begin_write().map_err(|error| self.error(error.into()))?;
+        let done = work(&transaction).map_err(|error| self.error(error))?;
+        transaction.commit().map_err(|error| self.error(error.into()))?;
+        Ok(done)
+    }
+
+    fn error(&self, error: redb::Error) -> StoreError {
+        StoreError::from_redb(error, &self.inner.path)
+    }
+}

@@ -1,0 +1,179 @@
+//! Where things lie on disk, and how they get there: written apart, made durable, then renamed. Names of models never
+//! become paths, only digests do.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::base::{ModelId, ShardId};
+use crate::model::ModelError;
+
+/// What a manifest's file name ends with.
+const MANIFEST_SUFFIX: &str = ".manifest";
+/// What the name of a file that is not complete begins with; whatever has it is removed when a catalogue opens.
+const TEMPORARY_PREFIX: &str = "tmp-";
+
+/// The catalogue's directories.
+#[derive(Debug, Clone)]
+pub(super) struct Layout {
+    models: PathBuf,
+    shards: PathBuf,
+    partial: PathBuf,
+}
+
+impl Layout {
+    /// Makes the directories, and removes what an interrupted import left.
+    pub fn create(root: &Path) -> Result<Layout, ModelError> {
+        let layout = Layout { models: root.join("models"), shards: root.join("shards"), partial: root.join("partial") };
+        for dir in [&layout.models, &layout.shards, &layout.partial] {
+            fs::create_dir_all(dir).map_err(ModelError::io("create", dir))?;
+        }
+        layout.clean()?;
+        Ok(layout)
+    }
+
+    fn clean(&self) -> Result<(), ModelError> {
+        for path in list(&self.partial)? {
+            if file_name(&path).starts_with(TEMPORARY_PREFIX) {
+                fs::remove_file(&path).map_err(ModelError::io("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub fn manifest(&self, model: &ModelId) -> PathBuf {
+        self.models.join(format!("{model}{MANIFEST_SUFFIX}"))
+    }
+
+    pub fn shard(&self, shard: &ShardId) -> PathBuf {
+        self.shards.join(shard.to_string())
+    }
+
+    pub fn partial(&self, shard: &ShardId) -> PathBuf {
+        self.partial.join(shard.to_string())
+    }
+
+    /// The manifests that are there, by their names.
+    pub fn manifests(&self) -> Result<Vec<(ModelId, PathBuf)>, ModelError> {
+        let id = |path: &Path| file_name(path).strip_suffix(MANIFEST_SUFFIX)?.parse().ok();
+        Ok(list(&self.models)?.into_iter().filter_map(|path| Some((id(&path)?, path))).collect())
+    }
+
+    /// A new file that vanishes unless it is kept.
+    pub fn temporary(&self) -> Result<Temporary, ModelError> {
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let path = self.partial.join(format!("{TEMPORARY_PREFIX}{}-{number}", std::process::id()));
+        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&path);
+        let file = file.map_err(ModelError::io("create", &path))?;
+        Ok(Temporary { path, file: Some(file) })
+    }
+
+    /// A manifest's bytes, durable but not in their place yet.
+    pub fn prepare(&self, bytes: &[u8]) -> Result<Temporary, ModelError> {
+        let mut temporary = self.temporary()?;
+        temporary.write(bytes)?;
+        temporary.sync()?;
+        Ok(temporary)
+    }
+
+    /// Makes renames of shards durable.
+    pub fn sync_shards(&self) -> Result<(), ModelError> {
+        sync_dir(&self.shards)
+    }
+
+    /// Makes renames and removals of manifests durable.
+    pub fn sync_models(&self) -> Result<(), ModelError> {
+        sync_dir(&self.models)
+    }
+}
+
+/// A file being written; removed when dropped unless it was kept.
+#[derive(Debug)]
+pub(super) struct Temporary {
+    path: PathBuf,
+    file: Option<File>,
+}
+
+impl Temporary {
+    /// Appends bytes.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), ModelError> {
+        #[cfg(test)]
+        faults::spend(bytes.len()).map_err(ModelError::io("write", &self.path))?;
+        let Some(file) = &mut self.file else { return Ok(()) };
+        file.write_all(bytes).map_err(ModelError::io("write", &self.path))
+    }
+
+    /// Makes the bytes durable.
+    pub fn sync(&mut self) -> Result<(), ModelError> {
+        let Some(file) = &self.file else { return Ok(()) };
+        file.sync_all().map_err(ModelError::io("flush", &self.path))
+    }
+
+    /// Makes the bytes durable and gives the file its place. The directory is the caller's to flush.
+    pub fn keep(mut self, target: &Path) -> Result<(), ModelError> {
+        self.sync()?;
+        fs::rename(&self.path, target).map_err(ModelError::io("rename to", target))?;
+        self.file = None;
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if self.file.take().is_some() {
+            // Nothing more can be done about it here; the next opening tries again.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn list(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    let entries = fs::read_dir(dir).map_err(ModelError::io("list", dir))?;
+    let mut paths = Vec::new();
+    for entry in entries {
+        paths.push(entry.map_err(ModelError::io("list", dir))?.path());
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+fn file_name(path: &Path) -> &str {
+    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+}
+
+/// Makes renames and removals in a directory durable. Only Unix lets a directory be flushed.
+fn sync_dir(dir: &Path) -> Result<(), ModelError> {
+    if cfg!(unix) {
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(ModelError::io("flush", dir))?;
+    }
+    Ok(())
+}
+
+/// A disk that gets full, for tests on one thread.
+#[cfg(test)]
+pub(super) mod faults {
+    use std::cell::Cell;
+    use std::io;
+
+    thread_local! {
+        static LEFT: Cell<Option<usize>> = const { Cell::new(None) };
+    }
+
+    /// From now on this thread can write so many bytes; `None` for no bound.
+    pub fn set_space(bytes: Option<usize>) {
+        LEFT.set(bytes);
+    }
+
+    pub fn spend(bytes: usize) -> io::Result<()> {
+        match LEFT.get().map(|left| left.checked_sub(bytes)) {
+            Some(None) => Err(io::ErrorKind::StorageFull.into()),
+            Some(left) => {
+                LEFT.set(left);
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}

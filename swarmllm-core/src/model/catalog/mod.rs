@@ -1,0 +1,311 @@
+//! The catalogue: which models this node knows, and which of their shards it holds.
+//!
+//! Owns three directories below the one it is given: `models/<model id>.manifest`, `shards/<shard id>` and
+//! `partial/<shard id>`. Promises: nothing appears in the first two before it is checked, complete and durable; a shard
+//! is read through again (BLAKE3) before its first use in a process, and set aside where it is damaged; a failed write
+//! changes nothing. Refuses: manifests that are not the one asked for, and names as paths.
+//!
+//! One process at a time uses a directory (the node's lock sees to it). All calls block on the disk, except for the
+//! look-ups in memory (`models`, `manifest`, `resolve`, `has`, `holding`): from async code, call them on a blocking
+//! thread.
+
+mod files;
+mod import;
+mod source;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use tokio::sync::watch;
+
+use crate::base::{LayerRange, ModelId, ShardId, merge_ranges};
+use crate::model::manifest::limits;
+use crate::model::shard::Leaf;
+use crate::model::{Manifest, ManifestError, ModelError, ShardEntry, ShardKind};
+use files::Layout;
+
+pub use writer::ShardWriter;
+
+/// Fewest digits of an id that name a model.
+pub const MIN_PREFIX: usize = 8;
+
+/// A handle to the catalogue; clones share it.
+#[derive(Debug, Clone)]
+pub struct Catalog {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    layout: Layout,
+    state: RwLock<State>,
+    /// Shards read through and found good by this process, with their leaves.
+    verified: Mutex<HashMap<ShardId, Arc<[Leaf]>>>,
+    /// Held while files get or lose their places, so that no removal falls between a shard and its manifest.
+    disk: Mutex<()>,
+    /// Shards that have a writer.
+    writing: Mutex<HashSet<ShardId>>,
+    changes: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    models: BTreeMap<ModelId, Arc<Manifest>>,
+    /// Shards that are complete on disk.
+    held: HashSet<ShardId>,
+}
+
+impl State {
+    /// Whether a known model has this shard.
+    fn is_listed(&self, shard: &ShardId) -> bool {
+        self.models.values().any(|manifest| manifest.shards.iter().any(|entry| entry.id == *shard))
+    }
+}
+
+/// What is held of one model.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Held {
+    /// Layers, merged and sorted; none where the model has common tensors and they are not held.
+    pub layers: Vec<LayerRange>,
+    /// Whether the metadata is held.
+    pub metadata: bool,
+    /// Whether the embedding is held.
+    pub embedding: bool,
+    /// Whether all that the head needs is held: its shard, the common tensors, and where tied the embedding.
+    pub head: bool,
+}
+
+impl Catalog {
+    /// Opens the catalogue in `dir`, which is made where it is missing. Manifests are checked in full, shards by
+    /// presence and exact size. A damaged manifest is passed over with a warning; its shards stay.
+    pub fn open(dir: &Path) -> Result<Catalog, ModelError> {
+        let layout = Layout::create(dir)?;
+        let mut state = State::default();
+        for (id, path) in layout.manifests()? {
+            match read_manifest(&path, id) {
+                Ok(manifest) => {
+                    state.models.insert(id, Arc::new(manifest));
+                }
+                Err(error) => tracing::warn!(path = %path.display(), %error, "a manifest was passed over"),
+            }
+        }
+        for shard in state.models.values().flat_map(|manifest| &manifest.shards) {
+            if is_complete(&layout.shard(&shard.id), shard.size) {
+                state.held.insert(shard.id);
+            }
+        }
+        let inner = Inner {
+            layout,
+            state: RwLock::new(state),
+            verified: Mutex::default(),
+            disk: Mutex::default(),
+            writing: Mutex::default(),
+            changes: watch::Sender::new(0),
+        };
+        Ok(Catalog { inner: Arc::new(inner) })
+    }
+
+    /// A counter that grows with each change of what is known or held.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changes.subscribe()
+    }
+
+    /// Adds a model from its manifest's bytes, which must be those of `expect`. Adding a known model
+    /// again repairs its manifest on disk.
+    pub fn add_manifest(&self, bytes: &[u8], expect: ModelId) -> Result<Arc<Manifest>, ModelError> {
+        let manifest = check_manifest(bytes, expect)?;
+        let prepared = self.layout().prepare(bytes)?;
+        let _alone = self.disk();
+        prepared.keep(&self.layout().manifest(&expect))?;
+        self.layout().sync_models()?;
+        Ok(self.insert(expect, manifest))
+    }
+
+    /// Makes a model known whose manifest is on disk; whichever of its shards are there are held.
+    fn insert(&self, model: ModelId, manifest: Manifest) -> Arc<Manifest> {
+        let complete = |shard: &&ShardEntry| is_complete(&self.layout().shard(&shard.id), shard.size);
+        let held: Vec<ShardId> = manifest.shards.iter().filter(complete).map(|shard| shard.id).collect();
+        let mut state = self.state_mut();
+        state.held.extend(held);
+        let manifest = state.models.entry(model).or_insert_with(|| Arc::new(manifest)).clone();
+        drop(state);
+        self.changed();
+        manifest
+    }
+
+    /// All known models, by id.
+    pub fn models(&self) -> Vec<(ModelId, Arc<Manifest>)> {
+        self.state().models.iter().map(|(id, manifest)| (*id, manifest.clone())).collect()
+    }
+
+    /// A known model.
+    pub fn manifest(&self, model: ModelId) -> Option<Arc<Manifest>> {
+        self.state().models.get(&model).cloned()
+    }
+
+    /// The model that is meant by an id, by the only name that fits, or by at least [`MIN_PREFIX`] digits of an id.
+    pub fn resolve(&self, name: &str) -> Result<ModelId, ModelError> {
+        let state = self.state();
+        if let Some(id) = name.parse().ok().filter(|id| state.models.contains_key(id)) {
+            return Ok(id);
+        }
+        let named = state.models.iter().filter(|(_, manifest)| manifest.name == name).map(|(id, _)| *id);
+        let mut found: Vec<ModelId> = named.collect();
+        if found.is_empty() && name.len() >= MIN_PREFIX {
+            let prefix = name.to_ascii_lowercase();
+            found = state.models.keys().copied().filter(|id| id.to_string().starts_with(&prefix)).collect();
+        }
+        let name = || name.chars().take(limits::NAME).collect();
+        match found.as_slice() {
+            [only] => Ok(*only),
+            [] => Err(ModelError::NotFound { name: name() }),
+            [example, ..] => Err(ModelError::Ambiguous { name: name(), count: found.len(), example: *example }),
+        }
+    }
+
+    /// Whether a shard is complete here.
+    pub fn has(&self, shard: &ShardId) -> bool {
+        self.state().held.contains(shard)
+    }
+
+    /// What is held of a model; nothing of one that is not known.
+    pub fn holding(&self, model: ModelId) -> Held {
+        let state = self.state();
+        let Some(manifest) = state.models.get(&model) else { return Held::default() };
+        let has = |kind| manifest.shard(kind).is_some_and(|shard| state.held.contains(&shard.id));
+        let common = manifest.shard(ShardKind::Common).is_none_or(|shard| state.held.contains(&shard.id));
+        let layers = (0..manifest.layers).filter(|layer| common && has(ShardKind::Layer(*layer)));
+        Held {
+            layers: merge_ranges(layers.collect()),
+            metadata: has(ShardKind::Metadata),
+            embedding: has(ShardKind::Embedding),
+            head: common && has(ShardKind::Head) && (!manifest.tied || has(ShardKind::Embedding)),
+        }
+    }
+
+    /// Forgets a model and removes its shards, except those that another known model needs. Files that are open stay
+    /// readable where the system allows it.
+    pub fn remove(&self, model: ModelId) -> Result<(), ModelError> {
+        let _alone = self.disk();
+        let gone = self.forget(model)?;
+        // The manifest first: a crash in between leaves shards that nobody names, never a model without its shards.
+        remove_if_there(&self.layout().manifest(&model))?;
+        self.layout().sync_models()?;
+        gone.iter().try_for_each(|shard| self.remove_shard(shard))
+    }
+
+    /// Takes a model out of memory; gives the shards that no other model needs.
+    fn forget(&self, model: ModelId) -> Result<Vec<ShardId>, ModelError> {
+        let mut state = self.state_mut();
+        let manifest = state.models.remove(&model).ok_or_else(|| ModelError::NotFound { name: model.to_string() })?;
+        let gone: HashSet<ShardId> =
+            manifest.shards.iter().map(|shard| shard.id).filter(|shard| !state.is_listed(shard)).collect();
+        state.held.retain(|shard| !gone.contains(shard));
+        drop(state);
+        self.changed();
+        Ok(gone.into_iter().collect())
+    }
+
+    fn remove_shard(&self, shard: &ShardId) -> Result<(), ModelError> {
+        self.forget_verified(shard);
+        remove_if_there(&self.layout().shard(shard))?;
+        if self.writing().contains(shard) {
+            return Ok(());
+        }
+        remove_if_there(&self.layout().partial(shard))
+    }
+
+    fn layout(&self) -> &Layout {
+        &self.inner.layout
+    }
+
+    // A thread that panicked while it held a lock leaves a state that is still whole: each change is one insertion.
+    fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.inner.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+        self.inner.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn verified(&self) -> MutexGuard<'_, HashMap<ShardId, Arc<[Leaf]>>> {
+        self.inner.verified.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writing(&self) -> MutexGuard<'_, HashSet<ShardId>> {
+        self.inner.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn disk(&self) -> MutexGuard<'_, ()> {
+        self.inner.disk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses a shard that no known model has.
+    fn check_listed(&self, shard: ShardId) -> Result<(), ModelError> {
+        if self.state().is_listed(&shard) { Ok(()) } else { Err(ModelError::Unlisted { shard }) }
+    }
+
+    fn claim(&self, shard: ShardId) -> Result<(), ModelError> {
+        if self.writing().insert(shard) { Ok(()) } else { Err(ModelError::Busy { shard }) }
+    }
+
+    fn unclaim(&self, shard: &ShardId) {
+        self.writing().remove(shard);
+    }
+
+    fn forget_verified(&self, shard: &ShardId) {
+        self.verified().remove(shard);
+    }
+
+    /// A shard has become complete.
+    fn note_held(&self, shard: ShardId) {
+        self.state_mut().held.insert(shard);
+        self.changed();
+    }
+
+    /// A shard turned out not to be usable.
+    fn note_lost(&self, shard: &ShardId) {
+        self.state_mut().held.remove(shard);
+        self.forget_verified(shard);
+        self.changed();
+    }
+
+    fn changed(&self) {
+        self.inner.changes.send_modify(|version| *version += 1);
+    }
+}
+
+fn is_complete(path: &Path, size: u64) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == size)
+}
+
+fn check_manifest(bytes: &[u8], expect: ModelId) -> Result<Manifest, ManifestError> {
+    let found = ModelId(*blake3::hash(bytes).as_bytes());
+    if found != expect {
+        return Err(ManifestError::WrongId { expected: expect, found });
+    }
+    Manifest::decode(bytes)
+}
+
+fn read_manifest(path: &Path, id: ModelId) -> Result<Manifest, ModelError> {
+    let len = fs::metadata(path).map_err(ModelError::io("read", path))?.len();
+    if len > limits::BYTES as u64 {
+        let max = limits::BYTES as u64;
+        return Err(ManifestError::Limit { what: "the manifest's length", given: len, max }.into());
+    }
+    let bytes = fs::read(path).map_err(ModelError::io("read", path))?;
+    Ok(check_manifest(&bytes, id)?)
+}
+
+fn remove_if_there(path: &Path) -> Result<(), ModelError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(ModelError::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}

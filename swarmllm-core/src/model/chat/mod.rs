@@ -1,0 +1,217 @@
+//! Chat templates: a conversation as the text that a model was trained on.
+//!
+//! Owns: the rendering of `tokenizer.chat_template`. Promises: rendering is bounded in time and memory whatever the
+//! template and the conversation are; a template that cannot be rendered gives a typed error. Refuses: guessing a
+//! template where the model has none, and parts of the template language that chats do not need (include, import,
+//! extends, products, recursive loops).
+//!
+//! Templates are foreign programs. How they are kept in bounds is told in [`program`].
+
+mod builtins;
+mod clock;
+mod meter;
+mod program;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use minijinja::machinery::{eval, make_string_output};
+use minijinja::{AutoEscape, Environment, ErrorKind as JinjaKind, Value, context};
+use serde::{Deserialize, Serialize};
+
+use crate::base::ErrorKind;
+use crate::model::Fact;
+use crate::model::tokenizer::{Facts, MAX_TOKENS, TokenizerError};
+use meter::{Meter, Stop};
+
+/// Longest template, in bytes; the longest in use have about 20,000.
+pub const MAX_TEMPLATE: usize = 256 << 10;
+/// Longest conversation, in bytes of roles and contents.
+pub const MAX_CONVERSATION: usize = 4 << 20;
+/// Most messages in a conversation.
+pub const MAX_MESSAGES: usize = 16_384;
+/// Bytes that one rendering may build, the output and all that comes before it together.
+pub const MAX_BUILT: usize = 32 << 20;
+/// Instructions that one rendering may run.
+pub const FUEL: u64 = 1_000_000;
+/// Nested frames: loops, and macros that call macros.
+const MAX_FRAMES: usize = 64;
+/// Stack of the thread that renders. Parser and compiler recurse as deep as [`program`] admits.
+const STACK: usize = 32 << 20;
+/// Longest reason that an error repeats, in bytes.
+const MAX_REASON: usize = 512;
+
+/// One message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChatMessage {
+    /// Who speaks: `system`, `user`, `assistant`.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+impl ChatMessage {
+    /// A message.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into() }
+    }
+}
+
+/// Why a conversation cannot be rendered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TemplateError {
+    /// The model has no template.
+    #[error("the model has no chat template; complete plain text instead (`generate`)")]
+    Missing,
+    /// The facts about the template are malformed.
+    #[error("the chat template cannot be read: {0}")]
+    Facts(#[from] TokenizerError),
+    /// The template is longer than is admitted.
+    #[error("the chat template has {bytes} bytes, at most {max} are admitted")]
+    TooLong { bytes: usize, max: usize },
+    /// The conversation is longer than is admitted.
+    #[error(
+        "the conversation has {bytes} bytes in {messages} messages, at most {} in {} are admitted",
+        MAX_CONVERSATION,
+        MAX_MESSAGES
+    )]
+    Conversation { bytes: usize, messages: usize },
+    /// The template is not in the template language.
+    #[error("the chat template cannot be compiled: {reason}")]
+    Syntax { reason: String },
+    /// The template uses a part of the language that is not admitted.
+    #[error("the chat template uses what is not admitted in one: {what}")]
+    Unsupported { what: &'static str },
+    /// Rendering took more steps than are admitted.
+    #[error("the chat template does more work than is admitted")]
+    OutOfFuel,
+    /// Rendering built more than is admitted.
+    #[error("the chat template builds more than {max} bytes")]
+    TooLarge { max: usize },
+    /// The template itself refuses the conversation.
+    #[error("the chat template refuses the conversation: {message}")]
+    Raised { message: String },
+    /// The template fails on the conversation.
+    #[error("the chat template fails: {reason}")]
+    Render { reason: String },
+    /// The thread that renders could not be started, or ended by a defect of ours.
+    #[error("the chat template could not be run")]
+    Thread,
+}
+
+impl TemplateError {
+    /// The kind that crosses borders.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Conversation { .. } => ErrorKind::InvalidArgument,
+            Self::Thread => ErrorKind::Internal,
+            _ => ErrorKind::BadTemplate,
+        }
+    }
+
+    fn syntax(error: minijinja::Error) -> Self {
+        Self::Syntax { reason: reason(&error) }
+    }
+}
+
+fn reason(error: &minijinja::Error) -> String {
+    cut(&error.to_string(), MAX_REASON).to_owned()
+}
+
+/// At most `max` bytes of `text`, in whole characters.
+fn cut(text: &str, max: usize) -> &str {
+    let end = (0..=max.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    end.and_then(|end| text.get(..end)).unwrap_or_default()
+}
+
+/// A model's chat template.
+#[derive(Debug, Clone)]
+pub struct ChatTemplate {
+    source: Arc<str>,
+    bos: Arc<str>,
+    eos: Arc<str>,
+}
+
+impl ChatTemplate {
+    /// The template that the facts hold; it is compiled once to see that it can be.
+    pub fn from_facts(facts: &[Fact]) -> Result<ChatTemplate, TemplateError> {
+        let facts = Facts(facts);
+        let source = facts.string("tokenizer.chat_template")?.ok_or(TemplateError::Missing)?;
+        let tokens = facts.strings("tokenizer.ggml.tokens", MAX_TOKENS)?.unwrap_or_default();
+        let text = |key| -> Result<Arc<str>, TokenizerError> {
+            let id = facts.u32(key)?.and_then(|id| usize::try_from(id).ok());
+            Ok(id.and_then(|id| tokens.get(id)).copied().unwrap_or_default().into())
+        };
+        let (bos, eos) = (text("tokenizer.ggml.bos_token_id")?, text("tokenizer.ggml.eos_token_id")?);
+        let template = ChatTemplate { source: source.into(), bos, eos };
+        on_own_stack(|| program::compile(&template.source).map(drop))?;
+        Ok(template)
+    }
+
+    /// The template's source.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The text of a conversation; with `add_generation_prompt` it ends where the answer begins. Blocks for at most
+    /// about a second; runs on a thread of its own.
+    ///
+    /// Many templates write the begin token themselves: encode the text so that it is not there twice
+    /// ([`super::tokenizer::Tokenizer::encode_rendered`]).
+    pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String, TemplateError> {
+        self.render_at(messages, add_generation_prompt, SystemTime::now())
+    }
+
+    fn render_at(&self, messages: &[ChatMessage], prompt: bool, now: SystemTime) -> Result<String, TemplateError> {
+        let bytes = messages.iter().map(|message| message.role.len() + message.content.len()).sum();
+        if bytes > MAX_CONVERSATION || messages.len() > MAX_MESSAGES {
+            return Err(TemplateError::Conversation { bytes, messages: messages.len() });
+        }
+        on_own_stack(|| self.run(messages, prompt, now))
+    }
+
+    fn run(&self, messages: &[ChatMessage], prompt: bool, now: SystemTime) -> Result<String, TemplateError> {
+        let instructions = program::compile(&self.source)?;
+        let meter = Arc::new(Meter::new());
+        let mut env: Environment<'_> = builtins::environment(&meter, now);
+        env.set_fuel(Some(FUEL));
+        env.set_recursion_limit(MAX_FRAMES);
+        env.set_debug(false);
+        let root = context! {
+            messages => messages.iter().map(message_value).collect::<Value>(),
+            add_generation_prompt => prompt,
+            bos_token => &*self.bos,
+            eos_token => &*self.eos,
+            tools => Value::from(()),
+        };
+        let (blocks, mut text) = (BTreeMap::new(), String::new());
+        let done =
+            eval(&env, &instructions, root, &blocks, &mut make_string_output(&mut text), AutoEscape::None).map(drop);
+        match (done, meter.stopped()) {
+            (_, Some(Stop::Raised(message))) => Err(TemplateError::Raised { message }),
+            (_, Some(Stop::Built)) => Err(TemplateError::TooLarge { max: MAX_BUILT }),
+            (_, Some(Stop::Work)) => Err(TemplateError::OutOfFuel),
+            (Err(error), None) if error.kind() == JinjaKind::OutOfFuel => Err(TemplateError::OutOfFuel),
+            (Err(error), None) => Err(TemplateError::Render { reason: reason(&error) }),
+            (Ok(()), None) => Ok(text),
+        }
+    }
+}
+
+/// Runs `work` on a thread whose stack suffices for any template that is admitted.
+fn on_own_stack<T: Send>(work: impl FnOnce() -> Result<T, TemplateError> + Send) -> Result<T, TemplateError> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("chat-template".into()).stack_size(STACK);
+        let running = thread.spawn_scoped(scope, work).map_err(|_| TemplateError::Thread)?;
+        running.join().unwrap_or(Err(TemplateError::Thread))
+    })
+}
+
+#[cfg(test)]
+mod tests;
+
+/// A message as templates see it.
+fn message_value(message: &ChatMessage) -> Value {
+    Value::from_pairs([("role", &*message.role), ("content", &*message.content)])
+}

@@ -1,0 +1,56 @@
+//! Writing a header: for metadata shards, for the stage images that engines load, and for tests.
+
+use super::value::push_string;
+use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, VERSION};
+use crate::model::Fact;
+
+/// A tensor as a header names it.
+#[derive(Debug, Clone, Copy)]
+pub struct HeaderTensor<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its shape, fastest axis first.
+    pub dims: &'a [u64],
+    /// Its ggml type.
+    pub ty: u32,
+    /// First byte, counted from where the header ends.
+    pub offset: u64,
+}
+
+/// A whole header, padded so that tensor data follows at its length. Equal arguments give equal bytes.
+///
+/// `alignment` is a power of two; it is written as `general.alignment` where it is not the default and `facts` does not
+/// name it. Nothing is checked here: reading the result does that.
+pub fn write_header(facts: &[Fact], tensors: &[HeaderTensor<'_>], alignment: u32) -> Vec<u8> {
+    let named = alignment == DEFAULT_ALIGNMENT || facts.iter().any(|fact| fact.key == ALIGNMENT_KEY);
+    let extra = (!named).then(|| Fact::u32(ALIGNMENT_KEY, alignment));
+    let mut out = Vec::with_capacity(header_len(facts, tensors) + alignment as usize);
+    out.extend(MAGIC);
+    out.extend(VERSION.to_le_bytes());
+    out.extend((tensors.len() as u64).to_le_bytes());
+    out.extend((facts.len() as u64 + u64::from(extra.is_some())).to_le_bytes());
+    for fact in facts.iter().chain(&extra) {
+        push_string(&mut out, &fact.key);
+        out.extend(fact.ty.to_le_bytes());
+        out.extend(&fact.raw);
+    }
+    for tensor in tensors {
+        push_string(&mut out, tensor.name);
+        // Axes are 1 to 4 in anything that was read.
+        out.extend((tensor.dims.len() as u32).to_le_bytes());
+        tensor.dims.iter().for_each(|dim| out.extend(dim.to_le_bytes()));
+        out.extend(tensor.ty.to_le_bytes());
+        out.extend(tensor.offset.to_le_bytes());
+    }
+    out.resize(out.len().next_multiple_of(alignment.max(1) as usize), 0);
+    out
+}
+
+/// At least as long as the header without its padding: values may be large, so that growing by doubling would be dear.
+fn header_len(facts: &[Fact], tensors: &[HeaderTensor<'_>]) -> usize {
+    /// Counts, lengths, types and offsets around one entry's name, shape or value; the file's own head is smaller.
+    const AROUND: usize = 64;
+    let facts: usize = facts.iter().map(|fact| AROUND + fact.key.len() + fact.raw.len()).sum();
+    let tensors: usize = tensors.iter().map(|tensor| AROUND + tensor.name.len() + 8 * tensor.dims.len()).sum();
+    2 * AROUND + facts + tensors
+}

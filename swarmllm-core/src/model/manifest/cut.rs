@@ -1,0 +1,96 @@
+//! How a GGUF is cut into shards: which tensor goes where, before any byte is read.
+
+use super::check::{Shape, belongs, kind_of, weight};
+use super::{EMBEDDING_TENSOR, Manifest, ManifestError, OUTPUT_TENSOR, TensorFault, limits};
+use crate::base::ShardId;
+use crate::model::gguf::{Facts, Gguf, GgufTensor, align_up, write_header};
+use crate::model::{ShardEntry, ShardKind, TensorEntry};
+
+/// A model cut into shards whose digests are not known yet.
+#[derive(Debug, Clone)]
+pub struct Cut {
+    /// The manifest; the ids of its shards are zeros until they are hashed.
+    pub manifest: Manifest,
+    /// Bytes of the metadata shard: a header with all of the file's key-values and no tensor.
+    pub metadata: Vec<u8>,
+    /// For each shard of the manifest, where each of its tensors begins in the file.
+    pub sources: Vec<Vec<u64>>,
+}
+
+impl Cut {
+    /// Cuts a checked GGUF. The same file and name always give the same cut: inside a shard the tensors keep the file's
+    /// order, packed at its alignment. All checks of [`Manifest::check`] have passed.
+    pub fn new(gguf: &Gguf, name: &str) -> Result<Cut, ManifestError> {
+        let shape = Shape::read(gguf.view())?;
+        let embedding =
+            gguf.tensor(EMBEDDING_TENSOR).ok_or(ManifestError::MissingTensor { tensor: EMBEDDING_TENSOR })?;
+        let metadata = write_header(&gguf.facts, &[], gguf.alignment);
+        let mut manifest = Manifest {
+            format: Manifest::FORMAT,
+            name: name.to_owned(),
+            architecture: shape.architecture.to_owned(),
+            layers: shape.layers,
+            width: shape.width,
+            // A vocabulary that does not fit is refused by the check below.
+            vocab: embedding.dims.get(1).copied().unwrap_or(0).try_into().unwrap_or(u32::MAX),
+            context: shape.context,
+            tied: gguf.tensor(OUTPUT_TENSOR).is_none(),
+            alignment: gguf.alignment,
+            facts: gguf.facts.iter().filter(|fact| belongs(fact, shape.architecture)).cloned().collect(),
+            shards: Vec::new(),
+        };
+        let mut sources = vec![Vec::new()];
+        manifest.shards.push(shard(ShardKind::Metadata, metadata.len() as u64, Vec::new()));
+        for (kind, tensors) in sorted(gguf, shape.layers)? {
+            let (entry, positions) = pack(kind, &tensors, gguf)?;
+            manifest.shards.push(entry);
+            sources.push(positions);
+        }
+        for shard in &mut manifest.shards {
+            shard.weight = weight(&shard.tensors, Facts(&manifest.facts));
+        }
+        manifest.check()?;
+        Ok(Cut { manifest, metadata, sources })
+    }
+}
+
+/// The tensors by shard, shards in the manifest's order, tensors in the file's.
+fn sorted(gguf: &Gguf, layers: u32) -> Result<Vec<(ShardKind, Vec<&GgufTensor>)>, ManifestError> {
+    if layers > limits::LAYERS {
+        let (given, max) = (layers.into(), limits::LAYERS.into());
+        return Err(ManifestError::Limit { what: "the number of layers", given, max });
+    }
+    let mut tagged = Vec::with_capacity(gguf.tensors.len());
+    for tensor in &gguf.tensors {
+        let kind = kind_of(&tensor.name, layers).ok_or_else(|| ManifestError::Tensor {
+            kind: ShardKind::Common,
+            tensor: tensor.name.clone(),
+            fault: TensorFault::Misplaced,
+        })?;
+        tagged.push((kind, tensor));
+    }
+    // The order of `ShardKind` is the order of shards in a manifest.
+    tagged.sort_by_key(|(kind, tensor)| (*kind, tensor.offset));
+    let groups = tagged.chunk_by(|(left, _), (right, _)| left == right);
+    Ok(groups.filter_map(|group| Some((group.first()?.0, group.iter().map(|(_, tensor)| *tensor).collect()))).collect())
+}
+
+/// One shard's entry, and where its tensors begin in the file.
+fn pack(kind: ShardKind, tensors: &[&GgufTensor], gguf: &Gguf) -> Result<(ShardEntry, Vec<u64>), ManifestError> {
+    let mut end = 0;
+    let mut entries = Vec::with_capacity(tensors.len());
+    for tensor in tensors {
+        let too_large = || ManifestError::Limit { what: "the size of a shard", given: u64::MAX, max: u64::MAX };
+        let offset = align_up(end, gguf.alignment).ok_or_else(too_large)?;
+        end = offset.checked_add(tensor.size).ok_or_else(too_large)?;
+        let GgufTensor { name, ty, dims, size, .. } = (*tensor).clone();
+        entries.push(TensorEntry { name, ty, dims, offset, size });
+    }
+    // Both lie inside the file, as `Gguf::read` has checked.
+    let positions = tensors.iter().map(|tensor| gguf.data_offset.saturating_add(tensor.offset)).collect();
+    Ok((shard(kind, end, entries), positions))
+}
+
+fn shard(kind: ShardKind, size: u64, tensors: Vec<TensorEntry>) -> ShardEntry {
+    ShardEntry { kind, id: ShardId([0; 32]), size, weight: 0, tensors }
+}

@@ -1,0 +1,249 @@
+//! How byte-level BPE cuts a text into words before it merges, by `tokenizer.ggml.pre`.
+//!
+//! The rules are those of llama.cpp, stated without look-around so that the matcher is linear in the text: `\s+(?!\S)`
+//! becomes [`Step::leaves_space`]. Classes are cut to the Unicode version of llama.cpp's tables, so that newer letters
+//! split alike. An unknown name is refused: another rule would give other tokens without any error.
+
+use tokenizers::utils::SysRegex;
+
+use super::TokenizerError;
+
+/// The Unicode version of llama.cpp's tables.
+const UNICODE: &str = "15.1";
+/// Longest part of an unknown name that an error repeats, in characters.
+const NAME_SHOWN: usize = 64;
+
+/// One cut: every match is a word, and so is what lies between matches.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    pattern: &'static str,
+    spaces: Spaces,
+}
+
+/// What happens to a run of white space before something else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spaces {
+    /// Nothing: the pattern says all.
+    AsMatched,
+    /// The last one is left for the next word.
+    LeaveLast,
+    /// The same, unless the run ends in a line break.
+    LeaveLastAfterLine,
+}
+
+/// The rules of one family.
+#[derive(Debug)]
+struct Family {
+    names: &'static [&'static str],
+    steps: &'static [Step],
+    /// Words that are tokens are not merged from their parts.
+    whole_words: bool,
+    add_bos: bool,
+    /// Whether there is no begin token unless the facts name one.
+    no_bos: bool,
+}
+
+impl Family {
+    const fn new(names: &'static [&'static str], steps: &'static [Step]) -> Family {
+        Family { names, steps, whole_words: false, add_bos: false, no_bos: false }
+    }
+}
+
+const fn step(pattern: &'static str, spaces: Spaces) -> Step {
+    Step { pattern, spaces }
+}
+
+const GPT2: Step = step(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+", Spaces::LeaveLast);
+const LLAMA3: Step = step(
+    r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+",
+    Spaces::LeaveLastAfterLine,
+);
+const QWEN2: Step = step(
+    r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+",
+    Spaces::LeaveLastAfterLine,
+);
+const QWEN35: Step = step(
+    r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+",
+    Spaces::LeaveLastAfterLine,
+);
+const DEEPSEEK3: Step = step(
+    r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+"##,
+    Spaces::LeaveLastAfterLine,
+);
+const TEKKEN: Step = step(
+    r"[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]*[\p{L}&&[^A-Z]]+|[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]+[\p{L}&&[^A-Z]]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+",
+    Spaces::LeaveLastAfterLine,
+);
+const DIGIT: Step = step(r"\p{N}", Spaces::AsMatched);
+const DIGITS3: Step = step(r"\p{N}{1,3}", Spaces::AsMatched);
+
+const FAMILIES: &[Family] = &[
+    Family::new(
+        &["default"],
+        &[
+            step(r"[\p{P}$+<=>^~|]+", Spaces::AsMatched),
+            GPT2,
+            step(r"\p{N}+", Spaces::AsMatched),
+            step(r"[0-9][0-9][0-9]", Spaces::AsMatched),
+        ],
+    ),
+    Family::new(
+        &["gpt-2", "phi-2", "gigachat", "a.x-4.0", "mellum", "mpt", "olmo", "jais", "trillion", "exaone4"],
+        &[GPT2],
+    ),
+    Family::new(
+        &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"],
+        &[DIGIT, GPT2],
+    ),
+    Family {
+        whole_words: true,
+        add_bos: true,
+        ..Family::new(
+            &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"],
+            &[LLAMA3],
+        )
+    },
+    Family::new(&["dbrx", "smaug-bpe"], &[LLAMA3]),
+    Family { no_bos: true, ..Family::new(&["chatglm-bpe"], &[LLAMA3]) },
+    Family { no_bos: true, whole_words: true, ..Family::new(&["glm4", "glm5"], &[LLAMA3]) },
+    Family::new(
+        &["qwen2", "deepseek-r1-qwen", "kormo", "megrez", "stablelm2", "hunyuan", "solar-open", "grok-2"],
+        &[QWEN2],
+    ),
+    Family::new(&["qwen35"], &[QWEN35]),
+    Family::new(
+        &["deepseek-v3", "hunyuan-dense", "joyai-llm"],
+        &[DIGITS3, step("[一-龥\u{3040}-ゟ゠-ヿ]+", Spaces::AsMatched), DEEPSEEK3],
+    ),
+    Family { whole_words: true, add_bos: true, ..Family::new(&["tekken"], &[TEKKEN]) },
+];
+
+/// The rules of one model, compiled.
+#[derive(Debug)]
+pub struct PreTokenizer {
+    steps: Vec<(SysRegex, Spaces)>,
+    /// Words that are tokens are not merged from their parts.
+    pub whole_words: bool,
+    /// Whether texts begin with the begin token, unless the facts say otherwise.
+    pub add_bos: bool,
+    /// Whether there is no begin token unless the facts name one.
+    pub no_bos: bool,
+}
+
+impl PreTokenizer {
+    /// The rules of this name.
+    pub fn named(name: &str) -> Result<PreTokenizer, TokenizerError> {
+        let family = FAMILIES.iter().find(|family| family.names.contains(&name)).ok_or_else(|| unknown(name))?;
+        let steps = family.steps.iter().map(|step| Ok((compile(step.pattern)?, step.spaces)));
+        Ok(PreTokenizer {
+            steps: steps.collect::<Result<_, _>>()?,
+            whole_words: family.whole_words,
+            add_bos: family.add_bos,
+            no_bos: family.no_bos,
+        })
+    }
+
+    /// Every name that is known.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        FAMILIES.iter().flat_map(|family| family.names).copied()
+    }
+
+    /// Cuts `text` into words; together they are the text.
+    pub fn split<'t>(&self, text: &'t str) -> Vec<&'t str> {
+        let mut words = vec![text];
+        for (pattern, spaces) in &self.steps {
+            let mut finer = Vec::with_capacity(words.len());
+            words.into_iter().for_each(|word| cut(pattern, *spaces, word, &mut finer));
+            words = finer;
+        }
+        words
+    }
+}
+
+fn unknown(name: &str) -> TokenizerError {
+    TokenizerError::Unsupported {
+        what: "pre-tokenizer",
+        name: name.chars().take(NAME_SHOWN).collect(),
+        supported: PreTokenizer::names().collect::<Vec<_>>().join(", "),
+    }
+}
+
+fn compile(pattern: &str) -> Result<SysRegex, TokenizerError> {
+    let mut pattern = pattern.to_owned();
+    for class in [r"\p{L}", r"\p{N}", r"\p{M}", r"\p{P}", r"\p{S}"] {
+        pattern = pattern.replace(class, &format!(r"[{class}&&\p{{age={UNICODE}}}]"));
+    }
+    let broken = |_| TokenizerError::Malformed { key: super::PRE, reason: "its rule does not compile" };
+    SysRegex::new(&pattern).map_err(broken)
+}
+
+fn cut<'t>(pattern: &SysRegex, spaces: Spaces, word: &'t str, out: &mut Vec<&'t str>) {
+    let mut rest = word;
+    while let Some((start, end)) = pattern.find_iter(rest).next() {
+        let end = end - left_for_next(spaces, rest.get(start..end).unwrap_or_default(), end < rest.len());
+        let Some((found, after)) = rest.split_at_checked(end).filter(|(found, _)| found.len() > start) else { break };
+        let (before, found) = found.split_at_checked(start).unwrap_or(("", found));
+        out.extend(Some(before).filter(|before| !before.is_empty()));
+        out.push(found);
+        rest = after;
+    }
+    out.extend(Some(rest).filter(|rest| !rest.is_empty()));
+}
+
+/// Bytes at the end of a match that belong to the next word.
+fn left_for_next(spaces: Spaces, found: &str, more: bool) -> usize {
+    let kept = match spaces {
+        Spaces::AsMatched => true,
+        Spaces::LeaveLast => false,
+        Spaces::LeaveLastAfterLine => found.ends_with(['\r', '\n']),
+    };
+    if kept || !more || !found.chars().all(char::is_whitespace) {
+        return 0;
+    }
+    let last = found.chars().next_back().map_or(0, char::len_utf8);
+    if last < found.len() { last } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_known_rule_compiles_and_words_make_up_the_text() {
+        let text = "Hello  World's\n\n  1234 x²—ok\t\r\n東京 \u{301}a  ";
+        for name in PreTokenizer::names() {
+            let words = PreTokenizer::named(name).expect("a known name").split(text);
+            assert_eq!(words.concat(), text, "{name}");
+            assert!(words.iter().all(|word| !word.is_empty()), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_last_space_of_a_run_goes_to_the_next_word() {
+        let words = |name, text| PreTokenizer::named(name).expect("a known name").split(text);
+        assert_eq!(words("gpt-2", "a   b  "), ["a", "  ", " b", "  "]);
+        assert_eq!(words("llama-bpe", "a \n  b12345"), ["a", " \n", " ", " b", "123", "45"]);
+        assert_eq!(words("smollm", "a 12"), ["a", " ", "1", "2"]);
+    }
+
+    #[test]
+    fn a_letter_newer_than_the_engine_s_tables_is_no_letter() {
+        // U+10D50 GARAY CAPITAL LETTER A came with Unicode 16.
+        let pre = PreTokenizer::named("gpt-2").expect("a known name");
+        assert_eq!(pre.split("a\u{10d50}"), ["a", "\u{10d50}"]);
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused() {
+        assert!(matches!(PreTokenizer::named("gpt-3"), Err(TokenizerError::Unsupported { .. })));
+    }
+
+    #[test]
+    fn long_runs_split_in_linear_time() {
+        let pre = PreTokenizer::named("llama-bpe").expect("a known name");
+        for unit in [" ", "a", "\n", "1", "'", "\u{301}", " \n"] {
+            let text = unit.repeat(1 << 14);
+            assert_eq!(pre.split(&text).concat().len(), text.len());
+        }
+    }
+}

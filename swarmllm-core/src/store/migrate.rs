@@ -1,0 +1,33 @@
+//! The version of the tables, and the way from each older one to the next.
+
+use redb::{ReadableTable, WriteTransaction};
+
+use super::tables::{ALIASES, META, PEERS};
+
+/// Version that this build reads and writes.
+pub(super) const VERSION: u64 = 1;
+/// Where the version is kept.
+const VERSION_KEY: &str = "schema";
+
+/// Brings the tables to [`VERSION`], inside the one transaction; gives the version that the file then has. A newer one
+/// is left as it is.
+pub(super) fn run(transaction: &WriteTransaction) -> Result<u64, redb::Error> {
+    let mut meta = transaction.open_table(META)?;
+    let found = meta.get(VERSION_KEY)?.map(|version| version.value());
+    match found {
+        Some(found) if found >= VERSION => return Ok(found),
+        // Version 1 is the first: a file without a version is a new one.
+        _ => {
+            transaction.open_table(ALIASES)?;
+            transaction.open_table(PEERS)?;
+        }
+    }
+    meta.insert(VERSION_KEY, VERSION)?;
+    Ok(VERSION)
+}
+
+#[cfg(test)]
+pub(super) fn pretend(transaction: &WriteTransaction, version: u64) -> Result<(), redb::Error> {
+    transaction.open_table(META)?.insert(VERSION_KEY, version)?;
+    Ok(())
+}

@@ -1,0 +1,32 @@
+//! Every table, and the bounds that are kept inside them.
+
+use redb::{ReadableTable, ReadableTableMetadata, Table, TableDefinition};
+
+use super::{StoredPeer, limits};
+
+/// What the file says of itself: `schema`, the version of all tables.
+pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+/// Name to model id.
+pub(super) const ALIASES: TableDefinition<'_, &str, &[u8; 32]> = TableDefinition::new("aliases");
+/// Node id to a [`StoredPeer`] in postcard.
+pub(super) const PEERS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("peers");
+
+/// Removes the peers not seen for longest until the others are as many as admitted.
+pub(super) fn evict_peers(table: &mut Table<'_, &'static [u8; 32], &'static [u8]>) -> Result<(), redb::Error> {
+    let excess = table.len()?.saturating_sub(limits::PEERS);
+    if excess == 0 {
+        return Ok(());
+    }
+    let mut by_age = Vec::new();
+    for row in table.iter()? {
+        let (node, bytes) = row?;
+        // What cannot be read goes first.
+        let seen = postcard::from_bytes(bytes.value()).map_or(0, |peer: StoredPeer| peer.last_seen_ms);
+        by_age.push((seen, *node.value()));
+    }
+    by_age.sort_unstable();
+    for (_, node) in by_age.into_iter().take(excess as usize) {
+        table.remove(&node)?;
+    }
+    Ok(())
+}

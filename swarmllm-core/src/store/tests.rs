@@ -1,0 +1,140 @@
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+
+use super::*;
+
+fn place() -> (TempDir, PathBuf) {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("below").join("store.redb");
+    (dir, path)
+}
+
+fn peer(number: u64, seen: u64, addresses: &[&str]) -> PeerRecord {
+    let mut node = [0; 32];
+    node[..8].copy_from_slice(&number.to_le_bytes());
+    let addresses = addresses.iter().map(|address| (*address).to_owned()).collect();
+    PeerRecord { node: NodeId(node), addresses, last_seen_ms: seen }
+}
+
+#[test]
+fn what_was_stored_is_there_after_reopening() {
+    let (_dir, path) = place();
+    let store = Store::open(&path).unwrap();
+    store.set_alias("b", ModelId([2; 32])).unwrap();
+    store.set_alias("a", ModelId([1; 32])).unwrap();
+    store.set_alias("a", ModelId([3; 32])).unwrap();
+    store.remember_peers(&[peer(1, 10, &["/x"]), peer(2, 20, &[])]).unwrap();
+    drop(store);
+    let store = Store::open(&path).unwrap();
+    let aliases = [("a".to_owned(), ModelId([3; 32])), ("b".to_owned(), ModelId([2; 32]))];
+    assert_eq!(store.aliases().unwrap(), aliases);
+    assert_eq!(store.alias("a").unwrap(), Some(ModelId([3; 32])));
+    assert_eq!(store.peers().unwrap(), [peer(2, 20, &[]), peer(1, 10, &["/x"])]);
+    assert!(store.remove_alias("a").unwrap() && !store.remove_alias("a").unwrap());
+    assert_eq!(store.alias("a").unwrap(), None);
+    assert!(store.forget_peer(peer(1, 0, &[]).node).unwrap());
+    assert_eq!(store.peers().unwrap(), [peer(2, 20, &[])]);
+}
+
+#[test]
+fn addresses_are_merged_newest_first_and_bounded() {
+    let (_dir, path) = place();
+    let store = Store::open(&path).unwrap();
+    store.remember_peers(&[peer(1, 20, &["/a", "/b"])]).unwrap();
+    store.remember_peers(&[peer(1, 10, &["/c", "/a", "/c"])]).unwrap();
+    assert_eq!(store.peers().unwrap(), [peer(1, 20, &["/c", "/a", "/b"])]);
+    let many: Vec<String> = (0..40).map(|number| format!("/{number}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let long = "/".repeat(limits::ADDRESS + 1);
+    store.remember_peers(&[peer(1, 30, &many), peer(2, 5, &[&long, "/short"])]).unwrap();
+    let peers = store.peers().unwrap();
+    assert_eq!(peers[0].addresses, many[..limits::ADDRESSES]);
+    assert_eq!(peers[1].addresses, ["/short"]);
+}
+
+#[test]
+fn the_peers_not_seen_for_longest_make_room() {
+    let (_dir, path) = place();
+    let store = Store::open(&path).unwrap();
+    let all: Vec<PeerRecord> = (0..limits::PEERS + 10).map(|number| peer(number, number, &[])).collect();
+    store.remember_peers(&all).unwrap();
+    let peers = store.peers().unwrap();
+    assert_eq!(peers.len() as u64, limits::PEERS);
+    assert_eq!(peers.iter().map(|peer| peer.last_seen_ms).min(), Some(10));
+}
+
+#[test]
+fn an_alias_that_is_not_printable_or_one_too_many_is_refused() {
+    let (_dir, path) = place();
+    let store = Store::open(&path).unwrap();
+    let model = ModelId([1; 32]);
+    for bad in ["", "a\nb", "x".repeat(limits::ALIAS + 1).as_str()] {
+        assert!(matches!(store.set_alias(bad, model), Err(StoreError::BadAlias)), "{bad:?}");
+    }
+    store
+        .write(|transaction| {
+            let mut table = transaction.open_table(ALIASES)?;
+            for number in 0..limits::ALIASES {
+                table.insert(number.to_string().as_str(), model.as_bytes())?;
+            }
+            Ok(())
+        })
+        .unwrap();
+    assert!(matches!(store.set_alias("more", model), Err(StoreError::TooManyAliases)));
+    store.set_alias("0", ModelId([2; 32])).unwrap();
+}
+
+#[test]
+fn a_store_in_use_is_told_apart() {
+    let (_dir, path) = place();
+    let store = Store::open(&path).unwrap();
+    let error = Store::open(&path).unwrap_err();
+    assert!(matches!(error, StoreError::InUse { .. }), "{error}");
+    assert_eq!(error.kind(), ErrorKind::DataDirBusy);
+    drop(store);
+    assert!(Store::open(&path).is_ok());
+}
+
+#[test]
+fn a_store_of_a_newer_build_is_refused_and_left_as_it_is() {
+    let (_dir, path) = place();
+    let store = Store::open(&path).unwrap();
+    store.set_alias("a", ModelId([1; 32])).unwrap();
+    store.write(|transaction| migrate::pretend(transaction, migrate::VERSION + 1)).unwrap();
+    drop(store);
+    for _ in 0..2 {
+        let error = Store::open(&path).unwrap_err();
+        assert!(matches!(error, StoreError::Newer { found: 2, known: 1, .. }), "{error}");
+        assert_eq!(error.kind(), ErrorKind::StoreDamaged);
+    }
+}
+
+#[test]
+fn a_file_that_is_not_a_store_is_refused_and_left_as_it_is() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("store.redb");
+    for bytes in [&b"short"[..], &[7; 4096], &[0; 100_000]] {
+        fs::write(&path, bytes).unwrap();
+        let error = Store::open(&path).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::StoreDamaged, "{error}");
+        assert_eq!(fs::read(&path).unwrap(), bytes);
+    }
+    let error = Store::open(dir.path()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+}
+
+#[test]
+fn a_peer_row_that_cannot_be_read_is_passed_over() {
+    let (_dir, path) = place();
+    let store = Store::open(&path).unwrap();
+    store.remember_peers(&[peer(1, 10, &["/x"])]).unwrap();
+    let spoil = |transaction: &WriteTransaction| {
+        transaction.open_table(PEERS)?.insert(peer(2, 0, &[]).node.as_bytes(), &[0xff; 3][..])?;
+        Ok(())
+    };
+    store.write(spoil).unwrap();
+    assert_eq!(store.peers().unwrap(), [peer(1, 10, &["/x"])]);
+    store.remember_peers(&[peer(2, 20, &["/y"])]).unwrap();
+    assert_eq!(store.peers().unwrap().len(), 2);
+}
