@@ -13,6 +13,7 @@ pub mod echo;
 #[cfg(feature = "llama-cpp")]
 pub mod llama_cpp;
 pub mod sample;
+mod slots;
 pub mod thread;
 
 use std::sync::Arc;
@@ -25,7 +26,7 @@ pub use thread::{Reduce, StageHandle, StepJob, StepOutput};
 /// What a stage is loaded with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StageConfig {
-    /// KV cells, in tokens, shared by all sessions of the stage.
+    /// Positions that each session may have; the stage keeps KV cells for `context * max_sessions`.
     pub context: u32,
     /// Sessions that may be live at once; slots are `0..max_sessions`.
     pub max_sessions: u32,
@@ -43,7 +44,7 @@ impl StageConfig {
 
 impl Default for StageConfig {
     fn default() -> Self {
-        Self { context: 8192, max_sessions: 8, max_rows: Self::DEFAULT_MAX_ROWS, threads: 1 }
+        Self { context: 4096, max_sessions: 4, max_rows: Self::DEFAULT_MAX_ROWS, threads: 1 }
     }
 }
 
@@ -170,7 +171,7 @@ impl CutRules {
         if layers.is_empty() || layers.len() < self.min_layers {
             return Some(format!("a stage has at least {} layers", self.min_layers.max(1)));
         }
-        if self.align > 1 && layers.start % self.align != 0 {
+        if !layers.start.is_multiple_of(self.align.max(1)) {
             return Some(format!("a stage starts on a multiple of {}", self.align));
         }
         let holds = |layer: &u32| layers.start <= *layer && *layer < layers.end;
@@ -178,6 +179,15 @@ impl CutRules {
             return Some("a stage holds at least one sliding-window layer".to_owned());
         }
         None
+    }
+
+    /// Refuses `layers` that the model does not have or that are not a legal stage of it.
+    pub fn check(&self, manifest: &Manifest, layers: LayerRange) -> Result<(), EngineError> {
+        let outside = || format!("the model has {} layers", manifest.layers);
+        let refused = (layers.end > manifest.layers).then(outside).or_else(|| self.refuses(layers));
+        refused.map_or(Ok(()), |rule| {
+            Err(EngineError::IllegalCut { architecture: manifest.architecture.clone(), layers, rule })
+        })
     }
 }
 

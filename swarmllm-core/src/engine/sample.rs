@@ -1,22 +1,444 @@
-//! Sampling (to be written).
-/// How the next token is chosen.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, Default)]
-#[serde(default)]
-pub struct SamplingParams {
-    /// 0 is greedy.
-    pub temperature: f32,
-    pub top_k: u32,
-    pub top_p: f32,
-    pub min_p: f32,
-    pub repeat_penalty: f32,
-    pub repeat_last_n: u32,
-    pub presence_penalty: f32,
-    pub frequency_penalty: f32,
-    pub seed: Option<u64>,
+//! Sampling: how the next token is chosen from a row of logits.
+//!
+//! The coordinator samples, the last stage only reduces. [`Sampler::reduce`] says how little of a row the stage has to
+//! send for the choice to be the one that the full row would give, bit for bit: after `top_k` nothing outside the `k`
+//! best takes part, and penalties that only lower logits can push at most as many of the best out as the window holds.
+//! The order of the steps is llama.cpp's: penalties, top-k, top-p, min-p, temperature, draw.
+//!
+//! Promises: equal seeds give equal draws on every platform and in every version (the draws are bytes of a BLAKE3
+//! stream, not of a generator that a crate may change); ties go to the lowest token id. Rows are foreign data: they are
+//! checked, and refused with a typed error.
+
+use std::cmp::Ordering;
+use std::collections::{HashMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::ErrorKind;
+
+/// How a last stage reduces a row of logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reduce {
+    /// No logits: a stage without the head gives hidden states, one with the head only fills its KV.
+    Hidden,
+    /// The `k` largest logits (at most the vocabulary), and the log-sum-exp of the whole row.
+    Top(u32),
+    /// The whole row.
+    Full,
 }
+
 /// One row of logits as a last stage gives it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum LogitRow {
-    Top { lse: f32, ids: Vec<u32>, logits: Vec<f32> },
+    /// The largest logits with their tokens, best first (equal ones by token), and the log-sum-exp of the whole row.
+    Top {
+        /// Log-sum-exp of the whole row.
+        lse: f32,
+        /// Tokens.
+        ids: Vec<u32>,
+        /// Their logits.
+        logits: Vec<f32>,
+    },
+    /// One logit for each token of the vocabulary.
     Full(Vec<f32>),
 }
+
+/// How the next token is chosen. The defaults are those of llama.cpp's server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SamplingParams {
+    /// Divides the logits before the draw; 0 takes the best token always.
+    pub temperature: f32,
+    /// Only so many of the best tokens take part; 0 for all.
+    pub top_k: u32,
+    /// Only the fewest best tokens whose probabilities reach this sum take part; 1 for all.
+    pub top_p: f32,
+    /// Tokens less probable than this part of the best one's probability take no part; 0 for all.
+    pub min_p: f32,
+    /// Positive logits of recent tokens are divided by this, negative ones multiplied; 1 changes nothing.
+    pub repeat_penalty: f32,
+    /// How many of the last tokens count as recent; 0 turns all three penalties off.
+    pub repeat_last_n: u32,
+    /// Subtracted from the logit of each recent token.
+    pub presence_penalty: f32,
+    /// Subtracted from the logit of a recent token as often as it occurs.
+    pub frequency_penalty: f32,
+    /// Where the draws come from; `None` takes a random one.
+    pub seed: Option<u64>,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        Self {
+            temperature: 0.8,
+            top_k: 40,
+            top_p: 0.95,
+            min_p: 0.05,
+            repeat_penalty: 1.0,
+            repeat_last_n: 64,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            seed: None,
+        }
+    }
+}
+
+impl SamplingParams {
+    /// Highest temperature.
+    pub const MAX_TEMPERATURE: f32 = 100.0;
+    /// Lowest and highest `repeat_penalty`.
+    pub const REPEAT_PENALTY: (f32, f32) = (0.1, 10.0);
+    /// Longest window of recent tokens.
+    pub const MAX_REPEAT_LAST_N: u32 = 65_536;
+    /// Largest presence or frequency penalty, and with a minus the smallest.
+    pub const MAX_PENALTY: f32 = 2.0;
+
+    /// Always the best token.
+    pub fn greedy() -> Self {
+        Self { temperature: 0.0, ..Self::default() }
+    }
+
+    /// Refuses values outside their ranges, NaN among them.
+    pub fn check(&self) -> Result<(), SampleError> {
+        let (low, high) = Self::REPEAT_PENALTY;
+        in_range("temperature", self.temperature, 0.0, Self::MAX_TEMPERATURE)?;
+        in_range("top_p", self.top_p, 0.0, 1.0)?;
+        in_range("min_p", self.min_p, 0.0, 1.0)?;
+        in_range("repeat_penalty", self.repeat_penalty, low, high)?;
+        in_range("presence_penalty", self.presence_penalty, -Self::MAX_PENALTY, Self::MAX_PENALTY)?;
+        in_range("frequency_penalty", self.frequency_penalty, -Self::MAX_PENALTY, Self::MAX_PENALTY)?;
+        if self.repeat_last_n > Self::MAX_REPEAT_LAST_N {
+            let (value, high) = (self.repeat_last_n as f32, Self::MAX_REPEAT_LAST_N as f32);
+            return Err(SampleError::OutOfRange { name: "repeat_last_n", value, low: 0.0, high });
+        }
+        Ok(())
+    }
+
+    fn penalises(&self) -> bool {
+        let changes = self.repeat_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0;
+        changes && self.repeat_last_n > 0
+    }
+
+    /// Whether a penalty may raise a logit, so that any token of the row may become one of the best.
+    fn raises(&self) -> bool {
+        self.penalises() && (self.repeat_penalty < 1.0 || self.presence_penalty < 0.0 || self.frequency_penalty < 0.0)
+    }
+
+    /// How many of a row's best tokens decide the choice; `None` where all may.
+    ///
+    /// With penalties `kept + window` are enough: no more than `window` of them are penalised, so `kept` of them stand
+    /// where they stood, and a token outside, which can only sink, stays behind all of those.
+    fn needed(&self) -> Option<u32> {
+        let kept = match (self.temperature > 0.0, self.top_k) {
+            (false, _) => 1,
+            (true, 0) => return None,
+            (true, k) => k,
+        };
+        match (self.penalises(), self.raises()) {
+            (false, _) => Some(kept),
+            (true, false) => Some(kept.saturating_add(self.repeat_last_n)),
+            (true, true) => None,
+        }
+    }
+}
+
+fn in_range(name: &'static str, value: f32, low: f32, high: f32) -> Result<(), SampleError> {
+    // Written so that NaN is refused.
+    if value >= low && value <= high { Ok(()) } else { Err(SampleError::OutOfRange { name, value, low, high }) }
+}
+
+/// Why a token could not be sampled.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum SampleError {
+    /// A parameter is outside its range.
+    #[error("`{name}` is {value}, {low} to {high} is admitted")]
+    OutOfRange { name: &'static str, value: f32, low: f32, high: f32 },
+    /// The system gave no random seed.
+    #[error("the system gave no random seed")]
+    NoEntropy,
+    /// A row has another number of logits than the vocabulary, or another than of tokens.
+    #[error("a row of {logits} logits was given where {expected} were expected")]
+    Length { logits: usize, expected: usize },
+    /// A row names a token outside the vocabulary.
+    #[error("a row names token {token}, the vocabulary has {vocab}")]
+    Token { token: u32, vocab: u32 },
+    /// A reduced row is too short for the choice to be that of the full row.
+    #[error("a row of the {given} best logits was given, {needed} are needed")]
+    TooFew { given: usize, needed: usize },
+    /// A row holds NaN or infinity, or nothing else.
+    #[error("a row of logits is not finite")]
+    NotFinite,
+}
+
+impl SampleError {
+    /// The kind that crosses borders.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::OutOfRange { .. } => ErrorKind::InvalidArgument,
+            Self::NoEntropy => ErrorKind::Internal,
+            Self::Length { .. } | Self::Token { .. } | Self::TooFew { .. } | Self::NotFinite => ErrorKind::BadFrame,
+        }
+    }
+}
+
+/// A token and its logit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Candidate {
+    pub token: u32,
+    pub logit: f32,
+}
+
+/// Best first; of equal logits the lower token first. NaN must have been refused before.
+pub(crate) fn rank(a: &Candidate, b: &Candidate) -> Ordering {
+    b.logit.partial_cmp(&a.logit).unwrap_or(Ordering::Equal).then(a.token.cmp(&b.token))
+}
+
+/// Leaves the `k` best tokens of `row` in `best`, best first. `row` must hold no NaN.
+pub(crate) fn top(row: &[f32], k: usize, best: &mut Vec<Candidate>) {
+    best.clear();
+    let k = k.min(row.len());
+    if k == 0 {
+        return;
+    }
+    // One pass that keeps at most `2 k` tokens: nearly every logit fails the comparison with `bar`, the k-th best
+    // so far. A later equal logit has a higher token and loses, hence the strict comparison.
+    let mut bar = f32::NEG_INFINITY;
+    for (token, &logit) in row.iter().enumerate() {
+        if logit > bar || best.len() < k {
+            best.push(Candidate { token: token as u32, logit });
+            if best.len() >= 2 * k {
+                let (_, kth, _) = best.select_nth_unstable_by(k - 1, rank);
+                bar = kth.logit;
+                best.truncate(k);
+            }
+        }
+    }
+    best.sort_unstable_by(rank);
+    best.truncate(k);
+}
+
+/// Log-sum-exp of a row, summed in f64. Not finite where the row holds NaN or +infinity, or is empty.
+pub(crate) fn log_sum_exp(row: &[f32]) -> f32 {
+    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = row.iter().map(|&logit| f64::from((logit - max).exp())).sum();
+    (f64::from(max) + sum.ln()) as f32
+}
+
+/// A chosen token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampled {
+    /// The token.
+    pub token: u32,
+    /// Natural logarithm of its probability in the row as the model gave it, before penalties and temperature.
+    pub logprob: f32,
+}
+
+/// Draws of one seed: 53 bits each from a keyed BLAKE3 stream, which no version or platform changes.
+struct Draws(blake3::OutputReader);
+
+impl Draws {
+    const CONTEXT: &'static str = "swarmllm 2026 sampler draws";
+
+    fn new(seed: u64) -> Self {
+        Self(blake3::Hasher::new_derive_key(Self::CONTEXT).update(&seed.to_le_bytes()).finalize_xof())
+    }
+
+    /// Uniform in `0..1`.
+    fn next(&mut self) -> f64 {
+        let mut bytes = [0; 8];
+        self.0.fill(&mut bytes);
+        (u64::from_le_bytes(bytes) >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+/// Chooses tokens for one generation.
+pub struct Sampler {
+    params: SamplingParams,
+    vocab: u32,
+    seed: u64,
+    draws: Draws,
+    recent: VecDeque<u32>,
+    counts: HashMap<u32, u32>,
+    // Kept between calls so that a token costs no allocation.
+    best: Vec<Candidate>,
+    weights: Vec<f64>,
+}
+
+impl Sampler {
+    /// A sampler for rows of `vocab` tokens. Refuses parameters outside their ranges.
+    pub fn new(params: SamplingParams, vocab: u32) -> Result<Self, SampleError> {
+        params.check()?;
+        let seed = match params.seed {
+            Some(seed) => seed,
+            None => getrandom::u64().map_err(|_| SampleError::NoEntropy)?,
+        };
+        Ok(Self {
+            draws: Draws::new(seed),
+            seed,
+            params,
+            vocab,
+            recent: VecDeque::new(),
+            counts: HashMap::new(),
+            best: Vec::new(),
+            weights: Vec::new(),
+        })
+    }
+
+    /// The seed in use: with it, the same rows give the same tokens again.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// What the stage with the head has to give for [`Sampler::sample`] to choose as it would from the full row. The
+    /// same for the whole generation, so that steps may be under way before their predecessors are sampled.
+    pub fn reduce(&self) -> Reduce {
+        match self.params.needed() {
+            // An entry of a reduced row is a token and a logit, twice as large as one of a full row.
+            Some(needed) if needed < self.vocab / 2 => Reduce::Top(needed),
+            _ => Reduce::Full,
+        }
+    }
+
+    /// Takes a token of the prompt or of the answer into the window of recent ones.
+    pub fn accept(&mut self, token: u32) {
+        if !self.params.penalises() {
+            return;
+        }
+        self.recent.push_back(token);
+        *self.counts.entry(token).or_insert(0) += 1;
+        if self.recent.len() > self.params.repeat_last_n as usize
+            && let Some(old) = self.recent.pop_front()
+            && let Some(count) = self.counts.get_mut(&old)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&old);
+            }
+        }
+    }
+
+    /// Chooses a token. A refused row takes no draw. The caller [`accept`](Sampler::accept)s the token.
+    pub fn sample(&mut self, row: &LogitRow) -> Result<Sampled, SampleError> {
+        let lse = self.gather(row)?;
+        self.penalise();
+        // `best` is sorted, so the greedy choice is its first.
+        let chosen = if self.params.temperature > 0.0 { self.draw() } else { 0 };
+        let token = self.best.get(chosen).map(|candidate| candidate.token).ok_or(SampleError::NotFinite)?;
+        let logit = logit_of(row, token).ok_or(SampleError::NotFinite)?;
+        Ok(Sampled { token, logprob: (logit - lse).min(0.0) })
+    }
+
+    /// Checks the row and leaves in `best` the tokens that may be chosen, best first. Gives the row's log-sum-exp.
+    fn gather(&mut self, row: &LogitRow) -> Result<f32, SampleError> {
+        let vocab = self.vocab as usize;
+        let needed = self.params.needed().map_or(vocab, |needed| vocab.min(needed as usize));
+        let lse = match row {
+            LogitRow::Full(logits) => {
+                if logits.len() != vocab {
+                    return Err(SampleError::Length { logits: logits.len(), expected: vocab });
+                }
+                let lse = log_sum_exp(logits);
+                if lse.is_finite() {
+                    top(logits, needed, &mut self.best);
+                }
+                lse
+            }
+            LogitRow::Top { lse, ids, logits } => {
+                self.gather_reduced(ids, logits, needed)?;
+                *lse
+            }
+        };
+        if lse.is_finite() { Ok(lse) } else { Err(SampleError::NotFinite) }
+    }
+
+    fn gather_reduced(&mut self, ids: &[u32], logits: &[f32], needed: usize) -> Result<(), SampleError> {
+        let vocab = self.vocab;
+        if ids.len() != logits.len() || ids.len() > vocab as usize {
+            return Err(SampleError::Length { logits: logits.len(), expected: ids.len().min(vocab as usize) });
+        }
+        if ids.len() < needed {
+            return Err(SampleError::TooFew { given: ids.len(), needed });
+        }
+        if let Some(&token) = ids.iter().find(|&&token| token >= vocab) {
+            return Err(SampleError::Token { token, vocab });
+        }
+        if !logits.iter().all(|logit| logit.is_finite()) {
+            return Err(SampleError::NotFinite);
+        }
+        self.best.clear();
+        self.best.extend(ids.iter().zip(logits).map(|(&token, &logit)| Candidate { token, logit }));
+        self.best.sort_unstable_by(rank);
+        self.best.truncate(needed);
+        Ok(())
+    }
+
+    fn penalise(&mut self) {
+        if self.counts.is_empty() {
+            return;
+        }
+        let SamplingParams { repeat_penalty, presence_penalty, frequency_penalty, .. } = self.params;
+        for candidate in &mut self.best {
+            if let Some(&count) = self.counts.get(&candidate.token) {
+                let logit = candidate.logit;
+                let logit = if logit > 0.0 { logit / repeat_penalty } else { logit * repeat_penalty };
+                let logit = logit - count as f32 * frequency_penalty - presence_penalty;
+                candidate.logit = logit.clamp(f32::MIN, f32::MAX);
+            }
+        }
+        self.best.sort_unstable_by(rank);
+    }
+
+    /// Top-k, top-p, min-p, temperature, draw: gives an index into `best`. Sums go from the best token
+    /// down in f64, so that they do not depend on how the row was reduced.
+    fn draw(&mut self) -> usize {
+        let params = &self.params;
+        let unit = self.draws.next();
+        if params.top_k > 0 {
+            self.best.truncate(params.top_k as usize);
+        }
+        let Some(max) = self.best.first().map(|candidate| f64::from(candidate.logit)) else { return 0 };
+        let scaled = |candidate: &Candidate, temperature: f64| ((f64::from(candidate.logit) - max) / temperature).exp();
+
+        self.weights.clear();
+        self.weights.extend(self.best.iter().map(|candidate| scaled(candidate, 1.0)));
+        let mut kept = self.weights.len();
+        if params.top_p < 1.0 {
+            let wanted = self.weights.iter().sum::<f64>() * f64::from(params.top_p);
+            kept = kept.min(1 + position_of_sum(&self.weights, |sum| sum >= wanted));
+        }
+        // `max` has weight 1, so that a weight is already the part of the best probability.
+        let min_p = f64::from(params.min_p);
+        kept = kept.min(self.weights.iter().take_while(|&&weight| weight >= min_p).count().max(1));
+
+        self.best.truncate(kept);
+        self.weights.clear();
+        let temperature = f64::from(params.temperature);
+        self.weights.extend(self.best.iter().map(|candidate| scaled(candidate, temperature)));
+        let wanted = self.weights.iter().sum::<f64>() * unit;
+        position_of_sum(&self.weights, |sum| sum > wanted)
+    }
+}
+
+/// The index at which the running sum of `weights` satisfies `done`; the last index where rounding lets none do so.
+fn position_of_sum(weights: &[f64], done: impl Fn(f64) -> bool) -> usize {
+    let mut sum = 0.0;
+    let position = weights.iter().position(|weight| {
+        sum += weight;
+        done(sum)
+    });
+    position.unwrap_or(weights.len().saturating_sub(1))
+}
+
+/// The logit of `token` as the row has it.
+fn logit_of(row: &LogitRow, token: u32) -> Option<f32> {
+    match row {
+        LogitRow::Full(logits) => logits.get(token as usize).copied(),
+        LogitRow::Top { ids, logits, .. } => {
+            let index = ids.iter().position(|&id| id == token)?;
+            logits.get(index).copied()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,241 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn reduced(row: &[f32], reduce: Reduce) -> LogitRow {
+    let Reduce::Top(k) = reduce else { return LogitRow::Full(row.to_vec()) };
+    let mut best = Vec::new();
+    top(row, k as usize, &mut best);
+    LogitRow::Top {
+        lse: log_sum_exp(row),
+        ids: best.iter().map(|candidate| candidate.token).collect(),
+        logits: best.iter().map(|candidate| candidate.logit).collect(),
+    }
+}
+
+fn sampler(params: &SamplingParams, vocab: usize) -> Sampler {
+    Sampler::new(params.clone(), vocab as u32).unwrap()
+}
+
+prop_compose! {
+    /// Parameters under which a reduced row may be asked for, and some under which it may not.
+    fn params()(
+        temperature in prop_oneof![Just(0.0f32), 0.1f32..3.0],
+        top_k in 0u32..20,
+        top_p in 0.0f32..=1.0,
+        min_p in prop_oneof![Just(0.0f32), 0.0f32..=0.5],
+        repeat_penalty in prop_oneof![Just(1.0f32), 0.5f32..2.0],
+        repeat_last_n in 0u32..8,
+        presence_penalty in prop_oneof![Just(0.0f32), -1.0f32..2.0],
+        frequency_penalty in prop_oneof![Just(0.0f32), -1.0f32..2.0],
+        seed: u64,
+    ) -> SamplingParams {
+        SamplingParams {
+            temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, presence_penalty, frequency_penalty,
+            seed: Some(seed),
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_reduced_row_gives_the_full_rows_token(
+        params in params(),
+        // Few distinct values, so that ties are common.
+        row in prop::collection::vec((-6i8..=6).prop_map(|value| f32::from(value) / 2.0), 1..80),
+        more in 0u32..4,
+        steps in 1usize..12,
+    ) {
+        let (mut full, mut short) = (sampler(&params, row.len()), sampler(&params, row.len()));
+        let reduce = match short.reduce() {
+            Reduce::Top(k) => Reduce::Top(k + more),
+            other => other,
+        };
+        for _ in 0..steps {
+            let expected = full.sample(&LogitRow::Full(row.clone())).unwrap();
+            prop_assert_eq!(short.sample(&reduced(&row, reduce)).unwrap(), expected);
+            full.accept(expected.token);
+            short.accept(expected.token);
+        }
+    }
+
+    #[test]
+    fn the_best_of_a_row_are_those_of_a_full_sort(
+        row in prop::collection::vec((-20i8..=20).prop_map(f32::from), 0..200),
+        k in 0usize..220,
+    ) {
+        let mut sorted: Vec<Candidate> =
+            row.iter().enumerate().map(|(token, &logit)| Candidate { token: token as u32, logit }).collect();
+        sorted.sort_by(rank);
+        sorted.truncate(k);
+        let mut best = Vec::new();
+        top(&row, k, &mut best);
+        prop_assert_eq!(best, sorted);
+    }
+
+    #[test]
+    fn greedy_is_the_first_largest_logit(row in prop::collection::vec((-9i8..=9).prop_map(f32::from), 1..50)) {
+        let max = row.iter().copied().fold(f32::MIN, f32::max);
+        let expected = row.iter().position(|&logit| logit == max).unwrap() as u32;
+        let mut greedy = sampler(&SamplingParams::greedy(), row.len());
+        prop_assert_eq!(greedy.sample(&LogitRow::Full(row)).unwrap().token, expected);
+    }
+
+    #[test]
+    fn no_row_makes_the_sampler_panic(
+        params in params(),
+        lse: f32,
+        ids in prop::collection::vec(0u32..12, 0..24),
+        logits in prop::collection::vec(any::<f32>(), 0..24),
+    ) {
+        let mut sampler = sampler(&params, 10);
+        sampler.accept(3);
+        if let Ok(sampled) = sampler.sample(&LogitRow::Full(logits.clone())) {
+            prop_assert!(sampled.token < 10);
+        }
+        if let Ok(sampled) = sampler.sample(&LogitRow::Top { lse, ids, logits }) {
+            prop_assert!(sampled.token < 10);
+        }
+    }
+}
+
+/// Everything takes part, nothing is penalised.
+fn plain(seed: u64) -> SamplingParams {
+    SamplingParams { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: Some(seed), ..SamplingParams::default() }
+}
+
+fn counts(params: &SamplingParams, row: &[f32], draws: u32) -> Vec<u32> {
+    let mut sampler = sampler(params, row.len());
+    let mut counts = vec![0; row.len()];
+    for _ in 0..draws {
+        counts[sampler.sample(&LogitRow::Full(row.to_vec())).unwrap().token as usize] += 1;
+    }
+    counts
+}
+
+#[test]
+fn tokens_are_drawn_as_often_as_the_softmax_says() {
+    const DRAWS: u32 = 20_000;
+    let row = [0.0f32, 1.0, -1.0, 2.0, 0.5, -3.0, 1.5, 0.25];
+    for temperature in [0.5f32, 1.0, 2.0] {
+        let weights: Vec<f64> = row.iter().map(|&logit| f64::from(logit / temperature).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let counts = counts(&SamplingParams { temperature, ..plain(11) }, &row, DRAWS);
+        let chi2: f64 = weights
+            .iter()
+            .zip(&counts)
+            .map(|(weight, &count)| {
+                let expected = weight / total * f64::from(DRAWS);
+                (f64::from(count) - expected).powi(2) / expected
+            })
+            .sum();
+        // 7 degrees of freedom: a fair sampler exceeds this once in a thousand seeds, and this seed is fixed.
+        assert!(chi2 < 24.3, "chi-square {chi2} at temperature {temperature}: {counts:?}");
+    }
+}
+
+#[test]
+fn top_k_top_p_and_min_p_keep_what_they_say() {
+    // Probabilities 0.5, 0.25, 0.125, 0.125.
+    let row = [0.5f32, 0.25, 0.125, 0.125].map(f32::ln);
+    let drawn = |params: SamplingParams| -> Vec<bool> {
+        counts(&params, &row, 400).into_iter().map(|count| count > 0).collect()
+    };
+    assert_eq!(drawn(plain(1)), [true, true, true, true]);
+    assert_eq!(drawn(SamplingParams { top_k: 3, ..plain(1) }), [true, true, true, false]);
+    assert_eq!(drawn(SamplingParams { top_p: 0.7, ..plain(1) }), [true, true, false, false]);
+    assert_eq!(drawn(SamplingParams { top_p: 0.0, ..plain(1) }), [true, false, false, false]);
+    assert_eq!(drawn(SamplingParams { min_p: 0.3, ..plain(1) }), [true, true, false, false]);
+    // top-p counts within what top-k left: 0.5 of 0.75 is two thirds.
+    assert_eq!(drawn(SamplingParams { top_k: 2, top_p: 0.66, ..plain(1) }), [true, false, false, false]);
+}
+
+#[test]
+fn penalties_follow_the_window() {
+    let row = LogitRow::Full(vec![1.0, 0.9, -0.5]);
+    let params = SamplingParams { repeat_penalty: 2.0, repeat_last_n: 2, ..SamplingParams::greedy() };
+    let mut sampler = sampler(&params, 3);
+    let chosen: Vec<u32> = (0..5)
+        .map(|_| {
+            let token = sampler.sample(&row).unwrap().token;
+            sampler.accept(token);
+            token
+        })
+        .collect();
+    // 0 is best; then it is halved; then both are; and when 0 was taken twice, 1 has left the window of two.
+    assert_eq!(chosen, [0, 1, 0, 0, 1]);
+}
+
+#[test]
+fn a_logprob_is_of_the_row_as_the_model_gave_it() {
+    let row = [0.5f32, 0.25, 0.25].map(f32::ln);
+    let params = SamplingParams { presence_penalty: 2.0, ..SamplingParams::greedy() };
+    let mut sampler = sampler(&params, 3);
+    sampler.accept(0);
+    let sampled = sampler.sample(&LogitRow::Full(row.to_vec())).unwrap();
+    assert_eq!(sampled.token, 1);
+    assert!((sampled.logprob - 0.25f32.ln()).abs() < 1e-6);
+}
+
+#[test]
+fn a_seed_gives_these_draws_for_ever() {
+    let mut draws = Draws::new(42);
+    let drawn: Vec<u64> = (0..4).map(|_| (draws.next() * 1e9) as u64).collect();
+    assert_eq!(drawn, [101_172_191, 73_132_535, 835_104_916, 528_530_940]);
+}
+
+#[test]
+fn only_as_much_of_a_row_is_asked_for_as_decides() {
+    let reduce = |params: SamplingParams| sampler(&params, 1000).reduce();
+    let penalty = |repeat_penalty, top_k| SamplingParams { repeat_penalty, top_k, ..SamplingParams::default() };
+    assert_eq!(reduce(SamplingParams::greedy()), Reduce::Top(1));
+    assert_eq!(reduce(SamplingParams::default()), Reduce::Top(40));
+    assert_eq!(reduce(penalty(1.1, 40)), Reduce::Top(104));
+    assert_eq!(reduce(penalty(1.1, 0)), Reduce::Full);
+    assert_eq!(reduce(penalty(0.9, 40)), Reduce::Full);
+    assert_eq!(reduce(penalty(1.0, 900)), Reduce::Full);
+    assert_eq!(reduce(plain(0)), Reduce::Full);
+}
+
+#[test]
+fn values_outside_their_ranges_are_refused() {
+    type Change = fn(&mut SamplingParams);
+    let changes: [Change; 8] = [
+        |params| params.temperature = f32::NAN,
+        |params| params.temperature = -0.1,
+        |params| params.top_p = 1.1,
+        |params| params.min_p = -0.1,
+        |params| params.repeat_penalty = 0.0,
+        |params| params.presence_penalty = 2.1,
+        |params| params.frequency_penalty = f32::INFINITY,
+        |params| params.repeat_last_n = u32::MAX,
+    ];
+    for change in changes {
+        let mut params = SamplingParams::default();
+        assert_eq!(params.check(), Ok(()));
+        change(&mut params);
+        assert!(matches!(Sampler::new(params, 10), Err(SampleError::OutOfRange { .. })));
+    }
+}
+
+#[test]
+fn rows_that_a_stage_cannot_have_given_are_refused() {
+    let params = SamplingParams { top_k: 3, ..SamplingParams::default() };
+    let mut sampler = sampler(&params, 10);
+    let top = |ids: &[u32], logits: &[f32]| LogitRow::Top { lse: 1.0, ids: ids.to_vec(), logits: logits.to_vec() };
+    let mut refused = |row: LogitRow| sampler.sample(&row).unwrap_err();
+    assert_eq!(refused(LogitRow::Full(vec![0.0; 9])), SampleError::Length { logits: 9, expected: 10 });
+    assert_eq!(refused(LogitRow::Full(vec![f32::NAN; 10])), SampleError::NotFinite);
+    assert_eq!(refused(top(&[1, 2], &[1.0, 0.5])), SampleError::TooFew { given: 2, needed: 3 });
+    assert_eq!(refused(top(&[1, 2, 10], &[1.0, 0.5, 0.2])), SampleError::Token { token: 10, vocab: 10 });
+    assert_eq!(refused(top(&[1, 2, 3], &[1.0, 0.5])), SampleError::Length { logits: 2, expected: 3 });
+    assert_eq!(refused(top(&[1, 2, 3], &[1.0, f32::INFINITY, 0.2])), SampleError::NotFinite);
+    let no_lse = LogitRow::Top { lse: f32::NAN, ids: vec![1, 2, 3], logits: vec![1.0, 0.5, 0.2] };
+    assert_eq!(refused(no_lse), SampleError::NotFinite);
+}
+
+#[test]
+fn parameters_left_out_are_the_defaults() {
+    let params: SamplingParams = serde_json::from_str(r#"{"temperature":0.1}"#).unwrap();
+    assert_eq!(params, SamplingParams { temperature: 0.1, ..SamplingParams::default() });
+}
