@@ -1,16 +1,84 @@
-//! (to be written)
+//! llama.cpp as an engine: a range of layers of a GGUF model, unpatched, through its public C interface.
+//!
+//! Owns every `unsafe` block that touches llama.cpp. A stage is loaded from a *stage image* ([`image`]): a GGUF that
+//! exists nowhere but in the answers to llama.cpp's reads, whose header is synthesised from checked facts ([`shape`])
+//! and whose tensor bytes come straight from the shard files. Hidden states go in through `llama_batch.embd`; a stage
+//! without the head hands out its last layer's output through the public evaluation callback ([`capture`]), which then
+//! stops the graph.
+//!
+//! Promises: a chain of stages gives bit for bit what the whole model gives, for equal step shapes, cell layouts and
+//! thread counts; nothing foreign reaches llama.cpp unchecked, because it aborts the process where it is misused.
+//! Refuses: architectures that are not on the certified list, cuts that would abort, and models whose facts and tensors
+//! are not exactly what the architecture needs.
+//!
+//! Process-wide, because llama.cpp has them so: its log callback and its abort callback ([`log`]).
+
+mod capture;
+mod embedder;
+mod facts;
+mod file;
+mod image;
+mod log;
+mod model;
+mod pool;
+mod shape;
+mod snapshot;
+mod stage;
+mod tensors;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
+
 use super::{CutRules, Embedder, Engine, EngineError, Stage, StageConfig};
 use crate::model::{EmbeddingSource, Manifest, StageSource};
-/// (to be written)
-pub struct LlamaCpp;
-impl LlamaCpp {
-    /// (to be written)
-    pub fn new() -> Self { Self }
+
+use embedder::LlamaEmbedder;
+use image::Image;
+use pool::Pools;
+use shape::Shape;
+use stage::LlamaStage;
+
+/// The engine's name, as it stands in errors and specs.
+const ENGINE: &str = "llama.cpp";
+
+/// The llama.cpp engine. Stages loaded from one value share compute threads; two values share nothing.
+#[derive(Debug, Default)]
+pub struct LlamaCpp {
+    pools: Pools,
 }
+
+impl LlamaCpp {
+    /// An engine without stages; compute threads start with the first stage.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
 impl Engine for LlamaCpp {
-    fn name(&self) -> &'static str { "llama_cpp" }
-    fn cuts(&self, _manifest: &Manifest) -> Result<CutRules, EngineError> { todo!() }
-    fn load_stage(&self, _source: StageSource, _config: &StageConfig) -> Result<Box<dyn Stage>, EngineError> { todo!() }
-    fn load_embedder(&self, _source: EmbeddingSource) -> Result<Arc<dyn Embedder>, EngineError> { todo!() }
+    fn name(&self) -> &'static str {
+        ENGINE
+    }
+
+    fn cuts(&self, manifest: &Manifest) -> Result<CutRules, EngineError> {
+        let shape = Shape::read(manifest)?;
+        tensors::check_model(&shape, manifest)?;
+        Ok(shape.cuts())
+    }
+
+    fn load_stage(&self, source: StageSource, config: &StageConfig) -> Result<Box<dyn Stage>, EngineError> {
+        let shape = Shape::read(&source.manifest)?;
+        shape.admit(source.layers, source.head)?;
+        tensors::check_stage(&shape, &source)?;
+        let image = Image::of_stage(&shape, &source);
+        log::init();
+        Ok(Box::new(LlamaStage::load(&shape, &source, &image, config, &self.pools)?))
+    }
+
+    fn load_embedder(&self, source: EmbeddingSource) -> Result<Arc<dyn Embedder>, EngineError> {
+        let shape = Shape::read(&source.manifest)?;
+        tensors::check_embedding(&shape, &source.tensor.entry)?;
+        log::init();
+        Ok(Arc::new(LlamaEmbedder::new(&shape, source.tensor)?))
+    }
 }

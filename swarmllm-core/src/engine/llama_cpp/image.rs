@@ -1,0 +1,274 @@
+//! The stage image: a GGUF of just the stage, that exists only in the answers to reads. Its header is synthesised; its
+//! tensors, renumbered from 0, are extents of the shard files.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use llama_cpp_sys_2 as ll;
+
+use crate::model::StageSource;
+
+use super::facts::ty;
+use super::shape::Shape;
+use super::tensors::{EMBEDDING, OUTPUT, OUTPUT_NORM};
+
+/// GGUF's own default; the image sets no other.
+const ALIGNMENT: u64 = 32;
+const MAGIC: &[u8; 4] = b"GGUF";
+const VERSION: u32 = 3;
+
+/// The key-values of an image, in the making.
+pub(super) struct Header {
+    prefix: &'static str,
+    count: u64,
+    bytes: Vec<u8>,
+}
+
+impl Header {
+    /// A header that names its architecture.
+    pub fn new(architecture: &'static str) -> Self {
+        let mut header = Self { prefix: architecture, count: 0, bytes: Vec::new() };
+        header.string("general.architecture", architecture);
+        header
+    }
+
+    /// Begins a key-value: general and tokenizer keys stand as they are, others under the architecture.
+    fn key(&mut self, key: &str, ty: u32) {
+        match key.starts_with("general.") || key.starts_with("tokenizer.") {
+            true => put_text(&mut self.bytes, key),
+            false => put_text(&mut self.bytes, &format!("{}.{key}", self.prefix)),
+        }
+        self.bytes.extend(ty.to_le_bytes());
+        self.count += 1;
+    }
+
+    /// A string.
+    pub fn string(&mut self, key: &str, value: &str) {
+        self.key(key, ty::STRING);
+        put_text(&mut self.bytes, value);
+    }
+
+    /// An unsigned integer.
+    pub fn u32(&mut self, key: &str, value: u32) {
+        self.key(key, ty::U32);
+        self.bytes.extend(value.to_le_bytes());
+    }
+
+    /// A number, where there is one.
+    pub fn f32(&mut self, key: &str, value: Option<f32>) {
+        if let Some(value) = value {
+            self.key(key, ty::F32);
+            self.bytes.extend(value.to_le_bytes());
+        }
+    }
+
+    /// A truth value per layer.
+    pub fn bools(&mut self, key: &str, values: &[bool]) {
+        self.key(key, ty::ARRAY);
+        self.bytes.extend(ty::BOOL.to_le_bytes());
+        self.bytes.extend((values.len() as u64).to_le_bytes());
+        self.bytes.extend(values.iter().map(|value| u8::from(*value)));
+    }
+}
+
+fn put_text(bytes: &mut Vec<u8>, text: &str) {
+    bytes.extend((text.len() as u64).to_le_bytes());
+    bytes.extend(text.as_bytes());
+}
+
+/// Where the bytes of a tensor come from.
+enum Origin {
+    Shard { file: Arc<File>, offset: u64 },
+    Zeros,
+}
+
+/// A tensor of the image.
+struct Piece {
+    name: String,
+    dims: Vec<u64>,
+    ty: u32,
+    size: u64,
+    origin: Origin,
+}
+
+/// A run of the image's bytes.
+struct Extent {
+    start: u64,
+    size: u64,
+    origin: Origin,
+}
+
+/// A GGUF that can be read but is nowhere written.
+pub(super) struct Image {
+    head: Vec<u8>,
+    extents: Vec<Extent>,
+    len: u64,
+}
+
+impl Image {
+    /// The image of a checked stage.
+    ///
+    /// A stage without the head gets what the loader insists on, an embedding of one token and an output norm, as zeros
+    /// that are never computed with. With the head, an output matrix that is not tied is named as the embedding, which
+    /// is where the loader looks for a missing output matrix: the embedding itself is nowhere needed.
+    pub fn of_stage(shape: &Shape, source: &StageSource) -> Self {
+        let vocab = if source.head { shape.vocab } else { 1 };
+        let mut pieces: Vec<Piece> = Vec::with_capacity(source.tensors.len() + 2);
+        if !source.head {
+            let width = u64::from(shape.width);
+            pieces.push(zeros(EMBEDDING, vec![width, 1]));
+            pieces.push(zeros(OUTPUT_NORM, vec![width]));
+        }
+        pieces.extend(source.tensors.iter().map(|tensor| Piece {
+            name: renamed(&tensor.entry.name, source.layers.start),
+            dims: tensor.entry.dims.clone(),
+            ty: tensor.entry.ty,
+            size: tensor.entry.size,
+            origin: Origin::Shard { file: tensor.file.clone(), offset: tensor.offset },
+        }));
+        Self::assemble(shape.header(source.layers, vocab), pieces)
+    }
+
+    fn assemble(header: Header, pieces: Vec<Piece>) -> Self {
+        let mut head = MAGIC.to_vec();
+        head.extend(VERSION.to_le_bytes());
+        head.extend((pieces.len() as u64).to_le_bytes());
+        head.extend(header.count.to_le_bytes());
+        head.extend(header.bytes);
+        let mut offset = 0_u64;
+        let mut extents = Vec::with_capacity(pieces.len());
+        for piece in pieces {
+            put_text(&mut head, &piece.name);
+            head.extend((piece.dims.len() as u32).to_le_bytes());
+            piece.dims.iter().for_each(|dim| head.extend(dim.to_le_bytes()));
+            head.extend(piece.ty.to_le_bytes());
+            head.extend(offset.to_le_bytes());
+            extents.push(Extent { start: offset, size: piece.size, origin: piece.origin });
+            offset = offset.saturating_add(piece.size).next_multiple_of(ALIGNMENT);
+        }
+        head.resize(head.len().next_multiple_of(ALIGNMENT as usize), 0);
+        let data = head.len() as u64;
+        extents.iter_mut().for_each(|extent| extent.start += data);
+        Self { head, extents, len: data + offset }
+    }
+
+    /// Bytes of the image.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Reads at most `buffer.len()` bytes at `at`; 0 at the end. An extent that the shard's file does not fill is an
+    /// error, never a short image.
+    pub fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        if let Some(head) = usize::try_from(at).ok().and_then(|at| self.head.get(at..)).filter(|head| !head.is_empty())
+        {
+            return Ok(copy(head, buffer));
+        }
+        if at >= self.len || buffer.is_empty() {
+            return Ok(0);
+        }
+        let next = self.extents.partition_point(|extent| extent.start <= at);
+        let current = next.checked_sub(1).and_then(|current| self.extents.get(current));
+        let inside = current.map(|extent| (extent, at - extent.start)).filter(|(extent, skip)| *skip < extent.size);
+        let Some((extent, skip)) = inside else {
+            let end = self.extents.get(next).map_or(self.len, |extent| extent.start);
+            let gap = limit(buffer, end - at);
+            gap.fill(0);
+            return Ok(gap.len());
+        };
+        let part = limit(buffer, extent.size - skip);
+        match &extent.origin {
+            Origin::Zeros => part.fill(0),
+            Origin::Shard { file, offset } => {
+                let from = offset.checked_add(skip).ok_or(io::ErrorKind::InvalidInput)?;
+                super::file::read_exact_at(file, part, from)?;
+            }
+        }
+        Ok(part.len())
+    }
+}
+
+fn zeros(name: &str, dims: Vec<u64>) -> Piece {
+    let size = dims.iter().product::<u64>() * size_of::<f32>() as u64;
+    Piece { name: name.to_owned(), dims, ty: ll::GGML_TYPE_F32, size, origin: Origin::Zeros }
+}
+
+/// A layer's tensor counted from the stage's first layer; the output matrix as the embedding.
+fn renamed(name: &str, first: u32) -> String {
+    if name == OUTPUT {
+        return EMBEDDING.to_owned();
+    }
+    let layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+    match layer.and_then(|(layer, part)| Some((layer.parse::<u32>().ok()?.checked_sub(first)?, part))) {
+        Some((layer, part)) => format!("blk.{layer}.{part}"),
+        None => name.to_owned(),
+    }
+}
+
+fn limit(buffer: &mut [u8], most: u64) -> &mut [u8] {
+    let end = usize::try_from(most).unwrap_or(usize::MAX).min(buffer.len());
+    buffer.get_mut(..end).unwrap_or_default()
+}
+
+fn copy(from: &[u8], to: &mut [u8]) -> usize {
+    let count = from.len().min(to.len());
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn image(shard: &[u8]) -> Image {
+        let mut file = tempfile::tempfile().expect("a temporary file");
+        file.write_all(shard).expect("written");
+        let shard = Piece {
+            name: "blk.0.a".to_owned(),
+            dims: vec![10],
+            ty: 0,
+            size: 40,
+            origin: Origin::Shard { file: Arc::new(file), offset: 3 },
+        };
+        Image::assemble(Header::new("llama"), vec![shard, zeros("b", vec![2])])
+    }
+
+    fn read_all(image: &Image, step: usize) -> io::Result<Vec<u8>> {
+        let mut all = Vec::new();
+        let mut buffer = vec![0xff; step];
+        loop {
+            match image.read_at(&mut buffer, all.len() as u64)? {
+                0 => return Ok(all),
+                read => all.extend_from_slice(&buffer[..read]),
+            }
+        }
+    }
+
+    #[test]
+    fn an_image_reads_the_same_whatever_the_size_of_the_reads() {
+        let shard: Vec<u8> = (0..43).collect();
+        let image = image(&shard);
+        let whole = read_all(&image, 4096).expect("readable");
+        assert_eq!(whole.len() as u64, image.len());
+        assert_eq!(read_all(&image, 1).expect("readable"), whole);
+        assert_eq!(read_all(&image, 7).expect("readable"), whole);
+        let data = image.head.len();
+        assert_eq!(&whole[data..data + 40], &shard[3..43]);
+        assert!(whole[data + 40..].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn an_image_over_a_short_shard_is_an_error() {
+        assert!(read_all(&image(&[0; 42]), 4096).is_err());
+    }
+
+    #[test]
+    fn tensors_are_counted_from_the_first_layer_of_the_stage() {
+        assert_eq!(renamed("blk.12.attn_q.weight", 10), "blk.2.attn_q.weight");
+        assert_eq!(renamed("output.weight", 10), "token_embd.weight");
+        assert_eq!(renamed("output_norm.weight", 10), "output_norm.weight");
+    }
+}

@@ -1,0 +1,82 @@
+//! What llama.cpp has once per process: its log, its abort callback, its start.
+//!
+//! The log goes to `tracing`, target `llama.cpp`, level debug. The abort callback writes why the process is about to end
+//! and takes the place of ggml's backtrace, which would start a debugger as a child process. Both are set at the first
+//! load; a host that uses llama.cpp besides us may set its own afterwards.
+
+use std::cell::RefCell;
+use std::ffi::{CStr, c_char, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
+
+use llama_cpp_sys_2 as ll;
+
+/// Longest reason kept of a failed load, in bytes.
+const MAX_REASON: usize = 512;
+
+static STARTED: OnceLock<()> = OnceLock::new();
+
+thread_local! {
+    /// The last error that llama.cpp logged on this thread, and why a load failed.
+    static REASON: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Starts llama.cpp, once.
+pub(super) fn init() {
+    STARTED.get_or_init(|| {
+        // SAFETY: the callbacks are functions without state that never unwind.
+        unsafe {
+            ll::llama_log_set(Some(on_log), std::ptr::null_mut());
+            ll::ggml_set_abort_callback(Some(on_abort));
+            ll::llama_backend_init();
+        }
+    });
+}
+
+/// Runs `call` and, where it gives nothing, the error that llama.cpp logged meanwhile.
+pub(super) fn explain<T>(call: impl FnOnce() -> Option<T>) -> Result<T, String> {
+    REASON.with_borrow_mut(String::clear);
+    call().ok_or_else(|| match REASON.with_borrow_mut(std::mem::take) {
+        reason if reason.is_empty() => "llama.cpp did not say why".to_owned(),
+        reason => reason,
+    })
+}
+
+fn keep_reason(text: &str) {
+    REASON.with_borrow_mut(|reason| {
+        // The first errors are the cause, later ones only pass it on.
+        if reason.len() + text.len() < MAX_REASON {
+            if !reason.is_empty() {
+                reason.push_str("; ");
+            }
+            reason.push_str(text);
+        }
+    });
+}
+
+unsafe extern "C" fn on_log(level: ll::ggml_log_level, text: *const c_char, _: *mut c_void) {
+    if text.is_null() {
+        return;
+    }
+    // A subscriber of the host may panic; the panic must not cross into C, and there is nobody to tell.
+    let _ = catch_unwind(AssertUnwindSafe(|| {
+        // SAFETY: llama.cpp gives a string that ends with a zero and lives as long as this call.
+        let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
+        let text = text.trim_end();
+        if level == ll::GGML_LOG_LEVEL_ERROR {
+            keep_reason(text);
+        }
+        if !text.is_empty() {
+            tracing::debug!(target: "llama.cpp", "{text}");
+        }
+    }));
+}
+
+unsafe extern "C" fn on_abort(message: *const c_char) {
+    let _ = catch_unwind(AssertUnwindSafe(|| {
+        // SAFETY: ggml gives a string that ends with a zero and lives as long as this call.
+        let message = unsafe { CStr::from_ptr(message) }.to_string_lossy();
+        tracing::error!(target: "llama.cpp", "llama.cpp aborts the process: {message}");
+        eprintln!("llama.cpp aborts the process: {message}");
+    }));
+}

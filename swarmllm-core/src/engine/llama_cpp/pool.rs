@@ -1,0 +1,95 @@
+//! Compute threads: one pool for each number of threads of an engine, shared by its stages, used by one at a time.
+//!
+//! llama.cpp would otherwise start and end its threads at each step. Between steps the workers sleep, see [`POLL`].
+
+use std::collections::HashMap;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use llama_cpp_sys_2 as ll;
+
+use crate::engine::EngineError;
+
+/// How long an idle worker spins before it sleeps, in ggml's unit of 131,072 looks (some 4 ms). Not at all: waking a
+/// sleeper does not show in the speed of one stage, while a spinning one takes the core from the next stage of the chain
+/// where that runs in another process (on two cores, a unit costs a third of the speed, ggml's own 50 cost 70 %).
+pub(super) const POLL: u32 = 0;
+
+/// The pools of an engine, by number of threads. A pool ends with the last stage that uses it.
+#[derive(Debug)]
+pub(super) struct Pools {
+    poll: u32,
+    pools: Mutex<HashMap<u32, Weak<Pool>>>,
+}
+
+impl Default for Pools {
+    fn default() -> Self {
+        Self::with_poll(POLL)
+    }
+}
+
+impl Pools {
+    /// Pools whose workers spin for `poll` units.
+    pub fn with_poll(poll: u32) -> Self {
+        Self { poll, pools: Mutex::default() }
+    }
+
+    /// The pool of `threads` threads, the calling one included.
+    pub fn get(&self, threads: u32) -> Result<Arc<Pool>, EngineError> {
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pool) = pools.get(&threads).and_then(Weak::upgrade) {
+            return Ok(pool);
+        }
+        pools.retain(|_, pool| pool.strong_count() > 0);
+        let pool = Arc::new(Pool::new(threads, self.poll)?);
+        pools.insert(threads, Arc::downgrade(&pool));
+        Ok(pool)
+    }
+}
+
+/// A pool of compute threads.
+#[derive(Debug)]
+pub(super) struct Pool {
+    raw: NonNull<ll::ggml_threadpool>,
+    turn: Mutex<()>,
+}
+
+// SAFETY: ggml's pool is not bound to a thread; it is computed with only while `turn` is held.
+unsafe impl Send for Pool {}
+// SAFETY: as above; everything else on `&Pool` only hands out the pointer.
+unsafe impl Sync for Pool {}
+
+impl Pool {
+    fn new(threads: u32, poll: u32) -> Result<Self, EngineError> {
+        let count = i32::try_from(threads).unwrap_or(i32::MAX);
+        // SAFETY: the parameters are ggml's defaults for this count, changed in one number.
+        let raw = unsafe {
+            let mut params = ll::ggml_threadpool_params_default(count);
+            params.poll = poll;
+            ll::ggml_threadpool_new(&raw mut params)
+        };
+        let raw = NonNull::new(raw).ok_or_else(|| EngineError::Step {
+            engine: super::ENGINE,
+            reason: format!("{threads} compute threads could not be started"),
+        })?;
+        Ok(Self { raw, turn: Mutex::new(()) })
+    }
+
+    /// The pool as llama.cpp takes it. Only to be computed with inside [`Pool::compute`].
+    pub fn raw(&self) -> *mut ll::ggml_threadpool {
+        self.raw.as_ptr()
+    }
+
+    /// Runs a computation when no other uses the pool.
+    pub fn compute<T>(&self, call: impl FnOnce() -> T) -> T {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        call()
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // SAFETY: the pool is ours, and no context uses it any more: each stage holds it for as long as its context.
+        unsafe { ll::ggml_threadpool_free(self.raw.as_ptr()) };
+    }
+}

@@ -1,0 +1,150 @@
+//! The bytes of llama.cpp's KV state of one session, checked before llama.cpp reads them: they may come from a peer.
+//!
+//! The layout is not part of llama.cpp's interface; it is pinned with its version, and a snapshot that does not have the
+//! size that this layout tells is an error, so that a change is noticed. Only the numbers of the state are checked; its
+//! keys and values are floats, whatever they are.
+
+use llama_cpp_sys_2 as ll;
+
+use crate::base::LayerRange;
+use crate::engine::EngineError;
+
+use super::shape::Shape;
+use super::stage::KV_FLOAT;
+
+/// First word of a state.
+const MAGIC: u32 = 0xaf14_3cd8;
+/// Bytes before the caches: magic and session.
+const HEAD: u64 = 8;
+/// Bytes of a count: of streams, or of a stream's cells.
+const COUNT: u64 = 4;
+/// Bytes of a cell: position, sessions, session.
+const CELL: u64 = 12;
+/// Bytes after the cells: transposed, layers, two rotations.
+const DATA_HEAD: u64 = 16;
+/// Bytes before a layer's keys or values: type, bytes of a row.
+const ROWS_HEAD: u64 = 12;
+
+/// One of llama.cpp's KV caches.
+#[derive(Debug)]
+struct Cache {
+    /// Positions that it keeps of a session.
+    window: u32,
+    layers: u32,
+}
+
+/// What the state of a session of this stage looks like.
+#[derive(Debug)]
+pub(super) struct Layout {
+    caches: Vec<Cache>,
+    /// Streams of a cache: one for each session of the stage, all but one empty in a session's state.
+    streams: u32,
+    /// Bytes of a position's keys in a layer, and equally of its values.
+    row: u64,
+}
+
+/// A cursor over a state.
+struct Cursor<'a>(&'a [u8]);
+
+impl Layout {
+    /// The layout of a stage: windowed layers have a cache of their own, after that of the others.
+    pub fn of(shape: &Shape, layers: LayerRange, streams: u32) -> Self {
+        let count = |windowed: bool| {
+            let of_kind = (layers.start..layers.end).filter(|layer| shape.windowed(*layer) == windowed);
+            of_kind.count() as u32
+        };
+        let mut caches = vec![Cache { window: u32::MAX, layers: count(false) }];
+        caches.extend(shape.window.as_ref().map(|window| Cache { window: window.size, layers: count(true) }));
+        Self { caches, streams, row: shape.kv_width() * KV_FLOAT }
+    }
+
+    /// Bytes of the state of a session of `len` positions.
+    pub fn size(&self, len: u32) -> usize {
+        let cache = |cache: &Cache| {
+            let cells = u64::from(len.min(cache.window));
+            let rows = u64::from(cache.layers) * 2 * (ROWS_HEAD + cells * self.row);
+            COUNT * (1 + u64::from(self.streams)) + cells * CELL + DATA_HEAD + rows
+        };
+        let size = if len == 0 { 0 } else { HEAD + self.caches.iter().map(cache).sum::<u64>() };
+        usize::try_from(size).unwrap_or(usize::MAX)
+    }
+
+    /// Says whether `state` is one of this layout and of `len` positions.
+    pub fn check(&self, state: &[u8], len: u32) -> Result<(), EngineError> {
+        let size = self.size(len);
+        if state.len() != size {
+            let reason = format!("it has {} bytes, {len} positions need {size}", state.len());
+            return Err(EngineError::Snapshot { reason });
+        }
+        match len == 0 || self.walk(Cursor(state), len).is_some() {
+            true => Ok(()),
+            false => Err(EngineError::Snapshot { reason: "it is not of this stage's layout".to_owned() }),
+        }
+    }
+
+    fn walk(&self, mut state: Cursor, len: u32) -> Option<()> {
+        state.exactly(MAGIC)?;
+        state.word()?;
+        for cache in &self.caches {
+            state.exactly(self.streams)?;
+            let mut found = 0;
+            for _ in 0..self.streams {
+                found += match state.word()? {
+                    0 => 0,
+                    cells if cells == len.min(cache.window) => self.walk_stream(&mut state, cache, len).map(|()| 1)?,
+                    _ => return None,
+                };
+            }
+            (found == 1).then_some(())?;
+        }
+        state.0.is_empty().then_some(())
+    }
+
+    fn walk_stream(&self, state: &mut Cursor, cache: &Cache, len: u32) -> Option<()> {
+        let cells = len.min(cache.window);
+        state.positions(len - cells, cells)?;
+        state.exactly(0)?;
+        state.exactly(cache.layers)?;
+        state.exactly(0)?;
+        state.exactly(0)?;
+        // Keys of all layers, then values of all layers.
+        for _ in 0..2 * cache.layers {
+            state.exactly(ll::GGML_TYPE_F16)?;
+            let told = u64::from(state.word()?) | u64::from(state.word()?) << 32;
+            (told == self.row).then_some(())?;
+            state.skip(usize::try_from(u64::from(cells).checked_mul(self.row)?).ok()?)?;
+        }
+        Some(())
+    }
+}
+
+impl Cursor<'_> {
+    fn word(&mut self) -> Option<u32> {
+        let (word, rest) = self.0.split_first_chunk::<4>()?;
+        self.0 = rest;
+        Some(u32::from_le_bytes(*word))
+    }
+
+    fn exactly(&mut self, wanted: u32) -> Option<()> {
+        (self.word()? == wanted).then_some(())
+    }
+
+    fn skip(&mut self, bytes: usize) -> Option<()> {
+        self.0 = self.0.get(bytes..)?;
+        Some(())
+    }
+
+    /// Cells of one session that are the positions `first..first + count`, in any order.
+    fn positions(&mut self, first: u32, count: u32) -> Option<()> {
+        let mut seen = vec![false; count as usize];
+        for _ in 0..count {
+            let at = usize::try_from(self.word()?.checked_sub(first)?).ok()?;
+            if std::mem::replace(seen.get_mut(at)?, true) {
+                return None;
+            }
+            self.exactly(1)?;
+            self.word()?;
+        }
+        Some(())
+    }
+}

@@ -1,0 +1,335 @@
+//! A stage on llama.cpp: checks each step, runs it, and takes out hidden states or logits.
+
+use llama_cpp_sys_2 as ll;
+
+use crate::engine::slots::Slots;
+use crate::engine::{EngineError, Row, Stage, StageConfig, StageSpec};
+use crate::model::StageSource;
+
+use super::capture::Capture;
+use super::image::Image;
+use super::model::{Context, ContextParams, Model};
+use super::pool::{Pool, Pools};
+use super::shape::Shape;
+use super::snapshot::Layout;
+use std::sync::Arc;
+
+/// Rows of one step whose logits a stage with the head can give, unless it has more sessions: each takes
+/// `4 * vocabulary` bytes.
+const HEAD_ROWS: u32 = 64;
+
+/// llama.cpp rounds KV cells up to this.
+const CELL_ROUNDING: u32 = 256;
+
+/// Bytes of one float of the KV cache (F16).
+pub(super) const KV_FLOAT: u64 = 2;
+
+/// A range of layers, loaded into llama.cpp.
+pub(super) struct LlamaStage {
+    context: Context,
+    batch: Batch,
+    slots: Slots,
+    layout: Layout,
+    /// Positions that a windowed layer sees.
+    window: Option<u32>,
+    /// Rows of a step that may be wanted, where there is a head.
+    head_rows: u32,
+    spec: StageSpec,
+    /// Held for as long as the context, which computes with it.
+    pool: Arc<Pool>,
+}
+
+/// The arrays that a `llama_batch` points into, kept between steps.
+#[derive(Default)]
+struct Batch {
+    positions: Vec<i32>,
+    session_counts: Vec<i32>,
+    sessions: Vec<i32>,
+    session_pointers: Vec<*mut i32>,
+    outputs: Vec<i8>,
+}
+
+// SAFETY: llama.cpp binds neither model nor context to a thread; the pointers of the batch point into the stage's own
+// vectors, and are made anew at each step.
+unsafe impl Send for LlamaStage {}
+
+impl LlamaStage {
+    /// Loads a checked stage.
+    pub fn load(
+        shape: &Shape,
+        source: &StageSource,
+        image: &Image,
+        config: &StageConfig,
+        pools: &Pools,
+    ) -> Result<Self, EngineError> {
+        let layers = source.layers;
+        let refuse = |reason: String| EngineError::Load { engine: super::ENGINE, layers, reason };
+        let config = settle(config, shape).map_err(refuse)?;
+        let pool = pools.get(config.threads)?;
+        let model = Model::load(image).map_err(refuse)?;
+        let rows = config.max_rows.max(config.max_sessions);
+        let head_rows = rows.min(HEAD_ROWS.max(config.max_sessions));
+        let params = ContextParams {
+            // Each session has cells of its own: beside others in one pool its results would depend on theirs.
+            cells: config.context.saturating_mul(config.max_sessions),
+            rows,
+            outputs: if source.head { head_rows } else { 0 },
+            sessions: config.max_sessions,
+            threads: config.threads,
+        };
+        let capture = (!source.head).then(|| Box::new(Capture::new(layers.len(), shape.width)));
+        let context = Context::new(model, &params, capture, &pool).map_err(refuse)?;
+        let kv = u64::from(layers.len()) * shape.kv_width() * 2 * KV_FLOAT;
+        let cells = u64::from(config.context.next_multiple_of(CELL_ROUNDING)) * u64::from(config.max_sessions);
+        let weights: u64 = source.tensors.iter().map(|tensor| tensor.entry.size).sum();
+        Ok(Self {
+            context,
+            batch: Batch::default(),
+            slots: Slots::new(&config),
+            layout: Layout::of(shape, layers, config.max_sessions),
+            window: shape.window.as_ref().map(|window| window.size),
+            head_rows,
+            spec: StageSpec {
+                engine: super::ENGINE,
+                layers,
+                width: shape.width,
+                vocab: source.head.then_some(shape.vocab),
+                config,
+                memory: weights + kv * cells,
+            },
+            pool,
+        })
+    }
+
+    /// What a step must be, besides what the slots check.
+    fn check(&self, rows: &[Row]) -> Result<(), EngineError> {
+        let wanted = rows.iter().filter(|row| row.want).count();
+        if self.spec.vocab.is_some() && wanted > self.head_rows as usize {
+            return Err(EngineError::Rows { rows: wanted, max: self.head_rows });
+        }
+        Ok(())
+    }
+
+    /// Computes the rows of one session.
+    fn run(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
+        self.decode(hidden, rows)?;
+        match self.spec.vocab {
+            Some(vocab) => self.take_logits(rows, vocab, out),
+            None => self.take_hidden(out),
+        }
+    }
+
+    /// Runs the batch.
+    fn decode(&mut self, hidden: &[f32], rows: &[Row]) -> Result<(), EngineError> {
+        if let Some(capture) = &mut self.context.capture {
+            capture.prepare(rows.len());
+        }
+        let batch = self.batch.fill(hidden, rows, self.spec.vocab.is_none());
+        let context = self.context.raw();
+        // SAFETY: the batch's arrays have a place for each row and live until the call returns; rows, positions and
+        // sessions were checked; no other thread uses the context, and none the pool.
+        let code = self.pool.compute(|| unsafe { ll::llama_decode(context, batch) });
+        match code {
+            0 => Ok(()),
+            1 => Err(EngineError::ContextFull { context: self.spec.config.context }),
+            code => Err(step_error(format!("llama_decode returned {code}"))),
+        }
+    }
+
+    /// Appends the captured hidden states to `out`.
+    fn take_hidden(&mut self, out: &mut Vec<f32>) -> Result<(), EngineError> {
+        let from = out.len();
+        match &mut self.context.capture {
+            Some(capture) if capture.hits == 1 && from == 0 => std::mem::swap(out, &mut capture.rows),
+            Some(capture) if capture.hits == 1 => out.extend_from_slice(&capture.rows),
+            _ => return Err(step_error("the last layer's output was not met once".to_owned())),
+        }
+        match first_not_finite(&out[from..], self.spec.width) {
+            Some(row) => Err(step_error(format!("hidden state of row {row} is not finite"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Appends the logits of the wanted rows to `out`.
+    fn take_logits(&mut self, rows: &[Row], vocab: u32, out: &mut Vec<f32>) -> Result<(), EngineError> {
+        let context = self.context.raw();
+        for (index, _) in (0_i32..).zip(rows).filter(|(_, row)| row.want) {
+            // SAFETY: the context has computed, and the row was flagged as an output.
+            let logits = unsafe { ll::llama_get_logits_ith(context, index) };
+            if logits.is_null() {
+                return Err(step_error(format!("there are no logits of row {index}")));
+            }
+            // SAFETY: a row of logits is as long as the vocabulary that the image's header tells, and lives until the
+            // next step.
+            let logits = unsafe { std::slice::from_raw_parts(logits, vocab as usize) };
+            if first_not_finite(logits, vocab).is_some() {
+                return Err(step_error(format!("a logit of row {index} is not finite")));
+            }
+            out.extend_from_slice(logits);
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, slot: u32) {
+        if let (Ok(_), Ok(session)) = (self.slots.held(slot), i32::try_from(slot)) {
+            let memory = self.context.memory();
+            // SAFETY: the memory is the context's, and the slot is one of its sequences.
+            unsafe { ll::llama_memory_seq_rm(memory, session, -1, -1) };
+            self.slots.release(slot);
+        }
+    }
+
+    /// Whether a windowed layer still holds all that a session of `len` positions would look back at. Cells that fell
+    /// out of the window may have been given to other sessions.
+    fn holds_window(&mut self, session: i32, len: u32) -> bool {
+        let Some(window) = self.window else { return true };
+        let memory = self.context.memory();
+        // SAFETY: as in `forget`.
+        let first = unsafe { ll::llama_memory_seq_pos_min(memory, session) };
+        u32::try_from(first).is_ok_and(|first| first <= (len + 1).saturating_sub(window))
+    }
+}
+
+impl Stage for LlamaStage {
+    fn spec(&self) -> &StageSpec {
+        &self.spec
+    }
+
+    fn step(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
+        out.clear();
+        self.slots.check(&self.spec, hidden, rows)?;
+        self.check(rows)?;
+        let width = self.spec.width as usize;
+        let mut done = 0;
+        // One call per run of rows of one session: llama.cpp would reorder a mixture, and its results depend on the
+        // shape of a call.
+        for run in rows.chunk_by(|one, next| one.slot == next.slot) {
+            let end = done + run.len();
+            if let Err(error) = self.run(&hidden[done * width..end * width], run, out) {
+                out.clear();
+                rows.iter().for_each(|row| self.forget(row.slot));
+                return Err(error);
+            }
+            done = end;
+        }
+        self.slots.commit(rows);
+        Ok(())
+    }
+
+    fn truncate(&mut self, slot: u32, len: u32) -> Result<(), EngineError> {
+        let held = self.slots.held(slot)?;
+        if len > held {
+            return Err(EngineError::Position { given: len, expected: held });
+        }
+        if len == 0 {
+            self.forget(slot);
+            return Ok(());
+        }
+        // Slots and lengths are below llama.cpp's limits, which fit.
+        let (session, from) = (slot as i32, len as i32);
+        if len < held && !self.holds_window(session, len) {
+            return Err(step_error(format!("positions before {len} have left the window: release and replay")));
+        }
+        let memory = self.context.memory();
+        // SAFETY: as in `forget`.
+        if !unsafe { ll::llama_memory_seq_rm(memory, session, from, -1) } {
+            self.forget(slot);
+            return Err(step_error("the session could not be cut back".to_owned()));
+        }
+        self.slots.truncate(slot, len)?;
+        Ok(())
+    }
+
+    fn release(&mut self, slot: u32) {
+        self.forget(slot);
+    }
+
+    fn snapshot(&mut self, slot: u32) -> Result<Vec<u8>, EngineError> {
+        let len = self.slots.held(slot)?;
+        if len == 0 {
+            return Ok(Vec::new());
+        }
+        let size = self.layout.size(len);
+        let mut state = vec![0_u8; size];
+        // SAFETY: the buffer has `size` bytes, which llama.cpp does not exceed; the slot is one of the context's.
+        let written =
+            unsafe { ll::llama_state_seq_get_data(self.context.raw(), state.as_mut_ptr(), size, slot as i32) };
+        if written != size {
+            return Err(EngineError::Snapshot { reason: format!("it has {written} bytes, {size} were expected") });
+        }
+        Ok(state)
+    }
+
+    fn restore(&mut self, slot: u32, len: u32, state: &[u8]) -> Result<(), EngineError> {
+        self.slots.admits(slot, len)?;
+        self.layout.check(state, len)?;
+        self.forget(slot);
+        if len == 0 {
+            return Ok(());
+        }
+        let session = slot as i32;
+        let memory = self.context.memory();
+        // SAFETY: the state was checked to be one of this stage's layout and of `len` positions, which fit.
+        let (read, last) = unsafe {
+            let read = ll::llama_state_seq_set_data(self.context.raw(), state.as_ptr(), state.len(), session);
+            (read, ll::llama_memory_seq_pos_max(memory, session))
+        };
+        if read != state.len() || u32::try_from(last) != Ok(len - 1) {
+            self.forget(slot);
+            return Err(EngineError::Snapshot { reason: "llama.cpp refused it".to_owned() });
+        }
+        self.slots.put(slot, len);
+        Ok(())
+    }
+}
+
+impl Batch {
+    /// The batch of a step; valid until the next call.
+    fn fill(&mut self, hidden: &[f32], rows: &[Row], all_outputs: bool) -> ll::llama_batch {
+        fn refill<T>(array: &mut Vec<T>, values: impl Iterator<Item = T>) -> *mut T {
+            array.clear();
+            array.extend(values);
+            array.as_mut_ptr()
+        }
+        let first = refill(&mut self.sessions, rows.iter().map(|row| row.slot as i32));
+        // SAFETY: offsets of places of the array just filled.
+        let pointers = (0..rows.len()).map(|index| unsafe { first.add(index) });
+        ll::llama_batch {
+            n_tokens: rows.len() as i32,
+            token: std::ptr::null_mut(),
+            // llama.cpp copies the rows and never writes to them.
+            embd: hidden.as_ptr().cast_mut(),
+            pos: refill(&mut self.positions, rows.iter().map(|row| row.pos as i32)),
+            n_seq_id: refill(&mut self.session_counts, rows.iter().map(|_| 1)),
+            seq_id: refill(&mut self.session_pointers, pointers),
+            logits: refill(&mut self.outputs, rows.iter().map(|row| i8::from(all_outputs || row.want))),
+        }
+    }
+}
+
+fn step_error(reason: String) -> EngineError {
+    EngineError::Step { engine: super::ENGINE, reason }
+}
+
+/// The first row with a value that is not finite. Rows are looked at without a way out in the middle, which is fast.
+fn first_not_finite(values: &[f32], width: u32) -> Option<usize> {
+    let finite = |row: &[f32]| row.iter().fold(true, |finite, value| finite & value.is_finite());
+    values.chunks(width.max(1) as usize).position(|row| !finite(row))
+}
+
+/// The configuration that the stage will have: no more context than the model was trained for, no more rows than
+/// context, no more threads than the machine has. Zeros and more sessions than llama.cpp knows are refused.
+fn settle(config: &StageConfig, shape: &Shape) -> Result<StageConfig, String> {
+    // SAFETY: returns a constant.
+    let sessions = unsafe { ll::llama_max_parallel_sequences() } as u64;
+    let StageConfig { context, max_sessions, max_rows, threads } = *config;
+    if context == 0 || max_sessions == 0 || max_rows == 0 || threads == 0 {
+        return Err("a context, sessions, rows and threads of at least 1 are needed".to_owned());
+    }
+    if u64::from(max_sessions) > sessions {
+        return Err(format!("{max_sessions} sessions were asked for, llama.cpp has at most {sessions}"));
+    }
+    let context = context.min(shape.context);
+    let cores = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX));
+    Ok(StageConfig { context, max_sessions, max_rows: max_rows.min(context), threads: threads.min(cores) })
+}

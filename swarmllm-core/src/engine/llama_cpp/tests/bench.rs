@@ -1,0 +1,178 @@
+//! Measurements, not tests: run with `--ignored --nocapture` on a quiet machine. They print ratios and assert nothing.
+//!
+//! What is measured is decoding one token at a time, which is where starting, waking and spinning of compute threads
+//! matters; each figure is the best of several short bursts that take turns, because other load only ever slows one.
+
+use std::time::{Duration, Instant};
+
+use llama_cpp_sys_2 as ll;
+
+use super::whole::Whole;
+use super::{Chain, Cut, gemma3, run, smollm2, tokens};
+use crate::engine::StageConfig;
+use crate::engine::llama_cpp::LlamaCpp;
+use crate::engine::llama_cpp::pool::Pools;
+
+const BURST: usize = 32;
+const BURSTS: usize = 12;
+const PREFILL: usize = 64;
+
+fn bench_config() -> StageConfig {
+    StageConfig { context: 512, max_sessions: 1, max_rows: 128, threads: 2 }
+}
+
+/// Processor time of this process so far.
+fn burnt() -> Duration {
+    // SAFETY: a test; the structure is plain numbers.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_SELF, &raw mut usage);
+        usage
+    };
+    let time = |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000);
+    time(usage.ru_utime) + time(usage.ru_stime)
+}
+
+/// One way to decode.
+struct Way {
+    name: String,
+    step: Box<dyn FnMut(u32, u32)>,
+    best: f64,
+    idle: Duration,
+}
+
+fn whole_way(cut: &Cut, name: &str, pools: Option<Pools>, pause: bool) -> Way {
+    let mut whole = Whole::load(&cut.path, &bench_config(), pools.as_ref());
+    whole.step(&run(0, 0, &tokens(1, PREFILL, cut.manifest.vocab)));
+    let pool = pools.as_ref().map(|pools| pools.get(2).expect("a pool"));
+    let step = move |pos, token| {
+        if pos == PREFILL as u32 {
+            whole.truncate(0, pos);
+        }
+        whole.step(&run(0, pos, &[token]));
+        if let Some(pool) = pool.as_ref().filter(|_| pause) {
+            // SAFETY: a measurement; the pool has just computed and is at rest.
+            unsafe { ll::ggml_threadpool_pause(pool.raw()) };
+        }
+    };
+    Way { name: name.to_owned(), step: Box::new(step), best: 0.0, idle: Duration::ZERO }
+}
+
+/// `engines`: one per stage, taken in turn, so that stages of two engines have two pools.
+fn chain_way(cut: &Cut, name: String, engines: &[LlamaCpp], cuts: &[u32]) -> Way {
+    let mut chain = Chain::load_on(engines, cut, cuts, &bench_config());
+    chain.step(&run(0, 0, &tokens(1, PREFILL, cut.manifest.vocab)));
+    let step = move |pos, token| {
+        if pos == PREFILL as u32 {
+            chain.truncate(0, pos);
+        }
+        chain.step(&run(0, pos, &[token]));
+    };
+    Way { name, step: Box::new(step), best: 0.0, idle: Duration::ZERO }
+}
+
+fn polling(poll: u32) -> LlamaCpp {
+    LlamaCpp { pools: Pools::with_poll(poll) }
+}
+
+fn measure(ways: &mut [Way], vocab: u32) {
+    let text = tokens(2, BURST, vocab);
+    for _ in 0..BURSTS {
+        for way in ways.iter_mut() {
+            let start = Instant::now();
+            for (pos, token) in (PREFILL as u32..).zip(&text) {
+                (way.step)(pos, *token);
+            }
+            way.best = way.best.max(BURST as f64 / start.elapsed().as_secs_f64());
+            let before = burnt();
+            std::thread::sleep(Duration::from_millis(400));
+            way.idle = burnt() - before;
+        }
+    }
+    let bare = ways.first().map_or(1.0, |way| way.best);
+    for way in ways {
+        let Way { name, best, idle, .. } = way;
+        println!("{name:44} {best:8.1} tok/s {:6.3} of bare, {idle:?} burnt in 400 ms of idleness", *best / bare);
+    }
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn what_polling_costs_and_gains() {
+    for (cut, middle) in [(smollm2(), 15), (gemma3(), 9)] {
+        let Some(cut) = cut else { continue };
+        println!("{}", cut.path.display());
+        let mut ways = vec![
+            whole_way(&cut, "whole, threads thrown away", None, false),
+            whole_way(&cut, "whole, pool, poll 50", Some(Pools::with_poll(50)), false),
+            whole_way(&cut, "whole, pool, poll 0", Some(Pools::with_poll(0)), false),
+            whole_way(&cut, "whole, pool, poll 1", Some(Pools::with_poll(1)), false),
+            whole_way(&cut, "whole, pool, poll 50, paused after a step", Some(Pools::with_poll(50)), true),
+        ];
+        for poll in [50, 0, 1, 2, 5] {
+            ways.push(chain_way(&cut, format!("one stage, poll {poll}"), &[polling(poll)], &[]));
+        }
+        for poll in [50, 0, 1, 2, 5] {
+            ways.push(chain_way(&cut, format!("two stages, one pool, poll {poll}"), &[polling(poll)], &[middle]));
+            let engines = [polling(poll), polling(poll)];
+            ways.push(chain_way(&cut, format!("two stages, two pools, poll {poll}"), &engines, &[middle]));
+        }
+        measure(&mut ways, cut.manifest.vocab);
+    }
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn what_an_embedding_costs() {
+    for cut in [smollm2(), gemma3()] {
+        let Some(cut) = cut else { continue };
+        let embedder = crate::engine::Engine::load_embedder(&LlamaCpp::new(), cut.embedding()).expect("an embedder");
+        for count in [1, 512] {
+            let text = tokens(3, count, cut.manifest.vocab);
+            let mut out = Vec::new();
+            let times = (0..50).map(|_| {
+                let start = Instant::now();
+                embedder.embed(&text, &mut out).expect("tokens of the vocabulary");
+                start.elapsed()
+            });
+            println!("{}: {count} tokens in {:?}", cut.path.display(), times.min().unwrap_or_default());
+        }
+    }
+}
+
+/// Whether a session's results depend on what other sessions do.
+#[test]
+#[ignore = "a measurement"]
+fn what_the_neighbours_change() {
+    for (cut, threads) in [(smollm2(), 1), (smollm2(), 2), (gemma3(), 1), (gemma3(), 2)] {
+        let Some(cut) = cut else { continue };
+        let config = StageConfig { context: 2048, max_sessions: 2, max_rows: 512, threads };
+        let (mut alone, mut beside) =
+            (Chain::load(&LlamaCpp::new(), &cut, &[], &config), Chain::load(&LlamaCpp::new(), &cut, &[], &config));
+        beside.step(&run(1, 0, &tokens(4, 37, cut.manifest.vocab)));
+        for length in [40, 300, 700] {
+            let text = tokens(5, length + 8, cut.manifest.vocab);
+            let mut greatest = [0.0_f32; 2];
+            let mut pos = 0;
+            for (phase, part) in
+                text[..length].chunks(300).map(|part| (0, part)).chain(text[length..].chunks(1).map(|part| (1, part)))
+            {
+                let mut fed = run(0, pos, part);
+                let last = fed.len() - 1;
+                fed.iter_mut().take(last).for_each(|row| row.want = false);
+                let (here, there) = (alone.step(&fed), beside.step(&fed));
+                let difference = here.iter().zip(&there).map(|(here, there)| (here - there).abs());
+                greatest[phase] = difference.fold(greatest[phase], f32::max);
+                pos += part.len() as u32;
+            }
+            alone.release(0);
+            beside.release(0);
+            println!(
+                "{} {threads} threads, {length} positions: prefill {}, decode {}",
+                cut.path.display(),
+                greatest[0],
+                greatest[1]
+            );
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Split equals whole, to the bit.
+
+use super::whole::Whole;
+use super::{Chain, Cut, bits, config, gemma3, greedy, run, smollm2, tokens};
+use crate::engine::StageConfig;
+use crate::engine::llama_cpp::LlamaCpp;
+
+/// Prefill in chunks of `chunk`, then greedy decoding: all logits are compared.
+fn assert_equal(whole: &mut Whole, chain: &mut Chain, prompt: &[u32], chunk: usize, decode: usize, vocab: u32) {
+    let mut pos = 0;
+    let mut last = 0;
+    for part in prompt.chunks(chunk) {
+        let fed = run(0, pos, part);
+        let (want, got) = (whole.step(&fed), chain.step(&fed));
+        assert!(bits(&want) == bits(&got), "prefill at {pos} differs");
+        pos += part.len() as u32;
+        last = greedy(&want[want.len() - vocab as usize..]);
+    }
+    for _ in 0..decode {
+        let fed = run(0, pos, &[last]);
+        let (want, got) = (whole.step(&fed), chain.step(&fed));
+        assert!(bits(&want) == bits(&got), "decoding at {pos} differs");
+        pos += 1;
+        last = greedy(&want);
+    }
+}
+
+fn chains_equal_the_whole(cut: &Cut, chains: &[&[u32]]) {
+    let engine = LlamaCpp::new();
+    let config = config();
+    let prompt = tokens(7, 150, cut.manifest.vocab);
+    for cuts in chains {
+        let mut whole = Whole::load(&cut.path, &config, None);
+        let mut chain = Chain::load(&engine, cut, cuts, &config);
+        assert_equal(&mut whole, &mut chain, &prompt, 60, 12, cut.manifest.vocab);
+    }
+}
+
+#[test]
+fn one_two_and_three_stages_of_smollm2_equal_the_whole_model_to_the_bit() {
+    let Some(cut) = smollm2() else { return };
+    chains_equal_the_whole(&cut, &[&[], &[15], &[1, 20]]);
+}
+
+#[test]
+fn one_two_and_three_stages_of_gemma3_equal_the_whole_model_to_the_bit() {
+    let Some(cut) = gemma3() else { return };
+    chains_equal_the_whole(&cut, &[&[], &[9], &[5, 11]]);
+}
+
+/// Beyond 512 cells llama.cpp splits the attention of a single row between threads, and Gemma's window slides.
+fn a_long_text_equals_the_whole(cut: &Cut, cuts: &[u32]) {
+    let engine = LlamaCpp::new();
+    let config = StageConfig { max_rows: 512, threads: 2, ..config() };
+    let mut whole = Whole::load(&cut.path, &config, None);
+    let mut chain = Chain::load(&engine, cut, cuts, &config);
+    let prompt = tokens(11, 700, cut.manifest.vocab);
+    let mut pos = 0;
+    for part in prompt.chunks(350) {
+        let mut fed = run(0, pos, part);
+        let last = fed.len() - 1;
+        fed.iter_mut().take(last).for_each(|row| row.want = false);
+        assert!(bits(&whole.step(&fed)) == bits(&chain.step(&fed)), "prefill at {pos} differs");
+        pos += part.len() as u32;
+    }
+    for token in tokens(12, 8, cut.manifest.vocab) {
+        let fed = run(0, pos, &[token]);
+        assert!(bits(&whole.step(&fed)) == bits(&chain.step(&fed)), "decoding at {pos} differs");
+        pos += 1;
+    }
+}
+
+#[test]
+fn a_long_text_of_smollm2_equals_the_whole_model_to_the_bit() {
+    let Some(cut) = smollm2() else { return };
+    a_long_text_equals_the_whole(&cut, &[10]);
+}
+
+#[test]
+fn a_long_text_of_gemma3_beyond_its_window_equals_the_whole_model_to_the_bit() {
+    let Some(cut) = gemma3() else { return };
+    a_long_text_equals_the_whole(&cut, &[7]);
+}
+
+fn interleaved_sessions_equal_the_whole(cut: &Cut, cuts: &[u32]) {
+    let engine = LlamaCpp::new();
+    let vocab = cut.manifest.vocab;
+    let mut whole = Whole::load(&cut.path, &config(), None);
+    let mut chain = Chain::load(&engine, cut, cuts, &config());
+    let texts = [tokens(1, 40, vocab), tokens(2, 25, vocab)];
+    let mut steps = vec![run(0, 0, &texts[0][..20]), run(1, 0, &texts[1][..11])];
+    for turn in 0..8 {
+        steps.push(run(0, 20 + turn, &texts[0][20 + turn as usize..][..1]));
+        steps.push(run(1, 11 + turn, &texts[1][11 + turn as usize..][..1]));
+    }
+    // Both in one step: a row each, then a prefill beside a row.
+    steps.push([run(1, 19, &texts[1][19..20]), run(0, 28, &texts[0][28..29])].concat());
+    steps.push([run(0, 29, &texts[0][29..36]), run(1, 20, &texts[1][20..21])].concat());
+    for (index, step) in steps.iter().enumerate() {
+        // A stage computes the rows of each session by themselves.
+        let runs = step.chunk_by(|one, next| one.slot == next.slot);
+        let expected: Vec<f32> = runs.flat_map(|run| whole.step(run)).collect();
+        assert!(bits(&expected) == bits(&chain.step(step)), "step {index} differs");
+    }
+}
+
+#[test]
+fn interleaved_and_batched_sessions_equal_the_whole_model_given_the_same_steps() {
+    for (cut, cuts) in [(smollm2(), [15]), (gemma3(), [9])] {
+        let Some(cut) = cut else { continue };
+        interleaved_sessions_equal_the_whole(&cut, &cuts);
+    }
+}
+
+fn truncation_is_as_if_never_computed(cut: &Cut, cuts: &[u32]) {
+    let engine = LlamaCpp::new();
+    let vocab = cut.manifest.vocab;
+    let mut whole = Whole::load(&cut.path, &config(), None);
+    let mut chain = Chain::load(&engine, cut, cuts, &config());
+    let prompt = run(0, 0, &tokens(3, 30, vocab));
+    assert!(bits(&whole.step(&prompt)) == bits(&chain.step(&prompt)));
+    let text = tokens(4, 6, vocab);
+    let guess = run(0, 30, &text);
+    let first = chain.step(&guess);
+    assert!(bits(&whole.step(&guess)) == bits(&first));
+    whole.truncate(0, 32);
+    chain.truncate(0, 32);
+    let replay = run(0, 32, &text[2..]);
+    assert!(bits(&whole.step(&replay)) == bits(&chain.step(&replay)), "a cut back session goes on like the whole's");
+    chain.truncate(0, 30);
+    assert!(bits(&first) == bits(&chain.step(&guess)), "a replayed step gives what it gave");
+    chain.release(0);
+    assert!(chain.stages.iter_mut().all(|stage| stage.truncate(0, 1).is_err()), "a released session holds nothing");
+}
+
+#[test]
+fn a_session_that_is_cut_back_goes_on_as_if_the_rest_had_never_been() {
+    for (cut, cuts) in [(smollm2(), [10, 20]), (gemma3(), [5, 11])] {
+        let Some(cut) = cut else { continue };
+        truncation_is_as_if_never_computed(&cut, &cuts);
+    }
+}
+
+fn a_snapshot_moves_a_session(cut: &Cut, cuts: &[u32], length: usize, threads: u32) {
+    let engine = LlamaCpp::new();
+    let config = StageConfig { max_rows: 512, threads, ..config() };
+    let vocab = cut.manifest.vocab;
+    let mut from = Chain::load(&engine, cut, cuts, &config);
+    let mut to = Chain::load(&engine, cut, cuts, &config);
+    let mut prompt = run(1, 0, &tokens(5, length, vocab));
+    prompt.iter_mut().for_each(|row| row.want = false);
+    for part in prompt.chunks(512) {
+        from.step(part);
+    }
+    for (from, to) in from.stages.iter_mut().zip(&mut to.stages) {
+        let state = from.snapshot(1).expect("a snapshot");
+        to.restore(3, length as u32, &state).expect("a restored session");
+    }
+    for (turn, token) in (0..6).zip(tokens(6, 6, vocab)) {
+        let pos = length as u32 + turn;
+        let (here, there) = (from.step(&run(1, pos, &[token])), to.step(&run(3, pos, &[token])));
+        assert!(bits(&here) == bits(&there), "position {pos} differs after the move");
+    }
+}
+
+#[test]
+fn a_snapshot_restored_in_another_stage_and_slot_goes_on_to_the_bit() {
+    for (cut, cuts) in [(smollm2(), [15]), (gemma3(), [9])] {
+        let Some(cut) = cut else { continue };
+        a_snapshot_moves_a_session(&cut, &cuts, 40, 2);
+        // Windowed layers restore only their window, to other cells than it had: beyond 512 cells llama.cpp splits the
+        // attention of a row by cells between threads, so that only one thread gives the same bits there.
+        a_snapshot_moves_a_session(&cut, &cuts, 700, 1);
+    }
+}

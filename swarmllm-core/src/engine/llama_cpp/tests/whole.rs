@@ -1,0 +1,94 @@
+//! Test-only: the whole model on llama.cpp's plainest path, tokens in, logits out.
+
+use std::ffi::CString;
+use std::path::Path;
+use std::ptr::NonNull;
+
+use llama_cpp_sys_2 as ll;
+
+use super::Fed;
+use crate::engine::StageConfig;
+use crate::engine::llama_cpp::log;
+use crate::engine::llama_cpp::pool::Pools;
+
+/// The original file in llama.cpp.
+pub(super) struct Whole {
+    model: *mut ll::llama_model,
+    pub context: *mut ll::llama_context,
+    vocab: usize,
+    _pool: Option<std::sync::Arc<crate::engine::llama_cpp::pool::Pool>>,
+}
+
+impl Whole {
+    /// Loads with llama.cpp's defaults, besides the sizes and what a stage pins.
+    pub fn load(path: &Path, config: &StageConfig, pools: Option<&Pools>) -> Self {
+        log::init();
+        let path = CString::new(path.to_str().expect("text")).expect("no zero");
+        let pool = pools.map(|pools| pools.get(config.threads).expect("a pool"));
+        // SAFETY: a test; the calls are in the order that llama.h shows.
+        unsafe {
+            let load = || ll::llama_model_load_from_file(path.as_ptr(), ll::llama_model_default_params());
+            let model = log::explain(|| NonNull::new(load())).expect("the whole model loads").as_ptr();
+            let mut params = ll::llama_context_default_params();
+            params.n_ctx = config.context * config.max_sessions;
+            params.n_batch = config.max_rows;
+            params.n_ubatch = config.max_rows;
+            params.n_seq_max = config.max_sessions;
+            params.n_threads = config.threads as i32;
+            params.n_threads_batch = config.threads as i32;
+            params.kv_unified = false;
+            params.flash_attn_type = ll::LLAMA_FLASH_ATTN_TYPE_ENABLED;
+            let context = ll::llama_init_from_model(model, params);
+            assert!(!context.is_null(), "the whole context is made");
+            if let Some(pool) = &pool {
+                ll::llama_attach_threadpool(context, pool.raw(), pool.raw());
+            }
+            let vocab = ll::llama_vocab_n_tokens(ll::llama_model_get_vocab(model)) as usize;
+            Self { model, context, vocab, _pool: pool }
+        }
+    }
+
+    /// The logits of the wanted rows.
+    pub fn step(&mut self, fed: &[Fed]) -> Vec<f32> {
+        let mut tokens: Vec<i32> = fed.iter().map(|row| row.token as i32).collect();
+        let mut positions: Vec<i32> = fed.iter().map(|row| row.pos as i32).collect();
+        let mut sessions: Vec<i32> = fed.iter().map(|row| row.slot as i32).collect();
+        let mut counts = vec![1; fed.len()];
+        let mut pointers: Vec<*mut i32> = sessions.iter_mut().map(|session| session as *mut i32).collect();
+        let mut outputs: Vec<i8> = fed.iter().map(|row| i8::from(row.want)).collect();
+        let batch = ll::llama_batch {
+            n_tokens: fed.len() as i32,
+            token: tokens.as_mut_ptr(),
+            embd: std::ptr::null_mut(),
+            pos: positions.as_mut_ptr(),
+            n_seq_id: counts.as_mut_ptr(),
+            seq_id: pointers.as_mut_ptr(),
+            logits: outputs.as_mut_ptr(),
+        };
+        let mut out = Vec::new();
+        // SAFETY: a test; the arrays live until the call returns.
+        unsafe {
+            assert_eq!(ll::llama_decode(self.context, batch), 0);
+            for (index, _) in fed.iter().enumerate().filter(|(_, row)| row.want) {
+                let logits = ll::llama_get_logits_ith(self.context, index as i32);
+                out.extend_from_slice(std::slice::from_raw_parts(logits, self.vocab));
+            }
+        }
+        out
+    }
+
+    pub fn truncate(&mut self, slot: u32, len: u32) {
+        // SAFETY: a test.
+        assert!(unsafe { ll::llama_memory_seq_rm(ll::llama_get_memory(self.context), slot as i32, len as i32, -1) });
+    }
+}
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        // SAFETY: a test; context before model.
+        unsafe {
+            ll::llama_free(self.context);
+            ll::llama_model_free(self.model);
+        }
+    }
+}
