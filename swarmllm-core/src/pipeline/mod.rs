@@ -1,1 +1,20 @@
-//! (to be written)
+//! The pipeline: plans which nodes compute which layers, and runs sessions over them.
+//!
+//! The only room where the engine meets the network. [`plan`] and [`session`] are pure; [`runner`] drives a session from
+//! the coordinator's side, [`serve`] computes its stages on their hosts, [`links`] carries messages between them.
+//! Promises: a cancelled, failed or forgotten session frees its KV at every stage; a bad frame ends its session and
+//! nothing else; nothing queues without a bound.
+//!
+//! May import: base, identity, wire, rt, store, ledger, model, engine, net.
+
+pub mod control;
+pub mod links;
+pub mod memory;
+pub mod message;
+pub mod plan;
+pub mod runner;
+pub mod serve;
+pub mod session;
+pub mod stages;
+
+pub use plan::{Candidate, NoPlan, Plan, PlanRequest, PlanStage};

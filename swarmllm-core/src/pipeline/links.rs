@@ -1,0 +1,276 @@
+//! Links: one persistent outbound stage stream per peer, and the table that says whose message is whose.
+//!
+//! A link is a task that owns its stream and a bounded queue before it; messages of all sessions to that peer share it,
+//! in order. A message to the node itself never touches a stream. Inbound streams are read by one task each and
+//! delivered here. A queue that is full means a peer that ignores the window of its session: that session ends.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::base::{ErrorKind, Fault, NodeId, SessionId};
+use crate::net::{Channel, NetHandle, Stream};
+use crate::pipeline::message::Message;
+use crate::rt::TaskSet;
+use crate::wire::frame::{FrameLimits, encode_head, read_frame};
+use crate::wire::job::{MAX_BODY_BYTES, MAX_HEADER_BYTES, StageHeader};
+
+/// Messages that may wait for one peer's stream.
+const LINK_QUEUE: usize = 64;
+/// Messages that may wait for one session: a window of chunks, its confirmations and a few control words.
+pub const SESSION_QUEUE: usize = 32;
+/// Bounds of a stage frame.
+const LIMITS: FrameLimits = FrameLimits { header: MAX_HEADER_BYTES, body: MAX_BODY_BYTES };
+/// A peer that does not take a frame within this time is gone.
+const WRITE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A message and who sent it.
+pub type Delivery = (NodeId, Message);
+
+/// See the module.
+#[derive(Clone)]
+pub struct Links {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    local: NodeId,
+    net: Option<NetHandle>,
+    tasks: TaskSet,
+    peers: Mutex<HashMap<NodeId, mpsc::Sender<Message>>>,
+    stages: Mutex<HashMap<(SessionId, u32), StageEntry>>,
+    coordinators: Mutex<HashMap<SessionId, mpsc::Sender<Delivery>>>,
+}
+
+/// A stage's queue, and whose session it is.
+struct StageEntry {
+    coordinator: NodeId,
+    queue: mpsc::Sender<Delivery>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Only insertions and removals run under these locks; a panic cannot leave them half-done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Links {
+    /// Links of this node; without a network only messages to itself can be sent.
+    pub fn new(local: NodeId, net: Option<NetHandle>, tasks: TaskSet) -> Self {
+        let (peers, stages, coordinators) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { inner: Arc::new(Inner { local, net, tasks, peers, stages, coordinators }) }
+    }
+
+    /// This node.
+    pub fn local(&self) -> NodeId {
+        self.inner.local
+    }
+
+    /// Sends a message, waiting for room in the link's queue. Opens the link if there is none.
+    pub async fn send(&self, to: NodeId, addresses: &[String], message: Message) -> Result<(), Fault> {
+        if to == self.inner.local {
+            self.deliver(to, message);
+            return Ok(());
+        }
+        let known = locked(&self.inner.peers).get(&to).cloned();
+        let message = match known {
+            Some(link) => match link.send(message).await {
+                Ok(()) => return Ok(()),
+                Err(refused) => refused.0,
+            },
+            None => message,
+        };
+        let link = self.open(to, addresses).await?;
+        link.send(message).await.map_err(|_| lost(to))
+    }
+
+    async fn open(&self, to: NodeId, addresses: &[String]) -> Result<mpsc::Sender<Message>, Fault> {
+        let Some(net) = &self.inner.net else {
+            return Err(Fault::new(ErrorKind::PeerUnreachable, "this node runs without a network"));
+        };
+        let fault = |error: crate::net::NetError| Fault::new(error.kind(), error);
+        net.ensure_connected(to, addresses).await.map_err(fault)?;
+        let stream = net.open(to, Channel::Stage).await.map_err(fault)?;
+        let (sender, receiver) = mpsc::channel(LINK_QUEUE);
+        let mut peers = locked(&self.inner.peers);
+        // Two sessions may open at once; the first link that stands is used, so that order within a session holds.
+        if let Some(link) = peers.get(&to).filter(|link| !link.is_closed()) {
+            return Ok(link.clone());
+        }
+        peers.insert(to, sender.clone());
+        drop(peers);
+        self.inner.tasks.spawn("stage-link", write_link(stream, receiver));
+        Ok(sender)
+    }
+
+    /// Forgets the link to a peer whose last connection is gone, and ends the sessions that it coordinated here.
+    pub fn disconnected(&self, peer: NodeId) {
+        locked(&self.inner.peers).remove(&peer);
+        locked(&self.inner.stages).retain(|_, entry| entry.coordinator != peer);
+    }
+
+    /// Takes the messages of one stage of one session until the inbox is dropped.
+    pub fn register_stage(&self, session: SessionId, stage: u32, coordinator: NodeId) -> Option<StageInbox> {
+        let (queue, receiver) = mpsc::channel(SESSION_QUEUE);
+        let mut stages = locked(&self.inner.stages);
+        if stages.contains_key(&(session, stage)) {
+            return None;
+        }
+        stages.insert((session, stage), StageEntry { coordinator, queue });
+        Some(StageInbox { links: self.clone(), key: (session, stage), receiver })
+    }
+
+    /// Ends the stages of a session on this node: their inboxes run dry.
+    pub fn end_session(&self, session: SessionId) {
+        locked(&self.inner.stages).retain(|key, _| key.0 != session);
+    }
+
+    /// Takes the answers of a session that this node coordinates until the inbox is dropped.
+    pub fn register_coordinator(&self, session: SessionId) -> CoordinatorInbox {
+        let (sender, receiver) = mpsc::channel(SESSION_QUEUE);
+        locked(&self.inner.coordinators).insert(session, sender);
+        CoordinatorInbox { links: self.clone(), session, receiver }
+    }
+
+    /// How many sessions this node coordinates now.
+    pub fn coordinated(&self) -> usize {
+        locked(&self.inner.coordinators).len()
+    }
+
+    /// Hands a message to its session. Messages of unknown sessions are dropped: they are late, or foreign.
+    pub fn deliver(&self, from: NodeId, message: Message) {
+        let session = message.session();
+        match &message {
+            Message::Step { header, .. } => self.deliver_stage((session, header.stage), from, message),
+            Message::Truncate { stage, .. } => self.deliver_stage((session, *stage), from, message),
+            Message::Logits { .. } | Message::Failed { .. } => {
+                let queue = locked(&self.inner.coordinators).get(&session).cloned();
+                if queue.is_some_and(|queue| queue.try_send((from, message)).is_err()) {
+                    tracing::warn!(session = %session, "an answer was dropped and its session with it");
+                    locked(&self.inner.coordinators).remove(&session);
+                }
+            }
+        }
+    }
+
+    fn deliver_stage(&self, key: (SessionId, u32), from: NodeId, message: Message) {
+        let queue = locked(&self.inner.stages).get(&key).map(|entry| entry.queue.clone());
+        if queue.is_some_and(|queue| queue.try_send((from, message)).is_err()) {
+            tracing::warn!(session = %key.0, "a step was dropped and its session with it");
+            locked(&self.inner.stages).remove(&key);
+        }
+    }
+
+    /// Reads one inbound stage stream until it ends or breaks the protocol.
+    pub async fn read(&self, from: NodeId, mut stream: Stream) {
+        loop {
+            let frame = match read_frame::<_, StageHeader>(&mut stream, LIMITS).await {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return,
+                Err(error) => return tracing::debug!(peer = %from, %error, "a stage stream ended"),
+            };
+            let session = session_of(&frame.header);
+            match Message::decode(frame) {
+                Ok(message) => self.deliver(from, message),
+                Err(error) => self.refuse(from, session, error.to_string()),
+            }
+        }
+    }
+
+    /// A frame that is well-formed but wrong ends its session, not the stream of the others.
+    fn refuse(&self, from: NodeId, header: (SessionId, Option<(u32, u32)>), reason: String) {
+        tracing::warn!(peer = %from, reason, "a frame was refused");
+        let fault = Fault::new(ErrorKind::BadFrame, format!("peer {} sent a bad frame: {reason}", from.short()));
+        let (session, stage) = header;
+        let epoch = stage.map_or(0, |(_, epoch)| epoch);
+        let failed = Message::Failed { session, epoch, stage: stage.map_or(0, |(stage, _)| stage), fault };
+        match stage {
+            // The stage's task passes it on to the coordinator.
+            Some((stage, _)) => self.deliver_stage((session, stage), from, failed),
+            None => self.deliver(from, failed),
+        }
+    }
+}
+
+fn session_of(header: &StageHeader) -> (SessionId, Option<(u32, u32)>) {
+    match header {
+        StageHeader::Step(step) => (step.session, Some((step.stage, step.epoch))),
+        StageHeader::Truncate { session, stage, epoch, .. } => (*session, Some((*stage, *epoch))),
+        StageHeader::Logits(logits) => (logits.session, None),
+        StageHeader::Failed { session, .. } => (*session, None),
+    }
+}
+
+fn lost(peer: NodeId) -> Fault {
+    Fault::new(ErrorKind::PeerLost, format!("the link to peer {} broke", peer.short()))
+}
+
+/// The messages of one stage of one session.
+pub struct StageInbox {
+    links: Links,
+    key: (SessionId, u32),
+    receiver: mpsc::Receiver<Delivery>,
+}
+
+impl StageInbox {
+    /// The next message; `None` once the session has ended. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Delivery> {
+        self.receiver.recv().await
+    }
+}
+
+impl Drop for StageInbox {
+    fn drop(&mut self) {
+        locked(&self.links.inner.stages).remove(&self.key);
+    }
+}
+
+/// The answers of one coordinated session.
+pub struct CoordinatorInbox {
+    links: Links,
+    session: SessionId,
+    receiver: mpsc::Receiver<Delivery>,
+}
+
+impl CoordinatorInbox {
+    /// The next answer; `None` where the queue overflowed. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Delivery> {
+        self.receiver.recv().await
+    }
+}
+
+impl Drop for CoordinatorInbox {
+    fn drop(&mut self) {
+        locked(&self.links.inner.coordinators).remove(&self.session);
+    }
+}
+
+/// Writes a link's messages; ends, and closes its queue, when the stream fails.
+async fn write_link(mut stream: Stream, mut queue: mpsc::Receiver<Message>) {
+    while let Some(message) = queue.recv().await {
+        let (header, body) = message.encode();
+        let written = tokio::time::timeout(WRITE_DEADLINE, write_message(&mut stream, &header, &body)).await;
+        match written {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return tracing::debug!(%error, "a stage link broke"),
+            Err(_) => return tracing::warn!("a stage link stalled for {WRITE_DEADLINE:?}"),
+        }
+    }
+}
+
+async fn write_message(stream: &mut Stream, header: &StageHeader, body: &[u8]) -> Result<(), crate::wire::WireError> {
+    use futures::AsyncWriteExt;
+    /// Frames up to this size go out in one write, so that a token costs one packet.
+    const ONE_WRITE: usize = 64 * 1024;
+    let mut bytes = encode_head(header, body.len(), LIMITS)?;
+    if body.len() <= ONE_WRITE {
+        bytes.extend_from_slice(body);
+        stream.write_all(&bytes).await?;
+    } else {
+        stream.write_all(&bytes).await?;
+        stream.write_all(body).await?;
+    }
+    stream.flush().await?;
+    Ok(())
+}

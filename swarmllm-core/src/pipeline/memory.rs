@@ -1,0 +1,41 @@
+//! How much memory a stage takes, from the manifest alone.
+
+use crate::base::LayerRange;
+use crate::engine::StageConfig;
+use crate::model::Manifest;
+
+/// Bytes of one KV value: both engines keep f16 or f32; the larger is assumed where the facts do not say.
+const KV_VALUE_BYTES: u64 = 2;
+/// Keys and values.
+const KV_PARTS: u64 = 2;
+/// Activations and graph of a step, beside weights and KV: about this many hidden states per row.
+const SCRATCH_STATES: u64 = 16;
+
+/// Bytes that a stage takes: its tensors, its KV cells and scratch for one step.
+pub fn stage_memory(manifest: &Manifest, layers: LayerRange, head: bool, config: &StageConfig) -> u64 {
+    let weights: u64 = manifest.stage_shards(layers, head).map(|shard| shard.size).sum();
+    let kv =
+        kv_bytes_per_token(manifest).saturating_mul(u64::from(layers.len())).saturating_mul(u64::from(config.context));
+    let width = u64::from(manifest.width);
+    let scratch = u64::from(config.max_rows).saturating_mul(width).saturating_mul(4 * SCRATCH_STATES);
+    weights.saturating_add(kv).saturating_add(scratch)
+}
+
+/// Bytes of KV that one token takes in one layer: `2 parts * kv heads * head length * 2 bytes`.
+fn kv_bytes_per_token(manifest: &Manifest) -> u64 {
+    let width = u64::from(manifest.width);
+    let heads = fact(manifest, "attention.head_count").unwrap_or(1).max(1);
+    let kv_heads = fact(manifest, "attention.head_count_kv").unwrap_or(heads);
+    let length = fact(manifest, "attention.key_length").unwrap_or(width / heads);
+    kv_heads.saturating_mul(length).saturating_mul(KV_PARTS * KV_VALUE_BYTES)
+}
+
+/// A 32-bit integer fact of the architecture; `None` where it is absent or another type.
+fn fact(manifest: &Manifest, name: &str) -> Option<u64> {
+    /// GGUF value types of 32-bit integers.
+    const INTEGERS: [u32; 2] = [4, 5];
+    let key = format!("{}.{name}", manifest.architecture);
+    let fact = manifest.facts.iter().find(|fact| fact.key == key && INTEGERS.contains(&fact.ty))?;
+    let bytes: [u8; 4] = fact.raw.as_slice().try_into().ok()?;
+    Some(u64::from(u32::from_le_bytes(bytes)))
+}

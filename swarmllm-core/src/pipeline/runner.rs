@@ -1,0 +1,416 @@
+//! The coordinator's side of a session: opens its stages, drives [`Session`], watches for what can go wrong.
+
+use std::future::Future;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use tokio::sync::broadcast;
+use tokio::time::{sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::base::{ErrorKind, Fault, LayerRange, ModelId, NodeId, SessionId};
+use crate::engine::Embedder;
+use crate::engine::sample::Sampler;
+use crate::net::NetHandle;
+use crate::pipeline::control::{request, unexpected};
+use crate::pipeline::links::{CoordinatorInbox, Delivery, Links};
+use crate::pipeline::message::Message;
+use crate::pipeline::plan::{Plan, PlanStage};
+use crate::pipeline::serve::Serving;
+use crate::pipeline::session::{Action, End, Session, SessionParams};
+use crate::rt::TaskSet;
+use crate::wire::control::{OpenSession, Opened, Reply, Request};
+use crate::wire::job::{LogitsHeader, StepHeader};
+
+/// Loading a stage of many GiB from a cold disk takes a while; more than this is a hang.
+const OPEN_DEADLINE: Duration = Duration::from_secs(180);
+/// Telling a stage to free a session.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
+/// No answer from the chain for so long means that a stage hangs; a dead one is noticed by its connection long before.
+const STALL_DEADLINE: Duration = Duration::from_secs(120);
+
+/// What every runner of a node uses.
+#[derive(Clone)]
+pub struct Coordinator {
+    pub links: Links,
+    pub serving: Serving,
+    pub net: Option<NetHandle>,
+    pub tasks: TaskSet,
+    /// Where this node may be dialled, for the last stage.
+    pub addresses: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
+}
+
+/// One generation's work order.
+pub struct Job {
+    pub session: SessionId,
+    pub model: ModelId,
+    pub plan: Plan,
+    /// Addresses of each stage's host, in the plan's order.
+    pub addresses: Vec<Vec<String>>,
+    pub engine: String,
+    pub prompt: Vec<u32>,
+    pub max_tokens: u32,
+    pub vocab: u32,
+    pub embedder: Arc<dyn Embedder>,
+    pub sampler: Sampler,
+    pub is_end: Box<dyn Fn(u32) -> bool + Send + Sync>,
+    pub deadline: Option<Instant>,
+    pub cancel: CancellationToken,
+}
+
+/// Takes the tokens as they come.
+pub trait TokenSink: Send {
+    /// One token; a `Break` ends the session there, the token included.
+    fn token(&mut self, token: u32, logprob: f32) -> impl Future<Output = ControlFlow<()>> + Send;
+}
+
+/// One stage as it was used.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StageReport {
+    /// Which stage.
+    pub stage: PlanStage,
+    /// Milliseconds that loading took, 0 where it was loaded.
+    pub load_ms: u32,
+    /// Microseconds of compute of each prefill step.
+    pub prefill_us: u64,
+    /// Microseconds of compute of each decode step.
+    pub decode_us: Vec<u32>,
+}
+
+/// How a session ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// Well, or why not.
+    pub end: Result<End, Fault>,
+    /// Tokens chosen.
+    pub tokens: Vec<u32>,
+    /// The stages, in order; empty where opening failed.
+    pub stages: Vec<StageReport>,
+    /// From the order to all stages being open.
+    pub open: Duration,
+    /// From the order to the first token.
+    pub first_token: Option<Duration>,
+    /// From the order to the end.
+    pub total: Duration,
+}
+
+/// Runs a session to its end and releases its stages, whatever happens. Not cancel-safe: use `job.cancel`.
+pub async fn run<S: TokenSink>(coordinator: &Coordinator, job: Job, sink: &mut S) -> Outcome {
+    let began = Instant::now();
+    let losses = coordinator.net.as_ref().map(NetHandle::disconnects);
+    let inbox = coordinator.links.register_coordinator(job.session);
+    let hosts = job.plan.stages.clone();
+    let opened = match open_or_cancel(coordinator, &job).await {
+        Ok(opened) => opened,
+        Err(end) => {
+            release(coordinator, job.session, &hosts);
+            let (open, total) = (began.elapsed(), began.elapsed());
+            return Outcome { end, tokens: Vec::new(), stages: Vec::new(), open, first_token: None, total };
+        }
+    };
+    let open = began.elapsed();
+    let session = job.session;
+    let mut drive = Drive::new(coordinator, job, &opened, began);
+    let end = drive.run(inbox, losses, sink).await;
+    release(coordinator, session, &hosts);
+    let Drive { session, stages, first_token, .. } = drive;
+    let tokens = session.generated().to_vec();
+    Outcome { end, tokens, stages, open, first_token, total: began.elapsed() }
+}
+
+async fn open_or_cancel(coordinator: &Coordinator, job: &Job) -> Result<Vec<Opened>, Result<End, Fault>> {
+    let deadline = async {
+        match job.deadline {
+            Some(deadline) => sleep_until(deadline.into()).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        opened = open_all(coordinator, job) => opened.map_err(Err),
+        () = job.cancel.cancelled() => Err(Ok(End::Cancelled)),
+        () = deadline => Err(Err(late())),
+    }
+}
+
+fn late() -> Fault {
+    Fault::new(ErrorKind::Timeout, "the deadline of the request passed; allow more time or ask for fewer tokens")
+}
+
+/// Opens all stages at once; the first refusal wins.
+async fn open_all(coordinator: &Coordinator, job: &Job) -> Result<Vec<Opened>, Fault> {
+    let context = (job.prompt.len() as u64 + u64::from(job.max_tokens)).try_into().unwrap_or(u32::MAX);
+    let local = coordinator.links.local();
+    let own = (coordinator.addresses)();
+    let open = |index: usize, stage: &PlanStage| {
+        let next = job.plan.stages.get(index + 1).map_or(local, |next| next.node);
+        let next_addresses = job.addresses.get(index + 1).cloned().unwrap_or_else(|| own.clone());
+        OpenSession {
+            session: job.session,
+            epoch: 0,
+            model: job.model,
+            engine: job.engine.clone(),
+            layers: stage.layers,
+            head: stage.head,
+            stage: index as u32,
+            context,
+            next,
+            next_addresses,
+            coordinator: local,
+            coordinator_addresses: own.clone(),
+        }
+    };
+    let opens = job.plan.stages.iter().enumerate().map(|(index, stage)| {
+        let addresses = job.addresses.get(index).cloned().unwrap_or_default();
+        open_one(coordinator, stage.node, addresses, open(index, stage))
+    });
+    let opened: Vec<Opened> = join_all(opens).await.into_iter().collect::<Result<_, _>>()?;
+    check_opened(job, &opened)?;
+    Ok(opened)
+}
+
+async fn open_one(
+    coordinator: &Coordinator,
+    node: NodeId,
+    addresses: Vec<String>,
+    open: OpenSession,
+) -> Result<Opened, Fault> {
+    if node == coordinator.links.local() {
+        return coordinator.serving.open(node, open).await;
+    }
+    let net = coordinator.net.as_ref();
+    let net = net.ok_or_else(|| Fault::new(ErrorKind::PeerUnreachable, "this node runs without a network"))?;
+    net.ensure_connected(node, &addresses).await.map_err(|error| Fault::new(error.kind(), error))?;
+    match request(net, node, &Request::Open(open), OPEN_DEADLINE).await? {
+        Reply::Opened(opened) => Ok(opened),
+        _ => Err(unexpected(node)),
+    }
+}
+
+/// A host whose stage has another shape than the manifest says has another model, or lies.
+fn check_opened(job: &Job, opened: &[Opened]) -> Result<(), Fault> {
+    let width = job.embedder.width();
+    for (stage, opened) in job.plan.stages.iter().zip(opened) {
+        let vocab_fits = !stage.head || opened.vocab == Some(job.vocab);
+        if opened.width != width || !vocab_fits || opened.max_rows == 0 {
+            let text = format!("peer {} opened a stage of another shape than the model's", stage.node.short());
+            return Err(Fault::new(ErrorKind::BadFrame, text));
+        }
+    }
+    Ok(())
+}
+
+/// Tells every stage to free the session, in the background.
+fn release(coordinator: &Coordinator, session: SessionId, stages: &[PlanStage]) {
+    coordinator.serving.release(session);
+    let Some(net) = &coordinator.net else { return };
+    let local = coordinator.links.local();
+    let mut peers: Vec<NodeId> = stages.iter().map(|stage| stage.node).filter(|node| *node != local).collect();
+    peers.sort_unstable();
+    peers.dedup();
+    for peer in peers {
+        let net = net.clone();
+        coordinator.tasks.spawn("release", async move {
+            if let Err(fault) = request(&net, peer, &Request::Release { session }, RELEASE_DEADLINE).await {
+                tracing::debug!(%fault, "a stage could not be released; it frees the session by itself");
+            }
+        });
+    }
+}
+
+/// A session under way.
+struct Drive<'a> {
+    coordinator: &'a Coordinator,
+    job: Facts,
+    session: Session,
+    stages: Vec<StageReport>,
+    began: Instant,
+    first_token: Option<Duration>,
+    hidden: Vec<f32>,
+}
+
+/// What of the job the drive still needs.
+struct Facts {
+    session: SessionId,
+    first: NodeId,
+    first_addresses: Vec<String>,
+    last: NodeId,
+    embedder: Arc<dyn Embedder>,
+    deadline: Option<Instant>,
+    cancel: CancellationToken,
+}
+
+impl<'a> Drive<'a> {
+    fn new(coordinator: &'a Coordinator, job: Job, opened: &[Opened], began: Instant) -> Self {
+        let max_rows = opened.iter().map(|opened| opened.max_rows).min().unwrap_or(1);
+        let report = |(stage, opened): (&PlanStage, &Opened)| StageReport {
+            stage: *stage,
+            load_ms: opened.load_ms,
+            prefill_us: 0,
+            decode_us: Vec::new(),
+        };
+        let stages = job.plan.stages.iter().zip(opened).map(report).collect();
+        let local = coordinator.links.local();
+        let facts = Facts {
+            session: job.session,
+            first: job.plan.stages.first().map_or(local, |stage| stage.node),
+            first_addresses: job.addresses.first().cloned().unwrap_or_default(),
+            last: job.plan.stages.last().map_or(local, |stage| stage.node),
+            embedder: job.embedder,
+            deadline: job.deadline,
+            cancel: job.cancel,
+        };
+        let params = SessionParams { prompt: job.prompt, max_tokens: job.max_tokens, max_rows, vocab: job.vocab };
+        let session = Session::new(params, job.sampler, job.is_end);
+        Self { coordinator, job: facts, session, stages, began, first_token: None, hidden: Vec::new() }
+    }
+
+    async fn run<S: TokenSink>(
+        &mut self,
+        mut inbox: CoordinatorInbox,
+        mut losses: Option<broadcast::Receiver<NodeId>>,
+        sink: &mut S,
+    ) -> Result<End, Fault> {
+        let mut actions = self.session.start();
+        loop {
+            if let Some(end) = self.act(&mut actions, sink).await {
+                return end;
+            }
+            actions = self.wait(&mut inbox, &mut losses).await;
+        }
+    }
+
+    /// Waits for the next thing that happens to the session.
+    async fn wait(
+        &mut self,
+        inbox: &mut CoordinatorInbox,
+        losses: &mut Option<broadcast::Receiver<NodeId>>,
+    ) -> Vec<Action> {
+        let deadline = self.job.deadline;
+        let overdue = async {
+            match deadline {
+                Some(deadline) => sleep_until(deadline.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.job.cancel.cancelled() => self.session.stop(End::Cancelled),
+            delivery = inbox.next() => self.on_delivery(delivery),
+            peer = next_loss(losses) => self.on_loss(peer),
+            () = overdue => self.session.on_fault(late()),
+            () = sleep(STALL_DEADLINE) => {
+                let text = format!("the stages gave no answer for {STALL_DEADLINE:?}");
+                self.session.on_fault(Fault::new(ErrorKind::Timeout, text))
+            }
+        }
+    }
+
+    fn on_delivery(&mut self, delivery: Option<Delivery>) -> Vec<Action> {
+        match delivery {
+            Some((from, Message::Logits { header, rows })) if from == self.job.last && header.epoch == 0 => {
+                self.record(&header);
+                self.session.on_logits(header.step, &rows)
+            }
+            Some((from, Message::Failed { stage, fault, .. })) if self.is_host(from) => {
+                let text = format!("stage {stage} at peer {}: {fault}", from.short());
+                self.session.on_fault(Fault::new(fault.kind(), text))
+            }
+            Some((from, _)) => {
+                tracing::warn!(peer = %from, "an answer from a peer outside the route was dropped");
+                Vec::new()
+            }
+            None => self.session.on_fault(Fault::new(ErrorKind::BadFrame, "the last stage sent more than was asked")),
+        }
+    }
+
+    fn on_loss(&mut self, peer: NodeId) -> Vec<Action> {
+        let lost = self.stages.iter().find(|report| report.stage.node == peer).map(|report| report.stage.layers);
+        match lost {
+            None => Vec::new(),
+            Some(layers) => self.session.on_fault(peer_lost(peer, layers)),
+        }
+    }
+
+    fn is_host(&self, peer: NodeId) -> bool {
+        self.stages.iter().any(|report| report.stage.node == peer)
+    }
+
+    /// Takes the per-stage timings of an answer; called before the session sees it.
+    fn record(&mut self, header: &LogitsHeader) {
+        let prefill = self.session.in_prefill();
+        for (report, us) in self.stages.iter_mut().zip(&header.compute_us) {
+            match prefill {
+                true => report.prefill_us += u64::from(*us),
+                false => report.decode_us.push(*us),
+            }
+        }
+    }
+
+    /// Carries out what the session wants: steps first, so that the stages work while the token is looked at.
+    async fn act<S: TokenSink>(&mut self, actions: &mut Vec<Action>, sink: &mut S) -> Option<Result<End, Fault>> {
+        while !actions.is_empty() {
+            let batch = std::mem::take(actions);
+            let (steps, rest): (Vec<Action>, Vec<Action>) =
+                batch.into_iter().partition(|action| matches!(action, Action::Step { .. }));
+            for step in steps {
+                if let Err(fault) = self.send(step).await {
+                    actions.extend(self.session.on_fault(fault));
+                    break;
+                }
+            }
+            for action in rest {
+                match action {
+                    Action::Emit { token, logprob } => {
+                        self.first_token.get_or_insert_with(|| self.began.elapsed());
+                        if sink.token(token, logprob).await.is_break() {
+                            actions.extend(self.session.stop(End::Stop));
+                        }
+                    }
+                    Action::End(end) => return Some(Ok(end)),
+                    Action::Fail(fault) => return Some(Err(fault)),
+                    Action::Step { .. } => {}
+                }
+            }
+        }
+        None
+    }
+
+    async fn send(&mut self, action: Action) -> Result<(), Fault> {
+        let Action::Step { step, pos, tokens, want_from, want } = action else { return Ok(()) };
+        let embedder = &self.job.embedder;
+        embedder.embed(&tokens, &mut self.hidden).map_err(|error| Fault::new(error.kind(), error))?;
+        let header = StepHeader {
+            session: self.job.session,
+            epoch: 0,
+            stage: 0,
+            step,
+            pos,
+            rows: tokens.len() as u32,
+            width: embedder.width(),
+            want_from,
+            want,
+            compute_us: Vec::with_capacity(self.stages.len()),
+        };
+        let message = Message::Step { header, hidden: self.hidden.clone() };
+        self.coordinator.links.send(self.job.first, &self.job.first_addresses, message).await
+    }
+}
+
+fn peer_lost(peer: NodeId, layers: LayerRange) -> Fault {
+    let text = format!("peer {} with layers {layers} is gone", peer.short());
+    Fault::new(ErrorKind::PeerLost, text)
+}
+
+/// The next peer that lost its last connection. A lagging receiver skips: the stall deadline covers what it missed.
+async fn next_loss(losses: &mut Option<broadcast::Receiver<NodeId>>) -> NodeId {
+    let Some(receiver) = losses else { return std::future::pending().await };
+    loop {
+        match receiver.recv().await {
+            Ok(peer) => return peer,
+            Err(broadcast::error::RecvError::Lagged(_)) => continue,
+            Err(broadcast::error::RecvError::Closed) => return std::future::pending().await,
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The serving side: a task per session and stage, which owns the session's slot.
+//!
+//! It takes steps in order, computes them on the stage's thread and passes the result straight on: hidden states to the
+//! next stage, logits to the coordinator. It ends, and frees the KV, when the session is released, its coordinator is
+//! gone, a step fails, or nothing came for [`IDLE`].
+
+use std::time::Duration;
+
+use crate::base::{ErrorKind, Fault, NodeId};
+use crate::engine::{Reduce, Row, StepJob, StepOutput};
+use crate::pipeline::links::{Links, StageInbox};
+use crate::pipeline::message::{Message, shape_of};
+use crate::pipeline::stages::{Lease, StageKey, StageTable};
+use crate::rt::TaskSet;
+use crate::wire::control::{OpenSession, Opened};
+use crate::wire::job::{LogitsHeader, StepHeader, Want};
+
+/// A session from which nothing came for so long has lost its coordinator.
+pub const IDLE: Duration = Duration::from_secs(600);
+/// Addresses that a request may name for one peer.
+const MAX_ADDRESSES: usize = 32;
+
+/// What admits sessions to this node's stages.
+#[derive(Clone)]
+pub struct Serving {
+    stages: StageTable,
+    links: Links,
+    tasks: TaskSet,
+}
+
+impl Serving {
+    /// Serves the stages of this table over these links.
+    pub fn new(stages: StageTable, links: Links, tasks: TaskSet) -> Self {
+        Self { stages, links, tasks }
+    }
+
+    /// The stages.
+    pub fn stages(&self) -> &StageTable {
+        &self.stages
+    }
+
+    /// Admits a session, loading its stage if need be. `from` asked, and must be the coordinator.
+    pub async fn open(&self, from: NodeId, open: OpenSession) -> Result<Opened, Fault> {
+        if from != open.coordinator {
+            return Err(Fault::new(ErrorKind::InvalidArgument, "only the coordinator opens its sessions"));
+        }
+        if open.next_addresses.len().max(open.coordinator_addresses.len()) > MAX_ADDRESSES {
+            return Err(Fault::new(ErrorKind::InvalidArgument, format!("more than {MAX_ADDRESSES} addresses")));
+        }
+        let key = StageKey { model: open.model, layers: open.layers, head: open.head, engine: open.engine.clone() };
+        let (lease, load_ms) = self.stages.acquire(key, open.context).await?;
+        let Some(inbox) = self.links.register_stage(open.session, open.stage, from) else {
+            let text = format!("session {} has a stage {} here already", open.session, open.stage);
+            return Err(Fault::new(ErrorKind::InvalidArgument, text));
+        };
+        let spec = lease.stage().spec();
+        let opened = Opened { width: spec.width, vocab: spec.vocab, max_rows: spec.config.max_rows, load_ms };
+        let session = StageSession { open, lease, links: self.links.clone(), previous: None, next_step: 0 };
+        self.tasks.spawn("stage-session", session.run(inbox));
+        Ok(opened)
+    }
+
+    /// Ends a session and frees its KV.
+    pub fn release(&self, session: crate::base::SessionId) {
+        self.links.end_session(session);
+    }
+}
+
+/// One session at one stage.
+struct StageSession {
+    open: OpenSession,
+    lease: Lease,
+    links: Links,
+    /// Who sends the steps: the first that did.
+    previous: Option<NodeId>,
+    next_step: u32,
+}
+
+impl StageSession {
+    async fn run(mut self, mut inbox: StageInbox) {
+        while let Ok(Some((from, message))) = tokio::time::timeout(IDLE, inbox.next()).await {
+            if let Err(fault) = self.handle(from, message).await {
+                self.fail(fault).await;
+                return;
+            }
+        }
+    }
+
+    async fn handle(&mut self, from: NodeId, message: Message) -> Result<(), Fault> {
+        if *self.previous.get_or_insert(from) != from {
+            tracing::warn!(peer = %from, "a step from another peer than the one before was dropped");
+            return Ok(());
+        }
+        match message {
+            Message::Step { header, .. } if header.epoch != self.open.epoch => Ok(()),
+            Message::Step { header, hidden } => self.step(header, hidden).await,
+            Message::Truncate { epoch, len, .. } if epoch == self.open.epoch => self.truncate(epoch, len).await,
+            Message::Failed { fault, .. } => Err(fault),
+            Message::Truncate { .. } | Message::Logits { .. } => Ok(()),
+        }
+    }
+
+    async fn step(&mut self, mut header: StepHeader, hidden: Vec<f32>) -> Result<(), Fault> {
+        self.check(&header)?;
+        let (first, want_from, slot) = (header.pos, header.want_from, self.lease.slot());
+        let row = |index: u32| Row { slot, pos: first.saturating_add(index), want: index >= want_from };
+        let rows = (0..header.rows).map(row).collect();
+        let reduce = match (self.open.head, header.want) {
+            (false, _) => Reduce::Hidden,
+            (true, Want::Top { k }) => Reduce::Top(k),
+            (true, Want::Full) => Reduce::Full,
+        };
+        let job = StepJob { hidden, rows, reduce };
+        let (output, compute_us) =
+            self.lease.stage().step(job).await.map_err(|error| Fault::new(error.kind(), error))?;
+        header.compute_us.push(compute_us);
+        self.next_step += 1;
+        let message = match output {
+            StepOutput::Hidden(hidden) => {
+                header.stage += 1;
+                Message::Step { header, hidden }
+            }
+            StepOutput::Logits(rows) => {
+                let StepHeader { session, epoch, step, compute_us, .. } = header;
+                let shape = shape_of(&rows);
+                let rows_len = rows.len() as u32;
+                Message::Logits {
+                    header: LogitsHeader { session, epoch, step, rows: rows_len, shape, compute_us },
+                    rows,
+                }
+            }
+        };
+        self.links.send(self.open.next, &self.open.next_addresses, message).await
+    }
+
+    /// What the engine cannot know: that this is the session's next step, and within what it asked for.
+    fn check(&self, header: &StepHeader) -> Result<(), Fault> {
+        let end = u64::from(header.pos) + u64::from(header.rows);
+        if end > u64::from(self.open.context) {
+            let text = format!("positions up to {end} exceed the {} that were admitted", self.open.context);
+            return Err(Fault::new(ErrorKind::ContextOverflow, text));
+        }
+        if header.step != self.next_step || header.width != self.lease.stage().spec().width {
+            let text = format!("step {} of width {} where step {} follows", header.step, header.width, self.next_step);
+            return Err(Fault::new(ErrorKind::BadFrame, text));
+        }
+        Ok(())
+    }
+
+    async fn truncate(&mut self, epoch: u32, len: u32) -> Result<(), Fault> {
+        let slot = self.lease.slot();
+        self.lease.stage().truncate(slot, len).await.map_err(|error| Fault::new(error.kind(), error))?;
+        if self.open.head {
+            return Ok(());
+        }
+        let (session, stage) = (self.open.session, self.open.stage + 1);
+        let message = Message::Truncate { session, epoch, stage, len };
+        self.links.send(self.open.next, &self.open.next_addresses, message).await
+    }
+
+    async fn fail(&self, fault: Fault) {
+        let OpenSession { session, epoch, stage, coordinator, coordinator_addresses, .. } = &self.open;
+        let message = Message::Failed { session: *session, epoch: *epoch, stage: *stage, fault };
+        if let Err(fault) = self.links.send(*coordinator, coordinator_addresses, message).await {
+            tracing::debug!(%fault, "the coordinator could not be told");
+        }
+    }
+}

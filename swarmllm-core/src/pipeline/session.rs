@@ -1,0 +1,300 @@
+//! One session of the coordinator, without IO: events in, actions out. Time and chance are arguments.
+//!
+//! The session owns the token history, the sampler and the positions that its stages hold. It sends the prompt in
+//! chunks, a bounded number of them ahead of their confirmations so that stages overlap, then one token a step: the very
+//! step shapes of a whole model's run, so that the text is the same.
+
+use std::collections::VecDeque;
+
+use crate::base::{ErrorKind, Fault};
+use crate::engine::Reduce;
+use crate::engine::sample::{LogitRow, SampleError, Sampler};
+use crate::wire::job::Want;
+
+/// Chunks of a prefill that may be under way at once. Two per stage keep a chain of stages busy; more only queue up.
+pub const MAX_CHUNKS_IN_FLIGHT: usize = 8;
+
+/// What a session is to do.
+#[derive(Debug, Clone)]
+pub struct SessionParams {
+    /// The prompt; not empty.
+    pub prompt: Vec<u32>,
+    /// Tokens to generate at most; at least 1.
+    pub max_tokens: u32,
+    /// Rows of one step at most; the least of all stages.
+    pub max_rows: u32,
+    /// Logits per row of the model.
+    pub vocab: u32,
+}
+
+/// Why a session ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The model ended its answer, or a stop text was met.
+    Stop,
+    /// The token limit was reached.
+    Length,
+    /// The caller wanted no more.
+    Cancelled,
+}
+
+/// What the runner has to do next.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Send these tokens as rows from `pos` on; logits are wanted from row `want_from` on.
+    Step { step: u32, pos: u32, tokens: Vec<u32>, want_from: u32, want: Want },
+    /// A token was chosen.
+    Emit { token: u32, logprob: f32 },
+    /// The session is over; release its stages.
+    End(End),
+    /// The session failed; release its stages.
+    Fail(Fault),
+}
+
+/// The state of one session.
+pub struct Session {
+    params: SessionParams,
+    sampler: Sampler,
+    is_end: Box<dyn Fn(u32) -> bool + Send + Sync>,
+    generated: Vec<u32>,
+    /// Prompt tokens sent so far.
+    sent: usize,
+    next_step: u32,
+    /// Steps under way: their numbers, and whether logits are wanted.
+    in_flight: VecDeque<(u32, bool)>,
+    over: bool,
+}
+
+impl Session {
+    /// A session that has not begun. `is_end` says which tokens end an answer; they are not emitted.
+    pub fn new(params: SessionParams, sampler: Sampler, is_end: Box<dyn Fn(u32) -> bool + Send + Sync>) -> Self {
+        let in_flight = VecDeque::with_capacity(MAX_CHUNKS_IN_FLIGHT);
+        Self { params, sampler, is_end, generated: Vec::new(), sent: 0, next_step: 0, in_flight, over: false }
+    }
+
+    /// Begins: the first chunks of the prompt.
+    pub fn start(&mut self) -> Vec<Action> {
+        for token in &self.params.prompt {
+            self.sampler.accept(*token);
+        }
+        self.fill()
+    }
+
+    /// The answer to step `step`.
+    pub fn on_logits(&mut self, step: u32, rows: &[LogitRow]) -> Vec<Action> {
+        if self.over {
+            return Vec::new();
+        }
+        match self.in_flight.pop_front() {
+            Some((expected, false)) if expected == step && rows.is_empty() => self.fill(),
+            Some((expected, true)) if expected == step && rows.len() == 1 => self.choose(&rows[0]),
+            _ => self
+                .fail(ErrorKind::BadFrame, format!("step {step} was answered out of turn or with {} rows", rows.len())),
+        }
+    }
+
+    /// Ends the session early.
+    pub fn stop(&mut self, end: End) -> Vec<Action> {
+        if self.over {
+            return Vec::new();
+        }
+        self.over = true;
+        vec![Action::End(end)]
+    }
+
+    /// A stage, a link or a deadline failed.
+    pub fn on_fault(&mut self, fault: Fault) -> Vec<Action> {
+        if self.over {
+            return Vec::new();
+        }
+        self.over = true;
+        vec![Action::Fail(fault)]
+    }
+
+    /// Tokens chosen so far.
+    pub fn generated(&self) -> &[u32] {
+        &self.generated
+    }
+
+    /// Whether it has ended.
+    pub fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// Whether the prompt is still being computed.
+    pub fn in_prefill(&self) -> bool {
+        self.generated.is_empty()
+    }
+
+    fn fail(&mut self, kind: ErrorKind, message: String) -> Vec<Action> {
+        self.on_fault(Fault::new(kind, message))
+    }
+
+    /// Sends prompt chunks while the window has room.
+    fn fill(&mut self) -> Vec<Action> {
+        let mut actions = Vec::new();
+        while self.sent < self.params.prompt.len() && self.in_flight.len() < MAX_CHUNKS_IN_FLIGHT {
+            let end = self.params.prompt.len().min(self.sent + self.params.max_rows.max(1) as usize);
+            let tokens = self.params.prompt[self.sent..end].to_vec();
+            let last = end == self.params.prompt.len();
+            let pos = self.sent as u32;
+            self.sent = end;
+            actions.push(self.step(pos, tokens, last));
+        }
+        actions
+    }
+
+    fn step(&mut self, pos: u32, tokens: Vec<u32>, wanted: bool) -> Action {
+        let step = self.next_step;
+        self.next_step += 1;
+        self.in_flight.push_back((step, wanted));
+        let rows = tokens.len() as u32;
+        let want_from = if wanted { rows - 1 } else { rows };
+        Action::Step { step, pos, tokens, want_from, want: self.want() }
+    }
+
+    fn want(&self) -> Want {
+        match self.sampler.reduce() {
+            Reduce::Top(k) => Want::Top { k: k.min(self.params.vocab) },
+            Reduce::Full | Reduce::Hidden => Want::Full,
+        }
+    }
+
+    fn choose(&mut self, row: &LogitRow) -> Vec<Action> {
+        let sampled = match self.sample(row) {
+            Ok(sampled) => sampled,
+            Err(message) => return self.fail(ErrorKind::BadFrame, message),
+        };
+        let (token, logprob) = sampled;
+        if (self.is_end)(token) {
+            return self.stop(End::Stop);
+        }
+        self.sampler.accept(token);
+        self.generated.push(token);
+        let mut actions = vec![Action::Emit { token, logprob }];
+        if self.generated.len() as u32 >= self.params.max_tokens {
+            actions.extend(self.stop(End::Length));
+            return actions;
+        }
+        let pos = (self.params.prompt.len() + self.generated.len() - 1) as u32;
+        actions.push(self.step(pos, vec![token], true));
+        actions
+    }
+
+    fn sample(&mut self, row: &LogitRow) -> Result<(u32, f32), String> {
+        check_row(row, self.params.vocab)?;
+        let sampled = self.sampler.sample(row).map_err(|error: SampleError| error.to_string())?;
+        Ok((sampled.token, sampled.logprob))
+    }
+}
+
+/// A row from a peer must name tokens of the vocabulary.
+fn check_row(row: &LogitRow, vocab: u32) -> Result<(), String> {
+    match row {
+        LogitRow::Full(logits) if logits.len() == vocab as usize => Ok(()),
+        LogitRow::Full(logits) => Err(format!("{} logits for a vocabulary of {vocab}", logits.len())),
+        LogitRow::Top { ids, .. } if ids.is_empty() => Err("no candidate".to_owned()),
+        LogitRow::Top { ids, .. } => match ids.iter().find(|id| **id >= vocab) {
+            Some(id) => Err(format!("token {id} is outside the vocabulary of {vocab}")),
+            None => Ok(()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::sample::SamplingParams;
+    use proptest::prelude::*;
+
+    const VOCAB: u32 = 100;
+    const EOS: u32 = 99;
+
+    fn session(prompt: usize, max_tokens: u32, max_rows: u32) -> Session {
+        let sampling = SamplingParams { temperature: 0.0, ..Default::default() };
+        let params = SessionParams { prompt: (0..prompt as u32).collect(), max_tokens, max_rows, vocab: VOCAB };
+        Session::new(params, Sampler::new(sampling, VOCAB).unwrap(), Box::new(|token| token == EOS))
+    }
+
+    fn row(token: u32) -> LogitRow {
+        LogitRow::Top { lse: 0.0, ids: vec![token], logits: vec![0.0] }
+    }
+
+    fn steps(actions: &[Action]) -> Vec<(u32, u32, usize, u32)> {
+        let step = |action: &Action| match action {
+            Action::Step { step, pos, tokens, want_from, .. } => Some((*step, *pos, tokens.len(), *want_from)),
+            _ => None,
+        };
+        actions.iter().filter_map(step).collect()
+    }
+
+    #[test]
+    fn the_prompt_goes_in_chunks_and_only_its_last_row_wants_logits() {
+        let actions = session(10, 4, 4).start();
+        assert_eq!(steps(&actions), [(0, 0, 4, 4), (1, 4, 4, 4), (2, 8, 2, 1)]);
+    }
+
+    #[test]
+    fn chunks_in_flight_are_bounded() {
+        let mut session = session(MAX_CHUNKS_IN_FLIGHT + 2, 1, 1);
+        assert_eq!(session.start().len(), MAX_CHUNKS_IN_FLIGHT);
+        assert_eq!(steps(&session.on_logits(0, &[])).len(), 1);
+    }
+
+    #[test]
+    fn a_token_is_emitted_and_sent_at_the_next_position() {
+        let mut session = session(3, 8, 16);
+        session.start();
+        let actions = session.on_logits(0, &[row(42)]);
+        assert_eq!(actions[0], Action::Emit { token: 42, logprob: 0.0 });
+        assert_eq!(steps(&actions), [(1, 3, 1, 0)]);
+    }
+
+    #[test]
+    fn it_ends_at_the_limit_and_at_an_end_token() {
+        let mut one = session(3, 1, 16);
+        one.start();
+        assert_eq!(one.on_logits(0, &[row(42)]).last(), Some(&Action::End(End::Length)));
+        let mut two = session(3, 9, 16);
+        two.start();
+        assert_eq!(two.on_logits(0, &[row(EOS)]), [Action::End(End::Stop)]);
+        assert!(two.generated().is_empty());
+    }
+
+    #[test]
+    fn answers_out_of_turn_and_foreign_tokens_fail_the_session_once() {
+        for (step, rows) in [(1, vec![row(1)]), (0, vec![]), (0, vec![row(1), row(1)]), (0, vec![row(VOCAB)])] {
+            let mut session = session(3, 9, 16);
+            session.start();
+            let actions = session.on_logits(step, &rows);
+            assert!(matches!(actions.as_slice(), [Action::Fail(fault)] if fault.kind() == ErrorKind::BadFrame));
+            assert!(session.on_logits(0, &[row(1)]).is_empty());
+            assert!(session.stop(End::Cancelled).is_empty());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_position_is_sent_once_and_in_order(prompt in 1usize..60, max_tokens in 1u32..20, max_rows in 1u32..9) {
+            let mut session = session(prompt, max_tokens, max_rows);
+            let mut queue: VecDeque<Action> = session.start().into();
+            let (mut next_pos, mut emitted) = (0u32, 0u32);
+            while let Some(action) = queue.pop_front() {
+                match action {
+                    Action::Step { step, pos, tokens, want_from, .. } => {
+                        prop_assert_eq!(pos, next_pos);
+                        next_pos += tokens.len() as u32;
+                        let rows = if want_from < tokens.len() as u32 { vec![row(7)] } else { vec![] };
+                        queue.extend(session.on_logits(step, &rows));
+                    }
+                    Action::Emit { .. } => emitted += 1,
+                    Action::End(end) => prop_assert_eq!(end, End::Length),
+                    Action::Fail(fault) => prop_assert!(false, "{}", fault),
+                }
+            }
+            prop_assert_eq!(emitted, max_tokens);
+            prop_assert_eq!(next_pos, prompt as u32 + max_tokens - 1);
+            prop_assert!(session.is_over());
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! The stage table: which stages are loaded on this node, and who has a slot in them.
+//!
+//! Owns the stages' handles and the memory budget. A session gets a [`Lease`]: a slot with KV cells of its own,
+//! admitted before anything is computed, given back when the lease ends. A stage without leases may be unloaded to make
+//! room for another.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::OnceCell;
+
+use crate::base::{Bytes, ErrorKind, Event, Fault, LayerRange, ModelId};
+use crate::engine::{Engine, StageConfig, StageHandle, StageSpec};
+use crate::model::Manifest;
+use crate::model::catalog::Catalog;
+use crate::pipeline::memory::stage_memory;
+use crate::rt::{EventBus, TaskSet};
+
+/// Which stage.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct StageKey {
+    /// The model.
+    pub model: ModelId,
+    /// Its layers.
+    pub layers: LayerRange,
+    /// Whether it computes the head.
+    pub head: bool,
+    /// Name of the engine.
+    pub engine: String,
+}
+
+/// Bounds of a stage table.
+#[derive(Debug, Clone)]
+pub struct StageLimits {
+    /// How each stage is loaded.
+    pub stage: StageConfig,
+    /// Bytes that all stages may take together.
+    pub memory: u64,
+}
+
+/// See the module.
+#[derive(Clone)]
+pub struct StageTable {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    engines: Vec<Arc<dyn Engine>>,
+    catalog: Catalog,
+    limits: StageLimits,
+    events: EventBus,
+    tasks: TaskSet,
+    entries: Mutex<Entries>,
+}
+
+#[derive(Default)]
+struct Entries {
+    by_key: HashMap<StageKey, Arc<Entry>>,
+    clock: u64,
+}
+
+struct Entry {
+    key: StageKey,
+    memory: u64,
+    cell: OnceCell<StageHandle>,
+    slots: Mutex<Slots>,
+}
+
+struct Slots {
+    free: Vec<u32>,
+    leases: u32,
+    last_used: u64,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while one of these short critical sections ran cannot leave them half-changed in a harmful way.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A session's place in a stage. Ends when dropped.
+pub struct Lease {
+    handle: StageHandle,
+    tasks: TaskSet,
+    entry: Arc<Entry>,
+    slot: u32,
+}
+
+impl Lease {
+    /// The stage.
+    pub fn stage(&self) -> &StageHandle {
+        &self.handle
+    }
+
+    /// The session's slot in it.
+    pub fn slot(&self) -> u32 {
+        self.slot
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let (handle, entry, slot) = (self.handle.clone(), self.entry.clone(), self.slot);
+        self.tasks.spawn("release-slot", async move {
+            // The slot is free only once its release is queued, so that the next session's first step comes after it.
+            if let Err(error) = handle.release(slot).await {
+                tracing::debug!(%error, "a stage ended before its session");
+            }
+            let mut slots = locked(&entry.slots);
+            slots.free.push(slot);
+            slots.leases -= 1;
+        });
+    }
+}
+
+impl StageTable {
+    /// An empty table.
+    pub fn new(
+        engines: Vec<Arc<dyn Engine>>,
+        catalog: Catalog,
+        limits: StageLimits,
+        events: EventBus,
+        tasks: TaskSet,
+    ) -> Self {
+        let entries = Mutex::new(Entries::default());
+        Self { inner: Arc::new(Inner { engines, catalog, limits, events, tasks, entries }) }
+    }
+
+    /// The engines, best first.
+    pub fn engines(&self) -> &[Arc<dyn Engine>] {
+        &self.inner.engines
+    }
+
+    /// How stages are loaded.
+    pub fn limits(&self) -> &StageLimits {
+        &self.inner.limits
+    }
+
+    /// Bytes that a stage of this model would take here.
+    pub fn memory_of(&self, manifest: &Manifest, layers: LayerRange, head: bool) -> u64 {
+        stage_memory(manifest, layers, head, &self.inner.limits.stage)
+    }
+
+    /// Bytes taken by loaded stages.
+    pub fn memory_used(&self) -> u64 {
+        locked(&self.inner.entries).by_key.values().map(|entry| entry.memory).sum()
+    }
+
+    /// Bytes that a new stage may take, idle stages unloaded.
+    pub fn memory_free(&self) -> u64 {
+        let entries = locked(&self.inner.entries);
+        let busy: u64 = entries.by_key.values().filter(|entry| entry.is_leased()).map(|entry| entry.memory).sum();
+        self.inner.limits.memory.saturating_sub(busy)
+    }
+
+    /// How many stages are loaded, and how many sessions they serve.
+    pub fn counts(&self) -> (u32, u32) {
+        let entries = locked(&self.inner.entries);
+        let leases = entries.by_key.values().map(|entry| locked(&entry.slots).leases).sum();
+        (entries.by_key.len() as u32, leases)
+    }
+
+    /// Admits a session of `context` tokens to a stage, loading it if need be. Also says how many milliseconds loading
+    /// took. Cancel-safe: an admission that is not awaited to its end holds nothing.
+    pub async fn acquire(&self, key: StageKey, context: u32) -> Result<(Lease, u32), Fault> {
+        let manifest = self.inner.catalog.manifest(key.model).ok_or_else(|| not_known(key.model))?;
+        let engine = self.engine(&key.engine)?;
+        self.check_cut(&engine, &manifest, &key)?;
+        let entry = self.admit(&manifest, &key, context)?;
+        let mut ticket = Ticket { table: self, entry: Some((entry.0.clone(), entry.1)) };
+        let began = Instant::now();
+        let was_loaded = entry.0.cell.initialized();
+        let handle = entry.0.cell.get_or_try_init(|| self.load(engine, key.clone())).await?.clone();
+        let load_ms = if was_loaded { 0 } else { began.elapsed().as_millis().try_into().unwrap_or(u32::MAX) };
+        ticket.entry = None;
+        let tasks = self.inner.tasks.clone();
+        Ok((Lease { handle, tasks, entry: entry.0, slot: entry.1 }, load_ms))
+    }
+
+    /// Unloads every stage that no session uses.
+    pub fn unload_idle(&self) {
+        locked(&self.inner.entries).by_key.retain(|_, entry| entry.is_leased());
+    }
+
+    fn engine(&self, name: &str) -> Result<Arc<dyn Engine>, Fault> {
+        let found = self.inner.engines.iter().find(|engine| engine.name() == name).cloned();
+        found.ok_or_else(|| Fault::new(ErrorKind::Unsupported, format!("engine `{name}` is not built into this node")))
+    }
+
+    fn check_cut(&self, engine: &Arc<dyn Engine>, manifest: &Manifest, key: &StageKey) -> Result<(), Fault> {
+        let cuts = engine.cuts(manifest).map_err(|error| Fault::new(error.kind(), error))?;
+        let inside = key.layers.end <= manifest.layers && (!key.head || key.layers.end == manifest.layers);
+        match cuts.refuses(key.layers) {
+            None if inside => Ok(()),
+            None => {
+                let text = format!("layers {} of a model of {} cannot be a stage", key.layers, manifest.layers);
+                Err(Fault::new(ErrorKind::InvalidArgument, text))
+            }
+            Some(rule) => {
+                let text = format!("layers {} of `{}` cannot be a stage: {rule}", key.layers, manifest.architecture);
+                Err(Fault::new(ErrorKind::NoPlan, text))
+            }
+        }
+    }
+
+    /// Finds or makes the entry and takes a slot of it.
+    fn admit(&self, manifest: &Manifest, key: &StageKey, context: u32) -> Result<(Arc<Entry>, u32), Fault> {
+        let mut entries = locked(&self.inner.entries);
+        let entry = match entries.by_key.get(key) {
+            Some(entry) => entry.clone(),
+            None => {
+                let memory = self.memory_of(manifest, key.layers, key.head);
+                self.make_room(&mut entries, memory)?;
+                let entry = Arc::new(Entry::new(key.clone(), memory, &self.inner.limits.stage));
+                entries.by_key.insert(key.clone(), entry.clone());
+                entry
+            }
+        };
+        entries.clock += 1;
+        let slot = entry.take(context, entries.clock, &self.inner.limits.stage)?;
+        Ok((entry, slot))
+    }
+
+    /// Unloads idle stages, longest unused first, until `memory` fits.
+    fn make_room(&self, entries: &mut Entries, memory: u64) -> Result<(), Fault> {
+        let budget = self.inner.limits.memory;
+        loop {
+            let used: u64 = entries.by_key.values().map(|entry| entry.memory).sum();
+            if used.saturating_add(memory) <= budget {
+                return Ok(());
+            }
+            let idle = entries.by_key.values().filter(|entry| !entry.is_leased());
+            let Some(oldest) = idle.min_by_key(|entry| locked(&entry.slots).last_used).map(|entry| entry.key.clone())
+            else {
+                let text = format!(
+                    "the stage takes {}, {} of the budget of {} are in use; raise the memory budget or cut the model finer",
+                    Bytes(memory),
+                    Bytes(used),
+                    Bytes(budget)
+                );
+                return Err(Fault::new(ErrorKind::OutOfMemory, text));
+            };
+            entries.by_key.remove(&oldest);
+        }
+    }
+
+    async fn load(&self, engine: Arc<dyn Engine>, key: StageKey) -> Result<StageHandle, Fault> {
+        let catalog = self.inner.catalog.clone();
+        let config = self.inner.limits.stage.clone();
+        let name = engine.name();
+        let (model, layers, head) = (key.model, key.layers, key.head);
+        let source = tokio::task::spawn_blocking(move || catalog.stage_source(model, layers, head))
+            .await
+            .map_err(|error| Fault::new(ErrorKind::Internal, error))?
+            .map_err(|error| Fault::new(error.kind(), error))?;
+        let handle = StageHandle::spawn(move || engine.load_stage(source, &config))
+            .await
+            .map_err(|error| Fault::new(error.kind(), error))?;
+        self.inner.events.send(Event::StageLoaded { model, layers, engine: name });
+        Ok(handle)
+    }
+
+    /// Undoes an admission whose load failed or was dropped.
+    fn give_up(&self, entry: &Arc<Entry>, slot: u32) {
+        let mut entries = locked(&self.inner.entries);
+        let mut slots = locked(&entry.slots);
+        slots.free.push(slot);
+        slots.leases -= 1;
+        if slots.leases == 0 && !entry.cell.initialized() {
+            entries.by_key.remove(&entry.key);
+        }
+    }
+
+    /// What is loaded, for status.
+    pub fn loaded(&self) -> Vec<(StageKey, StageSpec)> {
+        let entries = locked(&self.inner.entries);
+        let loaded = |entry: &Arc<Entry>| entry.cell.get().map(|stage| (entry.key.clone(), stage.spec().clone()));
+        entries.by_key.values().filter_map(loaded).collect()
+    }
+}
+
+/// Holds an admission until its lease exists.
+struct Ticket<'a> {
+    table: &'a StageTable,
+    entry: Option<(Arc<Entry>, u32)>,
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        if let Some((entry, slot)) = self.entry.take() {
+            self.table.give_up(&entry, slot);
+        }
+    }
+}
+
+impl Entry {
+    fn new(key: StageKey, memory: u64, config: &StageConfig) -> Self {
+        let free = (0..config.max_sessions).rev().collect();
+        let slots = Slots { free, leases: 0, last_used: 0 };
+        Self { key, memory, cell: OnceCell::new(), slots: Mutex::new(slots) }
+    }
+
+    fn is_leased(&self) -> bool {
+        locked(&self.slots).leases > 0
+    }
+
+    fn take(&self, context: u32, now: u64, config: &StageConfig) -> Result<u32, Fault> {
+        let mut slots = locked(&self.slots);
+        if context > config.context {
+            let text = format!("{context} tokens were asked for, a stage here has {}", config.context);
+            return Err(Fault::new(ErrorKind::ContextOverflow, text));
+        }
+        let Some(slot) = slots.free.pop() else {
+            let text = format!("all {} sessions of the stage are in use; try again", config.max_sessions);
+            return Err(Fault::new(ErrorKind::Overloaded, text));
+        };
+        slots.leases += 1;
+        slots.last_used = now;
+        Ok(slot)
+    }
+}
+
+fn not_known(model: ModelId) -> Fault {
+    Fault::new(ErrorKind::ModelNotFound, format!("model {} is not known here", model.short()))
+}
