@@ -1,7 +1,37 @@
 //! The node: what a host program starts, asks and stops.
 //!
+//! [`Node::builder`] gives a [`NodeBuilder`], which holds every default; [`Node`] is a handle whose clones are one node.
+//! The node owns its data directory (locked), its key, its catalogue and its tasks. Rooms below get the handles they
+//! need. Promises: several nodes in one process share nothing; `shutdown` is idempotent; dropping the last handle ends
+//! the node without waiting; nothing global is touched (no logger, no signal handler, no environment).
+//!
 //! May import: everything below (base to pipeline). Its public items are all that server, C, Python and CLI use.
 
-mod api;
+mod announcer;
+mod builder;
+mod control;
+mod error;
+mod fetch;
+mod generation;
+mod handle;
+mod loaded;
+mod registry;
+mod report;
+mod request;
+mod runtime;
+mod shared;
+mod text;
+mod transfer;
 
-pub use api::*;
+pub use crate::engine::sample::SamplingParams;
+pub use crate::model::chat::ChatMessage;
+pub use crate::pipeline::plan::{Plan, PlanStage};
+pub use builder::{NodeBuilder, Preset};
+pub use error::{ConnectError, GenerateError, ModelActError, StartError};
+pub use generation::{Delta, Generation};
+pub use handle::{Events, Node};
+pub use report::{Completion, FinishReason, ModelInfo, NodeStatus, PeerHolding, PeerStatus, RouteStage, Timings};
+pub use request::{
+    ChatRequest, DEFAULT_MAX_TOKENS, GenerateOptions, GenerateRequest, ImportOptions, MAX_STOP_BYTES, MAX_STOPS, Parts,
+    ProgressFn, Prompt,
+};

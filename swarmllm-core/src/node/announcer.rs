@@ -1,0 +1,115 @@
+//! Tells the swarm what this node holds: in the hello to each peer, and by gossip whenever it changes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::base::{Fault, NodeId};
+use crate::model::catalog::Catalog;
+use crate::net::NetHandle;
+use crate::node::shared::Shared;
+use crate::pipeline::control::{request, unexpected};
+use crate::pipeline::stages::StageTable;
+use crate::wire::announce::{Announcement, Holding};
+use crate::wire::control::{Reply, Request};
+
+/// How long a peer may take to answer a hello.
+const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+/// Peers that are told of a change directly; gossip reaches the others. A mesh needs a second to form, a hello does not.
+const DIRECT_PEERS: usize = 32;
+/// Changes within this time are told together.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// Makes announcements.
+pub(crate) struct Announcer {
+    version: AtomicU64,
+    serves: bool,
+    catalog: Catalog,
+    stages: StageTable,
+    net: Option<NetHandle>,
+}
+
+impl Announcer {
+    pub fn new(serves: bool, catalog: Catalog, stages: StageTable, net: Option<NetHandle>) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let version = AtomicU64::new(now.as_millis().try_into().unwrap_or(u64::MAX / 2));
+        Self { version, serves, catalog, stages, net }
+    }
+
+    /// What is so now. Each has a higher version than the one before.
+    pub fn current(&self) -> Announcement {
+        let addresses = self.net.as_ref().map(NetHandle::addresses).unwrap_or_default();
+        Announcement {
+            version: self.version.fetch_add(1, Ordering::Relaxed),
+            agent: concat!("swarmllm/", env!("CARGO_PKG_VERSION")).to_owned(),
+            serves: self.serves,
+            free_memory: if self.serves { self.stages.memory_free() } else { 0 },
+            addresses: addresses.into_iter().take(Announcement::MAX_ADDRESSES).collect(),
+            holdings: self.holdings(),
+        }
+    }
+
+    fn holdings(&self) -> Vec<Holding> {
+        let models = self.catalog.models().into_iter().take(Announcement::MAX_HOLDINGS);
+        let holding = |(model, manifest): (_, Arc<crate::model::Manifest>)| {
+            let held = self.catalog.holding(model);
+            Holding {
+                model,
+                name: manifest.name.clone(),
+                layers: held.layers,
+                metadata: held.metadata,
+                embedding: held.embedding,
+                head: held.head,
+            }
+        };
+        models.map(holding).collect()
+    }
+}
+
+/// Says hello to a peer and learns what it holds.
+pub(crate) async fn hello(shared: &Shared, peer: NodeId) -> Result<(), Fault> {
+    let Some(net) = &shared.net else { return Ok(()) };
+    let announcement = shared.announcer.current();
+    match request(net, peer, &Request::Hello(announcement), HELLO_DEADLINE).await? {
+        Reply::Hello(theirs) => {
+            theirs.check().map_err(|error| Fault::new(crate::base::ErrorKind::BadFrame, error))?;
+            shared.registry.learn(peer, theirs);
+            Ok(())
+        }
+        _ => Err(unexpected(peer)),
+    }
+}
+
+/// Announces each change of the catalogue until the node stops.
+pub(crate) async fn run(shared: Arc<Shared>) {
+    let Some(net) = shared.net.clone() else { return };
+    let mut changes = shared.catalog.changes();
+    let stopping = shared.tasks.stopping();
+    loop {
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+        }
+        tokio::time::sleep(SETTLE).await;
+        changes.borrow_and_update();
+        announce(&shared, &net).await;
+    }
+}
+
+async fn announce(shared: &Arc<Shared>, net: &NetHandle) {
+    match shared.announcer.current().encode() {
+        Ok(bytes) => {
+            if let Err(error) = net.publish(bytes).await {
+                tracing::debug!(%error, "the announcement could not be gossiped");
+            }
+        }
+        Err(error) => tracing::warn!(%error, "this node holds more than an announcement can name"),
+    }
+    let connected = net.peers().snapshot().into_iter().filter(|peer| peer.connected).take(DIRECT_PEERS);
+    let hellos = connected.map(|peer| async move {
+        if let Err(fault) = hello(shared, peer.node).await {
+            tracing::debug!(%fault, "a hello was not answered");
+        }
+    });
+    futures::future::join_all(hellos).await;
+}

@@ -1,0 +1,339 @@
+//! Builds and starts a node. All defaults live here.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use crate::base::{ErrorKind, Fault};
+use crate::engine::{self, Engine, StageConfig};
+use crate::identity::{Keypair, keyfile};
+use crate::model::catalog::Catalog;
+use crate::net::{self, Incoming, NetConfig, NetHandle};
+use crate::node::announcer::{self, Announcer};
+use crate::node::control;
+use crate::node::error::StartError;
+use crate::node::handle::Node;
+use crate::node::loaded::LoadedModels;
+use crate::node::registry::Registry;
+use crate::node::runtime::Ground;
+use crate::node::shared::{Config, Shared};
+use crate::pipeline::links::Links;
+use crate::pipeline::runner::Coordinator;
+use crate::pipeline::serve::Serving;
+use crate::pipeline::stages::{StageLimits, StageTable};
+use crate::rt::{DirLock, EventBus, TaskSet};
+
+/// Overrides where a node keeps its files, where the host does not say.
+pub const DATA_DIR_VARIABLE: &str = "SWARMLLM_DATA_DIR";
+/// The swarm that a node belongs to where the host does not say.
+const DEFAULT_NETWORK: &str = "main";
+/// TCP and QUIC on ephemeral ports of every interface.
+const DEFAULT_LISTEN: [&str; 2] = ["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"];
+/// Positions of a session.
+const DEFAULT_CONTEXT: u32 = 4096;
+/// Sessions of a stage at once. SmolLM2-135M takes 22.5 KiB of KV a token, so `4 * 4096` of them take 360 MiB.
+const DEFAULT_SESSIONS: u32 = 4;
+/// Threads that a node does not go beyond by itself.
+const MAX_DEFAULT_THREADS: u32 = 64;
+
+/// How a node meets others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Preset {
+    /// No network at all.
+    Offline,
+    /// LAN discovery, ephemeral ports, serves peers.
+    #[default]
+    Lan,
+    /// As `Lan` without LAN discovery: for a node that others reach by its addresses.
+    Public,
+}
+
+/// Builds a node. What is not set has the default that its method names.
+#[derive(Clone, Default)]
+pub struct NodeBuilder {
+    data_dir: Option<PathBuf>,
+    preset: Preset,
+    network: Option<String>,
+    listen: Option<Vec<String>>,
+    bootstrap: Vec<String>,
+    mdns: Option<bool>,
+    serve: Option<bool>,
+    threads: Option<u32>,
+    memory: Option<u64>,
+    context: Option<u32>,
+    engine: Option<String>,
+    engines: Option<Vec<Arc<dyn Engine>>>,
+    runtime: Option<Handle>,
+}
+
+impl NodeBuilder {
+    /// Directory for key, models and store. Default: `SWARMLLM_DATA_DIR`, else the OS's place for application data.
+    pub fn data_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.data_dir = Some(dir.into());
+        self
+    }
+
+    /// See [`Preset`]. Default `Lan`.
+    pub fn preset(mut self, preset: Preset) -> Self {
+        self.preset = preset;
+        self
+    }
+
+    /// Name of the swarm: 1 to 64 of `a-z 0-9 - _ .`; part of every protocol name, so that swarms cannot mix. Default
+    /// `main`.
+    pub fn network(mut self, name: impl Into<String>) -> Self {
+        self.network = Some(name.into());
+        self
+    }
+
+    /// Addresses to listen on, as multiaddr text. Default: TCP and QUIC on ephemeral ports of every interface.
+    pub fn listen(mut self, addresses: Vec<String>) -> Self {
+        self.listen = Some(addresses);
+        self
+    }
+
+    /// Peers to dial at the start and again when lost, as multiaddr text with `/p2p/`. Default: none.
+    pub fn bootstrap(mut self, addresses: Vec<String>) -> Self {
+        self.bootstrap = addresses;
+        self
+    }
+
+    /// Whether to find peers on the LAN by mDNS. Default: true in `Lan`.
+    pub fn mdns(mut self, on: bool) -> Self {
+        self.mdns = Some(on);
+        self
+    }
+
+    /// Whether to compute stages for peers. Default: true in `Lan` and `Public`.
+    pub fn serve(mut self, on: bool) -> Self {
+        self.serve = Some(on);
+        self
+    }
+
+    /// Compute threads. Default: the physical cores.
+    pub fn threads(mut self, threads: u32) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Bytes of memory for weights and KV of all stages. Default: half of what is free at the start.
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.memory = Some(bytes);
+        self
+    }
+
+    /// Positions that a session may have, prompt and answer together. Default 4,096.
+    pub fn context(mut self, tokens: u32) -> Self {
+        self.context = Some(tokens);
+        self
+    }
+
+    /// Engine to use: `llama.cpp` or `candle`. Default: the best that serves the model.
+    pub fn engine(mut self, name: impl Into<String>) -> Self {
+        self.engine = Some(name.into());
+        self
+    }
+
+    /// Engines to use instead of the built-in ones, best first: for hosts with an engine of their own, and for tests.
+    pub fn engines(mut self, engines: Vec<Arc<dyn Engine>>) -> Self {
+        self.engines = Some(engines);
+        self
+    }
+
+    /// Runs on this runtime. Default: one of its own, with two threads.
+    pub fn runtime(mut self, handle: Handle) -> Self {
+        self.runtime = Some(handle);
+        self
+    }
+
+    /// Starts the node: locks the data directory, loads or makes the key, opens catalogue and store, and listens.
+    /// Cancel-safe: dropped, nothing stays.
+    pub async fn start(self) -> Result<Node, StartError> {
+        let ground = self.ground()?;
+        let (handle, started) = (ground.handle().clone(), self.start_on(ground.handle().clone()));
+        let joined = handle.spawn(started).await;
+        let shared = joined.map_err(|error| Fault::new(ErrorKind::Internal, error))??;
+        Ok(Node::new(shared, ground))
+    }
+
+    /// Starts the node from a thread that is not in a runtime.
+    pub fn start_blocking(self) -> Result<Node, StartError> {
+        if Handle::try_current().is_ok() {
+            let text = "start_blocking was called inside a Tokio runtime; await start instead";
+            return Err(Fault::new(ErrorKind::InvalidArgument, text).into());
+        }
+        let ground = self.ground()?;
+        let shared = ground.handle().block_on(self.start_on(ground.handle().clone()))?;
+        Ok(Node::new(shared, ground))
+    }
+
+    fn ground(&self) -> Result<Ground, Fault> {
+        Ground::new(self.runtime.clone())
+            .map_err(|error| Fault::new(ErrorKind::Io, format!("no runtime could be started: {error}")))
+    }
+
+    async fn start_on(self, handle: Handle) -> Result<Arc<Shared>, Fault> {
+        let opened = {
+            let builder = self.clone();
+            tokio::task::spawn_blocking(move || builder.open())
+        };
+        let opened = opened.await.map_err(|error| Fault::new(ErrorKind::Internal, error))??;
+        let tasks = TaskSet::new(handle.clone());
+        let events = EventBus::new();
+        let (net, incoming) = match self.preset {
+            Preset::Offline => (None, None),
+            Preset::Lan | Preset::Public => {
+                let started = net::start(self.net_config(), &opened.keypair, events.clone(), tasks.clone()).await;
+                let (net, incoming) = started.map_err(|error| {
+                    tasks.abort();
+                    Fault::new(error.kind(), error)
+                })?;
+                (Some(net), Some(incoming))
+            }
+        };
+        let shared = self.assemble(handle, opened, tasks, events, net);
+        spawn(&shared, incoming);
+        Ok(shared)
+    }
+
+    fn assemble(
+        self,
+        handle: Handle,
+        opened: Opened,
+        tasks: TaskSet,
+        events: EventBus,
+        net: Option<NetHandle>,
+    ) -> Arc<Shared> {
+        let Opened { config, keypair, catalog, lock } = opened;
+        let id = keypair.node_id();
+        let stage = StageConfig {
+            context: config.context,
+            max_sessions: DEFAULT_SESSIONS,
+            max_rows: StageConfig::DEFAULT_MAX_ROWS,
+            threads: config.threads,
+        };
+        let limits = StageLimits { stage, memory: config.memory };
+        let engines = self.engines.unwrap_or_else(engine::built_in);
+        let stages = StageTable::new(engines, catalog.clone(), limits, events.clone(), tasks.clone());
+        let links = Links::new(id, net.clone(), tasks.clone());
+        let serving = Serving::new(stages.clone(), links.clone(), tasks.clone());
+        let bound = net.clone();
+        let addresses = Arc::new(move || bound.as_ref().map(NetHandle::addresses).unwrap_or_default());
+        let coordinator =
+            Coordinator { links, serving: serving.clone(), net: net.clone(), tasks: tasks.clone(), addresses };
+        let announcer = Announcer::new(config.serve, catalog.clone(), stages, net.clone());
+        Arc::new(Shared {
+            id,
+            config,
+            catalog,
+            registry: Registry::new(),
+            serving,
+            coordinator,
+            net,
+            models: LoadedModels::default(),
+            announcer,
+            events,
+            tasks,
+            handle,
+            closed: CancellationToken::new(),
+            started: Instant::now(),
+            process: std::process::id(),
+            lock: Mutex::new(Some(lock)),
+        })
+    }
+
+    fn net_config(&self) -> NetConfig {
+        let listen = || DEFAULT_LISTEN.map(str::to_owned).to_vec();
+        NetConfig {
+            network: self.network.clone().unwrap_or_else(|| DEFAULT_NETWORK.to_owned()),
+            listen: self.listen.clone().unwrap_or_else(listen),
+            bootstrap: self.bootstrap.clone(),
+            mdns: self.mdns.unwrap_or(self.preset == Preset::Lan),
+            ..NetConfig::default()
+        }
+    }
+
+    /// Everything that touches the disk.
+    fn open(&self) -> Result<Opened, Fault> {
+        let config = self.config()?;
+        let dir = &config.data_dir;
+        make_dir(dir)?;
+        let lock = DirLock::acquire(dir).map_err(|error| Fault::new(error.kind(), error))?;
+        let keypair =
+            keyfile::load_or_create(&dir.join("node.key")).map_err(|error| Fault::new(error.kind(), error))?;
+        let catalog = Catalog::open(dir).map_err(|error| Fault::new(error.kind(), error))?;
+        Ok(Opened { config, keypair, catalog, lock })
+    }
+
+    fn config(&self) -> Result<Config, Fault> {
+        let refuse = |text: &str| Err(Fault::new(ErrorKind::InvalidConfig, text));
+        if self.threads == Some(0) || self.context == Some(0) {
+            return refuse("threads and context are at least 1");
+        }
+        let data_dir = match &self.data_dir {
+            Some(dir) => dir.clone(),
+            None => default_data_dir()?,
+        };
+        Ok(Config {
+            data_dir,
+            network: self.network.clone().unwrap_or_else(|| DEFAULT_NETWORK.to_owned()),
+            serve: self.serve.unwrap_or(self.preset != Preset::Offline),
+            threads: self.threads.unwrap_or_else(physical_cores),
+            memory: self.memory.unwrap_or_else(half_of_free_memory),
+            context: self.context.unwrap_or(DEFAULT_CONTEXT),
+            engine: self.engine.clone(),
+        })
+    }
+}
+
+/// What was opened on disk.
+struct Opened {
+    config: Config,
+    keypair: Keypair,
+    catalog: Catalog,
+    lock: DirLock,
+}
+
+fn spawn(shared: &Arc<Shared>, incoming: Option<Incoming>) {
+    let (Some(net), Some(incoming)) = (shared.net.clone(), incoming) else { return };
+    // Subscribed before the first task runs, so that no peer is missed.
+    let (connects, disconnects) = (net.connects(), net.disconnects());
+    shared.tasks.spawn("doors", control::run(shared.clone(), incoming));
+    shared.tasks.spawn("peers", control::watch_peers(shared.clone(), net, connects, disconnects));
+    shared.tasks.spawn("announcer", announcer::run(shared.clone()));
+}
+
+fn make_dir(dir: &Path) -> Result<(), Fault> {
+    std::fs::create_dir_all(dir).map_err(|error| {
+        let kind = match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::DiskFull,
+            _ => ErrorKind::Io,
+        };
+        Fault::new(kind, format!("the data directory {} cannot be made: {error}", dir.display()))
+    })
+}
+
+fn default_data_dir() -> Result<PathBuf, Fault> {
+    if let Some(dir) = std::env::var_os(DATA_DIR_VARIABLE).filter(|dir| !dir.is_empty()) {
+        return Ok(dir.into());
+    }
+    let dirs = directories::ProjectDirs::from("", "", "swarmllm");
+    let unknown = || Fault::new(ErrorKind::InvalidConfig, "no home directory is known; name a data directory");
+    Ok(dirs.ok_or_else(unknown)?.data_local_dir().to_owned())
+}
+
+/// Hyper-threads share a core's arithmetic: more threads than cores only wait for each other.
+fn physical_cores() -> u32 {
+    let logical = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let cores = sysinfo::System::physical_core_count().unwrap_or(logical).min(logical).max(1);
+    (cores as u32).min(MAX_DEFAULT_THREADS)
+}
+
+fn half_of_free_memory() -> u64 {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    system.available_memory() / 2
+}

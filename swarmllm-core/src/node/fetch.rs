@@ -1,0 +1,159 @@
+//! Fetching a model from peers: finds its manifest, then the shards that are wanted and not held.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::stream::{self, TryStreamExt};
+
+use crate::base::{ErrorKind, Event, Fault, ModelId, NodeId, Progress};
+use crate::model::{Manifest, ShardEntry, ShardKind};
+use crate::node::registry::Registry;
+use crate::node::request::{Parts, ProgressFn};
+use crate::node::shared::Shared;
+use crate::node::transfer::{self, Taken};
+use crate::pipeline::control::{request, unexpected};
+use crate::wire::announce::Holding;
+use crate::wire::control::{Reply, Request};
+
+/// A manifest of 10,000 tensors is about 1 MiB.
+const MANIFEST_DEADLINE: Duration = Duration::from_secs(30);
+/// Shards that are fetched at once.
+const PARALLEL: usize = 4;
+
+/// Fetches what `parts` names of a model. Cancel-safe: what is verified is kept.
+pub(crate) async fn pull(
+    shared: &Arc<Shared>,
+    name: &str,
+    parts: &Parts,
+    progress: Option<ProgressFn>,
+) -> Result<ModelId, Fault> {
+    let model = resolve(shared, name)?;
+    let manifest = manifest(shared, model).await?;
+    let wanted: Vec<ShardEntry> = select(&manifest, parts)?.into_iter().cloned().collect();
+    let total = wanted.iter().map(|entry| entry.size).sum();
+    let held = wanted.iter().filter(|entry| shared.catalog.has(&entry.id)).map(|entry| entry.size).sum();
+    let done = Arc::new(AtomicU64::new(held));
+    let events = shared.events.clone();
+    let taken: Taken = Arc::new(move |bytes| {
+        let done = (done.fetch_add(bytes, Ordering::Relaxed) + bytes).min(total);
+        let state = Progress { done, total };
+        events.send(Event::Transfer { model, progress: state });
+        progress.iter().for_each(|tell| tell(state));
+    });
+    taken(0);
+    let missing = wanted.into_iter().filter(|entry| !shared.catalog.has(&entry.id));
+    stream::iter(missing.map(Ok::<_, Fault>))
+        .try_for_each_concurrent(PARALLEL, |entry| {
+            let taken = taken.clone();
+            async move {
+                fetch_one(shared, model, &entry, &taken).await?;
+                shared.events.send(Event::ShardStored { model, shard: entry.id });
+                Ok(())
+            }
+        })
+        .await?;
+    Ok(model)
+}
+
+/// The model that a name or id means, here or at a peer.
+pub(crate) fn resolve(shared: &Shared, name: &str) -> Result<ModelId, Fault> {
+    let here = match shared.catalog.resolve(name) {
+        Ok(model) => return Ok(model),
+        Err(error) => Fault::new(error.kind(), error),
+    };
+    match (Registry::find(&shared.registry.snapshot(), name).as_slice(), here.kind()) {
+        ([model], ErrorKind::ModelNotFound) => Ok(*model),
+        ([], _) => Err(here),
+        (several, _) => {
+            let ids: Vec<String> = several.iter().map(ModelId::short).collect();
+            let text = format!("`{name}` means several models ({}); give an id", ids.join(", "));
+            Err(Fault::new(ErrorKind::InvalidArgument, text))
+        }
+    }
+}
+
+/// The manifest, from here or from a peer that says it holds the model.
+pub(crate) async fn manifest(shared: &Arc<Shared>, model: ModelId) -> Result<Arc<Manifest>, Fault> {
+    if let Some(manifest) = shared.catalog.manifest(model) {
+        return Ok(manifest);
+    }
+    let mut last = Fault::new(ErrorKind::ModelNotFound, format!("no peer within reach knows model {}", model.short()));
+    for (peer, _) in holders(shared, model, |_| true) {
+        match manifest_from(shared, peer, model).await {
+            Ok(manifest) => return Ok(manifest),
+            Err(fault) => last = fault,
+        }
+    }
+    Err(last)
+}
+
+async fn manifest_from(shared: &Arc<Shared>, peer: NodeId, model: ModelId) -> Result<Arc<Manifest>, Fault> {
+    let net = shared.net.as_ref().ok_or_else(offline)?;
+    let reply = request(net, peer, &Request::Manifest { model }, MANIFEST_DEADLINE).await?;
+    let Reply::Manifest { bytes } = reply else { return Err(unexpected(peer)) };
+    let catalog = shared.catalog.clone();
+    let added = tokio::task::spawn_blocking(move || catalog.add_manifest(&bytes, model)).await;
+    let added = added.map_err(|error| Fault::new(ErrorKind::Internal, error))?;
+    let manifest = added.map_err(|error| Fault::new(error.kind(), error))?;
+    shared.events.send(Event::ModelKnown { model, name: manifest.name.clone() });
+    Ok(manifest)
+}
+
+/// The shards that `parts` means.
+pub(crate) fn select<'a>(manifest: &'a Manifest, parts: &Parts) -> Result<Vec<&'a ShardEntry>, Fault> {
+    match parts {
+        Parts::All => Ok(manifest.shards.iter().collect()),
+        Parts::Coordinator => Ok(manifest.coordinator_shards().collect()),
+        Parts::Stage { layers, .. } if layers.is_empty() || layers.end > manifest.layers => {
+            let text = format!("layers {layers} were asked for, the model has 0..{}", manifest.layers);
+            Err(Fault::new(ErrorKind::InvalidArgument, text))
+        }
+        Parts::Stage { layers, head } => Ok(manifest.stage_shards(*layers, *head).collect()),
+    }
+}
+
+/// Connected peers that say they hold the model, and what of it.
+fn holders(shared: &Shared, model: ModelId, wanted: impl Fn(&Holding) -> bool) -> Vec<(NodeId, Holding)> {
+    let known = shared.registry.snapshot();
+    let holding = |node: &NodeId| Registry::holding(&known, *node, model).filter(|held| wanted(held)).cloned();
+    known.keys().filter_map(|node| Some((*node, holding(node)?))).collect()
+}
+
+fn holds(holding: &Holding, kind: ShardKind) -> bool {
+    match kind {
+        ShardKind::Metadata => holding.metadata,
+        ShardKind::Embedding => holding.embedding,
+        ShardKind::Common => !holding.layers.is_empty() || holding.head,
+        ShardKind::Layer(layer) => holding.layers.iter().any(|range| range.start <= layer && layer < range.end),
+        ShardKind::Head => holding.head,
+    }
+}
+
+/// Takes one shard from the first holder that gives it whole.
+async fn fetch_one(shared: &Arc<Shared>, model: ModelId, entry: &ShardEntry, taken: &Taken) -> Result<(), Fault> {
+    let net = shared.net.as_ref().ok_or_else(offline)?;
+    let mut holders = holders(shared, model, |holding| holds(holding, entry.kind));
+    // Different shards begin at different holders, so that several give at once.
+    let first = usize::from(entry.id.0[0]) % holders.len().max(1);
+    holders.rotate_left(first);
+    let text = format!("no peer within reach holds {:?} of model {}", entry.kind, model.short());
+    let mut last = Fault::new(ErrorKind::ShardMissing, text);
+    for (peer, _) in holders {
+        match transfer::take(net, &shared.catalog, peer, entry, &**taken).await {
+            Ok(()) => return Ok(()),
+            // Our own ground, not the peer's fault: another peer cannot help.
+            Err(fault) if matches!(fault.kind(), ErrorKind::DiskFull | ErrorKind::Io) => return Err(fault),
+            Err(fault) => {
+                tracing::warn!(%peer, %fault, "a shard could not be taken from a peer");
+                let text = format!("peer {} gave {:?} badly: {fault}", peer.short(), entry.kind);
+                last = Fault::new(fault.kind(), text);
+            }
+        }
+    }
+    Err(last)
+}
+
+fn offline() -> Fault {
+    Fault::new(ErrorKind::PeerUnreachable, "this node runs without a network")
+}

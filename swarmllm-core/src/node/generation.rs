@@ -1,0 +1,414 @@
+//! One answer: prepared, planned, run in a task of its own, read as a stream.
+
+use std::ops::ControlFlow;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::base::{ErrorKind, Event, Fault, ModelId, NodeId, SessionId};
+use crate::engine::sample::Sampler;
+use crate::model::tokenizer::Detokenizer;
+use crate::node::error::GenerateError;
+use crate::node::fetch;
+use crate::node::loaded::LoadedModel;
+use crate::node::registry::Registry;
+use crate::node::report::{Completion, FinishReason, RouteStage, Timings};
+use crate::node::request::{ChatRequest, DEFAULT_MAX_TOKENS, GenerateOptions, GenerateRequest, Prompt};
+use crate::node::shared::Shared;
+use crate::node::text::StopMatcher;
+use crate::pipeline::plan::{Candidate, Plan, PlanRequest, plan};
+use crate::pipeline::runner::{self, Job, Outcome, StageReport, TokenSink};
+use crate::pipeline::session::End;
+
+/// Deltas that wait for a slow reader; beyond that the generation waits for it.
+const DELTA_QUEUE: usize = 64;
+/// Round trip assumed for a peer that has not been measured yet: a far one.
+const UNKNOWN_RTT_US: u32 = 500_000;
+
+/// A piece of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Delta {
+    /// More text: whole characters, never empty.
+    Text(String),
+    /// The end.
+    Done(Box<Completion>),
+}
+
+/// An answer as it comes: a stream of [`Delta`]s. Dropping it cancels at every stage.
+pub struct Generation {
+    session: SessionId,
+    route: Plan,
+    deltas: mpsc::Receiver<Result<Delta, GenerateError>>,
+    cancel: CancellationToken,
+    _cancel_on_drop: DropGuard,
+}
+
+impl Generation {
+    /// The session's id, for logs.
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// The model that answers.
+    pub fn model(&self) -> ModelId {
+        self.route.model
+    }
+
+    /// Who computes what.
+    pub fn route(&self) -> &Plan {
+        &self.route
+    }
+
+    /// Ends the answer; what was generated comes as `Done` with [`FinishReason::Cancelled`].
+    pub fn cancel(&self) {
+        self.cancel.cancel();
+    }
+
+    /// The next piece; `None` after `Done` or an error. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Result<Delta, GenerateError>> {
+        self.deltas.recv().await
+    }
+
+    /// Waits for the end.
+    pub async fn finish(mut self) -> Result<Completion, GenerateError> {
+        while let Some(delta) = self.next().await {
+            if let Delta::Done(completion) = delta? {
+                return Ok(*completion);
+            }
+        }
+        Err(Fault::new(ErrorKind::Closed, "the node ended before the answer did").into())
+    }
+}
+
+impl futures::Stream for Generation {
+    type Item = Result<Delta, GenerateError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.deltas.poll_recv(context)
+    }
+}
+
+/// Starts an answer to a conversation.
+pub(crate) async fn chat(shared: Arc<Shared>, request: ChatRequest) -> Result<Generation, GenerateError> {
+    request.options.check()?;
+    let model = load(&shared, &request.model).await?;
+    let messages = request.messages;
+    let tokens = blocking({
+        let model = model.clone();
+        move || {
+            let template = model.template.as_ref().map_err(|error| Fault::new(error.kind(), error))?;
+            let text = template.render(&messages, true).map_err(|error| Fault::new(error.kind(), error))?;
+            encode(&model, &text, true)
+        }
+    })
+    .await?;
+    start(shared, model, tokens, request.options).await
+}
+
+/// Starts the continuation of a text.
+pub(crate) async fn generate(shared: Arc<Shared>, request: GenerateRequest) -> Result<Generation, GenerateError> {
+    request.options.check()?;
+    let model = load(&shared, &request.model).await?;
+    let prompt = request.prompt;
+    let tokens = blocking({
+        let model = model.clone();
+        move || match prompt {
+            Prompt::Text(text) => encode(&model, &text, false),
+            Prompt::Tokens(tokens) => Ok(tokens),
+        }
+    })
+    .await?;
+    start(shared, model, tokens, request.options).await
+}
+
+/// Which stages would answer.
+pub(crate) async fn plan_for(shared: &Arc<Shared>, name: &str) -> Result<Plan, GenerateError> {
+    let model = load(shared, name).await?;
+    Ok(make_plan(shared, &model)?)
+}
+
+async fn load(shared: &Arc<Shared>, name: &str) -> Result<Arc<LoadedModel>, Fault> {
+    shared.check_open()?;
+    let id = fetch::resolve(shared, name)?;
+    if let Some(model) = shared.models.take_kept(id) {
+        return Ok(model);
+    }
+    // A peer may know the model while this node does not: then the message says what to pull.
+    if shared.catalog.manifest(id).is_none() {
+        let text = format!("model {} is held by peers only; pull its metadata and embedding first", id.short());
+        return Err(Fault::new(ErrorKind::ShardMissing, text));
+    }
+    let shared = shared.clone();
+    blocking(move || {
+        let wanted = shared.config.engine.as_deref();
+        shared.models.get(&shared.catalog, shared.serving.stages().engines(), wanted, id)
+    })
+    .await
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Fault> + Send + 'static) -> Result<T, Fault> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(Fault::new(ErrorKind::Internal, error)))
+}
+
+fn encode(model: &LoadedModel, text: &str, templated: bool) -> Result<Vec<u32>, Fault> {
+    let tokens = match templated {
+        true => model.tokenizer.encode_rendered(text),
+        false => model.tokenizer.encode(text, true, false),
+    };
+    tokens.map_err(|error| Fault::new(error.kind(), error))
+}
+
+/// Positions that a session of this model may use at most.
+fn context_limit(shared: &Shared, model: &LoadedModel) -> u32 {
+    model.manifest.context.min(shared.config.context)
+}
+
+fn max_tokens(shared: &Shared, model: &LoadedModel, prompt: usize, asked: Option<u32>) -> Result<u32, Fault> {
+    let limit = context_limit(shared, model);
+    let left = u64::from(limit).saturating_sub(prompt as u64);
+    let wanted = asked.unwrap_or(DEFAULT_MAX_TOKENS);
+    if left == 0 || (asked.is_some() && u64::from(wanted) > left) {
+        let text = format!(
+            "{prompt} prompt tokens and {wanted} to generate exceed the context of {limit}; shorten the prompt, ask for \
+             fewer tokens or raise the context"
+        );
+        return Err(Fault::new(ErrorKind::ContextOverflow, text));
+    }
+    // At most `wanted`, which is a u32.
+    Ok(left.min(u64::from(wanted)) as u32)
+}
+
+fn check_prompt(model: &LoadedModel, prompt: &[u32]) -> Result<(), Fault> {
+    if prompt.is_empty() {
+        return Err(Fault::new(ErrorKind::InvalidArgument, "the prompt is empty"));
+    }
+    match prompt.iter().find(|token| **token >= model.manifest.vocab) {
+        Some(token) => {
+            let text = format!("token {token} is outside the vocabulary of {}", model.manifest.vocab);
+            Err(Fault::new(ErrorKind::InvalidArgument, text))
+        }
+        None => Ok(()),
+    }
+}
+
+async fn start(
+    shared: Arc<Shared>,
+    model: Arc<LoadedModel>,
+    prompt: Vec<u32>,
+    options: GenerateOptions,
+) -> Result<Generation, GenerateError> {
+    check_prompt(&model, &prompt)?;
+    let max_tokens = max_tokens(&shared, &model, prompt.len(), options.max_tokens)?;
+    let sampler = Sampler::new(options.sampling.clone(), model.manifest.vocab)
+        .map_err(|error| Fault::new(error.kind(), error))?;
+    let route = make_plan(&shared, &model)?;
+    let session = new_session()?;
+    let cancel = shared.closed.child_token();
+    let (sender, deltas) = mpsc::channel(DELTA_QUEUE);
+    let ends = model.clone();
+    let job = Job {
+        session,
+        model: model.id,
+        addresses: addresses(&shared, &route),
+        plan: route.clone(),
+        engine: model.engine.name().to_owned(),
+        prompt,
+        max_tokens,
+        vocab: model.manifest.vocab,
+        embedder: model.embedder.clone(),
+        sampler,
+        is_end: Box::new(move |token| ends.tokenizer.is_end_of_generation(token)),
+        deadline: options.deadline.map(|allowed| Instant::now() + allowed),
+        cancel: cancel.clone(),
+    };
+    let sink = Sink {
+        detokenizer: Some(Detokenizer::new(model.tokenizer.clone())),
+        stops: StopMatcher::new(options.stop),
+        text: String::new(),
+        deltas: sender,
+        stopped: false,
+    };
+    shared.events.send(Event::GenerationStarted { session, model: model.id });
+    let (tasks, work) = (shared.tasks.clone(), run(shared, model, job, sink));
+    tasks.spawn("generation", work);
+    Ok(Generation { session, route, deltas, _cancel_on_drop: cancel.clone().drop_guard(), cancel })
+}
+
+fn new_session() -> Result<SessionId, Fault> {
+    let mut bytes = [0u8; 16];
+    getrandom::fill(&mut bytes).map_err(|error| Fault::new(ErrorKind::Internal, error))?;
+    Ok(SessionId(bytes))
+}
+
+fn make_plan(shared: &Shared, model: &LoadedModel) -> Result<Plan, Fault> {
+    let stages = shared.serving.stages();
+    let memory = |layers, head| stages.memory_of(&model.manifest, layers, head);
+    let candidates = candidates(shared, model);
+    let request = PlanRequest {
+        model: model.id,
+        layers: model.manifest.layers,
+        cuts: &model.cuts,
+        candidates: &candidates,
+        memory: &memory,
+    };
+    plan(&request)
+        .map_err(|error| Fault::new(ErrorKind::NoPlan, format!("no plan for {}: {error}", model.manifest.name)))
+}
+
+/// This node and every peer that says it serves the model. What a peer claims decides only who is asked.
+fn candidates(shared: &Shared, model: &LoadedModel) -> Vec<Candidate> {
+    let held = shared.catalog.holding(model.id);
+    let stages = shared.serving.stages();
+    let local = Candidate {
+        node: shared.id,
+        layers: held.layers,
+        head: held.head,
+        rtt_us: 0,
+        free_memory: stages.memory_free(),
+    };
+    let known = shared.registry.snapshot();
+    let peer = |(node, announcement): (&NodeId, &crate::wire::announce::Announcement)| {
+        let holding = Registry::holding(&known, *node, model.id)?;
+        let rtt = shared.net.as_ref()?.peers().lookup(*node).and_then(|peer| peer.rtt);
+        let rtt_us = rtt.map_or(UNKNOWN_RTT_US, |rtt| rtt.as_micros().try_into().unwrap_or(u32::MAX));
+        let clipped = |range: &crate::base::LayerRange| {
+            crate::base::LayerRange::new(range.start, range.end.min(model.manifest.layers))
+        };
+        announcement.serves.then(|| Candidate {
+            node: *node,
+            layers: holding.layers.iter().map(clipped).filter(|range| !range.is_empty()).collect(),
+            head: holding.head,
+            rtt_us,
+            free_memory: announcement.free_memory,
+        })
+    };
+    std::iter::once(local).chain(known.iter().filter_map(peer)).collect()
+}
+
+/// Where each stage's host may be dialled.
+fn addresses(shared: &Shared, plan: &Plan) -> Vec<Vec<String>> {
+    let known = shared.registry.snapshot();
+    let of = |node: NodeId| known.get(&node).map(|announcement| announcement.addresses.clone()).unwrap_or_default();
+    plan.stages.iter().map(|stage| of(stage.node)).collect()
+}
+
+/// Turns tokens into text and hands it to the reader.
+struct Sink {
+    /// Taken at the end.
+    detokenizer: Option<Detokenizer>,
+    stops: StopMatcher,
+    text: String,
+    deltas: mpsc::Sender<Result<Delta, GenerateError>>,
+    stopped: bool,
+}
+
+impl Sink {
+    async fn show(&mut self, text: String) -> ControlFlow<()> {
+        if text.is_empty() {
+            return ControlFlow::Continue(());
+        }
+        self.text.push_str(&text);
+        match self.deltas.send(Ok(Delta::Text(text))).await {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
+    }
+
+    async fn take(&mut self, text: &str) -> ControlFlow<()> {
+        let shown = self.stops.push(text);
+        self.stopped |= shown.stopped;
+        let flow = self.show(shown.text).await;
+        if shown.stopped { ControlFlow::Break(()) } else { flow }
+    }
+
+    /// The answer has ended: half characters and held-back text are shown after all.
+    async fn end(&mut self) {
+        if self.stopped {
+            return;
+        }
+        let rest = self.detokenizer.take().and_then(Detokenizer::finish).unwrap_or_default();
+        if self.take(&rest).await.is_continue() {
+            let held = self.stops.finish();
+            // Whether the reader is still there no longer matters.
+            let _ = self.show(held).await;
+        }
+    }
+}
+
+impl TokenSink for Sink {
+    async fn token(&mut self, token: u32, _logprob: f32) -> ControlFlow<()> {
+        match self.detokenizer.as_mut().and_then(|detokenizer| detokenizer.push(token)) {
+            Some(text) => self.take(&text).await,
+            None => ControlFlow::Continue(()),
+        }
+    }
+}
+
+async fn run(shared: Arc<Shared>, model: Arc<LoadedModel>, job: Job, mut sink: Sink) {
+    let (session, prompt) = (job.session, job.prompt.len() as u32);
+    let mut outcome = runner::run(&shared.coordinator, job, &mut sink).await;
+    if outcome.end == Ok(End::Cancelled) && shared.closed.is_cancelled() {
+        outcome.end = Err(Fault::new(ErrorKind::Closed, "the node was shut down during the answer"));
+    }
+    sink.end().await;
+    let tokens = outcome.tokens.len() as u32;
+    let fault = outcome.end.as_ref().err().cloned();
+    let last = conclude(outcome, prompt, model.engine.name(), std::mem::take(&mut sink.text));
+    // Counted before the reader is told, so that a reader who looks at the events finds it there.
+    shared.events.send(Event::GenerationEnded { session, tokens, fault });
+    let _ = sink.deltas.send(last).await;
+}
+
+fn conclude(outcome: Outcome, prompt: u32, engine: &str, text: String) -> Result<Delta, GenerateError> {
+    let finish = match &outcome.end {
+        Ok(End::Stop) => FinishReason::Stop,
+        Ok(End::Length) => FinishReason::Length,
+        Ok(End::Cancelled) | Err(_) => FinishReason::Cancelled,
+    };
+    let completion = Box::new(Completion {
+        text,
+        finish,
+        prompt_tokens: prompt,
+        completion_tokens: outcome.tokens.len() as u32,
+        timings: timings(&outcome),
+        route: outcome.stages.iter().map(|report| route_stage(report, engine)).collect(),
+        tokens: outcome.tokens,
+    });
+    match outcome.end {
+        Ok(_) => Ok(Delta::Done(completion)),
+        Err(fault) if completion.completion_tokens == 0 => Err(GenerateError::Refused(fault)),
+        Err(cause) => Err(GenerateError::Interrupted { partial: completion, cause }),
+    }
+}
+
+fn timings(outcome: &Outcome) -> Timings {
+    let millis = |duration: std::time::Duration| duration.as_secs_f64() * 1e3;
+    let first = outcome.first_token.unwrap_or_default();
+    let decode = outcome.total.saturating_sub(first).as_secs_f64();
+    let later = outcome.tokens.len().saturating_sub(1) as f64;
+    Timings {
+        open_ms: millis(outcome.open),
+        first_token_ms: millis(first),
+        decode_tokens_per_second: if decode > 0.0 && later > 0.0 { later / decode } else { 0.0 },
+        total_ms: millis(outcome.total),
+    }
+}
+
+fn route_stage(report: &StageReport, engine: &str) -> RouteStage {
+    let mut decode = report.decode_us.clone();
+    decode.sort_unstable();
+    RouteStage {
+        node: report.stage.node,
+        layers: report.stage.layers,
+        head: report.stage.head,
+        engine: engine.to_owned(),
+        load_ms: report.load_ms,
+        prefill_us: report.prefill_us,
+        decode_us: decode.get(decode.len() / 2).copied().unwrap_or(0).into(),
+    }
+}

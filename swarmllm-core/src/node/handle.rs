@@ -1,0 +1,374 @@
+//! The handle of a running node.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::base::{ErrorKind, Event, Fault, ModelId, NodeId};
+use crate::model::{Manifest, ShardKind};
+use crate::node::builder::NodeBuilder;
+use crate::node::error::{ConnectError, GenerateError, ModelActError};
+use crate::node::generation::{self, Generation};
+use crate::node::registry::{Registry, union};
+use crate::node::report::{ModelInfo, NodeStatus, PeerHolding, PeerStatus};
+use crate::node::request::{ChatRequest, GenerateRequest, ImportOptions, Parts, ProgressFn};
+use crate::node::runtime::Ground;
+use crate::node::shared::Shared;
+use crate::node::{announcer, fetch};
+use crate::pipeline::plan::Plan;
+use crate::rt::EventReader;
+
+/// A running node. Clones are handles of the same node; when the last is dropped the node ends without waiting.
+///
+/// All acts may be called from any runtime, or none for those that are not async.
+#[derive(Clone)]
+pub struct Node {
+    shared: Arc<Shared>,
+    ending: Arc<Ending>,
+}
+
+/// Ends the node with its last handle.
+struct Ending {
+    shared: Arc<Shared>,
+    // Dropped last: it ends the runtime.
+    _ground: Ground,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.shared.closed.cancel();
+        self.shared.tasks.abort();
+        release_lock(&self.shared);
+    }
+}
+
+fn release_lock(shared: &Shared) {
+    shared.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+}
+
+impl Node {
+    pub(crate) fn new(shared: Arc<Shared>, ground: Ground) -> Self {
+        let ending = Arc::new(Ending { shared: shared.clone(), _ground: ground });
+        Self { shared, ending }
+    }
+
+    /// Builds a node; every default is in the builder.
+    pub fn builder() -> NodeBuilder {
+        NodeBuilder::default()
+    }
+
+    /// Its identity: its Ed25519 public key.
+    pub fn id(&self) -> NodeId {
+        self.shared.id
+    }
+
+    /// Bound addresses with their `/p2p/` suffix, to be given to others. Empty offline.
+    pub fn addresses(&self) -> Vec<String> {
+        self.shared.net.as_ref().map(crate::net::NetHandle::addresses).unwrap_or_default()
+    }
+
+    /// The runtime that the node runs on, for bindings.
+    pub fn runtime(&self) -> tokio::runtime::Handle {
+        self.shared.handle.clone()
+    }
+
+    /// What happens from now on.
+    pub fn events(&self) -> Events {
+        Events { reader: self.shared.events.subscribe() }
+    }
+
+    /// The node at a glance.
+    pub fn status(&self) -> NodeStatus {
+        let shared = &self.shared;
+        let table = shared.serving.stages();
+        let (stages, sessions) = table.counts();
+        let peers = shared.net.as_ref().map(|net| net.peers().snapshot()).unwrap_or_default();
+        NodeStatus {
+            id: shared.id,
+            network: shared.config.network.clone(),
+            data_dir: shared.config.data_dir.clone(),
+            addresses: self.addresses(),
+            engines: table.engines().iter().map(|engine| engine.name().to_owned()).collect(),
+            threads: shared.config.threads,
+            memory_budget: shared.config.memory,
+            memory_used: table.memory_used(),
+            peers_connected: peers.iter().filter(|peer| peer.connected).count() as u32,
+            sessions,
+            stages,
+            uptime_ms: shared.started.elapsed().as_millis().try_into().unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Models held here, wholly or in part, and models that connected peers hold.
+    pub fn models(&self) -> Vec<ModelInfo> {
+        let shared = &self.shared;
+        let mut models: Vec<ModelInfo> =
+            shared.catalog.models().into_iter().map(|(id, manifest)| self.info(id, &manifest)).collect();
+        let known = shared.registry.snapshot();
+        for holding in known.values().flat_map(|announcement| &announcement.holdings) {
+            if models.iter().all(|model| model.id != holding.model) {
+                models.push(foreign(holding.model, &holding.name, union(peer_layers(&known, holding.model))));
+            }
+        }
+        models.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
+        models
+    }
+
+    fn info(&self, id: ModelId, manifest: &Manifest) -> ModelInfo {
+        let held = self.shared.catalog.holding(id);
+        let known = self.shared.registry.snapshot();
+        let covered = union(held.layers.iter().copied().chain(peer_layers(&known, id)));
+        let head = held.head || known.keys().any(|node| Registry::holding(&known, *node, id).is_some_and(|h| h.head));
+        let whole = covered.first().is_some_and(|range| range.start == 0 && range.end >= manifest.layers);
+        ModelInfo {
+            id,
+            name: manifest.name.clone(),
+            architecture: manifest.architecture.clone(),
+            layers: manifest.layers,
+            context: manifest.context,
+            size: manifest.size(),
+            ready: held.metadata && held.embedding && whole && head,
+            held: held.layers,
+            has_metadata: held.metadata,
+            has_embedding: held.embedding,
+            has_head: held.head,
+            covered,
+        }
+    }
+
+    /// Peers that are known, connected or not.
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        let Some(net) = &self.shared.net else { return Vec::new() };
+        let known = self.shared.registry.snapshot();
+        let status = |peer: crate::net::PeerInfo| {
+            let announcement = known.get(&peer.node);
+            let holdings = announcement.map(|told| told.holdings.as_slice()).unwrap_or_default();
+            let holding = |held: &crate::wire::announce::Holding| PeerHolding {
+                model: held.model,
+                name: held.name.clone(),
+                layers: held.layers.clone(),
+                head: held.head,
+            };
+            PeerStatus {
+                id: peer.node,
+                connected: peer.connected,
+                transport: peer.transport.map(|transport| transport.name().to_owned()),
+                rtt_ms: peer.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
+                agent: announcement.map(|told| told.agent.clone()).or(peer.agent),
+                serves: announcement.is_some_and(|told| told.serves),
+                free_memory: announcement.map_or(0, |told| told.free_memory),
+                holdings: holdings.iter().map(holding).collect(),
+                addresses: peer.addresses,
+            }
+        };
+        net.peers().snapshot().into_iter().map(status).collect()
+    }
+
+    /// Dials a peer and waits until it has said hello. Cancel-safe.
+    pub async fn connect(&self, address: &str) -> Result<NodeId, ConnectError> {
+        let (shared, address) = (self.shared.clone(), address.to_owned());
+        let connected = self.run(async move {
+            let offline = || Fault::new(ErrorKind::PeerUnreachable, "this node runs without a network");
+            let net = shared.net.as_ref().ok_or_else(offline)?;
+            let peer = net.dial(&address).await.map_err(|error| Fault::new(error.kind(), error))?;
+            announcer::hello(&shared, peer).await?;
+            Ok(peer)
+        });
+        Ok(connected.await?)
+    }
+
+    /// Cuts a local GGUF into shards and keeps those that `options.parts` names. The file is only read.
+    pub async fn import(&self, path: &Path, options: ImportOptions) -> Result<ModelInfo, ModelActError> {
+        let (shared, path) = (self.shared.clone(), path.to_owned());
+        let imported = self.run(async move {
+            let work = shared.clone();
+            let done = tokio::task::spawn_blocking(move || import(&work, &path, &options)).await;
+            done.map_err(|error| Fault::new(ErrorKind::Internal, error))?
+        });
+        let id = imported.await?;
+        self.known(id)
+    }
+
+    /// Fetches shards of a model from peers, verified while they stream. Cancel-safe: what is verified is kept.
+    pub async fn pull(
+        &self,
+        model: &str,
+        parts: Parts,
+        progress: Option<ProgressFn>,
+    ) -> Result<ModelInfo, ModelActError> {
+        let (shared, model) = (self.shared.clone(), model.to_owned());
+        let pulled = self.run(async move { fetch::pull(&shared, &model, &parts, progress).await });
+        let id = pulled.await?;
+        self.known(id)
+    }
+
+    fn known(&self, id: ModelId) -> Result<ModelInfo, ModelActError> {
+        let manifest = self.shared.catalog.manifest(id);
+        let gone = || Fault::new(ErrorKind::ModelNotFound, format!("model {} was removed meanwhile", id.short()));
+        Ok(self.info(id, &*manifest.ok_or_else(gone)?))
+    }
+
+    /// Which stages would answer now, without acting.
+    pub async fn plan(&self, model: &str) -> Result<Plan, GenerateError> {
+        let (shared, model) = (self.shared.clone(), model.to_owned());
+        self.act(async move { generation::plan_for(&shared, &model).await }).await
+    }
+
+    /// Continues a conversation, by the model's own template. Cancel-safe: dropped, nothing goes on.
+    pub async fn chat(&self, request: ChatRequest) -> Result<Generation, GenerateError> {
+        self.act(generation::chat(self.shared.clone(), request)).await
+    }
+
+    /// Continues a text. Cancel-safe: dropped, nothing goes on.
+    pub async fn generate(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
+        self.act(generation::generate(self.shared.clone(), request)).await
+    }
+
+    /// Stops accepting, waits for answers under way until `deadline` has passed, then ends everything. Idempotent.
+    /// Handles that are left refuse with [`ErrorKind::Closed`].
+    pub async fn shutdown(&self, deadline: Duration) {
+        if self.shared.is_forked() {
+            return;
+        }
+        let (shared, ending) = (self.shared.clone(), self.ending.clone());
+        // On the node's own runtime, which `ending` keeps: the caller may use another, or none with timers.
+        let done = shared.handle.clone().spawn(async move {
+            drain(&shared, deadline).await;
+            shared.closed.cancel();
+            if let Some(net) = &shared.net {
+                net.shutdown().await;
+            }
+            shared.tasks.shutdown(END_GRACE).await;
+            shared.serving.stages().unload_idle();
+            release_lock(&shared);
+            drop(ending);
+        });
+        if let Err(error) = done.await {
+            tracing::debug!(%error, "the shutdown was cut short");
+        }
+    }
+
+    /// Runs work on the node's runtime; dropping the call drops the work.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Fault>> + Send + 'static,
+    ) -> Result<T, Fault> {
+        // Before anything is spawned: a forked child has the runtime's memory, but none of its threads.
+        self.shared.check_open()?;
+        match AbortOnDrop(self.shared.handle.spawn(work)).await {
+            Ok(done) => done,
+            Err(_) => Err(Fault::new(ErrorKind::Closed, "the node has been shut down; start another")),
+        }
+    }
+
+    async fn act<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, GenerateError>> + Send + 'static,
+    ) -> Result<T, GenerateError> {
+        self.shared.check_open()?;
+        match AbortOnDrop(self.shared.handle.spawn(work)).await {
+            Ok(done) => done,
+            Err(_) => Err(Fault::new(ErrorKind::Closed, "the node has been shut down; start another").into()),
+        }
+    }
+}
+
+/// Time that tasks get to leave once nothing is served any more.
+const END_GRACE: Duration = Duration::from_secs(2);
+/// How often a shutdown looks whether sessions are left.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+
+/// Waits until no session is left, or the deadline has passed.
+async fn drain(shared: &Shared, deadline: Duration) {
+    let drained = async {
+        while shared.serving.stages().counts().1 > 0 || shared.coordinator.links.coordinated() > 0 {
+            tokio::time::sleep(DRAIN_POLL).await;
+        }
+    };
+    if tokio::time::timeout(deadline, drained).await.is_err() {
+        tracing::warn!("sessions were cut off by the shutdown's deadline");
+    }
+}
+
+/// A task that is aborted when its waiter is dropped.
+struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Future for AbortOnDrop<T> {
+    type Output = Result<T, tokio::task::JoinError>;
+
+    fn poll(mut self: std::pin::Pin<&mut Self>, context: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
+        std::pin::Pin::new(&mut self.0).poll(context)
+    }
+}
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn import(shared: &Shared, path: &Path, options: &ImportOptions) -> Result<ModelId, Fault> {
+    let keep = |kind: ShardKind| options.parts.as_deref().is_none_or(|parts| parts.iter().any(|p| wants(p, kind)));
+    let mut tell = |progress| options.progress.iter().for_each(|told| told(progress));
+    let id = shared.catalog.import_parts(path, options.name.as_deref(), &keep, &mut tell);
+    let id = id.map_err(|error| Fault::new(error.kind(), error))?;
+    if let Some(manifest) = shared.catalog.manifest(id) {
+        shared.events.send(Event::ModelKnown { model: id, name: manifest.name.clone() });
+    }
+    Ok(id)
+}
+
+/// Whether `parts` asks for a shard. A head asks for the embedding too: only the manifest knows whether it is tied, and
+/// an import keeps what the answer may need.
+fn wants(parts: &Parts, kind: ShardKind) -> bool {
+    match (parts, kind) {
+        (Parts::All, _) => true,
+        (Parts::Coordinator, kind) => matches!(kind, ShardKind::Metadata | ShardKind::Embedding),
+        (Parts::Stage { .. }, ShardKind::Metadata) => false,
+        (Parts::Stage { .. }, ShardKind::Common) => true,
+        (Parts::Stage { layers, .. }, ShardKind::Layer(layer)) => layers.start <= layer && layer < layers.end,
+        (Parts::Stage { head, .. }, ShardKind::Head | ShardKind::Embedding) => *head,
+    }
+}
+
+fn peer_layers(
+    known: &crate::node::registry::Known,
+    model: ModelId,
+) -> impl Iterator<Item = crate::base::LayerRange> + '_ {
+    let holdings = known.keys().filter_map(move |node| Registry::holding(known, *node, model));
+    holdings.flat_map(|holding| holding.layers.iter().copied())
+}
+
+fn foreign(id: ModelId, name: &str, covered: Vec<crate::base::LayerRange>) -> ModelInfo {
+    ModelInfo {
+        id,
+        name: name.to_owned(),
+        architecture: String::new(),
+        layers: 0,
+        context: 0,
+        size: 0,
+        held: Vec::new(),
+        has_metadata: false,
+        has_embedding: false,
+        has_head: false,
+        covered,
+        ready: false,
+    }
+}
+
+/// The node's news. A reader that lags loses the oldest and is told how many.
+pub struct Events {
+    reader: EventReader,
+}
+
+impl Events {
+    /// The next event; `None` when the node is gone. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.reader.next().await
+    }
+
+    /// Events lost so far because the reader lagged.
+    pub fn lost(&self) -> u64 {
+        self.reader.lost()
+    }
+}

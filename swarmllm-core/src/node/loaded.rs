@@ -1,0 +1,105 @@
+//! What a coordinator keeps ready of each model: tokenizer, template, embedding, and the engine that serves it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::base::{ErrorKind, Fault, ModelId};
+use crate::engine::{CutRules, Embedder, Engine};
+use crate::model::Manifest;
+use crate::model::catalog::Catalog;
+use crate::model::chat::{ChatTemplate, TemplateError};
+use crate::model::tokenizer::Tokenizer;
+
+/// Models that are kept ready at once. A tokenizer of 262,144 tokens takes tens of MiB.
+const MAX_LOADED: usize = 4;
+
+/// A model that can be asked.
+pub(crate) struct LoadedModel {
+    pub id: ModelId,
+    pub manifest: Arc<Manifest>,
+    pub tokenizer: Arc<Tokenizer>,
+    /// The error says why the model cannot chat.
+    pub template: Result<ChatTemplate, TemplateError>,
+    pub embedder: Arc<dyn Embedder>,
+    pub engine: Arc<dyn Engine>,
+    pub cuts: CutRules,
+}
+
+/// The models kept ready, longest unused first.
+#[derive(Default)]
+pub(crate) struct LoadedModels {
+    kept: Mutex<VecDeque<Arc<LoadedModel>>>,
+}
+
+impl LoadedModels {
+    /// Takes the model, loading it if need be. Blocks.
+    pub fn get(
+        &self,
+        catalog: &Catalog,
+        engines: &[Arc<dyn Engine>],
+        wanted: Option<&str>,
+        id: ModelId,
+    ) -> Result<Arc<LoadedModel>, Fault> {
+        if let Some(model) = self.take_kept(id) {
+            return Ok(model);
+        }
+        let model = Arc::new(load(catalog, engines, wanted, id)?);
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.push_back(model.clone());
+        if kept.len() > MAX_LOADED {
+            kept.pop_front();
+        }
+        Ok(model)
+    }
+
+    /// The model, if it is kept; it counts as used.
+    pub fn take_kept(&self, id: ModelId) -> Option<Arc<LoadedModel>> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = kept.iter().position(|model| model.id == id)?;
+        let model = kept.remove(at)?;
+        kept.push_back(model.clone());
+        Some(model)
+    }
+}
+
+fn load(
+    catalog: &Catalog,
+    engines: &[Arc<dyn Engine>],
+    wanted: Option<&str>,
+    id: ModelId,
+) -> Result<LoadedModel, Fault> {
+    let unknown = || Fault::new(ErrorKind::ModelNotFound, format!("model {} is not known here", id.short()));
+    let manifest = catalog.manifest(id).ok_or_else(unknown)?;
+    let (engine, cuts) = choose(engines, wanted, &manifest)?;
+    let missing = |error: crate::model::ModelError| {
+        let text = format!("{error}; a coordinator needs metadata and embedding: pull them");
+        Fault::new(error.kind(), text)
+    };
+    let facts = catalog.metadata(id).map_err(missing)?;
+    let tokenizer = Tokenizer::from_facts(&facts).map_err(|error| Fault::new(error.kind(), error))?;
+    let template = ChatTemplate::from_facts(&facts);
+    let source = catalog.embedding_source(id).map_err(missing)?;
+    let embedder = engine.load_embedder(source).map_err(|error| Fault::new(error.kind(), error))?;
+    Ok(LoadedModel { id, manifest, tokenizer: Arc::new(tokenizer), template, embedder, engine, cuts })
+}
+
+/// The best engine that serves the model, or the one that the host wants.
+pub(crate) fn choose(
+    engines: &[Arc<dyn Engine>],
+    wanted: Option<&str>,
+    manifest: &Manifest,
+) -> Result<(Arc<dyn Engine>, CutRules), Fault> {
+    let mut refusal = Fault::new(ErrorKind::Unsupported, "this build has no engine");
+    for engine in engines.iter().filter(|engine| wanted.is_none_or(|name| name == engine.name())) {
+        match engine.cuts(manifest) {
+            Ok(cuts) => return Ok((engine.clone(), cuts)),
+            Err(error) => refusal = Fault::new(error.kind(), error),
+        }
+    }
+    match wanted {
+        Some(name) if engines.iter().all(|engine| engine.name() != name) => {
+            Err(Fault::new(ErrorKind::Unsupported, format!("engine `{name}` is not built into this node")))
+        }
+        _ => Err(refusal),
+    }
+}

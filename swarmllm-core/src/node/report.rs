@@ -1,0 +1,174 @@
+//! What the node tells about itself, its models, its peers and its answers. Plain data; serialises to JSON.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::base::{LayerRange, ModelId, NodeId};
+
+/// Serialises an identifier as its text.
+pub(crate) fn as_text<T: std::fmt::Display, S: serde::Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+/// A model as this node knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ModelInfo {
+    /// Its identity.
+    #[serde(serialize_with = "as_text")]
+    pub id: ModelId,
+    /// Its alias.
+    pub name: String,
+    /// GGUF architecture; empty where only peers hold the manifest.
+    pub architecture: String,
+    /// Transformer blocks; 0 where only peers hold the manifest.
+    pub layers: u32,
+    /// Positions that it was trained for.
+    pub context: u32,
+    /// Bytes of all its shards.
+    pub size: u64,
+    /// Layers held here.
+    pub held: Vec<LayerRange>,
+    /// Whether tokenizer and template are held here.
+    pub has_metadata: bool,
+    /// Whether the embedding is held here.
+    pub has_embedding: bool,
+    /// Whether the head is held here.
+    pub has_head: bool,
+    /// Layers that this node and its connected peers hold together.
+    pub covered: Vec<LayerRange>,
+    /// Whether this node can answer with it now: tokenizer and embedding here, every layer and the head within reach.
+    pub ready: bool,
+}
+
+/// A peer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PeerStatus {
+    /// Its identity.
+    #[serde(serialize_with = "as_text")]
+    pub id: NodeId,
+    /// Whether a connection stands.
+    pub connected: bool,
+    /// Where it may be dialled.
+    pub addresses: Vec<String>,
+    /// `tcp` or `quic`.
+    pub transport: Option<String>,
+    /// Measured round-trip time, milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// Software, as it says.
+    pub agent: Option<String>,
+    /// Whether it says that it computes for others.
+    pub serves: bool,
+    /// Bytes of memory that it says are free.
+    pub free_memory: u64,
+    /// What it says that it holds.
+    pub holdings: Vec<PeerHolding>,
+}
+
+/// What a peer says that it holds of one model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PeerHolding {
+    /// The model.
+    #[serde(serialize_with = "as_text")]
+    pub model: ModelId,
+    /// Its alias there.
+    pub name: String,
+    /// Layers.
+    pub layers: Vec<LayerRange>,
+    /// Whether all that the head needs is there.
+    pub head: bool,
+}
+
+/// The node at a glance.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct NodeStatus {
+    /// Its identity.
+    #[serde(serialize_with = "as_text")]
+    pub id: NodeId,
+    /// The swarm it belongs to.
+    pub network: String,
+    /// Where it keeps its files.
+    pub data_dir: PathBuf,
+    /// Where it may be dialled.
+    pub addresses: Vec<String>,
+    /// Engines of this build, best first.
+    pub engines: Vec<String>,
+    /// Compute threads.
+    pub threads: u32,
+    /// Bytes that stages may take.
+    pub memory_budget: u64,
+    /// Bytes that they take.
+    pub memory_used: u64,
+    /// Peers with a connection.
+    pub peers_connected: u32,
+    /// Sessions that have a slot in a stage here.
+    pub sessions: u32,
+    /// Stages loaded.
+    pub stages: u32,
+    /// Milliseconds since the start.
+    pub uptime_ms: u64,
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FinishReason {
+    /// The model ended it, or a stop text was met.
+    Stop,
+    /// The token limit was reached.
+    Length,
+    /// The caller cancelled.
+    Cancelled,
+}
+
+/// A whole answer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Completion {
+    /// The text, stop text excluded.
+    pub text: String,
+    /// The tokens as chosen.
+    pub tokens: Vec<u32>,
+    /// Why it ended.
+    pub finish: FinishReason,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// Tokens of the answer.
+    pub completion_tokens: u32,
+    /// Who computed what, and how long it took there.
+    pub route: Vec<RouteStage>,
+    /// How long it took as a whole.
+    pub timings: Timings,
+}
+
+/// One stage of an answer's route.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RouteStage {
+    /// Its host.
+    #[serde(serialize_with = "as_text")]
+    pub node: NodeId,
+    /// Its layers.
+    pub layers: LayerRange,
+    /// Whether it computed the head.
+    pub head: bool,
+    /// Its engine.
+    pub engine: String,
+    /// Milliseconds that loading took, 0 where it was loaded.
+    pub load_ms: u32,
+    /// Compute of the whole prefill, microseconds.
+    pub prefill_us: u64,
+    /// Median compute of one decode step, microseconds; 0 where there was none.
+    pub decode_us: u64,
+}
+
+/// How long an answer took.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Timings {
+    /// Until all stages were open, milliseconds.
+    pub open_ms: f64,
+    /// Until the first token, milliseconds; 0 where there was none.
+    pub first_token_ms: f64,
+    /// Tokens per second after the first.
+    pub decode_tokens_per_second: f64,
+    /// Until the end, milliseconds.
+    pub total_ms: f64,
+}

@@ -1,0 +1,107 @@
+//! What can be asked of a node. Plain data with defaults.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::base::{ErrorKind, Fault, LayerRange, Progress};
+use crate::engine::sample::SamplingParams;
+use crate::model::chat::ChatMessage;
+
+/// Stop texts of one request at most.
+pub const MAX_STOPS: usize = 16;
+/// Bytes of one stop text at most.
+pub const MAX_STOP_BYTES: usize = 256;
+/// Tokens of an answer where the request does not say: enough for a page, and it leaves context to other sessions.
+pub const DEFAULT_MAX_TOKENS: u32 = 1024;
+
+/// Told how far a long work has come.
+pub type ProgressFn = Arc<dyn Fn(Progress) + Send + Sync>;
+
+/// Which shards of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Parts {
+    /// Every shard.
+    All,
+    /// Metadata and embedding: what a coordinator needs.
+    Coordinator,
+    /// These layers; with `head` also output norm and output (the embedding where tied).
+    Stage {
+        /// The layers.
+        layers: LayerRange,
+        /// Whether to hold the head too.
+        head: bool,
+    },
+}
+
+/// How to import.
+#[derive(Clone, Default)]
+pub struct ImportOptions {
+    /// Alias; default: the GGUF's `general.name`, or the file's stem.
+    pub name: Option<String>,
+    /// What to keep here; default: all.
+    pub parts: Option<Vec<Parts>>,
+    /// Told about progress, from another thread.
+    pub progress: Option<ProgressFn>,
+}
+
+/// How to generate.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct GenerateOptions {
+    /// Default: [`DEFAULT_MAX_TOKENS`], or what is left of the context.
+    pub max_tokens: Option<u32>,
+    /// How tokens are chosen.
+    pub sampling: SamplingParams,
+    /// Texts that end the answer, at most [`MAX_STOPS`] of [`MAX_STOP_BYTES`]; they are not part of it.
+    pub stop: Vec<String>,
+    /// Whole time allowed.
+    pub deadline: Option<Duration>,
+}
+
+impl GenerateOptions {
+    /// Refuses what cannot be done, naming the field.
+    pub fn check(&self) -> Result<(), Fault> {
+        let refuse = |text: String| Err(Fault::new(ErrorKind::InvalidArgument, text));
+        self.sampling.check().map_err(|error| Fault::new(error.kind(), error))?;
+        if self.max_tokens == Some(0) {
+            return refuse("max_tokens is 0; ask for at least one token".to_owned());
+        }
+        if self.stop.len() > MAX_STOPS {
+            return refuse(format!("{} stop texts were given, at most {MAX_STOPS} are accepted", self.stop.len()));
+        }
+        if self.stop.iter().any(|stop| stop.is_empty() || stop.len() > MAX_STOP_BYTES) {
+            return refuse(format!("a stop text has 1 to {MAX_STOP_BYTES} bytes"));
+        }
+        Ok(())
+    }
+}
+
+/// A conversation to be continued.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChatRequest {
+    /// Name, id or unique prefix of an id.
+    pub model: String,
+    /// The conversation so far.
+    pub messages: Vec<ChatMessage>,
+    /// How.
+    pub options: GenerateOptions,
+}
+
+/// A prompt without a template.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Prompt {
+    /// Text; special tokens in it are text, and the model's begin token is put before it.
+    Text(String),
+    /// Tokens as they are.
+    Tokens(Vec<u32>),
+}
+
+/// A text to be continued.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateRequest {
+    /// Name, id or unique prefix of an id.
+    pub model: String,
+    /// The text.
+    pub prompt: Prompt,
+    /// How.
+    pub options: GenerateOptions,
+}

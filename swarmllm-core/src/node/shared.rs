@@ -1,0 +1,70 @@
+//! The hallway of handles that a node's acts walk through. Each room gets the handle it needs, never the hallway.
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::base::{ErrorKind, Fault, NodeId};
+use crate::model::catalog::Catalog;
+use crate::net::NetHandle;
+use crate::node::announcer::Announcer;
+use crate::node::loaded::LoadedModels;
+use crate::node::registry::Registry;
+use crate::pipeline::runner::Coordinator;
+use crate::pipeline::serve::Serving;
+use crate::rt::{DirLock, EventBus, TaskSet};
+
+/// Configuration as it is in force.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    pub data_dir: PathBuf,
+    pub network: String,
+    pub serve: bool,
+    pub threads: u32,
+    pub memory: u64,
+    pub context: u32,
+    pub engine: Option<String>,
+}
+
+/// See the module.
+pub(crate) struct Shared {
+    pub id: NodeId,
+    pub config: Config,
+    pub catalog: Catalog,
+    pub registry: Registry,
+    pub serving: Serving,
+    pub coordinator: Coordinator,
+    pub net: Option<NetHandle>,
+    pub models: LoadedModels,
+    pub announcer: Announcer,
+    pub events: EventBus,
+    pub tasks: TaskSet,
+    pub handle: tokio::runtime::Handle,
+    pub closed: CancellationToken,
+    pub started: Instant,
+    /// The process that started the node: a forked child has its memory, but not its threads.
+    pub process: u32,
+    /// Held until the node has ended.
+    pub lock: Mutex<Option<DirLock>>,
+}
+
+impl Shared {
+    /// Whether this is a child that was forked after the node had started.
+    pub fn is_forked(&self) -> bool {
+        std::process::id() != self.process
+    }
+
+    /// Refuses acts on a node that has been shut down, or in a forked child.
+    pub fn check_open(&self) -> Result<(), Fault> {
+        if self.is_forked() {
+            let text = "the process was forked after the node had started; start a node of its own in the child";
+            return Err(Fault::new(ErrorKind::Forked, text));
+        }
+        match self.closed.is_cancelled() {
+            true => Err(Fault::new(ErrorKind::Closed, "the node has been shut down; start another")),
+            false => Ok(()),
+        }
+    }
+}
