@@ -1,0 +1,160 @@
+//! How a request is refused: OpenAI's error shape, with our kinds as codes.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::base::{ErrorKind, Fault};
+use crate::node::GenerateError;
+
+/// Longest message, in bytes: the foreign value that it quotes cannot make it large.
+const MAX_MESSAGE: usize = 512;
+/// Longest name of a field.
+const MAX_PARAM: usize = 128;
+/// Seconds after which a client that met a full node may try again.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// An answer that says what was wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Reject {
+    pub(super) status: StatusCode,
+    pub(super) code: String,
+    pub(super) message: String,
+    /// The field that is to blame.
+    pub(super) param: Option<String>,
+}
+
+/// The shape that OpenAI's clients read.
+#[derive(Debug, Serialize)]
+pub(super) struct ErrorBody<'a> {
+    error: ErrorFacts<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct ErrorFacts<'a> {
+    message: &'a str,
+    r#type: &'static str,
+    param: Option<&'a str>,
+    code: &'a str,
+}
+
+impl Reject {
+    /// A refusal that only HTTP knows.
+    pub(super) fn new(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
+        Self { status, code: code.to_owned(), message: cut(message.into(), MAX_MESSAGE), param: None }
+    }
+
+    /// A field that cannot be used.
+    pub(super) fn field(param: impl Into<String>, why: impl std::fmt::Display) -> Self {
+        let param = cut(param.into(), MAX_PARAM);
+        let message = format!("`{param}`: {why}");
+        Self { param: Some(param), ..Self::of(ErrorKind::InvalidArgument, message) }
+    }
+
+    /// A kind with its own status.
+    pub(super) fn of(kind: ErrorKind, message: impl Into<String>) -> Self {
+        let status = StatusCode::from_u16(kind.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        Self::new(status, &snake_case(kind.name()), message)
+    }
+
+    /// The body, to be written as JSON.
+    pub(super) fn body(&self) -> ErrorBody<'_> {
+        let Self { status, code, message, param } = self;
+        ErrorBody { error: ErrorFacts { message, r#type: family(*status), param: param.as_deref(), code } }
+    }
+}
+
+impl From<&Fault> for Reject {
+    fn from(fault: &Fault) -> Self {
+        let param = (fault.kind() == ErrorKind::ModelNotFound).then(|| "model".to_owned());
+        Self { param, ..Self::of(fault.kind(), fault.message()) }
+    }
+}
+
+impl From<GenerateError> for Reject {
+    fn from(error: GenerateError) -> Self {
+        // The whole error, not only its fault: it says how far the answer had come.
+        Self { message: cut(error.to_string(), MAX_MESSAGE), ..Self::from(error.fault()) }
+    }
+}
+
+impl IntoResponse for Reject {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body())).into_response();
+        match self.status {
+            StatusCode::TOO_MANY_REQUESTS => drop(response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER)),
+            StatusCode::UNAUTHORIZED => {
+                response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+/// OpenAI's families of errors, by which its clients choose an exception.
+fn family(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        401 => "authentication_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        429 => "rate_limit_error",
+        400..=499 => "invalid_request_error",
+        _ => "server_error",
+    }
+}
+
+/// `ModelNotFound` as `model_not_found`.
+pub(super) fn snake_case(name: &str) -> String {
+    let mut snake = String::with_capacity(name.len() + 4);
+    for letter in name.chars() {
+        if letter.is_ascii_uppercase() && !snake.is_empty() {
+            snake.push('_');
+        }
+        snake.push(letter.to_ascii_lowercase());
+    }
+    snake
+}
+
+fn cut(mut text: String, most: usize) -> String {
+    let mut end = text.len().min(most);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_status_that_http_knows_and_a_code_of_its_own() {
+        let mut codes: Vec<String> = ErrorKind::ALL.iter().map(|kind| Reject::of(*kind, "").code).collect();
+        for kind in ErrorKind::ALL {
+            assert_eq!(Reject::of(*kind, "").status.as_u16(), kind.http_status(), "{}", kind.name());
+        }
+        codes.sort();
+        codes.dedup();
+        assert_eq!(codes.len(), ErrorKind::ALL.len());
+        assert_eq!(Reject::of(ErrorKind::ModelNotFound, "").code, "model_not_found");
+    }
+
+    #[test]
+    fn the_body_has_openais_shape() {
+        let body = serde_json::to_value(Reject::field("n", "only 1").body()).unwrap();
+        let want = serde_json::json!({"error": {
+            "message": "`n`: only 1", "type": "invalid_request_error", "param": "n", "code": "invalid_argument"
+        }});
+        assert_eq!(body, want);
+    }
+
+    #[test]
+    fn a_long_foreign_value_does_not_make_a_long_message() {
+        let reject = Reject::field("é".repeat(10_000), "ß".repeat(10_000));
+        assert!(reject.message.len() <= MAX_MESSAGE);
+        assert!(reject.param.unwrap().len() <= MAX_PARAM);
+    }
+}

@@ -1,0 +1,357 @@
+//! The server without a model: what it refuses, and how.
+
+use std::io::{Read, Write};
+
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use super::openai::types::ChatBody;
+use super::state::{JsonBody, Limits};
+use super::*;
+
+const KEY: &str = "0123456789abcdef";
+const CHAT: &str = "/v1/chat/completions";
+
+fn limits() -> Limits {
+    Limits { max_body: 4096, body_timeout: Duration::from_secs(30) }
+}
+
+/// The guard and the parsing of the real server around handlers that need no node.
+fn app(config: &ServerConfig, bound: &str) -> Router {
+    let policy = auth::Policy::new(config, &[bound.parse().unwrap()]);
+    let routes = Router::new()
+        .route("/healthz", get(|| async { "ok" }))
+        .route(
+            "/panic",
+            get(|| async {
+                if limits().max_body > 0 {
+                    panic!("a handler's defect")
+                }
+            }),
+        )
+        .route(
+            CHAT,
+            post(|JsonBody(body): JsonBody<ChatBody>| async move {
+                match body.check() {
+                    Ok(ask) => Json(json!({"model": ask.request.model, "stream": ask.stream})).into_response(),
+                    Err(reject) => reject.into_response(),
+                }
+            }),
+        )
+        .with_state(limits());
+    openai::guarded(routes, Arc::new(policy))
+}
+
+fn post_chat(body: impl Into<Body>) -> Request<Body> {
+    let request = Request::builder().method(Method::POST).uri(CHAT).header(header::HOST, "localhost:8800");
+    request.header(header::CONTENT_TYPE, "application/json").body(body.into()).unwrap()
+}
+
+async fn answer(app: Router, request: Request<Body>) -> (StatusCode, Value) {
+    let response = app.oneshot(request).await.unwrap();
+    assert!(response.headers().contains_key("x-request-id"));
+    let status = response.status();
+    let bytes = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+    (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+}
+
+async fn ask(request: Request<Body>) -> (StatusCode, Value) {
+    answer(app(&ServerConfig::default(), "127.0.0.1:8800"), request).await
+}
+
+fn with(field: &str, value: Value) -> String {
+    let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
+    body[field] = value;
+    body.to_string()
+}
+
+#[tokio::test]
+async fn every_accepted_field_is_accepted() {
+    let body = json!({
+        "model": "m", "stream": true, "stream_options": {"include_usage": true}, "n": 1, "temperature": 0,
+        "top_p": 0.5, "top_k": 40, "min_p": 0.1, "max_completion_tokens": 7, "stop": ["a", "b"], "seed": -1,
+        "presence_penalty": -2, "frequency_penalty": 2, "repeat_penalty": 1.1, "tools": null,
+        "messages": [
+            {"role": "developer", "content": "be brief"},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "assistant", "content": "c", "refusal": null, "tool_calls": null},
+        ],
+    });
+    let ask: ChatBody = state::parse(body.to_string().as_bytes()).unwrap();
+    let ask = ask.check().unwrap();
+    assert!(ask.stream && ask.include_usage);
+    let messages: Vec<_> = ask.request.messages.iter().map(|m| (m.role.as_str(), m.content.as_str())).collect();
+    assert_eq!(messages, [("system", "be brief"), ("user", "a\nb"), ("assistant", "c")]);
+    let options = ask.request.options;
+    assert_eq!((options.max_tokens, options.stop), (Some(7), vec!["a".to_owned(), "b".to_owned()]));
+    assert_eq!((options.sampling.temperature, options.sampling.top_k), (0.0, 40));
+    assert_eq!(options.sampling.seed, Some(u64::MAX));
+}
+
+#[tokio::test]
+async fn what_is_not_supported_is_refused_by_name() {
+    let table = [
+        ("frobnicate", json!(1), "frobnicate"),
+        ("tools", json!([]), "tools"),
+        ("logprobs", json!(false), "logprobs"),
+        ("user", json!("me"), "user"),
+        ("n", json!(2), "n"),
+        ("temperature", json!(-0.1), "temperature"),
+        ("temperature", json!(2.5), "temperature"),
+        ("temperature", json!("hot"), "temperature"),
+        ("top_p", json!(1.5), "top_p"),
+        ("min_p", json!(-1), "min_p"),
+        ("top_k", json!(-1), "top_k"),
+        ("repeat_penalty", json!(0), "repeat_penalty"),
+        ("presence_penalty", json!(3), "presence_penalty"),
+        ("frequency_penalty", json!(-3), "frequency_penalty"),
+        ("max_tokens", json!(0), "max_tokens"),
+        ("max_tokens", json!(u32::MAX), "max_tokens"),
+        ("max_completion_tokens", json!(0), "max_completion_tokens"),
+        ("stop", json!(vec!["x"; 17]), "stop"),
+        ("stop", json!(""), "stop"),
+        ("stop", json!([1]), "stop[0]"),
+        ("seed", json!(1.5), "seed"),
+        ("stream_options", json!({"include_usage": true}), "stream_options"),
+        ("stream_options", json!({"other": true}), "stream_options.other"),
+        ("model", json!(""), "model"),
+        ("messages", json!([]), "messages"),
+        ("messages", json!([{"role": "pirate", "content": "x"}]), "messages[0].role"),
+        ("messages", json!([{"role": "user", "content": null}]), "messages[0].content"),
+        ("messages", json!([{"role": "user", "content": "x", "name": "n"}]), "messages[0].name"),
+        ("messages", json!([{"role": "user", "content": [{"type": "image"}]}]), "messages[0].content[0].type"),
+    ];
+    for (field, value, param) in table {
+        let (status, body) = ask(post_chat(with(field, value.clone()))).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{field}: {value}");
+        assert_eq!(body["error"]["param"], param, "{field}: {value}: {body}");
+        assert_eq!(body["error"]["code"], "invalid_argument");
+        assert_eq!(body["error"]["type"], "invalid_request_error");
+    }
+}
+
+#[tokio::test]
+async fn a_value_that_is_no_number_or_is_given_twice_is_refused() {
+    let twice = r#"{"model": "m", "model": "w", "messages": []}"#;
+    let huge = r#"{"model": "m", "messages": [{"role": "user", "content": "x"}], "temperature": 1e999}"#;
+    for body in [twice, huge] {
+        assert_eq!(ask(post_chat(body)).await.0, StatusCode::BAD_REQUEST, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn malformed_json_is_refused() {
+    let deep = format!("{{\"model\": {}", "[".repeat(2000));
+    for body in ["", "{", "{\"model\": \"m\"} x", "\u{0}", deep.as_str()] {
+        let (status, body) = ask(post_chat(body.to_owned())).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
+    }
+    let (_, body) = ask(post_chat("{")).await;
+    assert_eq!(body["error"]["code"], "malformed_json");
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_refused() {
+    let (status, body) = ask(post_chat(with("model", json!("m".repeat(5000))))).await;
+    assert_eq!((status, &body["error"]["code"]), (StatusCode::PAYLOAD_TOO_LARGE, &json!("body_too_large")));
+}
+
+#[tokio::test]
+async fn a_foreign_head_is_refused_before_anything_is_read() {
+    let table = [
+        (header::HOST, "evil.example", StatusCode::FORBIDDEN, "foreign_host"),
+        (header::HOST, "localhost.evil.example:8800", StatusCode::FORBIDDEN, "foreign_host"),
+        (header::HOST, "", StatusCode::FORBIDDEN, "foreign_host"),
+        (header::HOST, "192.168.0.9", StatusCode::FORBIDDEN, "foreign_host"),
+        (header::ORIGIN, "http://evil.example", StatusCode::FORBIDDEN, "foreign_origin"),
+        (header::ORIGIN, "null", StatusCode::FORBIDDEN, "foreign_origin"),
+        (header::ORIGIN, "http://localhost:3000", StatusCode::FORBIDDEN, "foreign_origin"),
+        (header::CONTENT_TYPE, "text/plain", StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+        (header::CONTENT_TYPE, "application/jsonp", StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+        (header::CONTENT_ENCODING, "gzip", StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+    ];
+    for (name, value, status, code) in table {
+        let mut request = post_chat(with("n", json!(1)));
+        request.headers_mut().insert(&name, value.parse().unwrap());
+        let (answered, body) = ask(request).await;
+        assert_eq!((answered, &body["error"]["code"]), (status, &json!(code)), "{name}: {value}");
+    }
+    let mut twice = post_chat(with("n", json!(1)));
+    twice.headers_mut().append(header::HOST, "evil.example".parse().unwrap());
+    assert_eq!(ask(twice).await.0, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn our_own_hosts_and_pages_are_served() {
+    for host in ["localhost", "LOCALHOST:1", "127.0.0.1:8800", "[::1]:8800", "box.local:8800"] {
+        let mut request = post_chat(with("n", json!(1)));
+        request.headers_mut().insert(header::HOST, host.parse().unwrap());
+        request.headers_mut().insert(header::ORIGIN, format!("http://{host}").parse().unwrap());
+        let config = ServerConfig { allowed_hosts: vec!["Box.local".to_owned()], ..ServerConfig::default() };
+        let (status, body) = answer(app(&config, "127.0.0.1:8800"), request).await;
+        assert_eq!(status, StatusCode::OK, "{host}: {body}");
+    }
+}
+
+#[tokio::test]
+async fn on_every_interface_any_literal_address_is_ours_but_no_name() {
+    let config = ServerConfig { api_key: None, ..ServerConfig::default() };
+    for (host, status) in [("192.168.0.9:8800", StatusCode::OK), ("evil.example", StatusCode::FORBIDDEN)] {
+        let mut request = post_chat(with("n", json!(1)));
+        request.headers_mut().insert(header::HOST, host.parse().unwrap());
+        assert_eq!(answer(app(&config, "0.0.0.0:8800"), request).await.0, status, "{host}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_is_set_is_asked_for_except_on_healthz() {
+    let config = ServerConfig { api_key: Some(KEY.to_owned()), ..ServerConfig::default() };
+    let cases = [
+        (None, StatusCode::UNAUTHORIZED),
+        (Some("Bearer wrong".to_owned()), StatusCode::UNAUTHORIZED),
+        (Some(format!("Basic {KEY}")), StatusCode::UNAUTHORIZED),
+        (Some(format!("Bearer {KEY}")), StatusCode::OK),
+    ];
+    for (given, status) in cases {
+        let mut request = post_chat(with("n", json!(1)));
+        if let Some(given) = &given {
+            request.headers_mut().insert(header::AUTHORIZATION, given.parse().unwrap());
+        }
+        assert_eq!(answer(app(&config, "127.0.0.1:8800"), request).await.0, status, "{given:?}");
+    }
+    let health = Request::get("/healthz").header(header::HOST, "localhost").body(Body::empty()).unwrap();
+    assert_eq!(answer(app(&config, "127.0.0.1:8800"), health).await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn unknown_routes_methods_and_panics_have_openais_shape() {
+    let at = |method, uri| {
+        let request = Request::builder().method(method).uri(uri).header(header::HOST, "localhost");
+        request.body(Body::empty()).unwrap()
+    };
+    let table = [
+        (Method::GET, "/nowhere", StatusCode::NOT_FOUND, "unknown_route"),
+        (Method::GET, CHAT, StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+        (Method::GET, "/panic", StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+    ];
+    for (method, uri, status, code) in table {
+        let (answered, body) = ask(at(method, uri)).await;
+        assert_eq!((answered, &body["error"]["code"]), (status, &json!(code)), "{uri}");
+    }
+}
+
+#[test]
+fn an_address_beyond_this_machine_needs_a_good_key() {
+    let config = |listen: &str, key: Option<&str>| ServerConfig {
+        listen: vec![listen.parse().unwrap()],
+        api_key: key.map(str::to_owned),
+        ..ServerConfig::default()
+    };
+    assert!(matches!(check(&config("0.0.0.0:0", None)), Err(ServeError::KeyNeeded { .. })));
+    assert!(matches!(check(&config("[::]:0", None)), Err(ServeError::KeyNeeded { .. })));
+    assert!(matches!(check(&config("127.0.0.1:0", Some("short"))), Err(ServeError::WeakKey)));
+    assert!(matches!(check(&config("127.0.0.1:0", Some("sixteen bytes or more"))), Err(ServeError::WeakKey)));
+    assert!(check(&config("0.0.0.0:0", Some(KEY))).is_ok());
+    assert!(check(&config("[::1]:0", None)).is_ok());
+    assert!(matches!(
+        check(&ServerConfig { listen: Vec::new(), ..ServerConfig::default() }),
+        Err(ServeError::NoAddress)
+    ));
+}
+
+/// A served router on a free port, and its server.
+fn served(app: Router, change: impl FnOnce(&mut driver::Driver)) -> (Server, SocketAddr) {
+    let (listeners, addresses) = bind(&["127.0.0.1:0".parse().unwrap()]).unwrap();
+    let mut driver = driver::Driver {
+        app,
+        slots: Arc::new(Semaphore::new(4)),
+        header_timeout: Duration::from_secs(60),
+        write_timeout: Duration::from_secs(60),
+        stop: CancellationToken::new(),
+        abort: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+    };
+    change(&mut driver);
+    let address = addresses[0];
+    (Server::start(driver, listeners, addresses), address)
+}
+
+/// Sends `head` and reads until the server closes.
+async fn raw(address: SocketAddr, head: &'static str) -> String {
+    let exchange = move || {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut text = String::new();
+        let _ = stream.read_to_string(&mut text);
+        text
+    };
+    tokio::task::spawn_blocking(exchange).await.unwrap()
+}
+
+#[tokio::test]
+async fn half_a_head_does_not_hold_a_connection_for_ever() {
+    let short = Duration::from_millis(100);
+    let (_server, address) = served(Router::new(), |driver| {
+        driver.header_timeout = short;
+        driver.slots = Arc::new(Semaphore::new(1));
+    });
+    // Each would hang without the timer; the second, and the real request, would wait for the only slot too.
+    for _ in 0..2 {
+        raw(address, "GET / HTTP/1.1\r\nHost: local").await;
+    }
+    let answer = raw(address, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_a_typed_error() {
+    let (server, address) = served(Router::new(), |_| {});
+    let refused = bind(&[address]).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::PortInUse);
+    assert!(refused.to_string().contains(&address.to_string()));
+    server.shutdown(Duration::ZERO).await;
+    assert!(bind(&[address]).is_ok());
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_drops_its_answer() {
+    struct Held(tokio::sync::mpsc::Sender<()>);
+    impl Drop for Held {
+        fn drop(&mut self) {
+            let _ = self.0.try_send(());
+        }
+    }
+    let (sender, mut dropped) = tokio::sync::mpsc::channel(1);
+    let handler = move || async move {
+        let _held = Held(sender);
+        std::future::pending::<()>().await;
+    };
+    let (_server, address) = served(Router::new().route("/", get(handler)), |_| {});
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    assert!(tokio::time::timeout(Duration::from_millis(200), dropped.recv()).await.is_err());
+    drop(stream);
+    assert_eq!(dropped.recv().await, Some(()));
+}
+
+#[tokio::test]
+async fn shutdown_lets_answers_end_and_closes_the_rest_at_the_deadline() {
+    let slow = || async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        "slow"
+    };
+    let (server, address) =
+        served(Router::new().route("/slow", get(slow)).route("/never", get(std::future::pending::<&str>)), |_| {});
+    let slow = tokio::spawn(raw(address, "GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+    let never = tokio::spawn(raw(address, "GET /never HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    server.shutdown(Duration::from_secs(1)).await;
+    assert!(slow.await.unwrap().ends_with("slow"));
+    assert_eq!(never.await.unwrap(), "");
+    server.shutdown(Duration::from_secs(1)).await;
+}
