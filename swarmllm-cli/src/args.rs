@@ -1,0 +1,343 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use swarmllm_core::base::LayerRange;
+use swarmllm_core::node::Parts;
+
+use crate::config::Flags;
+use crate::units::parse_bytes;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "swarmllm",
+    version,
+    about = "Answers from a large model, computed by machines none of which holds it"
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Print JSON, errors included
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Log more, to stderr; repeat for more. RUST_LOG is honoured
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// Directory for key, models, store and config.toml [env: SWARMLLM_DATA_DIR]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a node until it is told to stop: hold and compute layers, serve HTTP
+    Run(RunArgs),
+    /// Ask a model, once or in turns
+    Chat(ChatArgs),
+    /// Cut a GGUF into shards and keep some of them here
+    Import(ImportArgs),
+    /// Fetch shards of a model from peers
+    Pull(PullArgs),
+    /// List the models held here
+    Models,
+    /// List the peers that can be found
+    Peers(PeersArgs),
+    /// Check what would keep this machine from taking part
+    Doctor,
+}
+
+/// How a node is set up; each flag has a key in config.toml and a SWARMLLM_ variable.
+#[derive(Debug, Default, Args)]
+pub struct NodeArgs {
+    /// Name of the swarm
+    #[arg(long, value_name = "NAME")]
+    pub network: Option<String>,
+    /// Peer to dial at start and again when lost, as /ip4/../tcp/../p2p/..; may be repeated
+    #[arg(long, value_name = "ADDR")]
+    pub bootstrap: Vec<String>,
+    /// P2P address to listen on, as /ip4/../tcp/..; may be repeated
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Vec<String>,
+    /// Do not look for peers on the LAN
+    #[arg(long)]
+    pub no_mdns: bool,
+    /// Compute threads
+    #[arg(long, value_name = "N")]
+    pub threads: Option<u32>,
+    /// Memory for weights and KV, as 8GiB or in bytes
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub memory: Option<u64>,
+    /// KV cells per stage, in tokens
+    #[arg(long, value_name = "TOKENS")]
+    pub context: Option<u32>,
+    /// Engine: llama.cpp or candle
+    #[arg(long, value_name = "NAME")]
+    pub engine: Option<String>,
+}
+
+impl NodeArgs {
+    /// The flags that were given.
+    pub fn flags(&self) -> Flags {
+        let given = |list: &Vec<String>| (!list.is_empty()).then(|| list.clone());
+        Flags {
+            network: self.network.clone(),
+            bootstrap: given(&self.bootstrap),
+            listen: given(&self.listen),
+            mdns: self.no_mdns.then_some(false),
+            threads: self.threads,
+            memory: self.memory,
+            context: self.context,
+            engine: self.engine.clone(),
+            ..Flags::default()
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub node: NodeArgs,
+    /// HTTP on TCP N, P2P on TCP N+10 and QUIC on UDP N; 0 takes free ports [default: 8800]
+    #[arg(long, value_name = "N")]
+    pub port: Option<u16>,
+    /// Do not serve HTTP
+    #[arg(long)]
+    pub no_http: bool,
+    /// Address that HTTP listens on; one that others can reach needs api_key in config.toml or SWARMLLM_API_KEY
+    /// [default: 127.0.0.1]
+    #[arg(long, value_name = "IP")]
+    pub http_address: Option<std::net::IpAddr>,
+    /// Do not compute for others
+    #[arg(long)]
+    pub no_serve: bool,
+}
+
+impl RunArgs {
+    /// The flags that were given.
+    pub fn flags(&self) -> Flags {
+        Flags {
+            port: self.port,
+            http: self.no_http.then_some(false),
+            http_address: self.http_address,
+            serve: self.no_serve.then_some(false),
+            ..self.node.flags()
+        }
+    }
+}
+
+/// How a command of its own node finds the others.
+#[derive(Debug, Args)]
+pub struct MeetArgs {
+    /// Peer to connect to, as /ip4/../tcp/../p2p/..; may be repeated
+    #[arg(long, value_name = "ADDR")]
+    pub peer: Vec<String>,
+    /// Seconds to wait until peers make it possible
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub wait: u32,
+}
+
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    /// Name, id or unique prefix of an id
+    pub model: String,
+    /// Question; without it, each line of stdin is one
+    #[arg(short, long, value_name = "TEXT")]
+    pub message: Option<String>,
+    /// What the model is told before
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Longest answer, in tokens
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<u32>,
+    /// 0 always takes the likeliest token
+    #[arg(long, value_name = "X")]
+    pub temperature: Option<f32>,
+    /// Choose among the N likeliest tokens only
+    #[arg(long, value_name = "N")]
+    pub top_k: Option<u32>,
+    /// Choose among the likeliest tokens of this probability together
+    #[arg(long, value_name = "X")]
+    pub top_p: Option<f32>,
+    /// Makes the choice repeatable
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Text that ends the answer; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    #[command(flatten)]
+    pub meet: MeetArgs,
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// GGUF file
+    pub file: PathBuf,
+    /// Alias of the model
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Keep these layers, and the head if asked: A..B or A..B,head; may be repeated. Default: everything
+    #[arg(long, value_name = "A..B[,head]")]
+    pub layers: Vec<StageArg>,
+    /// Keep metadata and embedding: what a node that asks needs
+    #[arg(long)]
+    pub coordinator: bool,
+}
+
+impl ImportArgs {
+    /// What to keep; `None` is everything.
+    pub fn parts(&self) -> Option<Vec<Parts>> {
+        let parts = parts(self.coordinator, &self.layers);
+        (!parts.is_empty()).then_some(parts)
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// Name, id or unique prefix of an id
+    pub model: String,
+    /// Fetch these layers; default: everything
+    #[arg(long, value_name = "A..B")]
+    pub layers: Option<StageArg>,
+    /// Fetch the head too
+    #[arg(long, requires = "layers")]
+    pub head: bool,
+    /// Fetch metadata and embedding: what a node that asks needs
+    #[arg(long)]
+    pub coordinator: bool,
+    #[command(flatten)]
+    pub meet: MeetArgs,
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+impl PullArgs {
+    /// What to fetch, one after the other.
+    pub fn parts(&self) -> Vec<Parts> {
+        let stage = self.layers.map(|stage| StageArg { head: stage.head || self.head, ..stage });
+        match parts(self.coordinator, stage.as_slice()) {
+            parts if parts.is_empty() => vec![Parts::All],
+            parts => parts,
+        }
+    }
+}
+
+fn parts(coordinator: bool, stages: &[StageArg]) -> Vec<Parts> {
+    let stages = stages.iter().map(|stage| Parts::Stage { layers: stage.layers, head: stage.head });
+    coordinator.then_some(Parts::Coordinator).into_iter().chain(stages).collect()
+}
+
+#[derive(Debug, Args)]
+pub struct PeersArgs {
+    /// Peer to connect to first; may be repeated
+    #[arg(long, value_name = "ADDR")]
+    pub peer: Vec<String>,
+    /// Seconds to look around
+    #[arg(long, value_name = "SECONDS", default_value_t = 3)]
+    pub wait: u32,
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// Layers of one stage, `A..B` or `A..B,head`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StageArg {
+    pub layers: LayerRange,
+    pub head: bool,
+}
+
+impl FromStr for StageArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (range, head) = match text.split_once(',') {
+            Some((range, "head")) => (range, true),
+            Some((_, other)) => return Err(format!("`{other}` is not `head`")),
+            None => (text, false),
+        };
+        let (start, end) = range.split_once("..").ok_or("write layers as A..B, B excluded, like 0..10")?;
+        let number = |text: &str| text.parse::<u32>().map_err(|_| format!("`{text}` is not a layer's number"));
+        let layers = LayerRange::new(number(start)?, number(end)?);
+        if layers.is_empty() {
+            return Err("the range is empty: B is excluded, so 0..10 are layers 0 to 9".to_owned());
+        }
+        Ok(Self { layers, head })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Command, clap::Error> {
+        Cli::try_parse_from(["swarmllm"].into_iter().chain(line.split_whitespace())).map(|cli| cli.command)
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_range_of_layers_is_read_and_anything_else_refused() {
+        let layers = LayerRange::new(0, 10);
+        assert_eq!("0..10".parse::<StageArg>(), Ok(StageArg { layers, head: false }));
+        assert_eq!("0..10,head".parse::<StageArg>(), Ok(StageArg { layers, head: true }));
+        for bad in ["", "3", "3..3", "4..3", "a..b", "0..10,tail", "0..10,", "-1..2", "0..99999999999"] {
+            assert!(bad.parse::<StageArg>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn import_keeps_what_is_named_and_else_everything() {
+        let Ok(Command::Import(some)) = parse("import m.gguf --layers 0..2 --layers 4..6,head --coordinator") else {
+            panic!("not understood")
+        };
+        let stage = |start, end, head| Parts::Stage { layers: LayerRange::new(start, end), head };
+        assert_eq!(some.parts(), Some(vec![Parts::Coordinator, stage(0, 2, false), stage(4, 6, true)]));
+        let Ok(Command::Import(all)) = parse("import m.gguf") else { panic!("not understood") };
+        assert_eq!(all.parts(), None);
+    }
+
+    #[test]
+    fn pull_fetches_what_is_named_and_else_everything() {
+        let parts = |line| match parse(line) {
+            Ok(Command::Pull(pull)) => pull.parts(),
+            other => panic!("{other:?}"),
+        };
+        let layers = LayerRange::new(0, 2);
+        assert_eq!(parts("pull m"), [Parts::All]);
+        assert_eq!(parts("pull m --layers 0..2 --head"), [Parts::Stage { layers, head: true }]);
+        assert_eq!(parts("pull m --coordinator"), [Parts::Coordinator]);
+        assert!(parse("pull m --head").is_err());
+    }
+
+    #[test]
+    fn only_flags_that_were_given_override() {
+        let Ok(Command::Run(run)) = parse("run --port 9000 --no-mdns --memory 2GiB --bootstrap a --bootstrap b") else {
+            panic!("not understood")
+        };
+        let flags = run.flags();
+        assert_eq!((flags.port, flags.mdns, flags.memory), (Some(9000), Some(false), Some(2 << 30)));
+        assert_eq!(flags.bootstrap, Some(vec!["a".to_owned(), "b".to_owned()]));
+        assert_eq!((flags.http, flags.serve, flags.network), (None, None, None));
+    }
+
+    #[test]
+    fn flags_that_do_not_exist_and_values_that_do_not_fit_are_refused() {
+        for line in ["run --nonsense", "run --port 70000", "run --memory lots", "chat", "import", "peers --wait soon"] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! `swarmllm chat`: asks a model from a node of its own.
+
+use std::io::{BufRead, IsTerminal, Read};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use swarmllm_core::base::ErrorKind;
+use swarmllm_core::engine::sample::SamplingParams;
+use swarmllm_core::node::{
+    ChatMessage, ChatRequest, Completion, Delta, FinishReason, GenerateError, GenerateOptions, Generation, Node,
+};
+use tokio::sync::mpsc;
+
+use crate::INTERRUPTED;
+use crate::args::ChatArgs;
+use crate::context::{Context, close, patiently};
+use crate::failure::Failure;
+use crate::print;
+use crate::signals::Stop;
+
+/// Longest line of stdin, in bytes.
+const MAX_LINE: u64 = 1 << 20;
+
+pub async fn chat(context: &Context, args: ChatArgs) -> Result<ExitCode, Failure> {
+    let mut stop = Stop::listen()?;
+    let node = tokio::select! {
+        node = context.guest(&args.meet.peer) => node?,
+        () = stop.told() => return Ok(ExitCode::from(INTERRUPTED)),
+    };
+    let options = options(&args);
+    let messages = args.system.map(|text| message("system", text)).into_iter().collect();
+    let mut talk = Talk { json: context.json, node: node.clone(), stop, model: args.model, options, messages };
+    let ended = talk.run(context.patience(&args.meet), args.message).await;
+    drop(talk);
+    close(node).await;
+    ended
+}
+
+fn options(args: &ChatArgs) -> GenerateOptions {
+    let default = SamplingParams::default();
+    let sampling = SamplingParams {
+        temperature: args.temperature.unwrap_or(default.temperature),
+        top_k: args.top_k.unwrap_or(default.top_k),
+        top_p: args.top_p.unwrap_or(default.top_p),
+        seed: args.seed.or(default.seed),
+        ..default
+    };
+    GenerateOptions { max_tokens: args.max_tokens, sampling, stop: args.stop.clone(), deadline: None }
+}
+
+fn message(role: &str, content: String) -> ChatMessage {
+    ChatMessage { role: role.to_owned(), content }
+}
+
+/// A conversation.
+struct Talk {
+    json: bool,
+    node: Node,
+    stop: Stop,
+    model: String,
+    options: GenerateOptions,
+    messages: Vec<ChatMessage>,
+}
+
+impl Talk {
+    /// Waits until the model can answer, then asks once or in turns.
+    async fn run(&mut self, patience: Duration, text: Option<String>) -> Result<ExitCode, Failure> {
+        let (node, model) = (&self.node, &self.model);
+        let planned = patiently(patience, async || node.plan(model).await.map_err(Failure::from));
+        tokio::select! {
+            planned = planned => drop(planned?),
+            () = self.stop.told() => return Ok(ExitCode::from(INTERRUPTED)),
+        }
+        match text {
+            Some(text) => self.once(text).await,
+            None => self.in_turns().await,
+        }
+    }
+
+    async fn once(&mut self, text: String) -> Result<ExitCode, Failure> {
+        let done = self.ask(text).await?;
+        match done.finish {
+            FinishReason::Cancelled => Ok(ExitCode::from(INTERRUPTED)),
+            FinishReason::Stop | FinishReason::Length => Ok(ExitCode::SUCCESS),
+        }
+    }
+
+    /// Every line is a question, until stdin ends. At a terminal a failed question does not end the talk.
+    async fn in_turns(&mut self) -> Result<ExitCode, Failure> {
+        let at_terminal = std::io::stdin().is_terminal();
+        let mut lines = read_lines();
+        loop {
+            if at_terminal && !self.json {
+                print::text("> ")?;
+            }
+            let line = tokio::select! {
+                line = lines.recv() => line,
+                () = self.stop.told() => return Ok(ExitCode::from(INTERRUPTED)),
+            };
+            let Some(line) = line else { return Ok(ExitCode::SUCCESS) };
+            let line = line.map_err(|cause| Failure::io("standard input", &cause))?;
+            if line.trim().is_empty() {
+                continue;
+            }
+            match self.ask(line).await {
+                Ok(_) => {}
+                Err(failure) if at_terminal => {
+                    let _ = failure.report(self.json);
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    /// Asks, shows the answer as it comes, and keeps both. A question that fails is not kept.
+    async fn ask(&mut self, text: String) -> Result<Completion, Failure> {
+        let kept = self.messages.len();
+        self.messages.push(message("user", text));
+        let answered = self.answer().await;
+        match &answered {
+            Ok(done) => self.messages.push(message("assistant", done.text.clone())),
+            Err(_) => self.messages.truncate(kept),
+        }
+        answered
+    }
+
+    async fn answer(&mut self) -> Result<Completion, Failure> {
+        let (model, messages, options) = (self.model.clone(), self.messages.clone(), self.options.clone());
+        let mut generation = tokio::select! {
+            generation = self.node.chat(ChatRequest { model, messages, options }) => generation?,
+            () = self.stop.told() => return Err(cancelled()),
+        };
+        match self.show(&mut generation).await? {
+            Ok(done) => {
+                self.tell(&done)?;
+                Ok(done)
+            }
+            Err(error) => {
+                if let GenerateError::Interrupted { partial, .. } = &error {
+                    self.tell(partial)?;
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Streams the text. Being told to stop cancels the answer, and what is left of it still comes; once more ends.
+    async fn show(&mut self, generation: &mut Generation) -> Result<Result<Completion, GenerateError>, Failure> {
+        let mut told = false;
+        loop {
+            let next = tokio::select! {
+                next = generation.next() => next,
+                () = self.stop.told() => {
+                    if std::mem::replace(&mut told, true) {
+                        return Err(cancelled());
+                    }
+                    generation.cancel();
+                    continue;
+                }
+            };
+            match next {
+                Some(Ok(Delta::Text(text))) if !self.json => print::answer(&text)?,
+                Some(Ok(Delta::Text(_))) => {}
+                Some(Ok(Delta::Done(done))) => return Ok(Ok(*done)),
+                Some(Err(error)) => return Ok(Err(error)),
+                None => return Err(Failure::new(ErrorKind::Internal, "the answer ended without a reason")),
+            }
+        }
+    }
+
+    /// Ends the answer's line and says who computed it and how long it took.
+    fn tell(&self, done: &Completion) -> Result<(), Failure> {
+        if self.json {
+            return print::json(done);
+        }
+        print::line("")?;
+        print::note(&report(done));
+        Ok(())
+    }
+}
+
+fn cancelled() -> Failure {
+    Failure::new(ErrorKind::Cancelled, "cancelled")
+}
+
+fn report(done: &Completion) -> String {
+    let head = ["stage", "node", "layers", "engine", "load ms", "prefill ms", "decode ms/token"];
+    let rows: Vec<[String; 7]> = (1..)
+        .zip(&done.route)
+        .map(|(number, stage)| {
+            [
+                format!("{number}"),
+                stage.node.short(),
+                format!("{}{}", stage.layers, if stage.head { "+head" } else { "" }),
+                stage.engine.clone(),
+                stage.load_ms.to_string(),
+                format!("{:.1}", stage.prefill_us as f64 / 1e3),
+                format!("{:.2}", stage.decode_us as f64 / 1e3),
+            ]
+        })
+        .collect();
+    let timings = &done.timings;
+    let sums = format!(
+        "{} + {} tokens, first after {:.0} ms, {:.1} tok/s, {:.0} ms in all, ended by {}",
+        done.prompt_tokens,
+        done.completion_tokens,
+        timings.first_token_ms,
+        timings.decode_tokens_per_second,
+        timings.total_ms,
+        match done.finish {
+            FinishReason::Stop => "the model",
+            FinishReason::Length => "the token limit",
+            FinishReason::Cancelled => "being cancelled",
+        }
+    );
+    format!("\n{}\n{sums}", print::table(head, &rows))
+}
+
+/// Lines of stdin, read on a thread of their own: it may wait for ever, and nothing waits for it.
+fn read_lines() -> mpsc::Receiver<std::io::Result<String>> {
+    let (sender, lines) = mpsc::channel(1);
+    std::thread::spawn(move || {
+        let mut input = std::io::stdin().lock();
+        loop {
+            let Some(line) = read_line(&mut input).transpose() else { return };
+            let failed = line.is_err();
+            if sender.blocking_send(line).is_err() || failed {
+                return;
+            }
+        }
+    });
+    lines
+}
+
+/// The next line without its end; `None` at the end of the input.
+fn read_line(input: &mut impl BufRead) -> std::io::Result<Option<String>> {
+    let mut line = String::new();
+    let read = input.take(MAX_LINE).read_line(&mut line)?;
+    if read as u64 == MAX_LINE && !line.ends_with('\n') {
+        return Err(std::io::Error::other(format!("a line is longer than {MAX_LINE} bytes")));
+    }
+    Ok((read > 0).then(|| line.trim_end_matches(['\n', '\r']).to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use swarmllm_core::base::{LayerRange, NodeId};
+    use swarmllm_core::node::{RouteStage, Timings};
+
+    use super::*;
+
+    #[test]
+    fn lines_are_read_to_the_end_and_none_is_unbounded() {
+        let mut input: &[u8] = b"one\r\ntwo";
+        assert_eq!(read_line(&mut input).unwrap().as_deref(), Some("one"));
+        assert_eq!(read_line(&mut input).unwrap().as_deref(), Some("two"));
+        assert_eq!(read_line(&mut input).unwrap(), None);
+        let endless = vec![b'x'; MAX_LINE as usize + 1];
+        assert!(read_line(&mut endless.as_slice()).is_err());
+    }
+
+    #[test]
+    fn the_report_names_every_stage_with_its_times() {
+        let stage = |byte, start, end, head| RouteStage {
+            node: NodeId([byte; 32]),
+            layers: LayerRange::new(start, end),
+            head,
+            engine: "llama.cpp".to_owned(),
+            load_ms: 12,
+            prefill_us: 34_500,
+            decode_us: 1_230,
+        };
+        let done = Completion {
+            text: String::new(),
+            tokens: Vec::new(),
+            finish: FinishReason::Length,
+            prompt_tokens: 3,
+            completion_tokens: 9,
+            route: vec![stage(0xaa, 0, 15, false), stage(0xbb, 15, 30, true)],
+            timings: Timings { open_ms: 1.0, first_token_ms: 20.0, decode_tokens_per_second: 55.5, total_ms: 99.0 },
+        };
+        let report = report(&done);
+        for part in ["aaaaaaaa", "0..15", "15..30+head", "llama.cpp", "34.5", "1.23", "55.5 tok/s", "token limit"] {
+            assert!(report.contains(part), "{part} is missing:\n{report}");
+        }
+    }
+}

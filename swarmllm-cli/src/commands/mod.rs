@@ -1,0 +1,47 @@
+//! One file per command.
+
+mod chat;
+mod doctor;
+mod import;
+mod models;
+mod peers;
+mod pull;
+mod run;
+
+use std::process::ExitCode;
+
+use swarmllm_core::base::LayerRange;
+
+use crate::args::{Cli, Command};
+use crate::config::Flags;
+use crate::context::Context;
+use crate::failure::Failure;
+
+/// Runs the command that was typed.
+pub async fn run(cli: Cli) -> Result<ExitCode, Failure> {
+    let flags = match &cli.command {
+        Command::Run(args) => args.flags(),
+        Command::Chat(args) => args.node.flags(),
+        Command::Pull(args) => args.node.flags(),
+        Command::Peers(args) => args.node.flags(),
+        Command::Import(_) | Command::Models | Command::Doctor => Flags::default(),
+    };
+    let context = Context::load(&cli.global, &flags)?;
+    match cli.command {
+        Command::Run(_) => run::run(&context).await,
+        Command::Chat(args) => chat::chat(&context, args).await,
+        Command::Import(args) => import::import(&context, args).await,
+        Command::Pull(args) => pull::pull(&context, args).await,
+        Command::Models => models::models(&context).await,
+        Command::Peers(args) => peers::peers(&context, args).await,
+        Command::Doctor => doctor::doctor(&context).await,
+    }
+}
+
+/// Ranges of layers for people.
+fn ranges(ranges: &[LayerRange]) -> String {
+    match ranges {
+        [] => "-".to_owned(),
+        ranges => ranges.iter().map(LayerRange::to_string).collect::<Vec<_>>().join(","),
+    }
+}

@@ -1,0 +1,42 @@
+//! `swarmllm pull`: fetches shards from peers.
+
+use std::process::ExitCode;
+
+use swarmllm_core::node::{ModelInfo, Node};
+
+use super::models;
+use crate::INTERRUPTED;
+use crate::args::PullArgs;
+use crate::context::{Context, close, patiently};
+use crate::failure::Failure;
+use crate::progress::Bar;
+use crate::signals::Stop;
+
+pub async fn pull(context: &Context, args: PullArgs) -> Result<ExitCode, Failure> {
+    let mut stop = Stop::listen()?;
+    let node = tokio::select! {
+        node = context.guest(&args.meet.peer) => node?,
+        () = stop.told() => return Ok(ExitCode::from(INTERRUPTED)),
+    };
+    let fetched = tokio::select! {
+        fetched = fetch(context, &args, &node) => fetched,
+        // What is verified is kept: the next pull goes on from there.
+        () = stop.told() => Ok(None),
+    };
+    close(node).await;
+    match fetched? {
+        Some(model) => models::tell(context, &[model]).map(|()| ExitCode::SUCCESS),
+        None => Ok(ExitCode::from(INTERRUPTED)),
+    }
+}
+
+async fn fetch(context: &Context, args: &PullArgs, node: &Node) -> Result<Option<ModelInfo>, Failure> {
+    let wait = context.patience(&args.meet);
+    let mut last = None;
+    for parts in args.parts() {
+        let bar = Bar::new("fetching", context.json);
+        let pull = async || node.pull(&args.model, parts.clone(), Some(bar.mover())).await.map_err(Failure::from);
+        last = Some(patiently(wait, pull).await?);
+    }
+    Ok(last)
+}
