@@ -1,0 +1,399 @@
+/*
+ * swarmllm: an LLM swarm that you can link.
+ *
+ * Generated from swarmllm-ffi; do not edit. `SWARMLLM_BLESS=1 cargo test -p swarmllm-ffi` writes it anew.
+ *
+ * Calls. Every call that can fail returns a `swarmllm_status`: SWARMLLM_OK, or the number of an error kind; the number
+ * never changes its meaning. `swarmllm_last_error` copies the message of the calling thread's last failed call. A result
+ * that was not written is empty: handle 0, or {NULL, 0}.
+ *
+ * Handles are numbers, not pointers. One that is 0, freed, or of another kind is answered with an error; it never
+ * crashes, and is never taken for a newer one. Free each handle once.
+ *
+ * Text that you give is UTF-8 with a closing NUL, and yours again when the call returns. Text that you get is a
+ * `swarmllm_string`: read-only, yours until `swarmllm_string_free`.
+ *
+ * Threads. Every call may be made from any thread, several at once, on the same handles too. Calls that wait (start,
+ * connect, import, pull, plan, chat, generate, next, completion, shutdown) block the calling thread; on a thread of an
+ * async runtime of this library they are refused with SWARMLLM_UNSUPPORTED. A progress function is called on the thread
+ * that made the call, before the call returns. The last error is kept per thread. A process that was forked after a node
+ * had started gets SWARMLLM_FORKED from that node.
+ *
+ * The library starts its own threads with the first node, and installs no signal handler, allocator or logger.
+ */
+
+#ifndef SWARMLLM_H
+#define SWARMLLM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/** Status codes: 1xx use, 2xx models, 3xx the swarm, 4xx the ledger, 5xx the ground, 9xx our own fault. */
+enum {
+  SWARMLLM_OK = 0,
+  SWARMLLM_INVALID_ARGUMENT = 100,
+  SWARMLLM_INVALID_CONFIG = 101,
+  SWARMLLM_CLOSED = 102,
+  SWARMLLM_CONTEXT_OVERFLOW = 103,
+  SWARMLLM_CANCELLED = 104,
+  SWARMLLM_FORKED = 105,
+  SWARMLLM_UNSUPPORTED = 106,
+  SWARMLLM_MODEL_NOT_FOUND = 200,
+  SWARMLLM_BAD_GGUF = 201,
+  SWARMLLM_UNSUPPORTED_ARCHITECTURE = 202,
+  SWARMLLM_SHARD_MISSING = 203,
+  SWARMLLM_SHARD_CORRUPT = 204,
+  SWARMLLM_BAD_MANIFEST = 205,
+  SWARMLLM_BAD_TOKENIZER = 206,
+  SWARMLLM_BAD_TEMPLATE = 207,
+  SWARMLLM_PEER_NOT_FOUND = 300,
+  SWARMLLM_PEER_UNREACHABLE = 301,
+  SWARMLLM_NO_PLAN = 302,
+  SWARMLLM_PEER_LOST = 303,
+  SWARMLLM_REFUSED = 304,
+  SWARMLLM_BAD_FRAME = 305,
+  SWARMLLM_TIMEOUT = 306,
+  SWARMLLM_OVERLOADED = 307,
+  SWARMLLM_NO_CREDIT = 400,
+  SWARMLLM_LEDGER_CONFLICT = 401,
+  SWARMLLM_IO = 500,
+  SWARMLLM_DISK_FULL = 501,
+  SWARMLLM_DATA_DIR_BUSY = 502,
+  SWARMLLM_PORT_IN_USE = 503,
+  SWARMLLM_STORE_DAMAGED = 504,
+  SWARMLLM_OUT_OF_MEMORY = 505,
+  SWARMLLM_ENGINE_FAILED = 901,
+  SWARMLLM_INTERNAL = 900,
+};
+
+/**
+ * A `timeout_ms` that never passes.
+ */
+#define SWARMLLM_FOREVER 4294967295
+
+/**
+ * How a node meets others.
+ */
+typedef enum {
+  /**
+   * No network at all.
+   */
+  SWARMLLM_PRESET_OFFLINE = 0,
+  /**
+   * LAN discovery, ephemeral ports. The default.
+   */
+  SWARMLLM_PRESET_LAN = 1,
+  /**
+   * Listens on the configured ports and serves others.
+   */
+  SWARMLLM_PRESET_PUBLIC = 2,
+} swarmllm_preset;
+
+/**
+ * What came next of an answer.
+ */
+typedef enum {
+  /**
+   * More text, whole characters, never empty.
+   */
+  SWARMLLM_DELTA_TEXT = 1,
+  /**
+   * The end; `swarmllm_generation_completion_json` tells all about it.
+   */
+  SWARMLLM_DELTA_DONE = 2,
+  /**
+   * Nothing came in time; ask again.
+   */
+  SWARMLLM_DELTA_TIMEOUT = 3,
+} swarmllm_delta_kind;
+
+/**
+ * How a call ended: `SWARMLLM_OK`, or one of the other `SWARMLLM_` codes.
+ */
+typedef int32_t swarmllm_status;
+
+/**
+ * Text that the library gives away: UTF-8 with a closing NUL. The caller owns it until `swarmllm_string_free`.
+ */
+typedef struct {
+  /**
+   * The text, or NULL where there is none.
+   */
+  const char * text;
+  /**
+   * Bytes before the closing NUL.
+   */
+  size_t length;
+} swarmllm_string;
+
+/**
+ * A configuration that a node can be started from. What is not set has the library's default.
+ */
+typedef struct {
+  /**
+   * Opaque; 0 is never a handle.
+   */
+  uint64_t id;
+} swarmllm_config;
+
+/**
+ * A running node.
+ */
+typedef struct {
+  /**
+   * Opaque; 0 is never a handle.
+   */
+  uint64_t id;
+} swarmllm_node;
+
+/**
+ * Told how far a long work has come, in bytes, on the thread that made the call. Answers 0 to go on; anything else
+ * cancels the work. `user` is what was given with the call.
+ */
+typedef int32_t (*swarmllm_progress)(void *user, uint64_t done, uint64_t total);
+
+/**
+ * An answer that is being generated. Freeing it cancels it at every stage.
+ */
+typedef struct {
+  /**
+   * Opaque; 0 is never a handle.
+   */
+  uint64_t id;
+} swarmllm_generation;
+
+/**
+ * A piece of an answer.
+ */
+typedef struct {
+  /**
+   * One of `swarmllm_delta_kind`.
+   */
+  int32_t kind;
+  /**
+   * The text, where the kind is `SWARMLLM_DELTA_TEXT`; freed by `swarmllm_string_free`.
+   */
+  swarmllm_string text;
+} swarmllm_delta;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * Copies the message of this thread's last failed call into `buffer` (at most `size` bytes with the closing NUL, cut
+ * between characters). Returns the message's whole length in bytes without the NUL; `buffer` may be NULL to ask for it.
+ */
+size_t swarmllm_last_error(char *buffer,
+                           size_t size);
+
+/**
+ * The name of a status code, such as `ModelNotFound`; `Ok` for 0, `Unknown` for what is no code. Never freed.
+ */
+const char *swarmllm_error_name(swarmllm_status code);
+
+/**
+ * The version of the library, such as `0.1.0`. Never freed.
+ */
+const char *swarmllm_version(void);
+
+/**
+ * Frees a string and empties it; one that is NULL or empty already is left alone.
+ */
+void swarmllm_string_free(swarmllm_string *string);
+
+/**
+ * Opens a configuration with the library's defaults.
+ */
+swarmllm_status swarmllm_config_new(swarmllm_config *config);
+
+/**
+ * Directory for keys, models and the store.
+ */
+swarmllm_status swarmllm_config_set_data_dir(swarmllm_config config, const char *path);
+
+/**
+ * Name of the swarm; nodes of different swarms cannot meet.
+ */
+swarmllm_status swarmllm_config_set_network(swarmllm_config config, const char *name);
+
+/**
+ * How the node meets others: one of `swarmllm_preset`.
+ */
+swarmllm_status swarmllm_config_set_preset(swarmllm_config config, int32_t preset);
+
+/**
+ * Adds an address to listen on (multiaddr, port 0 = any free one). The first one replaces the defaults.
+ */
+swarmllm_status swarmllm_config_add_listen(swarmllm_config config, const char *address);
+
+/**
+ * Adds a peer to dial at start and to redial (multiaddr with `/p2p/`).
+ */
+swarmllm_status swarmllm_config_add_bootstrap(swarmllm_config config, const char *address);
+
+/**
+ * Whether to find peers on the LAN by mDNS (0 = no).
+ */
+swarmllm_status swarmllm_config_set_mdns(swarmllm_config config, int32_t on);
+
+/**
+ * Whether to compute stages for others (0 = no).
+ */
+swarmllm_status swarmllm_config_set_serve(swarmllm_config config, int32_t on);
+
+/**
+ * Compute threads.
+ */
+swarmllm_status swarmllm_config_set_threads(swarmllm_config config, uint32_t threads);
+
+/**
+ * Bytes of memory for weights and KV.
+ */
+swarmllm_status swarmllm_config_set_memory(swarmllm_config config, uint64_t bytes);
+
+/**
+ * KV cells per stage, in tokens, shared by its sessions.
+ */
+swarmllm_status swarmllm_config_set_context(swarmllm_config config, uint32_t tokens);
+
+/**
+ * Engine to use: `llama.cpp` or `candle`.
+ */
+swarmllm_status swarmllm_config_set_engine(swarmllm_config config, const char *name);
+
+/**
+ * Frees a configuration. Nodes that were started from it are not touched.
+ */
+swarmllm_status swarmllm_config_free(swarmllm_config config);
+
+/**
+ * Starts a node and waits until it runs. The configuration stays the caller's.
+ */
+swarmllm_status swarmllm_node_start(swarmllm_config config, swarmllm_node *node);
+
+/**
+ * The node's id, hexadecimal.
+ */
+swarmllm_status swarmllm_node_id(swarmllm_node node, swarmllm_string *out);
+
+/**
+ * The bound addresses with their `/p2p/`, to be given to others: a JSON list of texts.
+ */
+swarmllm_status swarmllm_node_addresses_json(swarmllm_node node, swarmllm_string *out);
+
+/**
+ * How the node is: a JSON object.
+ */
+swarmllm_status swarmllm_node_status_json(swarmllm_node node, swarmllm_string *out);
+
+/**
+ * The models it knows: a JSON list of objects.
+ */
+swarmllm_status swarmllm_node_models_json(swarmllm_node node, swarmllm_string *out);
+
+/**
+ * The peers it knows: a JSON list of objects.
+ */
+swarmllm_status swarmllm_node_peers_json(swarmllm_node node, swarmllm_string *out);
+
+/**
+ * Dials a peer (multiaddr) and waits until it has said hello; gives its id.
+ */
+swarmllm_status swarmllm_node_connect(swarmllm_node node, const char *address, swarmllm_string *out);
+
+/**
+ * Cuts a local GGUF into shards and gives the model as a JSON object. `options` is NULL or a JSON object with `name` and
+ * `parts`, a list of what to keep: `"all"`, `"coordinator"`, `{"start": 0, "end": 10, "head": false}`.
+ */
+swarmllm_status swarmllm_node_import(swarmllm_node node,
+                                     const char *path,
+                                     const char *options,
+                                     swarmllm_progress progress,
+                                     void *user,
+                                     swarmllm_string *out);
+
+/**
+ * Fetches shards of a model from peers and gives the model as a JSON object. `parts` is NULL (all) or JSON as one of
+ * the parts of `swarmllm_node_import`.
+ */
+swarmllm_status swarmllm_node_pull(swarmllm_node node,
+                                   const char *model,
+                                   const char *parts,
+                                   swarmllm_progress progress,
+                                   void *user,
+                                   swarmllm_string *out);
+
+/**
+ * Which stages would answer for a model, without acting: a JSON object.
+ */
+swarmllm_status swarmllm_node_plan_json(swarmllm_node node, const char *model, swarmllm_string *out);
+
+/**
+ * Stops accepting, drains until the deadline, flushes and closes. May be called again; the handle stays open.
+ */
+swarmllm_status swarmllm_node_shutdown(swarmllm_node node, uint32_t deadline_ms);
+
+/**
+ * Frees a node. One that was not shut down, and whose generations are freed too, is shut down without waiting.
+ */
+swarmllm_status swarmllm_node_free(swarmllm_node node);
+
+/**
+ * Asks a model. `messages` is a JSON list such as `[{"role": "user", "content": "Hello"}]`; `options` is NULL or a JSON
+ * object of `max_tokens`, `temperature` (0 = greedy), `top_k`, `top_p`, `min_p`, `repeat_penalty`, `repeat_last_n`,
+ * `presence_penalty`, `frequency_penalty`, `seed`, `stop` (a text or a list), `deadline_ms`. Returns when the stages are
+ * ready and the prompt was accepted.
+ */
+swarmllm_status swarmllm_node_chat(swarmllm_node node,
+                                   const char *model,
+                                   const char *messages,
+                                   const char *options,
+                                   swarmllm_generation *generation);
+
+/**
+ * Continues a plain text. `options` as in `swarmllm_node_chat`.
+ */
+swarmllm_status swarmllm_node_generate(swarmllm_node node,
+                                       const char *model,
+                                       const char *prompt,
+                                       const char *options,
+                                       swarmllm_generation *generation);
+
+/**
+ * Which stages answer: a JSON object as `swarmllm_node_plan_json` gives.
+ */
+swarmllm_status swarmllm_generation_route_json(swarmllm_generation generation, swarmllm_string *out);
+
+/**
+ * Waits for the next piece, at most `timeout_ms` (0 = do not wait, `SWARMLLM_FOREVER` = as long as it takes). After the
+ * end it tells the end again. On an error the text so far is in `swarmllm_generation_completion_json`.
+ */
+swarmllm_status swarmllm_generation_next(swarmllm_generation generation,
+                                         uint32_t timeout_ms,
+                                         swarmllm_delta *delta);
+
+/**
+ * Waits for the end and gives the whole answer as a JSON object: text, tokens, why it ended, its route with timings.
+ * Pieces that nobody has pulled are passed over. Where the answer was interrupted, the error is returned, and the JSON of
+ * what was generated is given all the same.
+ */
+swarmllm_status swarmllm_generation_completion_json(swarmllm_generation generation,
+                                                    swarmllm_string *out);
+
+/**
+ * Ends the answer early, at every stage. The next piece is then the end. May be called from any thread, also while
+ * another one waits in `swarmllm_generation_next`.
+ */
+swarmllm_status swarmllm_generation_cancel(swarmllm_generation generation);
+
+/**
+ * Frees a generation; one that has not ended is cancelled. A call that waits in another thread ends as cancelled.
+ */
+swarmllm_status swarmllm_generation_free(swarmllm_generation generation);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* SWARMLLM_H */

@@ -1,0 +1,193 @@
+//! Configurations: `NodeBuilder` behind a handle.
+
+use std::ffi::c_char;
+use std::sync::{Mutex, PoisonError};
+
+use swarmllm_core::base::Fault;
+use swarmllm_core::node::{Node, NodeBuilder, Preset};
+
+use crate::handle::Registry;
+use crate::status::{guard, place, refuse, swarmllm_status};
+use crate::text::{MAX_NAME, read};
+
+/// Most addresses of one kind that a configuration takes.
+const MAX_ADDRESSES: usize = 64;
+
+static CONFIGS: Registry<Mutex<Config>> = Registry::new(1, "configuration");
+
+/// A configuration that a node can be started from. What is not set has the library's default.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct swarmllm_config {
+    /// Opaque; 0 is never a handle.
+    pub id: u64,
+}
+
+/// How a node meets others.
+#[repr(C)]
+pub enum swarmllm_preset {
+    /// No network at all.
+    SWARMLLM_PRESET_OFFLINE = 0,
+    /// LAN discovery, ephemeral ports. The default.
+    SWARMLLM_PRESET_LAN = 1,
+    /// Listens on the configured ports and serves others.
+    SWARMLLM_PRESET_PUBLIC = 2,
+}
+
+#[derive(Clone)]
+struct Config {
+    builder: NodeBuilder,
+    listen: Vec<String>,
+    bootstrap: Vec<String>,
+}
+
+/// The builder that a configuration stands for.
+pub fn builder(config: swarmllm_config) -> Result<NodeBuilder, Fault> {
+    let config = CONFIGS.get(config.id)?;
+    let Config { mut builder, listen, bootstrap } = config.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if !listen.is_empty() {
+        builder = builder.listen(listen);
+    }
+    if !bootstrap.is_empty() {
+        builder = builder.bootstrap(bootstrap);
+    }
+    Ok(builder)
+}
+
+fn change(config: swarmllm_config, change: impl FnOnce(&mut Config) -> Result<(), Fault>) -> swarmllm_status {
+    guard(|| change(&mut CONFIGS.get(config.id)?.lock().unwrap_or_else(PoisonError::into_inner)))
+}
+
+fn set(config: swarmllm_config, set: impl FnOnce(NodeBuilder) -> NodeBuilder) -> swarmllm_status {
+    change(config, |config| {
+        config.builder = set(config.builder.clone());
+        Ok(())
+    })
+}
+
+fn add(addresses: &mut Vec<String>, address: &str) -> Result<(), Fault> {
+    if addresses.len() == MAX_ADDRESSES {
+        return Err(refuse(format_args!("a configuration takes at most {MAX_ADDRESSES} addresses of one kind")));
+    }
+    addresses.push(address.to_owned());
+    Ok(())
+}
+
+/// Opens a configuration with the library's defaults.
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_config_new(config: Option<&mut swarmllm_config>) -> swarmllm_status {
+    guard(|| {
+        let config = place(config, "config")?;
+        config.id = 0;
+        let new = Config { builder: Node::builder(), listen: Vec::new(), bootstrap: Vec::new() };
+        config.id = CONFIGS.insert(Mutex::new(new))?;
+        Ok(())
+    })
+}
+
+/// Directory for keys, models and the store.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn swarmllm_config_set_data_dir(config: swarmllm_config, path: *const c_char) -> swarmllm_status {
+    change(config, |config| {
+        // SAFETY: the caller gives a NUL-terminated text.
+        let path = unsafe { read(path, "path", MAX_NAME) }?;
+        config.builder = config.builder.clone().data_dir(path);
+        Ok(())
+    })
+}
+
+/// Name of the swarm; nodes of different swarms cannot meet.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn swarmllm_config_set_network(config: swarmllm_config, name: *const c_char) -> swarmllm_status {
+    change(config, |config| {
+        // SAFETY: the caller gives a NUL-terminated text.
+        let name = unsafe { read(name, "name", MAX_NAME) }?;
+        config.builder = config.builder.clone().network(name);
+        Ok(())
+    })
+}
+
+/// How the node meets others: one of `swarmllm_preset`.
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_config_set_preset(config: swarmllm_config, preset: i32) -> swarmllm_status {
+    const OFFLINE: i32 = swarmllm_preset::SWARMLLM_PRESET_OFFLINE as i32;
+    const LAN: i32 = swarmllm_preset::SWARMLLM_PRESET_LAN as i32;
+    const PUBLIC: i32 = swarmllm_preset::SWARMLLM_PRESET_PUBLIC as i32;
+    change(config, |config| {
+        let preset = match preset {
+            OFFLINE => Preset::Offline,
+            LAN => Preset::Lan,
+            PUBLIC => Preset::Public,
+            _ => return Err(refuse(format_args!("{preset} is no `swarmllm_preset`"))),
+        };
+        config.builder = config.builder.clone().preset(preset);
+        Ok(())
+    })
+}
+
+/// Adds an address to listen on (multiaddr, port 0 = any free one). The first one replaces the defaults.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn swarmllm_config_add_listen(
+    config: swarmllm_config,
+    address: *const c_char,
+) -> swarmllm_status {
+    // SAFETY: the caller gives a NUL-terminated text.
+    change(config, |config| add(&mut config.listen, unsafe { read(address, "address", MAX_NAME) }?))
+}
+
+/// Adds a peer to dial at start and to redial (multiaddr with `/p2p/`).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn swarmllm_config_add_bootstrap(
+    config: swarmllm_config,
+    address: *const c_char,
+) -> swarmllm_status {
+    // SAFETY: the caller gives a NUL-terminated text.
+    change(config, |config| add(&mut config.bootstrap, unsafe { read(address, "address", MAX_NAME) }?))
+}
+
+/// Whether to find peers on the LAN by mDNS (0 = no).
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_config_set_mdns(config: swarmllm_config, on: i32) -> swarmllm_status {
+    set(config, |builder| builder.mdns(on != 0))
+}
+
+/// Whether to compute stages for others (0 = no).
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_config_set_serve(config: swarmllm_config, on: i32) -> swarmllm_status {
+    set(config, |builder| builder.serve(on != 0))
+}
+
+/// Compute threads.
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_config_set_threads(config: swarmllm_config, threads: u32) -> swarmllm_status {
+    set(config, |builder| builder.threads(threads))
+}
+
+/// Bytes of memory for weights and KV.
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_config_set_memory(config: swarmllm_config, bytes: u64) -> swarmllm_status {
+    set(config, |builder| builder.memory(bytes))
+}
+
+/// KV cells per stage, in tokens, shared by its sessions.
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_config_set_context(config: swarmllm_config, tokens: u32) -> swarmllm_status {
+    set(config, |builder| builder.context(tokens))
+}
+
+/// Engine to use: `llama.cpp` or `candle`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn swarmllm_config_set_engine(config: swarmllm_config, name: *const c_char) -> swarmllm_status {
+    change(config, |config| {
+        // SAFETY: the caller gives a NUL-terminated text.
+        let name = unsafe { read(name, "name", MAX_NAME) }?;
+        config.builder = config.builder.clone().engine(name);
+        Ok(())
+    })
+}
+
+/// Frees a configuration. Nodes that were started from it are not touched.
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_config_free(config: swarmllm_config) -> swarmllm_status {
+    guard(|| CONFIGS.remove(config.id).map(drop))
+}

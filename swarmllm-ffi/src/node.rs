@@ -1,0 +1,246 @@
+//! Nodes: `Node` behind a handle.
+
+use std::ffi::{c_char, c_void};
+use std::future::Future;
+use std::mem::MaybeUninit;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use swarmllm_core::base::{ErrorKind, Fault, Progress};
+use swarmllm_core::node::{GenerateError, ImportOptions, Node, ProgressFn};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use crate::config::{builder, swarmllm_config};
+use crate::handle::Registry;
+use crate::options;
+use crate::status::{guard, place, swarmllm_status};
+use crate::text::{MAX_NAME, MAX_TEXT, answer, read, read_optional, swarmllm_string};
+
+static NODES: Registry<Node> = Registry::new(2, "node");
+
+/// A running node.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct swarmllm_node {
+    /// Opaque; 0 is never a handle.
+    pub id: u64,
+}
+
+/// Told how far a long work has come, in bytes, on the thread that made the call. Answers 0 to go on; anything else
+/// cancels the work. `user` is what was given with the call.
+pub type swarmllm_progress = Option<extern "C" fn(user: *mut c_void, done: u64, total: u64) -> i32>;
+
+/// The node behind a handle.
+pub fn node(node: swarmllm_node) -> Result<Arc<Node>, Fault> {
+    NODES.get(node.id)
+}
+
+/// Refuses to block where that would stall or panic an async runtime.
+pub fn may_block() -> Result<(), Fault> {
+    match Handle::try_current() {
+        Err(_) => Ok(()),
+        Ok(_) => Err(Fault::new(
+            ErrorKind::Unsupported,
+            "this call blocks and was made on a thread of an async runtime: make it on a thread of your own",
+        )),
+    }
+}
+
+/// Runs work of a node to its end on the calling thread.
+pub fn wait<T>(runtime: &Handle, work: impl Future<Output = T>) -> Result<T, Fault> {
+    may_block()?;
+    Ok(runtime.block_on(work))
+}
+
+/// What a failed generation says.
+pub fn fault(error: &GenerateError) -> Fault {
+    error.fault().clone()
+}
+
+/// JSON text of what the core gave.
+pub fn json(value: &impl serde::Serialize) -> Result<String, Fault> {
+    serde_json::to_string(value).map_err(|cause| Fault::new(ErrorKind::Internal, format_args!("no JSON: {cause}")))
+}
+
+/// Runs long work and reports its progress on the calling thread.
+fn wait_reporting<T>(
+    node: &Node,
+    (progress, user): (swarmllm_progress, *mut c_void),
+    work: impl AsyncFnOnce(Option<ProgressFn>) -> Result<T, Fault>,
+) -> Result<T, Fault> {
+    let Some(progress) = progress else { return wait(&node.runtime(), work(None))? };
+    let (news, mut come) = watch::channel(Progress { done: 0, total: 0 });
+    let tell: ProgressFn = Arc::new(move |progress| {
+        news.send_replace(progress);
+    });
+    let report = |Progress { done, total }| match progress(user, done, total) {
+        0 => Ok(()),
+        _ => Err(Fault::new(ErrorKind::Cancelled, "the progress function cancelled the work")),
+    };
+    wait(&node.runtime(), async {
+        let mut work = pin!(work(Some(tell)));
+        loop {
+            tokio::select! {
+                biased;
+                Ok(()) = come.changed() => {
+                    let progress = *come.borrow_and_update();
+                    report(progress)?;
+                }
+                result = &mut work => return result,
+            }
+        }
+    })?
+}
+
+/// Starts a node and waits until it runs. The configuration stays the caller's.
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_node_start(config: swarmllm_config, node: Option<&mut swarmllm_node>) -> swarmllm_status {
+    guard(|| {
+        let node = place(node, "node")?;
+        node.id = 0;
+        may_block()?;
+        node.id = NODES.insert(builder(config)?.start_blocking().map_err(|error| error.0)?)?;
+        Ok(())
+    })
+}
+
+/// The node's id, hexadecimal.
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_node_id(
+    node: swarmllm_node,
+    out: Option<&mut MaybeUninit<swarmllm_string>>,
+) -> swarmllm_status {
+    answer(out, || Ok(self::node(node)?.id().to_string()))
+}
+
+/// The bound addresses with their `/p2p/`, to be given to others: a JSON list of texts.
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_node_addresses_json(
+    node: swarmllm_node,
+    out: Option<&mut MaybeUninit<swarmllm_string>>,
+) -> swarmllm_status {
+    answer(out, || json(&self::node(node)?.addresses()))
+}
+
+/// How the node is: a JSON object.
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_node_status_json(
+    node: swarmllm_node,
+    out: Option<&mut MaybeUninit<swarmllm_string>>,
+) -> swarmllm_status {
+    answer(out, || json(&self::node(node)?.status()))
+}
+
+/// The models it knows: a JSON list of objects.
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_node_models_json(
+    node: swarmllm_node,
+    out: Option<&mut MaybeUninit<swarmllm_string>>,
+) -> swarmllm_status {
+    answer(out, || json(&self::node(node)?.models()))
+}
+
+/// The peers it knows: a JSON list of objects.
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_node_peers_json(
+    node: swarmllm_node,
+    out: Option<&mut MaybeUninit<swarmllm_string>>,
+) -> swarmllm_status {
+    answer(out, || json(&self::node(node)?.peers()))
+}
+
+/// Dials a peer (multiaddr) and waits until it has said hello; gives its id.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn swarmllm_node_connect(
+    node: swarmllm_node,
+    address: *const c_char,
+    out: Option<&mut MaybeUninit<swarmllm_string>>,
+) -> swarmllm_status {
+    answer(out, || {
+        let node = self::node(node)?;
+        // SAFETY: the caller gives a NUL-terminated text.
+        let address = unsafe { read(address, "address", MAX_NAME) }?;
+        let peer = wait(&node.runtime(), node.connect(address))?.map_err(|error| error.0)?;
+        Ok(peer.to_string())
+    })
+}
+
+/// Cuts a local GGUF into shards and gives the model as a JSON object. `options` is NULL or a JSON object with `name` and
+/// `parts`, a list of what to keep: `"all"`, `"coordinator"`, `{"start": 0, "end": 10, "head": false}`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn swarmllm_node_import(
+    node: swarmllm_node,
+    path: *const c_char,
+    options: *const c_char,
+    progress: swarmllm_progress,
+    user: *mut c_void,
+    out: Option<&mut MaybeUninit<swarmllm_string>>,
+) -> swarmllm_status {
+    answer(out, || {
+        let node = self::node(node)?;
+        // SAFETY: the caller gives a NUL-terminated text.
+        let path = Path::new(unsafe { read(path, "path", MAX_NAME) }?);
+        // SAFETY: the caller gives a NUL-terminated text or NULL.
+        let (name, parts) = options::import(unsafe { read_optional(options, "options", MAX_TEXT) }?)?;
+        json(&wait_reporting(&node, (progress, user), async |progress| {
+            let options = ImportOptions { name, parts, progress };
+            node.import(path, options).await.map_err(|error| error.0)
+        })?)
+    })
+}
+
+/// Fetches shards of a model from peers and gives the model as a JSON object. `parts` is NULL (all) or JSON as one of
+/// the parts of `swarmllm_node_import`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn swarmllm_node_pull(
+    node: swarmllm_node,
+    model: *const c_char,
+    parts: *const c_char,
+    progress: swarmllm_progress,
+    user: *mut c_void,
+    out: Option<&mut MaybeUninit<swarmllm_string>>,
+) -> swarmllm_status {
+    answer(out, || {
+        let node = self::node(node)?;
+        // SAFETY: the caller gives a NUL-terminated text.
+        let model = unsafe { read(model, "model", MAX_NAME) }?;
+        // SAFETY: the caller gives a NUL-terminated text or NULL.
+        let parts = options::parts(unsafe { read_optional(parts, "parts", MAX_TEXT) }?)?;
+        json(&wait_reporting(&node, (progress, user), async |progress| {
+            node.pull(model, parts, progress).await.map_err(|error| error.0)
+        })?)
+    })
+}
+
+/// Which stages would answer for a model, without acting: a JSON object.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn swarmllm_node_plan_json(
+    node: swarmllm_node,
+    model: *const c_char,
+    out: Option<&mut MaybeUninit<swarmllm_string>>,
+) -> swarmllm_status {
+    answer(out, || {
+        let node = self::node(node)?;
+        // SAFETY: the caller gives a NUL-terminated text.
+        let model = unsafe { read(model, "model", MAX_NAME) }?;
+        json(&wait(&node.runtime(), node.plan(model))?.map_err(|error| fault(&error))?)
+    })
+}
+
+/// Stops accepting, drains until the deadline, flushes and closes. May be called again; the handle stays open.
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_node_shutdown(node: swarmllm_node, deadline_ms: u32) -> swarmllm_status {
+    guard(|| {
+        let node = self::node(node)?;
+        wait(&node.runtime(), node.shutdown(Duration::from_millis(deadline_ms.into())))
+    })
+}
+
+/// Frees a node. One that was not shut down, and whose generations are freed too, is shut down without waiting.
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_node_free(node: swarmllm_node) -> swarmllm_status {
+    guard(|| NODES.remove(node.id).map(drop))
+}

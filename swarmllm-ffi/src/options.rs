@@ -1,0 +1,125 @@
+//! JSON options of calls. Keys mirror the Rust fields; unknown keys are refused, `null` means "not given".
+
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use swarmllm_core::base::{Fault, LayerRange};
+use swarmllm_core::engine::sample::SamplingParams;
+use swarmllm_core::node::{ChatMessage, GenerateOptions, Parts};
+
+use crate::status::refuse;
+
+/// Messages of a chat: `[{"role": "user", "content": "..."}]`.
+pub fn messages(text: &str) -> Result<Vec<ChatMessage>, Fault> {
+    serde_json::from_str(text).map_err(|cause| refuse(format_args!("`messages` is not a list of messages: {cause}")))
+}
+
+/// Options of a generation; none given means the defaults.
+pub fn generate(text: Option<&str>) -> Result<GenerateOptions, Fault> {
+    let mut fields = object(text)?;
+    let deadline = take::<u64>(&mut fields, "deadline_ms")?;
+    Ok(GenerateOptions {
+        max_tokens: take(&mut fields, "max_tokens")?,
+        stop: stop(fields.remove("stop"))?,
+        deadline: deadline.map(Duration::from_millis),
+        sampling: sampling(fields)?,
+    })
+}
+
+/// Options of an import: `name`, and `parts` as in [`parts`].
+pub fn import(text: Option<&str>) -> Result<(Option<String>, Option<Vec<Parts>>), Fault> {
+    let mut fields = object(text)?;
+    let name = take(&mut fields, "name")?;
+    let parts = match fields.remove("parts") {
+        None => None,
+        Some(Value::Array(parts)) => Some(parts.iter().map(part).collect::<Result<_, _>>()?),
+        Some(_) => return Err(refuse("`parts` is not a list")),
+    };
+    match fields.keys().next() {
+        Some(key) => Err(refuse(format_args!("there is no option `{key}`"))),
+        None => Ok((name, parts)),
+    }
+}
+
+/// Which shards: `"all"`, `"coordinator"`, or `{"start": 0, "end": 10, "head": false}`; none given means all.
+pub fn parts(text: Option<&str>) -> Result<Parts, Fault> {
+    let Some(text) = text else { return Ok(Parts::All) };
+    part(&serde_json::from_str(text).map_err(|cause| refuse(format_args!("`parts` is not JSON: {cause}")))?)
+}
+
+fn part(value: &Value) -> Result<Parts, Fault> {
+    let number = |key| value.get(key).and_then(Value::as_u64).and_then(|number| u32::try_from(number).ok());
+    match (value.as_str(), number("start"), number("end")) {
+        (Some("all"), ..) => Ok(Parts::All),
+        (Some("coordinator"), ..) => Ok(Parts::Coordinator),
+        (None, Some(start), Some(end)) => {
+            let head = value.get("head").is_some_and(|head| *head == Value::Bool(true));
+            Ok(Parts::Stage { layers: LayerRange::new(start, end), head })
+        }
+        _ => Err(refuse("a part is \"all\", \"coordinator\" or {\"start\": 0, \"end\": 10, \"head\": false}")),
+    }
+}
+
+fn object(text: Option<&str>) -> Result<Map<String, Value>, Fault> {
+    let Some(text) = text else { return Ok(Map::new()) };
+    let fields = serde_json::from_str::<Map<String, Value>>(text);
+    let fields = fields.map_err(|cause| refuse(format_args!("`options` is not a JSON object: {cause}")))?;
+    Ok(fields.into_iter().filter(|(_, value)| !value.is_null()).collect())
+}
+
+fn take<T: serde::de::DeserializeOwned>(fields: &mut Map<String, Value>, key: &str) -> Result<Option<T>, Fault> {
+    let value = fields.remove(key).map(serde_json::from_value).transpose();
+    value.map_err(|cause| refuse(format_args!("option `{key}`: {cause}")))
+}
+
+fn stop(value: Option<Value>) -> Result<Vec<String>, Fault> {
+    match value {
+        None => Ok(Vec::new()),
+        Some(Value::String(stop)) => Ok(vec![stop]),
+        Some(list) => serde_json::from_value(list).map_err(|cause| refuse(format_args!("option `stop`: {cause}"))),
+    }
+}
+
+/// Every field that `SamplingParams` has is an option, and nothing else is.
+fn sampling(fields: Map<String, Value>) -> Result<SamplingParams, Fault> {
+    let odd = |cause: serde_json::Error| refuse(format_args!("sampling options: {cause}"));
+    let mut whole = serde_json::to_value(SamplingParams::default()).map_err(odd)?;
+    for (key, value) in fields {
+        let slot = whole.get_mut(&key);
+        *slot.ok_or_else(|| refuse(format_args!("there is no option `{key}`")))? = value;
+    }
+    serde_json::from_value(whole).map_err(odd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_reach_their_fields_and_null_is_not_given() {
+        let text = r#"{"max_tokens": 3, "temperature": 0, "seed": 7, "stop": "x", "deadline_ms": 5, "top_k": null}"#;
+        let options = generate(Some(text)).unwrap();
+        assert_eq!((options.max_tokens, options.sampling.seed, options.sampling.temperature), (Some(3), Some(7), 0.0));
+        assert_eq!(options.sampling.top_k, SamplingParams::default().top_k);
+        assert_eq!((options.stop, options.deadline), (vec!["x".to_owned()], Some(Duration::from_millis(5))));
+    }
+
+    #[test]
+    fn unknown_and_mistyped_options_are_refused() {
+        for text in [r#"{"max_token": 3}"#, r#"{"max_tokens": -1}"#, r#"{"stop": 3}"#, "[]", "{", r#"{"seed": "x"}"#] {
+            assert!(generate(Some(text)).is_err(), "{text}");
+        }
+        for text in [r#"{"parts": "all"}"#, r#"{"parts": ["half"]}"#, r#"{"nam": "x"}"#] {
+            assert!(import(Some(text)).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn parts_are_read() {
+        assert_eq!(parts(None), Ok(Parts::All));
+        assert_eq!(parts(Some("\"coordinator\"")), Ok(Parts::Coordinator));
+        let stage = Parts::Stage { layers: LayerRange::new(1, 3), head: true };
+        assert_eq!(parts(Some(r#"{"start": 1, "end": 3, "head": true}"#)), Ok(stage));
+        assert!(parts(Some(r#"{"start": 1}"#)).is_err());
+    }
+}

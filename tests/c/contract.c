@@ -1,0 +1,263 @@
+/* The contract of the C ABI, tested from C: misuse is an error code, and the whole story works.
+ *
+ * `contract [offline|full]`: `offline` leaves out what needs a model. The model is the file in SWARMLLM_TEST_SMOLLM2.
+ * Closes with `N passed, N failed`, and fails if any failed. */
+
+#define _XOPEN_SOURCE 700
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "swarmllm.h"
+
+static int passed, failed;
+
+/* One sentence of the contract. */
+static void expect(int holds, const char *sentence) {
+  char message[1100];
+  if (holds) {
+    passed++;
+    printf("ok      %s\n", sentence);
+  } else {
+    failed++;
+    swarmllm_last_error(message, sizeof message);
+    printf("FAILED  %s (last error: %s)\n", sentence, message);
+  }
+  fflush(stdout);
+}
+
+static const swarmllm_string NO_STRING = {NULL, 0};
+
+/* Whether the text holds the part; frees the text. */
+static int holds(swarmllm_string *text, const char *part) {
+  int found = text->text != NULL && strlen(text->text) == text->length && strstr(text->text, part) != NULL;
+  if (!found) printf("        no `%s` in %s\n", part, text->text ? text->text : "NULL");
+  swarmllm_string_free(text);
+  return found;
+}
+
+static char *new_directory(void) {
+  static char paths[8][64];
+  static int next;
+  char *path = paths[next++];
+  strcpy(path, "/tmp/swarmllm-c-XXXXXX");
+  if (!mkdtemp(path)) perror("mkdtemp"), exit(2);
+  return path;
+}
+
+static swarmllm_status start_in(const char *directory, swarmllm_node *node) {
+  swarmllm_config config;
+  swarmllm_status status = swarmllm_config_new(&config);
+  if (!status) status = swarmllm_config_set_data_dir(config, directory);
+  if (!status) status = swarmllm_config_set_preset(config, SWARMLLM_PRESET_OFFLINE);
+  if (!status) status = swarmllm_config_set_threads(config, 2);
+  if (!status) status = swarmllm_node_start(config, node);
+  swarmllm_config_free(config);
+  return status;
+}
+
+static void test_words(void) {
+  char message[8];
+  expect(strcmp(swarmllm_error_name(0), "Ok") == 0, "code 0 is Ok");
+  expect(strcmp(swarmllm_error_name(SWARMLLM_MODEL_NOT_FOUND), "ModelNotFound") == 0, "a code has its name");
+  expect(strcmp(swarmllm_error_name(-1), "Unknown") == 0, "what is no code is Unknown");
+  expect(strlen(swarmllm_version()) >= 5, "the library tells its version");
+  expect(swarmllm_config_new(NULL) == SWARMLLM_INVALID_ARGUMENT, "NULL for a result is refused");
+  expect(swarmllm_last_error(NULL, 0) > 8, "the last error tells its length");
+  expect(swarmllm_last_error(message, sizeof message) > 8 && strlen(message) == 7, "a small buffer gets what fits");
+}
+
+static void test_configurations(void) {
+  swarmllm_config config, zero = {0}, foreign;
+  int i;
+  expect(swarmllm_config_new(&config) == 0 && config.id != 0, "a configuration is opened");
+  expect(swarmllm_config_set_network(config, "c-test") == 0, "a configuration is set");
+  expect(swarmllm_config_set_network(config, NULL) == SWARMLLM_INVALID_ARGUMENT, "a NULL text is refused");
+  expect(swarmllm_config_set_network(config, "\xff\xfe") == SWARMLLM_INVALID_ARGUMENT, "bad UTF-8 is refused");
+  expect(swarmllm_config_set_preset(config, 77) == SWARMLLM_INVALID_ARGUMENT, "an unknown preset is refused");
+  expect(swarmllm_config_set_mdns(zero, 1) == SWARMLLM_INVALID_ARGUMENT, "handle 0 is refused");
+  for (i = 0; i < 64; i++) swarmllm_config_add_listen(config, "/ip4/127.0.0.1/tcp/0");
+  expect(swarmllm_config_add_listen(config, "/ip4/127.0.0.1/tcp/0") == SWARMLLM_INVALID_ARGUMENT,
+         "addresses are bounded");
+  expect(swarmllm_config_free(config) == 0, "a configuration is freed");
+  expect(swarmllm_config_free(config) == SWARMLLM_INVALID_ARGUMENT, "a double free is refused");
+  expect(swarmllm_config_set_mdns(config, 1) == SWARMLLM_INVALID_ARGUMENT, "a freed handle is refused");
+  expect(swarmllm_config_new(&foreign) == 0 && foreign.id != config.id &&
+             swarmllm_config_set_mdns(config, 1) == SWARMLLM_INVALID_ARGUMENT,
+         "a freed handle stays refused when its slot is used again");
+  swarmllm_config_free(foreign);
+}
+
+static void test_nodes(void) {
+  char *directory = new_directory();
+  swarmllm_config config;
+  swarmllm_node node, second, foreign;
+  swarmllm_generation none = {0}, generation = {7};
+  swarmllm_delta delta;
+  swarmllm_string text = NO_STRING;
+  int started = start_in(directory, &node) == 0;
+
+  expect(started && node.id != 0, "a node starts");
+  if (!started) return;
+  expect(swarmllm_node_id(node, &text) == 0 && text.length == 64, "a node has an id of 64 digits");
+  swarmllm_string_free(&text);
+  swarmllm_string_free(&text);
+  expect(text.text == NULL && text.length == 0, "a string may be freed twice");
+  swarmllm_string_free(NULL);
+  expect(swarmllm_node_id(node, NULL) == SWARMLLM_INVALID_ARGUMENT, "NULL for a text is refused");
+  expect(swarmllm_node_status_json(node, &text) == 0 && holds(&text, "\"data_dir\""), "a node tells how it is");
+  expect(swarmllm_node_models_json(node, &text) == 0 && holds(&text, "[]"), "a new node knows no models");
+  expect(swarmllm_node_peers_json(node, &text) == 0 && holds(&text, "[]"), "an offline node knows no peers");
+  expect(swarmllm_node_addresses_json(node, &text) == 0 && holds(&text, "["), "a node tells its addresses");
+
+  expect(start_in(directory, &second) == SWARMLLM_DATA_DIR_BUSY && second.id == 0,
+         "a second node on one data directory is refused");
+  expect(swarmllm_node_chat(node, "no-such-model", "[{\"role\":\"user\",\"content\":\"x\"}]", NULL, &generation) ==
+                 SWARMLLM_MODEL_NOT_FOUND &&
+             generation.id == 0,
+         "an unknown model is told apart");
+  expect(swarmllm_node_plan_json(node, "no-such-model", &text) == SWARMLLM_MODEL_NOT_FOUND && text.text == NULL,
+         "a failed call leaves an empty text");
+  expect(swarmllm_node_chat(node, "m", "not json", NULL, &generation) == SWARMLLM_INVALID_ARGUMENT,
+         "messages that are not JSON are refused");
+  expect(swarmllm_node_chat(node, "m", "[]", "{\"max_token\":1}", &generation) == SWARMLLM_INVALID_ARGUMENT,
+         "an unknown option is refused");
+  expect(swarmllm_node_chat(node, NULL, NULL, NULL, NULL) == SWARMLLM_INVALID_ARGUMENT, "NULLs everywhere are refused");
+  expect(swarmllm_node_import(node, directory, NULL, NULL, NULL, &text) != 0, "a directory is no model");
+  expect(swarmllm_node_import(node, "/no/such/file.gguf", NULL, NULL, NULL, &text) == SWARMLLM_IO,
+         "a file that is not there is an I/O error");
+  expect(swarmllm_node_connect(node, "nonsense", &text) != 0, "an address that is none is refused");
+
+  foreign.id = node.id;
+  config.id = node.id;
+  none.id = node.id;
+  expect(swarmllm_config_set_mdns(config, 1) == SWARMLLM_INVALID_ARGUMENT, "a node is no configuration");
+  expect(swarmllm_generation_next(none, 0, &delta) == SWARMLLM_INVALID_ARGUMENT && delta.text.text == NULL,
+         "a node is no generation");
+
+  expect(swarmllm_node_shutdown(node, 2000) == 0, "a node shuts down");
+  expect(swarmllm_node_shutdown(node, 2000) == 0, "a node may be shut down twice");
+  expect(swarmllm_node_plan_json(node, "m", &text) != 0, "a node that was shut down refuses work");
+  expect(swarmllm_node_free(node) == 0, "a node is freed");
+  expect(swarmllm_node_free(foreign) == SWARMLLM_INVALID_ARGUMENT, "a node is not freed twice");
+  expect(start_in(directory, &node) == 0, "a data directory is free again after its node");
+  expect(swarmllm_node_free(node) == 0, "a node that was not shut down may be freed");
+}
+
+static void test_bad_file(void) {
+  char *directory = new_directory(), path[128];
+  swarmllm_node node;
+  swarmllm_string text = NO_STRING;
+  FILE *file;
+  if (start_in(directory, &node)) {
+    expect(0, "a node starts");
+    return;
+  }
+  snprintf(path, sizeof path, "%s/bad.gguf", directory);
+  file = fopen(path, "wb");
+  fputs("GGUF\003this is not a model at all, whatever its first bytes say", file);
+  fclose(file);
+  expect(swarmllm_node_import(node, path, NULL, NULL, NULL, &text) == SWARMLLM_BAD_GGUF, "a bad GGUF is refused");
+  expect(swarmllm_node_models_json(node, &text) == 0 && holds(&text, "[]"), "a bad GGUF leaves nothing behind");
+  swarmllm_node_free(node);
+}
+
+static int count_progress(void *user, uint64_t done, uint64_t total) {
+  *(int *)user += done <= total;
+  return 0;
+}
+
+static int refuse_progress(void *user, uint64_t done, uint64_t total) {
+  (void)user, (void)done, (void)total;
+  return 1;
+}
+
+static const char MESSAGES[] = "[{\"role\":\"user\",\"content\":\"What is a swarm?\"}]";
+static const char GREEDY[] = "{\"max_tokens\":16,\"temperature\":0}";
+
+/* Pulls an answer to its end; gives how many texts came, or -1. */
+static int pull(swarmllm_generation answer, char *text, size_t size) {
+  swarmllm_delta delta;
+  int pieces = 0;
+  text[0] = 0;
+  do {
+    if (swarmllm_generation_next(answer, 60000, &delta)) return -1;
+    if (delta.kind == SWARMLLM_DELTA_TEXT && strlen(text) + delta.text.length < size) strcat(text, delta.text.text);
+    pieces += delta.kind == SWARMLLM_DELTA_TEXT;
+    swarmllm_string_free(&delta.text);
+  } while (delta.kind != SWARMLLM_DELTA_DONE);
+  return pieces;
+}
+
+static void test_story(const char *model) {
+  static char first[4096], second[4096];
+  swarmllm_node node;
+  swarmllm_generation answer;
+  swarmllm_string text = NO_STRING;
+  swarmllm_delta delta;
+  int told = 0;
+  if (start_in(new_directory(), &node)) {
+    expect(0, "a node starts");
+    return;
+  }
+  expect(swarmllm_node_import(node, model, NULL, refuse_progress, NULL, &text) == SWARMLLM_CANCELLED,
+         "a progress function cancels an import");
+  expect(swarmllm_node_import(node, model, "{\"name\":\"smol\"}", count_progress, &told, &text) == 0 &&
+             holds(&text, "\"name\":\"smol\"") && told > 0,
+         "a model is imported, and progress is told");
+  expect(swarmllm_node_plan_json(node, "smol", &text) == 0 && holds(&text, "\"stages\":[{"), "a plan is told");
+
+  expect(swarmllm_node_chat(node, "smol", MESSAGES, GREEDY, &answer) == 0, "a chat begins");
+  expect(pull(answer, first, sizeof first) > 1 && first[0], "an answer comes in pieces");
+  expect(swarmllm_generation_next(answer, 0, &delta) == 0 && delta.kind == SWARMLLM_DELTA_DONE,
+         "the end is told again");
+  expect(swarmllm_generation_route_json(answer, &text) == 0 && holds(&text, "\"layers\""), "the route is told");
+  expect(swarmllm_generation_completion_json(answer, &text) == 0 && holds(&text, "\"completion_tokens\":16"),
+         "the completion has 16 tokens");
+  expect(swarmllm_generation_free(answer) == 0, "a generation is freed");
+  expect(swarmllm_generation_next(answer, 0, &delta) == SWARMLLM_INVALID_ARGUMENT, "a freed generation is refused");
+
+  expect(swarmllm_node_chat(node, "smol", MESSAGES, GREEDY, &answer) == 0 && pull(answer, second, sizeof second) > 0 &&
+             strcmp(first, second) == 0,
+         "a greedy answer repeats itself");
+  swarmllm_generation_free(answer);
+
+  expect(swarmllm_node_generate(node, "smol", "One, two,", GREEDY, &answer) == 0 &&
+             swarmllm_generation_completion_json(answer, &text) == 0 && holds(&text, "\"text\":"),
+         "a text is continued without streaming");
+  swarmllm_generation_free(answer);
+
+  expect(swarmllm_node_chat(node, "smol", MESSAGES, "{\"max_tokens\":2000}", &answer) == 0 &&
+             swarmllm_generation_next(answer, 60000, &delta) == 0 && delta.kind == SWARMLLM_DELTA_TEXT,
+         "a long answer begins");
+  swarmllm_string_free(&delta.text);
+  expect(swarmllm_generation_cancel(answer) == 0 && swarmllm_generation_cancel(answer) == 0,
+         "an answer is cancelled, twice if need be");
+  swarmllm_generation_completion_json(answer, &text);
+  expect(holds(&text, "\"prompt_tokens\""), "what came before the cancel is kept");
+  swarmllm_generation_free(answer);
+
+  expect(swarmllm_node_chat(node, "smol", MESSAGES, NULL, &answer) == 0 && swarmllm_generation_free(answer) == 0,
+         "an answer may be freed while it comes");
+  expect(swarmllm_node_shutdown(node, 5000) == 0 && swarmllm_node_free(node) == 0, "the node stops");
+}
+
+int main(int argc, char **argv) {
+  const char *model = getenv("SWARMLLM_TEST_SMOLLM2");
+  int offline = argc > 1 && strcmp(argv[1], "offline") == 0;
+  test_words();
+  test_configurations();
+  test_nodes();
+  test_bad_file();
+  if (offline) {
+    printf("left out: what needs a model\n");
+  } else if (model) {
+    test_story(model);
+  } else {
+    printf("SKIPPED: SWARMLLM_TEST_SMOLLM2 is not set, so nothing that needs a model was tested\n");
+  }
+  printf("%d passed, %d failed\n", passed, failed);
+  return failed != 0;
+}
