@@ -1,0 +1,24 @@
+"""swarmllm: an LLM swarm that you can link.
+
+    with swarmllm.Node(data_dir="data") as node:
+        node.import_model("model.gguf", name="mine")
+        for chunk in node.chat("mine", "Hello", stream=True):
+            print(chunk.choices[0].delta.content, end="", flush=True)
+
+`AsyncNode` is the twin for asyncio. Every failure is an `Error`; each kind has a subclass, such as `ModelNotFoundError`.
+"""
+
+from ._answers import AsyncChatStream as AsyncChatStream
+from ._answers import AsyncStream as AsyncStream
+from ._answers import AsyncTextStream as AsyncTextStream
+from ._answers import ChatStream as ChatStream
+from ._answers import Stream as Stream
+from ._answers import TextStream as TextStream
+from ._node import AsyncNode as AsyncNode
+from ._node import Messages as Messages
+from ._node import Node as Node
+from ._node import Options as Options
+from ._node import Part as Part
+from ._records import *
+from ._swarmllm import *
+from ._swarmllm import __version__ as __version__

@@ -1,0 +1,305 @@
+"""Nodes: what a program starts, asks and stops. `None` is "not given": the library's own default."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+
+from ._answers import (
+    AsyncChatStream,
+    AsyncStream,
+    AsyncTextStream,
+    ChatStream,
+    Stream,
+    TextStream,
+    chat_shape,
+    finish,
+    finish_async,
+    text_shape,
+)
+from ._records import ChatCompletion, Model, Peer, Plan, Status, TextCompletion
+from ._swarmllm import ClosedError, NativeNode
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Part = str | tuple[int, int, bool]
+"""`"all"`, `"coordinator"`, or `(start, end, head)`: these layers, and the head or not."""
+
+Messages = str | Iterable[Mapping[str, str]]
+"""Messages of a chat (`role`, `content`); a plain text is one message of the user."""
+
+DEADLINE = 5.0
+"""Seconds that leaving a `with` block gives a node to drain."""
+
+
+def _pairs(messages: Messages) -> list[tuple[str, str]]:
+    if isinstance(messages, str):
+        return [("user", messages)]
+    return [(message["role"], message["content"]) for message in messages]
+
+
+class Options(TypedDict, total=False):
+    """Options of an answer."""
+
+    max_tokens: int | None
+    """Default: as many as the context admits."""
+    temperature: float | None
+    """0 is greedy."""
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repeat_penalty: float | None
+    repeat_last_n: int | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    """Texts that end the answer."""
+    deadline: float | None
+    """Whole time allowed, in seconds."""
+
+
+_OPTIONS = tuple(Options.__annotations__)
+
+
+def _given(options: Options) -> dict[str, Any]:
+    odd = [name for name in options if name not in _OPTIONS]
+    if odd:
+        raise TypeError(f"there is no option {odd[0]!r}; options are {', '.join(_OPTIONS)}")
+    given: dict[str, Any] = {name: options.get(name) for name in _OPTIONS}
+    stop = given["stop"]
+    given["stop"] = [stop] if isinstance(stop, str) else stop and list(stop)
+    return given
+
+
+class _Base:
+    """What both worlds share: the configuration, and the calls that do not wait."""
+
+    def __init__(
+        self,
+        data_dir: str | os.PathLike[str] | None = None,
+        preset: Literal["offline", "lan", "public"] | None = None,
+        *,
+        network: str | None = None,
+        listen: Sequence[str] | None = None,
+        bootstrap: Sequence[str] | None = None,
+        mdns: bool | None = None,
+        serve: bool | None = None,
+        threads: int | None = None,
+        memory: int | None = None,
+        context: int | None = None,
+        engine: str | None = None,
+    ) -> None:
+        """A node that is not started yet.
+
+        `data_dir`: for keys, models and the store. `preset`: how it meets others. `network`: the swarm's name.
+        `listen`, `bootstrap`: multiaddrs. `mdns`: find peers on the LAN. `serve`: compute for others. `threads`:
+        compute threads. `memory`: bytes for weights and KV. `context`: KV cells per stage, in tokens. `engine`:
+        `llama.cpp` or `candle`.
+        """
+        self._native: NativeNode | None = None
+        self._config: dict[str, Any] = {
+            "data_dir": data_dir,
+            "preset": preset,
+            "network": network,
+            "listen": listen and list(listen),
+            "bootstrap": bootstrap and list(bootstrap),
+            "mdns": mdns,
+            "serve": serve,
+            "threads": threads,
+            "memory": memory,
+            "context": context,
+            "engine": engine,
+        }
+
+    def _running(self) -> NativeNode:
+        if self._native is None:
+            raise ClosedError("the node does not run: call start(), or use it in a `with` block")
+        return self._native
+
+    @property
+    def id(self) -> str:
+        """The node's id, hexadecimal."""
+        return self._running().id
+
+    @property
+    def addresses(self) -> list[str]:
+        """The bound addresses, to be given to others."""
+        return self._running().addresses
+
+    def status(self) -> Status:
+        """How the node is."""
+        return Status(json.loads(self._running().status()))
+
+    def models(self) -> list[Model]:
+        """The models it knows."""
+        return Model.listed(json.loads(self._running().models()))
+
+    def peers(self) -> list[Peer]:
+        """The peers it knows."""
+        return Peer.listed(json.loads(self._running().peers()))
+
+
+class Node(_Base):
+    """A node. Every call that waits lets other threads run, and ends on Ctrl-C."""
+
+    def start(self) -> Node:
+        """Starts the node, and waits until it runs; one that runs is left alone."""
+        if self._native is None:
+            self._native = NativeNode.start(self._config)
+        return self
+
+    def __enter__(self) -> Node:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown(DEADLINE)
+
+    def connect(self, address: str) -> str:
+        """Dials a peer (multiaddr), waits until it has said hello, and gives its id."""
+        return self._running().connect(address)
+
+    def import_model(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        parts: Sequence[Part] | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Model:
+        """Cuts a local GGUF into shards. `progress` is called with the bytes done and in all."""
+        kept = None if parts is None else list(parts)
+        return Model(json.loads(self._running().import_model(path, name, kept, progress)))
+
+    def pull(
+        self, model: str, part: Part = "all", *, progress: Callable[[int, int], object] | None = None
+    ) -> Model:
+        """Fetches shards of a model from peers, verified while they stream."""
+        return Model(json.loads(self._running().pull(model, part, progress)))
+
+    def plan(self, model: str) -> Plan:
+        """Which stages would answer, without acting."""
+        return Plan(json.loads(self._running().plan(model)))
+
+    @overload
+    def chat(
+        self, model: str, messages: Messages, *, stream: Literal[False] = False, **options: Unpack[Options]
+    ) -> ChatCompletion: ...
+    @overload
+    def chat(self, model: str, messages: Messages, *, stream: Literal[True], **options: Unpack[Options]) -> ChatStream: ...
+    def chat(
+        self, model: str, messages: Messages, *, stream: bool = False, **options: Unpack[Options]
+    ) -> ChatCompletion | ChatStream:
+        """Asks a model; `stream=True` gives the answer as it comes. See `Options`."""
+        shape = chat_shape(self._running().chat(model, _pairs(messages), _given(options)), model)
+        return Stream(shape) if stream else finish(shape)
+
+    @overload
+    def generate(
+        self, model: str, prompt: str, *, stream: Literal[False] = False, **options: Unpack[Options]
+    ) -> TextCompletion: ...
+    @overload
+    def generate(self, model: str, prompt: str, *, stream: Literal[True], **options: Unpack[Options]) -> TextStream: ...
+    def generate(
+        self, model: str, prompt: str, *, stream: bool = False, **options: Unpack[Options]
+    ) -> TextCompletion | TextStream:
+        """Continues a plain text; `stream=True` gives it as it comes. See `Options`."""
+        shape = text_shape(self._running().generate(model, prompt, _given(options)), model)
+        return Stream(shape) if stream else finish(shape)
+
+    def shutdown(self, deadline: float = DEADLINE) -> None:
+        """Stops accepting, drains at most `deadline` seconds, flushes and closes. May be called again."""
+        native, self._native = self._native, None
+        if native is not None:
+            native.shutdown(deadline)
+
+
+def _on_loop(progress: Callable[[int, int], object] | None) -> Callable[[int, int], object] | None:
+    """Calls `progress` on the running loop's thread."""
+    if progress is None:
+        return None
+    loop = asyncio.get_running_loop()
+    return lambda done, total: loop.call_soon_threadsafe(progress, done, total)
+
+
+class AsyncNode(_Base):
+    """The twin of `Node` for asyncio. Cancelling a call cancels its work."""
+
+    async def start(self) -> AsyncNode:
+        """Starts the node, and waits until it runs; one that runs is left alone."""
+        if self._native is None:
+            self._native = await NativeNode.start_async(self._config)
+        return self
+
+    async def __aenter__(self) -> AsyncNode:
+        return await self.start()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.shutdown(DEADLINE)
+
+    async def connect(self, address: str) -> str:
+        """Dials a peer (multiaddr), waits until it has said hello, and gives its id."""
+        return await self._running().connect_async(address)
+
+    async def import_model(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        parts: Sequence[Part] | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Model:
+        """Cuts a local GGUF into shards. `progress` is called with the bytes done and in all."""
+        kept = None if parts is None else list(parts)
+        return Model(json.loads(await self._running().import_model_async(path, name, kept, _on_loop(progress))))
+
+    async def pull(
+        self, model: str, part: Part = "all", *, progress: Callable[[int, int], object] | None = None
+    ) -> Model:
+        """Fetches shards of a model from peers, verified while they stream."""
+        return Model(json.loads(await self._running().pull_async(model, part, _on_loop(progress))))
+
+    async def plan(self, model: str) -> Plan:
+        """Which stages would answer, without acting."""
+        return Plan(json.loads(await self._running().plan_async(model)))
+
+    @overload
+    async def chat(
+        self, model: str, messages: Messages, *, stream: Literal[False] = False, **options: Unpack[Options]
+    ) -> ChatCompletion: ...
+    @overload
+    async def chat(self, model: str, messages: Messages, *, stream: Literal[True], **options: Unpack[Options]) -> AsyncChatStream: ...
+    async def chat(
+        self, model: str, messages: Messages, *, stream: bool = False, **options: Unpack[Options]
+    ) -> ChatCompletion | AsyncChatStream:
+        """Asks a model; `stream=True` gives the answer as it comes. See `Options`."""
+        shape = chat_shape(await self._running().chat_async(model, _pairs(messages), _given(options)), model)
+        return AsyncStream(shape) if stream else await finish_async(shape)
+
+    @overload
+    async def generate(
+        self, model: str, prompt: str, *, stream: Literal[False] = False, **options: Unpack[Options]
+    ) -> TextCompletion: ...
+    @overload
+    async def generate(self, model: str, prompt: str, *, stream: Literal[True], **options: Unpack[Options]) -> AsyncTextStream: ...
+    async def generate(
+        self, model: str, prompt: str, *, stream: bool = False, **options: Unpack[Options]
+    ) -> TextCompletion | AsyncTextStream:
+        """Continues a plain text; `stream=True` gives it as it comes. See `Options`."""
+        shape = text_shape(await self._running().generate_async(model, prompt, _given(options)), model)
+        return AsyncStream(shape) if stream else await finish_async(shape)
+
+    async def shutdown(self, deadline: float = DEADLINE) -> None:
+        """Stops accepting, drains at most `deadline` seconds, flushes and closes. May be called again."""
+        native, self._native = self._native, None
+        if native is not None:
+            await native.shutdown_async(deadline)

@@ -1,0 +1,251 @@
+"""Records: JSON objects whose keys are attributes too. Fields that a newer core adds are kept."""
+
+from __future__ import annotations
+
+import functools
+import typing
+from typing import Any, TypeVar
+
+__all__ = [
+    "Record",
+    "Layers",
+    "Status",
+    "Model",
+    "Holding",
+    "Peer",
+    "PlanStage",
+    "Plan",
+    "RouteStage",
+    "Timings",
+    "Usage",
+    "Message",
+    "ChatChoice",
+    "ChatChunkChoice",
+    "TextChoice",
+    "ChatCompletion",
+    "TextCompletion",
+    "ChatCompletionChunk",
+    "TextCompletionChunk",
+]
+
+_T = TypeVar("_T", bound="Record")
+
+
+class Record(dict[str, Any]):
+    """A dict whose keys are attributes too; values become the record types that the class annotates."""
+
+    def __init__(self, *args: Any, **fields: Any) -> None:
+        super().__init__(*args, **fields)
+        for name, build in _builders(type(self)).items():
+            if self.get(name) is not None:
+                self[name] = build(self[name])
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"{type(self).__name__} has no field {name!r}") from None
+
+    @classmethod
+    def listed(cls: type[_T], values: list[dict[str, Any]]) -> list[_T]:
+        """A list of records."""
+        return [cls(value) for value in values]
+
+
+@functools.cache
+def _builders(cls: type[Record]) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {name: build for name, hint in hints.items() if (build := _builder(hint)) is not None}
+
+
+def _builder(hint: Any) -> Any:
+    """What makes records of a value of this type: a record, a list of them, or either or None."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is list:
+        return arguments[0].listed if issubclass(arguments[0], Record) else None
+    if arguments:
+        return next((build for argument in arguments if (build := _builder(argument)) is not None), None)
+    return hint if isinstance(hint, type) and issubclass(hint, Record) else None
+
+
+class Layers(Record):
+    """Layers `start..end`, `end` excluded."""
+
+    start: int
+    end: int
+
+
+class Status(Record):
+    """How a node is."""
+
+    id: str
+    network: str
+    data_dir: str
+    addresses: list[str]
+    engines: list[str]
+    threads: int
+    memory_budget: int
+    memory_used: int
+    peers_connected: int
+    sessions: int
+    stages: int
+    uptime_ms: int
+
+
+class Model(Record):
+    """A model that a node knows."""
+
+    id: str
+    name: str
+    architecture: str
+    layers: int
+    context: int
+    size: int
+    held: list[Layers]
+    has_metadata: bool
+    has_embedding: bool
+    has_head: bool
+    covered: list[Layers]
+    ready: bool
+
+
+class Holding(Record):
+    """What a peer holds of a model."""
+
+    model: str
+    name: str
+    layers: list[Layers]
+    head: bool
+
+
+class Peer(Record):
+    """A peer that a node knows."""
+
+    id: str
+    connected: bool
+    addresses: list[str]
+    transport: str | None
+    rtt_ms: float | None
+    agent: str | None
+    serves: bool
+    free_memory: int
+    holdings: list[Holding]
+
+
+class PlanStage(Record):
+    """A stage that would answer."""
+
+    node: str
+    layers: Layers
+    head: bool
+
+
+class Plan(Record):
+    """Which stages would answer."""
+
+    model: str
+    stages: list[PlanStage]
+
+
+class RouteStage(Record):
+    """A stage that answered, with its times."""
+
+    node: str
+    layers: Layers
+    head: bool
+    engine: str
+    load_ms: int
+    prefill_us: int
+    decode_us: int
+
+
+class Timings(Record):
+    """How long an answer took."""
+
+    open_ms: float
+    first_token_ms: float
+    decode_tokens_per_second: float
+    total_ms: float
+
+
+class Usage(Record):
+    """Tokens used."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Message(Record):
+    """A message of a chat, or a piece of one."""
+
+    role: str
+    content: str
+
+
+class ChatChoice(Record):
+    """A whole answer."""
+
+    index: int
+    message: Message
+    finish_reason: str
+
+
+class ChatChunkChoice(Record):
+    """A piece of an answer."""
+
+    index: int
+    delta: Message
+    finish_reason: str | None
+
+
+class TextChoice(Record):
+    """A continuation, or a piece of one."""
+
+    index: int
+    text: str
+    finish_reason: str | None
+
+
+class _Answer(Record):
+    id: str
+    object: str
+    created: int
+    model: str
+    usage: Usage
+    route: list[RouteStage]
+    timings: Timings
+
+
+class ChatCompletion(_Answer):
+    """An answer to a chat, in the shape of OpenAI's, with its route and times."""
+
+    choices: list[ChatChoice]
+
+
+class TextCompletion(_Answer):
+    """A continuation of a text, in the shape of OpenAI's, with its route and times."""
+
+    choices: list[TextChoice]
+
+
+class _Chunk(Record):
+    id: str
+    object: str
+    created: int
+    model: str
+    usage: Usage | None
+    route: list[RouteStage] | None
+    timings: Timings | None
+
+
+class ChatCompletionChunk(_Chunk):
+    """A piece of an answer; the last one has `finish_reason`, usage, route and times."""
+
+    choices: list[ChatChunkChoice]
+
+
+class TextCompletionChunk(_Chunk):
+    """A piece of a continuation; the last one has `finish_reason`, usage, route and times."""
+
+    choices: list[TextChoice]

@@ -1,0 +1,231 @@
+//! Nodes: each act twice, blocking and awaitable. Structures cross as JSON text, which Python's half turns into records.
+
+use std::path::PathBuf;
+
+use pyo3::prelude::*;
+use swarmllm_core::node::{
+    ChatRequest, GenerateOptions, GenerateRequest, ImportOptions, Node, Parts, ProgressFn, Prompt,
+};
+
+use crate::errors::{Failure, json};
+use crate::generation::NativeGeneration;
+use crate::options::{NodeConfig, Options, Part, messages, seconds};
+use crate::wait::{awaitable, awaitable_reporting, awaitable_thread, block, block_reporting, drop_detached};
+
+/// A running node.
+#[pyclass(frozen, module = "swarmllm._swarmllm")]
+pub struct NativeNode {
+    // Empty only while it is dropped.
+    node: Option<Node>,
+}
+
+impl Drop for NativeNode {
+    fn drop(&mut self) {
+        drop_detached(self.node.take());
+    }
+}
+
+impl NativeNode {
+    fn node(&self) -> Result<Node, Failure> {
+        let gone = || Failure::new(swarmllm_core::base::ErrorKind::Closed, "the node is being dropped");
+        self.node.clone().ok_or_else(gone)
+    }
+}
+
+async fn connect(node: Node, address: String) -> Result<String, Failure> {
+    Ok(node.connect(&address).await?.to_string())
+}
+
+async fn import(node: Node, path: PathBuf, options: ImportOptions) -> Result<String, Failure> {
+    json(&node.import(&path, options).await?)
+}
+
+async fn pull(node: Node, model: String, parts: Parts, progress: Option<ProgressFn>) -> Result<String, Failure> {
+    json(&node.pull(&model, parts, progress).await?)
+}
+
+async fn plan(node: Node, model: String) -> Result<String, Failure> {
+    json(&node.plan(&model).await?)
+}
+
+async fn shutdown(node: Node, deadline: std::time::Duration) -> Result<(), Failure> {
+    node.shutdown(deadline).await;
+    Ok(())
+}
+
+async fn chat(node: Node, request: ChatRequest) -> Result<NativeGeneration, Failure> {
+    let generation = node.chat(request).await?;
+    NativeGeneration::new(node, generation)
+}
+
+async fn generate(
+    node: Node,
+    model: String,
+    prompt: String,
+    options: GenerateOptions,
+) -> Result<NativeGeneration, Failure> {
+    let request = GenerateRequest { model, prompt: Prompt::Text(prompt), options };
+    let generation = node.generate(request).await?;
+    NativeGeneration::new(node, generation)
+}
+
+fn parts(parts: Option<Vec<Part>>) -> Result<Option<Vec<Parts>>, Failure> {
+    parts.map(|parts| parts.into_iter().map(Part::convert).collect()).transpose()
+}
+
+#[pymethods]
+impl NativeNode {
+    #[staticmethod]
+    fn start(py: Python<'_>, config: NodeConfig) -> PyResult<Self> {
+        let builder = config.builder()?;
+        let node = py.detach(|| builder.start_blocking()).map_err(Failure::from)?;
+        Ok(Self { node: Some(node) })
+    }
+
+    #[staticmethod]
+    fn start_async(py: Python<'_>, config: NodeConfig) -> PyResult<Bound<'_, PyAny>> {
+        let builder = config.builder()?;
+        awaitable_thread(py, move || Ok(NativeNode { node: Some(builder.start_blocking()?) }))
+    }
+
+    #[getter]
+    fn id(&self) -> PyResult<String> {
+        Ok(self.node()?.id().to_string())
+    }
+
+    #[getter]
+    fn addresses(&self) -> PyResult<Vec<String>> {
+        Ok(self.node()?.addresses())
+    }
+
+    fn status(&self, py: Python<'_>) -> PyResult<String> {
+        let node = self.node()?;
+        Ok(py.detach(|| json(&node.status()))?)
+    }
+
+    fn models(&self, py: Python<'_>) -> PyResult<String> {
+        let node = self.node()?;
+        Ok(py.detach(|| json(&node.models()))?)
+    }
+
+    fn peers(&self, py: Python<'_>) -> PyResult<String> {
+        let node = self.node()?;
+        Ok(py.detach(|| json(&node.peers()))?)
+    }
+
+    fn connect(&self, py: Python<'_>, address: String) -> PyResult<String> {
+        let node = self.node()?;
+        block(py, &node.runtime(), connect(node.clone(), address))
+    }
+
+    fn connect_async<'py>(&self, py: Python<'py>, address: String) -> PyResult<Bound<'py, PyAny>> {
+        let node = self.node()?;
+        awaitable(py, &node.runtime(), connect(node.clone(), address))
+    }
+
+    fn import_model(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        name: Option<String>,
+        parts: Option<Vec<Part>>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<String> {
+        let (node, parts) = (self.node()?, self::parts(parts)?);
+        block_reporting(py, &node.runtime(), progress, |progress| {
+            import(node.clone(), path, ImportOptions { name, parts, progress })
+        })
+    }
+
+    fn import_model_async<'py>(
+        &self,
+        py: Python<'py>,
+        path: PathBuf,
+        name: Option<String>,
+        parts: Option<Vec<Part>>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (node, parts) = (self.node()?, self::parts(parts)?);
+        awaitable_reporting(py, &node.runtime(), progress, |progress| {
+            import(node.clone(), path, ImportOptions { name, parts, progress })
+        })
+    }
+
+    fn pull(&self, py: Python<'_>, model: String, part: Part, progress: Option<Py<PyAny>>) -> PyResult<String> {
+        let (node, part) = (self.node()?, part.convert()?);
+        block_reporting(py, &node.runtime(), progress, |progress| pull(node.clone(), model, part, progress))
+    }
+
+    fn pull_async<'py>(
+        &self,
+        py: Python<'py>,
+        model: String,
+        part: Part,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (node, part) = (self.node()?, part.convert()?);
+        awaitable_reporting(py, &node.runtime(), progress, |progress| pull(node.clone(), model, part, progress))
+    }
+
+    fn plan(&self, py: Python<'_>, model: String) -> PyResult<String> {
+        let node = self.node()?;
+        block(py, &node.runtime(), plan(node.clone(), model))
+    }
+
+    fn plan_async<'py>(&self, py: Python<'py>, model: String) -> PyResult<Bound<'py, PyAny>> {
+        let node = self.node()?;
+        awaitable(py, &node.runtime(), plan(node.clone(), model))
+    }
+
+    fn chat(
+        &self,
+        py: Python<'_>,
+        model: String,
+        messages: Vec<(String, String)>,
+        options: Options,
+    ) -> PyResult<NativeGeneration> {
+        let (node, options) = (self.node()?, options.convert()?);
+        let request = ChatRequest { model, messages: self::messages(messages), options };
+        block(py, &node.runtime(), chat(node.clone(), request))
+    }
+
+    fn chat_async<'py>(
+        &self,
+        py: Python<'py>,
+        model: String,
+        messages: Vec<(String, String)>,
+        options: Options,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (node, options) = (self.node()?, options.convert()?);
+        let request = ChatRequest { model, messages: self::messages(messages), options };
+        awaitable(py, &node.runtime(), chat(node.clone(), request))
+    }
+
+    fn generate(&self, py: Python<'_>, model: String, prompt: String, options: Options) -> PyResult<NativeGeneration> {
+        let (node, options) = (self.node()?, options.convert()?);
+        block(py, &node.runtime(), generate(node.clone(), model, prompt, options))
+    }
+
+    fn generate_async<'py>(
+        &self,
+        py: Python<'py>,
+        model: String,
+        prompt: String,
+        options: Options,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (node, options) = (self.node()?, options.convert()?);
+        awaitable(py, &node.runtime(), generate(node.clone(), model, prompt, options))
+    }
+
+    fn shutdown(&self, py: Python<'_>, deadline: f64) -> PyResult<()> {
+        let (node, deadline) = (self.node()?, seconds(deadline)?);
+        block(py, &node.runtime(), shutdown(node.clone(), deadline))
+    }
+
+    fn shutdown_async<'py>(&self, py: Python<'py>, deadline: f64) -> PyResult<Bound<'py, PyAny>> {
+        let (node, deadline) = (self.node()?, seconds(deadline)?);
+        // `None` by name: awaited, `()` would be an empty tuple.
+        let work = shutdown(node.clone(), deadline);
+        awaitable(py, &node.runtime(), async move { work.await.map(|()| None::<String>) })
+    }
+}

@@ -1,0 +1,137 @@
+//! What Python gives, as the core wants it. `None` is "not given": defaults live in the core.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use swarmllm_core::base::{ErrorKind, LayerRange};
+use swarmllm_core::node::{ChatMessage, GenerateOptions, Node, NodeBuilder, Parts, Preset};
+
+use crate::errors::Failure;
+
+/// A node's configuration, from a dict with all of these keys.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+pub struct NodeConfig {
+    data_dir: Option<PathBuf>,
+    preset: Option<String>,
+    network: Option<String>,
+    listen: Option<Vec<String>>,
+    bootstrap: Option<Vec<String>>,
+    mdns: Option<bool>,
+    serve: Option<bool>,
+    threads: Option<u32>,
+    memory: Option<u64>,
+    context: Option<u32>,
+    engine: Option<String>,
+}
+
+impl NodeConfig {
+    /// The builder with what was given.
+    pub fn builder(self) -> Result<NodeBuilder, Failure> {
+        /// Calls a setter where there is a value.
+        fn set<T>(builder: NodeBuilder, value: Option<T>, setter: fn(NodeBuilder, T) -> NodeBuilder) -> NodeBuilder {
+            match value {
+                Some(value) => setter(builder, value),
+                None => builder,
+            }
+        }
+        let mut builder = set(Node::builder(), self.data_dir, NodeBuilder::data_dir);
+        builder = set(builder, self.preset.map(preset).transpose()?, NodeBuilder::preset);
+        builder = set(builder, self.network, NodeBuilder::network);
+        builder = set(builder, self.listen, NodeBuilder::listen);
+        builder = set(builder, self.bootstrap, NodeBuilder::bootstrap);
+        builder = set(builder, self.mdns, NodeBuilder::mdns);
+        builder = set(builder, self.serve, NodeBuilder::serve);
+        builder = set(builder, self.threads, NodeBuilder::threads);
+        builder = set(builder, self.memory, NodeBuilder::memory);
+        builder = set(builder, self.context, NodeBuilder::context);
+        Ok(set(builder, self.engine, NodeBuilder::engine))
+    }
+}
+
+fn preset(name: String) -> Result<Preset, Failure> {
+    match name.as_str() {
+        "offline" => Ok(Preset::Offline),
+        "lan" => Ok(Preset::Lan),
+        "public" => Ok(Preset::Public),
+        _ => Err(refuse(format_args!("preset `{name}` is not `offline`, `lan` or `public`"))),
+    }
+}
+
+/// A generation's options, from a dict with all of these keys.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+pub struct Options {
+    max_tokens: Option<u32>,
+    temperature: Option<f32>,
+    top_k: Option<u32>,
+    top_p: Option<f32>,
+    min_p: Option<f32>,
+    repeat_penalty: Option<f32>,
+    repeat_last_n: Option<u32>,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    seed: Option<u64>,
+    stop: Option<Vec<String>>,
+    deadline: Option<f64>,
+}
+
+impl Options {
+    /// The core's options with what was given.
+    pub fn convert(self) -> Result<GenerateOptions, Failure> {
+        /// Overwrites a default where there is a value.
+        fn set<T>(place: &mut T, value: Option<T>) {
+            if let Some(value) = value {
+                *place = value;
+            }
+        }
+        let mut sampling = swarmllm_core::engine::sample::SamplingParams::default();
+        set(&mut sampling.temperature, self.temperature);
+        set(&mut sampling.top_k, self.top_k);
+        set(&mut sampling.top_p, self.top_p);
+        set(&mut sampling.min_p, self.min_p);
+        set(&mut sampling.repeat_penalty, self.repeat_penalty);
+        set(&mut sampling.repeat_last_n, self.repeat_last_n);
+        set(&mut sampling.presence_penalty, self.presence_penalty);
+        set(&mut sampling.frequency_penalty, self.frequency_penalty);
+        set(&mut sampling.seed, self.seed.map(Some));
+        let deadline = self.deadline.map(seconds).transpose()?;
+        Ok(GenerateOptions { max_tokens: self.max_tokens, sampling, stop: self.stop.unwrap_or_default(), deadline })
+    }
+}
+
+/// `(role, content)` pairs as messages.
+pub fn messages(pairs: Vec<(String, String)>) -> Vec<ChatMessage> {
+    pairs.into_iter().map(|(role, content)| ChatMessage { role, content }).collect()
+}
+
+/// Seconds as Python counts them.
+pub fn seconds(seconds: f64) -> Result<Duration, Failure> {
+    Duration::try_from_secs_f64(seconds).map_err(|cause| refuse(format_args!("{seconds} seconds: {cause}")))
+}
+
+/// Which shards of a model.
+#[derive(FromPyObject)]
+pub enum Part {
+    Stage(u32, u32, bool),
+    Named(String),
+}
+
+impl Part {
+    /// The core's word for it.
+    pub fn convert(self) -> Result<Parts, Failure> {
+        match self {
+            Part::Stage(start, end, head) => Ok(Parts::Stage { layers: LayerRange::new(start, end), head }),
+            Part::Named(name) if name == "all" => Ok(Parts::All),
+            Part::Named(name) if name == "coordinator" => Ok(Parts::Coordinator),
+            Part::Named(name) => {
+                Err(refuse(format_args!("part `{name}` is not `all`, `coordinator` or (start, end, head)")))
+            }
+        }
+    }
+}
+
+fn refuse(message: impl std::fmt::Display) -> Failure {
+    Failure::new(ErrorKind::InvalidArgument, message)
+}

@@ -1,0 +1,172 @@
+"""Answers: whole, streamed, awaited, cancelled. These need the test model."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import swarmllm
+
+QUESTION = [{"role": "user", "content": "What is a swarm?"}]
+LONG = 2000
+
+
+def idle(node: swarmllm.Node) -> bool:
+    """Whether the node's sessions end."""
+    for _ in range(200):
+        if node.status().sessions == 0:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_an_import_tells_its_progress(node: swarmllm.Node, gguf: str) -> None:
+    told: list[tuple[int, int]] = []
+    model = node.import_model(gguf, name="smol", progress=lambda done, total: told.append((done, total)))
+    assert model.name == "smol" and model.ready and model.held[0].end == model.layers
+    assert told and all(done <= total for done, total in told)
+    assert [known.id for known in node.models()] == [model.id]
+
+
+def test_an_answer_has_the_shape_of_openais(smol: swarmllm.Node) -> None:
+    answer = smol.chat("smol", QUESTION, max_tokens=16, temperature=0)
+    assert (answer.object, answer.choices[0].message.role) == ("chat.completion", "assistant")
+    assert answer.choices[0].message.content and answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens == 16
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 16
+    assert answer.route[0].node == smol.id and answer.timings.total_ms > 0
+    assert json.loads(json.dumps(answer)) == answer
+
+
+def test_a_stream_says_what_the_whole_answer_says(smol: swarmllm.Node) -> None:
+    whole = smol.chat("smol", QUESTION, max_tokens=16, temperature=0)
+    chunks = list(smol.chat("smol", QUESTION, stream=True, max_tokens=16, temperature=0))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content for chunk in chunks) == whole.choices[0].message.content
+    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    last = chunks[-1]
+    assert last.choices[0].finish_reason == "length" and last.usage and last.usage.completion_tokens == 16
+    assert last.route and last.route[0].layers.start == 0
+
+
+def test_a_text_is_continued(smol: swarmllm.Node) -> None:
+    whole = smol.generate("smol", "One, two, three,", max_tokens=8, temperature=0)
+    chunks = smol.generate("smol", "One, two, three,", stream=True, max_tokens=8, temperature=0)
+    assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text != ""
+
+
+def test_a_stop_text_ends_the_answer(smol: swarmllm.Node) -> None:
+    whole = smol.generate("smol", "One, two, three,", max_tokens=16, temperature=0).choices[0].text
+    stop = whole.strip()[2:4]
+    stopped = smol.generate("smol", "One, two, three,", max_tokens=16, temperature=0, stop=stop)
+    assert stopped.choices[0].finish_reason == "stop" and stop not in stopped.choices[0].text
+
+
+def test_breaking_out_of_a_stream_cancels_it(smol: swarmllm.Node) -> None:
+    for _ in smol.chat("smol", QUESTION, stream=True, max_tokens=LONG):
+        break
+    assert idle(smol)
+    with smol.chat("smol", QUESTION, stream=True, max_tokens=LONG) as stream:
+        next(stream)
+    assert idle(smol) and list(stream) == []
+
+
+def test_a_stream_is_cancelled_from_another_thread(smol: swarmllm.Node) -> None:
+    stream = smol.chat("smol", QUESTION, stream=True, max_tokens=LONG)
+    next(stream)
+    threading.Timer(0.1, stream.cancel).start()
+    try:
+        chunks = list(stream)
+    except swarmllm.CancelledError as error:
+        assert error.partial is not None
+    else:
+        assert chunks[-1].choices[0].finish_reason == "cancelled"
+    assert idle(smol)
+
+
+def test_other_threads_run_while_a_call_waits(smol: swarmllm.Node) -> None:
+    ticks = 0
+    done = threading.Event()
+
+    def tick() -> None:
+        nonlocal ticks
+        while not done.wait(0.001):
+            ticks += 1
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    smol.chat("smol", QUESTION, max_tokens=16, temperature=0)
+    done.set()
+    ticker.join()
+    assert ticks > 10
+
+
+def test_a_deadline_ends_the_answer_and_keeps_what_came(smol: swarmllm.Node) -> None:
+    smol.chat("smol", QUESTION, max_tokens=1)
+    with pytest.raises(swarmllm.TimeoutError) as caught:
+        smol.chat("smol", QUESTION, max_tokens=LONG, deadline=0.5)
+    assert caught.value.partial is None or caught.value.partial["completion_tokens"] < LONG
+
+
+def test_the_async_twin_answers_streams_and_cancels(model_dir: Path) -> None:
+    async def story() -> None:
+        async with swarmllm.AsyncNode(model_dir, "offline", threads=2) as node:
+            whole = await node.chat("smol", QUESTION, max_tokens=16, temperature=0)
+            stream = await node.chat("smol", QUESTION, stream=True, max_tokens=16, temperature=0)
+            text = "".join([chunk.choices[0].delta.content async for chunk in stream])
+            assert text == whole.choices[0].message.content
+
+            async with await node.chat("smol", QUESTION, stream=True, max_tokens=LONG) as stream:
+                await anext(stream)
+
+            task = asyncio.create_task(node.chat("smol", QUESTION, max_tokens=LONG))
+            await asyncio.sleep(0.2)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            for _ in range(200):
+                if node.status().sessions == 0:
+                    return
+                await asyncio.sleep(0.05)
+            raise AssertionError("a cancelled answer goes on")
+
+    asyncio.run(story())
+
+
+def test_several_answers_at_once(model_dir: Path) -> None:
+    async def story() -> None:
+        async with swarmllm.AsyncNode(model_dir, "offline", threads=2) as node:
+            asked = [node.chat("smol", QUESTION, max_tokens=8, temperature=0) for _ in range(4)]
+            answers = await asyncio.gather(*asked)
+            assert len({answer.choices[0].message.content for answer in answers}) == 1
+
+    asyncio.run(story())
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name != "posix", reason="signals are sent the POSIX way")
+def test_ctrl_c_ends_a_prefill(model_dir: Path) -> None:
+    program = f"""
+import sys, swarmllm
+with swarmllm.Node({str(model_dir)!r}, "offline", threads=1) as node:
+    print("ready", flush=True)
+    try:
+        while True:
+            node.generate("smol", "word " * 4000, max_tokens=1)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+    print(node.chat("smol", "Hello", max_tokens=1).usage.completion_tokens, flush=True)
+"""
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    time.sleep(1)
+    child.send_signal(signal.SIGINT)
+    rest, _ = child.communicate(timeout=120)
+    assert rest.split() == ["interrupted", "1"] and child.returncode == 0

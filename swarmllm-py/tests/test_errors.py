@@ -1,0 +1,70 @@
+"""Errors: one class for each kind, under one base."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+import swarmllm
+
+
+def kinds() -> list[type[swarmllm.Error]]:
+    named = [getattr(swarmllm, name) for name in dir(swarmllm) if name.endswith("Error") and name != "Error"]
+    return [item for item in named if isinstance(item, type) and issubclass(item, swarmllm.Error)]
+
+
+def test_every_kind_has_a_class_with_its_code_and_name() -> None:
+    assert len(kinds()) > 30
+    assert len({kind.code for kind in kinds()}) == len(kinds())
+    for kind in kinds():
+        assert kind.__name__ == f"{kind.kind}Error"
+        assert kind.__module__ == "swarmllm"
+
+
+def test_an_error_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(swarmllm.ModelNotFoundError("gone")))
+    assert isinstance(error, swarmllm.ModelNotFoundError)
+    assert (str(error), error.partial) == ("gone", None)
+
+
+def test_an_unknown_model_is_told_apart(node: swarmllm.Node) -> None:
+    with pytest.raises(swarmllm.ModelNotFoundError) as caught:
+        node.chat("no-such-model", "hello")
+    assert (caught.value.code, caught.value.kind) == (200, "ModelNotFound")
+    assert "no-such-model" in str(caught.value)
+    with pytest.raises(swarmllm.ModelNotFoundError):
+        node.plan("no-such-model")
+
+
+def test_a_bad_gguf_is_refused_and_leaves_nothing_behind(node: swarmllm.Node, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(b"GGUF\x03this is not a model at all, whatever its first bytes say")
+    with pytest.raises(swarmllm.BadGgufError):
+        node.import_model(bad)
+    assert node.models() == []
+
+
+def test_a_file_that_is_not_there_is_an_io_error(node: swarmllm.Node, tmp_path: Path) -> None:
+    with pytest.raises(swarmllm.IoError):
+        node.import_model(tmp_path / "nothing.gguf")
+
+
+def test_two_nodes_on_one_data_directory_are_refused(node: swarmllm.Node) -> None:
+    with pytest.raises(swarmllm.DataDirBusyError):
+        swarmllm.Node(node.status().data_dir, "offline").start()
+
+
+def test_an_address_that_is_none_is_refused(node: swarmllm.Node) -> None:
+    with pytest.raises(swarmllm.Error):
+        node.connect("nonsense")
+
+
+def test_arguments_of_the_wrong_kind_are_refused(node: swarmllm.Node) -> None:
+    with pytest.raises(TypeError):
+        node.chat("m", "x", max_token=3)  # type: ignore[call-overload]
+    with pytest.raises(TypeError):
+        node.chat("m", "x", max_tokens="three")  # type: ignore[call-overload]
+    with pytest.raises(swarmllm.InvalidArgumentError):
+        node.pull("m", "half")
+    with pytest.raises(swarmllm.InvalidArgumentError):
+        swarmllm.Node(preset="everywhere").start()  # type: ignore[arg-type]
