@@ -1,0 +1,268 @@
+//! `make bench`: what splitting costs, against a bare llama.cpp loop over the original file in the same run.
+//!
+//! Every round measures each arrangement once, the bare loop first, so that a noisy neighbour hits all alike; ratios and
+//! differences are taken within a round, and the median of the rounds is printed and written as JSON.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use swarmllm_core::base::ModelId;
+use swarmllm_core::node::{Delta, GenerateRequest, Node, Parts, Prompt};
+use swarmllm_tests::cluster::{
+    CLOSING, CONTEXT, Carrier, Cluster, Member, await_plan, builder, greedy, join, lonely_network, stage_parts,
+};
+use swarmllm_tests::models::TestModel;
+use swarmllm_tests::process::{Process, ProcessCluster};
+use swarmllm_tests::prompts::harbour_log;
+use swarmllm_tests::whole::Whole;
+use tempfile::TempDir;
+
+const MODEL: TestModel = TestModel::SmolLm2;
+/// Tokens decoded for one figure.
+const DECODE: u32 = 128;
+/// Tokens of the prompt before them.
+const SHORT: usize = 64;
+/// Tokens of the prefill figure.
+const PREFILL: usize = 512;
+/// Rounds, unless `SWARMLLM_BENCH_ROUNDS` says otherwise.
+const ROUNDS: usize = 7;
+/// Starts of a node that are timed.
+const STARTS: usize = 9;
+/// Time that an idle node has to settle before its memory is read.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// One arrangement in one round, in seconds.
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    /// A prompt of [`PREFILL`] tokens until the first token, everything included.
+    prefill: f64,
+    /// A prompt of [`SHORT`] tokens until the first token, everything included.
+    first: f64,
+    /// One decoded token.
+    token: f64,
+}
+
+/// The prompts, in tokens.
+struct Work {
+    short: Vec<u32>,
+    long: Vec<u32>,
+}
+
+/// Something that answers.
+enum Runner {
+    Bare,
+    Swarm { node: Node, model: ModelId },
+}
+
+/// An arrangement under its name, and what keeps it alive.
+struct Arrangement {
+    name: String,
+    runner: Runner,
+    _alive: Box<dyn std::any::Any>,
+}
+
+fn threads() -> u32 {
+    let given = std::env::var("SWARMLLM_BENCH_THREADS").ok().and_then(|text| text.parse().ok());
+    given.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32))
+}
+
+fn rounds() -> usize {
+    std::env::var("SWARMLLM_BENCH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS).max(1)
+}
+
+fn bare(whole: &Whole, work: &Work) -> Sample {
+    let mut session = whole.session(CONTEXT);
+    let start = Instant::now();
+    session.feed(&work.long);
+    let prefill = start.elapsed().as_secs_f64();
+    session.clear();
+    let start = Instant::now();
+    let mut next = session.feed(&work.short);
+    let first = start.elapsed().as_secs_f64();
+    let start = Instant::now();
+    for _ in 1..DECODE {
+        next = session.feed(&[next]);
+    }
+    Sample { prefill, first, token: start.elapsed().as_secs_f64() / f64::from(DECODE - 1) }
+}
+
+/// Time to the first text and from there to the end.
+async fn generate(node: &Node, model: ModelId, prompt: &[u32], tokens: u32) -> (Duration, Duration) {
+    let prompt = Prompt::Tokens(prompt.to_vec());
+    let start = Instant::now();
+    let request = GenerateRequest { model: model.to_string(), prompt, options: greedy(tokens) };
+    let mut generation = node.generate(request).await.expect("the swarm answers");
+    let mut first = None;
+    loop {
+        match generation.next().await {
+            Some(Ok(Delta::Text(_))) => drop(first.get_or_insert_with(Instant::now)),
+            Some(Ok(Delta::Done(completion))) => {
+                assert_eq!(completion.completion_tokens, tokens, "the prompt leads to an answer of full length");
+                let first = first.expect("the answer has text");
+                return (first - start, first.elapsed());
+            }
+            other => panic!("the answer broke off: {other:?}"),
+        }
+    }
+}
+
+async fn swarm(node: &Node, model: ModelId, work: &Work) -> Sample {
+    let (prefill, _) = generate(node, model, &work.long, 2).await;
+    let (first, rest) = generate(node, model, &work.short, DECODE).await;
+    let token = rest.as_secs_f64() / f64::from(DECODE - 1);
+    Sample { prefill: prefill.as_secs_f64(), first: first.as_secs_f64(), token }
+}
+
+async fn member(network: &str, carrier: Carrier) -> Member {
+    let dir = TempDir::new().expect("a temporary directory");
+    let node = builder(dir.path(), network, carrier).threads(threads()).start().await.expect("a node starts");
+    Member { node, dir }
+}
+
+async fn single() -> Arrangement {
+    let member = member(&lonely_network(), Carrier::Tcp).await;
+    let model = member.import(&MODEL.path(), MODEL.name(), Parts::All).await;
+    await_plan(&member.node, model).await;
+    let runner = Runner::Swarm { node: member.node.clone(), model };
+    Arrangement { name: "single".into(), runner, _alive: Box::new(member) }
+}
+
+/// A coordinator without layers and `stages` hosts, all nodes of this process.
+async fn split(stages: u32, carrier: Carrier) -> Arrangement {
+    let network = lonely_network();
+    let coordinator = member(&network, carrier).await;
+    let model = coordinator.import(&MODEL.path(), MODEL.name(), Parts::Coordinator).await;
+    let cut = MODEL.cut(stages);
+    let mut hosts = Vec::new();
+    for index in 0..cut.len() {
+        let host = member(&network, carrier).await;
+        host.import(&MODEL.path(), MODEL.name(), stage_parts(&cut, index)).await;
+        join(&coordinator.node, &host.node.addresses(), carrier).await;
+        hosts.push(host);
+    }
+    await_plan(&coordinator.node, model).await;
+    let runner = Runner::Swarm { node: coordinator.node.clone(), model };
+    let name = format!("split{stages}_{}", carrier.name());
+    Arrangement { name, runner, _alive: Box::new(Cluster { coordinator, hosts, model, cut }) }
+}
+
+/// The same with every host a process of its own.
+async fn split_processes(stages: u32, carrier: Carrier) -> Arrangement {
+    let coordinator = member(&lonely_network(), carrier).await;
+    let cluster = ProcessCluster::start_with(coordinator, MODEL, carrier, stages, threads()).await;
+    let runner = Runner::Swarm { node: cluster.coordinator.node.clone(), model: cluster.model };
+    Arrangement { name: format!("split{stages}_{}_processes", carrier.name()), runner, _alive: Box::new(cluster) }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
+}
+
+/// Median over rounds of `figure(this, reference)`.
+fn over(samples: &[Sample], reference: &[Sample], figure: impl Fn(&Sample, &Sample) -> f64) -> f64 {
+    median(samples.iter().zip(reference).map(|(sample, reference)| figure(sample, reference)).collect())
+}
+
+fn report(all: &[(String, Vec<Sample>)]) -> BTreeMap<String, f64> {
+    let of = |name: &str| all.iter().find(|(known, _)| known == name).map(|(_, samples)| samples.as_slice());
+    let (bare, single) = (of("bare").expect("measured"), of("single").expect("measured"));
+    let mut figures = BTreeMap::new();
+    println!(
+        "\n{:<24}{:>14}{:>14}{:>12}{:>10}{:>10}{:>10}{:>12}",
+        "", "prefill tok/s", "decode tok/s", "first ms", "prefill", "decode", "first", "added ms"
+    );
+    for (name, samples) in all {
+        let prefill = over(samples, samples, |sample, _| PREFILL as f64 / sample.prefill);
+        let decode = over(samples, samples, |sample, _| 1.0 / sample.token);
+        let first = over(samples, samples, |sample, _| sample.first * 1e3);
+        let ratios = [
+            ("prefill512", over(samples, bare, |sample, bare| bare.prefill / sample.prefill)),
+            ("decode", over(samples, bare, |sample, bare| bare.token / sample.token)),
+            ("first_token", over(samples, bare, |sample, bare| bare.first / sample.first)),
+        ];
+        let added = over(samples, single, |sample, single| (sample.token - single.token) * 1e3);
+        println!(
+            "{name:<24}{prefill:>14.1}{decode:>14.1}{first:>12.2}{:>10.3}{:>10.3}{:>10.3}{added:>12.3}",
+            ratios[0].1, ratios[1].1, ratios[2].1
+        );
+        figures.insert(format!("prefill512_{name}_tokens_per_second"), prefill);
+        figures.insert(format!("decode_{name}_tokens_per_second"), decode);
+        figures.insert(format!("first_token_{name}_ms"), first);
+        if name != "bare" {
+            figures.extend(ratios.map(|(what, ratio)| (format!("{what}_{name}_ratio"), ratio)));
+        }
+        if name.starts_with("split") {
+            figures.insert(format!("{name}_added_ms"), added);
+        }
+    }
+    println!("prefill, decode, first: ratio to the bare loop (1 is as fast); added: per token over the single node");
+    figures
+}
+
+/// Starts of a node without a model, as a library and as a process, and what the process then takes.
+async fn empty_node(figures: &mut BTreeMap<String, f64>) {
+    let (mut starts, mut processes, mut resident) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..STARTS {
+        let dir = TempDir::new().expect("a temporary directory");
+        let begin = Instant::now();
+        let node = builder(dir.path(), &lonely_network(), Carrier::Tcp).start().await.expect("a node starts");
+        starts.push(begin.elapsed().as_secs_f64() * 1e3);
+        node.shutdown(CLOSING).await;
+        let dir = TempDir::new().expect("a temporary directory");
+        let mut process = Process::start(dir.path(), &lonely_network(), Carrier::Tcp, &[]);
+        processes.push(process.started_in.as_secs_f64() * 1e3);
+        if resident.len() < STARTS / 3 {
+            tokio::time::sleep(SETTLE).await;
+            resident.extend(process.resident_kib().map(|kib| kib as f64 / 1024.0));
+        }
+        process.terminate();
+    }
+    let all = [("node_start_in_process_ms", starts), ("node_start_ms", processes), ("node_idle_mib", resident)];
+    for (name, values) in all.into_iter().filter(|(_, values)| !values.is_empty()) {
+        let value = median(values);
+        println!("{name:<28}{value:>10.1}");
+        figures.insert(name.to_owned(), value);
+    }
+}
+
+#[tokio::main]
+async fn main() {
+    let whole = Whole::load(&MODEL.path(), threads());
+    let mut long = whole.tokenize(&harbour_log(60));
+    assert!(long.len() >= PREFILL, "the long prompt is long enough");
+    long.truncate(PREFILL);
+    let work = Work { short: long[..SHORT].to_vec(), long };
+    let bare_loop = Arrangement { name: "bare".into(), runner: Runner::Bare, _alive: Box::new(()) };
+    let mut arrangements = vec![bare_loop, single().await];
+    for stages in [2, 3] {
+        for carrier in Carrier::ALL {
+            arrangements.push(split(stages, carrier).await);
+        }
+    }
+    arrangements.push(split_processes(2, Carrier::Tcp).await);
+    let mut all: Vec<(String, Vec<Sample>)> = arrangements.iter().map(|one| (one.name.clone(), Vec::new())).collect();
+    println!("{} threads, {} rounds and one to warm up, {}", threads(), rounds(), MODEL.name());
+    for round in 0..=rounds() {
+        for (arrangement, (_, samples)) in arrangements.iter().zip(&mut all) {
+            let sample = match &arrangement.runner {
+                Runner::Bare => bare(&whole, &work),
+                Runner::Swarm { node, model } => swarm(node, *model, &work).await,
+            };
+            // The first round loads stages and fills caches.
+            if round > 0 {
+                samples.push(sample);
+            }
+        }
+    }
+    let mut figures = report(&all);
+    drop(arrangements);
+    empty_node(&mut figures).await;
+    let path =
+        std::env::var_os("SWARMLLM_BENCH_JSON").map_or_else(|| PathBuf::from("target/bench.json"), PathBuf::from);
+    let json = serde_json::to_string_pretty(&figures).expect("figures are plain numbers");
+    std::fs::write(&path, json + "\n").expect("the report can be written");
+    println!("written to {}", path.display());
+}

@@ -1,0 +1,196 @@
+//! Swarms of nodes inside this process.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use swarmllm_core::base::{LayerRange, ModelId};
+use swarmllm_core::engine::sample::SamplingParams;
+use swarmllm_core::node::{
+    Completion, GenerateError, GenerateOptions, GenerateRequest, Generation, ImportOptions, Node, NodeBuilder, Parts,
+    Prompt,
+};
+use tempfile::TempDir;
+
+use crate::models::TestModel;
+
+/// Compute threads of every node and of the reference in tests.
+pub const THREADS: u32 = 1;
+/// Positions of a session in tests: the longest prompt and its answer fit.
+pub const CONTEXT: u32 = 2048;
+/// Time that a node has to close.
+pub const CLOSING: Duration = Duration::from_secs(10);
+
+/// What carries frames between nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carrier {
+    /// TCP with Noise and Yamux.
+    Tcp,
+    /// QUIC.
+    Quic,
+}
+
+impl Carrier {
+    /// Both.
+    pub const ALL: [Carrier; 2] = [Carrier::Tcp, Carrier::Quic];
+
+    /// As in `PeerStatus::transport`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Quic => "quic",
+        }
+    }
+
+    /// An ephemeral port of the loopback interface.
+    pub fn listen(self) -> &'static str {
+        match self {
+            Self::Tcp => "/ip4/127.0.0.1/tcp/0",
+            Self::Quic => "/ip4/127.0.0.1/udp/0/quic-v1",
+        }
+    }
+}
+
+/// A swarm name that nobody else uses, so that tests that run side by side cannot meet.
+pub fn lonely_network() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    format!("test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A node on loopback that finds nobody by itself.
+pub fn builder(data_dir: &Path, network: &str, carrier: Carrier) -> NodeBuilder {
+    Node::builder()
+        .data_dir(data_dir)
+        .network(network)
+        .mdns(false)
+        .listen(vec![carrier.listen().to_owned()])
+        .threads(THREADS)
+        .context(CONTEXT)
+        .engine("llama.cpp")
+}
+
+/// A node and its data directory, which goes when the member is dropped.
+pub struct Member {
+    /// The node.
+    pub node: Node,
+    /// Its data directory.
+    pub dir: TempDir,
+}
+
+impl Member {
+    /// Starts a node on a fresh directory.
+    pub async fn start(network: &str, carrier: Carrier) -> Member {
+        Self::start_on(TempDir::new().expect("a temporary directory"), network, carrier).await
+    }
+
+    /// Starts a node on this directory.
+    pub async fn start_on(dir: TempDir, network: &str, carrier: Carrier) -> Member {
+        let node = builder(dir.path(), network, carrier).start().await.expect("a node starts");
+        Member { node, dir }
+    }
+
+    /// Imports parts of a GGUF.
+    pub async fn import(&self, gguf: &Path, name: &str, parts: Parts) -> ModelId {
+        let options = ImportOptions { name: Some(name.to_owned()), parts: Some(vec![parts]), progress: None };
+        self.node.import(gguf, options).await.expect("a sound GGUF is imported").id
+    }
+
+    /// Stops the node and keeps its directory.
+    pub async fn stop(self) -> TempDir {
+        self.node.shutdown(CLOSING).await;
+        self.dir
+    }
+}
+
+/// Parts of a model for the stage `index` of `cut`: the last has the head.
+pub fn stage_parts(cut: &[LayerRange], index: usize) -> Parts {
+    Parts::Stage { layers: cut[index], head: index + 1 == cut.len() }
+}
+
+/// A coordinator without layers, and one host per stage.
+pub struct Cluster {
+    /// Holds metadata and embedding.
+    pub coordinator: Member,
+    /// Hold their layers; the last one the head too.
+    pub hosts: Vec<Member>,
+    /// The model.
+    pub model: ModelId,
+    /// The layers of each host.
+    pub cut: Vec<LayerRange>,
+}
+
+impl Cluster {
+    /// Builds a swarm in which the route is the only one possible.
+    pub async fn start(model: TestModel, carrier: Carrier, stages: u32) -> Cluster {
+        Self::start_from(&model.path(), model.name(), model.cut(stages), carrier).await
+    }
+
+    /// The same from a file of one's own.
+    pub async fn start_from(gguf: &Path, name: &str, cut: Vec<LayerRange>, carrier: Carrier) -> Cluster {
+        let network = lonely_network();
+        let coordinator = Member::start(&network, carrier).await;
+        let model = coordinator.import(gguf, name, Parts::Coordinator).await;
+        let mut hosts = Vec::new();
+        for index in 0..cut.len() {
+            let host = Member::start(&network, carrier).await;
+            assert_eq!(host.import(gguf, name, stage_parts(&cut, index)).await, model, "one file has one id");
+            join(&coordinator.node, &host.node.addresses(), carrier).await;
+            hosts.push(host);
+        }
+        let cluster = Cluster { coordinator, hosts, model, cut };
+        await_plan(&cluster.coordinator.node, model).await;
+        cluster
+    }
+
+    /// The node that is asked.
+    pub fn node(&self) -> &Node {
+        &self.coordinator.node
+    }
+
+    /// Every member.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        std::iter::once(&self.coordinator).chain(&self.hosts)
+    }
+
+    /// Stops everyone.
+    pub async fn stop(self) {
+        for member in self.hosts {
+            member.stop().await;
+        }
+        self.coordinator.stop().await;
+    }
+}
+
+/// Connects a node to a peer and checks that the connection is carried as it should be.
+pub async fn join(node: &Node, addresses: &[String], carrier: Carrier) {
+    let address = addresses.first().expect("a node listens");
+    let peer = crate::in_time("connecting", node.connect(address)).await.expect("a peer on loopback is reached");
+    let carried = || {
+        let status = node.peers().into_iter().find(|status| status.id == peer);
+        status.is_some_and(|status| status.connected && status.transport.as_deref() == Some(carrier.name()))
+    };
+    crate::eventually("the peer is connected", carried).await;
+}
+
+/// Waits until the node knows who could answer.
+pub async fn await_plan(node: &Node, model: ModelId) {
+    let ready = || node.models().iter().any(|info| info.id == model && info.ready);
+    crate::eventually("every layer of the model has a holder", ready).await;
+}
+
+/// The likeliest token at every step.
+pub fn greedy(tokens: u32) -> GenerateOptions {
+    let sampling = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+    GenerateOptions { max_tokens: Some(tokens), sampling, stop: Vec::new(), deadline: None }
+}
+
+/// Asks for a greedy continuation of a text.
+pub async fn ask(node: &Node, model: ModelId, text: &str, tokens: u32) -> Result<Generation, GenerateError> {
+    let prompt = Prompt::Text(text.to_owned());
+    node.generate(GenerateRequest { model: model.to_string(), prompt, options: greedy(tokens) }).await
+}
+
+/// Asks and waits for the end.
+pub async fn answer(node: &Node, model: ModelId, text: &str, tokens: u32) -> Result<Completion, GenerateError> {
+    crate::in_time("an answer", async { ask(node, model, text, tokens).await?.finish().await }).await
+}

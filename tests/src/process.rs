@@ -1,0 +1,203 @@
+//! Nodes as child processes of the command line, and ways to end them.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use swarmllm_core::base::{LayerRange, ModelId};
+use tempfile::TempDir;
+
+use crate::PATIENCE;
+use crate::cluster::{CONTEXT, Carrier, Member, THREADS, await_plan, join, lonely_network};
+use crate::models::TestModel;
+
+/// The command line's binary: `SWARMLLM_BIN`, or the one that was built beside this test.
+pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("SWARMLLM_BIN") {
+        return path.into();
+    }
+    let test = std::env::current_exe().expect("a running test has a path");
+    let name = format!("swarmllm{}", std::env::consts::EXE_SUFFIX);
+    let beside = test.ancestors().skip(1).take(2).map(|dir| dir.join(&name)).find(|path| path.is_file());
+    beside.unwrap_or_else(|| panic!("no `{name}` beside {}: run `cargo build --workspace` first", test.display()))
+}
+
+/// What `swarmllm run --json` prints when it is ready.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Ready {
+    /// The node's id.
+    pub id: String,
+    /// Its addresses.
+    pub addresses: Vec<String>,
+}
+
+/// A `swarmllm run` without HTTP. Killed when dropped.
+pub struct Process {
+    child: Child,
+    /// What it said when it was ready.
+    pub ready: Ready,
+    /// From its start to its being ready.
+    pub started_in: Duration,
+}
+
+impl Process {
+    /// Starts a node on `data_dir` with `extra` arguments and waits until it is ready.
+    pub fn start(data_dir: &Path, network: &str, carrier: Carrier, extra: &[&str]) -> Process {
+        let begin = Instant::now();
+        let mut command = Command::new(binary());
+        command.arg("run").arg("--json").arg("--data-dir").arg(data_dir);
+        command.args(["--network", network, "--listen", carrier.listen(), "--no-mdns", "--no-http"]).args(extra);
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the command line can be started");
+        let stdout = child.stdout.take().expect("its output is piped");
+        let (send, receive) = mpsc::channel();
+        // Reads to the end, so that the child never waits for us.
+        std::thread::spawn(move || {
+            BufReader::new(stdout).lines().map_while(Result::ok).for_each(|line| drop(send.send(line)))
+        });
+        let line = receive.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+            let _ = child.kill();
+            panic!("`swarmllm run` did not get ready; exit: {:?}", child.wait());
+        });
+        let ready = serde_json::from_str(&line).unwrap_or_else(|error| panic!("not a ready line ({error}): {line}"));
+        Process { child, ready, started_in: begin.elapsed() }
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it at once, as `kill -9` does.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("a child can be killed");
+        self.child.wait().expect("a killed child ends");
+    }
+
+    /// Asks it to end, as `kill` does, and waits for that.
+    pub fn terminate(&mut self) -> ExitStatus {
+        let asked = Command::new("kill").arg(self.pid().to_string()).status().expect("`kill` can be started");
+        assert!(asked.success(), "the child was there to be asked");
+        let begin = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
+                return status;
+            }
+            assert!(begin.elapsed() < PATIENCE, "the child did not end when asked");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Resident memory in KiB, where the system tells.
+    pub fn resident_kib(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).ok();
+        let line = |text: String| text.lines().find_map(|line| line.strip_prefix("VmRSS:").map(str::to_owned));
+        let text = status.and_then(line).or_else(|| {
+            let output = Command::new("ps").args(["-o", "rss=", "-p", &self.pid().to_string()]).output().ok()?;
+            String::from_utf8(output.stdout).ok()
+        })?;
+        text.split_whitespace().next()?.parse().ok()
+    }
+
+    /// The files that it has open, where the system tells.
+    pub fn open_files(&self) -> Vec<PathBuf> {
+        let Ok(entries) = std::fs::read_dir(format!("/proc/{}/fd", self.pid())) else { return Vec::new() };
+        entries.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a command of the command line to its end and gives its standard output; panics where it fails.
+pub fn run(arguments: &[&str]) -> String {
+    let output = Command::new(binary()).args(arguments).stdin(Stdio::null()).output().expect("the command line starts");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "swarmllm {}: {}\n{error}", arguments.join(" "), output.status);
+    String::from_utf8(output.stdout).expect("the command line prints UTF-8")
+}
+
+/// Imports some layers of a GGUF into a data directory by the command line.
+pub fn import(data_dir: &Path, gguf: &Path, name: &str, layers: LayerRange, head: bool) {
+    let layers = format!("{layers}{}", if head { ",head" } else { "" });
+    let (dir, gguf) = (data_dir.display().to_string(), gguf.display().to_string());
+    run(&["import", &gguf, "--data-dir", &dir, "--name", name, "--layers", &layers]);
+}
+
+/// A coordinator in this process, and one child process per stage.
+pub struct ProcessCluster {
+    /// Holds metadata and embedding.
+    pub coordinator: Member,
+    /// The stage hosts.
+    pub hosts: Vec<Process>,
+    /// Their data directories.
+    pub dirs: Vec<TempDir>,
+    /// The model.
+    pub model: ModelId,
+    /// The layers of each host.
+    pub cut: Vec<LayerRange>,
+    /// The swarm's name.
+    pub network: String,
+    /// What carries its frames.
+    pub carrier: Carrier,
+    extra: Vec<String>,
+}
+
+impl ProcessCluster {
+    /// Builds a swarm in which the route is the only one possible.
+    pub async fn start(model: TestModel, carrier: Carrier, stages: u32) -> ProcessCluster {
+        let coordinator = Member::start(&lonely_network(), carrier).await;
+        Self::start_with(coordinator, model, carrier, stages, THREADS).await
+    }
+
+    /// The same around a coordinator of one's own, hosts computing with `threads`.
+    pub async fn start_with(
+        coordinator: Member,
+        model: TestModel,
+        carrier: Carrier,
+        stages: u32,
+        threads: u32,
+    ) -> ProcessCluster {
+        let id = coordinator.import(&model.path(), model.name(), swarmllm_core::node::Parts::Coordinator).await;
+        let extra = ["--threads", &threads.to_string(), "--context", &CONTEXT.to_string(), "--engine", "llama.cpp"];
+        let mut cluster = ProcessCluster {
+            network: coordinator.node.status().network,
+            coordinator,
+            hosts: Vec::new(),
+            dirs: Vec::new(),
+            model: id,
+            cut: model.cut(stages),
+            carrier,
+            extra: extra.map(str::to_owned).to_vec(),
+        };
+        for (index, layers) in cluster.cut.clone().into_iter().enumerate() {
+            let dir = TempDir::new().expect("a temporary directory");
+            import(dir.path(), &model.path(), model.name(), layers, index + 1 == cluster.cut.len());
+            cluster.dirs.push(dir);
+            let host = cluster.spawn(index).await;
+            cluster.hosts.push(host);
+        }
+        await_plan(&cluster.coordinator.node, id).await;
+        cluster
+    }
+
+    async fn spawn(&self, index: usize) -> Process {
+        let extra: Vec<&str> = self.extra.iter().map(String::as_str).collect();
+        let host = Process::start(self.dirs[index].path(), &self.network, self.carrier, &extra);
+        join(&self.coordinator.node, &host.ready.addresses, self.carrier).await;
+        host
+    }
+
+    /// Starts the host of a stage again on its data directory.
+    pub async fn revive(&mut self, index: usize) {
+        self.hosts[index] = self.spawn(index).await;
+        await_plan(&self.coordinator.node, self.model).await;
+    }
+}

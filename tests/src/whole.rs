@@ -1,0 +1,128 @@
+//! The reference: llama.cpp running the original GGUF as a whole, through the `llama-cpp-2` wrapper.
+
+use std::num::NonZeroU32;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use llama_cpp_2::context::LlamaContext;
+use llama_cpp_2::context::params::LlamaContextParams;
+use llama_cpp_2::llama_backend::LlamaBackend;
+use llama_cpp_2::llama_batch::LlamaBatch;
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::model::params::LlamaModelParams;
+use llama_cpp_2::token::LlamaToken;
+
+/// Rows of one prefill chunk; the same as a stage's, because results depend on the shapes of steps.
+pub const CHUNK: u32 = 512;
+/// `LLAMA_FLASH_ATTN_TYPE_ENABLED`.
+const FLASH_ATTENTION: i32 = 1;
+
+/// Never dropped: freeing the backend would take it from the engine in the same process.
+fn backend() -> &'static LlamaBackend {
+    static BACKEND: OnceLock<LlamaBackend> = OnceLock::new();
+    BACKEND.get_or_init(|| {
+        let mut backend = LlamaBackend::init().expect("llama.cpp starts once per process");
+        backend.void_logs();
+        backend
+    })
+}
+
+/// A whole model.
+pub struct Whole {
+    model: LlamaModel,
+    threads: u32,
+}
+
+impl Whole {
+    /// Loads the GGUF; contexts compute with `threads`.
+    pub fn load(path: &Path, threads: u32) -> Whole {
+        let params = LlamaModelParams::default().with_n_gpu_layers(0);
+        let model = LlamaModel::load_from_file(backend(), path, &params).expect("llama.cpp loads the test model");
+        Whole { model, threads }
+    }
+
+    /// llama.cpp's own tokens of a text, with the special ones that the model wants in front.
+    pub fn tokenize(&self, text: &str) -> Vec<u32> {
+        self.model.vocab().tokenize(text.as_bytes(), true, false).into_iter().map(|token| token.0 as u32).collect()
+    }
+
+    /// Whether the token ends an answer.
+    pub fn ends(&self, token: u32) -> bool {
+        self.model.vocab().is_eog(LlamaToken(token as i32))
+    }
+
+    /// An empty context of `cells` tokens.
+    pub fn session(&self, cells: u32) -> WholeSession<'_> {
+        let params = LlamaContextParams::default()
+            .with_n_ctx(NonZeroU32::new(cells))
+            .with_n_batch(CHUNK)
+            .with_n_ubatch(CHUNK)
+            .with_n_seq_max(1)
+            .with_n_threads(self.threads as i32)
+            .with_n_threads_batch(self.threads as i32)
+            .with_flash_attention_policy(FLASH_ATTENTION);
+        let context = self.model.new_context(backend(), params).expect("llama.cpp makes a context");
+        WholeSession { context, batch: LlamaBatch::new(CHUNK as usize, 1), position: 0 }
+    }
+
+    /// At most `count` greedy tokens after `prompt`; a token that ends the answer is not among them.
+    pub fn greedy(&self, prompt: &[u32], count: u32) -> Vec<u32> {
+        let mut session = self.session(prompt.len() as u32 + count);
+        let mut answer = Vec::new();
+        let mut next = session.feed(prompt);
+        while !self.ends(next) {
+            answer.push(next);
+            if answer.len() == count as usize {
+                break;
+            }
+            next = session.feed(&[next]);
+        }
+        answer
+    }
+
+    /// The answers to texts; see [`Whole::greedy`].
+    pub fn answers(&self, texts: &[String], count: u32) -> Vec<Vec<u32>> {
+        texts.iter().map(|text| self.greedy(&self.tokenize(text), count)).collect()
+    }
+}
+
+/// One sequence of a whole model.
+pub struct WholeSession<'m> {
+    context: LlamaContext<'m>,
+    batch: LlamaBatch<'static>,
+    position: i32,
+}
+
+impl WholeSession<'_> {
+    /// Computes `tokens` in chunks of [`CHUNK`] and gives the likeliest next one, the lowest id where several are.
+    pub fn feed(&mut self, tokens: &[u32]) -> u32 {
+        let mut fed = 0;
+        for chunk in tokens.chunks(CHUNK as usize) {
+            self.batch.clear();
+            for &token in chunk {
+                fed += 1;
+                let last = fed == tokens.len();
+                self.batch.add(LlamaToken(token as i32), self.position, &[0], last).expect("a chunk fits the batch");
+                self.position += 1;
+            }
+            self.context.decode(&mut self.batch).expect("llama.cpp computes a step");
+        }
+        likeliest(self.context.get_logits_ith(self.batch.n_tokens() - 1))
+    }
+
+    /// Forgets the sequence.
+    pub fn clear(&mut self) {
+        self.context.clear_kv_cache();
+        self.position = 0;
+    }
+}
+
+fn likeliest(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (token, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = token;
+        }
+    }
+    best as u32
+}

@@ -1,0 +1,410 @@
+//! What is wrong gets a typed error that says what, where and what to do; the node goes on and nothing on disk is hurt.
+
+use std::net::{TcpListener, UdpSocket};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use swarmllm_core::base::{ErrorKind, LayerRange};
+use swarmllm_core::engine::sample::SamplingParams;
+use swarmllm_core::node::{GenerateError, GenerateOptions, GenerateRequest, ImportOptions, Node, Parts, Prompt};
+use swarmllm_tests::cluster::{
+    Carrier, Cluster, Member, answer, ask, await_plan, builder, greedy, join, lonely_network,
+};
+use swarmllm_tests::files::{flip, shards, sizes};
+use swarmllm_tests::gguf::bad_files;
+use swarmllm_tests::models::TestModel;
+use swarmllm_tests::process::ProcessCluster;
+use swarmllm_tests::prompts::{ANSWER, harbour_log};
+use swarmllm_tests::whole::Whole;
+use swarmllm_tests::{eventually, in_time};
+use tempfile::TempDir;
+
+const MODEL: TestModel = TestModel::SmolLm2;
+const TEXT: &str = "The lighthouse keeper counted the ships again and found that";
+
+fn expected(tokens: u32) -> Vec<u32> {
+    let whole = Whole::load(&MODEL.path(), swarmllm_tests::cluster::THREADS);
+    whole.greedy(&whole.tokenize(TEXT), tokens)
+}
+
+async fn import(node: &Node, path: &Path) -> Result<ErrorKind, String> {
+    match in_time("an import", node.import(path, ImportOptions::default())).await {
+        Ok(info) => Err(format!("{} was accepted", info.name)),
+        Err(error) => {
+            assert!(!error.to_string().is_empty(), "an error says something");
+            Ok(error.kind())
+        }
+    }
+}
+
+async fn refusal(node: &Node, request: GenerateRequest) -> GenerateError {
+    let outcome = in_time("a refusal", async { node.generate(request).await?.finish().await }).await;
+    let error = outcome.expect_err("the request is refused");
+    assert!(matches!(error, GenerateError::Refused(_)), "nothing was generated: {error}");
+    assert!(!error.to_string().is_empty(), "an error says something");
+    error
+}
+
+fn request(model: &str, prompt: Prompt) -> GenerateRequest {
+    GenerateRequest { model: model.to_owned(), prompt, options: greedy(4) }
+}
+
+fn text(prompt: &str) -> Prompt {
+    Prompt::Text(prompt.to_owned())
+}
+
+async fn whole_node(network: &str) -> Member {
+    let member = Member::start(network, Carrier::Tcp).await;
+    let id = member.import(&MODEL.path(), MODEL.name(), Parts::All).await;
+    await_plan(&member.node, id).await;
+    member
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crafted_gguf_is_refused_and_leaves_nothing_behind() {
+    let files = TempDir::new().expect("a temporary directory");
+    let member = Member::start(&lonely_network(), Carrier::Tcp).await;
+    let before = sizes(member.dir.path());
+    for (what, bytes) in bad_files() {
+        let path = files.path().join("bad.gguf");
+        std::fs::write(&path, bytes).expect("the file can be written");
+        assert_eq!(import(&member.node, &path).await, Ok(ErrorKind::BadGguf), "{what}");
+        assert!(sizes(&member.dir.path().join("shards")).is_empty(), "{what}: no shard is left behind");
+        assert!(member.node.models().is_empty(), "{what}: no model is known by it");
+    }
+    let after = sizes(member.dir.path());
+    let grown = after.iter().filter(|(path, size)| before.get(*path).is_none_or(|old| old < *size));
+    let grown: u64 = grown.map(|(_, size)| size).sum();
+    assert!(grown < 1024 * 1024, "the data directory is as it was, save for housekeeping: {after:?}");
+    member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_does_not_exist_is_an_io_error_that_names_it() {
+    let member = Member::start(&lonely_network(), Carrier::Tcp).await;
+    let error = member.node.import(Path::new("/no/such.gguf"), ImportOptions::default()).await.expect_err("no file");
+    assert_eq!(error.kind(), ErrorKind::Io);
+    assert!(error.to_string().contains("/no/such.gguf"), "{error}");
+    member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_uncertified_architecture_is_refused_and_never_run() {
+    let mut bytes = std::fs::read(MODEL.path()).expect("the model can be read");
+    const HEADER: usize = 64 * 1024;
+    let places: Vec<usize> =
+        bytes[..HEADER].windows(5).enumerate().filter(|(_, five)| five == b"llama").map(|(at, _)| at).collect();
+    places.iter().for_each(|at| bytes[*at..at + 5].copy_from_slice(b"zebra"));
+    let files = TempDir::new().expect("a temporary directory");
+    let path = files.path().join("zebra.gguf");
+    std::fs::write(&path, bytes).expect("there is room for a copy");
+    let member = Member::start(&lonely_network(), Carrier::Tcp).await;
+    // A catalogue may keep what no engine here can run; an answer it never gives.
+    let kind = match import(&member.node, &path).await {
+        Ok(kind) => kind,
+        Err(_) => {
+            let id = member.node.models()[0].id.to_string();
+            refusal(&member.node, request(&id, text("Hello"))).await.kind()
+        }
+    };
+    assert_eq!(kind, ErrorKind::UnsupportedArchitecture);
+    member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_nobody_knows_is_named_in_the_error() {
+    let member = Member::start(&lonely_network(), Carrier::Tcp).await;
+    for name in ["no-such-model", &"ab".repeat(32), "../../etc/passwd", ""] {
+        let error = refusal(&member.node, request(name, text("Hello"))).await;
+        assert_eq!(error.kind(), ErrorKind::ModelNotFound, "{name}");
+        assert!(error.to_string().contains(name), "{error}");
+        assert_eq!(member.node.plan(name).await.expect_err("no plan").kind(), ErrorKind::ModelNotFound, "{name}");
+        let pulled = in_time("a pull", member.node.pull(name, Parts::All, None)).await;
+        assert_eq!(pulled.expect_err("nothing to pull").kind(), ErrorKind::ModelNotFound, "{name}");
+    }
+    member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_is_not_there_is_unreachable_and_nonsense_is_no_address() {
+    let (network, other) = (lonely_network(), lonely_network());
+    let member = Member::start(&network, Carrier::Tcp).await;
+    let stranger = Member::start(&other, Carrier::Tcp).await;
+    let gone = Member::start(&network, Carrier::Tcp).await;
+    let gone_address = gone.node.addresses()[0].clone();
+    gone.stop().await;
+    let connect = async |address: &str| {
+        let outcome = in_time("connecting", member.node.connect(address)).await;
+        outcome.expect_err("nobody of this swarm is there").kind()
+    };
+    assert_eq!(connect(&gone_address).await, ErrorKind::PeerUnreachable);
+    assert_eq!(connect("not an address").await, ErrorKind::InvalidArgument);
+    // Another swarm's node listens, but speaks none of our protocols.
+    let kind = connect(&stranger.node.addresses()[0]).await;
+    assert!(matches!(kind, ErrorKind::PeerUnreachable | ErrorKind::Refused | ErrorKind::BadFrame), "{kind:?}");
+    assert!(member.node.peers().iter().all(|peer| !peer.serves), "a stranger is no helper");
+    // The right place with the wrong name is not the peer that was asked for.
+    let place = stranger.node.addresses()[0].split("/p2p/").next().expect("an address").to_owned();
+    let own_name = member.node.addresses()[0].split("/p2p/").nth(1).expect("a name").to_owned();
+    let kind = connect(&format!("{place}/p2p/{own_name}")).await;
+    assert!(matches!(kind, ErrorKind::PeerUnreachable | ErrorKind::InvalidArgument), "{kind:?}");
+    stranger.stop().await;
+    member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn arguments_outside_their_bounds_are_refused_before_any_work() {
+    let member = whole_node(&lonely_network()).await;
+    let with = |change: &dyn Fn(&mut GenerateOptions)| {
+        let mut request = request(MODEL.name(), text(TEXT));
+        change(&mut request.options);
+        request
+    };
+    let sampling = |change: &dyn Fn(&mut SamplingParams)| with(&|options| change(&mut options.sampling));
+    let bad = [
+        ("a temperature that is no number", sampling(&|sampling| sampling.temperature = f32::NAN)),
+        ("a negative temperature", sampling(&|sampling| sampling.temperature = -1.0)),
+        ("top_p above 1", sampling(&|sampling| sampling.top_p = 1.5)),
+        ("an infinite penalty", sampling(&|sampling| sampling.repeat_penalty = f32::INFINITY)),
+        ("17 stop texts", with(&|options| options.stop = (0..17).map(|index| format!("stop {index}")).collect())),
+        ("a token outside the vocabulary", request(MODEL.name(), Prompt::Tokens(vec![1, u32::MAX]))),
+        ("no token at all", request(MODEL.name(), Prompt::Tokens(Vec::new()))),
+    ];
+    for (what, request) in bad {
+        assert_eq!(refusal(&member.node, request).await.kind(), ErrorKind::InvalidArgument, "{what}");
+    }
+    let id = member.node.models()[0].id;
+    assert_eq!(answer(&member.node, id, TEXT, 8).await.expect("the node goes on").tokens, expected(8));
+    member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_context_that_overflows_is_refused_with_both_sizes() {
+    const CONTEXT: u32 = 256;
+    let dir = TempDir::new().expect("a temporary directory");
+    let node = builder(dir.path(), &lonely_network(), Carrier::Tcp).context(CONTEXT);
+    let member = Member { node: node.start().await.expect("a node starts"), dir };
+    let id = member.import(&MODEL.path(), MODEL.name(), Parts::All).await;
+    await_plan(&member.node, id).await;
+    let error = refusal(&member.node, request(MODEL.name(), Prompt::Text(harbour_log(60)))).await;
+    assert_eq!(error.kind(), ErrorKind::ContextOverflow);
+    assert!(error.to_string().contains("256"), "{error}");
+    let mut long_answer = request(MODEL.name(), text(TEXT));
+    long_answer.options.max_tokens = Some(CONTEXT);
+    assert_eq!(refusal(&member.node, long_answer).await.kind(), ErrorKind::ContextOverflow);
+    assert_eq!(answer(&member.node, id, TEXT, 8).await.expect("the node goes on").tokens, expected(8));
+    member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_without_helpers_has_no_plan_and_says_which_layers_are_missing() {
+    let member = Member::start(&lonely_network(), Carrier::Tcp).await;
+    let id = member.import(&MODEL.path(), MODEL.name(), Parts::Coordinator).await;
+    let error = refusal(&member.node, request(MODEL.name(), text(TEXT))).await;
+    assert_eq!(error.kind(), ErrorKind::NoPlan);
+    assert!(error.to_string().contains("0..30"), "{error}");
+    assert_eq!(member.node.plan(&id.to_string()).await.expect_err("no plan").kind(), ErrorKind::NoPlan);
+    assert!(member.node.models().iter().all(|info| !info.ready), "the model is not said to be ready");
+    member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_is_damaged_on_disk_is_never_computed_with() {
+    let cut = vec![LayerRange::new(0, MODEL.layers())];
+    let mut cluster = Cluster::start_from(&MODEL.path(), MODEL.name(), cut, Carrier::Tcp).await;
+    let host = cluster.hosts.pop().expect("there is one host");
+    let (shard, size) = shards(host.dir.path()).remove(3);
+    let dir = host.stop().await;
+    let good = std::fs::read(&shard).expect("the shard can be read");
+    flip(&shard, size / 2);
+    let network = cluster.node().status().network;
+    let host = Member::start_on(dir, &network, Carrier::Tcp).await;
+    join(cluster.node(), &host.node.addresses(), Carrier::Tcp).await;
+    let kind = refusal(cluster.node(), request(MODEL.name(), text(TEXT))).await.kind();
+    let allowed = [ErrorKind::ShardCorrupt, ErrorKind::ShardMissing, ErrorKind::NoPlan];
+    assert!(allowed.contains(&kind), "{kind:?}");
+    // The damaged shard was set aside. The host serves again once a whole one is there.
+    let dir = host.stop().await;
+    std::fs::write(&shard, good).expect("the shard can be written");
+    let host = Member::start_on(dir, &network, Carrier::Tcp).await;
+    join(cluster.node(), &host.node.addresses(), Carrier::Tcp).await;
+    await_plan(cluster.node(), cluster.model).await;
+    let completion = answer(cluster.node(), cluster.model, TEXT, ANSWER).await.expect("the swarm answers");
+    assert_eq!(completion.tokens, expected(ANSWER));
+    host.stop().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_with_one_flipped_byte_is_refused_and_comes_from_an_honest_peer_instead() {
+    let network = lonely_network();
+    let (liar, honest) = (whole_node(&network).await, whole_node(&network).await);
+    let asker = Member::start(&network, Carrier::Tcp).await;
+    let (shard, size) = shards(liar.dir.path()).remove(0);
+    flip(&shard, size - 1);
+    join(&asker.node, &liar.node.addresses(), Carrier::Tcp).await;
+    let known = || !asker.node.peers().iter().all(|peer| peer.holdings.is_empty());
+    eventually("the liar has said what it holds", known).await;
+    let pulled = in_time("a pull", asker.node.pull(MODEL.name(), Parts::All, None)).await;
+    assert_eq!(pulled.expect_err("one shard is a lie").kind(), ErrorKind::ShardCorrupt);
+    check_shards(asker.dir.path());
+    join(&asker.node, &honest.node.addresses(), Carrier::Tcp).await;
+    eventually("both have said what they hold", || asker.node.peers().iter().all(|peer| !peer.holdings.is_empty()))
+        .await;
+    let info =
+        in_time("a pull", asker.node.pull(MODEL.name(), Parts::All, None)).await.expect("the honest peer has it all");
+    assert!(info.ready && info.has_head && info.held == [LayerRange::new(0, MODEL.layers())], "{info:?}");
+    check_shards(asker.dir.path());
+    liar.stop().await;
+    honest.stop().await;
+    assert_eq!(answer(&asker.node, info.id, TEXT, 8).await.expect("it answers alone").tokens, expected(8));
+    asker.stop().await;
+}
+
+/// Every shard is what its name says.
+fn check_shards(data_dir: &Path) {
+    for (path, _) in shards(data_dir) {
+        let digest = blake3::hash(&std::fs::read(&path).expect("a shard can be read")).to_hex().to_string();
+        assert!(
+            path.file_name().is_some_and(|name| *name == *digest),
+            "{} is not what it is named for",
+            path.display()
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_vanishes_in_mid_answer_leaves_a_typed_error_with_what_was_said() {
+    const HEARD: usize = 8;
+    const LONG: u32 = 400;
+    let whole = expected(LONG);
+    for victim in 0..2 {
+        let mut cluster = ProcessCluster::start(MODEL, Carrier::Tcp, 2).await;
+        let node = cluster.coordinator.node.clone();
+        let mut generation = ask(&node, cluster.model, TEXT, LONG).await.expect("the swarm answers");
+        let mut heard = String::new();
+        for _ in 0..HEARD {
+            match in_time("the next words", generation.next()).await {
+                Some(Ok(swarmllm_core::node::Delta::Text(more))) => heard.push_str(&more),
+                other => panic!("the answer went on: {other:?}"),
+            }
+        }
+        cluster.hosts[victim].kill();
+        let error = loop {
+            match in_time("the end", generation.next()).await {
+                Some(Ok(swarmllm_core::node::Delta::Text(more))) => heard.push_str(&more),
+                Some(Err(error)) => break error,
+                other => panic!("a dead stage cannot finish an answer: {other:?}"),
+            }
+        };
+        assert!(generation.next().await.is_none(), "nothing comes behind an error");
+        let GenerateError::Interrupted { partial, .. } = &error else { panic!("what was said is kept: {error}") };
+        assert_eq!(error.kind(), ErrorKind::PeerLost, "{error}");
+        assert!(
+            partial.tokens.len() >= HEARD && whole.starts_with(&partial.tokens),
+            "nothing is lost and nothing is wrong"
+        );
+        assert_eq!(partial.text, heard, "what was heard is what is kept");
+        // The node goes on: it refuses while the layers are gone, and answers when they are back.
+        let refused = refusal(&node, request(MODEL.name(), text(TEXT))).await.kind();
+        assert!(matches!(refused, ErrorKind::NoPlan | ErrorKind::PeerUnreachable | ErrorKind::PeerLost), "{refused:?}");
+        cluster.revive(victim).await;
+        let completion = answer(&node, cluster.model, TEXT, ANSWER).await.expect("the swarm answers again");
+        assert_eq!(completion.tokens, whole[..ANSWER as usize]);
+        cluster.coordinator.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_takes_too_long_ends_at_its_deadline_with_what_was_said() {
+    let member = whole_node(&lonely_network()).await;
+    let mut late = request(MODEL.name(), text(TEXT));
+    late.options.max_tokens = Some(1900);
+    late.options.deadline = Some(Duration::from_millis(500));
+    let outcome = in_time("a deadline", async { member.node.generate(late).await?.finish().await }).await;
+    assert_eq!(outcome.expect_err("1,900 tokens take longer").kind(), ErrorKind::Timeout);
+    let id = member.node.models()[0].id;
+    assert_eq!(answer(&member.node, id, TEXT, 8).await.expect("the node goes on").tokens, expected(8));
+    member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_in_use_is_named_and_the_data_directory_stays_free() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let tcp = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let udp = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    let (tcp_port, udp_port) = (tcp.local_addr().expect("bound").port(), udp.local_addr().expect("bound").port());
+    let taken = [
+        (tcp_port, format!("/ip4/127.0.0.1/tcp/{tcp_port}")),
+        (udp_port, format!("/ip4/127.0.0.1/udp/{udp_port}/quic-v1")),
+    ];
+    for (port, address) in taken {
+        let start = builder(dir.path(), &lonely_network(), Carrier::Tcp).listen(vec![address]).start();
+        let Err(error) = in_time("a start", start).await else { panic!("port {port} is taken") };
+        assert_eq!(error.kind(), ErrorKind::PortInUse, "{error}");
+        assert!(error.to_string().contains(&port.to_string()), "{error}");
+    }
+    let member = Member::start_on(dir, &lonely_network(), Carrier::Tcp).await;
+    member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_nodes_cannot_use_one_data_directory() {
+    let member = Member::start(&lonely_network(), Carrier::Tcp).await;
+    let second = builder(member.dir.path(), &lonely_network(), Carrier::Tcp).start();
+    let Err(error) = in_time("a start", second).await else { panic!("the directory is taken") };
+    assert_eq!(error.kind(), ErrorKind::DataDirBusy);
+    assert!(error.to_string().contains(&member.dir.path().display().to_string()), "{error}");
+    assert_eq!(member.node.status().data_dir, member.dir.path());
+    let dir = member.stop().await;
+    Member::start_on(dir, &lonely_network(), Carrier::Tcp).await.stop().await;
+}
+
+/// A small file system in memory, unmounted when dropped.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    /// None where this user may not mount.
+    fn of_mib(mib: u32) -> Option<SmallDisk> {
+        let dir = TempDir::new().expect("a temporary directory");
+        let size = format!("size={mib}m");
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(dir.path()).output().ok()?;
+        mount.status.success().then_some(SmallDisk(dir))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_told_apart_and_hurts_nothing_that_is_held() {
+    let Some(disk) = SmallDisk::of_mib(40) else {
+        eprintln!("SKIPPED: only root can mount the small disk that this test fills");
+        return;
+    };
+    let network = lonely_network();
+    let start = async || builder(disk.0.path(), &network, Carrier::Tcp).start().await.expect("a node starts");
+    let few = || Parts::Stage { layers: LayerRange::new(0, 2), head: false };
+    let options = |parts| ImportOptions { name: Some(MODEL.name().into()), parts: Some(vec![parts]), progress: None };
+    let node = start().await;
+    let held = node.import(&MODEL.path(), options(few())).await.expect("two layers fit");
+    let error = node.import(&MODEL.path(), options(Parts::All)).await.expect_err("98 MB do not fit 40 MiB");
+    assert_eq!(error.kind(), ErrorKind::DiskFull, "{error}");
+    check_shards(disk.0.path());
+    let source = whole_node(&network).await;
+    join(&node, &source.node.addresses(), Carrier::Tcp).await;
+    let pulled = in_time("a pull", node.pull(&held.id.to_string(), Parts::All, None)).await;
+    assert_eq!(pulled.expect_err("98 MB do not fit 40 MiB").kind(), ErrorKind::DiskFull);
+    check_shards(disk.0.path());
+    node.shutdown(Duration::from_secs(10)).await;
+    drop(node);
+    let node = start().await;
+    let info = node.models().into_iter().find(|info| info.id == held.id).expect("the model is still known");
+    assert!(info.held.iter().any(|range| range.covers(LayerRange::new(0, 2))), "{info:?}");
+    node.shutdown(Duration::from_secs(10)).await;
+    source.stop().await;
+}

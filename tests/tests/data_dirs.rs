@@ -1,0 +1,70 @@
+//! No node ever holds more than the shards it was given, and nobody needs the GGUF once it is cut.
+
+use std::path::Path;
+
+use swarmllm_core::node::Node;
+use swarmllm_tests::cluster::{Carrier, Cluster, answer};
+use swarmllm_tests::files::{is_gguf, shards, sizes};
+use swarmllm_tests::models::TestModel;
+use swarmllm_tests::process::ProcessCluster;
+
+/// Bytes that keys, store, manifests and the like may take beside the shards.
+const HOUSEKEEPING: u64 = 8 * 1024 * 1024;
+
+fn check_dir(dir: &Path, gguf: u64, who: &str) {
+    let held: u64 = shards(dir).iter().map(|(_, size)| size).sum();
+    assert!(held > 0, "{who} holds shards");
+    assert!(held < gguf, "{who} holds {held} bytes of shards, the whole file has {gguf}");
+    let largest = shards(dir).first().map_or(0, |(_, size)| *size).max(HOUSEKEEPING);
+    let files = sizes(dir);
+    for (path, size) in &files {
+        assert!(*size <= held && *size <= largest, "{who}: {} has {size} bytes", path.display());
+        assert!(!is_gguf(path) || *size < HOUSEKEEPING, "{who}: {} is a GGUF", path.display());
+    }
+    let all: u64 = files.values().sum();
+    assert!(all <= held + HOUSEKEEPING, "{who} has {all} bytes on disk for {held} bytes of shards");
+}
+
+async fn speaks(node: &Node, model: swarmllm_core::base::ModelId) {
+    let completion =
+        answer(node, model, "The lighthouse keeper counted the ships", 16).await.expect("the swarm answers");
+    assert_eq!(completion.completion_tokens, 16);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_swarm_answers_when_the_gguf_is_gone_and_no_directory_holds_more_than_its_shards() {
+    for model in TestModel::ALL {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let copy = dir.path().join("copy.gguf");
+        let gguf = std::fs::copy(model.path(), &copy).expect("there is room for a copy");
+        let cluster = Cluster::start_from(&copy, model.name(), model.cut(3), Carrier::Tcp).await;
+        std::fs::remove_file(&copy).expect("the copy can be removed");
+        speaks(cluster.node(), cluster.model).await;
+        for (index, member) in cluster.members().enumerate() {
+            check_dir(member.dir.path(), gguf, &format!("{}, member {index}", model.name()));
+        }
+        assert_eq!(open_below("/proc/self/fd", &copy), 0, "nobody keeps the GGUF open");
+        cluster.stop().await;
+    }
+}
+
+/// How many descriptors in `fds` lead to a path; 0 where the system does not tell.
+fn open_below(fds: &str, path: &Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(fds) else { return 0 };
+    let name = path.to_string_lossy().into_owned();
+    let leads = |link: std::path::PathBuf| link.to_string_lossy().starts_with(&name);
+    entries.flatten().filter(|entry| std::fs::read_link(entry.path()).is_ok_and(leads)).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_never_opens_the_gguf() {
+    let model = TestModel::SmolLm2;
+    let cluster = ProcessCluster::start(model, Carrier::Tcp, 3).await;
+    speaks(&cluster.coordinator.node, cluster.model).await;
+    for (host, dir) in cluster.hosts.iter().zip(&cluster.dirs) {
+        let open = host.open_files();
+        assert!(!open.contains(&model.path()), "a host has {open:?} open");
+        check_dir(dir.path(), model.path().metadata().expect("the model has a size").len(), "a host");
+    }
+    cluster.coordinator.stop().await;
+}

@@ -1,0 +1,158 @@
+//! The promise of the project: a split model says, token for token, what the whole model says.
+//!
+//! Whole means llama.cpp running the original GGUF as one, never our own chain.
+
+use futures::future::join_all;
+use swarmllm_core::base::{LayerRange, ModelId};
+use swarmllm_core::node::{Completion, Delta, FinishReason, Node, Parts};
+use swarmllm_tests::cluster::{Carrier, Cluster, Member, THREADS, answer, ask, await_plan, lonely_network};
+use swarmllm_tests::models::TestModel;
+use swarmllm_tests::process::ProcessCluster;
+use swarmllm_tests::prompts::{ANSWER, ten};
+use swarmllm_tests::whole::{CHUNK, Whole};
+
+/// Ten prompts with what the whole model answers.
+struct Reference {
+    whole: Whole,
+    prompts: Vec<String>,
+    answers: Vec<Vec<u32>>,
+}
+
+impl Reference {
+    fn of(model: TestModel) -> Reference {
+        let whole = Whole::load(&model.path(), THREADS);
+        let prompts = ten();
+        let answers = whole.answers(&prompts, ANSWER);
+        let long = prompts.iter().filter(|prompt| whole.tokenize(prompt).len() > CHUNK as usize).count();
+        assert!(prompts.len() == 10 && long > 0, "one of ten prompts takes several prefill chunks");
+        let full = answers.iter().filter(|answer| answer.len() == ANSWER as usize).count();
+        assert!(full >= 8, "{full} of ten answers have {ANSWER} tokens: the prompts end too early to show anything");
+        Reference { whole, prompts, answers }
+    }
+
+    /// A token that ends the answer is no part of it.
+    fn said(&self, completion: &Completion) -> Vec<u32> {
+        let end = completion.tokens.iter().position(|token| self.whole.ends(*token));
+        completion.tokens[..end.unwrap_or(completion.tokens.len())].to_vec()
+    }
+
+    fn check(&self, index: usize, completion: &Completion, where_: &str) {
+        let prompt = &self.prompts[index];
+        assert_eq!(self.said(completion), self.answers[index], "{where_}, prompt {index}: {prompt:.60}");
+        assert_eq!(completion.prompt_tokens as usize, self.whole.tokenize(prompt).len(), "{where_}: prompt {index}");
+        let full = self.answers[index].len() == ANSWER as usize;
+        assert_eq!(completion.finish, if full { FinishReason::Length } else { FinishReason::Stop }, "{where_}");
+    }
+
+    /// Asks all ten one after another.
+    async fn check_all(&self, node: &Node, model: ModelId, cut: &[LayerRange], where_: &str) {
+        for (index, prompt) in self.prompts.iter().enumerate() {
+            let completion =
+                answer(node, model, prompt, ANSWER).await.unwrap_or_else(|error| panic!("{where_}: {error}"));
+            self.check(index, &completion, where_);
+            let route: Vec<LayerRange> = completion.route.iter().map(|stage| stage.layers).collect();
+            assert_eq!(route, cut, "{where_}: the answer came by the only route there is");
+            assert!(
+                completion.route.iter().all(|stage| stage.engine == "llama.cpp"),
+                "{where_}: {:?}",
+                completion.route
+            );
+        }
+    }
+}
+
+async fn exact_on_one_node(model: TestModel) {
+    let reference = Reference::of(model);
+    let member = Member::start(&lonely_network(), Carrier::Tcp).await;
+    let id = member.import(&model.path(), model.name(), Parts::All).await;
+    await_plan(&member.node, id).await;
+    reference.check_all(&member.node, id, &model.cut(1), "one node").await;
+    member.stop().await;
+}
+
+async fn exact_in_one_process(model: TestModel, carrier: Carrier) {
+    let reference = Reference::of(model);
+    for stages in 1..=3 {
+        let cluster = Cluster::start(model, carrier, stages).await;
+        let where_ = format!("{stages} stages in one process over {}", carrier.name());
+        reference.check_all(cluster.node(), cluster.model, &cluster.cut, &where_).await;
+        cluster.stop().await;
+    }
+}
+
+async fn exact_across_processes(model: TestModel, carrier: Carrier) {
+    let reference = Reference::of(model);
+    for stages in 1..=3 {
+        let mut cluster = ProcessCluster::start(model, carrier, stages).await;
+        let where_ = format!("{stages} stages across processes over {}", carrier.name());
+        reference.check_all(&cluster.coordinator.node, cluster.model, &cluster.cut, &where_).await;
+        for host in &mut cluster.hosts {
+            assert!(host.terminate().success(), "{where_}: a host that is asked to end ends well");
+        }
+        cluster.coordinator.stop().await;
+    }
+}
+
+async fn exact_when_interleaved(model: TestModel, carrier: Carrier) {
+    const SESSIONS: usize = 4;
+    let reference = Reference::of(model);
+    let cluster = Cluster::start(model, carrier, 2).await;
+    // The long prompt is the last: it is prefilled while the others decode.
+    for together in [[0, 1, 2, 3], [4, 5, 6, 7], [8, 1, 0, 9]] {
+        let asked = together.map(|index| answer(cluster.node(), cluster.model, &reference.prompts[index], ANSWER));
+        let completions = join_all(asked).await;
+        assert_eq!(completions.len(), SESSIONS);
+        for (index, completion) in together.into_iter().zip(completions) {
+            let completion = completion.unwrap_or_else(|error| panic!("4 sessions at once: {error}"));
+            reference.check(index, &completion, "4 sessions at once");
+        }
+    }
+    cluster.stop().await;
+}
+
+async fn exact_after_a_cancelled_request(model: TestModel, carrier: Carrier) {
+    const HEARD: usize = 5;
+    let reference = Reference::of(model);
+    let cluster = Cluster::start(model, carrier, 3).await;
+    let node = cluster.node();
+    // Dropped in the middle of an answer, then in the middle of a prefill.
+    let mut dropped = ask(node, cluster.model, &reference.prompts[1], ANSWER).await.expect("the swarm answers");
+    for _ in 0..HEARD {
+        assert!(matches!(dropped.next().await, Some(Ok(Delta::Text(_)))), "the answer has begun");
+    }
+    drop(dropped);
+    drop(ask(node, cluster.model, &reference.prompts[9], ANSWER).await.expect("the swarm answers"));
+    // Cancelled by name: what was said stays.
+    let mut cancelled = ask(node, cluster.model, &reference.prompts[7], ANSWER).await.expect("the swarm answers");
+    assert!(matches!(cancelled.next().await, Some(Ok(Delta::Text(_)))), "the answer has begun");
+    cancelled.cancel();
+    let partial = cancelled.finish().await.expect("a cancelled answer ends well");
+    assert_eq!(partial.finish, FinishReason::Cancelled);
+    assert!(reference.answers[7].starts_with(&reference.said(&partial)), "what was said is the answer's beginning");
+    reference.check_all(node, cluster.model, &cluster.cut, "after cancelled requests").await;
+    cluster.stop().await;
+}
+
+/// One test per model, so that a failure names it.
+macro_rules! for_both_models {
+    ($($name:ident => $check:expr;)*) => {
+        mod smollm2 { use super::*; $(for_both_models!(@ $name, TestModel::SmolLm2, $check);)* }
+        mod gemma3 { use super::*; $(for_both_models!(@ $name, TestModel::Gemma3, $check);)* }
+    };
+    (@ $name:ident, $model:expr, $check:expr) => {
+        #[tokio::test(flavor = "multi_thread")]
+        async fn $name() {
+            ($check)($model).await;
+        }
+    };
+}
+
+for_both_models! {
+    one_node_says_what_the_whole_model_says => exact_on_one_node;
+    stages_in_one_process_over_tcp_say_what_the_whole_model_says => |model| exact_in_one_process(model, Carrier::Tcp);
+    stages_in_one_process_over_quic_say_what_the_whole_model_says => |model| exact_in_one_process(model, Carrier::Quic);
+    stages_across_processes_over_tcp_say_what_the_whole_model_says => |model| exact_across_processes(model, Carrier::Tcp);
+    stages_across_processes_over_quic_say_what_the_whole_model_says => |model| exact_across_processes(model, Carrier::Quic);
+    four_sessions_at_once_change_no_token => |model| exact_when_interleaved(model, Carrier::Tcp);
+    cancelled_requests_change_no_token_of_later_ones => |model| exact_after_a_cancelled_request(model, Carrier::Tcp);
+}

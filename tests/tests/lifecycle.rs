@@ -1,0 +1,193 @@
+//! Every handle has an ending, and nodes of one process are strangers to each other.
+
+use std::time::Duration;
+
+use swarmllm_core::base::{ErrorKind, Event, LayerRange};
+use swarmllm_core::node::{Delta, Parts, Preset};
+use swarmllm_tests::cluster::{CLOSING, Carrier, Cluster, Member, answer, ask, await_plan, builder, lonely_network};
+use swarmllm_tests::models::TestModel;
+use swarmllm_tests::{eventually, in_time};
+use tempfile::TempDir;
+
+const MODEL: TestModel = TestModel::SmolLm2;
+const TEXT: &str = "The lighthouse keeper counted the ships again and found that";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shutdown_can_be_called_twice_and_at_once_and_later_calls_say_closed() {
+    let member = Member::start(&lonely_network(), Carrier::Tcp).await;
+    let id = member.import(&MODEL.path(), MODEL.name(), Parts::Coordinator).await;
+    let node = member.node.clone();
+    in_time("a shutdown", async {
+        tokio::join!(node.shutdown(CLOSING), node.shutdown(CLOSING));
+        node.shutdown(CLOSING).await;
+    })
+    .await;
+    let Err(error) = ask(&node, id, TEXT, 4).await else { panic!("a closed node takes no work") };
+    assert_eq!(error.kind(), ErrorKind::Closed);
+    assert_eq!(node.connect("/ip4/127.0.0.1/tcp/9").await.expect_err("closed").kind(), ErrorKind::Closed);
+    assert_eq!(node.pull("smollm2", Parts::All, None).await.expect_err("closed").kind(), ErrorKind::Closed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shutdown_ends_an_answer_that_is_under_way() {
+    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+    let mut generation = ask(cluster.node(), cluster.model, TEXT, 1900).await.expect("the swarm answers");
+    assert!(matches!(generation.next().await, Some(Ok(Delta::Text(_)))), "the answer has begun");
+    in_time("a shutdown", cluster.node().shutdown(Duration::from_millis(100))).await;
+    let error = in_time("the answer", generation.finish()).await.expect_err("it was cut off");
+    assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropping_a_generation_frees_remote_kv() {
+    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+    let busy = |count: u32| cluster.hosts.iter().all(|host| host.node.status().sessions == count);
+    let mut generation = ask(cluster.node(), cluster.model, TEXT, 1900).await.expect("the swarm answers");
+    assert!(matches!(generation.next().await, Some(Ok(Delta::Text(_)))), "the answer has begun");
+    assert!(busy(1), "every host has the session");
+    drop(generation);
+    eventually("every host has forgotten the session", || busy(0)).await;
+    // A finished one frees its KV too.
+    answer(cluster.node(), cluster.model, TEXT, 4).await.expect("the swarm answers");
+    eventually("every host has forgotten the session", || busy(0)).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_answers_than_slots_come_one_after_another_when_each_is_dropped() {
+    const MORE_THAN_SLOTS: usize = 24;
+    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+    for _ in 0..MORE_THAN_SLOTS {
+        let mut generation = ask(cluster.node(), cluster.model, TEXT, 1900).await.expect("no slot is lost");
+        assert!(matches!(generation.next().await, Some(Ok(Delta::Text(_)))), "the answer has begun");
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_forget_the_sessions_of_a_coordinator_that_is_gone() {
+    let mut cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+    let mut generation = ask(cluster.node(), cluster.model, TEXT, 1900).await.expect("the swarm answers");
+    assert!(matches!(generation.next().await, Some(Ok(Delta::Text(_)))), "the answer has begun");
+    let hosts = std::mem::take(&mut cluster.hosts);
+    cluster.stop().await;
+    eventually("no host has a session", || hosts.iter().all(|host| host.node.status().sessions == 0)).await;
+    for host in hosts {
+        host.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_nodes_in_one_process_share_nothing() {
+    let (network, other) = (lonely_network(), lonely_network());
+    let one = Member::start(&network, Carrier::Tcp).await;
+    let two = Member::start(&other, Carrier::Quic).await;
+    let mut news = two.node.events();
+    one.import(&MODEL.path(), MODEL.name(), Parts::Coordinator).await;
+    assert_ne!(one.node.id(), two.node.id());
+    assert!(!one.node.models().is_empty() && two.node.models().is_empty(), "a model of one is none of the other's");
+    assert!(one.node.peers().is_empty() && two.node.peers().is_empty(), "they have not met");
+    one.stop().await;
+    assert_eq!(two.node.status().network, other);
+    let about_models = async {
+        loop {
+            match news.next().await {
+                Some(Event::Listening { .. }) => {}
+                event => return event,
+            }
+        }
+    };
+    let heard = tokio::time::timeout(Duration::from_millis(200), about_models).await;
+    assert!(heard.is_err(), "one node's news reached the other: {heard:?}");
+    two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_starts_again_is_the_same_and_still_holds_its_shards() {
+    let layers = LayerRange::new(10, 20);
+    let network = lonely_network();
+    let member = Member::start(&network, Carrier::Tcp).await;
+    let id = member.node.id();
+    let model = member.import(&MODEL.path(), MODEL.name(), Parts::Stage { layers, head: false }).await;
+    let dir = member.stop().await;
+    let member = Member::start_on(dir, &network, Carrier::Tcp).await;
+    assert_eq!(member.node.id(), id);
+    let models = member.node.models();
+    assert_eq!(models.len(), 1);
+    assert_eq!((models[0].id, models[0].held.as_slice(), models[0].has_head), (model, [layers].as_slice(), false));
+    assert_eq!(models[0].name, MODEL.name());
+    member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropping_the_last_handle_of_a_node_gives_its_directory_back() {
+    let network = lonely_network();
+    let Member { node, dir } = Member::start(&network, Carrier::Tcp).await;
+    let clone = node.clone();
+    drop(node);
+    assert!(builder(dir.path(), &network, Carrier::Tcp).start().await.is_err(), "a clone keeps the node alive");
+    drop(clone);
+    let start = std::time::Instant::now();
+    let node = loop {
+        match builder(dir.path(), &network, Carrier::Tcp).start().await {
+            Ok(node) => break node,
+            Err(error) => {
+                assert!(start.elapsed() < swarmllm_tests::PATIENCE, "the directory was never given back: {error}")
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    node.shutdown(CLOSING).await;
+}
+
+#[test]
+fn a_thread_without_a_runtime_can_start_and_drop_a_node() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let node = builder(dir.path(), &lonely_network(), Carrier::Tcp).start_blocking().expect("a node starts");
+    assert!(!node.addresses().is_empty());
+    node.runtime().block_on(node.shutdown(CLOSING));
+    drop(node);
+    let offline = builder(dir.path(), &lonely_network(), Carrier::Tcp).preset(Preset::Offline).start_blocking();
+    let offline = offline.expect("a node starts");
+    assert!(offline.peers().is_empty());
+    drop(offline);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offline_node_that_holds_everything_answers_alone_and_opens_no_port() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let node = builder(dir.path(), &lonely_network(), Carrier::Tcp).preset(Preset::Offline).listen(Vec::new());
+    let member = Member { node: node.start().await.expect("a node starts"), dir };
+    let id = member.import(&MODEL.path(), MODEL.name(), Parts::All).await;
+    await_plan(&member.node, id).await;
+    assert!(member.node.addresses().is_empty(), "{:?}", member.node.addresses());
+    assert_eq!(answer(&member.node, id, TEXT, 8).await.expect("it answers alone").completion_tokens, 8);
+    member.stop().await;
+}
+
+/// Threads and descriptors of this process, where the system tells.
+fn resources() -> Option<(usize, usize)> {
+    let count = |dir: &str| std::fs::read_dir(dir).ok().map(Iterator::count);
+    Some((count("/proc/self/task")?, count("/proc/self/fd")?))
+}
+
+#[test]
+fn a_hundred_starts_and_stops_leave_no_thread_and_no_descriptor_behind() {
+    const WARM: u32 = 5;
+    const CYCLES: u32 = 100;
+    let dir = TempDir::new().expect("a temporary directory");
+    let cycle = || {
+        let node = builder(dir.path(), &lonely_network(), Carrier::Tcp).start_blocking().expect("a node starts");
+        node.runtime().block_on(node.shutdown(CLOSING));
+    };
+    (0..WARM).for_each(|_| cycle());
+    let before = resources();
+    (0..CYCLES).for_each(|_| cycle());
+    let settled = || match (before, resources()) {
+        (Some(before), Some(after)) => after.0 <= before.0 + 2 && after.1 <= before.1 + 2,
+        _ => true,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    runtime.block_on(eventually("threads and descriptors are as before", settled));
+}
