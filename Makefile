@@ -1,0 +1,87 @@
+# The two commands: `make demo` and `make test`. Neither asks anything; both say what they install before they do.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-test models demo test bench rust features c python wheel demo-test
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/swarmllm/models
+export SWARMLLM_TEST_SMOLLM2 ?= $(CACHE)/smollm2-135m-q4_1.gguf
+export SWARMLLM_TEST_GEMMA3 ?= $(CACHE)/gemma3-270m-q4_k_m.gguf
+
+# Everything of Python's lives here, nothing in the tree or in the user's own packages.
+VENV := $(CURDIR)/target/venv
+PYTHON := $(VENV)/bin/python
+# Features that every consumer ships; the workspace has one set of dependencies, built once.
+CARGO ?= cargo
+NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
+
+help: ## Say what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what building needs (says so first)
+	@tests/scripts/setup.sh build
+
+setup-test:
+	@tests/scripts/setup.sh test
+
+$(PYTHON):
+	python3 -m venv $(VENV)
+
+models: $(PYTHON) ## Fetch and check both test models
+	@$(PYTHON) tests/scripts/fetch_models.py smollm2 $(SWARMLLM_TEST_SMOLLM2)
+	@$(PYTHON) tests/scripts/fetch_models.py gemma3 $(SWARMLLM_TEST_GEMMA3)
+
+demo: setup ## Three processes with a third of a model each answer together
+	@$(MAKE) --no-print-directory $(PYTHON)
+	@$(PYTHON) tests/scripts/fetch_models.py smollm2 $(SWARMLLM_TEST_SMOLLM2)
+	$(CARGO) build --release -p swarmllm-cli
+	@BIN=target/release/swarmllm tests/scripts/demo.sh
+
+test: setup-test ## Everything: Rust, C, Python, the demo
+	@$(MAKE) --no-print-directory models
+	$(MAKE) --no-print-directory rust
+	$(MAKE) --no-print-directory features
+	$(MAKE) --no-print-directory c
+	$(MAKE) --no-print-directory python
+	$(MAKE) --no-print-directory demo-test
+	@echo "make test: all of it passed"
+
+# candle's threads spin while they wait for each other: with one each, tests that run side by side do not stall.
+rust: export CANDLE_NUM_THREADS = 1
+rust: export RAYON_NUM_THREADS = 1
+rust:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) build --workspace --all-targets --locked
+ifeq ($(NEXTEST),yes)
+	$(CARGO) nextest run --workspace --locked
+else
+	@echo "cargo-nextest is not installed (see https://nexte.st); one test after another instead"
+	$(CARGO) test --workspace --locked --tests -- --test-threads=1
+endif
+
+# The core as others may build it: without llama.cpp and server, and without any engine.
+features:
+	$(CARGO) test -p swarmllm-core --locked --lib
+	$(CARGO) check -p swarmllm-core --locked --no-default-features
+
+c: ## The C story, also under valgrind where it is there (after `make rust`)
+	tests/c/run.sh $(CURDIR)/target/debug
+
+python: $(PYTHON) ## The Python story on the workspace's own build (after `make rust`)
+	$(PYTHON) -m pip install --quiet pytest mypy
+	swarmllm-py/tests/run.sh $(CURDIR)/target/debug
+
+wheel: $(PYTHON) ## A self-contained wheel in target/wheels, as `pip install .` builds it
+	$(PYTHON) -m pip wheel --quiet --no-deps -w target/wheels .
+	@ls -l target/wheels
+
+demo-test:
+	BIN=target/debug/swarmllm tests/scripts/demo.sh
+
+bench: setup ## What splitting costs; writes target/bench.json
+	@$(MAKE) --no-print-directory $(PYTHON)
+	@$(PYTHON) tests/scripts/fetch_models.py smollm2 $(SWARMLLM_TEST_SMOLLM2)
+	$(CARGO) build --release --locked -p swarmllm-cli -p swarmllm-tests --bins
+	target/release/bench
