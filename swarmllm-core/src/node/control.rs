@@ -78,11 +78,17 @@ async fn answer(shared: Arc<Shared>, peer: NodeId, mut stream: Stream) {
         Ok(Ok(None)) | Err(_) => return,
         Ok(Err(error)) => return tracing::debug!(%peer, %error, "a control request was refused"),
     };
+    let opened = match &request {
+        Request::Open(open) => Some(open.session),
+        _ => None,
+    };
     let reply = reply_to(&shared, peer, request).await.unwrap_or_else(Reply::Refused);
-    match tokio::time::timeout(IO_DEADLINE, write_reply(&mut stream, &reply)).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%peer, %error, "a reply could not be sent"),
-        Err(_) => tracing::debug!(%peer, "a reply was not taken"),
+    if !matches!(tokio::time::timeout(IO_DEADLINE, write_reply(&mut stream, &reply)).await, Ok(Ok(()))) {
+        tracing::debug!(%peer, "a reply was not taken");
+        // Who cancels while a stage loads may have released before there was a session to release.
+        if let (Some(session), Reply::Opened(_)) = (opened, &reply) {
+            shared.serving.release(session);
+        }
     }
 }
 
