@@ -3,6 +3,7 @@
 use crate::base::LayerRange;
 use crate::engine::StageConfig;
 use crate::model::Manifest;
+use crate::model::gguf::Facts;
 
 /// Bytes of one KV value: both engines keep f16 or f32; the larger is assumed where the facts do not say.
 const KV_VALUE_BYTES: u64 = 2;
@@ -30,12 +31,8 @@ fn kv_bytes_per_token(manifest: &Manifest) -> u64 {
     kv_heads.saturating_mul(length).saturating_mul(KV_PARTS * KV_VALUE_BYTES)
 }
 
-/// A 32-bit integer fact of the architecture; `None` where it is absent or another type.
+/// An integer fact of the architecture; `None` where it is absent or another type.
 fn fact(manifest: &Manifest, name: &str) -> Option<u64> {
-    /// GGUF value types of 32-bit integers.
-    const INTEGERS: [u32; 2] = [4, 5];
     let key = format!("{}.{name}", manifest.architecture);
-    let fact = manifest.facts.iter().find(|fact| fact.key == key && INTEGERS.contains(&fact.ty))?;
-    let bytes: [u8; 4] = fact.raw.as_slice().try_into().ok()?;
-    Some(u64::from(u32::from_le_bytes(bytes)))
+    Facts(&manifest.facts).u32(&key).ok().flatten().map(u64::from)
 }

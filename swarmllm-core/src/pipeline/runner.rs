@@ -227,7 +227,6 @@ struct Drive<'a> {
     stages: Vec<StageReport>,
     began: Instant,
     first_token: Option<Duration>,
-    hidden: Vec<f32>,
 }
 
 /// What of the job the drive still needs.
@@ -263,7 +262,7 @@ impl<'a> Drive<'a> {
         };
         let params = SessionParams { prompt: job.prompt, max_tokens: job.max_tokens, max_rows, vocab: job.vocab };
         let session = Session::new(params, job.sampler, job.is_end);
-        Self { coordinator, job: facts, session, stages, began, first_token: None, hidden: Vec::new() }
+        Self { coordinator, job: facts, session, stages, began, first_token: None }
     }
 
     async fn run<S: TokenSink>(
@@ -380,7 +379,8 @@ impl<'a> Drive<'a> {
     async fn send(&mut self, action: Action) -> Result<(), Fault> {
         let Action::Step { step, pos, tokens, want_from, want } = action else { return Ok(()) };
         let embedder = &self.job.embedder;
-        embedder.embed(&tokens, &mut self.hidden).map_err(|error| Fault::new(error.kind(), error))?;
+        let mut hidden = Vec::new();
+        embedder.embed(&tokens, &mut hidden).map_err(|error| Fault::new(error.kind(), error))?;
         let header = StepHeader {
             session: self.job.session,
             epoch: 0,
@@ -393,7 +393,7 @@ impl<'a> Drive<'a> {
             want,
             compute_us: Vec::with_capacity(self.stages.len()),
         };
-        let message = Message::Step { header, hidden: self.hidden.clone() };
+        let message = Message::Step { header, hidden };
         self.coordinator.links.send(self.job.first, &self.job.first_addresses, message).await
     }
 }
