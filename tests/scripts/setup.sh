@@ -15,11 +15,11 @@ minor=$(rustc --version | sed -E 's/^rustc 1\.([0-9]+).*/\1/')
 [ "$minor" -ge "$RUST_AT_LEAST" ] || die "$(rustc --version) is too old, 1.$RUST_AT_LEAST is needed: run 'rustup update'."
 has python3 || [ "$(uname)" != Darwin ] || die "Python 3 is missing: run 'xcode-select --install'."
 
-# bindgen looks for libclang; a plain `clang` binary is not enough.
+# bindgen looks for libclang; a plain `clang` binary is not enough, nor is libclang-cpp, which comes with llvm.
 has_libclang() {
     [ -n "${LIBCLANG_PATH:-}" ] && return 0
     (ldconfig -p 2>/dev/null || true) | grep -q 'libclang[-.0-9]*\.so' && return 0
-    compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null
+    compgen -G '/usr/lib/llvm-*/lib/libclang[.-][s0-9]*' >/dev/null
 }
 
 missing_debian() {
