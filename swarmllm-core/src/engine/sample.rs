@@ -219,9 +219,50 @@ pub(crate) fn top(row: &[f32], k: usize, best: &mut Vec<Candidate>) {
 
 /// Log-sum-exp of a row, summed in f64. Not finite where the row holds NaN or +infinity, or is empty.
 pub(crate) fn log_sum_exp(row: &[f32]) -> f32 {
-    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = row.iter().map(|&logit| f64::from((logit - max).exp())).sum();
+    let (mut max, mut foreign) = (f32::NEG_INFINITY, false);
+    for &logit in row {
+        max = if logit > max { logit } else { max };
+        foreign |= logit.is_nan() | (logit == f32::INFINITY);
+    }
+    if foreign || row.is_empty() {
+        return f32::NAN;
+    }
+    // At most 256 terms of at most 1 are added in f32, by lanes that the compiler turns into vector registers.
+    const LANES: usize = 16;
+    let mut sum = 0.0_f64;
+    for block in row.chunks(16 * LANES) {
+        let mut lanes = [0.0_f32; LANES];
+        let (whole, rest) = block.as_chunks::<LANES>();
+        for logits in whole {
+            for (lane, logit) in lanes.iter_mut().zip(logits) {
+                *lane += exp_of_negative(logit - max);
+            }
+        }
+        let rest: f32 = rest.iter().map(|logit| exp_of_negative(logit - max)).sum();
+        sum += f64::from(lanes.iter().sum::<f32>() + rest);
+    }
     (f64::from(max) + sum.ln()) as f32
+}
+
+/// `e^x` for `x <= 0`, to about 2 units in the last place and without a branch, so that a loop over it is vectorised: the
+/// standard library's costs a third of a millisecond for a vocabulary of 49,152. Below -87, where f32 ends, it is `e^-87`.
+///
+/// `e^x = 2^n * e^r` with `n` the nearest integer to `x / ln 2`, and `r` in `-ln2/2..ln2/2` by its Taylor polynomial:
+/// the first term left out is `r^7/5040 < 1.3e-7`.
+fn exp_of_negative(x: f32) -> f32 {
+    // ln 2 in two parts, the first with few enough bits that `n` times it is exact.
+    const LN2: (f32, f32) = (0.693_359_375, -2.121_944_4e-4);
+    // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
+    const ROUND: f32 = 12_582_912.0;
+    let x = if x > -87.0 { x } else { -87.0 };
+    let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let r = (x - n * LN2.0) - n * LN2.1;
+    let mut power = 1.0 / 720.0;
+    for coefficient in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        power = power * r + coefficient;
+    }
+    // `n` is in -126..=0, so that the exponent field is a positive number.
+    power * f32::from_bits(((n as i32 + 127) as u32) << 23)
 }
 
 /// A chosen token.

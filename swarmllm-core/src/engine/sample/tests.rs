@@ -239,3 +239,23 @@ fn parameters_left_out_are_the_defaults() {
     let params: SamplingParams = serde_json::from_str(r#"{"temperature":0.1}"#).unwrap();
     assert_eq!(params, SamplingParams { temperature: 0.1, ..SamplingParams::default() });
 }
+
+#[test]
+fn the_exponential_is_right_to_the_last_places_and_log_sum_exp_tells_foreign_numbers() {
+    for step in 0..=87_000 {
+        let x = -(step as f32) / 1000.0;
+        let (got, want) = (f64::from(exp_of_negative(x)), f64::from(x).exp());
+        assert!((got - want).abs() <= want * 3e-7, "e^{x}: {got} {want}");
+    }
+    assert_eq!(exp_of_negative(0.0), 1.0);
+    assert!(exp_of_negative(f32::NEG_INFINITY) < 1e-37);
+    let mut row: Vec<f32> = (0..777).map(|index| (index as f32).sin() * 40.0).collect();
+    let exact = row.iter().map(|logit| f64::from(*logit).exp()).sum::<f64>().ln();
+    assert!((f64::from(log_sum_exp(&row)) - exact).abs() < 1e-5, "{exact}");
+    for foreign in [f32::NAN, f32::INFINITY] {
+        row[500] = foreign;
+        assert!(!log_sum_exp(&row).is_finite());
+    }
+    assert!(!log_sum_exp(&[]).is_finite() && !log_sum_exp(&[f32::NEG_INFINITY; 3]).is_finite());
+    assert_eq!(log_sum_exp(&[f32::NEG_INFINITY, 2.0]), 2.0);
+}
