@@ -20,6 +20,8 @@ pub const ECHO: &str = "echo";
 pub struct EchoFaults {
     /// Time that a step sleeps.
     pub delay: Duration,
+    /// Time that loading a stage sleeps.
+    pub load_delay: Duration,
     /// The step, counted from 0, that fails.
     pub fail_at: Option<u64>,
     /// The step, counted from 0, that panics.
@@ -63,6 +65,7 @@ impl Engine for Echo {
     fn load_stage(&self, source: StageSource, config: &StageConfig) -> Result<Box<dyn Stage>, EngineError> {
         let manifest = &source.manifest;
         self.cuts(manifest)?.check(manifest, source.layers)?;
+        std::thread::sleep(self.faults.load_delay);
         let vocab = source.head.then_some(manifest.vocab);
         let stage = EchoStage::new(seed_of(manifest), source.layers, manifest.width, vocab, config.clone());
         Ok(Box::new(stage.with_faults(self.faults)))
@@ -161,6 +164,10 @@ impl EchoStage {
 impl Stage for EchoStage {
     fn spec(&self) -> &StageSpec {
         &self.spec
+    }
+
+    fn check(&self, hidden: &[f32], rows: &[Row]) -> Result<(), EngineError> {
+        self.slots.check(&self.spec, hidden, rows)
     }
 
     fn step(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {

@@ -13,6 +13,7 @@ pub mod echo;
 #[cfg(feature = "llama-cpp")]
 pub mod llama_cpp;
 pub mod sample;
+mod schedule;
 mod slots;
 pub mod thread;
 
@@ -196,12 +197,22 @@ pub trait Stage: Send {
     /// What it is.
     fn spec(&self) -> &StageSpec;
 
+    /// Refuses a step as [`step`](Stage::step) would, without computing it.
+    fn check(&self, hidden: &[f32], rows: &[Row]) -> Result<(), EngineError>;
+
     /// Computes one step. `hidden` is `rows.len() * width` finite floats, row after row. Appends to the cleared `out`:
     /// without the head every row's hidden state, with it the logits of each wanted row, in row order.
+    ///
+    /// Rows of several sessions may be computed at once where they lie session by session and by rising slots; results may
+    /// then differ, in the rounding of sums, from those of a step of each.
     ///
     /// A refused step (shape, position, slot, non-finite input) changes nothing. After `Step` the slots named in `rows`
     /// must be released.
     fn step(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError>;
+
+    /// Whether the steps that follow must give, bit by bit, what they give in a plain run. Where not, the engine may
+    /// compute with as many threads as it finds fastest.
+    fn set_exact(&mut self, _exact: bool) {}
 
     /// Keeps the first `len` positions of a session and forgets the rest.
     fn truncate(&mut self, slot: u32, len: u32) -> Result<(), EngineError>;

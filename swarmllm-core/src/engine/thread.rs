@@ -1,14 +1,15 @@
-//! The stage thread: one OS thread owns a stage and does its jobs in order.
+//! The stage thread: one OS thread owns a stage and does its jobs, in the order that the [`schedule`](super::schedule)
+//! says.
 //!
 //! A [`Stage`] is loaded, used and dropped on its own named thread, so that engines need not be `Sync`, and a long
 //! computation never sits on the runtime. [`StageHandle`] sends jobs through a bounded queue and gets each answer through
 //! a oneshot. Logits are reduced here, before they travel: a row of a large vocabulary becomes some hundred bytes.
 //!
-//! Promises: jobs are done in the order in which they were sent; a panic of an engine becomes an error and ends the
-//! stage, never the process; dropping the last handle ends the thread, and nobody waits for that.
+//! Promises: jobs of one session are done in the order in which they were sent; a refused step fails nobody else's; a
+//! panic of an engine becomes an error and ends the stage, never the process; dropping the last handle ends the thread,
+//! and nobody waits for that.
 
 use std::any::Any;
-use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,6 +17,7 @@ use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 
 use super::sample::{self, Candidate, LogitRow};
+use super::schedule::{JOINT_ROWS, Kind, Pick, Schedule, Waiting};
 use super::{EngineError, Row, Stage, StageSpec};
 use crate::base::LayerRange;
 
@@ -37,6 +39,11 @@ pub struct StepJob {
     pub rows: Vec<Row>,
     /// What becomes of the logits. A stage without the head ignores it.
     pub reduce: Reduce,
+    /// Whether the step keeps its shape: computed by itself and whole. Otherwise it may share a computation with steps of
+    /// other sessions, or be cut into slices, which changes results by the rounding of another order of sums.
+    pub exact: bool,
+    /// Whether it begins before positions that the session holds: those are forgotten first.
+    pub rewind: bool,
 }
 
 /// What a step gives.
@@ -51,11 +58,53 @@ pub enum StepOutput {
 type Reply<T> = oneshot::Sender<Result<T, EngineError>>;
 
 enum Job {
-    Step { job: StepJob, reply: Reply<(StepOutput, u32)> },
+    Step(Task),
     Truncate { slot: u32, len: u32, reply: Reply<()> },
     Release { slot: u32 },
     Snapshot { slot: u32, reply: Reply<Vec<u8>> },
     Restore { slot: u32, len: u32, state: Vec<u8>, reply: Reply<()> },
+}
+
+/// A step and how far it has come.
+struct Task {
+    job: StepJob,
+    /// Rows computed so far.
+    done: usize,
+    hidden: Vec<f32>,
+    logits: Vec<LogitRow>,
+    micros: u32,
+    reply: Reply<(StepOutput, u32)>,
+}
+
+impl Task {
+    /// Whether it is prefill rather than a token or a window of guesses.
+    fn is_long(&self) -> bool {
+        self.job.rows.len() > JOINT_ROWS
+    }
+}
+
+impl Job {
+    /// What the schedule needs to know.
+    fn waiting(&self) -> Waiting {
+        match self {
+            Self::Step(task) => {
+                let first = task.job.rows.first().map(|row| row.slot);
+                let slot = first.filter(|slot| task.job.rows.iter().all(|row| row.slot == *slot));
+                let free = slot.is_some() && !task.job.exact;
+                let (rows, long) = (task.job.rows.len() - task.done, task.is_long());
+                Waiting { slot, kind: if free { Kind::Free { rows, long } } else { Kind::Alone } }
+            }
+            Self::Truncate { slot, .. }
+            | Self::Release { slot }
+            | Self::Snapshot { slot, .. }
+            | Self::Restore { slot, .. } => Waiting { slot: Some(*slot), kind: Kind::Control },
+        }
+    }
+
+    /// A step that nobody waits for any more.
+    fn is_abandoned(&self) -> bool {
+        matches!(self, Self::Step(task) if task.reply.is_closed())
+    }
 }
 
 /// A loaded stage. Clones share it; when the last is dropped the thread unloads the stage and ends.
@@ -77,7 +126,7 @@ impl StageHandle {
         let run = move || match catch_unwind(AssertUnwindSafe(load)) {
             Ok(Ok(stage)) => {
                 if reply.send(Ok(Arc::new(stage.spec().clone()))).is_ok() {
-                    Worker { stage, out: Vec::new(), best: Vec::new() }.run(queue);
+                    Worker::new(stage).run(queue);
                 }
             }
             Ok(Err(error)) => drop(reply.send(Err(error))),
@@ -96,13 +145,15 @@ impl StageHandle {
         &self.spec
     }
 
-    /// Computes one step, and gives with it the microseconds that [`Stage::step`] took.
+    /// Computes one step, and gives with it the microseconds that [`Stage::step`] took; a shared computation counts in
+    /// full for each that took part.
     ///
     /// Awaits room where the queue is full. Cancel-safe: a step that was not begun when its future was dropped is
     /// skipped, one that was begun runs to its end. Either way the session's next position is then unknown to the
     /// caller, who truncates or releases it.
     pub async fn step(&self, job: StepJob) -> Result<(StepOutput, u32), EngineError> {
-        self.ask(|reply| Job::Step { job, reply }).await
+        let task = |reply| Task { job, done: 0, hidden: Vec::new(), logits: Vec::new(), micros: 0, reply };
+        self.ask(|reply| Job::Step(task(reply))).await
     }
 
     /// Keeps the first `len` positions of a session. Once sent it is done, even where the future is dropped.
@@ -143,18 +194,38 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
     format!("it panicked: {}", text.unwrap_or("no message"))
 }
 
+/// How rows are computed: what becomes of logits, whether they are of a long step, whether bits matter.
+#[derive(Clone, Copy)]
+struct How {
+    reduce: Reduce,
+    long: bool,
+    exact: bool,
+}
+
 /// The thread's side.
 struct Worker {
     stage: Box<dyn Stage>,
-    // The output of the step; hidden states leave with it and the step's input takes its place.
+    waiting: Vec<Job>,
+    schedule: Schedule,
+    /// Input of a computation that several steps share.
+    joint: Vec<f32>,
+    /// Output of a computation.
     out: Vec<f32>,
     best: Vec<Candidate>,
+    /// The engine has panicked.
+    broken: bool,
 }
 
 impl Worker {
+    fn new(stage: Box<dyn Stage>) -> Self {
+        let (joint, out, best) = (Vec::new(), Vec::new(), Vec::new());
+        Self { stage, waiting: Vec::new(), schedule: Schedule::default(), joint, out, best, broken: false }
+    }
+
     fn run(mut self, mut queue: mpsc::Receiver<Job>) {
-        while let Some(job) = queue.blocking_recv() {
-            if self.serve(job).is_break() {
+        while self.fill(&mut queue) {
+            self.serve();
+            if self.broken {
                 // What an engine leaves behind after a panic is not to be trusted with anything, its drop included.
                 // The queue is dropped with the jobs in it, whose senders then see that the stage is gone.
                 let Self { stage, .. } = self;
@@ -166,77 +237,242 @@ impl Worker {
         }
     }
 
-    fn serve(&mut self, job: Job) -> ControlFlow<()> {
-        match job {
-            // Nobody waits for it any more.
-            Job::Step { reply, .. } if reply.is_closed() => ControlFlow::Continue(()),
-            Job::Step { job, reply } => self.guard(Some(reply), |worker| worker.step(job)),
-            Job::Truncate { slot, len, reply } => self.guard(Some(reply), |worker| worker.stage.truncate(slot, len)),
-            Job::Release { slot } => self.guard(None, |worker| {
-                worker.stage.release(slot);
-                Ok(())
-            }),
-            Job::Snapshot { slot, reply } => self.guard(Some(reply), |worker| worker.stage.snapshot(slot)),
+    /// Takes in what has been sent, waiting where nothing waits here; false where nothing will come any more.
+    fn fill(&mut self, queue: &mut mpsc::Receiver<Job>) -> bool {
+        self.waiting.retain(|job| !job.is_abandoned());
+        if self.waiting.is_empty() {
+            match queue.blocking_recv() {
+                Some(job) => self.waiting.push(job),
+                None => return false,
+            }
+        }
+        while self.waiting.len() < QUEUE {
+            match queue.try_recv() {
+                Ok(job) => self.waiting.push(job),
+                Err(_) => break,
+            }
+        }
+        self.waiting.retain(|job| !job.is_abandoned());
+        true
+    }
+
+    fn serve(&mut self) {
+        let waiting: Vec<Waiting> = self.waiting.iter().map(Job::waiting).collect();
+        let max_rows = self.stage.spec().config.max_rows as usize;
+        match self.schedule.pick(&waiting, max_rows, Instant::now()) {
+            None => {}
+            Some(Pick::One(index)) => self.one(index),
+            Some(Pick::Joint(indices)) => self.together(&indices),
+            Some(Pick::Slice(index, rows)) => self.slice(index, rows),
+        }
+    }
+
+    fn one(&mut self, index: usize) {
+        // A caller that is gone has no use for the answer.
+        match self.waiting.remove(index) {
+            Job::Step(task) => {
+                let rows = task.job.rows.len();
+                self.advance(task, rows);
+            }
+            Job::Truncate { slot, len, reply } => {
+                let _ = reply.send(self.guard(|stage| stage.truncate(slot, len)));
+            }
+            Job::Release { slot } => {
+                let _ = self.guard(|stage| {
+                    stage.release(slot);
+                    Ok(())
+                });
+            }
+            Job::Snapshot { slot, reply } => drop(reply.send(self.guard(|stage| stage.snapshot(slot)))),
             Job::Restore { slot, len, state, reply } => {
-                self.guard(Some(reply), |worker| worker.stage.restore(slot, len, &state))
+                let _ = reply.send(self.guard(|stage| stage.restore(slot, len, &state)));
             }
         }
     }
 
-    /// Does a job and answers; a panic becomes an error and breaks the loop.
-    fn guard<T>(
-        &mut self,
-        reply: Option<Reply<T>>,
-        work: impl FnOnce(&mut Self) -> Result<T, EngineError>,
-    ) -> ControlFlow<()> {
-        let engine = self.stage.spec().engine;
-        let result = catch_unwind(AssertUnwindSafe(|| work(self)));
-        let broken = result.is_err();
-        let answer = result.unwrap_or_else(|panic| {
-            let reason = panic_message(panic.as_ref());
-            tracing::error!(engine, %reason, "a stage is given up");
-            Err(EngineError::Step { engine, reason })
-        });
-        if let Some(reply) = reply {
-            // A caller that is gone has no use for the answer.
-            let _ = reply.send(answer);
+    fn slice(&mut self, index: usize, rows: usize) {
+        if let Job::Step(task) = self.waiting.remove(index)
+            && let Some(rest) = self.advance(task, rows)
+        {
+            // In its old place: what came after it in its session stays behind it.
+            self.waiting.insert(index, Job::Step(rest));
         }
-        if broken { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
-    fn step(&mut self, job: StepJob) -> Result<(StepOutput, u32), EngineError> {
-        let StepJob { hidden, mut rows, reduce } = job;
-        if reduce == Reduce::Hidden {
-            rows.iter_mut().for_each(|row| row.want = false);
+    /// Computes the next rows of a step; answers where it is done or has failed, else gives it back.
+    fn advance(&mut self, mut task: Task, rows: usize) -> Option<Task> {
+        let width = self.stage.spec().width as usize;
+        let end = (task.done + rows.max(1)).min(task.job.rows.len());
+        let how = How { reduce: task.job.reduce, long: task.is_long(), exact: task.job.exact };
+        if task.done > 0 || end < task.job.rows.len() {
+            // Checked whole before its first slice, so that a refused step changes nothing.
+            let checked = if task.done == 0 { self.admit(&task.job) } else { Ok(()) };
+            let part = task.job.hidden.get(task.done * width..end * width).unwrap_or_default().to_vec();
+            let computed = checked.and_then(|()| self.compute(&part, &task.job.rows[task.done..end], how));
+            return self.settle(task, end, computed);
         }
-        self.out.clear();
-        let begun = Instant::now();
-        self.stage.step(&hidden, &rows, &mut self.out)?;
-        let micros = u32::try_from(begun.elapsed().as_micros()).unwrap_or(u32::MAX);
+        let rewound = self.rewind(&task.job);
+        let hidden = std::mem::take(&mut task.job.hidden);
+        let computed = rewound.and_then(|()| self.compute(&hidden, &task.job.rows, how));
+        // The output leaves with the answer, and the input takes its place.
+        self.joint = hidden;
+        self.settle(task, end, computed)
+    }
 
+    /// Takes over what a task's rows up to `end` gave.
+    fn settle(&mut self, mut task: Task, end: usize, computed: Result<u32, EngineError>) -> Option<Task> {
+        let taken = computed.and_then(|micros| {
+            self.take(&mut task, end, 0)?;
+            task.micros = task.micros.saturating_add(micros);
+            Ok(())
+        });
+        task.done = end;
+        match taken {
+            Ok(()) if end < task.job.rows.len() => return Some(task),
+            Ok(()) => finish(task, self.stage.spec().vocab.is_some()),
+            Err(error) => drop(task.reply.send(Err(error))),
+        }
+        None
+    }
+
+    /// Computes steps of different sessions at once. One that the stage refuses takes no part.
+    fn together(&mut self, indices: &[usize]) {
+        let mut tasks = Vec::with_capacity(indices.len());
+        for index in indices.iter().rev() {
+            let Job::Step(task) = self.waiting.remove(*index) else { continue };
+            match self.admit(&task.job) {
+                Ok(()) => tasks.push(task),
+                Err(error) => drop(task.reply.send(Err(error))),
+            }
+        }
+        if tasks.len() < 2 {
+            tasks.into_iter().for_each(|task| {
+                let rows = task.job.rows.len();
+                self.advance(task, rows);
+            });
+            return;
+        }
+        tasks.sort_unstable_by_key(|task| task.job.rows.first().map(|row| row.slot));
+        let mut hidden = std::mem::take(&mut self.joint);
+        hidden.clear();
+        let mut rows = Vec::new();
+        for task in &tasks {
+            hidden.extend_from_slice(&task.job.hidden);
+            let wanted = task.job.reduce != Reduce::Hidden;
+            rows.extend(task.job.rows.iter().map(|row| Row { want: row.want && wanted, ..*row }));
+        }
+        let computed = self.compute(&hidden, &rows, How { reduce: Reduce::Full, long: false, exact: false });
+        self.joint = hidden;
+        let mut from = 0;
+        for mut task in tasks {
+            let end = task.job.rows.len();
+            let taken = computed.clone().and_then(|micros| {
+                task.micros = micros;
+                self.take(&mut task, end, from)
+            });
+            from += self.floats(&task.job.rows, task.job.reduce);
+            match taken {
+                Ok(()) => finish(task, self.stage.spec().vocab.is_some()),
+                Err(error) => drop(task.reply.send(Err(error))),
+            }
+        }
+    }
+
+    /// Forgets what a step is to replace.
+    fn rewind(&mut self, job: &StepJob) -> Result<(), EngineError> {
+        match job.rows.first().copied().filter(|_| job.rewind) {
+            Some(Row { slot, pos, .. }) => self.guard(|stage| stage.truncate(slot, pos)),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses a step before any of it is computed.
+    fn admit(&mut self, job: &StepJob) -> Result<(), EngineError> {
+        self.rewind(job)?;
+        self.guard(|stage| stage.check(&job.hidden, &job.rows))
+    }
+
+    /// Floats of output that rows give.
+    fn floats(&self, rows: &[Row], reduce: Reduce) -> usize {
         let spec = self.stage.spec();
-        let (floats_per_row, rows_out) = match spec.vocab {
-            None => (spec.width as usize, rows.len()),
-            Some(vocab) => (vocab as usize, rows.iter().filter(|row| row.want).count()),
+        match spec.vocab {
+            None => rows.len() * spec.width as usize,
+            Some(_) if reduce == Reduce::Hidden => 0,
+            Some(vocab) => rows.iter().filter(|row| row.want).count() * vocab as usize,
+        }
+    }
+
+    /// Computes rows into `out`; gives the microseconds.
+    fn compute(&mut self, hidden: &[f32], rows: &[Row], how: How) -> Result<u32, EngineError> {
+        let unwanted: Vec<Row>;
+        let How { reduce, long, exact } = how;
+        let rows = match reduce {
+            Reduce::Hidden => {
+                unwanted = rows.iter().map(|row| Row { want: false, ..*row }).collect();
+                &unwanted
+            }
+            _ => rows,
         };
-        if self.out.len() != floats_per_row * rows_out {
-            let reason = format!("it gave {} floats for {rows_out} rows of {floats_per_row}", self.out.len());
-            return Err(EngineError::Step { engine: spec.engine, reason });
+        let mut out = std::mem::take(&mut self.out);
+        out.clear();
+        let begun = Instant::now();
+        let computed = self.guard(|stage| {
+            stage.set_exact(exact);
+            stage.step(hidden, rows, &mut out)
+        });
+        let now = Instant::now();
+        self.out = out;
+        computed?;
+        let micros = u32::try_from((now - begun).as_micros()).unwrap_or(u32::MAX);
+        self.schedule.took(rows.len(), long, micros, now);
+        let (given, expected) = (self.out.len(), self.floats(rows, reduce));
+        if given != expected {
+            let reason = format!("it gave {given} floats where {expected} were expected");
+            return Err(EngineError::Step { engine: self.stage.spec().engine, reason });
         }
-        if spec.vocab.is_none() {
-            return Ok((StepOutput::Hidden(std::mem::replace(&mut self.out, hidden)), micros));
-        }
-        let mut logits = Vec::with_capacity(rows_out);
+        Ok(micros)
+    }
+
+    /// Takes the output of a task's rows `done..end` over, which begins at float `from` of `out`.
+    fn take(&mut self, task: &mut Task, end: usize, from: usize) -> Result<(), EngineError> {
+        let rows = &task.job.rows[task.done..end];
+        let floats = self.floats(rows, task.job.reduce);
+        let spec = self.stage.spec();
+        let Some(vocab) = spec.vocab else {
+            match task.hidden.is_empty() && from == 0 && self.out.len() == floats {
+                true => std::mem::swap(&mut task.hidden, &mut self.out),
+                false => task.hidden.extend_from_slice(&self.out[from..from + floats]),
+            }
+            return Ok(());
+        };
         let wanted = rows.iter().enumerate().filter(|(_, row)| row.want).map(|(index, _)| index);
-        for (row, values) in wanted.zip(self.out.chunks_exact(floats_per_row)) {
-            let reduced = reduce_row(values, reduce, &mut self.best).ok_or_else(|| {
+        for (row, values) in wanted.zip(self.out[from..from + floats].chunks_exact(vocab as usize)) {
+            let reduced = reduce_row(values, task.job.reduce, &mut self.best).ok_or_else(|| {
                 // Not `NotFinite`, which would say that nothing changed: the rows are in the KV already.
                 EngineError::Step { engine: spec.engine, reason: format!("logits of row {row} are not finite") }
             })?;
-            logits.push(reduced);
+            task.logits.push(reduced);
         }
-        Ok((StepOutput::Logits(logits), micros))
+        Ok(())
     }
+
+    /// Lets the stage work; a panic becomes an error, after which the stage is given up.
+    fn guard<T>(&mut self, work: impl FnOnce(&mut dyn Stage) -> Result<T, EngineError>) -> Result<T, EngineError> {
+        let engine = self.stage.spec().engine;
+        let result = catch_unwind(AssertUnwindSafe(|| work(self.stage.as_mut())));
+        result.unwrap_or_else(|panic| {
+            self.broken = true;
+            let reason = panic_message(panic.as_ref());
+            tracing::error!(engine, %reason, "a stage is given up");
+            Err(EngineError::Step { engine, reason })
+        })
+    }
+}
+
+/// Answers a step that is done.
+fn finish(task: Task, head: bool) {
+    let output = if head { StepOutput::Logits(task.logits) } else { StepOutput::Hidden(task.hidden) };
+    let _ = task.reply.send(Ok((output, task.micros)));
 }
 
 /// Reduces one row of logits; nothing where it holds NaN or +infinity.
@@ -274,7 +510,7 @@ mod tests {
     fn job(pos: u32, rows: u32, reduce: Reduce) -> StepJob {
         let hidden = (0..rows * WIDTH).map(|index| (pos * WIDTH + index) as f32).collect();
         let rows = (pos..pos + rows).map(|pos| Row { slot: 0, pos, want: true }).collect();
-        StepJob { hidden, rows, reduce }
+        StepJob { hidden, rows, reduce, exact: true, rewind: false }
     }
 
     async fn logits(stage: &StageHandle, reduce: Reduce) -> Vec<LogitRow> {
@@ -376,6 +612,9 @@ mod tests {
     impl Stage for Watched {
         fn spec(&self) -> &StageSpec {
             self.0.spec()
+        }
+        fn check(&self, hidden: &[f32], rows: &[Row]) -> Result<(), EngineError> {
+            self.0.check(hidden, rows)
         }
         fn step(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
             self.0.step(hidden, rows, out)

@@ -355,6 +355,10 @@ impl Stage for LlamaStage {
         &self.spec
     }
 
+    fn check(&self, hidden: &[f32], rows: &[Row]) -> Result<(), EngineError> {
+        self.slots.check(&self.spec, hidden, rows)
+    }
+
     fn step(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
         self.slots.check(&self.spec, hidden, rows)?;
         out.clear();

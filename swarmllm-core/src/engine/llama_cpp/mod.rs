@@ -27,6 +27,7 @@ mod stage;
 mod tensors;
 #[cfg(test)]
 mod tests;
+mod threads;
 
 use std::sync::Arc;
 

@@ -12,7 +12,9 @@ use super::model::{Context, ContextParams, Model};
 use super::pool::{Pool, Pools};
 use super::shape::Shape;
 use super::snapshot::Layout;
+use super::threads::Threads;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Rows of one step whose logits a stage with the head can give, unless it has more sessions: each takes
 /// `4 * vocabulary` bytes.
@@ -35,6 +37,9 @@ pub(super) struct LlamaStage {
     /// Rows of a step that may be wanted, where there is a head.
     head_rows: u32,
     spec: StageSpec,
+    threads: Threads,
+    /// Whether every step is computed with all threads: beyond 512 cells the sums of a row depend on their number.
+    exact: bool,
     /// Held for as long as the context, which computes with it.
     pool: Arc<Pool>,
 }
@@ -87,6 +92,8 @@ impl LlamaStage {
             batch: Batch::default(),
             slots: Slots::new(&config),
             layout: Layout::of(shape, layers, config.max_sessions),
+            threads: Threads::new(config.threads),
+            exact: true,
             window: shape.window.as_ref().map(|window| window.size),
             head_rows,
             spec: StageSpec {
@@ -101,8 +108,8 @@ impl LlamaStage {
         })
     }
 
-    /// What a step must be, besides what the slots check.
-    fn check(&self, rows: &[Row]) -> Result<(), EngineError> {
+    /// Refuses more logits than there is room for.
+    fn check_wanted(&self, rows: &[Row]) -> Result<(), EngineError> {
         let wanted = rows.iter().filter(|row| row.want).count();
         if self.spec.vocab.is_some() && wanted > self.head_rows as usize {
             return Err(EngineError::Rows { rows: wanted, max: self.head_rows });
@@ -110,7 +117,7 @@ impl LlamaStage {
         Ok(())
     }
 
-    /// Computes the rows of one session.
+    /// Computes the rows of one call.
     fn run(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
         self.decode(hidden, rows)?;
         match self.spec.vocab {
@@ -126,9 +133,18 @@ impl LlamaStage {
         }
         let batch = self.batch.fill(hidden, rows, self.spec.vocab.is_none());
         let context = self.context.raw();
+        let threads = if self.exact { self.spec.config.threads } else { self.threads.pick(rows.len()) };
+        let count = i32::try_from(threads).unwrap_or(i32::MAX);
         // SAFETY: the batch's arrays have a place for each row and live until the call returns; rows, positions and
-        // sessions were checked; no other thread uses the context, and none the pool.
-        let code = self.pool.compute(|| unsafe { ll::llama_decode(context, batch) });
+        // sessions were checked; no other thread uses the context, and none the pool, which has at least as many threads.
+        let (code, micros) = self.pool.compute(|| unsafe {
+            let begun = Instant::now();
+            ll::llama_set_n_threads(context, count, count);
+            (ll::llama_decode(context, batch), begun.elapsed().as_micros())
+        });
+        if !self.exact {
+            self.threads.took(rows.len(), micros.try_into().unwrap_or(u32::MAX));
+        }
         match code {
             0 => Ok(()),
             1 => Err(EngineError::ContextFull { context: self.spec.config.context }),
@@ -195,17 +211,20 @@ impl Stage for LlamaStage {
         &self.spec
     }
 
+    fn check(&self, hidden: &[f32], rows: &[Row]) -> Result<(), EngineError> {
+        self.slots.check(&self.spec, hidden, rows)?;
+        self.check_wanted(rows)
+    }
+
     fn step(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
         out.clear();
-        self.slots.check(&self.spec, hidden, rows)?;
-        self.check(rows)?;
+        self.check(hidden, rows)?;
         let width = self.spec.width as usize;
         let mut done = 0;
-        // One call per run of rows of one session: llama.cpp would reorder a mixture, and its results depend on the
-        // shape of a call.
-        for run in rows.chunk_by(|one, next| one.slot == next.slot) {
-            let end = done + run.len();
-            if let Err(error) = self.run(&hidden[done * width..end * width], run, out) {
+        for len in calls(rows) {
+            let end = done + len;
+            let call = &rows[done..end];
+            if let Err(error) = self.run(&hidden[done * width..end * width], call, out) {
                 out.clear();
                 rows.iter().for_each(|row| self.forget(row.slot));
                 return Err(error);
@@ -214,6 +233,10 @@ impl Stage for LlamaStage {
         }
         self.slots.commit(rows);
         Ok(())
+    }
+
+    fn set_exact(&mut self, exact: bool) {
+        self.exact = exact;
     }
 
     fn truncate(&mut self, slot: u32, len: u32) -> Result<(), EngineError> {
@@ -305,6 +328,23 @@ impl Batch {
             logits: refill(&mut self.outputs, rows.iter().map(|row| i8::from(all_outputs || row.want))),
         }
     }
+}
+
+/// Rows of the calls that a step takes. One call computes neighbouring slots with equally many rows each, which is what
+/// llama.cpp keeps together and in order where each session has cells of its own; it would split and reorder any other
+/// mixture.
+fn calls(rows: &[Row]) -> Vec<usize> {
+    let mut calls: Vec<usize> = Vec::new();
+    let mut last: Option<(u32, usize)> = None;
+    for run in rows.chunk_by(|one, next| one.slot == next.slot) {
+        let (slot, len) = (run[0].slot, run.len());
+        match (last, calls.last_mut()) {
+            (Some((before, rows)), Some(call)) if before + 1 == slot && rows == len => *call += len,
+            _ => calls.push(len),
+        }
+        last = Some((slot, len));
+    }
+    calls
 }
 
 fn step_error(reason: String) -> EngineError {

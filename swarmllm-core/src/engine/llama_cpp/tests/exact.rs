@@ -112,6 +112,49 @@ fn interleaved_and_batched_sessions_equal_the_whole_model_given_the_same_steps()
     }
 }
 
+#[test]
+fn neighbouring_slots_are_computed_at_once_and_each_gets_its_own_rows() {
+    for (cut, cuts) in [(smollm2(), [15]), (gemma3(), [9])] {
+        let Some(cut) = cut else { continue };
+        let engine = LlamaCpp::new();
+        let vocab = cut.manifest.vocab;
+        let mut whole = Whole::load(&cut.path, &config(), None);
+        let mut chain = Chain::load(&engine, &cut, &cuts, &config());
+        let mut alone = Chain::load(&engine, &cut, &cuts, &config());
+        let lengths = [21_u32, 34, 9, 16];
+        let texts: Vec<Vec<u32>> =
+            (0..).zip(lengths).map(|(seed, len)| tokens(seed, len as usize + 12, vocab)).collect();
+        for (slot, (text, len)) in (0..).zip(texts.iter().zip(lengths)) {
+            let prompt = run(slot, 0, &text[..len as usize]);
+            for chain in [&mut chain, &mut alone] {
+                chain.step(&prompt);
+            }
+            whole.step(&prompt);
+        }
+        // A row of each, then windows of three rows of three sessions: the whole model is given the same steps.
+        let part = |slot: usize, from: u32, rows: u32| {
+            let at = (lengths[slot] + from) as usize;
+            run(slot as u32, lengths[slot] + from, &texts[slot][at..at + rows as usize])
+        };
+        let steps = [
+            (0..4).map(|slot| part(slot, 0, 1)).collect::<Vec<_>>(),
+            (1..4).map(|slot| part(slot, 1, 3)).collect(),
+            vec![part(0, 1, 1), part(1, 4, 1)],
+        ];
+        for step in steps {
+            let together = chain.step(&step.concat());
+            assert!(bits(&whole.step(&step.concat())) == bits(&together), "as the whole model, given the same step");
+            for (rows, given) in step.iter().zip(together.chunks(step[0].len() * vocab as usize)) {
+                let apart = alone.step(rows);
+                let mean = |values: &mut dyn Iterator<Item = f32>| values.sum::<f32>() / apart.len() as f32;
+                let drift = mean(&mut apart.iter().zip(given).map(|(a, b)| (a - b).abs()));
+                let size = mean(&mut apart.iter().map(|a| a.abs()));
+                assert!(drift < size / 8.0, "the rows of slot {} are another's: {drift} of {size}", rows[0].slot);
+            }
+        }
+    }
+}
+
 fn truncation_is_as_if_never_computed(cut: &Cut, cuts: &[u32]) {
     let engine = LlamaCpp::new();
     let vocab = cut.manifest.vocab;

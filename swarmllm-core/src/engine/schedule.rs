@@ -1,0 +1,252 @@
+//! What a stage computes next. Pure: waiting jobs and the time go in, a pick comes out.
+//!
+//! Three kinds of steps take turns. *Joint* ones, short steps of sessions that may share a computation, go together: the
+//! weights are then read once for all. *Alone* ones, of sessions that keep the step shapes of a plain run, go one by one.
+//! *Long* ones, prefill that need not keep its shape, are cut into slices: while other sessions are waiting for their next
+//! token a slice takes about as long as a token does, so that a long prompt never stalls a running answer. Whoever
+//! waited longest goes first within a kind; jobs of one session keep their order.
+
+use std::time::{Duration, Instant};
+
+/// Most rows of a step that goes together with others: a token, or a window of guesses.
+pub(super) const JOINT_ROWS: usize = 32;
+/// Most rows of one joint computation; llama.cpp gives logits of so many.
+pub(super) const JOINT_TOTAL: usize = 64;
+/// Fewest rows of a slice: fewer would spend more on reading weights than on rows.
+const MIN_SLICE: usize = 4;
+/// An answer whose last token is older than this is not waiting for the next one here.
+const LIVE: Duration = Duration::from_millis(500);
+/// Weight of a new measurement in the running ones.
+const FRESH: f64 = 0.25;
+
+/// A job as the schedule sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Waiting {
+    /// The session's slot; `None` where a job concerns several, and goes before all that came after it.
+    pub slot: Option<u32>,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// See [`Waiting`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Not a step: done at once when its turn within the session has come.
+    Control,
+    /// A step that keeps its shape.
+    Alone,
+    /// A step that may be computed with others, or in slices: its rows that are left, and whether it began as a long one.
+    Free { rows: usize, long: bool },
+}
+
+/// What to do next, by index of the waiting jobs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Pick {
+    /// Do this job as it is.
+    One(usize),
+    /// Compute these steps, of equally many rows, together.
+    Joint(Vec<usize>),
+    /// Compute the next so many rows of this step.
+    Slice(usize, usize),
+}
+
+/// The kinds of steps in the order of their turns.
+const TURNS: usize = 3;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Schedule {
+    turn: usize,
+    last_long: Option<u32>,
+    /// When the last short step was computed.
+    last_short: Option<Instant>,
+    /// Microseconds of a short computation, and of one row of a slice.
+    short_us: Option<f64>,
+    row_us: Option<f64>,
+}
+
+/// The first jobs of each session, by kind.
+#[derive(Default)]
+struct Ready {
+    control: Option<usize>,
+    joint: Vec<(usize, usize)>,
+    alone: Option<usize>,
+    long: Vec<(u32, usize)>,
+}
+
+impl Schedule {
+    /// The next pick; `None` where nothing waits. `max_rows` is the longest step that the stage admits.
+    pub fn pick(&mut self, waiting: &[Waiting], max_rows: usize, now: Instant) -> Option<Pick> {
+        let ready = ready(waiting);
+        if let Some(index) = ready.control {
+            return Some(Pick::One(index));
+        }
+        let first = self.turn;
+        for turn in (first..first + TURNS).map(|turn| turn % TURNS) {
+            let pick = match turn {
+                0 => joint(&ready, max_rows),
+                1 => ready.alone.map(Pick::One),
+                _ => self.long(&ready, waiting, max_rows, now),
+            };
+            if pick.is_some() {
+                self.turn = (turn + 1) % TURNS;
+                return pick;
+            }
+        }
+        None
+    }
+
+    /// What a computation of `rows` rows took; `long` says that they were of a long step.
+    pub fn took(&mut self, rows: usize, long: bool, micros: u32, now: Instant) {
+        let (known, value) = match long {
+            true => (&mut self.row_us, f64::from(micros) / rows.max(1) as f64),
+            false => {
+                self.last_short = Some(now);
+                (&mut self.short_us, f64::from(micros))
+            }
+        };
+        *known = Some(known.map_or(value, |known| known + FRESH * (value - known)));
+    }
+
+    fn long(&mut self, ready: &Ready, waiting: &[Waiting], max_rows: usize, now: Instant) -> Option<Pick> {
+        // In turns by slot, so that two long prompts come forward side by side.
+        let after = |slot: u32| self.last_long.is_none_or(|last| slot > last);
+        let next = ready.long.iter().filter(|(slot, _)| after(*slot)).min().or_else(|| ready.long.iter().min());
+        let (slot, index) = *next?;
+        self.last_long = Some(slot);
+        let Kind::Free { rows, .. } = waiting[index].kind else { return None };
+        Some(Pick::Slice(index, rows.min(self.slice(max_rows, now))))
+    }
+
+    /// Rows of a slice: all that the stage admits where nobody waits, else as many as a token's time allows.
+    fn slice(&self, max_rows: usize, now: Instant) -> usize {
+        let live = self.last_short.is_some_and(|last| now.saturating_duration_since(last) < LIVE);
+        match (live, self.short_us, self.row_us) {
+            (false, ..) => max_rows,
+            (true, Some(short), Some(row)) if row > 0.0 => ((short / row) as usize).clamp(MIN_SLICE, max_rows),
+            // Not measured yet: a first small slice measures it.
+            (true, ..) => MIN_SLICE.min(max_rows),
+        }
+    }
+}
+
+/// The first job of each session.
+fn ready(waiting: &[Waiting]) -> Ready {
+    let mut ready = Ready::default();
+    let mut seen: Vec<u32> = Vec::with_capacity(waiting.len());
+    for (index, job) in waiting.iter().enumerate() {
+        let Some(slot) = job.slot else {
+            // A job of several sessions waits for all before it and holds back all behind it.
+            if index == 0 {
+                match job.kind {
+                    Kind::Control => ready.control = Some(index),
+                    _ => ready.alone = Some(index),
+                }
+            }
+            break;
+        };
+        if seen.contains(&slot) {
+            continue;
+        }
+        seen.push(slot);
+        match job.kind {
+            Kind::Control => {
+                ready.control.get_or_insert(index);
+            }
+            Kind::Alone => {
+                ready.alone.get_or_insert(index);
+            }
+            Kind::Free { rows, long: false } => ready.joint.push((index, rows)),
+            Kind::Free { .. } => ready.long.push((slot, index)),
+        }
+    }
+    ready
+}
+
+/// The step that waited longest, and those that have as many rows.
+fn joint(ready: &Ready, max_rows: usize) -> Option<Pick> {
+    let (_, rows) = *ready.joint.first()?;
+    let most = (JOINT_TOTAL.min(max_rows) / rows.max(1)).max(1);
+    let alike = ready.joint.iter().filter(|(_, other)| *other == rows).map(|(index, _)| *index);
+    Some(Pick::Joint(alike.take(most).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX_ROWS: usize = 512;
+
+    fn free(slot: u32, rows: usize) -> Waiting {
+        Waiting { slot: Some(slot), kind: Kind::Free { rows, long: rows > JOINT_ROWS } }
+    }
+
+    fn alone(slot: u32) -> Waiting {
+        Waiting { slot: Some(slot), kind: Kind::Alone }
+    }
+
+    fn control(slot: u32) -> Waiting {
+        Waiting { slot: Some(slot), kind: Kind::Control }
+    }
+
+    fn pick(schedule: &mut Schedule, waiting: &[Waiting]) -> Pick {
+        schedule.pick(waiting, MAX_ROWS, Instant::now()).expect("something waits")
+    }
+
+    #[test]
+    fn short_steps_of_equal_length_go_together_and_others_wait_for_their_turn() {
+        let mut schedule = Schedule::default();
+        let waiting = [free(0, 1), free(3, 5), free(1, 1), free(2, 1)];
+        assert_eq!(pick(&mut schedule, &waiting), Pick::Joint(vec![0, 2, 3]));
+        assert_eq!(pick(&mut schedule, &waiting[1..2]), Pick::Joint(vec![0]));
+        assert_eq!(schedule.pick(&[], MAX_ROWS, Instant::now()), None);
+    }
+
+    #[test]
+    fn a_joint_step_is_bounded() {
+        let waiting: Vec<Waiting> = (0..20).map(|slot| free(slot, JOINT_ROWS)).collect();
+        let Pick::Joint(together) = pick(&mut Schedule::default(), &waiting) else { panic!("short steps") };
+        assert_eq!(together.len(), JOINT_TOTAL / JOINT_ROWS);
+    }
+
+    #[test]
+    fn steps_of_the_three_kinds_take_turns() {
+        let mut schedule = Schedule::default();
+        let waiting = [free(0, 2048), alone(1), free(2, 1)];
+        assert_eq!(pick(&mut schedule, &waiting), Pick::Joint(vec![2]));
+        assert_eq!(pick(&mut schedule, &waiting), Pick::One(1));
+        assert!(matches!(pick(&mut schedule, &waiting), Pick::Slice(0, _)));
+        assert_eq!(pick(&mut schedule, &waiting), Pick::Joint(vec![2]));
+    }
+
+    #[test]
+    fn jobs_of_one_session_keep_their_order() {
+        let mut schedule = Schedule::default();
+        assert_eq!(pick(&mut schedule, &[free(0, 600), control(0), alone(0)]), Pick::Slice(0, MAX_ROWS));
+        assert_eq!(pick(&mut schedule, &[alone(1), free(0, 1), control(0), control(2)]), Pick::One(3));
+        let of_all = Waiting { slot: None, kind: Kind::Alone };
+        assert_eq!(pick(&mut schedule, &[of_all, alone(1)]), Pick::One(0));
+        assert_eq!(pick(&mut schedule, &[alone(1), of_all, control(2)]), Pick::One(0));
+    }
+
+    #[test]
+    fn a_slice_takes_as_long_as_a_token_while_others_wait_and_all_it_can_otherwise() {
+        let mut schedule = Schedule::default();
+        let now = Instant::now();
+        let long = [free(0, 2048)];
+        assert_eq!(schedule.pick(&long, MAX_ROWS, now), Some(Pick::Slice(0, MAX_ROWS)));
+        schedule.took(MAX_ROWS, true, 512_000, now);
+        schedule.took(1, false, 20_000, now);
+        assert_eq!(schedule.pick(&long, MAX_ROWS, now), Some(Pick::Slice(0, 20)));
+        assert_eq!(schedule.pick(&long, MAX_ROWS, now + 2 * LIVE), Some(Pick::Slice(0, MAX_ROWS)));
+    }
+
+    #[test]
+    fn long_prompts_come_forward_side_by_side() {
+        let mut schedule = Schedule::default();
+        let waiting = [free(4, 2048), free(1, 2048), free(7, 2048)];
+        let order: Vec<Pick> = (0..4).map(|_| pick(&mut schedule, &waiting)).collect();
+        let slice = |index| Pick::Slice(index, MAX_ROWS);
+        assert_eq!(order, [slice(1), slice(0), slice(2), slice(1)]);
+    }
+}
