@@ -4,7 +4,7 @@
 //! in order. A message to the node itself never touches a stream. Inbound streams are read by one task each and
 //! delivered here. A queue that is full means a peer that ignores the window of its session: that session ends.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use crate::pipeline::message::Message;
 use crate::rt::TaskSet;
 use crate::wire::frame::{FrameLimits, encode_head, read_frame};
 use crate::wire::job::{MAX_BODY_BYTES, MAX_HEADER_BYTES, StageHeader};
+use crate::wire::prefix::Prefix;
 
 /// Messages that may wait for one peer's stream.
 const LINK_QUEUE: usize = 64;
@@ -25,6 +26,9 @@ pub const SESSION_QUEUE: usize = 32;
 const LIMITS: FrameLimits = FrameLimits { header: MAX_HEADER_BYTES, body: MAX_BODY_BYTES };
 /// A peer that does not take a frame within this time is gone.
 const WRITE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Ended sessions that are remembered, so that a stage which was still loading does not begin one that is over.
+const ENDED: usize = 1024;
 
 /// A message and who sent it.
 pub type Delivery = (NodeId, Message);
@@ -40,14 +44,23 @@ struct Inner {
     net: Option<NetHandle>,
     tasks: TaskSet,
     peers: Mutex<HashMap<NodeId, mpsc::Sender<Message>>>,
-    stages: Mutex<HashMap<(SessionId, u32), StageEntry>>,
+    stages: Mutex<Stages>,
     coordinators: Mutex<HashMap<SessionId, mpsc::Sender<Delivery>>>,
+}
+
+/// The stages of sessions on this node.
+#[derive(Default)]
+struct Stages {
+    live: HashMap<(SessionId, u32), StageEntry>,
+    /// Sessions that their coordinators ended, the newest last; at most [`ENDED`].
+    ended: VecDeque<(SessionId, NodeId)>,
 }
 
 /// A stage's queue, and whose session it is.
 struct StageEntry {
     coordinator: NodeId,
     queue: mpsc::Sender<Delivery>,
+    keep: Arc<Mutex<Prefix>>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -107,23 +120,41 @@ impl Links {
     /// Forgets the link to a peer whose last connection is gone, and ends the sessions that it coordinated here.
     pub fn disconnected(&self, peer: NodeId) {
         locked(&self.inner.peers).remove(&peer);
-        locked(&self.inner.stages).retain(|_, entry| entry.coordinator != peer);
+        locked(&self.inner.stages).live.retain(|_, entry| entry.coordinator != peer);
     }
 
-    /// Takes the messages of one stage of one session until the inbox is dropped.
-    pub fn register_stage(&self, session: SessionId, stage: u32, coordinator: NodeId) -> Option<StageInbox> {
+    /// Takes the messages of one stage of one session until the inbox is dropped. Refuses a second stage of that number,
+    /// and a session that its coordinator has ended meanwhile.
+    pub fn register_stage(&self, session: SessionId, stage: u32, coordinator: NodeId) -> Result<StageInbox, Fault> {
         let (queue, receiver) = mpsc::channel(SESSION_QUEUE);
         let mut stages = locked(&self.inner.stages);
-        if stages.contains_key(&(session, stage)) {
-            return None;
+        if stages.ended.contains(&(session, coordinator)) {
+            return Err(Fault::new(ErrorKind::Cancelled, format!("session {session} has ended before it began")));
         }
-        stages.insert((session, stage), StageEntry { coordinator, queue });
-        Some(StageInbox { links: self.clone(), key: (session, stage), receiver })
+        if stages.live.contains_key(&(session, stage)) {
+            let text = format!("session {session} has a stage {stage} here already");
+            return Err(Fault::new(ErrorKind::InvalidArgument, text));
+        }
+        let keep: Arc<Mutex<Prefix>> = Arc::default();
+        stages.live.insert((session, stage), StageEntry { coordinator, queue, keep: keep.clone() });
+        Ok(StageInbox { links: self.clone(), key: (session, stage), receiver, keep })
     }
 
-    /// Ends the stages of a session on this node: their inboxes run dry.
-    pub fn end_session(&self, session: SessionId) {
-        locked(&self.inner.stages).retain(|key, _| key.0 != session);
+    /// Ends the stages of a session on this node, those that are yet to begin included: their inboxes run dry, after
+    /// which [`StageInbox::keep`] says what may be kept. Only its coordinator ends a session.
+    pub fn end_session(&self, session: SessionId, coordinator: NodeId, keep: &Prefix) {
+        let mut stages = locked(&self.inner.stages);
+        stages.live.retain(|key, entry| {
+            let ended = key.0 == session && entry.coordinator == coordinator;
+            if ended {
+                *locked(&entry.keep) = keep.clone();
+            }
+            !ended
+        });
+        if stages.ended.len() >= ENDED {
+            stages.ended.pop_front();
+        }
+        stages.ended.push_back((session, coordinator));
     }
 
     /// Takes the answers of a session that this node coordinates until the inbox is dropped.
@@ -143,7 +174,6 @@ impl Links {
         let session = message.session();
         match &message {
             Message::Step { header, .. } => self.deliver_stage((session, header.stage), from, message),
-            Message::Truncate { stage, .. } => self.deliver_stage((session, *stage), from, message),
             Message::Logits { .. } | Message::Failed { .. } => {
                 let queue = locked(&self.inner.coordinators).get(&session).cloned();
                 if queue.is_some_and(|queue| queue.try_send((from, message)).is_err()) {
@@ -155,10 +185,10 @@ impl Links {
     }
 
     fn deliver_stage(&self, key: (SessionId, u32), from: NodeId, message: Message) {
-        let queue = locked(&self.inner.stages).get(&key).map(|entry| entry.queue.clone());
+        let queue = locked(&self.inner.stages).live.get(&key).map(|entry| entry.queue.clone());
         if queue.is_some_and(|queue| queue.try_send((from, message)).is_err()) {
             tracing::warn!(session = %key.0, "a step was dropped and its session with it");
-            locked(&self.inner.stages).remove(&key);
+            locked(&self.inner.stages).live.remove(&key);
         }
     }
 
@@ -196,7 +226,6 @@ impl Links {
 fn session_of(header: &StageHeader) -> (SessionId, Option<(u32, u32)>) {
     match header {
         StageHeader::Step(step) => (step.session, Some((step.stage, step.epoch))),
-        StageHeader::Truncate { session, stage, epoch, .. } => (*session, Some((*stage, *epoch))),
         StageHeader::Logits(logits) => (logits.session, None),
         StageHeader::Failed { session, .. } => (*session, None),
     }
@@ -211,9 +240,15 @@ pub struct StageInbox {
     links: Links,
     key: (SessionId, u32),
     receiver: mpsc::Receiver<Delivery>,
+    keep: Arc<Mutex<Prefix>>,
 }
 
 impl StageInbox {
+    /// What the coordinator named when it ended the session; nothing where it did not.
+    pub fn keep(&self) -> Prefix {
+        std::mem::take(&mut locked(&self.keep))
+    }
+
     /// The next message; `None` once the session has ended. Cancel-safe.
     pub async fn next(&mut self) -> Option<Delivery> {
         self.receiver.recv().await
@@ -222,7 +257,7 @@ impl StageInbox {
 
 impl Drop for StageInbox {
     fn drop(&mut self) {
-        locked(&self.links.inner.stages).remove(&self.key);
+        locked(&self.links.inner.stages).live.remove(&self.key);
     }
 }
 

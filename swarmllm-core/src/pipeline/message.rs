@@ -15,8 +15,6 @@ pub enum Message {
     Step { header: StepHeader, hidden: Vec<f32> },
     /// The last stage's answer to a step.
     Logits { header: LogitsHeader, rows: Vec<LogitRow> },
-    /// Keep the first `len` positions, here and behind.
-    Truncate { session: SessionId, epoch: u32, stage: u32, len: u32 },
     /// A stage could not do its work.
     Failed { session: SessionId, epoch: u32, stage: u32, fault: Fault },
 }
@@ -27,7 +25,7 @@ impl Message {
         match self {
             Message::Step { header, .. } => header.session,
             Message::Logits { header, .. } => header.session,
-            Message::Truncate { session, .. } | Message::Failed { session, .. } => *session,
+            Message::Failed { session, .. } => *session,
         }
     }
 
@@ -38,9 +36,6 @@ impl Message {
             Message::Logits { header, rows } => {
                 let body = rows.iter().flat_map(encode_row).collect();
                 (StageHeader::Logits(header), body)
-            }
-            Message::Truncate { session, epoch, stage, len } => {
-                (StageHeader::Truncate { session, epoch, stage, len }, Vec::new())
             }
             Message::Failed { session, epoch, stage, fault } => {
                 (StageHeader::Failed { session, epoch, stage, fault }, Vec::new())
@@ -62,10 +57,6 @@ impl Message {
                 check_stages(&header.compute_us)?;
                 let rows = decode_rows(&header, &body)?;
                 Ok(Message::Logits { header, rows })
-            }
-            StageHeader::Truncate { session, epoch, stage, len } => {
-                no_body(&body)?;
-                Ok(Message::Truncate { session, epoch, stage, len })
             }
             StageHeader::Failed { session, epoch, stage, fault } => {
                 no_body(&body)?;
@@ -183,7 +174,6 @@ mod tests {
             logits(vec![top.clone(), top]),
             logits(vec![LogitRow::Full(vec![0.5, -0.5])]),
             logits(Vec::new()),
-            Message::Truncate { session: SESSION, epoch: 2, stage: 1, len: 17 },
         ];
         for message in messages {
             assert_eq!(there_and_back(message.clone()).unwrap(), message);

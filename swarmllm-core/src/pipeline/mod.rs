@@ -8,10 +8,12 @@
 //! May import: base, identity, wire, rt, store, ledger, model, engine, net.
 
 pub mod control;
+pub mod draft;
 pub mod links;
 pub mod memory;
 pub mod message;
 pub mod plan;
+pub mod prefix;
 pub mod runner;
 pub mod serve;
 pub mod session;

@@ -18,11 +18,13 @@ use crate::pipeline::control::{request, unexpected};
 use crate::pipeline::links::{CoordinatorInbox, Delivery, Links};
 use crate::pipeline::message::Message;
 use crate::pipeline::plan::{Plan, PlanStage};
+use crate::pipeline::prefix::{EXACT_BLOCK, Namer};
 use crate::pipeline::serve::Serving;
 use crate::pipeline::session::{Action, End, Session, SessionParams};
 use crate::rt::TaskSet;
 use crate::wire::control::{OpenSession, Opened, Reply, Request};
 use crate::wire::job::{LogitsHeader, StepHeader};
+use crate::wire::prefix::Prefix;
 
 /// Loading a stage of many GiB from a cold disk takes a while; more than this is a hang.
 const OPEN_DEADLINE: Duration = Duration::from_secs(180);
@@ -40,6 +42,8 @@ pub struct Coordinator {
     pub tasks: TaskSet,
     /// Where this node may be dialled, for the last stage.
     pub addresses: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
+    /// Names the texts whose KV hosts may keep.
+    pub namer: Namer,
 }
 
 /// One generation's work order.
@@ -51,6 +55,10 @@ pub struct Job {
     pub addresses: Vec<Vec<String>>,
     pub engine: String,
     pub prompt: Vec<u32>,
+    /// Whether steps keep the shapes of a plain run.
+    pub exact: bool,
+    /// Whether to guess ahead; never in the exact mode.
+    pub guess: bool,
     pub max_tokens: u32,
     pub vocab: u32,
     pub embedder: Arc<dyn Embedder>,
@@ -86,6 +94,10 @@ pub struct Outcome {
     pub end: Result<End, Fault>,
     /// Tokens chosen.
     pub tokens: Vec<u32>,
+    /// Tokens of the prompt that were not computed again.
+    pub cached: u32,
+    /// Guesses that were made, and how many were right.
+    pub guesses: (u32, u32),
     /// The stages, in order; empty where opening failed.
     pub stages: Vec<StageReport>,
     /// From the order to all stages being open.
@@ -105,19 +117,27 @@ pub async fn run<S: TokenSink>(coordinator: &Coordinator, job: Job, sink: &mut S
     let opened = match open_or_cancel(coordinator, &job).await {
         Ok(opened) => opened,
         Err(end) => {
-            release(coordinator, job.session, &hosts);
-            let (open, total) = (began.elapsed(), began.elapsed());
-            return Outcome { end, tokens: Vec::new(), stages: Vec::new(), open, first_token: None, total };
+            release(coordinator, job.session, &hosts, Prefix::default());
+            return Outcome::unopened(end, began.elapsed());
         }
     };
     let open = began.elapsed();
     let session = job.session;
     let mut drive = Drive::new(coordinator, job, &opened, began);
     let end = drive.run(inbox, losses, sink).await;
-    release(coordinator, session, &hosts);
-    let Drive { session, stages, first_token, .. } = drive;
-    let tokens = session.generated().to_vec();
-    Outcome { end, tokens, stages, open, first_token, total: began.elapsed() }
+    let keep = if end.is_ok() { drive.keep() } else { Prefix::default() };
+    release(coordinator, session, &hosts, keep);
+    let Drive { session, stages, first_token, job, .. } = drive;
+    let (tokens, guesses) = (session.generated().to_vec(), session.guesses());
+    Outcome { end, tokens, cached: job.cached, guesses, stages, open, first_token, total: began.elapsed() }
+}
+
+impl Outcome {
+    /// Of a session whose stages were not opened.
+    fn unopened(end: Result<End, Fault>, total: Duration) -> Self {
+        let (tokens, stages) = (Vec::new(), Vec::new());
+        Self { end, tokens, cached: 0, guesses: (0, 0), stages, open: total, first_token: None, total }
+    }
 }
 
 async fn open_or_cancel(coordinator: &Coordinator, job: &Job) -> Result<Vec<Opened>, Result<End, Fault>> {
@@ -143,6 +163,7 @@ async fn open_all(coordinator: &Coordinator, job: &Job) -> Result<Vec<Opened>, F
     let context = (job.prompt.len() as u64 + u64::from(job.max_tokens)).try_into().unwrap_or(u32::MAX);
     let local = coordinator.links.local();
     let own = (coordinator.addresses)();
+    let prefix = coordinator.namer.name(job.model, job.exact, &job.prompt);
     let open = |index: usize, stage: &PlanStage| {
         let next = job.plan.stages.get(index + 1).map_or(local, |next| next.node);
         let next_addresses = job.addresses.get(index + 1).cloned().unwrap_or_else(|| own.clone());
@@ -155,6 +176,8 @@ async fn open_all(coordinator: &Coordinator, job: &Job) -> Result<Vec<Opened>, F
             head: stage.head,
             stage: index as u32,
             context,
+            exact: job.exact,
+            prefix: prefix.clone(),
             next,
             next_addresses,
             coordinator: local,
@@ -193,7 +216,8 @@ fn check_opened(job: &Job, opened: &[Opened]) -> Result<(), Fault> {
     let width = job.embedder.width();
     for (stage, opened) in job.plan.stages.iter().zip(opened) {
         let vocab_fits = !stage.head || opened.vocab == Some(job.vocab);
-        if opened.width != width || !vocab_fits || opened.max_rows == 0 {
+        let cached_fits = opened.cached as usize <= job.prompt.len();
+        if opened.width != width || !vocab_fits || opened.max_rows == 0 || !cached_fits {
             let text = format!("peer {} opened a stage of another shape than the model's", stage.node.short());
             return Err(Fault::new(ErrorKind::BadFrame, text));
         }
@@ -201,18 +225,18 @@ fn check_opened(job: &Job, opened: &[Opened]) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Tells every stage to free the session, in the background.
-fn release(coordinator: &Coordinator, session: SessionId, stages: &[PlanStage]) {
-    coordinator.serving.release(session);
-    let Some(net) = &coordinator.net else { return };
+/// Tells every stage to end the session, in the background; what of its KV may be kept is named in `keep`.
+fn release(coordinator: &Coordinator, session: SessionId, stages: &[PlanStage], keep: Prefix) {
     let local = coordinator.links.local();
+    coordinator.serving.release(session, local, &keep);
+    let Some(net) = &coordinator.net else { return };
     let mut peers: Vec<NodeId> = stages.iter().map(|stage| stage.node).filter(|node| *node != local).collect();
     peers.sort_unstable();
     peers.dedup();
     for peer in peers {
-        let net = net.clone();
+        let (net, keep) = (net.clone(), keep.clone());
         coordinator.tasks.spawn("release", async move {
-            if let Err(fault) = request(&net, peer, &Request::Release { session }, RELEASE_DEADLINE).await {
+            if let Err(fault) = request(&net, peer, &Request::Release { session, keep }, RELEASE_DEADLINE).await {
                 tracing::debug!(%fault, "a stage could not be released; it frees the session by itself");
             }
         });
@@ -227,11 +251,19 @@ struct Drive<'a> {
     stages: Vec<StageReport>,
     began: Instant,
     first_token: Option<Duration>,
+    /// When the last step was sent.
+    sent: Instant,
+    /// Tokens that the sink has taken.
+    emitted: usize,
 }
 
 /// What of the job the drive still needs.
 struct Facts {
     session: SessionId,
+    model: ModelId,
+    exact: bool,
+    max_rows: u32,
+    cached: u32,
     first: NodeId,
     first_addresses: Vec<String>,
     last: NodeId,
@@ -251,8 +283,14 @@ impl<'a> Drive<'a> {
         };
         let stages = job.plan.stages.iter().zip(opened).map(report).collect();
         let local = coordinator.links.local();
+        let cached = opened.iter().map(|opened| opened.cached).min().unwrap_or(0);
+        let cached = usable(cached, job.prompt.len() as u32, job.exact);
         let facts = Facts {
             session: job.session,
+            model: job.model,
+            exact: job.exact,
+            max_rows,
+            cached,
             first: job.plan.stages.first().map_or(local, |stage| stage.node),
             first_addresses: job.addresses.first().cloned().unwrap_or_default(),
             last: job.plan.stages.last().map_or(local, |stage| stage.node),
@@ -260,9 +298,28 @@ impl<'a> Drive<'a> {
             deadline: job.deadline,
             cancel: job.cancel,
         };
-        let params = SessionParams { prompt: job.prompt, max_tokens: job.max_tokens, max_rows, vocab: job.vocab };
+        let params = SessionParams {
+            prompt: job.prompt,
+            max_tokens: job.max_tokens,
+            max_rows,
+            vocab: job.vocab,
+            cached,
+            guess: job.guess && !job.exact,
+        };
         let session = Session::new(params, job.sampler, job.is_end);
-        Self { coordinator, job: facts, session, stages, began, first_token: None }
+        let (first_token, sent) = (None, Instant::now());
+        Self { coordinator, job: facts, session, stages, began, first_token, sent, emitted: 0 }
+    }
+
+    /// The text whose KV hosts may keep. In the exact mode that is what was computed in whole chunks of the plain run's
+    /// size.
+    fn keep(&self) -> Prefix {
+        let text = match self.job.exact {
+            false => self.session.computed(),
+            true if self.job.max_rows == EXACT_BLOCK => self.session.prompt_sent().to_vec(),
+            true => Vec::new(),
+        };
+        self.coordinator.namer.name(self.job.model, self.job.exact, &text)
     }
 
     async fn run<S: TokenSink>(
@@ -310,7 +367,8 @@ impl<'a> Drive<'a> {
         match delivery {
             Some((from, Message::Logits { header, rows })) if from == self.job.last && header.epoch == 0 => {
                 self.record(&header);
-                self.session.on_logits(header.step, &rows)
+                let micros = self.sent.elapsed().as_micros().try_into().unwrap_or(u32::MAX);
+                self.session.on_logits(header.step, &rows, micros)
             }
             Some((from, Message::Failed { stage, fault, .. })) if self.is_host(from) => {
                 let text = format!("stage {stage} at peer {}: {fault}", from.short());
@@ -363,8 +421,12 @@ impl<'a> Drive<'a> {
                 match action {
                     Action::Emit { token, logprob } => {
                         self.first_token.get_or_insert_with(|| self.began.elapsed());
+                        self.emitted += 1;
                         if sink.token(token, logprob).await.is_break() {
-                            actions.extend(self.session.stop(End::Stop));
+                            // Tokens that were chosen behind it are not part of the answer.
+                            actions.clear();
+                            actions.extend(self.session.stop_after(self.emitted));
+                            return self.ended(actions);
                         }
                     }
                     Action::End(end) => return Some(Ok(end)),
@@ -374,6 +436,16 @@ impl<'a> Drive<'a> {
             }
         }
         None
+    }
+
+    /// The end that a stop text gives, whatever else was to be done.
+    fn ended(&self, actions: &[Action]) -> Option<Result<End, Fault>> {
+        let end = actions.iter().find_map(|action| match action {
+            Action::End(end) => Some(*end),
+            _ => None,
+        });
+        // Without one the session had ended already, by its limit.
+        Some(Ok(end.unwrap_or(End::Stop)))
     }
 
     async fn send(&mut self, action: Action) -> Result<(), Fault> {
@@ -394,7 +466,18 @@ impl<'a> Drive<'a> {
             compute_us: Vec::with_capacity(self.stages.len()),
         };
         let message = Message::Step { header, hidden };
+        self.sent = Instant::now();
         self.coordinator.links.send(self.job.first, &self.job.first_addresses, message).await
+    }
+}
+
+/// How much of the KV that every stage has is of use: in the exact mode whole chunks, of which the last is computed again
+/// where it has the prompt's last token.
+fn usable(cached: u32, prompt: u32, exact: bool) -> u32 {
+    let last = prompt.saturating_sub(1);
+    match exact {
+        false => cached.min(last),
+        true => cached.min(last) / EXACT_BLOCK * EXACT_BLOCK,
     }
 }
 

@@ -6,14 +6,15 @@
 
 use std::time::Duration;
 
-use crate::base::{ErrorKind, Fault, NodeId};
+use crate::base::{ErrorKind, Fault, NodeId, SessionId};
 use crate::engine::{Reduce, Row, StepJob, StepOutput};
 use crate::pipeline::links::{Links, StageInbox};
 use crate::pipeline::message::{Message, shape_of};
-use crate::pipeline::stages::{Lease, StageKey, StageTable};
+use crate::pipeline::stages::{Claim, Lease, StageKey, StageTable};
 use crate::rt::TaskSet;
 use crate::wire::control::{OpenSession, Opened};
 use crate::wire::job::{LogitsHeader, StepHeader, Want};
+use crate::wire::prefix::Prefix;
 
 /// A session from which nothing came for so long has lost its coordinator.
 pub const IDLE: Duration = Duration::from_secs(600);
@@ -47,22 +48,29 @@ impl Serving {
         if open.next_addresses.len().max(open.coordinator_addresses.len()) > MAX_ADDRESSES {
             return Err(Fault::new(ErrorKind::InvalidArgument, format!("more than {MAX_ADDRESSES} addresses")));
         }
+        if !open.prefix.is_sound() {
+            return Err(Fault::new(
+                ErrorKind::InvalidArgument,
+                "the prompt's prefix is not one that a coordinator names",
+            ));
+        }
         let key = StageKey { model: open.model, layers: open.layers, head: open.head, engine: open.engine.clone() };
-        let (lease, load_ms) = self.stages.acquire(key, open.context).await?;
-        let Some(inbox) = self.links.register_stage(open.session, open.stage, from) else {
-            let text = format!("session {} has a stage {} here already", open.session, open.stage);
-            return Err(Fault::new(ErrorKind::InvalidArgument, text));
-        };
+        let claim = Claim { coordinator: from, context: open.context, prefix: &open.prefix };
+        let (lease, load_ms) = self.stages.acquire(key, claim).await?;
+        let inbox = self.links.register_stage(open.session, open.stage, from)?;
         let spec = lease.stage().spec();
-        let opened = Opened { width: spec.width, vocab: spec.vocab, max_rows: spec.config.max_rows, load_ms };
-        let session = StageSession { open, lease, links: self.links.clone(), previous: None, next_step: 0 };
+        let (max_rows, cached) = (spec.config.max_rows, lease.cached());
+        let opened = Opened { width: spec.width, vocab: spec.vocab, max_rows, cached, load_ms };
+        let links = self.links.clone();
+        let session = StageSession { open, lease, links, previous: None, next_step: 0, held: cached };
         self.tasks.spawn("stage-session", session.run(inbox));
         Ok(opened)
     }
 
-    /// Ends a session and frees its KV.
-    pub fn release(&self, session: crate::base::SessionId) {
-        self.links.end_session(session);
+    /// Ends a session of this coordinator, and keeps of its KV what is named. One that is still loading its stage will
+    /// not begin.
+    pub fn release(&self, session: SessionId, coordinator: NodeId, keep: &Prefix) {
+        self.links.end_session(session, coordinator, keep);
     }
 }
 
@@ -74,6 +82,8 @@ struct StageSession {
     /// Who sends the steps: the first that did.
     previous: Option<NodeId>,
     next_step: u32,
+    /// Positions that the slot holds.
+    held: u32,
 }
 
 impl StageSession {
@@ -84,6 +94,7 @@ impl StageSession {
                 return;
             }
         }
+        self.lease.keep(self.open.coordinator, inbox.keep().within(self.held));
     }
 
     async fn handle(&mut self, from: NodeId, message: Message) -> Result<(), Fault> {
@@ -94,9 +105,8 @@ impl StageSession {
         match message {
             Message::Step { header, .. } if header.epoch != self.open.epoch => Ok(()),
             Message::Step { header, hidden } => self.step(header, hidden).await,
-            Message::Truncate { epoch, len, .. } if epoch == self.open.epoch => self.truncate(epoch, len).await,
             Message::Failed { fault, .. } => Err(fault),
-            Message::Truncate { .. } | Message::Logits { .. } => Ok(()),
+            Message::Logits { .. } => Ok(()),
         }
     }
 
@@ -110,11 +120,13 @@ impl StageSession {
             (true, Want::Top { k }) => Reduce::Top(k),
             (true, Want::Full) => Reduce::Full,
         };
-        let job = StepJob { hidden, rows, reduce };
+        let rewind = first < self.held;
+        let job = StepJob { hidden, rows, reduce, exact: self.open.exact, rewind };
         let (output, compute_us) =
             self.lease.stage().step(job).await.map_err(|error| Fault::new(error.kind(), error))?;
         header.compute_us.push(compute_us);
         self.next_step += 1;
+        self.held = first + header.rows;
         let message = match output {
             StepOutput::Hidden(hidden) => {
                 header.stage += 1;
@@ -145,17 +157,6 @@ impl StageSession {
             return Err(Fault::new(ErrorKind::BadFrame, text));
         }
         Ok(())
-    }
-
-    async fn truncate(&mut self, epoch: u32, len: u32) -> Result<(), Fault> {
-        let slot = self.lease.slot();
-        self.lease.stage().truncate(slot, len).await.map_err(|error| Fault::new(error.kind(), error))?;
-        if self.open.head {
-            return Ok(());
-        }
-        let (session, stage) = (self.open.session, self.open.stage + 1);
-        let message = Message::Truncate { session, epoch, stage, len };
-        self.links.send(self.open.next, &self.open.next_addresses, message).await
     }
 
     async fn fail(&self, fault: Fault) {

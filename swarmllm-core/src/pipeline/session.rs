@@ -2,13 +2,15 @@
 //!
 //! The session owns the token history, the sampler and the positions that its stages hold. It sends the prompt in
 //! chunks, a bounded number of them ahead of their confirmations so that stages overlap, then one token a step: the very
-//! step shapes of a whole model's run, so that the text is the same.
+//! step shapes of a whole model's run, so that the text is the same. Where it may guess, a step has the token and guesses
+//! behind it; the rows after the first wrong one are rewound by the next step.
 
 use std::collections::VecDeque;
 
 use crate::base::{ErrorKind, Fault};
 use crate::engine::Reduce;
 use crate::engine::sample::{LogitRow, SampleError, Sampler};
+use crate::pipeline::draft::{MAX_GUESSES, NGrams, Pace};
 use crate::wire::job::Want;
 
 /// Chunks of a prefill that may be under way at once. Two per stage keep a chain of stages busy; more only queue up.
@@ -25,6 +27,10 @@ pub struct SessionParams {
     pub max_rows: u32,
     /// Logits per row of the model.
     pub vocab: u32,
+    /// Tokens of the prompt whose KV every stage has; less than the prompt.
+    pub cached: u32,
+    /// Whether to guess ahead.
+    pub guess: bool,
 }
 
 /// Why a session ended well.
@@ -60,16 +66,52 @@ pub struct Session {
     /// Prompt tokens sent so far.
     sent: usize,
     next_step: u32,
-    /// Steps under way: their numbers, and whether logits are wanted.
-    in_flight: VecDeque<(u32, bool)>,
+    /// Steps under way: their numbers, and of how many rows logits are wanted.
+    in_flight: VecDeque<(u32, u32)>,
+    guesser: Option<Guesser>,
     over: bool,
+}
+
+/// What guesses ahead, and what it guessed.
+struct Guesser {
+    grams: NGrams,
+    pace: Pace,
+    /// The guesses of the step under way.
+    window: Vec<u32>,
+    made: u32,
+    right: u32,
+}
+
+impl Guesser {
+    /// Guesses for the next window, at most `most`.
+    fn guess(&mut self, most: usize) -> Vec<u32> {
+        let mut guesses = self.grams.guess(most);
+        guesses.truncate(self.pace.length(guesses.len()));
+        guesses
+    }
+
+    fn took(&mut self, guesses: usize, right: usize, micros: u32) {
+        self.pace.took(guesses, right, micros);
+        // At most MAX_GUESSES a step.
+        self.made += guesses as u32;
+        self.right += right as u32;
+    }
 }
 
 impl Session {
     /// A session that has not begun. `is_end` says which tokens end an answer; they are not emitted.
     pub fn new(params: SessionParams, sampler: Sampler, is_end: Box<dyn Fn(u32) -> bool + Send + Sync>) -> Self {
         let in_flight = VecDeque::with_capacity(MAX_CHUNKS_IN_FLIGHT);
-        Self { params, sampler, is_end, generated: Vec::new(), sent: 0, next_step: 0, in_flight, over: false }
+        let guesser = params.guess.then(|| Guesser {
+            grams: NGrams::new(&params.prompt),
+            pace: Pace::default(),
+            window: Vec::new(),
+            made: 0,
+            right: 0,
+        });
+        // The last token of a prompt is always computed: its logits are wanted.
+        let sent = (params.cached as usize).min(params.prompt.len().saturating_sub(1));
+        Self { params, sampler, is_end, generated: Vec::new(), sent, next_step: 0, in_flight, guesser, over: false }
     }
 
     /// Begins: the first chunks of the prompt.
@@ -80,14 +122,16 @@ impl Session {
         self.fill()
     }
 
-    /// The answer to step `step`.
-    pub fn on_logits(&mut self, step: u32, rows: &[LogitRow]) -> Vec<Action> {
+    /// The answer to step `step`, which took `micros` from its sending.
+    pub fn on_logits(&mut self, step: u32, rows: &[LogitRow], micros: u32) -> Vec<Action> {
         if self.over {
             return Vec::new();
         }
         match self.in_flight.pop_front() {
-            Some((expected, false)) if expected == step && rows.is_empty() => self.fill(),
-            Some((expected, true)) if expected == step && rows.len() == 1 => self.choose(&rows[0]),
+            Some((expected, 0)) if expected == step && rows.is_empty() => self.fill(),
+            Some((expected, wanted)) if expected == step && wanted > 0 && rows.len() == wanted as usize => {
+                self.choose(rows, micros)
+            }
             _ => self
                 .fail(ErrorKind::BadFrame, format!("step {step} was answered out of turn or with {} rows", rows.len())),
         }
@@ -109,6 +153,30 @@ impl Session {
         }
         self.over = true;
         vec![Action::Fail(fault)]
+    }
+
+    /// Ends the session with its first `tokens` chosen tokens: the caller has seen an end in the last of them.
+    pub fn stop_after(&mut self, tokens: usize) -> Vec<Action> {
+        self.generated.truncate(tokens);
+        self.stop(End::Stop)
+    }
+
+    /// Guesses that were made, and how many were right.
+    pub fn guesses(&self) -> (u32, u32) {
+        self.guesser.as_ref().map_or((0, 0), |guesser| (guesser.made, guesser.right))
+    }
+
+    /// The text whose KV every stage has: all but the last token, which was not computed.
+    pub fn computed(&self) -> Vec<u32> {
+        let mut text = self.params.prompt[..self.sent].to_vec();
+        let decoded = self.generated.len().saturating_sub(1);
+        text.extend(&self.generated[..decoded]);
+        text
+    }
+
+    /// The prompt's tokens that were sent.
+    pub fn prompt_sent(&self) -> &[u32] {
+        &self.params.prompt[..self.sent]
     }
 
     /// Tokens chosen so far.
@@ -139,17 +207,18 @@ impl Session {
             let last = end == self.params.prompt.len();
             let pos = self.sent as u32;
             self.sent = end;
-            actions.push(self.step(pos, tokens, last));
+            let wanted = u32::from(last);
+            actions.push(self.step(pos, tokens, wanted));
         }
         actions
     }
 
-    fn step(&mut self, pos: u32, tokens: Vec<u32>, wanted: bool) -> Action {
+    /// A step of which the logits of the last `wanted` rows are wanted.
+    fn step(&mut self, pos: u32, tokens: Vec<u32>, wanted: u32) -> Action {
         let step = self.next_step;
         self.next_step += 1;
         self.in_flight.push_back((step, wanted));
-        let rows = tokens.len() as u32;
-        let want_from = if wanted { rows - 1 } else { rows };
+        let want_from = tokens.len() as u32 - wanted;
         Action::Step { step, pos, tokens, want_from, want: self.want() }
     }
 
@@ -160,25 +229,61 @@ impl Session {
         }
     }
 
-    fn choose(&mut self, row: &LogitRow) -> Vec<Action> {
-        let sampled = match self.sample(row) {
-            Ok(sampled) => sampled,
-            Err(message) => return self.fail(ErrorKind::BadFrame, message),
-        };
-        let (token, logprob) = sampled;
-        if (self.is_end)(token) {
-            return self.stop(End::Stop);
+    /// Chooses a token from each row for as long as the guesses behind it are what was chosen.
+    fn choose(&mut self, rows: &[LogitRow], micros: u32) -> Vec<Action> {
+        let first = self.generated.is_empty();
+        let window = self.guesser.as_mut().map(|guesser| std::mem::take(&mut guesser.window)).unwrap_or_default();
+        let (mut actions, mut right) = (Vec::new(), 0);
+        for row in rows {
+            let (token, logprob) = match self.sample(row) {
+                Ok(sampled) => sampled,
+                Err(message) => {
+                    actions.extend(self.fail(ErrorKind::BadFrame, message));
+                    return actions;
+                }
+            };
+            if (self.is_end)(token) {
+                actions.extend(self.stop(End::Stop));
+                return actions;
+            }
+            self.accept(token);
+            actions.push(Action::Emit { token, logprob });
+            if self.generated.len() as u32 >= self.params.max_tokens {
+                actions.extend(self.stop(End::Length));
+                return actions;
+            }
+            match window.get(right) {
+                Some(guess) if *guess == token => right += 1,
+                _ => break,
+            }
         }
+        if let Some(guesser) = self.guesser.as_mut().filter(|_| !first) {
+            guesser.took(window.len(), right, micros);
+        }
+        actions.push(self.decode());
+        actions
+    }
+
+    fn accept(&mut self, token: u32) {
         self.sampler.accept(token);
         self.generated.push(token);
-        let mut actions = vec![Action::Emit { token, logprob }];
-        if self.generated.len() as u32 >= self.params.max_tokens {
-            actions.extend(self.stop(End::Length));
-            return actions;
+        if let Some(guesser) = &mut self.guesser {
+            guesser.grams.push(token);
+        }
+    }
+
+    /// The step of the last token, with guesses behind it where they pay.
+    fn decode(&mut self) -> Action {
+        let room = self.params.max_tokens as usize - self.generated.len();
+        let most = MAX_GUESSES.min(room - 1).min(self.params.max_rows as usize - 1);
+        let mut tokens: Vec<u32> = self.generated.last().copied().into_iter().collect();
+        if let Some(guesser) = &mut self.guesser {
+            guesser.window = guesser.guess(most);
+            tokens.extend(&guesser.window);
         }
         let pos = (self.params.prompt.len() + self.generated.len() - 1) as u32;
-        actions.push(self.step(pos, vec![token], true));
-        actions
+        let wanted = tokens.len() as u32;
+        self.step(pos, tokens, wanted)
     }
 
     fn sample(&mut self, row: &LogitRow) -> Result<(u32, f32), String> {
@@ -212,7 +317,8 @@ mod tests {
 
     fn session(prompt: usize, max_tokens: u32, max_rows: u32) -> Session {
         let sampling = SamplingParams { temperature: 0.0, ..Default::default() };
-        let params = SessionParams { prompt: (0..prompt as u32).collect(), max_tokens, max_rows, vocab: VOCAB };
+        let prompt = (0..prompt as u32).collect();
+        let params = SessionParams { prompt, max_tokens, max_rows, vocab: VOCAB, cached: 0, guess: false };
         Session::new(params, Sampler::new(sampling, VOCAB).unwrap(), Box::new(|token| token == EOS))
     }
 
@@ -238,14 +344,14 @@ mod tests {
     fn chunks_in_flight_are_bounded() {
         let mut session = session(MAX_CHUNKS_IN_FLIGHT + 2, 1, 1);
         assert_eq!(session.start().len(), MAX_CHUNKS_IN_FLIGHT);
-        assert_eq!(steps(&session.on_logits(0, &[])).len(), 1);
+        assert_eq!(steps(&session.on_logits(0, &[], 1)).len(), 1);
     }
 
     #[test]
     fn a_token_is_emitted_and_sent_at_the_next_position() {
         let mut session = session(3, 8, 16);
         session.start();
-        let actions = session.on_logits(0, &[row(42)]);
+        let actions = session.on_logits(0, &[row(42)], 1);
         assert_eq!(actions[0], Action::Emit { token: 42, logprob: 0.0 });
         assert_eq!(steps(&actions), [(1, 3, 1, 0)]);
     }
@@ -254,10 +360,10 @@ mod tests {
     fn it_ends_at_the_limit_and_at_an_end_token() {
         let mut one = session(3, 1, 16);
         one.start();
-        assert_eq!(one.on_logits(0, &[row(42)]).last(), Some(&Action::End(End::Length)));
+        assert_eq!(one.on_logits(0, &[row(42)], 1).last(), Some(&Action::End(End::Length)));
         let mut two = session(3, 9, 16);
         two.start();
-        assert_eq!(two.on_logits(0, &[row(EOS)]), [Action::End(End::Stop)]);
+        assert_eq!(two.on_logits(0, &[row(EOS)], 1), [Action::End(End::Stop)]);
         assert!(two.generated().is_empty());
     }
 
@@ -266,11 +372,75 @@ mod tests {
         for (step, rows) in [(1, vec![row(1)]), (0, vec![]), (0, vec![row(1), row(1)]), (0, vec![row(VOCAB)])] {
             let mut session = session(3, 9, 16);
             session.start();
-            let actions = session.on_logits(step, &rows);
+            let actions = session.on_logits(step, &rows, 1);
             assert!(matches!(actions.as_slice(), [Action::Fail(fault)] if fault.kind() == ErrorKind::BadFrame));
-            assert!(session.on_logits(0, &[row(1)]).is_empty());
+            assert!(session.on_logits(0, &[row(1)], 1).is_empty());
             assert!(session.stop(End::Cancelled).is_empty());
         }
+    }
+
+    #[test]
+    fn what_is_cached_is_not_sent_again_but_the_last_token_always_is() {
+        let with = |cached| {
+            let params = SessionParams { cached, ..session(10, 4, 8).params };
+            let mut session = Session::new(params, Sampler::new(SamplingParams::greedy(), VOCAB).unwrap(), never());
+            steps(&session.start())
+        };
+        assert_eq!(with(4), [(0, 4, 6, 5)]);
+        assert_eq!(with(10), [(0, 9, 1, 0)]);
+    }
+
+    #[test]
+    fn after_a_stop_text_only_what_was_seen_counts() {
+        let mut session = session(3, 8, 16);
+        session.start();
+        session.on_logits(0, &[row(42)], 1);
+        session.on_logits(1, &[row(43)], 1);
+        assert_eq!(session.stop_after(1), [Action::End(End::Stop)]);
+        assert_eq!(session.generated(), [42]);
+        assert_eq!(session.computed(), [0, 1, 2]);
+    }
+
+    fn never() -> Box<dyn Fn(u32) -> bool + Send + Sync> {
+        Box::new(|_| false)
+    }
+
+    /// A model that counts modulo `period`: guessable once it has gone round.
+    fn counts(period: u32, tokens: u32, guess: bool, costs: fn(usize) -> u32) -> (Vec<u32>, usize) {
+        let params =
+            SessionParams { prompt: vec![0], max_tokens: tokens, max_rows: 64, vocab: VOCAB, cached: 0, guess };
+        let mut session = Session::new(params, Sampler::new(SamplingParams::greedy(), VOCAB).unwrap(), never());
+        let mut queue: VecDeque<Action> = session.start().into();
+        let (mut said, mut steps) = (Vec::new(), 0);
+        while let Some(action) = queue.pop_front() {
+            match action {
+                Action::Step { step, tokens, want_from, pos, .. } => {
+                    assert_eq!(pos as usize, said.len(), "each step begins behind what is certain");
+                    steps += 1;
+                    let rows: Vec<LogitRow> =
+                        tokens[want_from as usize..].iter().map(|token| row((token + 1) % period)).collect();
+                    queue.extend(session.on_logits(step, &rows, costs(rows.len())));
+                }
+                Action::Emit { token, .. } => said.push(token),
+                Action::End(end) => assert_eq!(end, End::Length),
+                Action::Fail(fault) => panic!("{fault}"),
+            }
+        }
+        (said, steps)
+    }
+
+    #[test]
+    fn guesses_change_how_many_steps_are_taken_and_never_what_is_said() {
+        let cheap = |rows: usize| 1000 + 10 * rows as u32;
+        let (plain, slow) = counts(7, 300, false, cheap);
+        let (guessed, fast) = counts(7, 300, true, cheap);
+        assert_eq!(guessed, plain);
+        assert_eq!(slow, 300);
+        assert!(fast < 60, "{fast}");
+        // Where a row costs what a token costs, guessing stops.
+        let (guessed, even) = counts(7, 300, true, |rows| 1000 * rows as u32);
+        assert_eq!(guessed, plain);
+        assert!(even > 200, "{even}");
     }
 
     proptest! {
@@ -285,7 +455,7 @@ mod tests {
                         prop_assert_eq!(pos, next_pos);
                         next_pos += tokens.len() as u32;
                         let rows = if want_from < tokens.len() as u32 { vec![row(7)] } else { vec![] };
-                        queue.extend(session.on_logits(step, &rows));
+                        queue.extend(session.on_logits(step, &rows, 1));
                     }
                     Action::Emit { .. } => emitted += 1,
                     Action::End(end) => prop_assert_eq!(end, End::Length),

@@ -1,21 +1,24 @@
 //! The stage table: which stages are loaded on this node, and who has a slot in them.
 //!
 //! Owns the stages' handles and the memory budget. A session gets a [`Lease`]: a slot with KV cells of its own,
-//! admitted before anything is computed, given back when the lease ends. A stage without leases may be unloaded to make
-//! room for another.
+//! admitted before anything is computed, given back when the lease ends. A slot that is given back may keep its KV, which
+//! takes no memory that it would not have anyway: the next session whose prompt begins alike gets that slot. A stage
+//! without leases may be unloaded to make room for another.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::OnceCell;
 
-use crate::base::{Bytes, ErrorKind, Event, Fault, LayerRange, ModelId};
-use crate::engine::{Engine, StageConfig, StageHandle, StageSpec};
+use crate::base::{Bytes, ErrorKind, Event, Fault, LayerRange, ModelId, NodeId};
+use crate::engine::{Engine, EngineError, StageConfig, StageHandle, StageSpec};
 use crate::model::Manifest;
 use crate::model::catalog::Catalog;
 use crate::pipeline::memory::stage_memory;
 use crate::rt::{EventBus, TaskSet};
+use crate::wire::prefix::Prefix;
 
 /// Which stage.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -68,9 +71,39 @@ struct Entry {
 }
 
 struct Slots {
-    free: Vec<u32>,
+    free: Vec<FreeSlot>,
     leases: u32,
     last_used: u64,
+}
+
+/// A slot that no session has.
+#[derive(Default)]
+struct FreeSlot {
+    slot: u32,
+    /// Whose KV is in it, and what text it is of; nothing where it is empty.
+    kept: Option<(NodeId, Prefix)>,
+    /// When it was given back.
+    since: u64,
+}
+
+/// What a session asks of a stage.
+#[derive(Clone, Copy)]
+pub struct Claim<'a> {
+    /// Whose session it is.
+    pub coordinator: NodeId,
+    /// Positions.
+    pub context: u32,
+    /// How its prompt begins.
+    pub prefix: &'a Prefix,
+}
+
+/// A slot that was taken.
+struct Taken {
+    slot: u32,
+    /// Positions of the prompt that are there.
+    cached: u32,
+    /// Whether other KV is in it, which must go first.
+    stale: bool,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -84,9 +117,21 @@ pub struct Lease {
     tasks: TaskSet,
     entry: Arc<Entry>,
     slot: u32,
+    cached: u32,
+    kept: Option<(NodeId, Prefix)>,
 }
 
 impl Lease {
+    /// Positions of the session's prompt whose KV is in the slot.
+    pub fn cached(&self) -> u32 {
+        self.cached
+    }
+
+    /// Says what text the slot's KV is of, so that it is kept when the lease ends.
+    pub fn keep(&mut self, coordinator: NodeId, text: Prefix) {
+        self.kept = (!text.ids.is_empty()).then_some((coordinator, text));
+    }
+
     /// The stage.
     pub fn stage(&self) -> &StageHandle {
         &self.handle
@@ -101,14 +146,15 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let (handle, entry, slot) = (self.handle.clone(), self.entry.clone(), self.slot);
+        if let Some(kept) = self.kept.take() {
+            return locked(&entry.slots).give_back(slot, Some(kept));
+        }
         self.tasks.spawn("release-slot", async move {
             // The slot is free only once its release is queued, so that the next session's first step comes after it.
             if let Err(error) = handle.release(slot).await {
                 tracing::debug!(%error, "a stage ended before its session");
             }
-            let mut slots = locked(&entry.slots);
-            slots.free.push(slot);
-            slots.leases -= 1;
+            locked(&entry.slots).give_back(slot, None);
         });
     }
 }
@@ -160,21 +206,22 @@ impl StageTable {
         (entries.by_key.len() as u32, leases)
     }
 
-    /// Admits a session of `context` tokens to a stage, loading it if need be. Also says how many milliseconds loading
+    /// Admits a session to a stage, loading it if need be. Also says how many milliseconds loading
     /// took. Cancel-safe: an admission that is not awaited to its end holds nothing.
-    pub async fn acquire(&self, key: StageKey, context: u32) -> Result<(Lease, u32), Fault> {
+    pub async fn acquire(&self, key: StageKey, claim: Claim<'_>) -> Result<(Lease, u32), Fault> {
         let manifest = self.inner.catalog.manifest(key.model).ok_or_else(|| not_known(key.model))?;
         let engine = self.engine(&key.engine)?;
         self.check_cut(&engine, &manifest, &key)?;
-        let entry = self.admit(&manifest, &key, context)?;
-        let mut ticket = Ticket { table: self, entry: Some((entry.0.clone(), entry.1)) };
+        let (entry, Taken { slot, cached, stale }) = self.admit(&manifest, &key, claim)?;
+        let mut ticket = Ticket { table: self, entry: Some((entry.clone(), slot)) };
         let began = Instant::now();
-        let was_loaded = entry.0.cell.initialized();
-        let handle = entry.0.cell.get_or_try_init(|| self.load(engine, key.clone())).await?.clone();
+        let was_loaded = entry.cell.initialized();
+        let handle = entry.cell.get_or_try_init(|| self.load(engine, key.clone())).await?.clone();
+        let cached = prepare(&handle, slot, cached, stale).await.map_err(|error| Fault::new(error.kind(), error))?;
         let load_ms = if was_loaded { 0 } else { began.elapsed().as_millis().try_into().unwrap_or(u32::MAX) };
         ticket.entry = None;
         let tasks = self.inner.tasks.clone();
-        Ok((Lease { handle, tasks, entry: entry.0, slot: entry.1 }, load_ms))
+        Ok((Lease { handle, tasks, entry, slot, cached, kept: None }, load_ms))
     }
 
     /// Unloads every stage that no session uses.
@@ -204,7 +251,7 @@ impl StageTable {
     }
 
     /// Finds or makes the entry and takes a slot of it.
-    fn admit(&self, manifest: &Manifest, key: &StageKey, context: u32) -> Result<(Arc<Entry>, u32), Fault> {
+    fn admit(&self, manifest: &Manifest, key: &StageKey, claim: Claim) -> Result<(Arc<Entry>, Taken), Fault> {
         let mut entries = locked(&self.inner.entries);
         let entry = match entries.by_key.get(key) {
             Some(entry) => entry.clone(),
@@ -217,8 +264,8 @@ impl StageTable {
             }
         };
         entries.clock += 1;
-        let slot = entry.take(context, entries.clock, &self.inner.limits.stage)?;
-        Ok((entry, slot))
+        let taken = entry.take(claim, entries.clock, &self.inner.limits.stage)?;
+        Ok((entry, taken))
     }
 
     /// Unloads idle stages, longest unused first, until `memory` fits.
@@ -264,8 +311,7 @@ impl StageTable {
     fn give_up(&self, entry: &Arc<Entry>, slot: u32) {
         let mut entries = locked(&self.inner.entries);
         let mut slots = locked(&entry.slots);
-        slots.free.push(slot);
-        slots.leases -= 1;
+        slots.give_back(slot, None);
         if slots.leases == 0 && !entry.cell.initialized() {
             entries.by_key.remove(&entry.key);
         }
@@ -277,6 +323,18 @@ impl StageTable {
         let loaded = |entry: &Arc<Entry>| entry.cell.get().map(|stage| (entry.key.clone(), stage.spec().clone()));
         entries.by_key.values().filter_map(loaded).collect()
     }
+}
+
+/// Leaves in a slot the KV of the first `cached` positions and nothing else; gives how many are there.
+async fn prepare(stage: &StageHandle, slot: u32, cached: u32, stale: bool) -> Result<u32, EngineError> {
+    if cached > 0 && stage.truncate(slot, cached).await.is_ok() {
+        return Ok(cached);
+    }
+    // Nothing to reuse, or a window that has moved past it.
+    if stale || cached > 0 {
+        stage.release(slot).await?;
+    }
+    Ok(0)
 }
 
 /// Holds an admission until its lease exists.
@@ -295,7 +353,7 @@ impl Drop for Ticket<'_> {
 
 impl Entry {
     fn new(key: StageKey, memory: u64, config: &StageConfig) -> Self {
-        let free = (0..config.max_sessions).rev().collect();
+        let free = (0..config.max_sessions).map(|slot| FreeSlot { slot, ..FreeSlot::default() }).collect();
         let slots = Slots { free, leases: 0, last_used: 0 };
         Self { key, memory, cell: OnceCell::new(), slots: Mutex::new(slots) }
     }
@@ -304,19 +362,42 @@ impl Entry {
         locked(&self.slots).leases > 0
     }
 
-    fn take(&self, context: u32, now: u64, config: &StageConfig) -> Result<u32, Fault> {
+    fn take(&self, claim: Claim, now: u64, config: &StageConfig) -> Result<Taken, Fault> {
         let mut slots = locked(&self.slots);
-        if context > config.context {
-            let text = format!("{context} tokens were asked for, a stage here has {}", config.context);
+        if claim.context > config.context {
+            let text = format!("{} tokens were asked for, a stage here has {}", claim.context, config.context);
             return Err(Fault::new(ErrorKind::ContextOverflow, text));
         }
-        let Some(slot) = slots.free.pop() else {
+        let Some(taken) = slots.take(claim) else {
             let text = format!("all {} sessions of the stage are in use; try again", config.max_sessions);
             return Err(Fault::new(ErrorKind::Overloaded, text));
         };
         slots.leases += 1;
         slots.last_used = now;
-        Ok(slot)
+        Ok(taken)
+    }
+}
+
+impl Slots {
+    /// The free slot that holds most of the prompt, else an empty one, else the one given back longest ago; among equals
+    /// the lowest, so that neighbouring slots are in use, which engines compute together.
+    fn take(&mut self, claim: Claim) -> Option<Taken> {
+        let common = |free: &FreeSlot| match &free.kept {
+            Some((owner, text)) if *owner == claim.coordinator => text.common(claim.prefix),
+            _ => 0,
+        };
+        let rank = |free: &FreeSlot| (Reverse(common(free)), free.kept.is_some(), free.since, free.slot);
+        let (index, _) = self.free.iter().enumerate().min_by_key(|(_, free)| rank(free))?;
+        let free = self.free.swap_remove(index);
+        let cached = common(&free);
+        Some(Taken { slot: free.slot, cached, stale: free.kept.is_some() && cached == 0 })
+    }
+
+    fn give_back(&mut self, slot: u32, kept: Option<(NodeId, Prefix)>) {
+        // Empty slots are alike, whenever they were given back.
+        let since = if kept.is_some() { self.last_used } else { 0 };
+        self.free.push(FreeSlot { slot, kept, since });
+        self.leases -= 1;
     }
 }
 

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::{Fault, LayerRange, ModelId, NodeId, SessionId};
 use crate::wire::announce::Announcement;
+use crate::wire::prefix::Prefix;
 
 /// A request on a control stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -14,8 +15,9 @@ pub enum Request {
     Manifest { model: ModelId },
     /// Asks to load a stage (if need be) and to admit a session to it.
     Open(OpenSession),
-    /// Ends a session at this stage and frees its KV. Unknown sessions are fine.
-    Release { session: SessionId },
+    /// Ends a session at this stage. Unknown sessions are fine. Its KV is freed, but for what is named in `keep`, which
+    /// the host may keep for as long as it has room, so that the coordinator's next session begins with it.
+    Release { session: SessionId, keep: Prefix },
 }
 
 /// The reply to a [`Request`].
@@ -52,6 +54,10 @@ pub struct OpenSession {
     pub stage: u32,
     /// Positions that the session may use.
     pub context: u32,
+    /// Whether its steps keep their shapes: none is computed together with another session's, or in pieces.
+    pub exact: bool,
+    /// How its prompt begins.
+    pub prefix: Prefix,
     /// Where results go: the next stage's host, or the coordinator behind the last.
     pub next: NodeId,
     /// Where `next` may be dialled.
@@ -71,6 +77,8 @@ pub struct Opened {
     pub vocab: Option<u32>,
     /// Rows that one step may have.
     pub max_rows: u32,
+    /// Positions of the prompt whose KV is there; steps may begin here, or before.
+    pub cached: u32,
     /// Milliseconds that loading took; 0 where the stage was there.
     pub load_ms: u32,
 }

@@ -21,8 +21,6 @@ pub enum StageHeader {
     Step(StepHeader),
     /// The last stage's answer, to the coordinator.
     Logits(LogitsHeader),
-    /// Keep the first `len` positions at this stage and at all after it.
-    Truncate { session: SessionId, epoch: u32, stage: u32, len: u32 },
     /// A stage could not do its work; to the coordinator.
     Failed { session: SessionId, epoch: u32, stage: u32, fault: Fault },
 }
@@ -38,7 +36,7 @@ pub struct StepHeader {
     pub stage: u32,
     /// Number of the step within the session, from 0.
     pub step: u32,
-    /// Position of the first row.
+    /// Position of the first row. Positions from there on that were computed before are forgotten.
     pub pos: u32,
     /// Rows.
     pub rows: u32,

@@ -10,6 +10,7 @@ pub mod announce;
 pub mod control;
 pub mod frame;
 pub mod job;
+pub mod prefix;
 pub mod shard;
 pub mod tensor;
 

@@ -1,0 +1,211 @@
+//! Guesses ahead, without a second model: what followed the last time when these tokens were seen. Pure.
+//!
+//! [`NGrams`] proposes, [`Pace`] says how many guesses are worth their rows. The stages compute a window of guesses in one
+//! step; the coordinator samples row after row and keeps guesses for as long as they are what it would have chosen, so
+//! that a guess never changes what is said, only how fast. (Prompt lookup decoding, as in Saxena 2023; the verification is
+//! that of Leviathan et al. 2023 for a draft that is certain of itself.)
+
+use std::collections::HashMap;
+
+/// Longest and shortest suffix that is looked up.
+const LONGEST: usize = 4;
+const SHORTEST: usize = 2;
+/// Windows that are considered, in guesses: a step has one row more, and at most as many as go together at a stage.
+const LENGTHS: [usize; 8] = [0, 1, 2, 4, 7, 12, 20, 31];
+/// Most guesses of a window.
+pub const MAX_GUESSES: usize = 31;
+
+/// The text so far, by its n-grams.
+pub struct NGrams {
+    tokens: Vec<u32>,
+    /// Hash of an n-gram to the position behind its last occurrence but the present one.
+    seen: [HashMap<u64, u32>; LONGEST - SHORTEST + 1],
+}
+
+impl NGrams {
+    /// An index of a text, to be extended by [`push`](Self::push).
+    pub fn new(tokens: &[u32]) -> Self {
+        let mut index = Self { tokens: Vec::with_capacity(tokens.len()), seen: Default::default() };
+        tokens.iter().for_each(|token| index.push(*token));
+        index
+    }
+
+    /// Takes a token into the text. The n-grams that ended before it become findable.
+    pub fn push(&mut self, token: u32) {
+        let end = self.tokens.len();
+        for (seen, length) in self.seen.iter_mut().zip(SHORTEST..=LONGEST) {
+            if let Some(gram) = end.checked_sub(length).and_then(|start| self.tokens.get(start..end)) {
+                // A context is far below 2^32 tokens.
+                seen.insert(hash(gram), end as u32);
+            }
+        }
+        self.tokens.push(token);
+    }
+
+    /// What followed when the longest known suffix of the text was last seen, at most `most` tokens; empty where none is.
+    pub fn guess(&self, most: usize) -> Vec<u32> {
+        let end = self.tokens.len();
+        for (seen, length) in self.seen.iter().rev().zip((SHORTEST..=LONGEST).rev()) {
+            let Some(gram) = end.checked_sub(length).and_then(|start| self.tokens.get(start..end)) else { continue };
+            let Some(&behind) = seen.get(&hash(gram)) else { continue };
+            let behind = behind as usize;
+            // Equal hashes of other n-grams would only cost a wrong guess.
+            return self.tokens[behind..end.min(behind + most)].to_vec();
+        }
+        Vec::new()
+    }
+}
+
+/// FNV-1a over the tokens.
+fn hash(gram: &[u32]) -> u64 {
+    let bytes = gram.iter().flat_map(|token| token.to_le_bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// Weight of a new measurement of time in the running ones, and how fast old guesses are forgotten.
+const FRESH: f64 = 0.2;
+const MEMORY: f64 = 0.92;
+/// What is assumed before anything was measured: four of five guesses are right, and a row more costs a quarter of a
+/// token's time.
+const FIRST_RIGHT: f64 = 4.0;
+const FIRST_MADE: f64 = 5.0;
+const FIRST_SLOPE: f64 = 0.25;
+/// A window must promise so much more than a plain token: estimates are not exact.
+const MARGIN: f64 = 1.05;
+/// After so many tokens without guesses although there were some, a short window tries again.
+const RETRY: u32 = 48;
+
+/// How long windows should be: the most tokens per time, by how often guesses were right and what rows cost.
+pub struct Pace {
+    right: f64,
+    made: f64,
+    /// Microseconds of a step of `LENGTHS[i] + 1` rows.
+    micros: [Option<f64>; LENGTHS.len()],
+    idle: u32,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { right: FIRST_RIGHT, made: FIRST_MADE, micros: [None; LENGTHS.len()], idle: 0 }
+    }
+}
+
+impl Pace {
+    /// How many of `available` guesses to make now.
+    pub fn length(&mut self, available: usize) -> usize {
+        if available == 0 {
+            return 0;
+        }
+        let plain = self.cost(0);
+        let rate = |index: usize| self.expected(LENGTHS[index]) / self.cost(index);
+        let fitting = (1..LENGTHS.len()).filter(|index| LENGTHS[*index] <= available);
+        let best = fitting.max_by(|a, b| rate(*a).total_cmp(&rate(*b)));
+        match best {
+            Some(index) if rate(index) > MARGIN / plain => LENGTHS[index],
+            // `available` may lie between two lengths; the shortest is 1.
+            _ if self.idle >= RETRY => LENGTHS[1],
+            _ => {
+                self.idle += 1;
+                0
+            }
+        }
+    }
+
+    /// A window of `guesses` of which `right` were right took `micros`.
+    pub fn took(&mut self, guesses: usize, right: usize, micros: u32) {
+        if let Some(index) = LENGTHS.iter().position(|length| *length == guesses) {
+            let known = self.micros[index].get_or_insert(f64::from(micros));
+            *known += FRESH * (f64::from(micros) - *known);
+        }
+        if guesses > 0 {
+            self.idle = 0;
+            // What lies behind the first wrong guess was not tried.
+            let tried = (right + 1).min(guesses);
+            self.right = self.right * MEMORY + right as f64;
+            self.made = self.made * MEMORY + tried as f64;
+        }
+    }
+
+    /// Tokens that a window of `guesses` gives on average: `1 + p + p^2 + ... + p^guesses`.
+    fn expected(&self, guesses: usize) -> f64 {
+        let p = self.right / self.made;
+        (0..=guesses).map(|power| p.powi(power as i32)).sum()
+    }
+
+    /// Microseconds of a window: measured, or from the nearest measured ones by a straight line.
+    fn cost(&self, index: usize) -> f64 {
+        if let Some(known) = self.micros[index] {
+            return known.max(1.0);
+        }
+        let plain = self.micros[0].unwrap_or(1.0).max(1.0);
+        let rows = LENGTHS[index] as f64;
+        let measured = (1..LENGTHS.len()).filter_map(|at| Some((LENGTHS[at] as f64, self.micros[at]?)));
+        let near = measured.min_by(|a, b| (a.0 - rows).abs().total_cmp(&(b.0 - rows).abs()));
+        let slope = near.map_or(FIRST_SLOPE * plain, |(guesses, micros)| ((micros - plain) / guesses).max(0.0));
+        plain + slope * rows
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_followed_the_longest_known_suffix_is_guessed() {
+        let text = [1, 2, 3, 4, 5, 9, 2, 3, 4, 7, 7, 1, 2, 3, 4];
+        let grams = NGrams::new(&text);
+        // `1 2 3 4` was followed by `5 9 2`, the more recent `2 3 4` by `7`: the longer suffix counts.
+        assert_eq!(grams.guess(3), [5, 9, 2]);
+        assert!(NGrams::new(&[1, 2, 3]).guess(3).is_empty());
+        assert!(NGrams::new(&[]).guess(3).is_empty());
+        assert_eq!(NGrams::new(&[8, 8, 8]).guess(5), [8]);
+    }
+
+    #[test]
+    fn windows_are_long_where_guesses_are_right_and_rows_are_cheap_and_none_where_they_are_not() {
+        let mut pace = Pace::default();
+        for _ in 0..40 {
+            pace.took(0, 0, 10_000);
+            pace.took(31, 31, 30_000);
+        }
+        assert_eq!(pace.length(31), 31);
+        assert_eq!(pace.length(5), 4);
+        for _ in 0..80 {
+            pace.took(2, 0, 20_000);
+        }
+        assert_eq!(pace.length(31), 0);
+        // Now and then it tries again.
+        assert!((0..=RETRY).any(|_| pace.length(31) == 1));
+    }
+
+    #[test]
+    fn rows_that_cost_as_much_as_tokens_are_not_guessed() {
+        let mut pace = Pace::default();
+        for (guesses, micros) in [(0, 10_000), (1, 20_500), (4, 51_000), (12, 131_000), (31, 330_000)] {
+            pace.took(guesses, guesses * 4 / 5, micros);
+        }
+        assert_eq!(pace.length(31), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn a_guess_is_a_piece_of_the_text(text in proptest::collection::vec(0u32..4, 0..60), most in 0usize..12) {
+            let guess = NGrams::new(&text).guess(most);
+            prop_assert!(guess.len() <= most);
+            prop_assert!(guess.is_empty() || text.windows(guess.len()).any(|piece| piece == guess));
+        }
+
+        #[test]
+        fn a_length_is_never_more_than_there_are_guesses(
+            windows in proptest::collection::vec((0usize..8, 0usize..32, any::<u32>()), 0..40),
+            available in 0usize..40,
+        ) {
+            let mut pace = Pace::default();
+            for (index, right, micros) in windows {
+                pace.took(LENGTHS[index], right.min(LENGTHS[index]), micros);
+            }
+            prop_assert!(pace.length(available) <= available.min(MAX_GUESSES));
+        }
+    }
+}
