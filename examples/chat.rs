@@ -21,12 +21,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .chat(ChatRequest {
             model,
             messages: vec![ChatMessage { role: "user".to_owned(), content: question }],
-            options: GenerateOptions {
-                max_tokens: Some(64),
-                sampling: Default::default(),
-                stop: Vec::new(),
-                deadline: None,
-            },
+            options: GenerateOptions { max_tokens: Some(64), ..GenerateOptions::default() },
         })
         .await?;
     while let Some(delta) = answer.next().await {

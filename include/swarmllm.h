@@ -342,7 +342,7 @@ swarmllm_status swarmllm_node_free(swarmllm_node node);
 /**
  * Asks a model. `messages` is a JSON list such as `[{"role": "user", "content": "Hello"}]`; `options` is NULL or a JSON
  * object of `max_tokens`, `temperature` (0 = greedy), `top_k`, `top_p`, `min_p`, `repeat_penalty`, `repeat_last_n`,
- * `presence_penalty`, `frequency_penalty`, `seed`, `stop` (a text or a list), `deadline_ms`. Returns when the stages are
+ * `presence_penalty`, `frequency_penalty`, `seed`, `stop` (a text or a list), `deadline_ms`, `exact`, `guess`. Returns when the stages are
  * ready and the prompt was accepted.
  */
 swarmllm_status swarmllm_node_chat(swarmllm_node node,

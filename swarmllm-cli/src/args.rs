@@ -169,6 +169,9 @@ pub struct ChatArgs {
     /// Makes the choice repeatable
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+    /// Answer token for token as a plain run of the whole model, whoever else is answered meanwhile
+    #[arg(long)]
+    pub exact: bool,
     /// Text that ends the answer; may be repeated
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,

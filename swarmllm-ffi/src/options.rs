@@ -18,10 +18,13 @@ pub fn messages(text: &str) -> Result<Vec<ChatMessage>, Fault> {
 pub fn generate(text: Option<&str>) -> Result<GenerateOptions, Fault> {
     let mut fields = object(text)?;
     let deadline = take::<u64>(&mut fields, "deadline_ms")?;
+    let default = GenerateOptions::default();
     Ok(GenerateOptions {
         max_tokens: take(&mut fields, "max_tokens")?,
         stop: stop(fields.remove("stop"))?,
         deadline: deadline.map(Duration::from_millis),
+        exact: take(&mut fields, "exact")?.unwrap_or(default.exact),
+        guess: take(&mut fields, "guess")?.unwrap_or(default.guess),
         sampling: sampling(fields)?,
     })
 }

@@ -75,6 +75,8 @@ pub struct Options {
     seed: Option<u64>,
     stop: Option<Vec<String>>,
     deadline: Option<f64>,
+    exact: Option<bool>,
+    guess: Option<bool>,
 }
 
 impl Options {
@@ -97,7 +99,11 @@ impl Options {
         set(&mut sampling.frequency_penalty, self.frequency_penalty);
         set(&mut sampling.seed, self.seed.map(Some));
         let deadline = self.deadline.map(seconds).transpose()?;
-        Ok(GenerateOptions { max_tokens: self.max_tokens, sampling, stop: self.stop.unwrap_or_default(), deadline })
+        let (max_tokens, stop) = (self.max_tokens, self.stop.unwrap_or_default());
+        let mut options = GenerateOptions { max_tokens, sampling, stop, deadline, ..GenerateOptions::default() };
+        set(&mut options.exact, self.exact);
+        set(&mut options.guess, self.guess);
+        Ok(options)
     }
 }
 

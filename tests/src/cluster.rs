@@ -178,10 +178,10 @@ pub async fn await_plan(node: &Node, model: ModelId) {
     crate::eventually("every layer of the model has a holder", ready).await;
 }
 
-/// The likeliest token at every step.
+/// The likeliest token at every step, as a plain run takes it.
 pub fn greedy(tokens: u32) -> GenerateOptions {
     let sampling = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-    GenerateOptions { max_tokens: Some(tokens), sampling, stop: Vec::new(), deadline: None }
+    GenerateOptions { max_tokens: Some(tokens), sampling, exact: true, ..GenerateOptions::default() }
 }
 
 /// Asks for a greedy continuation of a text.

@@ -9,6 +9,7 @@ pub mod gguf;
 pub mod models;
 pub mod process;
 pub mod prompts;
+pub mod rogue;
 pub mod whole;
 
 use std::time::Duration;

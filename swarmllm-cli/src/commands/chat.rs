@@ -45,7 +45,8 @@ fn options(args: &ChatArgs) -> GenerateOptions {
         seed: args.seed.or(default.seed),
         ..default
     };
-    GenerateOptions { max_tokens: args.max_tokens, sampling, stop: args.stop.clone(), deadline: None }
+    let (max_tokens, stop, exact) = (args.max_tokens, args.stop.clone(), args.exact);
+    GenerateOptions { max_tokens, sampling, stop, exact, ..GenerateOptions::default() }
 }
 
 fn message(role: &str, content: String) -> ChatMessage {
@@ -201,9 +202,12 @@ fn report(done: &Completion) -> String {
         .collect();
     let timings = &done.timings;
     let sums = format!(
-        "{} + {} tokens, first after {:.0} ms, {:.1} tok/s, {:.0} ms in all, ended by {}",
+        "{} ({} cached) + {} tokens ({} of {} guesses right), first after {:.0} ms, {:.1} tok/s, {:.0} ms in all, ended by {}",
         done.prompt_tokens,
+        done.cached_tokens,
         done.completion_tokens,
+        done.right_guesses,
+        done.guessed_tokens,
         timings.first_token_ms,
         timings.decode_tokens_per_second,
         timings.total_ms,
@@ -275,6 +279,9 @@ mod tests {
             tokens: Vec::new(),
             finish: FinishReason::Length,
             prompt_tokens: 3,
+            cached_tokens: 2,
+            guessed_tokens: 5,
+            right_guesses: 4,
             completion_tokens: 9,
             route: vec![stage(0xaa, 0, 15, false), stage(0xbb, 15, 30, true)],
             timings: Timings { open_ms: 1.0, first_token_ms: 20.0, decode_tokens_per_second: 55.5, total_ms: 99.0 },

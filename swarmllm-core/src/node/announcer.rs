@@ -1,12 +1,15 @@
-//! Tells the swarm what this node holds: in the hello to each peer, and by gossip whenever it changes.
+//! Tells the swarm what this node holds: in the hello to each peer, and whenever it changes by gossip and in the swarm's
+//! table, where those look who come later.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::base::{Fault, NodeId};
+use crate::base::{Fault, Hash, NodeId};
 use crate::model::catalog::Catalog;
 use crate::net::NetHandle;
+use crate::node::seek::{key_of, key_of_name};
 use crate::node::shared::Shared;
 use crate::pipeline::control::{request, unexpected};
 use crate::pipeline::stages::StageTable;
@@ -80,11 +83,13 @@ pub(crate) async fn hello(shared: &Shared, peer: NodeId) -> Result<(), Fault> {
     }
 }
 
-/// Announces each change of the catalogue until the node stops.
+/// Announces what is held at the start and each change of the catalogue, until the node stops.
 pub(crate) async fn run(shared: Arc<Shared>) {
     let Some(net) = shared.net.clone() else { return };
     let mut changes = shared.catalog.changes();
     let stopping = shared.tasks.stopping();
+    let mut provided = HashSet::new();
+    provide(&shared, &net, &mut provided).await;
     loop {
         tokio::select! {
             () = stopping.cancelled() => return,
@@ -93,6 +98,29 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         tokio::time::sleep(SETTLE).await;
         changes.borrow_and_update();
         announce(&shared, &net).await;
+        provide(&shared, &net, &mut provided).await;
+    }
+}
+
+/// Keeps the table's entries of this node, `provided`, equal to the models that it holds something of.
+async fn provide(shared: &Shared, net: &NetHandle, provided: &mut HashSet<Hash>) {
+    let models = shared.catalog.models().into_iter().take(Announcement::MAX_HOLDINGS);
+    let held = models.filter(|(model, _)| shared.catalog.holding(*model).any());
+    let keys: HashSet<Hash> = held.flat_map(|(model, known)| [key_of(model), key_of_name(&known.name)]).collect();
+    let withdrawn: Vec<Hash> = provided.difference(&keys).copied().collect();
+    for key in withdrawn {
+        provided.remove(&key);
+        if let Err(error) = net.withdraw(key).await {
+            tracing::debug!(%error, "an entry of the swarm's table could not be withdrawn");
+        }
+    }
+    for key in keys {
+        // The entry stands here, where seekers come by, even where no peer has taken a copy yet.
+        if provided.insert(key)
+            && let Err(error) = net.provide(key).await
+        {
+            tracing::debug!(%error, "an entry of the swarm's table was not copied");
+        }
     }
 }
 

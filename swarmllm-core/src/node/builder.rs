@@ -21,6 +21,7 @@ use crate::node::registry::Registry;
 use crate::node::runtime::Ground;
 use crate::node::shared::{Config, Shared};
 use crate::pipeline::links::Links;
+use crate::pipeline::prefix::Namer;
 use crate::pipeline::runner::Coordinator;
 use crate::pipeline::serve::Serving;
 use crate::pipeline::stages::{StageLimits, StageTable};
@@ -36,6 +37,8 @@ const DEFAULT_LISTEN: [&str; 2] = ["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/qui
 const DEFAULT_CONTEXT: u32 = 4096;
 /// Sessions of a stage at once. SmolLM2-135M takes 22.5 KiB of KV a token, so `4 * 4096` of them take 360 MiB.
 const DEFAULT_SESSIONS: u32 = 4;
+/// Most sessions of a stage: they are computed together, and llama.cpp gives logits of 64 rows at once.
+const MAX_SESSIONS: u32 = 64;
 /// Threads that a node does not go beyond by itself.
 const MAX_DEFAULT_THREADS: u32 = 64;
 
@@ -64,6 +67,7 @@ pub struct NodeBuilder {
     threads: Option<u32>,
     memory: Option<u64>,
     context: Option<u32>,
+    sessions: Option<u32>,
     engine: Option<String>,
     engines: Option<Vec<Arc<dyn Engine>>>,
     runtime: Option<Handle>,
@@ -128,6 +132,12 @@ impl NodeBuilder {
     /// Positions that a session may have, prompt and answer together. Default 4,096.
     pub fn context(mut self, tokens: u32) -> Self {
         self.context = Some(tokens);
+        self
+    }
+
+    /// Sessions that a stage here has room for at once, 1 to 64. Each takes KV for `context` positions. Default 4.
+    pub fn sessions(mut self, sessions: u32) -> Self {
+        self.sessions = Some(sessions);
         self
     }
 
@@ -207,11 +217,11 @@ impl NodeBuilder {
         events: EventBus,
         net: Option<NetHandle>,
     ) -> Arc<Shared> {
-        let Opened { config, keypair, catalog, lock } = opened;
+        let Opened { config, keypair, catalog, lock, namer } = opened;
         let id = keypair.node_id();
         let stage = StageConfig {
             context: config.context,
-            max_sessions: DEFAULT_SESSIONS,
+            max_sessions: config.sessions,
             max_rows: StageConfig::DEFAULT_MAX_ROWS,
             threads: config.threads,
         };
@@ -223,7 +233,7 @@ impl NodeBuilder {
         let bound = net.clone();
         let addresses = Arc::new(move || bound.as_ref().map(NetHandle::addresses).unwrap_or_default());
         let coordinator =
-            Coordinator { links, serving: serving.clone(), net: net.clone(), tasks: tasks.clone(), addresses };
+            Coordinator { links, serving: serving.clone(), net: net.clone(), tasks: tasks.clone(), addresses, namer };
         let announcer = Announcer::new(config.serve, catalog.clone(), stages, net.clone());
         Arc::new(Shared {
             id,
@@ -265,13 +275,18 @@ impl NodeBuilder {
         let keypair =
             keyfile::load_or_create(&dir.join("node.key")).map_err(|error| Fault::new(error.kind(), error))?;
         let catalog = Catalog::open(dir).map_err(|error| Fault::new(error.kind(), error))?;
-        Ok(Opened { config, keypair, catalog, lock })
+        let mut secret = [0; 32];
+        getrandom::fill(&mut secret).map_err(|error| Fault::new(ErrorKind::Internal, error))?;
+        Ok(Opened { config, keypair, catalog, lock, namer: Namer::new(secret) })
     }
 
     fn config(&self) -> Result<Config, Fault> {
         let refuse = |text: &str| Err(Fault::new(ErrorKind::InvalidConfig, text));
         if self.threads == Some(0) || self.context == Some(0) {
             return refuse("threads and context are at least 1");
+        }
+        if self.sessions.is_some_and(|sessions| !(1..=MAX_SESSIONS).contains(&sessions)) {
+            return refuse("a stage has room for 1 to 64 sessions");
         }
         let data_dir = match &self.data_dir {
             Some(dir) => dir.clone(),
@@ -284,6 +299,7 @@ impl NodeBuilder {
             threads: self.threads.unwrap_or_else(physical_cores),
             memory: self.memory.unwrap_or_else(half_of_free_memory),
             context: self.context.unwrap_or(DEFAULT_CONTEXT),
+            sessions: self.sessions.unwrap_or(DEFAULT_SESSIONS),
             engine: self.engine.clone(),
         })
     }
@@ -295,6 +311,7 @@ struct Opened {
     keypair: Keypair,
     catalog: Catalog,
     lock: DirLock,
+    namer: Namer,
 }
 
 fn spawn(shared: &Arc<Shared>, incoming: Option<Incoming>) {

@@ -12,6 +12,7 @@ use crate::node::{announcer, transfer};
 use crate::pipeline::control::{read_request, write_reply};
 use crate::wire::announce::Announcement;
 use crate::wire::control::{Reply, Request};
+use crate::wire::prefix::Prefix;
 
 /// A peer that opens a control stream asks within this time, and takes the answer within it.
 const IO_DEADLINE: Duration = Duration::from_secs(10);
@@ -78,17 +79,9 @@ async fn answer(shared: Arc<Shared>, peer: NodeId, mut stream: Stream) {
         Ok(Ok(None)) | Err(_) => return,
         Ok(Err(error)) => return tracing::debug!(%peer, %error, "a control request was refused"),
     };
-    let opened = match &request {
-        Request::Open(open) => Some(open.session),
-        _ => None,
-    };
     let reply = reply_to(&shared, peer, request).await.unwrap_or_else(Reply::Refused);
     if !matches!(tokio::time::timeout(IO_DEADLINE, write_reply(&mut stream, &reply)).await, Ok(Ok(()))) {
         tracing::debug!(%peer, "a reply was not taken");
-        // Who cancels while a stage loads may have released before there was a session to release.
-        if let (Some(session), Reply::Opened(_)) = (opened, &reply) {
-            shared.serving.release(session);
-        }
     }
 }
 
@@ -107,8 +100,9 @@ async fn reply_to(shared: &Arc<Shared>, peer: NodeId, request: Request) -> Resul
             Err(Fault::new(ErrorKind::Refused, "this node does not compute for others"))
         }
         Request::Open(open) => Ok(Reply::Opened(shared.serving.open(peer, open).await?)),
-        Request::Release { session } => {
-            shared.serving.release(session);
+        Request::Release { session, keep } => {
+            let keep = if keep.is_sound() { keep } else { Prefix::default() };
+            shared.serving.release(session, peer, &keep);
             Ok(Reply::Released)
         }
     }

@@ -10,6 +10,7 @@ use crate::base::{ErrorKind, Event, Fault, ModelId, NodeId, Progress};
 use crate::model::{Manifest, ShardEntry, ShardKind};
 use crate::node::registry::Registry;
 use crate::node::request::{Parts, ProgressFn};
+use crate::node::seek::{key_of, key_of_name, seek};
 use crate::node::shared::Shared;
 use crate::node::transfer::{self, Taken};
 use crate::pipeline::control::{request, unexpected};
@@ -28,7 +29,7 @@ pub(crate) async fn pull(
     parts: &Parts,
     progress: Option<ProgressFn>,
 ) -> Result<ModelId, Fault> {
-    let model = resolve(shared, name)?;
+    let model = find(shared, name).await?;
     let manifest = manifest(shared, model).await?;
     let wanted: Vec<ShardEntry> = select(&manifest, parts)?.into_iter().cloned().collect();
     let total = wanted.iter().map(|entry| entry.size).sum();
@@ -73,12 +74,29 @@ pub(crate) fn resolve(shared: &Shared, name: &str) -> Result<ModelId, Fault> {
     }
 }
 
+/// The same, and where nobody known means anything by it, whoever the swarm's table names is asked first.
+pub(crate) async fn find(shared: &Arc<Shared>, name: &str) -> Result<ModelId, Fault> {
+    match resolve(shared, name) {
+        Err(fault) if fault.kind() == ErrorKind::ModelNotFound => {
+            let key = name.parse().map_or_else(|_| key_of_name(name), key_of);
+            match seek(shared, key).await {
+                0 => Err(fault),
+                _ => resolve(shared, name),
+            }
+        }
+        known => known,
+    }
+}
+
 /// The manifest, from here or from a peer that says it holds the model.
 pub(crate) async fn manifest(shared: &Arc<Shared>, model: ModelId) -> Result<Arc<Manifest>, Fault> {
     if let Some(manifest) = shared.catalog.manifest(model) {
         return Ok(manifest);
     }
     let mut last = Fault::new(ErrorKind::ModelNotFound, format!("no peer within reach knows model {}", model.short()));
+    if holders(shared, model, |_| true).is_empty() {
+        seek(shared, key_of(model)).await;
+    }
     for (peer, _) in holders(shared, model, |_| true) {
         match manifest_from(shared, peer, model).await {
             Ok(manifest) => return Ok(manifest),
@@ -130,10 +148,19 @@ fn holds(holding: &Holding, kind: ShardKind) -> bool {
     }
 }
 
+/// Who holds a shard of this kind; where nobody known does, the swarm's table is asked.
+async fn known_or_sought(shared: &Arc<Shared>, model: ModelId, kind: ShardKind) -> Vec<(NodeId, Holding)> {
+    let known = holders(shared, model, |holding| holds(holding, kind));
+    if !known.is_empty() || seek(shared, key_of(model)).await == 0 {
+        return known;
+    }
+    holders(shared, model, |holding| holds(holding, kind))
+}
+
 /// Takes one shard from the first holder that gives it whole.
 async fn fetch_one(shared: &Arc<Shared>, model: ModelId, entry: &ShardEntry, taken: &Taken) -> Result<(), Fault> {
     let net = shared.net.as_ref().ok_or_else(offline)?;
-    let mut holders = holders(shared, model, |holding| holds(holding, entry.kind));
+    let mut holders = known_or_sought(shared, model, entry.kind).await;
     // Different shards begin at different holders, so that several give at once.
     let first = usize::from(entry.id.0[0]) % holders.len().max(1);
     holders.rotate_left(first);

@@ -18,6 +18,7 @@ use crate::node::loaded::LoadedModel;
 use crate::node::registry::Registry;
 use crate::node::report::{Completion, FinishReason, RouteStage, Timings};
 use crate::node::request::{ChatRequest, DEFAULT_MAX_TOKENS, GenerateOptions, GenerateRequest, Prompt};
+use crate::node::seek::{key_of, seek};
 use crate::node::shared::Shared;
 use crate::node::text::StopMatcher;
 use crate::pipeline::plan::{Candidate, Plan, PlanRequest, plan};
@@ -128,12 +129,12 @@ pub(crate) async fn generate(shared: Arc<Shared>, request: GenerateRequest) -> R
 /// Which stages would answer.
 pub(crate) async fn plan_for(shared: &Arc<Shared>, name: &str) -> Result<Plan, GenerateError> {
     let model = load(shared, name).await?;
-    Ok(make_plan(shared, &model)?)
+    Ok(find_plan(shared, &model).await?)
 }
 
 async fn load(shared: &Arc<Shared>, name: &str) -> Result<Arc<LoadedModel>, Fault> {
     shared.check_open()?;
-    let id = fetch::resolve(shared, name)?;
+    let id = fetch::find(shared, name).await?;
     if let Some(model) = shared.models.take_kept(id) {
         return Ok(model);
     }
@@ -206,7 +207,7 @@ async fn start(
     let max_tokens = max_tokens(&shared, &model, prompt.len(), options.max_tokens)?;
     let sampler = Sampler::new(options.sampling.clone(), model.manifest.vocab)
         .map_err(|error| Fault::new(error.kind(), error))?;
-    let route = make_plan(&shared, &model)?;
+    let route = find_plan(&shared, &model).await?;
     let session = new_session()?;
     let cancel = shared.closed.child_token();
     let (sender, deltas) = mpsc::channel(DELTA_QUEUE);
@@ -218,6 +219,8 @@ async fn start(
         plan: route.clone(),
         engine: model.engine.name().to_owned(),
         prompt,
+        exact: options.exact,
+        guess: options.guess,
         max_tokens,
         vocab: model.manifest.vocab,
         embedder: model.embedder.clone(),
@@ -243,6 +246,15 @@ fn new_session() -> Result<SessionId, Fault> {
     let mut bytes = [0u8; 16];
     getrandom::fill(&mut bytes).map_err(|error| Fault::new(ErrorKind::Internal, error))?;
     Ok(SessionId(bytes))
+}
+
+/// The plan; where the nodes that are known do not give one, those that the swarm's table names are asked too.
+async fn find_plan(shared: &Arc<Shared>, model: &LoadedModel) -> Result<Plan, Fault> {
+    match make_plan(shared, model) {
+        Err(none) if seek(shared, key_of(model.id)).await == 0 => Err(none),
+        Err(_) => make_plan(shared, model),
+        found => found,
+    }
 }
 
 fn make_plan(shared: &Shared, model: &LoadedModel) -> Result<Plan, Fault> {
@@ -374,6 +386,9 @@ fn conclude(outcome: Outcome, prompt: u32, engine: &str, text: String) -> Result
         text,
         finish,
         prompt_tokens: prompt,
+        cached_tokens: outcome.cached,
+        guessed_tokens: outcome.guesses.0,
+        right_guesses: outcome.guesses.1,
         completion_tokens: outcome.tokens.len() as u32,
         timings: timings(&outcome),
         route: outcome.stages.iter().map(|report| route_stage(report, engine)).collect(),

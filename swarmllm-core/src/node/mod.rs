@@ -19,6 +19,7 @@ mod registry;
 mod report;
 mod request;
 mod runtime;
+mod seek;
 mod shared;
 mod text;
 mod transfer;

@@ -132,6 +132,12 @@ pub struct Completion {
     pub finish: FinishReason,
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
+    /// Of those, tokens whose KV the stages still had from an earlier answer.
+    pub cached_tokens: u32,
+    /// Tokens that were guessed ahead.
+    pub guessed_tokens: u32,
+    /// Of those, the ones that were right.
+    pub right_guesses: u32,
     /// Tokens of the answer.
     pub completion_tokens: u32,
     /// Who computed what, and how long it took there.

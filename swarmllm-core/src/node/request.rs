@@ -45,7 +45,7 @@ pub struct ImportOptions {
 }
 
 /// How to generate.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct GenerateOptions {
     /// Default: [`DEFAULT_MAX_TOKENS`], or what is left of the context.
     pub max_tokens: Option<u32>,
@@ -55,6 +55,20 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Whole time allowed.
     pub deadline: Option<Duration>,
+    /// Whether each step keeps the shape that it has in a plain run of the whole model, so that the answer is that run's,
+    /// token for token, whoever else is answered meanwhile. Otherwise steps are computed together with those of other
+    /// sessions, guesses are tried ahead, and prompts are computed in pieces: faster, and the same up to the rounding of
+    /// sums, by which a token changes where two are about equally likely. Default: false.
+    pub exact: bool,
+    /// Whether to try guesses ahead where that pays; never where `exact` is asked for. Default: true.
+    pub guess: bool,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        let (max_tokens, sampling, stop, deadline) = (None, SamplingParams::default(), Vec::new(), None);
+        Self { max_tokens, sampling, stop, deadline, exact: false, guess: true }
+    }
 }
 
 impl GenerateOptions {

@@ -25,6 +25,7 @@ pub(crate) struct Config {
     pub threads: u32,
     pub memory: u64,
     pub context: u32,
+    pub sessions: u32,
     pub engine: Option<String>,
 }
 

@@ -26,6 +26,7 @@ _Piece = tuple[str | None, str | None]
 def _facts(end: dict[str, Any]) -> dict[str, Any]:
     prompt, completion = end["prompt_tokens"], end["completion_tokens"]
     usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    usage["prompt_tokens_details"] = {"cached_tokens": end["cached_tokens"]}
     return {"usage": usage, "route": end["route"], "timings": end["timings"]}
 
 

@@ -62,6 +62,10 @@ class Options(TypedDict, total=False):
     """Texts that end the answer."""
     deadline: float | None
     """Whole time allowed, in seconds."""
+    exact: bool | None
+    """Answer token for token as a plain run of the whole model, whoever else is answered meanwhile."""
+    guess: bool | None
+    """Whether to try guesses ahead where that pays; never where `exact` is asked for. Default: true."""
 
 
 _OPTIONS = tuple(Options.__annotations__)

@@ -168,12 +168,19 @@ class Timings(Record):
     total_ms: float
 
 
+class PromptTokensDetails(Record):
+    """What the prompt's tokens cost."""
+
+    cached_tokens: int
+
+
 class Usage(Record):
     """Tokens used."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class Message(Record):

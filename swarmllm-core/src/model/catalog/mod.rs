@@ -81,6 +81,13 @@ pub struct Held {
     pub head: bool,
 }
 
+impl Held {
+    /// Whether anything is held.
+    pub fn any(&self) -> bool {
+        self.metadata || self.embedding || self.head || !self.layers.is_empty()
+    }
+}
+
 impl Catalog {
     /// Opens the catalogue in `dir`, which is made where it is missing. Manifests are checked in full, shards by
     /// presence and exact size. A damaged manifest is passed over with a warning; its shards stay.

@@ -105,12 +105,20 @@ struct Usage {
     prompt_tokens: u32,
     completion_tokens: u32,
     total_tokens: u32,
+    prompt_tokens_details: PromptDetails,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+struct PromptDetails {
+    cached_tokens: u32,
 }
 
 impl Usage {
     fn of(done: &Completion) -> Self {
         let (prompt_tokens, completion_tokens) = (done.prompt_tokens, done.completion_tokens);
-        Self { prompt_tokens, completion_tokens, total_tokens: prompt_tokens.saturating_add(completion_tokens) }
+        let total_tokens = prompt_tokens.saturating_add(completion_tokens);
+        let prompt_tokens_details = PromptDetails { cached_tokens: done.cached_tokens };
+        Self { prompt_tokens, completion_tokens, total_tokens, prompt_tokens_details }
     }
 }
 
@@ -272,6 +280,9 @@ mod tests {
             tokens: vec![1, 2],
             finish: FinishReason::Stop,
             prompt_tokens: 3,
+            cached_tokens: 2,
+            guessed_tokens: 0,
+            right_guesses: 0,
             completion_tokens: 2,
             route: Vec::new(),
             timings: Timings { open_ms: 1.0, first_token_ms: 2.0, decode_tokens_per_second: 3.0, total_ms: 4.0 },
@@ -286,6 +297,7 @@ mod tests {
         assert_eq!(json["choices"][0]["message"]["content"], "hi");
         assert_eq!(json["choices"][0]["finish_reason"], "stop");
         assert_eq!(json["usage"]["total_tokens"], 5);
+        assert_eq!(json["usage"]["prompt_tokens_details"]["cached_tokens"], 2);
         assert!(heading.id.starts_with("chatcmpl-"));
     }
 

@@ -49,6 +49,8 @@ pub(crate) struct ChatBody {
     seed: Option<i64>,
     presence_penalty: Option<f32>,
     frequency_penalty: Option<f32>,
+    /// Ours: the token-for-token answer of a plain run.
+    exact: Option<bool>,
     repeat_penalty: Option<f32>,
     audio: Absent,
     function_call: Absent,
@@ -222,7 +224,8 @@ impl ChatBody {
             max_tokens: self.max_tokens()?,
             sampling: self.sampling()?,
             stop: self.checked_stop()?,
-            deadline: None,
+            exact: self.exact.unwrap_or_default(),
+            ..GenerateOptions::default()
         };
         let include_usage = self.stream_options.and_then(|options| options.include_usage).unwrap_or(false);
         let message = |message: Message| ChatMessage { role: message.role.name().to_owned(), content: message.content };

@@ -1,0 +1,147 @@
+//! What makes answers fast changes how they are computed, never what they may say.
+
+use std::time::{Duration, Instant};
+
+use swarmllm_core::base::ModelId;
+use swarmllm_core::node::{Completion, GenerateOptions, GenerateRequest, Node, Parts, Prompt};
+use swarmllm_tests::cluster::{Carrier, Cluster, Member, THREADS, answer, await_plan, builder, greedy, lonely_network};
+use swarmllm_tests::models::TestModel;
+use swarmllm_tests::prompts::harbour_log;
+use swarmllm_tests::whole::Whole;
+use swarmllm_tests::{eventually, in_time};
+use tempfile::TempDir;
+
+const MODEL: TestModel = TestModel::SmolLm2;
+const TEXT: &str = "The lighthouse keeper counted the ships again and found that";
+
+fn fast(tokens: u32) -> GenerateOptions {
+    GenerateOptions { exact: false, ..greedy(tokens) }
+}
+
+async fn ask(node: &Node, model: ModelId, prompt: Prompt, options: GenerateOptions) -> Completion {
+    let request = GenerateRequest { model: model.to_string(), prompt, options };
+    in_time("an answer", async { node.generate(request).await?.finish().await }).await.expect("the swarm answers")
+}
+
+fn alike(one: &[u32], two: &[u32]) -> usize {
+    one.iter().zip(two).take_while(|(one, two)| one == two).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_that_begins_alike_is_not_computed_again_and_answered_bit_by_bit_as_if_it_were() {
+    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+    let whole = Whole::load(&MODEL.path(), THREADS);
+    let log = whole.tokenize(&harbour_log(60));
+    let (first, mut second) = (log[..700].to_vec(), log[..640].to_vec());
+    second.extend(whole.tokenize(TEXT));
+    let expected = whole.greedy(&second, 24);
+    let idle = || cluster.hosts.iter().all(|host| host.node.status().sessions == 0);
+    let cold = ask(cluster.node(), cluster.model, Prompt::Tokens(first.clone()), greedy(4)).await;
+    assert_eq!(cold.cached_tokens, 0);
+    eventually("the slots are free again", idle).await;
+    // Exact: the one whole chunk of 512 rows is there, and the rest has the shape of the plain run.
+    let warm = ask(cluster.node(), cluster.model, Prompt::Tokens(second.clone()), greedy(24)).await;
+    assert_eq!((warm.cached_tokens, &warm.tokens), (512, &expected));
+    eventually("the slots are free again", idle).await;
+    // What an exact session left is not a fast one's, nor the other way round.
+    let fast_one = ask(cluster.node(), cluster.model, Prompt::Tokens(second.clone()), fast(24)).await;
+    assert_eq!(fast_one.cached_tokens, 0);
+    eventually("the slots are free again", idle).await;
+    // The answer belongs to the text that is kept: the next turn of a conversation begins behind it.
+    let mut turn = [second.as_slice(), &fast_one.tokens].concat();
+    turn.extend(whole.tokenize("And then?"));
+    let next = ask(cluster.node(), cluster.model, Prompt::Tokens(turn), fast(4)).await;
+    let kept = (second.len() + fast_one.tokens.len() - 1) as u32;
+    assert!(next.cached_tokens >= kept - 16 && next.cached_tokens <= kept, "{} of {kept}", next.cached_tokens);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kv_is_kept_for_its_own_coordinator_only_and_gives_way_to_others() {
+    let cluster = Cluster::start(MODEL, Carrier::Tcp, 1).await;
+    let network = cluster.node().status().network;
+    let other = Member::start(&network, Carrier::Tcp).await;
+    other.import(&MODEL.path(), MODEL.name(), Parts::Coordinator).await;
+    swarmllm_tests::cluster::join(&other.node, &cluster.hosts[0].node.addresses(), Carrier::Tcp).await;
+    await_plan(&other.node, cluster.model).await;
+    let idle = || cluster.hosts[0].node.status().sessions == 0;
+    let log = Prompt::Text(harbour_log(6));
+    let first = ask(cluster.node(), cluster.model, log.clone(), fast(4)).await;
+    eventually("the slot is free again", idle).await;
+    let foreign = ask(&other.node, cluster.model, log.clone(), fast(4)).await;
+    assert_eq!(foreign.cached_tokens, 0, "a stranger learns nothing of what was asked before");
+    eventually("the slot is free again", idle).await;
+    let again = ask(cluster.node(), cluster.model, log.clone(), fast(4)).await;
+    assert!(again.cached_tokens > 0 && again.tokens == first.tokens);
+    eventually("the slot is free again", idle).await;
+    // More texts than slots: each finds room, and the oldest is gone.
+    for number in 0..4 {
+        ask(cluster.node(), cluster.model, Prompt::Text(format!("{number}. {}", harbour_log(3))), fast(2)).await;
+        eventually("the slot is free again", idle).await;
+    }
+    assert_eq!(ask(cluster.node(), cluster.model, log, fast(2)).await.cached_tokens, 0);
+    cluster.stop().await;
+    other.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_that_share_steps_say_what_each_says_alone_up_to_rounding() {
+    const SESSIONS: usize = 6;
+    let dir = TempDir::new().expect("a temporary directory");
+    let node = builder(dir.path(), &lonely_network(), Carrier::Tcp).sessions(SESSIONS as u32);
+    let member = Member { node: node.start().await.expect("a node starts"), dir };
+    let model = member.import(&MODEL.path(), MODEL.name(), Parts::All).await;
+    await_plan(&member.node, model).await;
+    let texts: Vec<String> = (0..SESSIONS).map(|number| format!("Day {number} in the harbour. {TEXT}")).collect();
+    let options = GenerateOptions { guess: false, ..fast(32) };
+    let asks = texts.iter().map(|text| ask(&member.node, model, Prompt::Text(text.clone()), options.clone()));
+    let together: Vec<Completion> = futures::future::join_all(asks).await;
+    let mut same = 0;
+    for (text, shared) in texts.iter().zip(&together) {
+        let alone = answer(&member.node, model, text, 32).await.expect("it answers");
+        same += alike(&alone.tokens, &shared.tokens);
+    }
+    let share = same as f64 / (32 * SESSIONS) as f64;
+    eprintln!("{:.1} % of the tokens before the first difference", 100.0 * share);
+    assert!(share > 0.4, "rows went astray: {share}");
+    member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_that_repeats_itself_is_guessed_and_said_as_without_guesses() {
+    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+    let line = "one two three four five six seven eight nine ten, ";
+    let prompt = Prompt::Text(line.repeat(6));
+    let exact = ask(cluster.node(), cluster.model, prompt.clone(), greedy(96)).await;
+    let guessed = ask(cluster.node(), cluster.model, prompt, fast(96)).await;
+    assert_eq!((exact.guessed_tokens, exact.right_guesses), (0, 0), "an exact answer is never guessed");
+    assert!(guessed.right_guesses > 30, "{} of {}", guessed.right_guesses, guessed.guessed_tokens);
+    assert_eq!(guessed.tokens, exact.tokens, "a text that is this certain is not changed by rounding");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_prompt_does_not_stall_an_answer_that_is_under_way() {
+    let member = Member::start(&lonely_network(), Carrier::Tcp).await;
+    let model = member.import(&MODEL.path(), MODEL.name(), Parts::All).await;
+    await_plan(&member.node, model).await;
+    let options = GenerateOptions { guess: false, ..fast(120) };
+    let request =
+        |prompt: String, options| GenerateRequest { model: model.to_string(), prompt: Prompt::Text(prompt), options };
+    let mut running = member.node.generate(request(TEXT.to_owned(), options)).await.expect("it answers");
+    running.next().await.expect("it goes on").expect("it goes on");
+    let begun = Instant::now();
+    let long = member.node.generate(request(harbour_log(40), fast(1))).await.expect("it answers");
+    let long = tokio::spawn(async move { long.finish().await.map(|done| (done, begun.elapsed())) });
+    let (mut last, mut worst) = (Instant::now(), Duration::ZERO);
+    while let Some(Ok(_)) = running.next().await {
+        if !long.is_finished() {
+            worst = worst.max(last.elapsed());
+        }
+        last = Instant::now();
+    }
+    let (done, prefill) = in_time("the long prompt", long).await.expect("no panic").expect("it answers");
+    assert!(done.prompt_tokens > 600, "{} tokens are a long prompt", done.prompt_tokens);
+    assert!(worst < prefill / 3, "the answer stood still for {worst:?} of the {prefill:?} of a prefill");
+    member.stop().await;
+}

@@ -1,0 +1,43 @@
+//! Who comes after an announcement finds its holder all the same, through the swarm's table.
+
+use std::time::Duration;
+
+use swarmllm_core::base::ErrorKind;
+use swarmllm_core::node::Parts;
+use swarmllm_tests::cluster::{Carrier, Member, answer, await_plan, join, lonely_network};
+use swarmllm_tests::models::TestModel;
+use swarmllm_tests::{eventually, in_time};
+
+const MODEL: TestModel = TestModel::SmolLm2;
+const TEXT: &str = "The lighthouse keeper counted the ships again and found that";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_comer_pulls_from_and_asks_a_holder_that_it_never_heard_of() {
+    let network = lonely_network();
+    let (hub, holder) = (Member::start(&network, Carrier::Tcp).await, Member::start(&network, Carrier::Quic).await);
+    // The hub listens on TCP only; the holder reaches it all the same.
+    join(&holder.node, &hub.node.addresses(), Carrier::Tcp).await;
+    let model = holder.import(&MODEL.path(), MODEL.name(), Parts::All).await;
+    eventually("the hub has heard of it", || hub.node.models().iter().any(|info| info.id == model)).await;
+    let late = Member::start(&network, Carrier::Tcp).await;
+    join(&late.node, &hub.node.addresses(), Carrier::Tcp).await;
+    assert!(late.node.models().is_empty(), "nobody has told it");
+    // The holder tells the table after it has told the hub.
+    let pulled = in_time("a pull", async {
+        loop {
+            match late.node.pull(MODEL.name(), Parts::Coordinator, None).await {
+                Ok(info) => return info,
+                Err(error) => assert_eq!(error.kind(), ErrorKind::ModelNotFound, "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    assert_eq!(pulled.id, model, "the holder is found by the model's name");
+    await_plan(&late.node, model).await;
+    let completion = answer(&late.node, model, TEXT, 8).await.expect("the holder answers");
+    assert_eq!(completion.route[0].node, holder.node.id());
+    for member in [late, hub, holder] {
+        member.stop().await;
+    }
+}
