@@ -80,8 +80,8 @@ wheel: $(PYTHON) ## A self-contained wheel in target/wheels, as `pip install .` 
 demo-test:
 	BIN=target/debug/swarmllm tests/scripts/demo.sh
 
-bench: setup ## What splitting costs; writes target/bench.json
-	@$(MAKE) --no-print-directory $(PYTHON)
-	@$(PYTHON) tests/scripts/fetch_models.py smollm2 $(SWARMLLM_TEST_SMOLLM2)
+bench: setup ## What splitting costs, and llama.cpp's own server beside us; writes target/bench.json
+	@$(MAKE) --no-print-directory models
 	$(CARGO) build --release --locked -p swarmllm-cli -p swarmllm-tests --bins
 	target/release/bench
+	target/release/bench_server "$$(tests/scripts/llama_server.sh $(dir $(CACHE)) $(PYTHON))"

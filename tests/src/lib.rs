@@ -10,6 +10,7 @@ pub mod models;
 pub mod process;
 pub mod prompts;
 pub mod rogue;
+pub mod server;
 pub mod whole;
 
 use std::time::Duration;

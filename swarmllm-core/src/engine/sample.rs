@@ -250,8 +250,8 @@ pub(crate) fn log_sum_exp(row: &[f32]) -> f32 {
 /// `e^x = 2^n * e^r` with `n` the nearest integer to `x / ln 2`, and `r` in `-ln2/2..ln2/2` by its Taylor polynomial:
 /// the first term left out is `r^7/5040 < 1.3e-7`.
 fn exp_of_negative(x: f32) -> f32 {
-    // ln 2 in two parts, the first with few enough bits that `n` times it is exact.
-    const LN2: (f32, f32) = (0.693_359_375, -2.121_944_4e-4);
+    // ln 2 in two parts, the first, 355/512, with few enough bits that `n` times it is exact.
+    const LN2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4);
     // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
     const ROUND: f32 = 12_582_912.0;
     let x = if x > -87.0 { x } else { -87.0 };

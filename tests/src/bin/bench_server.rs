@@ -1,0 +1,353 @@
+//! The second half of `make bench`: our node beside llama.cpp's own server, on the same file, threads and prompts.
+//!
+//! The server is asked over HTTP on loopback, our node through the library: that is what a program would do with each.
+//! Every round asks both once, in turn, each time another piece of the text; ratios are taken within a round, and the
+//! median of the rounds is printed and added to the report. The path of the server's binary is the first argument.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use swarmllm_core::base::ModelId;
+use swarmllm_core::engine::sample::SamplingParams;
+use swarmllm_core::node::{Delta, GenerateOptions, GenerateRequest, Node, Parts, Prompt};
+use swarmllm_tests::cluster::{Carrier, Member, await_plan, builder, join, lonely_network, stage_parts};
+use swarmllm_tests::models::TestModel;
+use swarmllm_tests::prompts::harbour_log;
+use swarmllm_tests::server::LlamaServer;
+use swarmllm_tests::whole::Whole;
+use tempfile::TempDir;
+
+/// Positions of a session: the longest prompt and its answer fit.
+const CONTEXT: u32 = 2304;
+/// Sessions at once.
+const SESSIONS: u32 = 8;
+/// Tokens decoded for one figure, and the prompt before them.
+const DECODE: u32 = 96;
+const SHORT: usize = 64;
+/// Rounds, unless `SWARMLLM_BENCH_ROUNDS` says otherwise.
+const ROUNDS: usize = 5;
+
+type Figures = BTreeMap<String, f64>;
+
+fn number(variable: &str, default: usize) -> usize {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default).max(1)
+}
+
+fn threads() -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    number("SWARMLLM_BENCH_THREADS", cores) as u32
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
+}
+
+/// Seconds until the first token, and from it to each later one.
+struct Times {
+    first: f64,
+    gaps: Vec<f64>,
+    rest: f64,
+    /// Tokens of the answer: fewer than asked for where the model ended it.
+    tokens: u32,
+}
+
+impl Times {
+    fn of(begun: Instant, came: &[Instant], tokens: u32) -> Self {
+        let first = *came.first().expect("an answer has a token");
+        let gaps = came.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
+        let rest = (*came.last().unwrap_or(&first) - first).as_secs_f64();
+        Times { first: (first - begun).as_secs_f64(), gaps, rest, tokens }
+    }
+
+    /// Seconds of one decoded token.
+    fn token(&self) -> f64 {
+        self.rest / f64::from(self.tokens.max(2) - 1)
+    }
+}
+
+/// Someone who can be asked.
+#[derive(Clone)]
+enum Asked {
+    Server(Arc<LlamaServer>),
+    Ours { node: Node, model: ModelId, guess: bool, exact: bool },
+}
+
+impl Asked {
+    async fn ask(&self, prompt: &[u32], tokens: u32) -> Times {
+        let begun = Instant::now();
+        match self {
+            Self::Server(server) => {
+                let (server, prompt) = (server.clone(), prompt.to_vec());
+                let came = tokio::task::spawn_blocking(move || server.complete(&prompt, tokens)).await;
+                let came = came.expect("no panic");
+                Times::of(begun, &came, came.len() as u32)
+            }
+            Self::Ours { node, model, guess, exact } => {
+                let sampling = SamplingParams::greedy();
+                let options = GenerateOptions {
+                    max_tokens: Some(tokens),
+                    sampling,
+                    exact: *exact,
+                    guess: *guess,
+                    ..GenerateOptions::default()
+                };
+                let prompt = Prompt::Tokens(prompt.to_vec());
+                let request = GenerateRequest { model: model.to_string(), prompt, options };
+                let mut generation = node.generate(request).await.expect("the swarm answers");
+                let mut came = Vec::new();
+                loop {
+                    match generation.next().await {
+                        Some(Ok(Delta::Text(_))) => came.push(Instant::now()),
+                        Some(Ok(Delta::Done(done))) => {
+                            came.push(Instant::now());
+                            return Times::of(begun, &came, done.completion_tokens);
+                        }
+                        other => panic!("the answer broke off: {other:?}"),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tokens per second of several sessions together.
+    async fn crowd(&self, prompts: &[Vec<u32>], tokens: u32) -> f64 {
+        let begun = Instant::now();
+        let answers = join_all(prompts.iter().map(|prompt| self.ask(prompt, tokens))).await;
+        let tokens: u32 = answers.iter().map(|times| times.tokens).sum();
+        f64::from(tokens) / begun.elapsed().as_secs_f64()
+    }
+}
+
+/// The text that prompts are cut from, never twice the same piece.
+struct Text {
+    tokens: Vec<u32>,
+    next: usize,
+}
+
+impl Text {
+    fn cut(&mut self, length: usize) -> Vec<u32> {
+        self.next = (self.next + 37) % (self.tokens.len() - length);
+        self.tokens[self.next..self.next + length].to_vec()
+    }
+}
+
+/// Both sides of a comparison.
+struct Sides {
+    server: Asked,
+    crowd_server: Asked,
+    ours: Asked,
+}
+
+impl Sides {
+    async fn start(binary: &std::path::Path, path: &std::path::Path, name: &str) -> (Sides, Member) {
+        let server = LlamaServer::start(binary, path, threads(), 1, CONTEXT);
+        let crowd = LlamaServer::start(binary, path, threads(), SESSIONS, CONTEXT);
+        let member = node(&lonely_network(), threads()).await;
+        let model = member.import(path, name, Parts::All).await;
+        await_plan(&member.node, model).await;
+        let ours = Asked::Ours { node: member.node.clone(), model, guess: false, exact: false };
+        let sides = Sides { server: Asked::Server(server.into()), crowd_server: Asked::Server(crowd.into()), ours };
+        (sides, member)
+    }
+}
+
+async fn node(network: &str, threads: u32) -> Member {
+    let dir = TempDir::new().expect("a temporary directory");
+    let builder = builder(dir.path(), network, Carrier::Tcp).threads(threads).context(CONTEXT).sessions(SESSIONS);
+    Member { node: builder.start().await.expect("a node starts"), dir }
+}
+
+/// Adds the median of the rounds and prints it.
+fn tell(figures: &mut Figures, name: &str, goal: &str, values: Vec<f64>) {
+    let value = median(values);
+    println!("{name:<34}{value:>9.3}   {goal}");
+    figures.insert(name.to_owned(), value);
+}
+
+async fn one_session(sides: &Sides, text: &mut Text, figures: &mut Figures, suffix: &str) {
+    let (mut decode, mut first) = (Vec::new(), Vec::new());
+    for round in 0..=number("SWARMLLM_BENCH_ROUNDS", ROUNDS) {
+        let prompt = text.cut(SHORT);
+        let server = sides.server.ask(&prompt, DECODE).await;
+        let ours = sides.ours.ask(&prompt, DECODE).await;
+        // The first round loads stages and fills caches.
+        if round > 0 {
+            decode.push(server.token() / ours.token());
+            first.push(ours.first / server.first);
+        }
+    }
+    tell(figures, &format!("decode{suffix}_vs_server"), ">= 1", decode);
+    tell(figures, &format!("ttft{suffix}_vs_server"), "<= 1", first);
+    for length in [512, 2048] {
+        let mut prefill = Vec::new();
+        for _ in 0..number("SWARMLLM_BENCH_ROUNDS", ROUNDS).min(if length > 512 { 3 } else { ROUNDS }) {
+            let prompt = text.cut(length);
+            let server = sides.server.ask(&prompt, 2).await;
+            prefill.push(server.first / sides.ours.ask(&prompt, 2).await.first);
+        }
+        tell(figures, &format!("prefill{length}{suffix}_vs_server"), ">= 1", prefill);
+    }
+}
+
+async fn many_sessions(sides: &Sides, text: &mut Text, figures: &mut Figures) {
+    let mut ratio = Vec::new();
+    for round in 0..=number("SWARMLLM_BENCH_ROUNDS", ROUNDS) {
+        let prompts: Vec<Vec<u32>> = (0..SESSIONS).map(|_| text.cut(SHORT)).collect();
+        let server = sides.crowd_server.crowd(&prompts, DECODE).await;
+        let ours = sides.ours.crowd(&prompts, DECODE).await;
+        if round > 0 {
+            ratio.push(ours / server);
+        }
+    }
+    tell(figures, "batch8_vs_server", ">= 1", ratio);
+}
+
+/// Gaps between the tokens of an answer while a long prompt of another session is computed, over the usual gap.
+async fn under_prefill(asked: &Asked, text: &mut Text) -> f64 {
+    let idle = asked.ask(&text.cut(SHORT), DECODE).await;
+    let (answer, prompt) = (text.cut(SHORT), text.cut(2048));
+    let running = asked.ask(&answer, 600);
+    let arriving = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let begun = Instant::now();
+        asked.ask(&prompt, 1).await;
+        begun.elapsed().as_secs_f64()
+    };
+    let (times, arrival) = tokio::join!(running, arriving);
+    let (mut at, mut gaps) = (times.first, Vec::new());
+    for gap in times.gaps {
+        at += gap;
+        if (1.0..1.0 + arrival).contains(&at) {
+            gaps.push(gap);
+        }
+    }
+    gaps.sort_by(f64::total_cmp);
+    let p95 = gaps.get(gaps.len() * 95 / 100).copied().unwrap_or(f64::INFINITY);
+    p95 / median(idle.gaps)
+}
+
+/// The second of two prompts that share 512 tokens, over the first, in time to the first token.
+async fn shared_prefix(asked: &Asked, text: &mut Text) -> f64 {
+    let shared = text.cut(512);
+    let with = |tail: Vec<u32>| [shared.clone(), tail].concat();
+    let cold = asked.ask(&with(text.cut(16)), 2).await.first;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    asked.ask(&with(text.cut(16)), 2).await.first / cold
+}
+
+/// How much faster a text is repeated with guesses than without.
+async fn edited(ours: &Asked, text: &mut Text) -> f64 {
+    let Asked::Ours { node, model, .. } = ours else { return f64::NAN };
+    let piece = text.cut(180);
+    let mut changed = piece.clone();
+    changed[90] = changed[91];
+    let prompt = [piece.as_slice(), &changed, &piece[..24]].concat();
+    let side = |guess| Asked::Ours { node: node.clone(), model: *model, guess, exact: false };
+    let plain = side(false).ask(&prompt, 128).await.token();
+    plain / side(true).ask(&prompt, 128).await.token()
+}
+
+/// Decoding while another thread uses one core all the time.
+async fn beside_a_busy_core(sides: &Sides, text: &mut Text) -> f64 {
+    let over = Arc::new(AtomicBool::new(false));
+    let seen = over.clone();
+    let hog = std::thread::spawn(move || {
+        while !seen.load(Ordering::Relaxed) {
+            std::hint::black_box((0..10_000u64).fold(0, |sum, value| sum ^ value.wrapping_mul(31)));
+        }
+    });
+    let prompt = text.cut(SHORT);
+    let server = sides.server.ask(&prompt, DECODE).await.token();
+    let ours = sides.ours.ask(&prompt, DECODE).await.token();
+    over.store(true, Ordering::Relaxed);
+    hog.join().expect("no panic");
+    server / ours
+}
+
+/// A coordinator without layers and two hosts with a half each, against one node with everything; the same cores.
+async fn halves(sides: &Sides, model: TestModel, text: &mut Text, figures: &mut Figures) {
+    let network = lonely_network();
+    let coordinator = node(&network, threads()).await;
+    let id = coordinator.import(&model.path(), model.name(), Parts::Coordinator).await;
+    let cut = model.cut(2);
+    let mut hosts = Vec::new();
+    for index in 0..cut.len() {
+        let host = node(&network, threads()).await;
+        host.import(&model.path(), model.name(), stage_parts(&cut, index)).await;
+        join(&coordinator.node, &host.node.addresses(), Carrier::Tcp).await;
+        hosts.push(host);
+    }
+    await_plan(&coordinator.node, id).await;
+    let split = Asked::Ours { node: coordinator.node.clone(), model: id, guess: false, exact: false };
+    let (mut one, mut eight) = (Vec::new(), Vec::new());
+    for round in 0..=number("SWARMLLM_BENCH_ROUNDS", ROUNDS) {
+        let prompt = text.cut(SHORT);
+        let single = sides.ours.ask(&prompt, DECODE).await.token();
+        let halves = split.ask(&prompt, DECODE).await.token();
+        let prompts: Vec<Vec<u32>> = (0..SESSIONS).map(|_| text.cut(SHORT)).collect();
+        let (together, apart) = (sides.ours.crowd(&prompts, DECODE).await, split.crowd(&prompts, DECODE).await);
+        if round > 0 {
+            one.push(single / halves);
+            eight.push(apart / together);
+        }
+    }
+    tell(figures, "split2_vs_single", ">= 0.95", one);
+    tell(figures, "split2_batch8_vs_single", ">= 1", eight);
+}
+
+fn text_of(path: &std::path::Path) -> Text {
+    let whole = Whole::load(path, threads());
+    Text { tokens: whole.tokenize(&harbour_log(400)), next: 0 }
+}
+
+#[tokio::main]
+async fn main() {
+    let binary = PathBuf::from(std::env::args().nth(1).expect("the first argument is llama-server's path"));
+    let mut figures = Figures::new();
+    println!("{} threads, against llama.cpp's server; what is aimed at stands behind each figure", threads());
+    for (model, suffix) in [(TestModel::SmolLm2, ""), (TestModel::Gemma3, "_gemma3")] {
+        let mut text = text_of(&model.path());
+        let (sides, _member) = Sides::start(&binary, &model.path(), model.name()).await;
+        one_session(&sides, &mut text, &mut figures, suffix).await;
+        let mut guessed = Vec::new();
+        for _ in 0..ROUNDS {
+            guessed.push(edited(&sides.ours, &mut text).await);
+        }
+        tell(&mut figures, &format!("ngram_edit{suffix}_speedup"), ">= 3", guessed);
+        if model == TestModel::Gemma3 {
+            continue;
+        }
+        many_sessions(&sides, &mut text, &mut figures).await;
+        let (mut ours, mut server, mut reuse, mut hog) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..3 {
+            ours.push(under_prefill(&sides.ours, &mut text).await);
+            server.push(under_prefill(&sides.crowd_server, &mut text).await);
+            reuse.push(shared_prefix(&sides.ours, &mut text).await);
+            hog.push(beside_a_busy_core(&sides, &mut text).await);
+        }
+        tell(&mut figures, "gap_under_prefill", "<= 2", ours);
+        tell(&mut figures, "gap_under_prefill_of_server", "", server);
+        tell(&mut figures, "prefix_reuse_fraction", "<= 0.05", reuse);
+        tell(&mut figures, "hog_decode_vs_server", ">= 1.5", hog);
+        halves(&sides, model, &mut text, &mut figures).await;
+    }
+    report(&figures);
+}
+
+/// Adds the figures to the report that the first half of the benchmark wrote.
+fn report(figures: &Figures) {
+    let path =
+        std::env::var_os("SWARMLLM_BENCH_JSON").map_or_else(|| PathBuf::from("target/bench.json"), PathBuf::from);
+    let known = std::fs::read_to_string(&path).ok().and_then(|text| serde_json::from_str::<Figures>(&text).ok());
+    let mut all = known.unwrap_or_default();
+    all.extend(figures.iter().map(|(name, value)| (name.clone(), *value)));
+    let json = serde_json::to_string_pretty(&all).expect("figures are plain numbers");
+    std::fs::write(&path, json + "\n").expect("the report can be written");
+    println!("added to {}", path.display());
+}
