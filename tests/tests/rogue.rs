@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures::AsyncWriteExt;
 use swarmllm_core::base::{ErrorKind, LayerRange, ModelId, NodeId, SessionId};
 use swarmllm_core::node::{GenerateOptions, GenerateRequest, ImportOptions, Node, Parts, Prompt};
+use swarmllm_core::pipeline::control::request;
 use swarmllm_core::pipeline::message::Message;
 use swarmllm_core::wire::announce::Holding;
 use swarmllm_core::wire::control::{OpenSession, Opened, Reply, Request};
@@ -153,11 +154,10 @@ async fn a_last_stage_that_lies_ends_its_answers_with_a_typed_error_and_an_hones
     member.stop().await;
 }
 
-/// A rogue coordinator's session at an honest host.
-async fn open(rogue: &Rogue, host: NodeId, model: ModelId, number: u8) -> SessionId {
-    let session = SessionId([number; 16]);
+/// What a rogue coordinator asks of an honest host.
+fn order(rogue: &Rogue, model: ModelId, session: SessionId) -> Request {
     let own = rogue.net.local();
-    let open = OpenSession {
+    Request::Open(OpenSession {
         session,
         epoch: 0,
         model,
@@ -172,8 +172,13 @@ async fn open(rogue: &Rogue, host: NodeId, model: ModelId, number: u8) -> Sessio
         next_addresses: rogue.net.addresses(),
         coordinator: own,
         coordinator_addresses: rogue.net.addresses(),
-    };
-    match rogue.ask(host, Request::Open(open)).await {
+    })
+}
+
+/// A rogue coordinator's session at an honest host.
+async fn open(rogue: &Rogue, host: NodeId, model: ModelId, number: u8) -> SessionId {
+    let session = SessionId([number; 16]);
+    match rogue.ask(host, order(rogue, model, session)).await {
         Reply::Opened(_) => session,
         other => panic!("an honest host opens a session for anyone: {other:?}"),
     }
@@ -259,24 +264,7 @@ async fn only_its_coordinator_ends_a_session_even_before_it_began() {
     eventually("the session has ended", || host.node.status().sessions == 0).await;
     let late = SessionId([2; 16]);
     owner.ask(id, Request::Release { session: late, keep: Prefix::default() }).await;
-    let open = OpenSession {
-        session: late,
-        epoch: 0,
-        model,
-        engine: "llama.cpp".to_owned(),
-        layers: LayerRange::new(0, MODEL.layers()),
-        head: true,
-        stage: 0,
-        context: 64,
-        exact: true,
-        prefix: Prefix::default(),
-        next: owner.net.local(),
-        next_addresses: Vec::new(),
-        coordinator: owner.net.local(),
-        coordinator_addresses: Vec::new(),
-    };
-    let deadline = Duration::from_secs(60);
-    let refused = swarmllm_core::pipeline::control::request(&owner.net, id, &Request::Open(open), deadline).await;
+    let refused = request(&owner.net, id, &order(&owner, model, late), Duration::from_secs(60)).await;
     assert_eq!(refused.expect_err("it has ended").kind(), ErrorKind::Cancelled);
     eventually("nothing is held for it", || host.node.status().sessions == 0).await;
     host.stop().await;

@@ -13,9 +13,13 @@ pub(super) const JOINT_ROWS: usize = 32;
 /// Most rows of one joint computation; llama.cpp gives logits of so many.
 pub(super) const JOINT_TOTAL: usize = 64;
 /// Fewest rows of a slice: fewer would spend more on reading weights than on rows.
-const MIN_SLICE: usize = 4;
+const MIN_SLICE: usize = 2;
 /// An answer whose last token is older than this is not waiting for the next one here.
 const LIVE: Duration = Duration::from_millis(500);
+/// How long a step waits for sessions that will ask for their next token: about what a token takes to go round on this
+/// machine. A short step would otherwise go before the others that came with it; a long one would take the cores from the
+/// very threads that carry the token.
+const ROUND: Duration = Duration::from_micros(1500);
 /// Weight of a new measurement in the running ones.
 const FRESH: f64 = 0.25;
 
@@ -26,6 +30,8 @@ pub(super) struct Waiting {
     pub slot: Option<u32>,
     /// What it is.
     pub kind: Kind,
+    /// When it came.
+    pub since: Instant,
 }
 
 /// See [`Waiting`].
@@ -48,6 +54,8 @@ pub(super) enum Pick {
     Joint(Vec<usize>),
     /// Compute the next so many rows of this step.
     Slice(usize, usize),
+    /// Nothing yet: a session that was given its token is about to ask for the next one.
+    Wait,
 }
 
 /// The kinds of steps in the order of their turns.
@@ -58,8 +66,8 @@ const TURNS: usize = 3;
 pub(super) struct Schedule {
     turn: usize,
     last_long: Option<u32>,
-    /// When the last short step was computed.
-    last_short: Option<Instant>,
+    /// When each session's last short step was computed: it waits for the next one.
+    live: Vec<(u32, Instant)>,
     /// Microseconds of a short computation, and of one row of a slice.
     short_us: Option<f64>,
     row_us: Option<f64>,
@@ -84,7 +92,7 @@ impl Schedule {
         let first = self.turn;
         for turn in (first..first + TURNS).map(|turn| turn % TURNS) {
             let pick = match turn {
-                0 => joint(&ready, max_rows),
+                0 => self.joint(&ready, waiting, max_rows, now),
                 1 => ready.alone.map(Pick::One),
                 _ => self.long(&ready, waiting, max_rows, now),
             };
@@ -96,16 +104,37 @@ impl Schedule {
         None
     }
 
-    /// What a computation of `rows` rows took; `long` says that they were of a long step.
-    pub fn took(&mut self, rows: usize, long: bool, micros: u32, now: Instant) {
+    /// A session has ended, or rests: it waits for no token here.
+    pub fn rests(&mut self, slot: u32) {
+        self.live.retain(|(live, _)| *live != slot);
+    }
+
+    /// What a computation of `rows` rows of these sessions took; `long` says that they were of a long step.
+    pub fn took(&mut self, slots: impl Iterator<Item = u32>, rows: usize, long: bool, micros: u32, now: Instant) {
+        self.live.retain(|(_, last)| now.saturating_duration_since(*last) < LIVE);
+        for slot in slots {
+            self.rests(slot);
+            if !long {
+                self.live.push((slot, now));
+            }
+        }
         let (known, value) = match long {
             true => (&mut self.row_us, f64::from(micros) / rows.max(1) as f64),
-            false => {
-                self.last_short = Some(now);
-                (&mut self.short_us, f64::from(micros))
-            }
+            false => (&mut self.short_us, f64::from(micros)),
         };
         *known = Some(known.map_or(value, |known| known + FRESH * (value - known)));
+    }
+
+    /// The step that waited longest, and those that have as many rows.
+    fn joint(&self, ready: &Ready, waiting: &[Waiting], max_rows: usize, now: Instant) -> Option<Pick> {
+        let (first, rows) = *ready.joint.first()?;
+        let fresh = now.saturating_duration_since(waiting[first].since) < ROUND;
+        if fresh && self.live.iter().any(|(live, last)| !asks(waiting, *live) && is_live(*last, now)) {
+            return Some(Pick::Wait);
+        }
+        let most = (JOINT_TOTAL.min(max_rows) / rows.max(1)).max(1);
+        let alike = ready.joint.iter().filter(|(_, other)| *other == rows).map(|(index, _)| *index);
+        Some(Pick::Joint(alike.take(most).collect()))
     }
 
     fn long(&mut self, ready: &Ready, waiting: &[Waiting], max_rows: usize, now: Instant) -> Option<Pick> {
@@ -113,21 +142,37 @@ impl Schedule {
         let after = |slot: u32| self.last_long.is_none_or(|last| slot > last);
         let next = ready.long.iter().filter(|(slot, _)| after(*slot)).min().or_else(|| ready.long.iter().min());
         let (slot, index) = *next?;
+        let live = self.live.iter().filter(|(live, last)| *live != slot && is_live(*last, now));
+        let live: Vec<&(u32, Instant)> = live.collect();
+        if live.iter().any(|(live, last)| now.saturating_duration_since(*last) < ROUND && !asks(waiting, *live)) {
+            return Some(Pick::Wait);
+        }
         self.last_long = Some(slot);
         let Kind::Free { rows, .. } = waiting[index].kind else { return None };
-        Some(Pick::Slice(index, rows.min(self.slice(max_rows, now))))
+        Some(Pick::Slice(index, rows.min(self.slice(ready.long.len(), live.len(), max_rows))))
     }
 
-    /// Rows of a slice: all that the stage admits where nobody waits, else as many as a token's time allows.
-    fn slice(&self, max_rows: usize, now: Instant) -> usize {
-        let live = self.last_short.is_some_and(|last| now.saturating_duration_since(last) < LIVE);
+    /// Rows of a slice: all that the stage admits where nobody waits for a token, else as many as a token's time allows,
+    /// and more where more sessions wait for their first token than for their next one.
+    fn slice(&self, long: usize, live: usize, max_rows: usize) -> usize {
+        let share = (long as f64 / live.max(1) as f64).max(1.0);
         match (live, self.short_us, self.row_us) {
-            (false, ..) => max_rows,
-            (true, Some(short), Some(row)) if row > 0.0 => ((short / row) as usize).clamp(MIN_SLICE, max_rows),
+            (0, ..) => max_rows,
+            (_, Some(short), Some(row)) if row > 0.0 => ((share * short / row) as usize).max(MIN_SLICE).min(max_rows),
             // Not measured yet: a first small slice measures it.
-            (true, ..) => MIN_SLICE.min(max_rows),
+            _ => MIN_SLICE.min(max_rows),
         }
     }
+}
+
+/// Whether a session that was given a token at `last` still waits for more.
+fn is_live(last: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(last) < LIVE
+}
+
+/// Whether a session has a job here.
+fn asks(waiting: &[Waiting], slot: u32) -> bool {
+    waiting.iter().any(|job| job.slot == Some(slot))
 }
 
 /// The first job of each session.
@@ -163,14 +208,6 @@ fn ready(waiting: &[Waiting]) -> Ready {
     ready
 }
 
-/// The step that waited longest, and those that have as many rows.
-fn joint(ready: &Ready, max_rows: usize) -> Option<Pick> {
-    let (_, rows) = *ready.joint.first()?;
-    let most = (JOINT_TOTAL.min(max_rows) / rows.max(1)).max(1);
-    let alike = ready.joint.iter().filter(|(_, other)| *other == rows).map(|(index, _)| *index);
-    Some(Pick::Joint(alike.take(most).collect()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,15 +215,15 @@ mod tests {
     const MAX_ROWS: usize = 512;
 
     fn free(slot: u32, rows: usize) -> Waiting {
-        Waiting { slot: Some(slot), kind: Kind::Free { rows, long: rows > JOINT_ROWS } }
+        Waiting { slot: Some(slot), kind: Kind::Free { rows, long: rows > JOINT_ROWS }, since: Instant::now() }
     }
 
     fn alone(slot: u32) -> Waiting {
-        Waiting { slot: Some(slot), kind: Kind::Alone }
+        Waiting { slot: Some(slot), kind: Kind::Alone, since: Instant::now() }
     }
 
     fn control(slot: u32) -> Waiting {
-        Waiting { slot: Some(slot), kind: Kind::Control }
+        Waiting { slot: Some(slot), kind: Kind::Control, since: Instant::now() }
     }
 
     fn pick(schedule: &mut Schedule, waiting: &[Waiting]) -> Pick {
@@ -200,6 +237,19 @@ mod tests {
         assert_eq!(pick(&mut schedule, &waiting), Pick::Joint(vec![0, 2, 3]));
         assert_eq!(pick(&mut schedule, &waiting[1..2]), Pick::Joint(vec![0]));
         assert_eq!(schedule.pick(&[], MAX_ROWS, Instant::now()), None);
+    }
+
+    #[test]
+    fn a_short_step_waits_a_moment_for_those_that_will_come_with_it() {
+        let mut schedule = Schedule::default();
+        let now = Instant::now();
+        schedule.took([0, 1].into_iter(), 2, false, 9_000, now);
+        let came = |slot| Waiting { since: now, ..free(slot, 1) };
+        assert_eq!(schedule.pick(&[came(0)], MAX_ROWS, now), Some(Pick::Wait));
+        assert_eq!(schedule.pick(&[came(0), came(1)], MAX_ROWS, now), Some(Pick::Joint(vec![0, 1])));
+        assert_eq!(schedule.pick(&[came(0)], MAX_ROWS, now + ROUND), Some(Pick::Joint(vec![0])));
+        schedule.rests(1);
+        assert_eq!(schedule.pick(&[came(0)], MAX_ROWS, now), Some(Pick::Joint(vec![0])));
     }
 
     #[test]
@@ -224,7 +274,7 @@ mod tests {
         let mut schedule = Schedule::default();
         assert_eq!(pick(&mut schedule, &[free(0, 600), control(0), alone(0)]), Pick::Slice(0, MAX_ROWS));
         assert_eq!(pick(&mut schedule, &[alone(1), free(0, 1), control(0), control(2)]), Pick::One(3));
-        let of_all = Waiting { slot: None, kind: Kind::Alone };
+        let of_all = Waiting { slot: None, kind: Kind::Alone, since: Instant::now() };
         assert_eq!(pick(&mut schedule, &[of_all, alone(1)]), Pick::One(0));
         assert_eq!(pick(&mut schedule, &[alone(1), of_all, control(2)]), Pick::One(0));
     }
@@ -235,10 +285,17 @@ mod tests {
         let now = Instant::now();
         let long = [free(0, 2048)];
         assert_eq!(schedule.pick(&long, MAX_ROWS, now), Some(Pick::Slice(0, MAX_ROWS)));
-        schedule.took(MAX_ROWS, true, 512_000, now);
-        schedule.took(1, false, 20_000, now);
-        assert_eq!(schedule.pick(&long, MAX_ROWS, now), Some(Pick::Slice(0, 20)));
+        schedule.took([0].into_iter(), MAX_ROWS, true, 512_000, now);
+        schedule.took([1].into_iter(), 1, false, 20_000, now);
+        assert_eq!(schedule.pick(&long, MAX_ROWS, now), Some(Pick::Wait));
+        let later = now + ROUND;
+        assert_eq!(schedule.pick(&long, MAX_ROWS, later), Some(Pick::Slice(0, 20)));
+        // Three prompts and one answer: the prompts get three quarters of the time.
+        let three = [free(0, 2048), free(2, 2048), free(3, 2048)];
+        assert_eq!(schedule.pick(&three, MAX_ROWS, later), Some(Pick::Slice(1, 60)));
         assert_eq!(schedule.pick(&long, MAX_ROWS, now + 2 * LIVE), Some(Pick::Slice(0, MAX_ROWS)));
+        schedule.rests(1);
+        assert_eq!(schedule.pick(&long, MAX_ROWS, now), Some(Pick::Slice(0, MAX_ROWS)));
     }
 
     #[test]

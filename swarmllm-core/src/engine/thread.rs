@@ -12,7 +12,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -26,6 +26,9 @@ pub use super::sample::Reduce;
 /// Jobs that may wait at one stage. Senders await room beyond that; sessions have one step each under way, or a few, so
 /// that the queue is longer than what a stage's sessions send.
 pub const QUEUE: usize = 64;
+
+/// Between two looks into the queue while a token is awaited.
+const LOOK: Duration = Duration::from_micros(100);
 
 /// Name of the thread, at most the 15 bytes that Linux shows.
 const THREAD_NAME: &str = "swarmllm-stage";
@@ -60,6 +63,7 @@ type Reply<T> = oneshot::Sender<Result<T, EngineError>>;
 enum Job {
     Step(Task),
     Truncate { slot: u32, len: u32, reply: Reply<()> },
+    Rest { slot: u32 },
     Release { slot: u32 },
     Snapshot { slot: u32, reply: Reply<Vec<u8>> },
     Restore { slot: u32, len: u32, state: Vec<u8>, reply: Reply<()> },
@@ -73,6 +77,7 @@ struct Task {
     hidden: Vec<f32>,
     logits: Vec<LogitRow>,
     micros: u32,
+    since: Instant,
     reply: Reply<(StepOutput, u32)>,
 }
 
@@ -85,19 +90,21 @@ impl Task {
 
 impl Job {
     /// What the schedule needs to know.
-    fn waiting(&self) -> Waiting {
+    fn waiting(&self, now: Instant) -> Waiting {
         match self {
             Self::Step(task) => {
                 let first = task.job.rows.first().map(|row| row.slot);
                 let slot = first.filter(|slot| task.job.rows.iter().all(|row| row.slot == *slot));
                 let free = slot.is_some() && !task.job.exact;
                 let (rows, long) = (task.job.rows.len() - task.done, task.is_long());
-                Waiting { slot, kind: if free { Kind::Free { rows, long } } else { Kind::Alone } }
+                let kind = if free { Kind::Free { rows, long } } else { Kind::Alone };
+                Waiting { slot, kind, since: task.since }
             }
             Self::Truncate { slot, .. }
+            | Self::Rest { slot }
             | Self::Release { slot }
             | Self::Snapshot { slot, .. }
-            | Self::Restore { slot, .. } => Waiting { slot: Some(*slot), kind: Kind::Control },
+            | Self::Restore { slot, .. } => Waiting { slot: Some(*slot), kind: Kind::Control, since: now },
         }
     }
 
@@ -152,13 +159,19 @@ impl StageHandle {
     /// skipped, one that was begun runs to its end. Either way the session's next position is then unknown to the
     /// caller, who truncates or releases it.
     pub async fn step(&self, job: StepJob) -> Result<(StepOutput, u32), EngineError> {
-        let task = |reply| Task { job, done: 0, hidden: Vec::new(), logits: Vec::new(), micros: 0, reply };
+        let (hidden, logits, since) = (Vec::new(), Vec::new(), Instant::now());
+        let task = |reply| Task { job, done: 0, hidden, logits, micros: 0, since, reply };
         self.ask(|reply| Job::Step(task(reply))).await
     }
 
     /// Keeps the first `len` positions of a session. Once sent it is done, even where the future is dropped.
     pub async fn truncate(&self, slot: u32, len: u32) -> Result<(), EngineError> {
         self.ask(|reply| Job::Truncate { slot, len, reply }).await
+    }
+
+    /// Says that a session is over whose KV stays, after all jobs sent before: others need no longer make way for it.
+    pub async fn rest(&self, slot: u32) -> Result<(), EngineError> {
+        self.jobs.send(Job::Rest { slot }).await.map_err(|_| EngineError::Gone)
     }
 
     /// Forgets a session, after all jobs sent before. Returns as soon as the job is in the queue.
@@ -257,13 +270,16 @@ impl Worker {
     }
 
     fn serve(&mut self) {
-        let waiting: Vec<Waiting> = self.waiting.iter().map(Job::waiting).collect();
+        let now = Instant::now();
+        let waiting: Vec<Waiting> = self.waiting.iter().map(|job| job.waiting(now)).collect();
         let max_rows = self.stage.spec().config.max_rows as usize;
-        match self.schedule.pick(&waiting, max_rows, Instant::now()) {
+        match self.schedule.pick(&waiting, max_rows, now) {
             None => {}
             Some(Pick::One(index)) => self.one(index),
             Some(Pick::Joint(indices)) => self.together(&indices),
             Some(Pick::Slice(index, rows)) => self.slice(index, rows),
+            // Asleep, so that whoever carries the token has a core.
+            Some(Pick::Wait) => std::thread::sleep(LOOK),
         }
     }
 
@@ -277,7 +293,9 @@ impl Worker {
             Job::Truncate { slot, len, reply } => {
                 let _ = reply.send(self.guard(|stage| stage.truncate(slot, len)));
             }
+            Job::Rest { slot } => self.schedule.rests(slot),
             Job::Release { slot } => {
+                self.schedule.rests(slot);
                 let _ = self.guard(|stage| {
                     stage.release(slot);
                     Ok(())
@@ -424,7 +442,8 @@ impl Worker {
         self.out = out;
         computed?;
         let micros = u32::try_from((now - begun).as_micros()).unwrap_or(u32::MAX);
-        self.schedule.took(rows.len(), long, micros, now);
+        let slots = rows.chunk_by(|one, next| one.slot == next.slot).map(|run| run[0].slot);
+        self.schedule.took(slots, rows.len(), long, micros, now);
         let (given, expected) = (self.out.len(), self.floats(rows, reduce));
         if given != expected {
             let reason = format!("it gave {given} floats where {expected} were expected");
@@ -489,8 +508,6 @@ fn reduce_row(logits: &[f32], reduce: Reduce, best: &mut Vec<Candidate>) -> Opti
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::engine::StageConfig;
     use crate::engine::echo::{EchoFaults, EchoStage};

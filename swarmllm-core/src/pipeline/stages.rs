@@ -146,15 +146,14 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let (handle, entry, slot) = (self.handle.clone(), self.entry.clone(), self.slot);
-        if let Some(kept) = self.kept.take() {
-            return locked(&entry.slots).give_back(slot, Some(kept));
-        }
+        let kept = self.kept.take();
         self.tasks.spawn("release-slot", async move {
             // The slot is free only once its release is queued, so that the next session's first step comes after it.
-            if let Err(error) = handle.release(slot).await {
+            let told = if kept.is_some() { handle.rest(slot).await } else { handle.release(slot).await };
+            if let Err(error) = told {
                 tracing::debug!(%error, "a stage ended before its session");
             }
-            locked(&entry.slots).give_back(slot, None);
+            locked(&entry.slots).give_back(slot, kept);
         });
     }
 }

@@ -25,7 +25,7 @@ const DECODE: u32 = 128;
 const SHORT: usize = 64;
 /// Tokens of the prefill figure.
 const PREFILL: usize = 512;
-/// Rounds, unless `SWARMLLM_BENCH_ROUNDS` says otherwise.
+/// Rounds, unless `BENCH_ROUNDS` says otherwise.
 const ROUNDS: usize = 7;
 /// Starts of a node that are timed.
 const STARTS: usize = 9;
@@ -63,12 +63,12 @@ struct Arrangement {
 }
 
 fn threads() -> u32 {
-    let given = std::env::var("SWARMLLM_BENCH_THREADS").ok().and_then(|text| text.parse().ok());
+    let given = std::env::var("BENCH_THREADS").ok().and_then(|text| text.parse().ok());
     given.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32))
 }
 
 fn rounds() -> usize {
-    std::env::var("SWARMLLM_BENCH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS).max(1)
+    std::env::var("BENCH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS).max(1)
 }
 
 fn bare(whole: &Whole, work: &Work) -> Sample {
@@ -260,8 +260,7 @@ async fn main() {
     let mut figures = report(&all);
     drop(arrangements);
     empty_node(&mut figures).await;
-    let path =
-        std::env::var_os("SWARMLLM_BENCH_JSON").map_or_else(|| PathBuf::from("target/bench.json"), PathBuf::from);
+    let path = std::env::var_os("BENCH_JSON").map_or_else(|| PathBuf::from("target/bench.json"), PathBuf::from);
     let json = serde_json::to_string_pretty(&figures).expect("figures are plain numbers");
     std::fs::write(&path, json + "\n").expect("the report can be written");
     println!("written to {}", path.display());

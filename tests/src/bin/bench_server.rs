@@ -28,7 +28,7 @@ const SESSIONS: u32 = 8;
 /// Tokens decoded for one figure, and the prompt before them.
 const DECODE: u32 = 96;
 const SHORT: usize = 64;
-/// Rounds, unless `SWARMLLM_BENCH_ROUNDS` says otherwise.
+/// Rounds, unless `BENCH_ROUNDS` says otherwise.
 const ROUNDS: usize = 5;
 
 type Figures = BTreeMap<String, f64>;
@@ -39,7 +39,7 @@ fn number(variable: &str, default: usize) -> usize {
 
 fn threads() -> u32 {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    number("SWARMLLM_BENCH_THREADS", cores) as u32
+    number("BENCH_THREADS", cores) as u32
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -71,6 +71,9 @@ impl Times {
     }
 }
 
+/// llama.cpp's compute threads spin for some 200 ms after their last step: whoever is asked next gets quiet cores.
+const PAUSE: Duration = Duration::from_millis(500);
+
 /// Someone who can be asked.
 #[derive(Clone)]
 enum Asked {
@@ -80,6 +83,7 @@ enum Asked {
 
 impl Asked {
     async fn ask(&self, prompt: &[u32], tokens: u32) -> Times {
+        tokio::time::sleep(PAUSE).await;
         let begun = Instant::now();
         match self {
             Self::Server(server) => {
@@ -106,6 +110,9 @@ impl Asked {
                         Some(Ok(Delta::Text(_))) => came.push(Instant::now()),
                         Some(Ok(Delta::Done(done))) => {
                             came.push(Instant::now());
+                            if done.guessed_tokens > 0 {
+                                println!("    {} of {} guesses were right", done.right_guesses, done.guessed_tokens);
+                            }
                             return Times::of(begun, &came, done.completion_tokens);
                         }
                         other => panic!("the answer broke off: {other:?}"),
@@ -120,7 +127,8 @@ impl Asked {
         let begun = Instant::now();
         let answers = join_all(prompts.iter().map(|prompt| self.ask(prompt, tokens))).await;
         let tokens: u32 = answers.iter().map(|times| times.tokens).sum();
-        f64::from(tokens) / begun.elapsed().as_secs_f64()
+        // Each question begins with the pause.
+        f64::from(tokens) / (begun.elapsed() - PAUSE).as_secs_f64()
     }
 }
 
@@ -172,7 +180,7 @@ fn tell(figures: &mut Figures, name: &str, goal: &str, values: Vec<f64>) {
 
 async fn one_session(sides: &Sides, text: &mut Text, figures: &mut Figures, suffix: &str) {
     let (mut decode, mut first) = (Vec::new(), Vec::new());
-    for round in 0..=number("SWARMLLM_BENCH_ROUNDS", ROUNDS) {
+    for round in 0..=number("BENCH_ROUNDS", ROUNDS) {
         let prompt = text.cut(SHORT);
         let server = sides.server.ask(&prompt, DECODE).await;
         let ours = sides.ours.ask(&prompt, DECODE).await;
@@ -186,7 +194,7 @@ async fn one_session(sides: &Sides, text: &mut Text, figures: &mut Figures, suff
     tell(figures, &format!("ttft{suffix}_vs_server"), "<= 1", first);
     for length in [512, 2048] {
         let mut prefill = Vec::new();
-        for _ in 0..number("SWARMLLM_BENCH_ROUNDS", ROUNDS).min(if length > 512 { 3 } else { ROUNDS }) {
+        for _ in 0..number("BENCH_ROUNDS", ROUNDS).min(if length > 512 { 3 } else { ROUNDS }) {
             let prompt = text.cut(length);
             let server = sides.server.ask(&prompt, 2).await;
             prefill.push(server.first / sides.ours.ask(&prompt, 2).await.first);
@@ -197,11 +205,12 @@ async fn one_session(sides: &Sides, text: &mut Text, figures: &mut Figures, suff
 
 async fn many_sessions(sides: &Sides, text: &mut Text, figures: &mut Figures) {
     let mut ratio = Vec::new();
-    for round in 0..=number("SWARMLLM_BENCH_ROUNDS", ROUNDS) {
+    for round in 0..=number("BENCH_ROUNDS", ROUNDS) {
         let prompts: Vec<Vec<u32>> = (0..SESSIONS).map(|_| text.cut(SHORT)).collect();
         let server = sides.crowd_server.crowd(&prompts, DECODE).await;
         let ours = sides.ours.crowd(&prompts, DECODE).await;
         if round > 0 {
+            println!("    8 sessions: {ours:.1} tok/s, the server {server:.1}");
             ratio.push(ours / server);
         }
     }
@@ -214,16 +223,16 @@ async fn under_prefill(asked: &Asked, text: &mut Text) -> f64 {
     let (answer, prompt) = (text.cut(SHORT), text.cut(2048));
     let running = asked.ask(&answer, 600);
     let arriving = async {
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        tokio::time::sleep(PAUSE).await;
         let begun = Instant::now();
         asked.ask(&prompt, 1).await;
-        begun.elapsed().as_secs_f64()
+        (begun.elapsed() - PAUSE).as_secs_f64()
     };
     let (times, arrival) = tokio::join!(running, arriving);
     let (mut at, mut gaps) = (times.first, Vec::new());
     for gap in times.gaps {
         at += gap;
-        if (1.0..1.0 + arrival).contains(&at) {
+        if (PAUSE.as_secs_f64()..PAUSE.as_secs_f64() + arrival).contains(&at) {
             gaps.push(gap);
         }
     }
@@ -286,7 +295,7 @@ async fn halves(sides: &Sides, model: TestModel, text: &mut Text, figures: &mut 
     await_plan(&coordinator.node, id).await;
     let split = Asked::Ours { node: coordinator.node.clone(), model: id, guess: false, exact: false };
     let (mut one, mut eight) = (Vec::new(), Vec::new());
-    for round in 0..=number("SWARMLLM_BENCH_ROUNDS", ROUNDS) {
+    for round in 0..=number("BENCH_ROUNDS", ROUNDS) {
         let prompt = text.cut(SHORT);
         let single = sides.ours.ask(&prompt, DECODE).await.token();
         let halves = split.ask(&prompt, DECODE).await.token();
@@ -342,8 +351,7 @@ async fn main() {
 
 /// Adds the figures to the report that the first half of the benchmark wrote.
 fn report(figures: &Figures) {
-    let path =
-        std::env::var_os("SWARMLLM_BENCH_JSON").map_or_else(|| PathBuf::from("target/bench.json"), PathBuf::from);
+    let path = std::env::var_os("BENCH_JSON").map_or_else(|| PathBuf::from("target/bench.json"), PathBuf::from);
     let known = std::fs::read_to_string(&path).ok().and_then(|text| serde_json::from_str::<Figures>(&text).ok());
     let mut all = known.unwrap_or_default();
     all.extend(figures.iter().map(|(name, value)| (name.clone(), *value)));
