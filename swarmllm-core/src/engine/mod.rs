@@ -204,7 +204,8 @@ pub trait Stage: Send {
     /// without the head every row's hidden state, with it the logits of each wanted row, in row order.
     ///
     /// Rows of several sessions may be computed at once where they lie session by session and by rising slots; results may
-    /// then differ, in the rounding of sums, from those of a step of each.
+    /// then differ, in the rounding of sums, from those of a step of each. A session whose numbers overflow there gets
+    /// them as they are, so that it alone fails; one that is computed by itself gets an error.
     ///
     /// A refused step (shape, position, slot, non-finite input) changes nothing. After `Step` the slots named in `rows`
     /// must be released.

@@ -332,8 +332,6 @@ impl Worker {
         let rewound = self.rewind(&task.job);
         let hidden = std::mem::take(&mut task.job.hidden);
         let computed = rewound.and_then(|()| self.compute(&hidden, &task.job.rows, how));
-        // The output leaves with the answer, and the input takes its place.
-        self.joint = hidden;
         self.settle(task, end, computed)
     }
 
@@ -458,6 +456,11 @@ impl Worker {
         let floats = self.floats(rows, task.job.reduce);
         let spec = self.stage.spec();
         let Some(vocab) = spec.vocab else {
+            // Of this task alone: a neighbour's infinities are no reason to end its session.
+            if !self.out[from..from + floats].iter().fold(true, |finite, value| finite & value.is_finite()) {
+                let reason = "a hidden state is not finite".to_owned();
+                return Err(EngineError::Step { engine: spec.engine, reason });
+            }
             match task.hidden.is_empty() && from == 0 && self.out.len() == floats {
                 true => std::mem::swap(&mut task.hidden, &mut self.out),
                 false => task.hidden.extend_from_slice(&self.out[from..from + floats]),
@@ -475,8 +478,11 @@ impl Worker {
         Ok(())
     }
 
-    /// Lets the stage work; a panic becomes an error, after which the stage is given up.
+    /// Lets the stage work; a panic becomes an error, after which the stage is given up and touched no more.
     fn guard<T>(&mut self, work: impl FnOnce(&mut dyn Stage) -> Result<T, EngineError>) -> Result<T, EngineError> {
+        if self.broken {
+            return Err(EngineError::Gone);
+        }
         let engine = self.stage.spec().engine;
         let result = catch_unwind(AssertUnwindSafe(|| work(self.stage.as_mut())));
         result.unwrap_or_else(|panic| {
@@ -662,5 +668,57 @@ mod tests {
         assert!(seen.try_recv().is_err());
         drop(clone);
         assert_eq!(seen.recv_timeout(Duration::from_secs(60)), Ok(Some(THREAD_NAME.to_owned())));
+    }
+
+    /// A stage whose slot 1 overflows.
+    struct Overflows(EchoStage);
+
+    impl Stage for Overflows {
+        fn spec(&self) -> &StageSpec {
+            self.0.spec()
+        }
+        fn check(&self, hidden: &[f32], rows: &[Row]) -> Result<(), EngineError> {
+            self.0.check(hidden, rows)
+        }
+        fn step(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
+            self.0.step(hidden, rows, out)?;
+            for (row, values) in rows.iter().zip(out.chunks_exact_mut(WIDTH as usize)) {
+                if row.slot == 1 {
+                    values[0] = f32::INFINITY;
+                }
+            }
+            Ok(())
+        }
+        fn truncate(&mut self, slot: u32, len: u32) -> Result<(), EngineError> {
+            self.0.truncate(slot, len)
+        }
+        fn release(&mut self, slot: u32) {
+            self.0.release(slot);
+        }
+        fn snapshot(&mut self, slot: u32) -> Result<Vec<u8>, EngineError> {
+            self.0.snapshot(slot)
+        }
+        fn restore(&mut self, slot: u32, len: u32, state: &[u8]) -> Result<(), EngineError> {
+            self.0.restore(slot, len, state)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_session_that_overflows_or_is_refused_ends_none_that_shares_its_step() {
+        let faults = EchoFaults { delay: Duration::from_millis(50), ..EchoFaults::default() };
+        let stage = EchoStage::new(1, LayerRange::new(0, 2), WIDTH, None, config()).with_faults(faults);
+        let stage = StageHandle::spawn(move || Ok(Box::new(Overflows(stage)) as Box<dyn Stage>)).await.unwrap();
+        let of = |slot: u32, pos: u32| {
+            let rows = vec![Row { slot, pos, want: true }];
+            StepJob { hidden: vec![0.5; WIDTH as usize], rows, reduce: Reduce::Hidden, exact: false, rewind: false }
+        };
+        // While the first is computed, the others come together.
+        let (first, good, overflows) = tokio::join!(stage.step(of(0, 0)), stage.step(of(0, 1)), stage.step(of(1, 0)));
+        assert!(first.is_ok() && good.is_ok());
+        assert!(matches!(overflows, Err(EngineError::Step { reason, .. }) if reason.contains("not finite")));
+        stage.release(1).await.unwrap();
+        let (first, good, refused) = tokio::join!(stage.step(of(0, 2)), stage.step(of(0, 3)), stage.step(of(1, 7)));
+        assert!(first.is_ok() && good.is_ok());
+        assert_eq!(refused, Err(EngineError::Position { given: 7, expected: 0 }));
     }
 }

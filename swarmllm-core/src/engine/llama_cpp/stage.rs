@@ -117,12 +117,18 @@ impl LlamaStage {
         Ok(())
     }
 
-    /// Computes the rows of one call.
-    fn run(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
+    /// Computes the rows of one call; `shared` where the step has others.
+    fn run(&mut self, hidden: &[f32], rows: &[Row], shared: bool, out: &mut Vec<f32>) -> Result<(), EngineError> {
+        let from = out.len();
         self.decode(hidden, rows)?;
         match self.spec.vocab {
-            Some(vocab) => self.take_logits(rows, vocab, out),
-            None => self.take_hidden(out),
+            Some(vocab) => self.take_logits(rows, vocab, out)?,
+            None => self.take_hidden(out)?,
+        }
+        // Of several sessions the caller finds out which one it is: the others go on.
+        match first_not_finite(&out[from..], self.spec.vocab.unwrap_or(self.spec.width)) {
+            Some(row) if !shared => Err(step_error(format!("output row {row} is not finite"))),
+            _ => Ok(()),
         }
     }
 
@@ -160,10 +166,7 @@ impl LlamaStage {
             Some(capture) if capture.hits == 1 => out.extend_from_slice(&capture.rows),
             _ => return Err(step_error("the last layer's output was not met once".to_owned())),
         }
-        match first_not_finite(&out[from..], self.spec.width) {
-            Some(row) => Err(step_error(format!("hidden state of row {row} is not finite"))),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Appends the logits of the wanted rows to `out`.
@@ -178,9 +181,6 @@ impl LlamaStage {
             // SAFETY: a row of logits is as long as the vocabulary that the image's header tells, and lives until the
             // next step.
             let logits = unsafe { std::slice::from_raw_parts(logits, vocab as usize) };
-            if first_not_finite(logits, vocab).is_some() {
-                return Err(step_error(format!("a logit of row {index} is not finite")));
-            }
             out.extend_from_slice(logits);
         }
         Ok(())
@@ -221,10 +221,11 @@ impl Stage for LlamaStage {
         self.check(hidden, rows)?;
         let width = self.spec.width as usize;
         let mut done = 0;
+        let shared = rows.iter().any(|row| row.slot != rows[0].slot);
         for len in calls(rows) {
             let end = done + len;
             let call = &rows[done..end];
-            if let Err(error) = self.run(&hidden[done * width..end * width], call, out) {
+            if let Err(error) = self.run(&hidden[done * width..end * width], call, shared, out) {
                 out.clear();
                 rows.iter().for_each(|row| self.forget(row.slot));
                 return Err(error);
