@@ -83,13 +83,11 @@ pub(crate) async fn hello(shared: &Shared, peer: NodeId) -> Result<(), Fault> {
     }
 }
 
-/// Announces what is held at the start and each change of the catalogue, until the node stops.
+/// Announces each change of the catalogue until the node stops.
 pub(crate) async fn run(shared: Arc<Shared>) {
     let Some(net) = shared.net.clone() else { return };
     let mut changes = shared.catalog.changes();
     let stopping = shared.tasks.stopping();
-    let mut provided = HashSet::new();
-    provide(&shared, &net, &mut provided).await;
     loop {
         tokio::select! {
             () = stopping.cancelled() => return,
@@ -98,8 +96,27 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         tokio::time::sleep(SETTLE).await;
         changes.borrow_and_update();
         announce(&shared, &net).await;
-        provide(&shared, &net, &mut provided).await;
     }
+}
+
+/// Keeps the swarm's table up to date until the node stops. Apart from [`run`]: an entry may take seconds to be copied,
+/// for which no announcement waits.
+pub(crate) async fn keep_provided(shared: Arc<Shared>) {
+    let Some(net) = shared.net.clone() else { return };
+    let mut changes = shared.catalog.changes();
+    let stopping = shared.tasks.stopping();
+    let work = async {
+        let mut provided = HashSet::new();
+        loop {
+            changes.borrow_and_update();
+            provide(&shared, &net, &mut provided).await;
+            if changes.changed().await.is_err() {
+                return;
+            }
+            tokio::time::sleep(SETTLE).await;
+        }
+    };
+    stopping.run_until_cancelled(work).await;
 }
 
 /// Keeps the table's entries of this node, `provided`, equal to the models that it holds something of.

@@ -321,6 +321,7 @@ fn spawn(shared: &Arc<Shared>, incoming: Option<Incoming>) {
     shared.tasks.spawn("doors", control::run(shared.clone(), incoming));
     shared.tasks.spawn("peers", control::watch_peers(shared.clone(), net, connects, disconnects));
     shared.tasks.spawn("announcer", announcer::run(shared.clone()));
+    shared.tasks.spawn("provider", announcer::keep_provided(shared.clone()));
 }
 
 fn make_dir(dir: &Path) -> Result<(), Fault> {
