@@ -424,9 +424,8 @@ impl<'a> Drive<'a> {
                         self.emitted += 1;
                         if sink.token(token, logprob).await.is_break() {
                             // Tokens that were chosen behind it are not part of the answer.
-                            actions.clear();
-                            actions.extend(self.session.stop_after(self.emitted));
-                            return self.ended(actions);
+                            self.session.stop_after(self.emitted);
+                            return Some(Ok(End::Stop));
                         }
                     }
                     Action::End(end) => return Some(Ok(end)),
@@ -436,16 +435,6 @@ impl<'a> Drive<'a> {
             }
         }
         None
-    }
-
-    /// The end that a stop text gives, whatever else was to be done.
-    fn ended(&self, actions: &[Action]) -> Option<Result<End, Fault>> {
-        let end = actions.iter().find_map(|action| match action {
-            Action::End(end) => Some(*end),
-            _ => None,
-        });
-        // Without one the session had ended already, by its limit.
-        Some(Ok(end.unwrap_or(End::Stop)))
     }
 
     async fn send(&mut self, action: Action) -> Result<(), Fault> {
