@@ -15,14 +15,14 @@ const TEXT: &str = "The lighthouse keeper counted the ships again and found that
 async fn a_late_comer_pulls_from_and_asks_a_holder_that_it_never_heard_of() {
     let network = lonely_network();
     let (hub, holder) = (Member::start(&network, Carrier::Tcp).await, Member::start(&network, Carrier::Quic).await);
-    // The hub listens on TCP only; the holder reaches it all the same.
-    join(&holder.node, &hub.node.addresses(), Carrier::Tcp).await;
+    // Imported before anyone is there to hear of it, so that no gossip is under way: the hub is told by the hello.
     let model = holder.import(&MODEL.path(), MODEL.name(), Parts::All).await;
+    join(&holder.node, &hub.node.addresses(), Carrier::Tcp).await;
     eventually("the hub has heard of it", || hub.node.models().iter().any(|info| info.id == model)).await;
     let late = Member::start(&network, Carrier::Tcp).await;
     join(&late.node, &hub.node.addresses(), Carrier::Tcp).await;
     assert!(late.node.models().is_empty(), "nobody has told it");
-    // The holder tells the table after it has told the hub.
+    // The hub may not have put the holder into its table yet.
     let pulled = in_time("a pull", async {
         loop {
             match late.node.pull(MODEL.name(), Parts::Coordinator, None).await {
