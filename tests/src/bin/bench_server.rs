@@ -2,7 +2,8 @@
 //!
 //! The server is asked over HTTP on loopback, our node through the library: that is what a program would do with each.
 //! Every round asks both once, in turn, each time another piece of the text; ratios are taken within a round, and the
-//! median of the rounds is printed and added to the report. The path of the server's binary is the first argument.
+//! median of the rounds is printed and added to the report. The path of the server's binary is the first argument;
+//! `BENCH_PARTS` names the parts to measure (of `one guess many gap prefix hog split`), all where it is not set.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -35,6 +36,11 @@ type Figures = BTreeMap<String, f64>;
 
 fn number(variable: &str, default: usize) -> usize {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default).max(1)
+}
+
+/// Whether a part is to be measured.
+fn wanted(part: &str) -> bool {
+    std::env::var("BENCH_PARTS").map_or(true, |parts| parts.split([' ', ',']).any(|named| named == part))
 }
 
 fn threads() -> u32 {
@@ -310,6 +316,32 @@ async fn halves(sides: &Sides, model: TestModel, text: &mut Text, figures: &mut 
     tell(figures, "split2_batch8_vs_single", ">= 1", eight);
 }
 
+/// The parts that take three rounds.
+async fn side_by_side(sides: &Sides, text: &mut Text, figures: &mut Figures) {
+    let (mut ours, mut server, mut reuse, mut hog) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..3 {
+        if wanted("gap") {
+            ours.push(under_prefill(&sides.ours, text).await);
+            server.push(under_prefill(&sides.crowd_server, text).await);
+        }
+        if wanted("prefix") {
+            reuse.push(shared_prefix(&sides.ours, text).await);
+        }
+        if wanted("hog") {
+            hog.push(beside_a_busy_core(sides, text).await);
+        }
+    }
+    let measured = [
+        ("gap_under_prefill", "<= 2", ours),
+        ("gap_under_prefill_of_server", "", server),
+        ("prefix_reuse_fraction", "<= 0.05", reuse),
+        ("hog_decode_vs_server", ">= 1.5", hog),
+    ];
+    for (name, goal, values) in measured.into_iter().filter(|(_, _, values)| !values.is_empty()) {
+        tell(figures, name, goal, values);
+    }
+}
+
 fn text_of(path: &std::path::Path) -> Text {
     let whole = Whole::load(path, threads());
     Text { tokens: whole.tokenize(&harbour_log(400)), next: 0 }
@@ -323,28 +355,26 @@ async fn main() {
     for (model, suffix) in [(TestModel::SmolLm2, ""), (TestModel::Gemma3, "_gemma3")] {
         let mut text = text_of(&model.path());
         let (sides, _member) = Sides::start(&binary, &model.path(), model.name()).await;
-        one_session(&sides, &mut text, &mut figures, suffix).await;
-        let mut guessed = Vec::new();
-        for _ in 0..ROUNDS {
-            guessed.push(edited(&sides.ours, &mut text).await);
+        if wanted("one") {
+            one_session(&sides, &mut text, &mut figures, suffix).await;
         }
-        tell(&mut figures, &format!("ngram_edit{suffix}_speedup"), ">= 3", guessed);
+        if wanted("guess") {
+            let mut guessed = Vec::new();
+            for _ in 0..ROUNDS {
+                guessed.push(edited(&sides.ours, &mut text).await);
+            }
+            tell(&mut figures, &format!("ngram_edit{suffix}_speedup"), ">= 3", guessed);
+        }
         if model == TestModel::Gemma3 {
             continue;
         }
-        many_sessions(&sides, &mut text, &mut figures).await;
-        let (mut ours, mut server, mut reuse, mut hog) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..3 {
-            ours.push(under_prefill(&sides.ours, &mut text).await);
-            server.push(under_prefill(&sides.crowd_server, &mut text).await);
-            reuse.push(shared_prefix(&sides.ours, &mut text).await);
-            hog.push(beside_a_busy_core(&sides, &mut text).await);
+        if wanted("many") {
+            many_sessions(&sides, &mut text, &mut figures).await;
         }
-        tell(&mut figures, "gap_under_prefill", "<= 2", ours);
-        tell(&mut figures, "gap_under_prefill_of_server", "", server);
-        tell(&mut figures, "prefix_reuse_fraction", "<= 0.05", reuse);
-        tell(&mut figures, "hog_decode_vs_server", ">= 1.5", hog);
-        halves(&sides, model, &mut text, &mut figures).await;
+        side_by_side(&sides, &mut text, &mut figures).await;
+        if wanted("split") {
+            halves(&sides, model, &mut text, &mut figures).await;
+        }
     }
     report(&figures);
 }

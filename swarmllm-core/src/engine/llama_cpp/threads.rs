@@ -10,9 +10,10 @@
 const BETWEEN: [u32; 2] = [512, 64];
 /// Steps of a trial.
 const TRIAL: u32 = 3;
-/// So many steps in a row that take so many times the usual begin a trial at once.
+/// Steps that take so many times the usual begin a trial where they are more than a third of the last ones: each counts
+/// two, each other takes one back, and three in a row are enough. Beside a busy core not every step is slow.
 const SLOW: f64 = 1.5;
-const SLOW_STEPS: u32 = 3;
+const SLOW_COUNT: u32 = 6;
 /// But not sooner after the last one than so many steps.
 const REST: u32 = 12;
 /// Steps before the first trial.
@@ -53,14 +54,15 @@ impl Chooser {
         let tried = self.trial > 0;
         let index = usize::from(self.less != tried);
         let usual = self.micros[index];
-        // A slow step is not taken for usual before it is known that the machine has become slow.
         let slow = !tried && usual.is_some_and(|usual| micros > SLOW * usual);
-        self.slow = if slow { self.slow + 1 } else { 0 };
+        self.slow = if slow { self.slow + 2 } else { self.slow.saturating_sub(1) };
         // The first step of a trial wakes or parks a thread: it is not counted, so that it cannot decide.
-        if !slow && (!tried || self.trial < TRIAL) {
+        if !tried || self.trial < TRIAL {
             self.micros[index] = Some(match usual {
+                // One step that lost its core for long is not the rule.
+                Some(usual) if !tried => usual + FRESH * (micros.min(2.0 * usual) - usual),
+                Some(usual) if self.trial < TRIAL - 1 => usual + FRESH * (micros - usual),
                 // A trial begins anew: what was measured long ago says nothing.
-                Some(usual) if !tried || self.trial < TRIAL - 1 => usual + FRESH * (micros - usual),
                 _ => micros,
             });
         }
@@ -72,7 +74,7 @@ impl Chooser {
             }
             return;
         }
-        let became_slow = self.since >= REST && self.slow >= SLOW_STEPS;
+        let became_slow = self.since >= REST && self.slow >= SLOW_COUNT;
         if became_slow {
             self.micros[index] = Some(micros);
         }
@@ -158,6 +160,28 @@ mod tests {
         assert_eq!(threads.pick(512), 2, "prefill has all");
         let (all, less) = run(&mut threads, 400, |threads| if threads == 2 { 10_000 } else { 18_000 });
         assert!(all > 180 && less < 20, "{all} {less}");
+    }
+
+    #[test]
+    fn a_core_that_is_busy_half_of_the_time_is_noticed_and_a_spike_now_and_then_is_not_taken_for_it() {
+        let step = std::cell::Cell::new(0);
+        let every = |slow: u32| {
+            let step = &step;
+            move |threads| {
+                step.set(step.get() + 1);
+                match (threads, step.get() % slow) {
+                    (2, 0) => 40_000,
+                    (2, _) => 10_000,
+                    _ => 18_000,
+                }
+            }
+        };
+        let mut threads = Threads::new(2);
+        run(&mut threads, 100, |_| 10_000);
+        let (all, less) = run(&mut threads, 400, every(9));
+        assert!(all > 180 && less < 20, "{all} {less}");
+        let (all, less) = run(&mut threads, 400, every(2));
+        assert!(less > 170, "{all} {less}");
     }
 
     #[test]
