@@ -11,6 +11,7 @@ pub mod process;
 pub mod prompts;
 pub mod rogue;
 pub mod server;
+pub mod synthetic;
 pub mod whole;
 
 use std::time::Duration;

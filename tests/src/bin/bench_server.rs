@@ -3,7 +3,7 @@
 //! The server is asked over HTTP on loopback, our node through the library: that is what a program would do with each.
 //! Every round asks both once, in turn, each time another piece of the text; ratios are taken within a round, and the
 //! median of the rounds is printed and added to the report. The path of the server's binary is the first argument;
-//! `BENCH_PARTS` names the parts to measure (of `one guess many gap prefix hog split`), all where it is not set.
+//! `BENCH_PARTS` names the parts to measure (of `one guess many gap prefix hog split 1b`), all where it is not set.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,6 +19,7 @@ use swarmllm_tests::cluster::{Carrier, Member, await_plan, builder, join, lonely
 use swarmllm_tests::models::TestModel;
 use swarmllm_tests::prompts::harbour_log;
 use swarmllm_tests::server::LlamaServer;
+use swarmllm_tests::synthetic;
 use swarmllm_tests::whole::Whole;
 use tempfile::TempDir;
 
@@ -299,21 +300,63 @@ async fn halves(sides: &Sides, model: TestModel, text: &mut Text, figures: &mut 
         hosts.push(host);
     }
     await_plan(&coordinator.node, id).await;
-    let split = Asked::Ours { node: coordinator.node.clone(), model: id, guess: false, exact: false };
-    let (mut one, mut eight) = (Vec::new(), Vec::new());
+    let split = |exact| Asked::Ours { node: coordinator.node.clone(), model: id, guess: false, exact };
+    let Asked::Ours { node: whole, model: whole_id, .. } = &sides.ours else { return };
+    let whole_exact = Asked::Ours { node: whole.clone(), model: *whole_id, guess: false, exact: true };
+    let (mut one, mut exact, mut eight) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=number("BENCH_ROUNDS", ROUNDS) {
         let prompt = text.cut(SHORT);
         let single = sides.ours.ask(&prompt, DECODE).await.token();
-        let halves = split.ask(&prompt, DECODE).await.token();
+        let halves = split(false).ask(&prompt, DECODE).await.token();
+        let prompt = text.cut(SHORT);
+        let single_exact = whole_exact.ask(&prompt, DECODE).await.token();
+        let halves_exact = split(true).ask(&prompt, DECODE).await.token();
         let prompts: Vec<Vec<u32>> = (0..SESSIONS).map(|_| text.cut(SHORT)).collect();
-        let (together, apart) = (sides.ours.crowd(&prompts, DECODE).await, split.crowd(&prompts, DECODE).await);
+        let (together, apart) = (sides.ours.crowd(&prompts, DECODE).await, split(false).crowd(&prompts, DECODE).await);
         if round > 0 {
+            println!(
+                "    ms a token: one node {:.2}, halves {:.2}; exact {:.2}, {:.2}",
+                single * 1e3,
+                halves * 1e3,
+                single_exact * 1e3,
+                halves_exact * 1e3
+            );
             one.push(single / halves);
+            exact.push(single_exact / halves_exact);
             eight.push(apart / together);
         }
     }
     tell(figures, "split2_vs_single", ">= 0.95", one);
+    tell(figures, "split2_exact_vs_single", ">= 0.95", exact);
     tell(figures, "split2_batch8_vs_single", ">= 1", eight);
+}
+
+/// A model of a usual size, where memory bandwidth rules.
+async fn one_billion(binary: &std::path::Path, figures: &mut Figures) {
+    let small = TestModel::SmolLm2.path();
+    let path = synthetic::one_billion_q4_k(small.parent().expect("a file is in a directory"));
+    let mut text = text_of(&small);
+    let (sides, _member) = Sides::start(binary, &path, "synthetic-1b").await;
+    let (mut decode, mut prefill) = (Vec::new(), Vec::new());
+    for round in 0..=number("BENCH_ROUNDS", ROUNDS) {
+        let prompt = text.cut(SHORT);
+        let server = sides.server.ask(&prompt, 32).await.token();
+        let ours = sides.ours.ask(&prompt, 32).await.token();
+        let prompt = text.cut(512);
+        let server_prefill = sides.server.ask(&prompt, 2).await.first;
+        let our_prefill = sides.ours.ask(&prompt, 2).await.first;
+        if round > 0 {
+            println!(
+                "    decode: {:.1} ms a token, the server {:.1}; prefill of 512: {our_prefill:.2} s, {server_prefill:.2}",
+                ours * 1e3,
+                server * 1e3
+            );
+            decode.push(server / ours);
+            prefill.push(server_prefill / our_prefill);
+        }
+    }
+    tell(figures, "decode_1b_q4k_vs_server", ">= 1", decode);
+    tell(figures, "prefill512_1b_q4k_vs_server", ">= 1.3", prefill);
 }
 
 /// The parts that take three rounds.
@@ -375,6 +418,9 @@ async fn main() {
         if wanted("split") {
             halves(&sides, model, &mut text, &mut figures).await;
         }
+    }
+    if wanted("1b") {
+        one_billion(&binary, &mut figures).await;
     }
     report(&figures);
 }

@@ -1,0 +1,204 @@
+//! A model of a real size with random weights, for measuring where memory bandwidth rules: it says nothing of sense.
+//!
+//! Shape of a Llama of one billion parameters, Q4_K with a Q6_K embedding, and the tokenizer of the small test model.
+//! Scales are chosen so that activations stay in the range of a trained model.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use swarmllm_core::model::Fact;
+use swarmllm_core::model::gguf::{DEFAULT_ALIGNMENT, GgmlType, Gguf, HeaderTensor, write_header};
+
+use crate::models::TestModel;
+
+const WIDTH: u64 = 2048;
+const FEED: u64 = 8192;
+const LAYERS: u32 = 16;
+const HEADS: u32 = 32;
+const KV_HEADS: u32 = 8;
+const HEAD: u64 = 64;
+const CONTEXT: u32 = 8192;
+
+/// ggml's types and the bytes of one block of 256 floats.
+const F32: u32 = 0;
+const Q4_K: (u32, usize) = (12, 144);
+const Q6_K: (u32, usize) = (14, 210);
+const BLOCK: u64 = 256;
+
+/// A random quantity's standard deviation where nibbles, and where six bits are drawn evenly.
+const NIBBLES: f32 = 4.6;
+const SIXES: f32 = 18.5;
+/// What the scales of sub-blocks are set to.
+const SCALE: f32 = 32.0;
+const SIX_SCALE: f32 = 16.0;
+
+/// The file of the model below `directory`, written there where it is not yet.
+pub fn one_billion_q4_k(directory: &Path) -> PathBuf {
+    let path = directory.join("synthetic-1b-q4_k.gguf");
+    if !path.is_file() {
+        let part = path.with_extension("part");
+        write(&part).expect("the synthetic model can be written");
+        std::fs::rename(&part, &path).expect("the synthetic model can be put in place");
+    }
+    path
+}
+
+fn write(path: &Path) -> std::io::Result<()> {
+    let (facts, vocab) = facts();
+    let tensors = tensors(vocab);
+    let mut offset = 0;
+    let mut placed = Vec::new();
+    for (name, dims, ty) in &tensors {
+        placed.push(HeaderTensor { name, dims, ty: *ty, offset });
+        offset = (offset + size(dims, *ty)).next_multiple_of(DEFAULT_ALIGNMENT.into());
+    }
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
+    file.write_all(&write_header(&facts, &placed, DEFAULT_ALIGNMENT))?;
+    let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+    for (_, dims, ty) in &tensors {
+        let rows: u64 = dims[1..].iter().product();
+        for _ in 0..rows {
+            file.write_all(&row(&mut dice, dims[0], *ty))?;
+        }
+        let size = size(dims, *ty);
+        let padding = size.next_multiple_of(DEFAULT_ALIGNMENT.into()) - size;
+        file.write_all(&vec![0; padding as usize])?;
+    }
+    file.flush()
+}
+
+/// The small model's tokenizer under a larger model's shape.
+fn facts() -> (Vec<Fact>, u64) {
+    let file = File::open(TestModel::SmolLm2.path()).expect("the test model can be opened");
+    let small = Gguf::read(&mut BufReader::new(file)).expect("the test model is sound");
+    let vocab = small.string_array("tokenizer.ggml.tokens").expect("strings").expect("a vocabulary").len() as u64;
+    let mut facts = vec![
+        Fact::string("general.architecture", "llama"),
+        Fact::string("general.name", "synthetic-1b"),
+        Fact::u32("llama.block_count", LAYERS),
+        Fact::u32("llama.context_length", CONTEXT),
+        Fact::u32("llama.embedding_length", WIDTH as u32),
+        Fact::u32("llama.feed_forward_length", FEED as u32),
+        Fact::u32("llama.attention.head_count", HEADS),
+        Fact::u32("llama.attention.head_count_kv", KV_HEADS),
+        Fact::u32("llama.rope.dimension_count", HEAD as u32),
+        Fact::u32("llama.vocab_size", vocab as u32),
+        Fact::f32("llama.rope.freq_base", 500_000.0),
+        Fact::f32("llama.attention.layer_norm_rms_epsilon", 1e-5),
+    ];
+    facts.extend(small.facts.into_iter().filter(|fact| fact.key.starts_with("tokenizer.")));
+    (facts, vocab)
+}
+
+fn tensors(vocab: u64) -> Vec<(String, Vec<u64>, u32)> {
+    let mut all = vec![
+        ("token_embd.weight".to_owned(), vec![WIDTH, vocab], Q6_K.0),
+        ("output_norm.weight".to_owned(), vec![WIDTH], F32),
+    ];
+    let (queries, keys) = (u64::from(HEADS) * HEAD, u64::from(KV_HEADS) * HEAD);
+    for layer in 0..LAYERS {
+        for norm in ["attn_norm", "ffn_norm"] {
+            all.push((format!("blk.{layer}.{norm}.weight"), vec![WIDTH], F32));
+        }
+        let matrices = [
+            ("attn_q", WIDTH, queries),
+            ("attn_k", WIDTH, keys),
+            ("attn_v", WIDTH, keys),
+            ("attn_output", queries, WIDTH),
+            ("ffn_gate", WIDTH, FEED),
+            ("ffn_up", WIDTH, FEED),
+            ("ffn_down", FEED, WIDTH),
+        ];
+        let named =
+            matrices.map(|(name, columns, rows)| (format!("blk.{layer}.{name}.weight"), vec![columns, rows], Q4_K.0));
+        all.extend(named);
+    }
+    all
+}
+
+fn size(dims: &[u64], ty: u32) -> u64 {
+    GgmlType::from_id(ty).and_then(|ty| ty.tensor_size(dims).ok()).expect("whole blocks of a known type")
+}
+
+/// One row: ones for a norm, random blocks for a matrix.
+fn row(dice: &mut Dice, columns: u64, ty: u32) -> Vec<u8> {
+    let deviation = 1.0 / (columns as f32).sqrt();
+    let blocks = columns / BLOCK;
+    let block: fn(&mut Dice, f32) -> Vec<u8> = match ty {
+        F32 => return (0..columns).flat_map(|_| 1_f32.to_le_bytes()).collect(),
+        ty if ty == Q4_K.0 => q4_k,
+        _ => q6_k,
+    };
+    (0..blocks).flat_map(|_| block(dice, deviation)).collect()
+}
+
+/// `w = d * 32 * q - dmin * 32` with `q` a nibble of mean 7.5.
+fn q4_k(dice: &mut Dice, deviation: f32) -> Vec<u8> {
+    let mut block = dice.bytes(Q4_K.1);
+    let scale = deviation / NIBBLES / SCALE * dice.near_one();
+    block[0..2].copy_from_slice(&half(scale));
+    block[2..4].copy_from_slice(&half(scale * 7.5));
+    // Six bits of each sub-block's scale and minimum: 32 in the first four in full, in the others through two upper bits.
+    block[4..12].fill(0x20 | 0x80);
+    block[12..16].fill(0);
+    block
+}
+
+/// `w = d * 16 * (q - 32)`.
+fn q6_k(dice: &mut Dice, deviation: f32) -> Vec<u8> {
+    let mut block = dice.bytes(Q6_K.1);
+    let scale = deviation / SIXES / SIX_SCALE * dice.near_one();
+    block[192..208].fill(SIX_SCALE as u8);
+    block[208..210].copy_from_slice(&half(scale));
+    block
+}
+
+/// A number as a 16-bit float, rounded down; it is normal there.
+fn half(value: f32) -> [u8; 2] {
+    let bits = value.to_bits();
+    let exponent = (bits >> 23).checked_sub(127 - 15).expect("a normal number");
+    ((exponent << 10 | bits >> 13 & 0x3ff) as u16).to_le_bytes()
+}
+
+/// Xorshift: the same model everywhere.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn bytes(&mut self, count: usize) -> Vec<u8> {
+        let words = (0..count.div_ceil(8)).flat_map(|_| self.roll().to_le_bytes());
+        words.take(count).collect()
+    }
+
+    /// In 0.8..1.2.
+    fn near_one(&mut self) -> f32 {
+        0.8 + 0.4 * (self.roll() >> 40) as f32 / (1 << 24) as f32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_are_what_the_standard_says() {
+        assert_eq!(half(1.0), 0x3c00_u16.to_le_bytes());
+        assert_eq!(half(1.5e-4), 0x08ea_u16.to_le_bytes());
+        assert_eq!(half(0.25), 0x3400_u16.to_le_bytes());
+    }
+
+    #[test]
+    fn blocks_have_the_size_of_their_type() {
+        let mut dice = Dice(7);
+        assert_eq!(row(&mut dice, 512, Q4_K.0).len() as u64, size(&[512], Q4_K.0));
+        assert_eq!(row(&mut dice, 512, Q6_K.0).len() as u64, size(&[512], Q6_K.0));
+        assert_eq!(row(&mut dice, 8, F32).len() as u64, size(&[8], F32));
+    }
+}
