@@ -60,6 +60,7 @@ else
 	@echo "cargo-nextest is not installed (see https://nexte.st); one test after another instead"
 	$(CARGO) test --workspace --locked --tests -- --test-threads=1
 endif
+	$(CARGO) test --workspace --locked --doc
 
 # The core as others may build it: without llama.cpp and server, and without any engine.
 features:

@@ -253,9 +253,14 @@ swarmllm_status swarmllm_config_set_threads(swarmllm_config config, uint32_t thr
 swarmllm_status swarmllm_config_set_memory(swarmllm_config config, uint64_t bytes);
 
 /**
- * KV cells per stage, in tokens, shared by its sessions.
+ * Positions that a session may have, prompt and answer together.
  */
 swarmllm_status swarmllm_config_set_context(swarmllm_config config, uint32_t tokens);
+
+/**
+ * Sessions that a stage has room for at once, 1 to 64; each takes KV for a whole context.
+ */
+swarmllm_status swarmllm_config_set_sessions(swarmllm_config config, uint32_t sessions);
 
 /**
  * Engine to use: `llama.cpp` or `candle`.

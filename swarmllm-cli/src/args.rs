@@ -75,9 +75,12 @@ pub struct NodeArgs {
     /// Memory for weights and KV, as 8GiB or in bytes
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub memory: Option<u64>,
-    /// KV cells per stage, in tokens
+    /// Positions of a session, prompt and answer together
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<u32>,
+    /// Sessions that a stage computes at once
+    #[arg(long, value_name = "N")]
+    pub sessions: Option<u32>,
     /// Engine: llama.cpp or candle
     #[arg(long, value_name = "NAME")]
     pub engine: Option<String>,
@@ -95,6 +98,7 @@ impl NodeArgs {
             threads: self.threads,
             memory: self.memory,
             context: self.context,
+            sessions: self.sessions,
             engine: self.engine.clone(),
             ..Flags::default()
         }

@@ -55,6 +55,7 @@ pub struct Settings {
     #[serde(default, deserialize_with = "memory")]
     pub memory: Option<u64>,
     pub context: Option<u32>,
+    pub sessions: Option<u32>,
     pub engine: Option<String>,
 }
 
@@ -74,6 +75,7 @@ impl Default for Settings {
             threads: None,
             memory: None,
             context: None,
+            sessions: None,
             engine: None,
         }
     }
@@ -104,6 +106,8 @@ pub struct Flags {
     pub memory: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub context: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sessions: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
 }

@@ -75,6 +75,9 @@ impl Context {
         if let Some(context) = settings.context {
             builder = builder.context(context);
         }
+        if let Some(sessions) = settings.sessions {
+            builder = builder.sessions(sessions);
+        }
         if let Some(engine) = &settings.engine {
             builder = builder.engine(engine);
         }

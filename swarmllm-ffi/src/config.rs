@@ -169,10 +169,16 @@ pub extern "C" fn swarmllm_config_set_memory(config: swarmllm_config, bytes: u64
     set(config, |builder| builder.memory(bytes))
 }
 
-/// KV cells per stage, in tokens, shared by its sessions.
+/// Positions that a session may have, prompt and answer together.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_set_context(config: swarmllm_config, tokens: u32) -> swarmllm_status {
     set(config, |builder| builder.context(tokens))
+}
+
+/// Sessions that a stage has room for at once, 1 to 64; each takes KV for a whole context.
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_config_set_sessions(config: swarmllm_config, sessions: u32) -> swarmllm_status {
+    set(config, |builder| builder.sessions(sessions))
 }
 
 /// Engine to use: `llama.cpp` or `candle`.

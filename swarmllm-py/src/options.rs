@@ -23,6 +23,7 @@ pub struct NodeConfig {
     threads: Option<u32>,
     memory: Option<u64>,
     context: Option<u32>,
+    sessions: Option<u32>,
     engine: Option<String>,
 }
 
@@ -46,6 +47,7 @@ impl NodeConfig {
         builder = set(builder, self.threads, NodeBuilder::threads);
         builder = set(builder, self.memory, NodeBuilder::memory);
         builder = set(builder, self.context, NodeBuilder::context);
+        builder = set(builder, self.sessions, NodeBuilder::sessions);
         Ok(set(builder, self.engine, NodeBuilder::engine))
     }
 }

@@ -97,14 +97,15 @@ class _Base:
         threads: int | None = None,
         memory: int | None = None,
         context: int | None = None,
+        sessions: int | None = None,
         engine: str | None = None,
     ) -> None:
         """A node that is not started yet.
 
         `data_dir`: for keys, models and the store. `preset`: how it meets others. `network`: the swarm's name.
         `listen`, `bootstrap`: multiaddrs. `mdns`: find peers on the LAN. `serve`: compute for others. `threads`:
-        compute threads. `memory`: bytes for weights and KV. `context`: KV cells per stage, in tokens. `engine`:
-        `llama.cpp` or `candle`.
+        compute threads. `memory`: bytes for weights and KV. `context`: positions of a session, prompt and
+        answer together. `sessions`: how many a stage computes at once. `engine`: `llama.cpp` or `candle`.
         """
         self._native: NativeNode | None = None
         self._config: dict[str, Any] = {
@@ -118,6 +119,7 @@ class _Base:
             "threads": threads,
             "memory": memory,
             "context": context,
+            "sessions": sessions,
             "engine": engine,
         }
 
