@@ -150,6 +150,15 @@ fn every_rule_cuts_words_as_the_engine_does() {
         ("qwen35", 17),
         ("deepseek-v3", 7),
         ("tekken", 17),
+        ("gpt-4o", 17),
+        ("deepseek-llm", 17),
+        ("deepseek-coder", 17),
+        ("falcon", 37),
+        ("seed-coder", 37),
+        ("bailingmoe", 37),
+        ("minicpm5", 37),
+        ("bloom", 37),
+        ("viking", 37),
     ] {
         set(&mut facts, "tokenizer.ggml.pre", 8, gguf_string(pre));
         let file = write_facts(&facts);
@@ -160,7 +169,7 @@ fn every_rule_cuts_words_as_the_engine_does() {
 }
 
 /// Every other name of a rule, on what tells the rules apart.
-const OTHER_NAMES: [&str; 34] = [
+const OTHER_NAMES: [&str; 46] = [
     "phi-2",
     "gigachat",
     "a.x-4.0",
@@ -195,6 +204,18 @@ const OTHER_NAMES: [&str; 34] = [
     "grok-2",
     "hunyuan-dense",
     "joyai-llm",
+    "granite-docling",
+    "jina-v5-nano",
+    "f2llmv2",
+    "hy_v4",
+    "llama4",
+    "kanana2",
+    "talkie",
+    "minimax-m2",
+    "bailingmoe2",
+    "llada-moe",
+    "poro-chat",
+    "gpt3-finnish",
 ];
 
 #[test]

@@ -159,12 +159,14 @@ pub struct CutRules {
     pub min_layers: u32,
     /// Layers of which each stage must hold at least one (Gemma 3: the windowed ones), empty where any will do.
     pub must_contain: Vec<u32>,
+    /// Numbers of layers that no stage may have: the engine would take it for another model.
+    pub forbidden: Vec<u32>,
 }
 
 impl CutRules {
     /// Any cut is legal.
     pub fn free() -> Self {
-        Self { align: 1, min_layers: 1, must_contain: Vec::new() }
+        Self { align: 1, min_layers: 1, must_contain: Vec::new(), forbidden: Vec::new() }
     }
 
     /// Says why `layers` is not a legal stage, or nothing where it is.
@@ -174,6 +176,9 @@ impl CutRules {
         }
         if !layers.start.is_multiple_of(self.align.max(1)) {
             return Some(format!("a stage starts on a multiple of {}", self.align));
+        }
+        if self.forbidden.contains(&layers.len()) {
+            return Some(format!("a stage of {} layers would be taken for another model", layers.len()));
         }
         let holds = |layer: &u32| layers.start <= *layer && *layer < layers.end;
         if !self.must_contain.is_empty() && !self.must_contain.iter().any(holds) {

@@ -7,8 +7,6 @@ use crate::model::gguf::Facts;
 
 /// Bytes of one KV value: both engines keep f16 or f32; the larger is assumed where the facts do not say.
 const KV_VALUE_BYTES: u64 = 2;
-/// Keys and values.
-const KV_PARTS: u64 = 2;
 /// Activations and graph of a step, beside weights and KV: about this many hidden states per row.
 const SCRATCH_STATES: u64 = 16;
 
@@ -22,13 +20,18 @@ pub fn stage_memory(manifest: &Manifest, layers: LayerRange, head: bool, config:
     weights.saturating_add(kv).saturating_add(scratch)
 }
 
-/// Bytes of KV that one token takes in one layer: `2 parts * kv heads * head length * 2 bytes`.
+/// Bytes of KV that one token takes in one layer: `kv heads * (key length + value length) * 2 bytes`; compressed values
+/// are a part of the keys.
 fn kv_bytes_per_token(manifest: &Manifest) -> u64 {
     let width = u64::from(manifest.width);
     let heads = fact(manifest, "attention.head_count").unwrap_or(1).max(1);
     let kv_heads = fact(manifest, "attention.head_count_kv").unwrap_or(heads);
-    let length = fact(manifest, "attention.key_length").unwrap_or(width / heads);
-    kv_heads.saturating_mul(length).saturating_mul(KV_PARTS * KV_VALUE_BYTES)
+    let keys = fact(manifest, "attention.key_length").unwrap_or(width / heads);
+    let values = match fact(manifest, "attention.key_length_mla") {
+        Some(1..) => 0,
+        _ => fact(manifest, "attention.value_length").unwrap_or(width / heads),
+    };
+    kv_heads.saturating_mul(keys.saturating_add(values)).saturating_mul(KV_VALUE_BYTES)
 }
 
 /// An integer fact of the architecture; `None` where it is absent or another type.

@@ -152,7 +152,9 @@ fn extend(request: &PlanRequest, candidate: &Candidate, start: u32, cost: Cost, 
 
 fn describe(cuts: &CutRules) -> String {
     let kinds = if cuts.must_contain.is_empty() { "" } else { ", each with a sliding-window layer" };
-    format!("stages of at least {} layers starting on multiples of {}{kinds}", cuts.min_layers, cuts.align)
+    let lengths: Vec<String> = cuts.forbidden.iter().map(u32::to_string).collect();
+    let lengths = if lengths.is_empty() { String::new() } else { format!(", never of {}", lengths.join(" or ")) };
+    format!("stages of at least {} layers starting on multiples of {}{kinds}{lengths}", cuts.min_layers, cuts.align)
 }
 
 #[cfg(test)]

@@ -1,54 +1,98 @@
-//! Takes the hidden states out of a stage without the head: llama.cpp asks about each node of its graph, we want the
-//! last layer's output, copy it, and stop the graph there, so that norm and output are never computed.
+//! Takes the hidden states out of a stage without the head, and puts them in where llama.cpp would change what comes in:
+//! llama.cpp asks about each node of its graph. At the last layer's output we copy it and stop the graph, so that norm
+//! and output are never computed. At the node that stands for the first layer's input, once it is computed, we write the
+//! hidden states over it.
 
-use std::ffi::{CString, c_void};
+use std::ffi::{CString, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use llama_cpp_sys_2 as ll;
 
-/// What the callback fills.
-pub(super) struct Capture {
+/// A node of the graph, by its name.
+struct Node {
     name: CString,
+    /// How often it was met with the shape that the step needs.
+    hits: u32,
+}
+
+/// What the callback reads and fills.
+pub(super) struct Capture {
     width: usize,
+    input: Option<Node>,
+    output: Option<Node>,
+    /// What is put over the input.
+    hidden: Vec<f32>,
     /// Room for the rows of the step, set before it.
     pub rows: Vec<f32>,
-    /// How often the node was met with the shape that the step needs.
-    pub hits: u32,
+}
+
+impl Node {
+    fn new(name: &str) -> Self {
+        // Names of nodes have no zero byte, so the name is never the empty one.
+        Self { name: CString::new(name).unwrap_or_default(), hits: 0 }
+    }
+
+    fn is(&self, name: &[c_char]) -> bool {
+        let wanted = self.name.as_bytes_with_nul();
+        name.len() >= wanted.len() && name.iter().zip(wanted).all(|(given, wanted)| *given as u8 == *wanted)
+    }
 }
 
 impl Capture {
-    /// A capture of the output of the last of `layers` layers.
-    pub fn new(layers: u32, width: u32) -> Self {
-        let name = format!("l_out-{}", layers.saturating_sub(1));
-        // A formatted number has no zero byte, so the name is never the empty one.
-        Self { name: CString::new(name).unwrap_or_default(), width: width as usize, rows: Vec::new(), hits: 0 }
+    /// A capture that puts hidden states over the node `input` and takes the output of the last of `layers` layers, each
+    /// where it is asked for; none where nothing is.
+    pub fn new(input: Option<&str>, layers: Option<u32>, width: u32) -> Option<Box<Self>> {
+        let output = layers.map(|layers| Node::new(&format!("l_out-{}", layers.saturating_sub(1))));
+        let (input, width) = (input.map(Node::new), width as usize);
+        let asked = input.is_some() || output.is_some();
+        asked.then(|| Box::new(Self { width, input, output, hidden: Vec::new(), rows: Vec::new() }))
     }
 
-    /// Makes room for a step of `rows` rows.
-    pub fn prepare(&mut self, rows: usize) {
-        self.rows.clear();
-        self.rows.resize(rows * self.width, 0.0);
-        self.hits = 0;
+    /// Gets ready for a step of these hidden states.
+    pub fn prepare(&mut self, hidden: &[f32]) {
+        if let Some(input) = &mut self.input {
+            input.hits = 0;
+            self.hidden.clear();
+            self.hidden.extend_from_slice(hidden);
+        }
+        if let Some(output) = &mut self.output {
+            output.hits = 0;
+            self.rows.clear();
+            self.rows.resize(hidden.len(), 0.0);
+        }
+    }
+
+    /// Whether each node that is asked for was met once.
+    pub fn is_complete(&self) -> bool {
+        [&self.input, &self.output].into_iter().flatten().all(|node| node.hits == 1)
     }
 
     fn is_wanted(&self, tensor: &ll::ggml_tensor) -> bool {
-        let name = self.name.as_bytes_with_nul();
-        tensor.name.iter().zip(name).all(|(given, wanted)| *given as u8 == *wanted) && tensor.name.len() >= name.len()
+        [&self.input, &self.output].into_iter().flatten().any(|node| node.is(&tensor.name))
     }
 
-    /// Copies the node where it has the shape that the step needs.
-    fn take(&mut self, tensor: *mut ll::ggml_tensor) {
+    /// Handles a computed node; says whether the graph goes on.
+    fn meet(&mut self, tensor: *mut ll::ggml_tensor) -> bool {
         // SAFETY: llama.cpp gives a computed node that lives as long as the call.
         let node = unsafe { &*tensor };
-        let floats = node.ne.iter().try_fold(1_i64, |product, dim| product.checked_mul(*dim));
-        let fits = node.type_ == ll::GGML_TYPE_F32
-            && usize::try_from(node.ne[0]) == Ok(self.width)
-            && floats.and_then(|floats| usize::try_from(floats).ok()) == Some(self.rows.len());
-        if fits {
-            // SAFETY: the node is F32 with exactly as many floats as there is room for.
-            unsafe { ll::ggml_backend_tensor_get(tensor, self.rows.as_mut_ptr().cast(), 0, size_of_val(&*self.rows)) };
-            self.hits += 1;
+        if let Some(input) = self.input.as_mut().filter(|input| input.is(&node.name)) {
+            if has_shape(node, self.width, self.hidden.len()) {
+                let bytes = size_of_val(&*self.hidden);
+                // SAFETY: the node is F32 with exactly as many floats as there are.
+                unsafe { ll::ggml_backend_tensor_set(tensor, self.hidden.as_ptr().cast(), 0, bytes) };
+                input.hits += 1;
+            }
+            return true;
         }
+        if let Some(output) = &mut self.output
+            && has_shape(node, self.width, self.rows.len())
+        {
+            let bytes = size_of_val(&*self.rows);
+            // SAFETY: the node is F32 with exactly as many floats as there is room for.
+            unsafe { ll::ggml_backend_tensor_get(tensor, self.rows.as_mut_ptr().cast(), 0, bytes) };
+            output.hits += 1;
+        }
+        false
     }
 
     /// llama.cpp's evaluation callback: `ask` is whether the node is wanted, otherwise it is computed; the answer then
@@ -61,9 +105,16 @@ impl Capture {
                 // SAFETY: llama.cpp gives a node that lives as long as the call.
                 return capture.is_wanted(unsafe { &*tensor });
             }
-            capture.take(tensor);
-            false
+            capture.meet(tensor)
         });
         catch_unwind(call).unwrap_or(false)
     }
+}
+
+/// Whether a node is F32, in rows of `width`, `floats` in all.
+fn has_shape(node: &ll::ggml_tensor, width: usize, floats: usize) -> bool {
+    let product = node.ne.iter().try_fold(1_i64, |product, dim| product.checked_mul(*dim));
+    node.type_ == ll::GGML_TYPE_F32
+        && usize::try_from(node.ne[0]) == Ok(width)
+        && product.and_then(|product| usize::try_from(product).ok()) == Some(floats)
 }

@@ -49,6 +49,14 @@ impl<'a> Facts<'a> {
         self.find(key).is_some()
     }
 
+    /// Whether the key is absent, or all that it holds is zero.
+    pub fn is_unset(&self, key: &str) -> bool {
+        self.find(key).is_none_or(|fact| {
+            let head = if fact.ty == ty::ARRAY { ARRAY_HEAD } else { 0 };
+            fact.raw.get(head..).is_some_and(|value| value.iter().all(|byte| *byte == 0))
+        })
+    }
+
     /// The four bytes of a scalar of type `want`.
     fn word(&self, key: &str, want: u32) -> Result<Option<[u8; 4]>, EngineError> {
         let Some(fact) = self.find(key) else { return Ok(None) };
@@ -73,13 +81,20 @@ impl<'a> Facts<'a> {
         Ok(value)
     }
 
+    /// A finite number.
+    pub fn number(&self, key: &str) -> Result<Option<f32>, EngineError> {
+        match self.word(key, ty::F32)?.map(f32::from_le_bytes) {
+            Some(value) if !value.is_finite() => Err(bad(self.name(key), format!("{value} is not a finite number"))),
+            value => Ok(value),
+        }
+    }
+
     /// A finite number above zero.
     pub fn positive(&self, key: &str) -> Result<Option<f32>, EngineError> {
-        let Some(value) = self.word(key, ty::F32)?.map(f32::from_le_bytes) else { return Ok(None) };
-        if !value.is_finite() || value <= 0.0 {
-            return Err(bad(self.name(key), format!("{value} is not a finite number above zero")));
+        match self.number(key)? {
+            Some(value) if value <= 0.0 => Err(bad(self.name(key), format!("{value} is not above zero"))),
+            value => Ok(value),
         }
-        Ok(Some(value))
     }
 
     /// A truth value.

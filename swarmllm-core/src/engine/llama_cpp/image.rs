@@ -9,14 +9,19 @@ use llama_cpp_sys_2 as ll;
 
 use crate::model::StageSource;
 
+use super::architectures::Output;
 use super::facts::ty;
 use super::shape::Shape;
-use super::tensors::{EMBEDDING, OUTPUT, OUTPUT_NORM};
+use super::tensors::{EMBEDDING, OUTPUT, row_size, stand_ins};
 
 /// GGUF's own default; the image sets no other.
 const ALIGNMENT: u64 = 32;
 const MAGIC: &[u8; 4] = b"GGUF";
 const VERSION: u32 = 3;
+
+/// Types of matrices that hold nothing, by the width of their blocks.
+const ZERO_TYPES: [ll::ggml_type; 5] =
+    [ll::GGML_TYPE_IQ1_S, ll::GGML_TYPE_Q1_0, ll::GGML_TYPE_Q2_0, ll::GGML_TYPE_Q4_0, ll::GGML_TYPE_F32];
 
 /// The key-values of an image, in the making.
 pub(super) struct Header {
@@ -61,6 +66,12 @@ impl Header {
             self.key(key, ty::F32);
             self.bytes.extend(value.to_le_bytes());
         }
+    }
+
+    /// A truth value.
+    pub fn bool(&mut self, key: &str, value: bool) {
+        self.key(key, ty::BOOL);
+        self.bytes.push(u8::from(value));
     }
 
     /// A truth value per layer.
@@ -109,19 +120,19 @@ pub(super) struct Image {
 impl Image {
     /// The image of a checked stage.
     ///
-    /// A stage without the head gets what the loader insists on, an embedding of one token and an output norm, as zeros
-    /// that are never computed with. With the head, an output matrix that is not tied is named as the embedding, which
-    /// is where the loader looks for a missing output matrix: the embedding itself is nowhere needed.
+    /// What the loader insists on and the stage does not have is there as zeros that are never computed with. An output
+    /// matrix that is not tied is named as the embedding where the loader looks there for a missing output matrix: the
+    /// embedding itself is nowhere needed.
     pub fn of_stage(shape: &Shape, source: &StageSource) -> Self {
         let vocab = if source.head { shape.vocab } else { 1 };
-        let mut pieces: Vec<Piece> = Vec::with_capacity(source.tensors.len() + 2);
-        if !source.head {
-            let width = u64::from(shape.width);
-            pieces.push(zeros(EMBEDDING, vec![width, 1]));
-            pieces.push(zeros(OUTPUT_NORM, vec![width]));
-        }
+        let own_output = shape.architecture.output == Output::Own;
+        let stand_ins = stand_ins(shape, source.head);
+        let mut pieces: Vec<Piece> = stand_ins.into_iter().map(|(name, dims)| zeros(&name, dims)).collect();
         pieces.extend(source.tensors.iter().map(|tensor| Piece {
-            name: renamed(&tensor.entry.name, source.layers.start),
+            name: match tensor.entry.name.as_str() {
+                OUTPUT if !own_output => EMBEDDING.to_owned(),
+                name => renumbered(name, source.layers.start),
+            },
             dims: tensor.entry.dims.clone(),
             ty: tensor.entry.ty,
             size: tensor.entry.size,
@@ -189,16 +200,18 @@ impl Image {
     }
 }
 
+/// A tensor of zeros; a matrix in the type that takes the least room.
 fn zeros(name: &str, dims: Vec<u64>) -> Piece {
-    let size = dims.iter().product::<u64>() * size_of::<f32>() as u64;
-    Piece { name: name.to_owned(), dims, ty: ll::GGML_TYPE_F32, size, origin: Origin::Zeros }
+    let (columns, rows) = (dims.first().copied().unwrap_or(1), dims.iter().skip(1).product::<u64>());
+    let dense = |ty: ll::ggml_type| Some((ty, row_size(ty, columns)?));
+    let types = if dims.len() == 1 { &[ll::GGML_TYPE_F32][..] } else { &ZERO_TYPES };
+    let least = types.iter().filter_map(|ty| dense(*ty)).min_by_key(|(_, row)| *row);
+    let (ty, row) = least.unwrap_or((ll::GGML_TYPE_F32, columns.saturating_mul(size_of::<f32>() as u64)));
+    Piece { name: name.to_owned(), dims, ty, size: row.saturating_mul(rows), origin: Origin::Zeros }
 }
 
-/// A layer's tensor counted from the stage's first layer; the output matrix as the embedding.
-fn renamed(name: &str, first: u32) -> String {
-    if name == OUTPUT {
-        return EMBEDDING.to_owned();
-    }
+/// A layer's tensor counted from the stage's first layer.
+fn renumbered(name: &str, first: u32) -> String {
     let layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
     match layer.and_then(|(layer, part)| Some((layer.parse::<u32>().ok()?.checked_sub(first)?, part))) {
         Some((layer, part)) => format!("blk.{layer}.{part}"),
@@ -267,8 +280,7 @@ mod tests {
 
     #[test]
     fn tensors_are_counted_from_the_first_layer_of_the_stage() {
-        assert_eq!(renamed("blk.12.attn_q.weight", 10), "blk.2.attn_q.weight");
-        assert_eq!(renamed("output.weight", 10), "token_embd.weight");
-        assert_eq!(renamed("output_norm.weight", 10), "output_norm.weight");
+        assert_eq!(renumbered("blk.12.attn_q.weight", 10), "blk.2.attn_q.weight");
+        assert_eq!(renumbered("output_norm.weight", 10), "output_norm.weight");
     }
 }

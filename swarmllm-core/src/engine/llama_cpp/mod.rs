@@ -4,7 +4,7 @@
 //! exists nowhere but in the answers to llama.cpp's reads, whose header is synthesised from checked facts ([`shape`])
 //! and whose tensor bytes come straight from the shard files. Hidden states go in through `llama_batch.embd`; a stage
 //! without the head hands out its last layer's output through the public evaluation callback ([`capture`]), which then
-//! stops the graph.
+//! stops the graph. What is particular about an architecture stands in one description ([`architectures`]).
 //!
 //! Promises: a chain of stages gives bit for bit what the whole model gives, for equal step shapes, cell layouts and
 //! thread counts; nothing foreign reaches llama.cpp unchecked, because it aborts the process where it is misused.
@@ -13,6 +13,7 @@
 //!
 //! Process-wide, because llama.cpp has them so: its log callback and its abort callback ([`log`]).
 
+mod architectures;
 mod capture;
 mod embedder;
 mod facts;
@@ -21,6 +22,7 @@ mod image;
 mod log;
 mod model;
 mod pool;
+mod rope;
 mod shape;
 mod snapshot;
 mod stage;
@@ -28,6 +30,7 @@ mod tensors;
 #[cfg(test)]
 mod tests;
 mod threads;
+mod window;
 
 use std::sync::Arc;
 

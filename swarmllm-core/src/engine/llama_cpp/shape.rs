@@ -3,35 +3,32 @@
 //!
 //! A stage's header is written from this struct and never copied from the model: a key that is not understood here does
 //! not reach llama.cpp. Keys that would change what llama.cpp computes and are not certified are refused; all others are
-//! ones that llama.cpp does not read for these architectures.
+//! ones that llama.cpp does not read for the architecture. What is particular about one is in [`architectures`].
+//!
+//! [`architectures`]: super::architectures
 
 use crate::base::LayerRange;
 use crate::engine::{CutRules, EngineError};
 use crate::model::Manifest;
 
+use super::architectures::{Architecture, Heads, Kind, Known, Norm, Output, Presence, Scale};
 use super::facts::{Facts, bad};
 use super::image::Header;
+use super::rope::Rope;
+use super::window::Window;
 
-/// Layers, heads and widths beyond which nothing is accepted; llama.cpp's own limit of layers is 512.
-const MAX_LAYERS: u32 = 512;
+/// Layers, heads and widths beyond which nothing is accepted; llama.cpp's own limits of layers and experts are these.
+pub(super) const MAX_LAYERS: u32 = 512;
+pub(super) const MAX_EXPERTS: u32 = 1024;
+pub(super) const MAX_HEAD_SIZE: u32 = 1024;
+pub(super) const MAX_WIDTH: u32 = 1 << 17;
+pub(super) const MAX_FEED_FORWARD: u32 = 1 << 20;
+pub(super) const MAX_CONTEXT: u32 = 1 << 26;
 const MAX_HEADS: u32 = 1024;
-const MAX_HEAD_SIZE: u32 = 1024;
-const MAX_WIDTH: u32 = 1 << 17;
-const MAX_FEED_FORWARD: u32 = 1 << 20;
 const MAX_VOCAB: u32 = 1 << 22;
-const MAX_CONTEXT: u32 = 1 << 26;
 
-/// Every sixth layer of Gemma 3 attends to everything, unless the model says otherwise.
-const GEMMA3_PERIOD: u32 = 6;
-
-/// Gemma 3 of this many layers has another attention scale, which llama.cpp derives from the layer count: a stage of
-/// fewer layers would be computed wrongly.
-const GEMMA3_27B_LAYERS: u32 = 62;
-
-/// Keys that must be absent or zero: experts, prediction layers and widths that differ between layers are not certified.
-const UNCERTIFIED: [&str; 10] = [
-    "expert_count",
-    "expert_used_count",
+/// Keys that llama.cpp reads for all architectures: an architecture that does not certify one wants it absent or zero.
+const UNCERTIFIED: [&str; 12] = [
     "expert_group_count",
     "expert_group_used_count",
     "nextn_predict_layers",
@@ -39,84 +36,57 @@ const UNCERTIFIED: [&str; 10] = [
     "attention.key_length_swa",
     "attention.value_length_swa",
     "rope.dimension_count_swa",
+    "rope.scaling.alpha",
     "pooling_type",
+    "classifier.pooling_type",
+    "classifier.output_labels",
+    "swiglu_clamp_exp",
 ];
 
-/// An architecture whose stages were proven equal to the whole model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Architecture {
-    /// Llama and everything that shares its graph (SmolLM2, Mistral 7B, ...).
-    Llama,
-    /// Gemma 3, text.
-    Gemma3,
+/// Experts of a model.
+#[derive(Debug, Clone)]
+pub(super) struct Experts {
+    /// Experts of a layer.
+    pub count: u32,
+    /// Experts that a token uses.
+    pub used: u32,
+    /// Width of each, where it is told.
+    pub feed_forward: u32,
 }
 
-impl Architecture {
-    /// The certified list.
-    const CERTIFIED: [(&'static str, Architecture); 2] =
-        [("llama", Architecture::Llama), ("gemma3", Architecture::Gemma3)];
-
-    fn of(name: &str) -> Result<Self, EngineError> {
-        let found = Self::CERTIFIED.iter().find(|(certified, _)| *certified == name);
-        found.map(|(_, architecture)| *architecture).ok_or_else(|| EngineError::UnsupportedArchitecture {
-            engine: super::ENGINE,
-            architecture: name.chars().take(64).collect(),
-            certified: Self::CERTIFIED.map(|(certified, _)| certified).join(", "),
-        })
-    }
-
-    /// Its name in a GGUF.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Llama => "llama",
-            Self::Gemma3 => "gemma3",
-        }
-    }
-}
-
-/// Rotary positions.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Rope {
-    /// Rotated floats of a head.
-    pub dims: u32,
-    base: Option<f32>,
-    scaling: Option<String>,
-    factor: Option<f32>,
-    attention_factor: Option<f32>,
-    original_context: Option<u32>,
-}
-
-/// Sliding-window attention.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Window {
-    /// Positions that a windowed layer sees, its own included.
-    pub size: u32,
-    /// Which layers are windowed.
-    pub layers: Vec<bool>,
-    base: Option<f32>,
+/// A fact that only some architectures have.
+#[derive(Debug, Clone, Copy)]
+enum Value {
+    Count(u32),
+    Number(f32),
+    Flag(bool),
 }
 
 /// A model's checked facts.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(super) struct Shape {
-    pub architecture: Architecture,
+    pub architecture: &'static Architecture,
     pub layers: u32,
     pub width: u32,
     pub vocab: u32,
-    /// Positions that the model was trained for.
+    /// Positions that a session may have.
     pub context: u32,
     /// Query heads of a layer.
     pub heads: u32,
     /// Key heads of a layer, and equally value heads.
     pub kv_heads: u32,
-    /// Width of the feed-forward network.
+    /// Floats of a head's keys, as llama.cpp caches them.
+    pub key_size: u32,
+    /// Floats of a head's values.
+    pub value_size: u32,
+    /// Width of the feed-forward network; 0 where it is not told.
     pub feed_forward: u32,
-    /// Floats of a head.
-    pub head_size: u32,
-    epsilon: f32,
+    pub experts: Option<Experts>,
     pub rope: Rope,
     pub window: Option<Window>,
-    softcap: Option<f32>,
+    epsilon: f32,
+    trained_context: u32,
+    own: Vec<(&'static Known, Value)>,
 }
 
 impl Shape {
@@ -124,51 +94,56 @@ impl Shape {
     pub fn read(manifest: &Manifest) -> Result<Self, EngineError> {
         let architecture = Architecture::of(&manifest.architecture)?;
         let facts = Facts::of(manifest);
-        refuse_uncertified(&facts)?;
-        let layers = facts.count("block_count", MAX_LAYERS)?;
-        let width = facts.count("embedding_length", MAX_WIDTH)?;
-        let context = facts.count("context_length", MAX_CONTEXT)?;
-        for (what, fact, given) in [("layers", layers, manifest.layers), ("width", width, manifest.width)] {
-            if fact != given {
-                return Err(bad(what, format!("the manifest says {given}, the facts say {fact}")));
-            }
-        }
-        if manifest.vocab == 0 || manifest.vocab > MAX_VOCAB {
-            return Err(bad("vocabulary", format!("{} tokens are not in 1..={MAX_VOCAB}", manifest.vocab)));
-        }
+        refuse_uncertified(&facts, architecture)?;
+        check_output(architecture, manifest.tied)?;
+        let (layers, width) = read_extent(&facts, manifest)?;
+        let trained_context = facts.count("context_length", MAX_CONTEXT)?;
         let (heads, kv_heads) = read_heads(&facts, layers)?;
-        let feed_forward = uniform(&facts, "feed_forward_length", layers, MAX_FEED_FORWARD)?;
-        let head_size = read_head_size(&facts, width / heads)?;
-        let epsilon = required(&facts, "attention.layer_norm_rms_epsilon")?;
-        let rope = read_rope(&facts, architecture, head_size)?;
-        let (window, softcap) = match architecture {
-            Architecture::Llama => (None, None),
-            Architecture::Gemma3 => (Some(read_window(&facts, layers)?), facts.positive("final_logit_softcapping")?),
-        };
-        let vocab = manifest.vocab;
-        Ok(Self {
+        let (key_size, value_size) = read_head_sizes(&facts, architecture.heads, width, heads)?;
+        let rope = Rope::read(&facts, architecture.rotation, architecture.scalings, key_size)?;
+        let window = architecture.window.as_ref().map(|rule| Window::read(&facts, rule, layers)).transpose()?.flatten();
+        let shape = Self {
             architecture,
             layers,
             width,
-            vocab,
-            context,
+            vocab: manifest.vocab,
+            context: rope.max_context(trained_context),
             heads,
             kv_heads,
-            feed_forward,
-            head_size,
-            epsilon,
+            key_size,
+            value_size,
+            feed_forward: facts.uniform("feed_forward_length", layers, MAX_FEED_FORWARD)?.unwrap_or(0),
+            experts: read_experts(&facts, architecture.experts, layers)?,
             rope,
             window,
-            softcap,
-        })
+            epsilon: required(&facts, epsilon_key(architecture))?,
+            trained_context,
+            own: read_own(&facts, architecture)?,
+        };
+        (architecture.check)(&shape)?;
+        Ok(shape)
+    }
+
+    /// An integer that only some architectures have; 0 where the model does not.
+    pub fn count(&self, key: &str) -> u32 {
+        match self.find(key) {
+            Some(Value::Count(count)) => count,
+            _ => 0,
+        }
+    }
+
+    fn find(&self, key: &str) -> Option<Value> {
+        self.own.iter().find(|(known, _)| known.key == key).map(|(_, value)| *value)
     }
 
     /// Where the model may be cut.
     pub fn cuts(&self) -> CutRules {
-        let Some(window) = &self.window else { return CutRules::free() };
-        let whole = self.architecture == Architecture::Gemma3 && self.layers == GEMMA3_27B_LAYERS;
-        let windowed = (0..self.layers).zip(&window.layers).filter(|(_, windowed)| **windowed).map(|(layer, _)| layer);
-        CutRules { align: 1, min_layers: if whole { self.layers } else { 1 }, must_contain: windowed.collect() }
+        let mut rules = CutRules::free();
+        if let Some(window) = &self.window {
+            rules.must_contain = (0..self.layers).filter(|layer| window.covers(*layer)).collect();
+        }
+        (self.architecture.cuts)(self, &mut rules);
+        rules
     }
 
     /// Whether `layers`, with or without the head, can be a stage.
@@ -182,74 +157,95 @@ impl Shape {
         };
         match rule {
             Some(rule) => {
-                Err(EngineError::IllegalCut { architecture: self.architecture.name().to_owned(), layers, rule })
+                Err(EngineError::IllegalCut { architecture: self.architecture.name.to_owned(), layers, rule })
             }
             None => Ok(()),
         }
     }
 
-    /// Floats that one position's keys take in a layer, and equally its values.
-    pub fn kv_width(&self) -> u64 {
-        u64::from(self.kv_heads) * u64::from(self.head_size)
+    /// Floats of a position's keys that llama.cpp caches in a layer.
+    pub fn cached_keys(&self) -> u64 {
+        u64::from(self.kv_heads) * u64::from(self.key_size)
+    }
+
+    /// The same of its values; none where they are a part of the keys.
+    pub fn cached_values(&self) -> u64 {
+        let compressed = self.count("attention.key_length_mla") > 0;
+        if compressed { 0 } else { u64::from(self.kv_heads) * u64::from(self.value_size) }
     }
 
     /// Whether a layer is windowed.
     pub fn windowed(&self, layer: u32) -> bool {
-        self.window.as_ref().and_then(|window| window.layers.get(layer as usize)).copied().unwrap_or_default()
+        self.window.as_ref().is_some_and(|window| window.covers(layer))
     }
 
     /// The factor that the architecture applies to embeddings, as llama.cpp computes it.
     pub fn embedding_scale(&self) -> Option<f32> {
-        match self.architecture {
-            Architecture::Llama => None,
-            Architecture::Gemma3 => Some((self.width as f32).sqrt()),
+        match self.architecture.scale {
+            Scale::None => None,
+            Scale::RootOfWidth => Some((self.width as f32).sqrt()),
+            Scale::Fact(key) => match self.find(key) {
+                Some(Value::Number(scale)) if scale != 0.0 => Some(scale),
+                _ => None,
+            },
         }
     }
 
     /// The key-values of a stage of these layers whose vocabulary is `vocab` tokens.
     pub fn header(&self, layers: LayerRange, vocab: u32) -> Header {
-        let mut header = Header::new(self.architecture.name());
+        let mut header = Header::new(self.architecture.name);
         header.string("tokenizer.ggml.model", "no_vocab");
         header.u32("vocab_size", vocab);
         header.u32("block_count", layers.len());
-        header.u32("context_length", self.context);
+        header.u32("context_length", self.trained_context);
         header.u32("embedding_length", self.width);
-        header.u32("feed_forward_length", self.feed_forward);
+        if self.feed_forward > 0 {
+            header.u32("feed_forward_length", self.feed_forward);
+        }
         header.u32("attention.head_count", self.heads);
         header.u32("attention.head_count_kv", self.kv_heads);
-        header.u32("attention.key_length", self.head_size);
-        header.u32("attention.value_length", self.head_size);
-        header.f32("attention.layer_norm_rms_epsilon", Some(self.epsilon));
+        header.u32("attention.key_length", self.key_size);
+        header.u32("attention.value_length", self.value_size);
+        header.f32(epsilon_key(self.architecture), Some(self.epsilon));
         self.rope.write(&mut header);
         if let Some(window) = &self.window {
-            header.u32("attention.sliding_window", window.size);
-            let pattern = window.layers.get(layers.start as usize..layers.end as usize);
-            header.bools("attention.sliding_window_pattern", pattern.unwrap_or_default());
-            header.f32("rope.freq_base_swa", window.base);
+            window.write(layers.start, layers.end, &mut header);
         }
-        header.f32("final_logit_softcapping", self.softcap);
+        if let Some(experts) = &self.experts {
+            experts.write(&mut header);
+        }
+        for (known, value) in self.own.iter().filter(|(known, _)| known.kept) {
+            match value {
+                Value::Count(count) => header.u32(known.key, *count),
+                Value::Number(number) => header.f32(known.key, Some(*number)),
+                Value::Flag(flag) => header.bool(known.key, *flag),
+            }
+        }
+        (self.architecture.repair)(self, layers, &mut header);
         header
     }
 }
 
-impl Rope {
+impl Experts {
     fn write(&self, header: &mut Header) {
-        header.u32("rope.dimension_count", self.dims);
-        header.f32("rope.freq_base", self.base);
-        if let Some(scaling) = &self.scaling {
-            header.string("rope.scaling.type", scaling);
-        }
-        header.f32("rope.scaling.factor", self.factor);
-        header.f32("rope.scaling.attn_factor", self.attention_factor);
-        if let Some(context) = self.original_context {
-            header.u32("rope.scaling.original_context_length", context);
+        header.u32("expert_count", self.count);
+        header.u32("expert_used_count", self.used);
+        if self.feed_forward > 0 {
+            header.u32("expert_feed_forward_length", self.feed_forward);
         }
     }
 }
 
-fn refuse_uncertified(facts: &Facts) -> Result<(), EngineError> {
-    for key in UNCERTIFIED {
-        if facts.has(key) && facts.u32(key)? != Some(0) {
+fn epsilon_key(architecture: &Architecture) -> &'static str {
+    match architecture.norm {
+        Norm::RootMeanSquare => "attention.layer_norm_rms_epsilon",
+        Norm::MeanAndVariance => "attention.layer_norm_epsilon",
+    }
+}
+
+fn refuse_uncertified(facts: &Facts, architecture: &Architecture) -> Result<(), EngineError> {
+    for key in UNCERTIFIED.iter().chain(architecture.uncertified).filter(|key| !architecture.knows(key)) {
+        if !facts.is_unset(key) {
             return Err(bad(facts.name(key), "it is not certified"));
         }
     }
@@ -259,17 +255,37 @@ fn refuse_uncertified(facts: &Facts) -> Result<(), EngineError> {
     Ok(())
 }
 
+fn check_output(architecture: &Architecture, tied: bool) -> Result<(), EngineError> {
+    match (architecture.output, tied) {
+        (Output::Own, true) => Err(bad("output", "llama.cpp wants an output matrix of its own for this architecture")),
+        (Output::Embedding, false) => Err(bad("output", "llama.cpp takes the embedding for this architecture")),
+        _ => Ok(()),
+    }
+}
+
+/// Layers and width, which the manifest tells too.
+fn read_extent(facts: &Facts, manifest: &Manifest) -> Result<(u32, u32), EngineError> {
+    let layers = facts.count("block_count", MAX_LAYERS)?;
+    let width = facts.count("embedding_length", MAX_WIDTH)?;
+    for (what, fact, given) in [("layers", layers, manifest.layers), ("width", width, manifest.width)] {
+        if fact != given {
+            return Err(bad(what, format!("the manifest says {given}, the facts say {fact}")));
+        }
+    }
+    if manifest.vocab == 0 || manifest.vocab > MAX_VOCAB {
+        return Err(bad("vocabulary", format!("{} tokens are not in 1..={MAX_VOCAB}", manifest.vocab)));
+    }
+    Ok((layers, width))
+}
+
 fn required(facts: &Facts, key: &str) -> Result<f32, EngineError> {
     facts.positive(key)?.ok_or_else(|| bad(facts.name(key), "it is missing"))
 }
 
-fn uniform(facts: &Facts, key: &str, layers: u32, max: u32) -> Result<u32, EngineError> {
-    facts.uniform(key, layers, max)?.ok_or_else(|| bad(facts.name(key), "it is missing"))
-}
-
 /// Query heads, and the key heads that they share.
 fn read_heads(facts: &Facts, layers: u32) -> Result<(u32, u32), EngineError> {
-    let heads = uniform(facts, "attention.head_count", layers, MAX_HEADS)?;
+    let key = "attention.head_count";
+    let heads = facts.uniform(key, layers, MAX_HEADS)?.ok_or_else(|| bad(facts.name(key), "it is missing"))?;
     let kv_heads = facts.uniform("attention.head_count_kv", layers, MAX_HEADS)?.unwrap_or(heads);
     match heads % kv_heads {
         0 => Ok((heads, kv_heads)),
@@ -277,60 +293,53 @@ fn read_heads(facts: &Facts, layers: u32) -> Result<(u32, u32), EngineError> {
     }
 }
 
-/// Keys and values have heads of one size; where it is not told it is each head's share of the width.
-fn read_head_size(facts: &Facts, share: u32) -> Result<u32, EngineError> {
-    let told = |key: &str| if facts.has(key) { facts.count(key, MAX_HEAD_SIZE).map(Some) } else { Ok(None) };
-    let keys = told("attention.key_length")?.unwrap_or(share);
-    let values = told("attention.value_length")?.unwrap_or(share);
-    if keys == 0 || keys > MAX_HEAD_SIZE || keys % 2 != 0 || keys != values {
+/// Floats of a head's keys and values; where they are not told they are each head's share of the width.
+fn read_head_sizes(facts: &Facts, rule: Heads, width: u32, heads: u32) -> Result<(u32, u32), EngineError> {
+    let told = |key: &str| if facts.has(key) { facts.count(key, MAX_HEAD_SIZE) } else { Ok(width / heads) };
+    let (keys, values) = (told("attention.key_length")?, told("attention.value_length")?);
+    let even = |size: u32| size > 0 && size <= MAX_HEAD_SIZE && size.is_multiple_of(2);
+    if !even(keys) || !even(values) || (keys != values && rule != Heads::Latent) {
         return Err(bad("head size", format!("{keys} for keys and {values} for values are not one even number")));
     }
-    Ok(keys)
+    if rule == Heads::Square && u64::from(keys) * u64::from(heads) != u64::from(width) {
+        return Err(bad("head size", format!("{heads} heads of {keys} are not {width} wide together")));
+    }
+    Ok((keys, values))
 }
 
-fn read_rope(facts: &Facts, architecture: Architecture, head_size: u32) -> Result<Rope, EngineError> {
-    let dims = facts.u32("rope.dimension_count")?.unwrap_or(head_size);
-    let fits = match architecture {
-        Architecture::Llama => dims == head_size,
-        Architecture::Gemma3 => dims > 0 && dims % 2 == 0 && dims <= head_size,
-    };
-    if !fits {
-        return Err(bad(facts.name("rope.dimension_count"), format!("{dims} does not suit heads of {head_size}")));
+fn read_experts(facts: &Facts, presence: Presence, layers: u32) -> Result<Option<Experts>, EngineError> {
+    let (count, used) = ("expert_count", "expert_used_count");
+    if presence == Presence::Never || (presence == Presence::Maybe && facts.is_unset(count)) {
+        return match [count, used].into_iter().find(|key| !facts.is_unset(key)) {
+            Some(key) => Err(bad(facts.name(key), "experts are not certified here")),
+            None => Ok(None),
+        };
     }
-    let scaling = facts.string("rope.scaling.type")?;
-    if let Some(other) = scaling.filter(|scaling| !["none", "linear", "yarn"].contains(scaling)) {
-        let other: String = other.chars().take(32).collect();
-        return Err(bad(facts.name("rope.scaling.type"), format!("`{other}` is not certified")));
-    }
-    let factor = match facts.positive("rope.scaling.factor")? {
-        None => facts.positive("rope.scale_linear")?,
-        told => told,
-    };
-    let original = "rope.scaling.original_context_length";
-    let original_context = if facts.has(original) { Some(facts.count(original, MAX_CONTEXT)?) } else { None };
-    Ok(Rope {
-        dims,
-        base: facts.positive("rope.freq_base")?,
-        scaling: scaling.map(str::to_owned),
-        factor,
-        attention_factor: facts.positive("rope.scaling.attn_factor")?,
-        original_context,
-    })
+    let count = facts.count(count, MAX_EXPERTS)?;
+    let used = facts.uniform(used, layers, count)?.ok_or_else(|| bad(facts.name(used), "it is missing"))?;
+    let feed_forward = facts.uniform("expert_feed_forward_length", layers, MAX_FEED_FORWARD)?.unwrap_or(0);
+    Ok(Some(Experts { count, used, feed_forward }))
 }
 
-/// The pattern is an array, or a period of which the last layer sees everything (0: none does).
-fn read_window(facts: &Facts, layers: u32) -> Result<Window, EngineError> {
-    let size = facts.count("attention.sliding_window", MAX_CONTEXT)?;
-    let key = "attention.sliding_window_pattern";
-    let pattern = match facts.flags(key, layers)? {
-        Some(pattern) => pattern,
-        None => {
-            let period = facts.u32(key)?.unwrap_or(GEMMA3_PERIOD);
-            (0..layers).map(|layer| period == 0 || layer % period < period - 1).collect()
+fn read_own(facts: &Facts, architecture: &'static Architecture) -> Result<Vec<(&'static Known, Value)>, EngineError> {
+    let mut own = Vec::with_capacity(architecture.facts.len());
+    for known in architecture.facts {
+        let value = match known.kind {
+            Kind::Count(max) => match facts.u32(known.key)? {
+                Some(count) if count > max => {
+                    return Err(bad(facts.name(known.key), format!("{count} is more than {max}")));
+                }
+                count => count.map(Value::Count),
+            },
+            Kind::Number => facts.number(known.key)?.map(Value::Number),
+            Kind::Positive => facts.positive(known.key)?.map(Value::Number),
+            Kind::Flag => facts.bool(known.key)?.map(Value::Flag),
+        };
+        match value {
+            Some(value) => own.push((known, value)),
+            None if known.required => return Err(bad(facts.name(known.key), "it is missing")),
+            None => {}
         }
-    };
-    if !pattern.contains(&true) {
-        return Err(bad(facts.name(key), "no layer is windowed"));
     }
-    Ok(Window { size, layers: pattern, base: facts.positive("rope.freq_base_swa")? })
+    Ok(own)
 }

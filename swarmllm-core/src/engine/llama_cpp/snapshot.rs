@@ -11,6 +11,7 @@ use crate::engine::EngineError;
 
 use super::shape::Shape;
 use super::stage::KV_FLOAT;
+use super::window::Window;
 
 /// First word of a state.
 const MAGIC: u32 = 0xaf14_3cd8;
@@ -28,9 +29,16 @@ const ROWS_HEAD: u64 = 12;
 /// One of llama.cpp's KV caches.
 #[derive(Debug)]
 struct Cache {
-    /// Positions that it keeps of a session.
-    window: u32,
+    /// What it keeps of a session, where that is not all.
+    window: Option<Window>,
     layers: u32,
+}
+
+impl Cache {
+    /// Cells of a session of `len` positions: its last ones.
+    fn cells(&self, len: u32) -> u32 {
+        self.window.as_ref().map_or(len, |window| window.kept(len))
+    }
 }
 
 /// What the state of a session of this stage looks like.
@@ -39,8 +47,10 @@ pub(super) struct Layout {
     caches: Vec<Cache>,
     /// Streams of a cache: one for each session of the stage, all but one empty in a session's state.
     streams: u32,
-    /// Bytes of a position's keys in a layer, and equally of its values.
-    row: u64,
+    /// Bytes of a position's keys in a layer.
+    keys: u64,
+    /// The same of its values; none where they are a part of the keys.
+    values: Option<u64>,
 }
 
 /// A cursor over a state.
@@ -53,16 +63,24 @@ impl Layout {
             let of_kind = (layers.start..layers.end).filter(|layer| shape.windowed(*layer) == windowed);
             of_kind.count() as u32
         };
-        let mut caches = vec![Cache { window: u32::MAX, layers: count(false) }];
-        caches.extend(shape.window.as_ref().map(|window| Cache { window: window.size, layers: count(true) }));
-        Self { caches, streams, row: shape.kv_width() * KV_FLOAT }
+        let mut caches = vec![Cache { window: None, layers: count(false) }];
+        let windows = shape.window.clone();
+        caches.extend(windows.map(|window| Cache { window: Some(window), layers: count(true) }));
+        let bytes = |floats: u64| floats * KV_FLOAT;
+        let values = Some(shape.cached_values()).filter(|floats| *floats > 0);
+        Self { caches, streams, keys: bytes(shape.cached_keys()), values: values.map(bytes) }
+    }
+
+    /// Bytes of a position's rows in a layer, as they follow one another.
+    fn rows(&self) -> impl Iterator<Item = u64> {
+        [self.keys].into_iter().chain(self.values)
     }
 
     /// Bytes of the state of a session of `len` positions.
     pub fn size(&self, len: u32) -> usize {
         let cache = |cache: &Cache| {
-            let cells = u64::from(len.min(cache.window));
-            let rows = u64::from(cache.layers) * 2 * (ROWS_HEAD + cells * self.row);
+            let cells = u64::from(cache.cells(len));
+            let rows = u64::from(cache.layers) * self.rows().map(|row| ROWS_HEAD + cells * row).sum::<u64>();
             COUNT * (1 + u64::from(self.streams)) + cells * CELL + DATA_HEAD + rows
         };
         let size = if len == 0 { 0 } else { HEAD + self.caches.iter().map(cache).sum::<u64>() };
@@ -91,7 +109,7 @@ impl Layout {
             for _ in 0..self.streams {
                 found += match state.word()? {
                     0 => 0,
-                    cells if cells == len.min(cache.window) => self.walk_stream(&mut state, cache, len).map(|()| 1)?,
+                    cells if cells == cache.cells(len) => self.walk_stream(&mut state, cache, len).map(|()| 1)?,
                     _ => return None,
                 };
             }
@@ -101,18 +119,18 @@ impl Layout {
     }
 
     fn walk_stream(&self, state: &mut Cursor, cache: &Cache, len: u32) -> Option<()> {
-        let cells = len.min(cache.window);
+        let cells = cache.cells(len);
         state.positions(len - cells, cells)?;
         state.exactly(0)?;
         state.exactly(cache.layers)?;
         state.exactly(0)?;
         state.exactly(0)?;
         // Keys of all layers, then values of all layers.
-        for _ in 0..2 * cache.layers {
+        for row in self.rows().flat_map(|row| (0..cache.layers).map(move |_| row)) {
             state.exactly(ll::GGML_TYPE_F16)?;
             let told = u64::from(state.word()?) | u64::from(state.word()?) << 32;
-            (told == self.row).then_some(())?;
-            state.skip(usize::try_from(u64::from(cells).checked_mul(self.row)?).ok()?)?;
+            (told == row).then_some(())?;
+            state.skip(usize::try_from(u64::from(cells).checked_mul(row)?).ok()?)?;
         }
         Some(())
     }

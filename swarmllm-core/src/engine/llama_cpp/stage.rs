@@ -6,6 +6,7 @@ use crate::engine::slots::Slots;
 use crate::engine::{EngineError, Row, Stage, StageConfig, StageSpec};
 use crate::model::StageSource;
 
+use super::architectures::Input;
 use super::capture::Capture;
 use super::image::Image;
 use super::model::{Context, ContextParams, Model};
@@ -13,6 +14,7 @@ use super::pool::{Pool, Pools};
 use super::shape::Shape;
 use super::snapshot::Layout;
 use super::threads::Threads;
+use super::window::Window;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -32,8 +34,7 @@ pub(super) struct LlamaStage {
     batch: Batch,
     slots: Slots,
     layout: Layout,
-    /// Positions that a windowed layer sees.
-    window: Option<u32>,
+    window: Option<Window>,
     /// Rows of a step that may be wanted, where there is a head.
     head_rows: u32,
     spec: StageSpec,
@@ -52,6 +53,9 @@ struct Batch {
     sessions: Vec<i32>,
     session_pointers: Vec<*mut i32>,
     outputs: Vec<i8>,
+    /// Stand in for hidden states where the architecture takes tokens only.
+    tokens: Vec<i32>,
+    takes_tokens: bool,
 }
 
 // SAFETY: llama.cpp binds neither model nor context to a thread; the pointers of the batch point into the stage's own
@@ -82,19 +86,19 @@ impl LlamaStage {
             sessions: config.max_sessions,
             threads: config.threads,
         };
-        let capture = (!source.head).then(|| Box::new(Capture::new(layers.len(), shape.width)));
+        let input = shape.architecture.input;
+        let capture = Capture::new(input.node(), (!source.head).then(|| layers.len()), shape.width);
         let context = Context::new(model, &params, capture, &pool).map_err(refuse)?;
-        let kv = u64::from(layers.len()) * shape.kv_width() * 2 * KV_FLOAT;
+        let kv = u64::from(layers.len()) * (shape.cached_keys() + shape.cached_values()) * KV_FLOAT;
         let cells = u64::from(config.context.next_multiple_of(CELL_ROUNDING)) * u64::from(config.max_sessions);
-        let weights: u64 = source.tensors.iter().map(|tensor| tensor.entry.size).sum();
         Ok(Self {
             context,
-            batch: Batch::default(),
+            batch: Batch { takes_tokens: matches!(input, Input::OverTokens(_)), ..Batch::default() },
             slots: Slots::new(&config),
             layout: Layout::of(shape, layers, config.max_sessions),
             threads: Threads::new(config.threads),
             exact: true,
-            window: shape.window.as_ref().map(|window| window.size),
+            window: shape.window.clone(),
             head_rows,
             spec: StageSpec {
                 engine: super::ENGINE,
@@ -102,7 +106,7 @@ impl LlamaStage {
                 width: shape.width,
                 vocab: source.head.then_some(shape.vocab),
                 config,
-                memory: weights + kv * cells,
+                memory: image.len() + kv * cells,
             },
             pool,
         })
@@ -121,9 +125,12 @@ impl LlamaStage {
     fn run(&mut self, hidden: &[f32], rows: &[Row], shared: bool, out: &mut Vec<f32>) -> Result<(), EngineError> {
         let from = out.len();
         self.decode(hidden, rows)?;
+        if self.context.capture.as_ref().is_some_and(|capture| !capture.is_complete()) {
+            return Err(step_error("the first layer's input or the last one's output was not met once".to_owned()));
+        }
         match self.spec.vocab {
             Some(vocab) => self.take_logits(rows, vocab, out)?,
-            None => self.take_hidden(out)?,
+            None => self.take_hidden(out),
         }
         // Of several sessions the caller finds out which one it is: the others go on.
         match first_not_finite(&out[from..], self.spec.vocab.unwrap_or(self.spec.width)) {
@@ -135,7 +142,7 @@ impl LlamaStage {
     /// Runs the batch.
     fn decode(&mut self, hidden: &[f32], rows: &[Row]) -> Result<(), EngineError> {
         if let Some(capture) = &mut self.context.capture {
-            capture.prepare(rows.len());
+            capture.prepare(hidden);
         }
         let batch = self.batch.fill(hidden, rows, self.spec.vocab.is_none());
         let context = self.context.raw();
@@ -159,14 +166,12 @@ impl LlamaStage {
     }
 
     /// Appends the captured hidden states to `out`.
-    fn take_hidden(&mut self, out: &mut Vec<f32>) -> Result<(), EngineError> {
-        let from = out.len();
+    fn take_hidden(&mut self, out: &mut Vec<f32>) {
         match &mut self.context.capture {
-            Some(capture) if capture.hits == 1 && from == 0 => std::mem::swap(out, &mut capture.rows),
-            Some(capture) if capture.hits == 1 => out.extend_from_slice(&capture.rows),
-            _ => return Err(step_error("the last layer's output was not met once".to_owned())),
+            Some(capture) if out.is_empty() => std::mem::swap(out, &mut capture.rows),
+            Some(capture) => out.extend_from_slice(&capture.rows),
+            None => {}
         }
-        Ok(())
     }
 
     /// Appends the logits of the wanted rows to `out`.
@@ -198,11 +203,12 @@ impl LlamaStage {
     /// Whether a windowed layer still holds all that a session of `len` positions would look back at. Cells that fell
     /// out of the window may have been given to other sessions.
     fn holds_window(&mut self, session: i32, len: u32) -> bool {
-        let Some(window) = self.window else { return true };
+        let Some(window) = &self.window else { return true };
+        let needed = window.first_seen(len);
         let memory = self.context.memory();
         // SAFETY: as in `forget`.
         let first = unsafe { ll::llama_memory_seq_pos_min(memory, session) };
-        u32::try_from(first).is_ok_and(|first| first <= (len + 1).saturating_sub(window))
+        u32::try_from(first).is_ok_and(|first| first <= needed)
     }
 }
 
@@ -320,9 +326,13 @@ impl Batch {
         let pointers = (0..rows.len()).map(|index| unsafe { first.add(index) });
         ll::llama_batch {
             n_tokens: rows.len() as i32,
-            token: std::ptr::null_mut(),
+            token: match self.takes_tokens {
+                // Every vocabulary has the first token.
+                true => refill(&mut self.tokens, rows.iter().map(|_| 0)),
+                false => std::ptr::null_mut(),
+            },
             // llama.cpp copies the rows and never writes to them.
-            embd: hidden.as_ptr().cast_mut(),
+            embd: if self.takes_tokens { std::ptr::null_mut() } else { hidden.as_ptr().cast_mut() },
             pos: refill(&mut self.positions, rows.iter().map(|row| row.pos as i32)),
             n_seq_id: refill(&mut self.session_counts, rows.iter().map(|_| 1)),
             seq_id: refill(&mut self.session_pointers, pointers),

@@ -1,7 +1,7 @@
 //! Which tensors a stage, a head and an embedding have: names, shapes and types, checked before llama.cpp sees them.
 //! What is missing, has another shape or is not known is refused.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashSet};
 
 use llama_cpp_sys_2 as ll;
 
@@ -9,20 +9,25 @@ use crate::base::LayerRange;
 use crate::engine::EngineError;
 use crate::model::{Manifest, ShardKind, StageSource, TensorEntry};
 
+use super::architectures::Output;
 use super::facts::bad;
-use super::shape::{Architecture, Shape};
+use super::shape::{Experts, Shape};
 
 /// The embedding matrix, and the output matrix where the model is tied.
 pub(super) const EMBEDDING: &str = "token_embd.weight";
 /// The output matrix where the model is not tied.
 pub(super) const OUTPUT: &str = "output.weight";
+/// What is added to the logits, in some architectures.
+pub(super) const OUTPUT_BIAS: &str = "output.bias";
 /// The norm before the output matrix.
 pub(super) const OUTPUT_NORM: &str = "output_norm.weight";
+/// What is added after that norm, in some architectures.
+pub(super) const OUTPUT_NORM_BIAS: &str = "output_norm.bias";
 /// Frequencies of the rotary positions, common to all layers.
 pub(super) const ROPE_FREQUENCIES: &str = "rope_freqs.weight";
 
 /// Types that a matrix may have: those that llama.cpp multiplies and dequantises on a CPU.
-const MATRIX_TYPES: [ll::ggml_type; 24] = [
+const MATRIX_TYPES: [ll::ggml_type; 25] = [
     ll::GGML_TYPE_F32,
     ll::GGML_TYPE_F16,
     ll::GGML_TYPE_BF16,
@@ -47,114 +52,319 @@ const MATRIX_TYPES: [ll::ggml_type; 24] = [
     ll::GGML_TYPE_IQ4_XS,
     ll::GGML_TYPE_TQ1_0,
     ll::GGML_TYPE_TQ2_0,
+    ll::GGML_TYPE_MXFP4,
 ];
 
-/// A tensor that is expected: rows of `width` floats, or one such row.
+/// A tensor that is expected.
 struct Expected {
+    /// Fastest axis first.
     dims: Vec<u64>,
+    /// Whether it holds plain floats, as llama.cpp needs norms and biases to be.
+    floats: bool,
     required: bool,
 }
 
-/// The tensors that are expected, by name.
-#[derive(Default)]
-struct Expectation(HashMap<String, Expected>);
+/// Says whether a model has the tensor of this name.
+type Has<'a> = &'a dyn Fn(&str) -> bool;
 
-impl Expectation {
-    fn vector(&mut self, name: String, floats: u64, required: bool) {
-        self.0.insert(name, Expected { dims: vec![floats], required });
+/// The tensors that are expected, by name.
+struct Expectation<'a> {
+    tensors: BTreeMap<String, Expected>,
+    has: Has<'a>,
+}
+
+/// The tensors of a layer, in the making.
+pub(super) struct Layer<'a> {
+    pub shape: &'a Shape,
+    /// The layer, counted from the model's first.
+    pub index: u32,
+    has: Has<'a>,
+    tensors: &'a mut BTreeMap<String, Expected>,
+}
+
+/// Tensors that belong to no layer, in the making.
+pub(super) struct Others<'a> {
+    pub shape: &'a Shape,
+    pub width: u64,
+    /// Tokens of the vocabulary; 1 where there is no head but llama.cpp wants its tensors.
+    pub vocab: u64,
+    has: Has<'a>,
+    tensors: &'a mut BTreeMap<String, Expected>,
+}
+
+impl Others<'_> {
+    /// Floats that must be there.
+    pub fn vector(&mut self, name: &str, floats: u64) {
+        self.tensors.insert(name.to_owned(), Expected { dims: vec![floats], floats: true, required: true });
     }
 
-    fn matrix(&mut self, name: String, columns: u64, rows: u64) {
-        self.0.insert(name, Expected { dims: vec![columns, rows], required: true });
+    /// Floats that may be there.
+    pub fn maybe_vector(&mut self, name: &str, floats: u64) {
+        self.tensors.insert(name.to_owned(), Expected { dims: vec![floats], floats: true, required: false });
+    }
+
+    /// Floats that are all there where one of them is.
+    pub fn all_or_none(&mut self, names: &[&str], floats: u64) {
+        let some = names.iter().any(|name| (self.has)(name));
+        for name in names {
+            if some { self.vector(name, floats) } else { self.maybe_vector(name, floats) }
+        }
+    }
+
+    fn matrix(&mut self, name: &str, columns: u64, rows: u64) {
+        let expected = Expected { dims: vec![columns, rows], floats: false, required: true };
+        self.tensors.insert(name.to_owned(), expected);
+    }
+}
+
+impl Layer<'_> {
+    /// Whether the model has a part of this layer, `<part>.weight` or `<part>.bias`.
+    pub fn has(&self, part: &str) -> bool {
+        (self.has)(&self.name(part))
+    }
+
+    fn name(&self, part: &str) -> String {
+        format!("blk.{}.{part}", self.index)
+    }
+
+    fn expect(&mut self, part: &str, dims: Vec<u64>, floats: bool, required: bool) {
+        self.tensors.insert(self.name(part), Expected { dims, floats, required });
+    }
+
+    /// Floats of any shape that must be there.
+    pub fn floats(&mut self, part: &str, dims: Vec<u64>) {
+        self.expect(part, dims, true, true);
+    }
+
+    /// Floats of any shape that may be there.
+    pub fn maybe_floats(&mut self, part: &str, dims: Vec<u64>) {
+        self.expect(part, dims, true, false);
+    }
+
+    /// Floats that must be there.
+    pub fn vector(&mut self, part: &str, floats: u64) {
+        self.floats(part, vec![floats]);
+    }
+
+    /// Floats that may be there.
+    pub fn maybe_vector(&mut self, part: &str, floats: u64) {
+        self.maybe_floats(part, vec![floats]);
+    }
+
+    /// The weights of a norm.
+    pub fn norm(&mut self, part: &str, floats: u64) {
+        self.vector(&format!("{part}.weight"), floats);
+    }
+
+    /// A bias that must be there.
+    pub fn bias(&mut self, part: &str, floats: u64) {
+        self.vector(&format!("{part}.bias"), floats);
+    }
+
+    /// A bias that may be there.
+    pub fn maybe_bias(&mut self, part: &str, floats: u64) {
+        self.maybe_vector(&format!("{part}.bias"), floats);
+    }
+
+    /// A matrix that takes `columns` floats to `rows`.
+    pub fn matrix(&mut self, part: &str, columns: u64, rows: u64) {
+        self.expect(&format!("{part}.weight"), vec![columns, rows], false, true);
+    }
+
+    /// Matrices, one after another: columns, rows, how many.
+    pub fn cube(&mut self, part: &str, dims: [u64; 3]) {
+        self.expect(&format!("{part}.weight"), dims.to_vec(), false, true);
+    }
+
+    /// Queries, keys and values, fused or not, with biases or without, and what brings the heads together.
+    pub fn attention(&mut self) {
+        let (width, queries, keys, values) = (self.width(), self.queries(), self.keys(), self.values());
+        let parts = [("attn_q", queries), ("attn_k", keys), ("attn_v", values)];
+        let fused = self.has("attn_qkv.weight");
+        if fused {
+            self.matrix("attn_qkv", width, queries + keys + values);
+            self.maybe_bias("attn_qkv", queries + keys + values);
+        } else {
+            parts.iter().for_each(|(part, rows)| self.matrix(part, width, *rows));
+        }
+        // llama.cpp reads the biases of the parts where it has read none of the whole.
+        if !fused || !self.has("attn_qkv.bias") {
+            parts.iter().for_each(|(part, rows)| self.maybe_bias(part, *rows));
+        }
+        self.matrix("attn_output", queries, width);
+    }
+
+    /// A gated feed-forward network.
+    pub fn gated_feed_forward(&mut self) {
+        let (width, feed) = (self.width(), self.feed_forward());
+        self.matrix("ffn_gate", width, feed);
+        self.matrix("ffn_up", width, feed);
+        self.matrix("ffn_down", feed, width);
+    }
+
+    /// A feed-forward network without a gate, with biases.
+    pub fn biased_feed_forward(&mut self) {
+        let (width, feed) = (self.width(), self.feed_forward());
+        self.matrix("ffn_up", width, feed);
+        self.bias("ffn_up", feed);
+        self.matrix("ffn_down", feed, width);
+        self.bias("ffn_down", width);
+    }
+
+    /// What chooses among the experts.
+    pub fn router(&mut self) {
+        self.matrix("ffn_gate_inp", self.width(), self.expert_count());
+    }
+
+    /// Experts that are gated networks of this width.
+    pub fn gated_experts(&mut self, feed: u64) {
+        let (width, count) = (self.width(), self.expert_count());
+        self.cube("ffn_gate_exps", [width, feed, count]);
+        self.cube("ffn_up_exps", [width, feed, count]);
+        self.cube("ffn_down_exps", [feed, width, count]);
+    }
+
+    /// The expert that all tokens use, of this width.
+    pub fn shared_expert(&mut self, feed: u64) {
+        let width = self.width();
+        self.matrix("ffn_gate_shexp", width, feed);
+        self.matrix("ffn_up_shexp", width, feed);
+        self.matrix("ffn_down_shexp", feed, width);
+    }
+
+    pub fn width(&self) -> u64 {
+        u64::from(self.shape.width)
+    }
+
+    pub fn head_size(&self) -> u64 {
+        u64::from(self.shape.key_size)
+    }
+
+    /// Floats of all query heads.
+    pub fn queries(&self) -> u64 {
+        u64::from(self.shape.heads) * self.head_size()
+    }
+
+    /// Floats of all key heads.
+    pub fn keys(&self) -> u64 {
+        u64::from(self.shape.kv_heads) * self.head_size()
+    }
+
+    /// Floats of all value heads.
+    pub fn values(&self) -> u64 {
+        u64::from(self.shape.kv_heads) * u64::from(self.shape.value_size)
+    }
+
+    /// Width of the feed-forward network.
+    pub fn feed_forward(&self) -> u64 {
+        u64::from(self.shape.feed_forward)
+    }
+
+    pub fn experts(&self) -> Option<&Experts> {
+        self.shape.experts.as_ref()
+    }
+
+    pub fn expert_count(&self) -> u64 {
+        self.experts().map_or(0, |experts| u64::from(experts.count))
+    }
+
+    /// Width of an expert; a share of the feed-forward network's where it is not told.
+    pub fn expert_feed_forward(&self) -> u64 {
+        self.experts().map_or(0, |experts| match experts.feed_forward {
+            0 => u64::from(self.shape.feed_forward / experts.used.max(1)),
+            told => u64::from(told),
+        })
+    }
+}
+
+impl<'a> Expectation<'a> {
+    fn new(has: Has<'a>) -> Self {
+        Self { tensors: BTreeMap::new(), has }
     }
 
     fn layers(&mut self, shape: &Shape, layers: LayerRange) {
-        for layer in layers.start..layers.end {
-            self.layer(shape, layer);
+        for index in layers.start..layers.end {
+            (shape.architecture.layer)(&mut Layer { shape, index, has: self.has, tensors: &mut self.tensors });
         }
-        if shape.architecture == Architecture::Llama {
-            self.vector(ROPE_FREQUENCIES.to_owned(), u64::from(shape.rope.dims / 2), false);
-        }
+        (shape.architecture.shared)(&mut self.others(shape, 1));
     }
 
-    fn layer(&mut self, shape: &Shape, layer: u32) {
-        let name = |part: &str| format!("blk.{layer}.{part}");
-        let (width, feed) = (u64::from(shape.width), u64::from(shape.feed_forward));
-        let head = u64::from(shape.head_size);
-        let (queries, keys) = (head * u64::from(shape.heads), shape.kv_width());
-        self.vector(name("attn_norm.weight"), width, true);
-        self.vector(name("ffn_norm.weight"), width, true);
-        self.matrix(name("attn_q.weight"), width, queries);
-        self.matrix(name("attn_k.weight"), width, keys);
-        self.matrix(name("attn_v.weight"), width, keys);
-        self.matrix(name("attn_output.weight"), queries, width);
-        self.matrix(name("ffn_gate.weight"), width, feed);
-        self.matrix(name("ffn_up.weight"), width, feed);
-        self.matrix(name("ffn_down.weight"), feed, width);
-        match shape.architecture {
-            Architecture::Llama => {
-                let biases = [
-                    ("attn_q.bias", queries),
-                    ("attn_k.bias", keys),
-                    ("attn_v.bias", keys),
-                    ("attn_output.bias", width),
-                    ("ffn_gate.bias", feed),
-                    ("ffn_up.bias", feed),
-                    ("ffn_down.bias", width),
-                ];
-                biases.into_iter().for_each(|(part, floats)| self.vector(name(part), floats, false));
-            }
-            Architecture::Gemma3 => {
-                self.vector(name("attn_q_norm.weight"), head, true);
-                self.vector(name("attn_k_norm.weight"), head, true);
-                self.vector(name("post_attention_norm.weight"), width, true);
-                self.vector(name("post_ffw_norm.weight"), width, true);
-            }
-        }
+    fn others<'b>(&'b mut self, shape: &'b Shape, vocab: u32) -> Others<'b> {
+        let (width, vocab) = (u64::from(shape.width), u64::from(vocab));
+        Others { shape, width, vocab, has: self.has, tensors: &mut self.tensors }
     }
 
-    fn head(&mut self, shape: &Shape, tied: bool) {
-        self.vector(OUTPUT_NORM.to_owned(), u64::from(shape.width), true);
-        let matrix = if tied { EMBEDDING } else { OUTPUT };
-        self.matrix(matrix.to_owned(), u64::from(shape.width), u64::from(shape.vocab));
+    /// The head; `matrix` is the name of its output matrix.
+    fn head(&mut self, shape: &Shape, vocab: u32, matrix: &str) {
+        let mut others = self.others(shape, vocab);
+        others.vector(OUTPUT_NORM, others.width);
+        others.matrix(matrix, others.width, others.vocab);
+        (shape.architecture.head)(&mut others);
+    }
+
+    fn embedding(&mut self, shape: &Shape, vocab: u32) {
+        let mut others = self.others(shape, vocab);
+        others.matrix(EMBEDDING, others.width, others.vocab);
     }
 
     /// Holds the tensors that are there against those that are expected.
-    fn check<'a>(mut self, entries: impl Iterator<Item = &'a TensorEntry>) -> Result<(), EngineError> {
+    fn check<'e>(mut self, entries: impl Iterator<Item = &'e TensorEntry>) -> Result<(), EngineError> {
         for entry in entries {
-            let expected = self.0.remove(&entry.name);
+            let expected = self.tensors.remove(&entry.name);
             check_entry(entry, &expected.ok_or_else(|| bad(quoted(&entry.name), "it is not known, or there twice"))?)?;
         }
-        match self.0.iter().find(|(_, expected)| expected.required) {
+        match self.tensors.iter().find(|(_, expected)| expected.required) {
             Some((name, _)) => Err(bad(quoted(name), "it is missing")),
             None => Ok(()),
         }
     }
 }
 
+/// The name of the output matrix.
+fn output(tied: bool) -> &'static str {
+    if tied { EMBEDDING } else { OUTPUT }
+}
+
+/// Tensors, by name and shape, that llama.cpp insists on and a stage does not have. They are never computed with.
+pub(super) fn stand_ins(shape: &Shape, head: bool) -> Vec<(String, Vec<u64>)> {
+    let own = shape.architecture.output == Output::Own;
+    let mut expectation = Expectation::new(&|_| false);
+    if !head {
+        expectation.head(shape, 1, if own { OUTPUT } else { EMBEDDING });
+    }
+    if !head || own {
+        expectation.embedding(shape, if head { shape.vocab } else { 1 });
+    }
+    let required = expectation.tensors.into_iter().filter(|(_, expected)| expected.required);
+    required.map(|(name, expected)| (name, expected.dims)).collect()
+}
+
 fn quoted(name: &str) -> String {
     format!("tensor `{}`", name.chars().take(64).collect::<String>())
 }
 
-/// Shape, type and size of one tensor. Vectors are F32, as llama.cpp needs norms and biases to be.
+/// Shape, type and size of one tensor.
 fn check_entry(entry: &TensorEntry, expected: &Expected) -> Result<(), EngineError> {
     let refuse = |reason: String| Err(bad(quoted(&entry.name), reason));
     if entry.dims != expected.dims {
         let given: Vec<u64> = entry.dims.iter().copied().take(4).collect();
         return refuse(format!("its shape is {given:?}, {:?} is needed", expected.dims));
     }
+    if expected.dims.contains(&0) {
+        return refuse("no fact tells its width".to_owned());
+    }
     let known = |ty: &ll::ggml_type| u64::from(entry.ty) == *ty as u64;
     let Some(ty) = MATRIX_TYPES.iter().copied().find(known) else {
         return refuse(format!("its type {} is not certified", entry.ty));
     };
-    if expected.dims.len() == 1 && ty != ll::GGML_TYPE_F32 {
+    if expected.floats && ty != ll::GGML_TYPE_F32 {
         return refuse("it is not F32".to_owned());
     }
     let [columns, rest @ ..] = expected.dims.as_slice() else { return refuse("it has no shape".to_owned()) };
     let Some(row) = row_size(ty, *columns) else {
         return refuse(format!("rows of {columns} are not whole blocks of its type"));
     };
-    let size = row.checked_mul(rest.iter().product());
+    let size = rest.iter().try_fold(row, |size, dim| size.checked_mul(*dim));
     if size != Some(entry.size) {
         return refuse(format!("it has {} bytes, its shape needs {size:?}", entry.size));
     }
@@ -178,27 +388,45 @@ pub(super) fn matrix_type(entry: &TensorEntry) -> Option<ll::ggml_type> {
 
 /// Checks every tensor of a model, as its manifest lists them.
 pub(super) fn check_model(shape: &Shape, manifest: &Manifest) -> Result<(), EngineError> {
-    let mut expectation = Expectation::default();
-    expectation.layers(shape, LayerRange::new(0, shape.layers));
-    expectation.head(shape, manifest.tied);
-    expectation.matrix(EMBEDDING.to_owned(), u64::from(shape.width), u64::from(shape.vocab));
     let shards = manifest.shards.iter().filter(|shard| shard.kind != ShardKind::Metadata);
-    expectation.check(shards.flat_map(|shard| &shard.tensors))
+    let entries: Vec<&TensorEntry> = shards.flat_map(|shard| &shard.tensors).collect();
+    let names: HashSet<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
+    let has = |name: &str| names.contains(name);
+    whole(shape, manifest.tied, &has).check(entries.into_iter())
+}
+
+/// All tensors of a model.
+fn whole<'a>(shape: &Shape, tied: bool, has: Has<'a>) -> Expectation<'a> {
+    let mut expectation = Expectation::new(has);
+    expectation.layers(shape, LayerRange::new(0, shape.layers));
+    expectation.head(shape, shape.vocab, output(tied));
+    expectation.embedding(shape, shape.vocab);
+    expectation
+}
+
+/// Names and shapes of the tensors of a model that has all that `has` says it has, and no others that it need not have.
+#[cfg(test)]
+pub(super) fn describe(shape: &Shape, tied: bool, has: &dyn Fn(&str) -> bool) -> Vec<(String, Vec<u64>)> {
+    let tensors = whole(shape, tied, has).tensors.into_iter();
+    let wanted = tensors.filter(|(name, expected)| expected.required || has(name));
+    wanted.map(|(name, expected)| (name, expected.dims)).collect()
 }
 
 /// Checks the tensors that a stage was given.
 pub(super) fn check_stage(shape: &Shape, source: &StageSource) -> Result<(), EngineError> {
-    let mut expectation = Expectation::default();
+    let names: HashSet<&str> = source.tensors.iter().map(|tensor| tensor.entry.name.as_str()).collect();
+    let has = |name: &str| names.contains(name);
+    let mut expectation = Expectation::new(&has);
     expectation.layers(shape, source.layers);
     if source.head {
-        expectation.head(shape, source.manifest.tied);
+        expectation.head(shape, shape.vocab, output(source.manifest.tied));
     }
     expectation.check(source.tensors.iter().map(|tensor| &tensor.entry))
 }
 
 /// Checks the embedding matrix.
 pub(super) fn check_embedding(shape: &Shape, entry: &TensorEntry) -> Result<(), EngineError> {
-    let mut expectation = Expectation::default();
-    expectation.matrix(EMBEDDING.to_owned(), u64::from(shape.width), u64::from(shape.vocab));
+    let mut expectation = Expectation::new(&|_| false);
+    expectation.embedding(shape, shape.vocab);
     expectation.check(std::iter::once(entry))
 }

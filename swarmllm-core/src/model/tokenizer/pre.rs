@@ -74,6 +74,49 @@ const TEKKEN: Step = step(
     r"[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]*[\p{L}&&[^A-Z]]+|[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]+[\p{L}&&[^A-Z]]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+",
     Spaces::LeaveLastAfterLine,
 );
+const GPT4O: Step = step(
+    concat!(
+        r"[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]*[\p{L}&&[^A-Z]]+(?:'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL]))?|",
+        r"[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]+[\p{L}&&[^A-Z]]*(?:'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL]))?|",
+        r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+",
+    ),
+    Spaces::LeaveLastAfterLine,
+);
+const SEED: Step = step(
+    r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+",
+    Spaces::LeaveLastAfterLine,
+);
+const BAILING: Step = step(
+    r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+",
+    Spaces::LeaveLastAfterLine,
+);
+const MINICPM5: Step = step(
+    r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+",
+    Spaces::LeaveLastAfterLine,
+);
+const NO_STOPS: Step = step(" ?[^(\\s|.,!?\u{2026}\u{3002}\u{ff0c}\u{3001}\u{964}\u{6d4}\u{60c})]+", Spaces::AsMatched);
+const LINE_BREAK: Step = step(r"[\r\n]", Spaces::AsMatched);
+/// Ideographs and syllables, as DeepSeek's first tokenizers count them. White space that lies among them is none, because
+/// llama.cpp takes it for another.
+const IDEOGRAPHS: Step = step("[[\u{4e00}-\u{9fa5}\u{800}-\u{4e00}\u{ac00}-\u{d7ff}]&&\\S]+", Spaces::AsMatched);
+/// Letters of cased scripts, as DeepSeek's first tokenizer counts them.
+const CASED: &str = concat!(
+    r"\s?[",
+    "A-Za-z\u{b5}\u{c0}-\u{d6}\u{d8}-\u{f6}\u{f8}-\u{1ba}\u{1bc}-\u{1bf}\u{1c4}-\u{293}\u{295}-\u{2af}",
+    "\u{370}-\u{373}\u{376}\u{377}\u{37b}-\u{37d}\u{37f}\u{386}\u{388}-\u{38a}\u{38c}\u{38e}-\u{3a1}",
+    "\u{3a3}-\u{3f5}\u{3f7}-\u{481}\u{48a}-\u{52f}\u{531}-\u{556}\u{10a0}-\u{10c5}\u{13a0}-\u{13f5}",
+    "\u{13f8}-\u{13fd}\u{1c90}-\u{1cba}\u{1cbd}-\u{1cbf}\u{1d00}-\u{1d2b}\u{1d6b}-\u{1d77}\u{1d79}-\u{1d9a}",
+    "\u{1e00}-\u{1f15}\u{1f18}-\u{1f1d}\u{1f20}-\u{1f45}\u{1f48}-\u{1f4d}\u{1f50}-\u{1f57}\u{1f59}\u{1f5b}",
+    "\u{1f5d}\u{1f5f}-\u{1f7d}\u{1f80}-\u{1fb4}\u{1fb6}-\u{1fbc}\u{1fbe}\u{1fc2}-\u{1fc4}\u{1fc6}-\u{1fcc}",
+    "\u{1fd0}-\u{1fd3}\u{1fd6}-\u{1fdb}\u{1fe0}-\u{1fec}\u{1ff2}-\u{1ff4}\u{1ff6}-\u{1ffc}\u{2102}\u{2107}",
+    "\u{210a}-\u{2113}\u{2115}\u{2119}-\u{211d}\u{2124}\u{2126}\u{2128}\u{212a}-\u{212d}\u{212f}-\u{2134}",
+    "\u{2139}\u{213c}-\u{213f}\u{2145}-\u{2149}\u{214e}\u{2183}\u{2184}\u{2c00}-\u{2c7b}\u{2c7e}-\u{2ce4}",
+    "\u{2ceb}-\u{2cee}\u{2cf2}\u{2cf3}\u{a640}-\u{a66d}\u{a680}-\u{a69b}\u{a722}-\u{a76f}\u{a771}-\u{a787}",
+    "\u{a78b}-\u{a78e}\u{ab70}-\u{abbf}\u{fb00}-\u{fb06}\u{fb13}-\u{fb17}\u{ff21}-\u{ff3a}\u{ff41}-\u{ff5a}",
+    "\u{10400}-\u{1044f}\u{104b0}-\u{104d3}\u{104d8}-\u{104fb}\u{10c80}-\u{10cb2}\u{10cc0}-\u{10cf2}",
+    "\u{118a0}-\u{118df}\u{1e900}-\u{1e943}",
+    "]+",
+);
 const DIGIT: Step = step(r"\p{N}", Spaces::AsMatched);
 const DIGITS3: Step = step(r"\p{N}{1,3}", Spaces::AsMatched);
 
@@ -88,7 +131,19 @@ const FAMILIES: &[Family] = &[
         ],
     ),
     Family::new(
-        &["gpt-2", "phi-2", "gigachat", "a.x-4.0", "mellum", "mpt", "olmo", "jais", "trillion", "exaone4"],
+        &[
+            "gpt-2",
+            "phi-2",
+            "gigachat",
+            "a.x-4.0",
+            "mellum",
+            "mpt",
+            "olmo",
+            "jais",
+            "trillion",
+            "exaone4",
+            "granite-docling",
+        ],
         &[GPT2],
     ),
     Family::new(
@@ -99,7 +154,7 @@ const FAMILIES: &[Family] = &[
         whole_words: true,
         add_bos: true,
         ..Family::new(
-            &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"],
+            &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"],
             &[LLAMA3],
         )
     },
@@ -107,15 +162,44 @@ const FAMILIES: &[Family] = &[
     Family { no_bos: true, ..Family::new(&["chatglm-bpe"], &[LLAMA3]) },
     Family { no_bos: true, whole_words: true, ..Family::new(&["glm4", "glm5"], &[LLAMA3]) },
     Family::new(
-        &["qwen2", "deepseek-r1-qwen", "kormo", "megrez", "stablelm2", "hunyuan", "solar-open", "grok-2"],
+        &["qwen2", "deepseek-r1-qwen", "kormo", "megrez", "stablelm2", "hunyuan", "solar-open", "grok-2", "f2llmv2"],
         &[QWEN2],
     ),
     Family::new(&["qwen35"], &[QWEN35]),
     Family::new(
-        &["deepseek-v3", "hunyuan-dense", "joyai-llm"],
+        &["deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"],
         &[DIGITS3, step("[一-龥\u{3040}-ゟ゠-ヿ]+", Spaces::AsMatched), DEEPSEEK3],
     ),
     Family { whole_words: true, add_bos: true, ..Family::new(&["tekken"], &[TEKKEN]) },
+    Family::new(&["gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"], &[GPT4O]),
+    Family::new(
+        &["deepseek-llm"],
+        &[
+            LINE_BREAK,
+            step(CASED, Spaces::AsMatched),
+            // llama.cpp takes the wide space for another one here, so that it is not in the last range.
+            step(
+                "\\s?[!-/:-~\u{ff01}-\u{ff0f}\u{ff1a}-\u{ff5e}\u{2018}-\u{201f}\u{3001}-\u{3002}]+",
+                Spaces::AsMatched,
+            ),
+            step(r"\s+$", Spaces::AsMatched),
+            IDEOGRAPHS,
+            step(r"\p{N}+", Spaces::AsMatched),
+        ],
+    ),
+    Family::new(
+        &["deepseek-coder"],
+        &[LINE_BREAK, step(r"\s?\p{L}+", Spaces::AsMatched), step(r"\s?\p{P}+", Spaces::AsMatched), IDEOGRAPHS, DIGIT],
+    ),
+    Family::new(
+        &["falcon"],
+        &[step(r"[\p{P}$+<=>^~|`]+", Spaces::AsMatched), GPT2, step(r"[0-9][0-9][0-9]", Spaces::AsMatched)],
+    ),
+    Family::new(&["seed-coder"], &[SEED]),
+    Family::new(&["bailingmoe", "bailingmoe2", "llada-moe"], &[BAILING]),
+    Family { whole_words: true, ..Family::new(&["minicpm5"], &[DIGITS3, MINICPM5]) },
+    Family::new(&["poro-chat", "bloom", "gpt3-finnish"], &[NO_STOPS]),
+    Family::new(&["viking"], &[NO_STOPS, DIGIT]),
 ];
 
 /// The rules of one model, compiled.

@@ -192,7 +192,7 @@ fn bits_flipped_in_the_numbers_of_a_snapshot_never_reach_an_abort() {
 #[test]
 fn an_architecture_that_is_not_certified_is_refused() {
     let Some(cut) = smollm2() else { return };
-    let source = with_manifest(&cut.all(), |manifest| manifest.architecture = "qwen3".to_owned());
+    let source = with_manifest(&cut.all(), |manifest| manifest.architecture = "mamba".to_owned());
     assert!(matches!(LlamaCpp::new().cuts(&source.manifest), Err(EngineError::UnsupportedArchitecture { .. })));
     assert!(matches!(refused(&cut, source), EngineError::UnsupportedArchitecture { .. }));
 }

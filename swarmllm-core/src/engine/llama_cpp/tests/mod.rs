@@ -6,6 +6,8 @@ mod bench;
 mod cutter;
 mod exact;
 mod random;
+mod recipe;
+mod tiny;
 mod whole;
 
 use std::sync::Arc;

@@ -1,0 +1,67 @@
+//! Qwen, from the second on.
+
+use super::llama::plain;
+use super::{Architecture, Heads, Known, Output, Presence};
+use crate::engine::llama_cpp::shape::MAX_FEED_FORWARD;
+use crate::engine::llama_cpp::tensors::{Layer, OUTPUT_BIAS};
+
+/// Width of the expert that all tokens use.
+const SHARED_FEED_FORWARD: &str = "expert_shared_feed_forward_length";
+
+/// Qwen 2 and 2.5.
+pub(super) const QWEN2: Architecture = Architecture {
+    heads: Heads::Square,
+    head: |others| others.maybe_vector(OUTPUT_BIAS, others.vocab),
+    ..Architecture::new("qwen2", plain)
+};
+
+/// Qwen 2 with experts.
+pub(super) const QWEN2MOE: Architecture = Architecture {
+    facts: &[Known::count(SHARED_FEED_FORWARD, MAX_FEED_FORWARD)],
+    heads: Heads::Square,
+    experts: Presence::Always,
+    output: Output::Own,
+    ..Architecture::new("qwen2moe", qwen2moe)
+};
+
+/// Qwen 3.
+pub(super) const QWEN3: Architecture = Architecture::new("qwen3", |layer| {
+    plain(layer);
+    head_norms(layer);
+});
+
+/// Qwen 3 with experts.
+pub(super) const QWEN3MOE: Architecture = Architecture {
+    experts: Presence::Always,
+    ..Architecture::new("qwen3moe", |layer| {
+        experts(layer);
+        head_norms(layer);
+    })
+};
+
+/// Queries and keys are normalised head by head.
+pub(super) fn head_norms(layer: &mut Layer) {
+    let head = layer.head_size();
+    layer.norm("attn_q_norm", head);
+    layer.norm("attn_k_norm", head);
+}
+
+fn experts(layer: &mut Layer) {
+    let feed = layer.expert_feed_forward();
+    layer.norm("attn_norm", layer.width());
+    layer.attention();
+    layer.norm("ffn_norm", layer.width());
+    layer.router();
+    layer.gated_experts(feed);
+}
+
+fn qwen2moe(layer: &mut Layer) {
+    experts(layer);
+    let shared = match layer.shape.count(SHARED_FEED_FORWARD) {
+        0 => layer.feed_forward(),
+        told => u64::from(told),
+    };
+    let width = layer.width();
+    layer.vector("ffn_gate_inp_shexp.weight", width);
+    layer.shared_expert(shared);
+}

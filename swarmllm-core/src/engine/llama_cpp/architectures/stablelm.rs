@@ -1,0 +1,28 @@
+//! StableLM.
+
+use super::{Architecture, Heads, Norm, Output};
+use crate::engine::llama_cpp::rope::Rotation;
+use crate::engine::llama_cpp::tensors::{Layer, OUTPUT_NORM_BIAS};
+
+/// StableLM, and its second generation.
+pub(super) const STABLELM: Architecture = Architecture {
+    norm: Norm::MeanAndVariance,
+    heads: Heads::Square,
+    rotation: Rotation::Part,
+    output: Output::Own,
+    head: |others| others.vector(OUTPUT_NORM_BIAS, others.width),
+    ..Architecture::new("stablelm", stablelm)
+};
+
+fn stablelm(layer: &mut Layer) {
+    let (width, head) = (layer.width(), layer.head_size());
+    let (heads, kv_heads) = (u64::from(layer.shape.heads), u64::from(layer.shape.kv_heads));
+    layer.norm("attn_norm", width);
+    layer.bias("attn_norm", width);
+    layer.attention();
+    layer.maybe_floats("attn_q_norm.weight", vec![head, heads]);
+    layer.maybe_floats("attn_k_norm.weight", vec![head, kv_heads]);
+    layer.maybe_vector("ffn_norm.weight", width);
+    layer.maybe_bias("ffn_norm", width);
+    layer.gated_feed_forward();
+}

@@ -1,0 +1,181 @@
+//! Tiny random models, written as F32 GGUF files: odd layer counts, untied heads, other patterns, biases and factors,
+//! which the real test models do not have. Which tensors a model has is taken from the architecture's description:
+//! llama.cpp, which reads the whole file, refuses it where a tensor is missing, has another shape or is not known.
+
+use std::path::PathBuf;
+
+use super::{Cut, tokens};
+use crate::engine::llama_cpp::facts::ty;
+use crate::engine::llama_cpp::shape::Shape;
+use crate::engine::llama_cpp::tensors::describe;
+use crate::model::{Fact, Manifest};
+
+pub(super) const VOCAB: u64 = 96;
+/// No square of a power of two, so that a factor of its root is not exact.
+pub(super) const WIDTH: u64 = 96;
+const HEADS: u32 = 6;
+const KV_HEADS: u32 = 2;
+const HEAD: u32 = 16;
+const FEED: u32 = 160;
+
+/// A fact of an architecture: key, type, value.
+pub(super) type Told = (&'static str, u32, Vec<u8>);
+
+pub(super) fn count(key: &'static str, value: u32) -> Told {
+    (key, ty::U32, value.to_le_bytes().to_vec())
+}
+
+pub(super) fn number(key: &'static str, value: f32) -> Told {
+    (key, ty::F32, value.to_le_bytes().to_vec())
+}
+
+pub(super) fn flag(key: &'static str, value: bool) -> Told {
+    (key, ty::BOOL, vec![u8::from(value)])
+}
+
+pub(super) fn string(key: &'static str, value: &str) -> Told {
+    (key, ty::STRING, text(value))
+}
+
+pub(super) fn flags(key: &'static str, values: &[u8]) -> Told {
+    (key, ty::ARRAY, [&ty::BOOL.to_le_bytes()[..], &(values.len() as u64).to_le_bytes(), values].concat())
+}
+
+pub(super) fn counts(key: &'static str, values: &[u32]) -> Told {
+    let head = [&ty::U32.to_le_bytes()[..], &(values.len() as u64).to_le_bytes()].concat();
+    (key, ty::ARRAY, [head, values.iter().flat_map(|value| value.to_le_bytes()).collect()].concat())
+}
+
+/// A model in the making.
+#[derive(Clone)]
+pub(super) struct Recipe {
+    pub architecture: &'static str,
+    pub layers: u32,
+    pub tied: bool,
+    /// Facts beside those that all have, or in their place.
+    pub facts: Vec<Told>,
+    /// Facts of the file in which its tensors do not believe.
+    pub lies: Vec<Told>,
+    /// Which of the tensors that need not be there are there.
+    pub has: fn(&str) -> bool,
+    /// A tensor that holds no numbers.
+    pub poisoned: Option<&'static str>,
+}
+
+impl Recipe {
+    pub fn new(architecture: &'static str, layers: u32) -> Self {
+        let (facts, lies) = (Vec::new(), Vec::new());
+        Self { architecture, layers, tied: true, facts, lies, has: |_| false, poisoned: None }
+    }
+
+    /// The same with this fact.
+    pub fn with(mut self, fact: Told) -> Self {
+        self.facts.retain(|(key, ..)| *key != fact.0);
+        self.facts.push(fact);
+        self
+    }
+
+    /// The same with an output matrix of its own.
+    pub fn untied(self) -> Self {
+        Self { tied: false, ..self }
+    }
+
+    /// The same with everything that need not be there, apart from fused tensors.
+    pub fn full(self) -> Self {
+        Self { has: |name| !name.contains("attn_qkv") && !name.contains("gate_up"), ..self }
+    }
+
+    /// The same with fused tensors, where the architecture knows any, and nothing else that need not be there.
+    pub fn fused(self) -> Self {
+        Self { has: |name| name.contains("attn_qkv") || name.contains("gate_up"), ..self }
+    }
+
+    fn own_facts(&self, further: &[Told]) -> Vec<Told> {
+        let mut facts = vec![
+            count("vocab_size", VOCAB as u32),
+            count("block_count", self.layers),
+            count("context_length", 16384),
+            count("embedding_length", WIDTH as u32),
+            count("feed_forward_length", FEED),
+            count("attention.head_count", HEADS),
+            count("attention.head_count_kv", KV_HEADS),
+            count("attention.key_length", HEAD),
+            count("attention.value_length", HEAD),
+            number("attention.layer_norm_rms_epsilon", 1e-6),
+            number("attention.layer_norm_epsilon", 1e-5),
+            count("rope.dimension_count", HEAD),
+        ];
+        for fact in self.facts.iter().chain(further) {
+            facts.retain(|(key, ..)| *key != fact.0);
+            facts.push(fact.clone());
+        }
+        facts
+    }
+
+    /// The shape of the model, lies apart.
+    fn shape(&self) -> Shape {
+        let fact = |(key, ty, raw): Told| Fact { key: format!("{}.{key}", self.architecture), ty, raw };
+        let manifest = Manifest {
+            format: Manifest::FORMAT,
+            name: "tiny".to_owned(),
+            architecture: self.architecture.to_owned(),
+            layers: self.layers,
+            width: WIDTH as u32,
+            vocab: VOCAB as u32,
+            context: 16384,
+            tied: self.tied,
+            alignment: 32,
+            facts: self.own_facts(&[]).into_iter().map(fact).collect(),
+            shards: Vec::new(),
+        };
+        Shape::read(&manifest).expect("a sound recipe")
+    }
+
+    /// Writes the model; the file lives as long as the directory.
+    pub fn write(&self, directory: &tempfile::TempDir) -> Cut {
+        let tensors = describe(&self.shape(), self.tied, &self.has);
+        let own = |(key, ty, raw): Told| (format!("{}.{key}", self.architecture), ty, raw);
+        let mut facts = vec![
+            ("general.architecture".to_owned(), ty::STRING, text(self.architecture)),
+            ("tokenizer.ggml.model".to_owned(), ty::STRING, text("no_vocab")),
+        ];
+        facts.extend(self.own_facts(&self.lies).into_iter().map(own));
+        let mut file = [&b"GGUF"[..], &3_u32.to_le_bytes()].concat();
+        file.extend((tensors.len() as u64).to_le_bytes());
+        file.extend((facts.len() as u64).to_le_bytes());
+        for (key, ty, raw) in facts {
+            file.extend([text(&key), ty.to_le_bytes().to_vec(), raw].concat());
+        }
+        let mut data: Vec<u8> = Vec::new();
+        for (seed, (name, dims)) in tensors.iter().enumerate() {
+            file.extend(text(name));
+            file.extend((dims.len() as u32).to_le_bytes());
+            dims.iter().for_each(|dim| file.extend(dim.to_le_bytes()));
+            file.extend(0_u32.to_le_bytes());
+            file.extend((data.len() as u64).to_le_bytes());
+            let poisoned = self.poisoned == Some(name.as_str());
+            let weights = weights(seed as u32, dims).into_iter().map(|weight| if poisoned { f32::NAN } else { weight });
+            data.extend(weights.flat_map(f32::to_le_bytes));
+            data.resize(data.len().next_multiple_of(32), 0);
+        }
+        file.resize(file.len().next_multiple_of(32), 0);
+        file.extend(data);
+        let path: PathBuf = directory.path().join("model.gguf");
+        std::fs::write(&path, file).expect("written");
+        Cut::open(&path)
+    }
+}
+
+fn text(text: &str) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
+}
+
+/// Norms, biases and factors near 1, matrices small and of both signs.
+fn weights(seed: u32, dims: &[u64]) -> Vec<f32> {
+    let count = dims.iter().product::<u64>() as usize;
+    let unit = tokens(seed + 100, count, 2001).into_iter().map(|value| value as f32 / 1000.0 - 1.0);
+    match dims {
+        [_] => unit.map(|value| 1.0 + value / 4.0).collect(),
+        _ => unit.map(|value| value / 6.0).collect(),
+    }
+}
