@@ -3,6 +3,7 @@
 //! The reference ([`whole`]) is llama.cpp running the original GGUF through a wrapper of its own, never our chain. Swarms
 //! are built of nodes in this process ([`cluster`]) or of child processes of the command line ([`process`]).
 
+pub mod chain;
 pub mod cluster;
 pub mod files;
 pub mod gguf;
@@ -12,6 +13,7 @@ pub mod prompts;
 pub mod rogue;
 pub mod server;
 pub mod synthetic;
+pub mod tiny;
 pub mod whole;
 
 use std::time::Duration;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use llama_cpp_2::context::LlamaContext;
-use llama_cpp_2::context::params::LlamaContextParams;
+use llama_cpp_2::context::params::{KvCacheType, LlamaContextParams};
 use llama_cpp_2::llama_backend::LlamaBackend;
 use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::model::LlamaModel;
@@ -16,6 +16,8 @@ use llama_cpp_2::token::LlamaToken;
 pub const CHUNK: u32 = 512;
 /// `LLAMA_FLASH_ATTN_TYPE_ENABLED`.
 const FLASH_ATTENTION: i32 = 1;
+/// `LLAMA_FLASH_ATTN_TYPE_DISABLED`.
+const PLAIN_ATTENTION: i32 = 0;
 
 /// Never dropped: freeing the backend would take it from the engine in the same process.
 fn backend() -> &'static LlamaBackend {
@@ -53,14 +55,26 @@ impl Whole {
 
     /// An empty context of `cells` tokens.
     pub fn session(&self, cells: u32) -> WholeSession<'_> {
+        self.session_with(cells, KvCacheType::F16, FLASH_ATTENTION)
+    }
+
+    /// An empty context of `cells` tokens that keeps keys and values in f32, to compare with another engine that does:
+    /// flash attention would round them to f16 all the same.
+    pub fn precise_session(&self, cells: u32) -> WholeSession<'_> {
+        self.session_with(cells, KvCacheType::F32, PLAIN_ATTENTION)
+    }
+
+    fn session_with(&self, cells: u32, kv: KvCacheType, attention: i32) -> WholeSession<'_> {
         let params = LlamaContextParams::default()
+            .with_type_k(kv)
+            .with_type_v(kv)
             .with_n_ctx(NonZeroU32::new(cells))
             .with_n_batch(CHUNK)
             .with_n_ubatch(CHUNK)
             .with_n_seq_max(1)
             .with_n_threads(self.threads as i32)
             .with_n_threads_batch(self.threads as i32)
-            .with_flash_attention_policy(FLASH_ATTENTION);
+            .with_flash_attention_policy(attention);
         let context = self.model.new_context(backend(), params).expect("llama.cpp makes a context");
         WholeSession { context, batch: LlamaBatch::new(CHUNK as usize, 1), position: 0 }
     }
@@ -96,6 +110,11 @@ pub struct WholeSession<'m> {
 impl WholeSession<'_> {
     /// Computes `tokens` in chunks of [`CHUNK`] and gives the likeliest next one, the lowest id where several are.
     pub fn feed(&mut self, tokens: &[u32]) -> u32 {
+        likeliest(self.logits(tokens))
+    }
+
+    /// Computes `tokens` in chunks of [`CHUNK`] and gives the logits of the last.
+    pub fn logits(&mut self, tokens: &[u32]) -> &[f32] {
         let mut fed = 0;
         for chunk in tokens.chunks(CHUNK as usize) {
             self.batch.clear();
@@ -107,7 +126,7 @@ impl WholeSession<'_> {
             }
             self.context.decode(&mut self.batch).expect("llama.cpp computes a step");
         }
-        likeliest(self.context.get_logits_ith(self.batch.n_tokens() - 1))
+        self.context.get_logits_ith(self.batch.n_tokens() - 1)
     }
 
     /// Forgets the sequence.
@@ -117,7 +136,8 @@ impl WholeSession<'_> {
     }
 }
 
-fn likeliest(logits: &[f32]) -> u32 {
+/// Index of the greatest logit, the lowest where several are.
+pub fn likeliest(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (token, logit) in logits.iter().enumerate() {
         if *logit > logits[best] {

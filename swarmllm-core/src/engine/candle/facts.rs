@@ -1,14 +1,9 @@
-//! Typed reading of a manifest's key-values, as far as an architecture needs them.
+//! A manifest's key-values `<architecture>.*`, read by the model room's typed getters; what they refuse is a bad model.
 
 use super::bad_model;
 use crate::engine::EngineError;
-use crate::model::{Fact, Manifest};
-
-/// GGUF value types.
-const U32: u32 = 4;
-const I32: u32 = 5;
-const F32: u32 = 6;
-const STRING: u32 = 8;
+use crate::model::Manifest;
+use crate::model::gguf::{self, GgufError};
 
 /// The key-values `<architecture>.*` of a manifest.
 pub(super) struct Facts<'a> {
@@ -20,42 +15,57 @@ impl<'a> Facts<'a> {
         Self { manifest }
     }
 
-    /// Refuses a model with an architecture key that is not in `known`: it may change what has to be computed.
-    pub fn only(&self, known: &[&str]) -> Result<(), EngineError> {
-        let prefix = format!("{}.", self.manifest.architecture);
+    /// Refuses a model with a key that is in none of the lists `known`: it may change what has to be computed.
+    pub fn only(&self, known: [&[&str]; 2]) -> Result<(), EngineError> {
+        let prefix = self.key("");
         let mut keys = self.manifest.facts.iter().filter_map(|fact| fact.key.strip_prefix(&prefix));
-        match keys.find(|key| !known.contains(key)) {
-            Some(key) => Err(bad_model(format!("{prefix}{key}"), "candle's engine does not know this key")),
+        match keys.find(|key| !known.iter().any(|list| list.contains(key))) {
+            Some(key) => Err(bad_model(self.key(key), "candle's engine does not know this key")),
             None => Ok(()),
         }
     }
 
+    /// An integer.
     pub fn u32(&self, key: &str) -> Result<Option<u32>, EngineError> {
-        self.read(key, "a 32-bit integer", |fact| match fact.ty {
-            U32 => Some(u32::from_le_bytes(fact.raw.as_slice().try_into().ok()?)),
-            I32 => u32::try_from(i32::from_le_bytes(fact.raw.as_slice().try_into().ok()?)).ok(),
-            _ => None,
-        })
+        self.read(key, |facts, key| facts.u32(key))
     }
 
-    pub fn f32(&self, key: &str) -> Result<Option<f32>, EngineError> {
-        self.read(key, "a finite 32-bit float", |fact| {
-            let raw = fact.raw.as_slice().try_into().ok().filter(|_| fact.ty == F32)?;
-            Some(f32::from_le_bytes(raw)).filter(|value| value.is_finite())
-        })
-    }
-
-    pub fn string(&self, key: &str) -> Result<Option<&'a str>, EngineError> {
-        self.read(key, "a string", |fact| {
-            let (length, text) = fact.raw.split_first_chunk::<8>().filter(|_| fact.ty == STRING)?;
-            let text = std::str::from_utf8(text).ok()?;
-            (u64::from_le_bytes(*length) == text.len() as u64).then_some(text)
-        })
-    }
-
-    /// As [`u32`](Facts::u32), and refuses the model where the key is missing.
+    /// An integer that must be there.
     pub fn require_u32(&self, key: &str) -> Result<u32, EngineError> {
-        self.u32(key)?.ok_or_else(|| bad_model(self.key(key), "it is missing"))
+        self.u32(key)?.ok_or_else(|| self.refuse(key, "it is missing"))
+    }
+
+    /// A finite float above zero.
+    pub fn positive(&self, key: &str) -> Result<Option<f32>, EngineError> {
+        match self.read(key, |facts, key| facts.f32(key))? {
+            Some(value) if value.is_finite() && value > 0.0 => Ok(Some(value)),
+            Some(value) => Err(self.refuse(key, format!("{value} is not a finite number above zero"))),
+            None => Ok(None),
+        }
+    }
+
+    /// A string.
+    pub fn string(&self, key: &str) -> Result<Option<&'a str>, EngineError> {
+        self.read(key, |facts, key| facts.string(key))
+    }
+
+    /// A truth value for each layer, given as truth values or as numbers; `None` where the key holds no array.
+    pub fn flags(&self, key: &str) -> Result<Option<Vec<bool>>, EngineError> {
+        let Some(array) = self.read(key, |facts, key| facts.value(key))?.and_then(|value| value.as_array()) else {
+            return Ok(None);
+        };
+        if array.len() != self.manifest.layers as usize {
+            let reason = format!("it has {} entries for {} layers", array.len(), self.manifest.layers);
+            return Err(self.refuse(key, reason));
+        }
+        let flag = |value: gguf::Value<'_>| value.as_bool().or_else(|| value.as_u64().map(|number| number != 0));
+        let flags: Option<Vec<bool>> = array.iter().map(flag).collect();
+        flags.map(Some).ok_or_else(|| self.refuse(key, "its entries are not truth values"))
+    }
+
+    /// That `key` makes the model one which is not computed.
+    pub fn refuse(&self, key: &str, reason: impl Into<String>) -> EngineError {
+        bad_model(self.key(key), reason)
     }
 
     fn key(&self, key: &str) -> String {
@@ -65,11 +75,8 @@ impl<'a> Facts<'a> {
     fn read<T>(
         &self,
         key: &str,
-        kind: &str,
-        parse: impl FnOnce(&'a Fact) -> Option<T>,
+        get: impl FnOnce(gguf::Facts<'a>, &str) -> Result<Option<T>, GgufError>,
     ) -> Result<Option<T>, EngineError> {
-        let key = self.key(key);
-        let Some(fact) = self.manifest.facts.iter().find(|fact| fact.key == key) else { return Ok(None) };
-        parse(fact).map(Some).ok_or_else(|| bad_model(key, format!("it is not {kind}")))
+        get(gguf::Facts(&self.manifest.facts), &self.key(key)).map_err(|error| self.refuse(key, error.to_string()))
     }
 }

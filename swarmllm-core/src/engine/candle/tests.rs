@@ -18,6 +18,10 @@ const VOCAB: u32 = 70;
 const HEADS: u32 = 4;
 const KV_HEADS: u32 = 2;
 const INNER: u32 = 128;
+/// Positions that windowed layers see.
+const WINDOW: u32 = 4;
+
+const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "gemma3"];
 
 /// A random model in one file.
 struct Model {
@@ -26,11 +30,11 @@ struct Model {
 }
 
 fn u32_fact(key: &str, value: u32) -> Fact {
-    Fact { key: format!("llama.{key}"), ty: 4, raw: value.to_le_bytes().to_vec() }
+    Fact::u32(&format!("llama.{key}"), value)
 }
 
 fn f32_fact(key: &str, value: f32) -> Fact {
-    Fact { key: format!("llama.{key}"), ty: 6, raw: value.to_le_bytes().to_vec() }
+    Fact::f32(&format!("llama.{key}"), value)
 }
 
 /// Numbers that are the same in every run.
@@ -45,27 +49,65 @@ fn noise(seed: u64, count: usize) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
-impl Model {
-    fn new() -> Self {
-        let head = WIDTH / HEADS;
-        let mut wanted = vec![
-            ("token_embd.weight".to_owned(), vec![WIDTH, VOCAB], 8),
-            ("output_norm.weight".to_owned(), vec![WIDTH], 0),
-            ("rope_freqs.weight".to_owned(), vec![head / 2], 0),
-        ];
-        for layer in 0..LAYERS {
-            let mut add =
-                |name: &str, dims: &[u32], ty| wanted.push((format!("blk.{layer}.{name}.weight"), dims.to_vec(), ty));
-            add("attn_norm", &[WIDTH], 0);
-            add("attn_q", &[WIDTH, WIDTH], 3);
-            add("attn_k", &[WIDTH, KV_HEADS * head], 8);
-            add("attn_v", &[WIDTH, KV_HEADS * head], 1);
-            add("attn_output", &[WIDTH, WIDTH], 3);
-            add("ffn_norm", &[WIDTH], 0);
-            add("ffn_gate", &[WIDTH, INNER], 2);
-            add("ffn_up", &[WIDTH, INNER], 0);
-            add("ffn_down", &[INNER, WIDTH], 6);
+/// A head's length: its share of the width, or twice that where the architecture tells it apart.
+fn head(architecture: &str) -> u32 {
+    match architecture {
+        "llama" | "qwen2" => WIDTH / HEADS,
+        _ => 2 * WIDTH / HEADS,
+    }
+}
+
+/// Names, shapes and types of the tensors.
+fn wanted(architecture: &str) -> Vec<(String, Vec<u32>, u32)> {
+    let head = head(architecture);
+    let (all, all_kv) = (HEADS * head, KV_HEADS * head);
+    let mut wanted = vec![
+        ("token_embd.weight".to_owned(), vec![WIDTH, VOCAB], 8),
+        ("output_norm.weight".to_owned(), vec![WIDTH], 0),
+    ];
+    if architecture == "llama" {
+        wanted.push(("rope_freqs.weight".to_owned(), vec![head / 2], 0));
+    }
+    for layer in 0..LAYERS {
+        let mut add = |name: &str, dims: &[u32], ty| wanted.push((format!("blk.{layer}.{name}"), dims.to_vec(), ty));
+        add("attn_norm.weight", &[WIDTH], 0);
+        add("attn_q.weight", &[WIDTH, all], 3);
+        add("attn_k.weight", &[WIDTH, all_kv], 8);
+        add("attn_v.weight", &[WIDTH, all_kv], 1);
+        add("attn_output.weight", &[all, WIDTH], 3);
+        add("ffn_norm.weight", &[WIDTH], 0);
+        add("ffn_gate.weight", &[WIDTH, INNER], 2);
+        add("ffn_up.weight", &[WIDTH, INNER], 0);
+        add("ffn_down.weight", &[INNER, WIDTH], 6);
+        if architecture == "qwen2" {
+            add("attn_q.bias", &[all], 0);
+            add("attn_k.bias", &[all_kv], 0);
+            add("attn_v.bias", &[all_kv], 0);
         }
+        if matches!(architecture, "qwen3" | "gemma3") {
+            add("attn_q_norm.weight", &[head], 0);
+            add("attn_k_norm.weight", &[head], 0);
+        }
+        if architecture == "gemma3" {
+            add("post_attention_norm.weight", &[WIDTH], 0);
+            add("post_ffw_norm.weight", &[WIDTH], 0);
+        }
+    }
+    wanted
+}
+
+impl Model {
+    /// A llama.
+    fn new() -> Self {
+        Self::of("llama")
+    }
+
+    fn every() -> impl Iterator<Item = Self> {
+        ARCHITECTURES.into_iter().map(Self::of)
+    }
+
+    fn of(architecture: &str) -> Self {
+        let wanted = wanted(architecture);
         let (mut bytes, mut entries) = (Vec::new(), Vec::new());
         for (seed, (name, dims, ty)) in (1..).zip(wanted) {
             let data = tensor_bytes(seed, &name, &dims, ty);
@@ -79,7 +121,7 @@ impl Model {
         file.write_all(&bytes).unwrap();
         let file = Arc::new(file);
         let source = |entry: TensorEntry| SourceTensor { offset: entry.offset, entry, file: file.clone() };
-        Self { manifest: manifest(), tensors: entries.into_iter().map(source).collect() }
+        Self { manifest: manifest(architecture), tensors: entries.into_iter().map(source).collect() }
     }
 
     fn source(&self, start: u32, end: u32, head: bool) -> StageSource {
@@ -112,24 +154,35 @@ impl Model {
     }
 }
 
-fn manifest() -> Manifest {
+fn manifest(architecture: &str) -> Manifest {
+    let key = |key: &str| format!("{architecture}.{key}");
+    let mut facts = vec![
+        Fact::u32(&key("attention.head_count"), HEADS),
+        Fact::u32(&key("attention.head_count_kv"), KV_HEADS),
+        Fact::u32(&key("attention.key_length"), head(architecture)),
+        Fact::u32(&key("feed_forward_length"), INNER),
+        Fact::f32(&key("attention.layer_norm_rms_epsilon"), 1e-5),
+        Fact::f32(&key("rope.freq_base"), 10_000.0),
+    ];
+    if architecture == "gemma3" {
+        facts.push(Fact::u32(&key("attention.sliding_window"), WINDOW));
+        // Layers 0 and 2 see a window.
+        facts.push(Fact::u32(&key("attention.sliding_window_pattern"), 2));
+        facts.push(Fact::f32(&key("rope.freq_base_swa"), 1_000.0));
+        facts.push(Fact::f32(&key("rope.scaling.factor"), 8.0));
+        facts.push(Fact::f32(&key("final_logit_softcapping"), 3.0));
+    }
     Manifest {
         format: Manifest::FORMAT,
         name: "noise".to_owned(),
-        architecture: "llama".to_owned(),
+        architecture: architecture.to_owned(),
         layers: LAYERS,
         width: WIDTH,
         vocab: VOCAB,
         context: 4096,
         tied: true,
         alignment: 32,
-        facts: vec![
-            u32_fact("attention.head_count", HEADS),
-            u32_fact("attention.head_count_kv", KV_HEADS),
-            u32_fact("feed_forward_length", INNER),
-            f32_fact("attention.layer_norm_rms_epsilon", 1e-5),
-            f32_fact("rope.freq_base", 10_000.0),
-        ],
+        facts,
         shards: Vec::new(),
     }
 }
@@ -182,50 +235,57 @@ fn session(chain: &mut [Box<dyn Stage>], embedder: &dyn Embedder, slot: u32, tok
     logits
 }
 
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
 const TOKENS: [u32; 9] = [3, 1, 4, 15, 9, 26, 5, 35, 69];
 
 #[test]
 fn any_split_gives_the_bits_of_the_whole() {
-    let model = Model::new();
-    let embedder = model.embedder();
-    let whole = session(&mut model.chain(&[]), &*embedder, 0, &TOKENS);
-    assert_eq!(whole.len(), TOKENS.len() * VOCAB as usize);
-    assert!(whole.iter().all(|logit| logit.is_finite()));
-    for cuts in [&[1][..], &[2], &[1, 2]] {
-        assert_eq!(session(&mut model.chain(cuts), &*embedder, 1, &TOKENS), whole, "cuts {cuts:?}");
+    for model in Model::every() {
+        let embedder = model.embedder();
+        let whole = session(&mut model.chain(&[]), &*embedder, 0, &TOKENS);
+        assert_eq!(whole.len(), TOKENS.len() * VOCAB as usize);
+        assert!(whole.iter().all(|logit| logit.is_finite()));
+        for cuts in [&[1][..], &[2], &[1, 2]] {
+            let split = session(&mut model.chain(cuts), &*embedder, 1, &TOKENS);
+            assert!(bits(&split) == bits(&whole), "{}, cuts {cuts:?}", model.manifest.architecture);
+        }
     }
 }
 
 #[test]
 fn a_session_does_not_depend_on_its_neighbours() {
-    let model = Model::new();
-    let embedder = model.embedder();
-    let (first, second) = (&TOKENS[..6], [7, 7, 8, 60, 1, 2]);
-    let alone: Vec<Vec<f32>> =
-        [first, &second].map(|tokens| session(&mut model.chain(&[1]), &*embedder, 0, tokens)).into();
+    for model in Model::every() {
+        let embedder = model.embedder();
+        let (first, second) = (&TOKENS[..6], [7, 7, 8, 60, 1, 2]);
+        let alone: Vec<Vec<f32>> =
+            [first, &second].map(|tokens| session(&mut model.chain(&[1]), &*embedder, 0, tokens)).into();
 
-    let mut chain = model.chain(&[1]);
-    // Rows of both sessions alternate in the prefill.
-    let (mut mixed, mut tokens) = (Vec::new(), Vec::new());
-    for pos in 0..4u32 {
-        for (slot, text) in [(2, first), (0, &second[..])] {
-            mixed.push(Row { slot, pos, want: true });
-            tokens.push(text[pos as usize]);
+        let mut chain = model.chain(&[1]);
+        // Rows of both sessions alternate in the prefill.
+        let (mut mixed, mut tokens) = (Vec::new(), Vec::new());
+        for pos in 0..4u32 {
+            for (slot, text) in [(2, first), (0, &second[..])] {
+                mixed.push(Row { slot, pos, want: true });
+                tokens.push(text[pos as usize]);
+            }
         }
-    }
-    let vocab = VOCAB as usize;
-    let mut logits = [Vec::new(), Vec::new()];
-    let mut take = |given: Vec<f32>| {
-        for (index, row) in given.chunks_exact(vocab).enumerate() {
-            logits[index % 2].extend_from_slice(row);
+        let vocab = VOCAB as usize;
+        let mut logits = [Vec::new(), Vec::new()];
+        let mut take = |given: Vec<f32>| {
+            for (index, row) in given.chunks_exact(vocab).enumerate() {
+                logits[index % 2].extend_from_slice(row);
+            }
+        };
+        take(step(&mut chain, &*embedder, &mixed, &tokens));
+        for pos in 4..6u32 {
+            let pair = [Row { slot: 2, pos, want: true }, Row { slot: 0, pos, want: true }];
+            take(step(&mut chain, &*embedder, &pair, &[first[pos as usize], second[pos as usize]]));
         }
-    };
-    take(step(&mut chain, &*embedder, &mixed, &tokens));
-    for pos in 4..6u32 {
-        let pair = [Row { slot: 2, pos, want: true }, Row { slot: 0, pos, want: true }];
-        take(step(&mut chain, &*embedder, &pair, &[first[pos as usize], second[pos as usize]]));
+        assert_eq!(logits.to_vec(), alone);
     }
-    assert_eq!(logits.to_vec(), alone);
 }
 
 #[test]
@@ -245,68 +305,71 @@ fn only_wanted_rows_give_logits_in_their_order() {
 
 #[test]
 fn a_truncated_or_released_session_continues_as_if_the_rest_had_never_been() {
-    let model = Model::new();
-    let embedder = model.embedder();
-    let whole = session(&mut model.chain(&[1, 2]), &*embedder, 0, &TOKENS);
-    let mut chain = model.chain(&[1, 2]);
-    // Long enough that the KV grows past its first block.
-    let long: Vec<u32> = (0..300).map(|index| index % VOCAB).collect();
-    step(&mut chain, &*embedder, &rows(0, 0, 300), &long);
-    chain.iter_mut().for_each(|stage| stage.release(0));
-    assert_eq!(session(&mut chain, &*embedder, 0, &TOKENS), whole);
+    for model in Model::every() {
+        let embedder = model.embedder();
+        let whole = session(&mut model.chain(&[1, 2]), &*embedder, 0, &TOKENS);
+        let mut chain = model.chain(&[1, 2]);
+        // Long enough that the KV grows past its first block.
+        let long: Vec<u32> = (0..300).map(|index| index % VOCAB).collect();
+        step(&mut chain, &*embedder, &rows(0, 0, 300), &long);
+        chain.iter_mut().for_each(|stage| stage.release(0));
+        assert_eq!(session(&mut chain, &*embedder, 0, &TOKENS), whole);
 
-    step(&mut chain, &*embedder, &rows(0, 9, 2), &[5, 6]);
-    chain.iter_mut().for_each(|stage| stage.truncate(0, 8).unwrap());
-    let again = step(&mut chain, &*embedder, &rows(0, 8, 1), &TOKENS[8..]);
-    assert_eq!(again, whole[8 * VOCAB as usize..]);
+        step(&mut chain, &*embedder, &rows(0, 9, 2), &[5, 6]);
+        chain.iter_mut().for_each(|stage| stage.truncate(0, 8).unwrap());
+        let again = step(&mut chain, &*embedder, &rows(0, 8, 1), &TOKENS[8..]);
+        assert_eq!(again, whole[8 * VOCAB as usize..]);
+    }
 }
 
 #[test]
 fn a_session_that_grew_step_by_step_equals_one_with_room_from_the_start() {
-    let model = Model::new();
-    let embedder = model.embedder();
-    let tokens: Vec<u32> = (0..262).map(|index| (index * 7) % VOCAB).collect();
-    // The 256 cells of the first block are filled by the prefill, and the next token needs the second.
-    let run = |grown: bool| {
-        let mut chain = model.chain(&[]);
-        if grown {
-            step(&mut chain, &*embedder, &rows(0, 0, 262), &tokens);
-            chain[0].truncate(0, 0).unwrap();
-        }
-        step(&mut chain, &*embedder, &rows(0, 0, 256), &tokens[..256]);
-        (256..262).flat_map(|pos| step(&mut chain, &*embedder, &rows(0, pos, 1), &[tokens[pos as usize]])).collect()
-    };
-    let (fresh, grown): (Vec<f32>, Vec<f32>) = (run(false), run(true));
-    assert_eq!(fresh, grown);
+    for model in Model::every() {
+        let embedder = model.embedder();
+        let tokens: Vec<u32> = (0..262).map(|index| (index * 7) % VOCAB).collect();
+        // The 256 cells of the first block are filled by the prefill, and the next token needs the second.
+        let run = |grown: bool| {
+            let mut chain = model.chain(&[]);
+            if grown {
+                step(&mut chain, &*embedder, &rows(0, 0, 262), &tokens);
+                chain[0].truncate(0, 0).unwrap();
+            }
+            step(&mut chain, &*embedder, &rows(0, 0, 256), &tokens[..256]);
+            (256..262).flat_map(|pos| step(&mut chain, &*embedder, &rows(0, pos, 1), &[tokens[pos as usize]])).collect()
+        };
+        let (fresh, grown): (Vec<f32>, Vec<f32>) = (run(false), run(true));
+        assert_eq!(fresh, grown);
+    }
 }
 
 #[test]
 fn a_snapshot_moves_a_session_and_fits_no_other_stage() {
-    let model = Model::new();
-    let embedder = model.embedder();
-    let (mut from, mut to) = (model.chain(&[1]), model.chain(&[1]));
-    let whole = session(&mut from, &*embedder, 0, &TOKENS);
-    step(&mut from, &*embedder, &rows(1, 0, 8), &TOKENS[..8]);
-    // Of slot 0 only the first 8 positions, which were computed in other step shapes than those of slot 1.
-    from.iter_mut().for_each(|stage| stage.truncate(0, 8).unwrap());
-    let states: Vec<Vec<u8>> = from.iter_mut().map(|stage| stage.snapshot(0).unwrap()).collect();
-    for (stage, state) in to.iter_mut().zip(&states) {
-        stage.restore(2, 8, state).unwrap();
-    }
-    assert_eq!(step(&mut to, &*embedder, &rows(2, 8, 1), &TOKENS[8..]), whole[8 * VOCAB as usize..]);
+    for model in Model::every() {
+        let embedder = model.embedder();
+        let (mut from, mut to) = (model.chain(&[1]), model.chain(&[1]));
+        let whole = session(&mut from, &*embedder, 0, &TOKENS);
+        step(&mut from, &*embedder, &rows(1, 0, 8), &TOKENS[..8]);
+        // Of slot 0 only the first 8 positions, which were computed in other step shapes than those of slot 1.
+        from.iter_mut().for_each(|stage| stage.truncate(0, 8).unwrap());
+        let states: Vec<Vec<u8>> = from.iter_mut().map(|stage| stage.snapshot(0).unwrap()).collect();
+        for (stage, state) in to.iter_mut().zip(&states) {
+            stage.restore(2, 8, state).unwrap();
+        }
+        assert_eq!(step(&mut to, &*embedder, &rows(2, 8, 1), &TOKENS[8..]), whole[8 * VOCAB as usize..]);
 
-    let state = &states[0];
-    let refused = |result| matches!(result, Err(EngineError::Snapshot { .. }));
-    assert!(refused(to[1].restore(0, 8, state)));
-    assert!(refused(to[0].restore(0, 7, state)));
-    assert!(refused(to[0].restore(0, 8, &state[..state.len() - 4])));
-    assert!(refused(to[0].restore(0, 8, &[])));
-    let mut poisoned = state.clone();
-    let end = poisoned.len();
-    poisoned[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
-    assert!(refused(to[0].restore(0, 8, &poisoned)));
-    assert_eq!(to[0].restore(0, 1025, state), Err(EngineError::ContextFull { context: 1024 }));
-    assert_eq!(to[0].snapshot(3), Err(EngineError::Slot { slot: 3, slots: 3 }));
+        let state = &states[0];
+        let refused = |result| matches!(result, Err(EngineError::Snapshot { .. }));
+        assert!(refused(to[1].restore(0, 8, state)));
+        assert!(refused(to[0].restore(0, 7, state)));
+        assert!(refused(to[0].restore(0, 8, &state[..state.len() - 4])));
+        assert!(refused(to[0].restore(0, 8, &[])));
+        let mut poisoned = state.clone();
+        let end = poisoned.len();
+        poisoned[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+        assert!(refused(to[0].restore(0, 8, &poisoned)));
+        assert_eq!(to[0].restore(0, 1025, state), Err(EngineError::ContextFull { context: 1024 }));
+        assert_eq!(to[0].snapshot(3), Err(EngineError::Slot { slot: 3, slots: 3 }));
+    }
 }
 
 #[test]
@@ -336,8 +399,10 @@ fn what_the_architecture_does_not_know_is_refused() {
     let with_fact = |fact: Fact| model.refusal(|source| Arc::make_mut(&mut source.manifest).facts.insert(0, fact));
     bad(with_fact(u32_fact("attention.sliding_window", 4)), "llama.attention.sliding_window");
     bad(with_fact(u32_fact("expert_count", 4)), "llama.expert_count");
-    bad(with_fact(f32_fact("rope.scaling.factor", 4.0)), "llama.rope.scaling.type");
+    bad(with_fact(Fact::string("llama.rope.scaling.type", "yarn")), "llama.rope.scaling.type");
+    bad(with_fact(f32_fact("rope.scaling.factor", 0.0)), "llama.rope.scaling.factor");
     bad(with_fact(u32_fact("attention.head_count_kv", 3)), "llama.attention.head_count");
+    bad(with_fact(f32_fact("final_logit_softcapping", 30.0)), "llama.final_logit_softcapping");
     bad(with_fact(u32_fact("rope.dimension_count", 8)), "llama.attention.key_length");
     bad(with_fact(f32_fact("attention.layer_norm_rms_epsilon", f32::NAN)), "llama.attention.layer_norm_rms_epsilon");
     bad(with_fact(u32_fact("rope.freq_base", 1)), "llama.rope.freq_base");
@@ -348,10 +413,77 @@ fn what_the_architecture_does_not_know_is_refused() {
         source.tensors.push(bias);
     };
     bad(model.refusal(biased), "blk.0.attn_q.bias");
-    let other = model.refusal(|source| Arc::make_mut(&mut source.manifest).architecture = "gemma3".to_owned());
+    let other = model.refusal(|source| Arc::make_mut(&mut source.manifest).architecture = "gemma2".to_owned());
     assert!(matches!(other, EngineError::UnsupportedArchitecture { .. }));
     let layers = model.refusal(|source| source.layers.end = LAYERS + 1);
     assert!(matches!(layers, EngineError::IllegalCut { .. }));
+}
+
+#[test]
+fn what_a_description_asks_for_must_be_there() {
+    for (architecture, tensor) in [
+        ("qwen2", "blk.1.attn_k.bias"),
+        ("qwen3", "blk.1.attn_q_norm.weight"),
+        ("gemma3", "blk.1.post_ffw_norm.weight"),
+    ] {
+        let error = Model::of(architecture).refusal(|source| source.tensors.retain(|held| held.entry.name != tensor));
+        assert!(matches!(&error, EngineError::BadModel { what, .. } if what == tensor), "{error}");
+    }
+}
+
+#[test]
+fn windows_that_cannot_be_are_refused() {
+    let with_fact = |fact: Fact| {
+        let key = fact.key.clone();
+        let insert = |source: &mut StageSource| Arc::make_mut(&mut source.manifest).facts.insert(0, fact);
+        let error = Model::of("gemma3").refusal(insert);
+        assert!(matches!(&error, EngineError::BadModel { what, .. } if *what == key), "{error}");
+    };
+    with_fact(Fact::u32("gemma3.attention.sliding_window", 0));
+    with_fact(Fact::bools("gemma3.attention.sliding_window_pattern", &[true; 2]));
+    with_fact(Fact::string("gemma3.attention.sliding_window_pattern", "all"));
+    with_fact(Fact::f32("gemma3.rope.freq_base_swa", f32::INFINITY));
+    let windowless = |source: &mut StageSource| {
+        Arc::make_mut(&mut source.manifest).facts.retain(|fact| fact.key != "gemma3.attention.sliding_window");
+    };
+    assert!(matches!(Model::of("gemma3").refusal(windowless), EngineError::BadModel { .. }));
+}
+
+#[test]
+fn a_window_hides_what_lies_before_it_in_prefill_and_in_decode() {
+    let model = Model::of("gemma3");
+    let width = WIDTH as usize;
+    // One layer, so that nothing is seen through others: 0 has a window, 1 has none.
+    let outputs = |layer: u32, first: f32| {
+        let mut stage = model.stage(layer, layer + 1);
+        let mut hidden = noise(7, 9 * width);
+        hidden[..width].fill(first);
+        let (mut out, mut all) = (Vec::new(), Vec::new());
+        stage.step(&hidden[..7 * width], &rows(0, 0, 7), &mut out).unwrap();
+        all.append(&mut out);
+        for pos in 7..9 {
+            stage.step(&hidden[pos * width..(pos + 1) * width], &rows(0, pos as u32, 1), &mut out).unwrap();
+            all.append(&mut out);
+        }
+        all
+    };
+    let differ = |layer: u32| {
+        let (one, other) = (outputs(layer, 0.5), outputs(layer, -0.3));
+        let pairs = one.chunks_exact(width).zip(other.chunks_exact(width));
+        pairs.map(|(one, other)| bits(one) != bits(other)).collect::<Vec<bool>>()
+    };
+    assert_eq!(differ(0), [true, true, true, true, false, false, false, false, false]);
+    assert_eq!(differ(1), [true; 9]);
+}
+
+#[test]
+fn embeddings_of_a_gemma_are_scaled_by_the_root_of_their_width() {
+    let (plain, scaled) = (Model::new(), Model::of("gemma3"));
+    let (mut one, mut other) = (Vec::new(), Vec::new());
+    plain.embedder().embed(&TOKENS, &mut one).unwrap();
+    scaled.embedder().embed(&TOKENS, &mut other).unwrap();
+    let expected: Vec<f32> = one.iter().map(|value| value * (WIDTH as f32).sqrt()).collect();
+    assert_eq!(other, expected);
 }
 
 #[test]

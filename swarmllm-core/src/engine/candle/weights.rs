@@ -11,6 +11,7 @@ use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{Device, Tensor};
 
+use super::shape::Shape;
 use super::{bad_model, failed, not_loaded};
 use crate::base::LayerRange;
 use crate::engine::{Embedder, EngineError};
@@ -140,6 +141,11 @@ impl<'a> Tensors<'a> {
         Ok(Self { layers: source.layers, left, bytes: 0 })
     }
 
+    /// Layers of the stage.
+    pub fn layers(&self) -> LayerRange {
+        self.layers
+    }
+
     /// Whether a tensor is there and was not taken.
     pub fn has(&self, name: &str) -> bool {
         self.left.contains_key(name)
@@ -192,16 +198,18 @@ pub(super) struct Rows {
     layout: Layout,
     width: u32,
     vocab: u32,
+    scale: Option<f32>,
 }
 
 impl Rows {
     /// Rows that are read at once, so that a long prompt does not decide how much memory is taken.
     const CHUNK: usize = 512;
 
-    pub fn open(source: EmbeddingSource) -> Result<Self, EngineError> {
-        let (width, vocab) = (source.manifest.width, source.manifest.vocab);
+    /// Rows of a model of this shape.
+    pub fn open(source: EmbeddingSource, shape: &Shape) -> Result<Self, EngineError> {
+        let (width, vocab, scale) = (shape.width, shape.vocab, shape.embedding_scale());
         let layout = check(&source.tensor, &[width.into(), vocab.into()])?;
-        Ok(Self { tensor: source.tensor, layout, width, vocab })
+        Ok(Self { tensor: source.tensor, layout, width, vocab, scale })
     }
 
     fn rows(&self, tokens: &[u32]) -> candle_core::Result<Vec<f32>> {
@@ -229,6 +237,9 @@ impl Embedder for Rows {
         out.clear();
         for tokens in tokens.chunks(Self::CHUNK) {
             out.extend(self.rows(tokens).map_err(failed)?);
+        }
+        if let Some(scale) = self.scale {
+            out.iter_mut().for_each(|value| *value *= scale);
         }
         Ok(())
     }

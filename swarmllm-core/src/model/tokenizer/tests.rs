@@ -1,4 +1,3 @@
-use super::facts::make;
 use super::*;
 
 /// The alphabet of single bytes, some merges, and special tokens at the end.
@@ -9,13 +8,13 @@ fn bpe_facts(pre: &str) -> Vec<Fact> {
     let mut types = vec![1; 261];
     types.extend([3, 3, 4, 4]);
     vec![
-        make::string(MODEL, "gpt2"),
-        make::string(PRE, pre),
-        make::strings("tokenizer.ggml.tokens", &words),
-        make::i32s("tokenizer.ggml.token_type", &types),
-        make::strings("tokenizer.ggml.merges", &["h e", "l l", "he ll", "hell o", "Ġ he"]),
-        make::u32("tokenizer.ggml.bos_token_id", 261),
-        make::u32("tokenizer.ggml.eos_token_id", 262),
+        Fact::string(MODEL, "gpt2"),
+        Fact::string(PRE, pre),
+        Fact::strings("tokenizer.ggml.tokens", &words),
+        Fact::i32s("tokenizer.ggml.token_type", &types),
+        Fact::strings("tokenizer.ggml.merges", &["h e", "l l", "he ll", "hell o", "Ġ he"]),
+        Fact::u32("tokenizer.ggml.bos_token_id", 261),
+        Fact::u32("tokenizer.ggml.eos_token_id", 262),
     ]
 }
 
@@ -32,10 +31,10 @@ fn spm_facts() -> Vec<Fact> {
     let mut scores = vec![0.0; 259];
     scores.extend([-1.0, -2.0, -3.0, -4.0, -5.0, -3.5, -9.0, 0.0]);
     vec![
-        make::string(MODEL, "llama"),
-        make::strings("tokenizer.ggml.tokens", &words),
-        make::i32s("tokenizer.ggml.token_type", &types),
-        make::f32s("tokenizer.ggml.scores", &scores),
+        Fact::string(MODEL, "llama"),
+        Fact::strings("tokenizer.ggml.tokens", &words),
+        Fact::i32s("tokenizer.ggml.token_type", &types),
+        Fact::f32s("tokenizer.ggml.scores", &scores),
     ]
 }
 
@@ -93,8 +92,8 @@ fn a_byte_without_a_token_is_dropped_and_joins_nothing() {
     let mut words: Vec<String> = (b'a'..=b'z').map(|byte| char::from(byte).to_string()).collect();
     words.push("he".into());
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let facts = with(bpe_facts("gpt-2"), make::strings("tokenizer.ggml.tokens", &words));
-    let facts = with(facts, make::strings("tokenizer.ggml.merges", &["h e"]));
+    let facts = with(bpe_facts("gpt-2"), Fact::strings("tokenizer.ggml.tokens", &words));
+    let facts = with(facts, Fact::strings("tokenizer.ggml.merges", &["h e"]));
     let facts = without(without(facts, "tokenizer.ggml.bos_token_id"), "tokenizer.ggml.eos_token_id");
     let tokenizer = built(&facts);
     assert_eq!(tokenizer.encode("hé", false, false), Ok(vec![7]));
@@ -115,7 +114,7 @@ fn sentencepiece_joins_by_score_and_falls_back_to_bytes() {
 fn the_space_in_front_comes_after_special_tokens_only() {
     let tokenizer = built(&spm_facts());
     assert_eq!(tokenizer.encode("a\n\na", false, false), Ok(vec![263, 266, 263]));
-    let tokenizer = built(&with(spm_facts(), make::bool("tokenizer.ggml.add_space_prefix", false)));
+    let tokenizer = built(&with(spm_facts(), Fact::bool("tokenizer.ggml.add_space_prefix", false)));
     assert_eq!(tokenizer.encode("a\n\na", false, false), Ok(vec![260, 266, 260]));
 }
 
@@ -133,9 +132,9 @@ fn begin_tokens_follow_the_kind_unless_the_facts_say_otherwise() {
     assert!(built(&spm_facts()).adds_bos());
     assert!(!built(&bpe_facts("smollm")).adds_bos());
     assert!(built(&bpe_facts("llama-bpe")).adds_bos());
-    let facts = with(bpe_facts("llama-bpe"), make::bool("tokenizer.ggml.add_bos_token", false));
+    let facts = with(bpe_facts("llama-bpe"), Fact::bool("tokenizer.ggml.add_bos_token", false));
     assert!(!built(&facts).adds_bos());
-    let facts = with(bpe_facts("gpt-2"), make::bool("tokenizer.ggml.add_eos_token", true));
+    let facts = with(bpe_facts("gpt-2"), Fact::bool("tokenizer.ggml.add_eos_token", true));
     assert_eq!(built(&facts).encode("he", true, false), Ok(vec![256, 262]));
 }
 
@@ -158,51 +157,48 @@ fn hostile_facts_are_refused_by_type() {
     let tokens = "tokenizer.ggml.tokens";
     assert!(matches!(refusal(&[]), TokenizerError::Missing { .. }));
     assert!(matches!(
-        refusal(&with(bpe_facts("gpt-2"), make::string(MODEL, "bert"))),
+        refusal(&with(bpe_facts("gpt-2"), Fact::string(MODEL, "bert"))),
         TokenizerError::Unsupported { .. }
     ));
     assert!(matches!(refusal(&bpe_facts("no-such-rule")), TokenizerError::Unsupported { .. }));
     assert!(matches!(refusal(&without(bpe_facts("gpt-2"), PRE)), TokenizerError::Missing { .. }));
-    assert!(matches!(refusal(&with(spm_facts(), make::strings(tokens, &[]))), TokenizerError::Malformed { .. }));
-    assert!(matches!(
-        refusal(&with(spm_facts(), make::byte_strings(tokens, &[b"\xff"]))),
-        TokenizerError::Malformed { .. }
-    ));
-    let twice = with(spm_facts(), make::strings(tokens, &["a", "b", "a"]));
+    assert!(matches!(refusal(&with(spm_facts(), Fact::strings(tokens, &[]))), TokenizerError::Malformed { .. }));
+    assert!(matches!(refusal(&with(spm_facts(), facts::not_utf8(tokens))), TokenizerError::Malformed { .. }));
+    let twice = with(spm_facts(), Fact::strings(tokens, &["a", "b", "a"]));
     assert!(matches!(refusal(&twice), TokenizerError::Token { id: 2, .. }));
     let long = "x".repeat(MAX_TOKEN_BYTES + 1);
     assert!(matches!(
-        refusal(&with(spm_facts(), make::strings(tokens, &[&long]))),
+        refusal(&with(spm_facts(), Fact::strings(tokens, &[&long]))),
         TokenizerError::Token { id: 0, .. }
     ));
     for key in ["tokenizer.ggml.token_type", "tokenizer.ggml.scores"] {
-        let short = with(spm_facts(), make::i32s(key, &[1; 7]));
+        let short = with(spm_facts(), Fact::i32s(key, &[1; 7]));
         assert!(matches!(refusal(&short), TokenizerError::Length { given: 7, .. }));
     }
-    let nan = with(spm_facts(), make::f32s("tokenizer.ggml.scores", &[f32::NAN; 300]));
+    let nan = with(spm_facts(), Fact::f32s("tokenizer.ggml.scores", &[f32::NAN; 300]));
     assert!(matches!(refusal(&nan), TokenizerError::Token { id: 0, .. }));
-    let byte = with(spm_facts(), make::i32s("tokenizer.ggml.token_type", &[6; 300]));
+    let byte = with(spm_facts(), Fact::i32s("tokenizer.ggml.token_type", &[6; 300]));
     assert!(matches!(refusal(&byte), TokenizerError::Token { id: 0, .. }));
 }
 
 #[test]
 fn hostile_merges_and_ids_are_refused_by_type() {
     for rule in ["a", "", "a b c", "zz a", "é ", " "] {
-        let facts = with(bpe_facts("gpt-2"), make::strings("tokenizer.ggml.merges", &["h e", rule]));
+        let facts = with(bpe_facts("gpt-2"), Fact::strings("tokenizer.ggml.merges", &["h e", rule]));
         assert!(matches!(refusal(&facts), TokenizerError::Merge { index: 1, .. }), "{rule:?}");
     }
     for key in ["bos", "eos", "eot", "fim_pad"] {
         let key = format!("tokenizer.ggml.{key}_token_id");
-        assert!(matches!(refusal(&with(bpe_facts("gpt-2"), make::u32(&key, 265))), TokenizerError::SpecialId { .. }));
+        assert!(matches!(refusal(&with(bpe_facts("gpt-2"), Fact::u32(&key, 265))), TokenizerError::SpecialId { .. }));
     }
-    let facts = with(bpe_facts("glm4"), make::bool("tokenizer.ggml.add_bos_token", true));
+    let facts = with(bpe_facts("glm4"), Fact::bool("tokenizer.ggml.add_bos_token", true));
     assert!(matches!(refusal(&without(facts, "tokenizer.ggml.bos_token_id")), TokenizerError::NoSpecial { .. }));
 }
 
 #[test]
 fn texts_that_cannot_be_encoded_give_a_typed_error() {
-    let facts = with(spm_facts(), make::strings("tokenizer.ggml.tokens", &["<unk>", "<s>", "</s>", "a"]));
-    let tokenizer = built(&with(facts, make::i32s("tokenizer.ggml.token_type", &[2, 3, 3, 1])));
+    let facts = with(spm_facts(), Fact::strings("tokenizer.ggml.tokens", &["<unk>", "<s>", "</s>", "a"]));
+    let tokenizer = built(&with(facts, Fact::i32s("tokenizer.ggml.token_type", &[2, 3, 3, 1])));
     assert_eq!(tokenizer.encode("a\u{1}", false, false), Err(TokenizerError::NoByteToken { byte: 0xe2 }));
     let long = "a".repeat(MAX_TEXT + 1);
     assert!(matches!(tokenizer.encode(&long, false, false), Err(TokenizerError::TextTooLong { .. })));
@@ -212,9 +208,9 @@ fn texts_that_cannot_be_encoded_give_a_typed_error() {
 fn a_text_made_of_overlapping_special_tokens_is_bounded() {
     let runs: Vec<String> = (1..=200).map(|length| "x".repeat(length)).collect();
     let words: Vec<&str> = runs.iter().map(String::as_str).collect();
-    let facts = with(spm_facts(), make::strings("tokenizer.ggml.tokens", &words));
-    let facts = with(facts, make::i32s("tokenizer.ggml.token_type", &[4; 200]));
-    let tokenizer = built(&with(facts, make::f32s("tokenizer.ggml.scores", &[0.0; 200])));
+    let facts = with(spm_facts(), Fact::strings("tokenizer.ggml.tokens", &words));
+    let facts = with(facts, Fact::i32s("tokenizer.ggml.token_type", &[4; 200]));
+    let tokenizer = built(&with(facts, Fact::f32s("tokenizer.ggml.scores", &[0.0; 200])));
     assert_eq!(tokenizer.encode(&"x".repeat(450), false, false), Ok(vec![199, 199, 49]));
     let refused = tokenizer.encode(&"x".repeat(1 << 16), false, false);
     assert!(matches!(refused, Err(TokenizerError::TooManySpecials { .. })));
@@ -234,7 +230,7 @@ fn long_texts_encode_in_bounded_work() {
 
 #[test]
 fn white_space_goes_with_tokens_that_strip_it() {
-    let facts = with(spm_facts(), make::string("general.name", "Phi-3 mini"));
+    let facts = with(spm_facts(), Fact::string("general.name", "Phi-3 mini"));
     let tokenizer = built(&facts);
     assert_eq!(tokenizer.encode("\n\n \t a", false, false), Ok(vec![266, 263]));
 }
