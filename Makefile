@@ -60,11 +60,10 @@ else
 	@echo "cargo-nextest is not installed (see https://nexte.st); one test after another instead"
 	$(CARGO) test --workspace --locked --tests -- --test-threads=1
 endif
-	$(CARGO) test --workspace --locked --doc
 
 # The core as others may build it: without llama.cpp and server, and without any engine.
 features:
-	$(CARGO) test -p swarmllm-core --locked --lib
+	$(CARGO) test -p swarmllm-core --locked
 	$(CARGO) check -p swarmllm-core --locked --no-default-features
 
 c: ## The C story, also under valgrind where it is there (after `make rust`)

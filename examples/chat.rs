@@ -27,6 +27,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     while let Some(delta) = answer.next().await {
         match delta? {
             Delta::Text(text) => print!("{text}"),
+            // Only where `logprobs` are asked for.
+            Delta::Token(_) => {}
             Delta::Done(done) => {
                 println!();
                 for stage in &done.route {

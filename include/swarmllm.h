@@ -346,9 +346,11 @@ swarmllm_status swarmllm_node_free(swarmllm_node node);
 
 /**
  * Asks a model. `messages` is a JSON list such as `[{"role": "user", "content": "Hello"}]`; `options` is NULL or a JSON
- * object of `max_tokens`, `temperature` (0 = greedy), `top_k`, `top_p`, `min_p`, `repeat_penalty`, `repeat_last_n`,
- * `presence_penalty`, `frequency_penalty`, `seed`, `stop` (a text or a list), `deadline_ms`, `exact`, `guess`. Returns when the stages are
- * ready and the prompt was accepted.
+ * object of `max_tokens`, `temperature` (0 = greedy), `top_k`, `typical_p`, `top_p`, `min_p`, `repeat_penalty`,
+ * `repeat_last_n`, `presence_penalty`, `frequency_penalty`, `logit_bias` (an object of tokens, -100 bans), `seed`, `stop`
+ * (a text or a list), `deadline_ms`, `exact`, `guess`, `logprobs` (how many alternatives the completion tells beside each
+ * token, 0 to 20) and `constraint` (the answer's form: `"json_object"`, `{"json_schema": {...}}`, `{"lark": "..."}` or
+ * `{"regex": "..."}`). Returns when the stages are ready and the prompt was accepted.
  */
 swarmllm_status swarmllm_node_chat(swarmllm_node node,
                                    const char *model,
@@ -379,7 +381,8 @@ swarmllm_status swarmllm_generation_next(swarmllm_generation generation,
                                          swarmllm_delta *delta);
 
 /**
- * Waits for the end and gives the whole answer as a JSON object: text, tokens, why it ended, its route with timings.
+ * Waits for the end and gives the whole answer as a JSON object: text, tokens, `logprobs` where they were asked for (of
+ * each token `token`, `text`, `bytes`, `logprob` and `alternatives`), why it ended, its route with timings.
  * Pieces that nobody has pulled are passed over. Where the answer was interrupted, the error is returned, and the JSON of
  * what was generated is given all the same.
  */

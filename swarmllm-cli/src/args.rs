@@ -176,6 +176,9 @@ pub struct ChatArgs {
     /// Answer token for token as a plain run of the whole model, whoever else is answered meanwhile
     #[arg(long)]
     pub exact: bool,
+    /// JSON schema that the answer has to satisfy
+    #[arg(long, value_name = "FILE")]
+    pub json_schema: Option<PathBuf>,
     /// Text that ends the answer; may be repeated
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,

@@ -75,18 +75,23 @@ impl Answer {
         if let Some(end) = self.end.get() {
             return end.as_ref().map(|_| None).map_err(fault);
         }
-        let delta = loop {
-            tokio::select! {
+        let end = loop {
+            let delta = tokio::select! {
                 biased;
-                () = self.wake.notified() => generation.cancel(),
-                delta = generation.next() => break delta,
+                () = self.wake.notified() => {
+                    generation.cancel();
+                    continue;
+                }
+                delta = generation.next() => delta,
+            };
+            match delta {
+                Some(Ok(Delta::Text(text))) => return Ok(Some(text)),
+                // The completion has them all.
+                Some(Ok(Delta::Token(_))) => {}
+                Some(Ok(Delta::Done(completion))) => break Ok(json(&*completion)?),
+                Some(Err(error)) => break Err(error),
+                None => return Err(Fault::new(ErrorKind::Internal, "the generation ended without an end")),
             }
-        };
-        let end = match delta {
-            Some(Ok(Delta::Text(text))) => return Ok(Some(text)),
-            Some(Ok(Delta::Done(completion))) => Ok(json(&*completion)?),
-            Some(Err(error)) => Err(error),
-            None => return Err(Fault::new(ErrorKind::Internal, "the generation ended without an end")),
         };
         self.end.get_or_init(|| end).as_ref().map(|_| None).map_err(fault)
     }
@@ -116,9 +121,11 @@ impl Answer {
 }
 
 /// Asks a model. `messages` is a JSON list such as `[{"role": "user", "content": "Hello"}]`; `options` is NULL or a JSON
-/// object of `max_tokens`, `temperature` (0 = greedy), `top_k`, `top_p`, `min_p`, `repeat_penalty`, `repeat_last_n`,
-/// `presence_penalty`, `frequency_penalty`, `seed`, `stop` (a text or a list), `deadline_ms`, `exact`, `guess`. Returns when the stages are
-/// ready and the prompt was accepted.
+/// object of `max_tokens`, `temperature` (0 = greedy), `top_k`, `typical_p`, `top_p`, `min_p`, `repeat_penalty`,
+/// `repeat_last_n`, `presence_penalty`, `frequency_penalty`, `logit_bias` (an object of tokens, -100 bans), `seed`, `stop`
+/// (a text or a list), `deadline_ms`, `exact`, `guess`, `logprobs` (how many alternatives the completion tells beside each
+/// token, 0 to 20) and `constraint` (the answer's form: `"json_object"`, `{"json_schema": {...}}`, `{"lark": "..."}` or
+/// `{"regex": "..."}`). Returns when the stages are ready and the prompt was accepted.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_node_chat(
     node: swarmllm_node,
@@ -213,7 +220,8 @@ pub extern "C" fn swarmllm_generation_next(
     })
 }
 
-/// Waits for the end and gives the whole answer as a JSON object: text, tokens, why it ended, its route with timings.
+/// Waits for the end and gives the whole answer as a JSON object: text, tokens, `logprobs` where they were asked for (of
+/// each token `token`, `text`, `bytes`, `logprob` and `alternatives`), why it ended, its route with timings.
 /// Pieces that nobody has pulled are passed over. Where the answer was interrupted, the error is returned, and the JSON of
 /// what was generated is given all the same.
 #[unsafe(no_mangle)]

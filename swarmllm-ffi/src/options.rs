@@ -25,6 +25,8 @@ pub fn generate(text: Option<&str>) -> Result<GenerateOptions, Fault> {
         deadline: deadline.map(Duration::from_millis),
         exact: take(&mut fields, "exact")?.unwrap_or(default.exact),
         guess: take(&mut fields, "guess")?.unwrap_or(default.guess),
+        logprobs: take(&mut fields, "logprobs")?,
+        constraint: take(&mut fields, "constraint")?,
         sampling: sampling(fields)?,
     })
 }
@@ -97,6 +99,7 @@ fn sampling(fields: Map<String, Value>) -> Result<SamplingParams, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use swarmllm_core::node::Constraint;
 
     #[test]
     fn options_reach_their_fields_and_null_is_not_given() {
@@ -108,8 +111,25 @@ mod tests {
     }
 
     #[test]
+    fn constraints_biases_and_logprobs_are_read() {
+        let text = r#"{"logit_bias": {"7": -100}, "typical_p": 0.5, "logprobs": 3, "constraint": {"regex": "a+"}}"#;
+        let options = generate(Some(text)).unwrap();
+        assert_eq!((options.sampling.logit_bias[&7], options.sampling.typical_p), (-100.0, 0.5));
+        assert_eq!((options.logprobs, options.constraint), (Some(3), Some(Constraint::Regex("a+".to_owned()))));
+        let forms = [
+            (r#"{"constraint": "json_object"}"#, Constraint::JsonObject),
+            (r#"{"constraint": {"json_schema": true}}"#, Constraint::JsonSchema(Value::Bool(true))),
+            (r#"{"constraint": {"lark": "start: A"}}"#, Constraint::Lark("start: A".to_owned())),
+        ];
+        for (text, form) in forms {
+            assert_eq!(generate(Some(text)).unwrap().constraint, Some(form), "{text}");
+        }
+    }
+
+    #[test]
     fn unknown_and_mistyped_options_are_refused() {
-        for text in [r#"{"max_token": 3}"#, r#"{"max_tokens": -1}"#, r#"{"stop": 3}"#, "[]", "{", r#"{"seed": "x"}"#] {
+        let typed = [r#"{"max_tokens": -1}"#, r#"{"stop": 3}"#, r#"{"seed": "x"}"#, r#"{"constraint": "yaml"}"#];
+        for text in [r#"{"max_token": 3}"#, "[]", "{", r#"{"logit_bias": {"x": 1}}"#].iter().chain(&typed) {
             assert!(generate(Some(text)).is_err(), "{text}");
         }
         for text in [r#"{"parts": "all"}"#, r#"{"parts": ["half"]}"#, r#"{"nam": "x"}"#] {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::prelude::*;
 use swarmllm_core::base::ErrorKind;
-use swarmllm_core::node::{Delta, Generation, Node};
+use swarmllm_core::node::{Delta, Generation, Node, TokenLogprob};
 use tokio::sync::{Mutex, Notify};
 
 use crate::errors::{Failure, json};
@@ -26,15 +26,21 @@ pub struct NativeGeneration {
 
 /// A generation, with what is needed to cancel it while another thread waits for its next delta.
 struct Answer {
-    generation: Mutex<Generation>,
+    generation: Mutex<Pulled>,
     cancelled: AtomicBool,
     wake: Notify,
     /// Keeps the runtime that the generation needs; dropped after it.
     node: Node,
 }
 
-/// What came next: text, or the end as JSON.
-type Piece = (Option<String>, Option<String>);
+/// A generation, and the tokens whose text has not been given out.
+struct Pulled {
+    generation: Generation,
+    tokens: Vec<TokenLogprob>,
+}
+
+/// What came next: text or the end as JSON, and before them the tokens that it took as JSON, where they are told.
+type Piece = (Option<String>, Option<String>, Option<String>);
 
 impl Answer {
     async fn next(self: Arc<Self>) -> Result<Option<Piece>, Failure> {
@@ -47,26 +53,37 @@ impl Answer {
     }
 
     async fn next_locked(&self) -> Result<Option<Piece>, Failure> {
-        let mut generation = self.generation.lock().await;
-        let delta = loop {
-            tokio::select! {
+        let mut pulled = self.generation.lock().await;
+        loop {
+            let delta = tokio::select! {
                 biased;
-                () = self.wake.notified() => generation.cancel(),
-                delta = generation.next() => break delta,
+                () = self.wake.notified() => {
+                    pulled.generation.cancel();
+                    continue;
+                }
+                delta = pulled.generation.next() => delta,
+            };
+            match delta {
+                Some(Ok(Delta::Token(token))) => pulled.tokens.push(*token),
+                Some(Ok(Delta::Text(text))) => return Ok(Some((Some(text), None, pulled.told()?))),
+                Some(Ok(Delta::Done(done))) => return Ok(Some((None, Some(json(&*done)?), pulled.told()?))),
+                Some(Err(error)) => return Err(error.into()),
+                None => return Ok(None),
             }
-        };
-        match delta {
-            Some(Ok(Delta::Text(text))) => Ok(Some((Some(text), None))),
-            Some(Ok(Delta::Done(completion))) => Ok(Some((None, Some(json(&*completion)?)))),
-            Some(Err(error)) => Err(error.into()),
-            None => Ok(None),
         }
     }
 
     fn reach(&self) {
-        if let Ok(generation) = self.generation.try_lock() {
-            generation.cancel();
+        if let Ok(pulled) = self.generation.try_lock() {
+            pulled.generation.cancel();
         }
+    }
+}
+
+impl Pulled {
+    fn told(&mut self) -> Result<Option<String>, Failure> {
+        let tokens = std::mem::take(&mut self.tokens);
+        if tokens.is_empty() { Ok(None) } else { json(&tokens).map(Some) }
     }
 }
 
@@ -81,8 +98,8 @@ impl NativeGeneration {
     pub fn new(node: Node, generation: Generation) -> Result<Self, Failure> {
         let (id, model) = (generation.session().to_string(), generation.model().to_string());
         let route = json(generation.route())?;
-        let answer =
-            Answer { generation: Mutex::new(generation), cancelled: AtomicBool::new(false), wake: Notify::new(), node };
+        let generation = Mutex::new(Pulled { generation, tokens: Vec::new() });
+        let answer = Answer { generation, cancelled: AtomicBool::new(false), wake: Notify::new(), node };
         Ok(Self { answer: Some(Arc::new(answer)), id, model, route })
     }
 

@@ -1,11 +1,12 @@
 //! What Python gives, as the core wants it. `None` is "not given": defaults live in the core.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use pyo3::prelude::*;
 use swarmllm_core::base::{ErrorKind, LayerRange};
-use swarmllm_core::node::{ChatMessage, GenerateOptions, Node, NodeBuilder, Parts, Preset};
+use swarmllm_core::node::{ChatMessage, Constraint, GenerateOptions, Node, NodeBuilder, Parts, Preset};
 
 use crate::errors::Failure;
 
@@ -68,17 +69,22 @@ pub struct Options {
     max_tokens: Option<u32>,
     temperature: Option<f32>,
     top_k: Option<u32>,
+    typical_p: Option<f32>,
     top_p: Option<f32>,
     min_p: Option<f32>,
     repeat_penalty: Option<f32>,
     repeat_last_n: Option<u32>,
     presence_penalty: Option<f32>,
     frequency_penalty: Option<f32>,
+    logit_bias: Option<BTreeMap<u32, f32>>,
     seed: Option<u64>,
     stop: Option<Vec<String>>,
     deadline: Option<f64>,
     exact: Option<bool>,
     guess: Option<bool>,
+    logprobs: Option<u32>,
+    /// JSON, as [`Constraint`] is written in it.
+    constraint: Option<String>,
 }
 
 impl Options {
@@ -93,20 +99,28 @@ impl Options {
         let mut sampling = swarmllm_core::engine::sample::SamplingParams::default();
         set(&mut sampling.temperature, self.temperature);
         set(&mut sampling.top_k, self.top_k);
+        set(&mut sampling.typical_p, self.typical_p);
         set(&mut sampling.top_p, self.top_p);
         set(&mut sampling.min_p, self.min_p);
         set(&mut sampling.repeat_penalty, self.repeat_penalty);
         set(&mut sampling.repeat_last_n, self.repeat_last_n);
         set(&mut sampling.presence_penalty, self.presence_penalty);
         set(&mut sampling.frequency_penalty, self.frequency_penalty);
+        set(&mut sampling.logit_bias, self.logit_bias);
         set(&mut sampling.seed, self.seed.map(Some));
         let deadline = self.deadline.map(seconds).transpose()?;
         let (max_tokens, stop) = (self.max_tokens, self.stop.unwrap_or_default());
         let mut options = GenerateOptions { max_tokens, sampling, stop, deadline, ..GenerateOptions::default() };
         set(&mut options.exact, self.exact);
         set(&mut options.guess, self.guess);
+        options.logprobs = self.logprobs;
+        options.constraint = self.constraint.map(constraint).transpose()?;
         Ok(options)
     }
+}
+
+fn constraint(json: String) -> Result<Constraint, Failure> {
+    serde_json::from_str(&json).map_err(|cause| refuse(format_args!("option `constraint`: {cause}")))
 }
 
 /// `(role, content)` pairs as messages.

@@ -69,6 +69,45 @@ def test_a_stop_text_ends_the_answer(smol: swarmllm.Node) -> None:
     assert stopped.choices[0].finish_reason == "stop" and stop not in stopped.choices[0].text
 
 
+def test_an_answer_has_the_form_that_was_asked_for(smol: swarmllm.Node) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"animal": {"enum": ["bee", "ant", "starling"]}, "count": {"type": "integer", "minimum": 1, "maximum": 99}},
+        "required": ["animal", "count"],
+        "additionalProperties": False,
+    }
+    for seed in range(3):
+        answer = smol.chat("smol", QUESTION, constraint={"json_schema": schema}, temperature=1, seed=seed, max_tokens=200)
+        assert answer.choices[0].finish_reason == "stop"
+        value = json.loads(answer.choices[0].message.content)
+        assert value["animal"] in schema["properties"]["animal"]["enum"] and 1 <= value["count"] <= 99
+    date = smol.generate("smol", "Today is", constraint={"regex": r"[0-9]{4}-[0-9]{2}-[0-9]{2}"}, max_tokens=40)
+    assert [len(part) for part in date.choices[0].text.split("-")] == [4, 2, 2]
+    with pytest.raises(swarmllm.InvalidArgumentError, match="uniqueItems"):
+        smol.chat("smol", QUESTION, constraint={"json_schema": {"uniqueItems": True}})
+
+
+def test_tokens_are_told_with_their_likelihoods(smol: swarmllm.Node) -> None:
+    asked = {"max_tokens": 6, "temperature": 0.0, "logprobs": 3}
+    whole = smol.generate("smol", "One, two, three,", **asked).choices[0]
+    assert whole.logprobs is not None and len(whole.logprobs.content) == 6
+    assert "".join(token.token for token in whole.logprobs.content) == whole.text
+    for token in whole.logprobs.content:
+        assert token.logprob == token.top_logprobs[0].logprob <= 0 and len(token.top_logprobs) == 3
+    chunks = smol.generate("smol", "One, two, three,", stream=True, **asked)
+    told = [token for chunk in chunks if chunk.choices[0].logprobs for token in chunk.choices[0].logprobs.content]
+    assert told == whole.logprobs.content
+    assert smol.generate("smol", "One", max_tokens=1).choices[0].logprobs is None
+
+
+def test_a_bias_bans_and_forces(smol: swarmllm.Node) -> None:
+    plain = smol.generate("smol", "One, two, three,", max_tokens=1, temperature=0, logprobs=2).choices[0]
+    other = smol.generate("smol", "One, two, three,", max_tokens=3, temperature=0, logit_bias={17: 100}, logprobs=0)
+    assert plain.logprobs and other.choices[0].logprobs
+    tokens = {token.token for token in other.choices[0].logprobs.content}
+    assert len(tokens) == 1 and plain.logprobs.content[0].token not in tokens
+
+
 def test_breaking_out_of_a_stream_cancels_it(smol: swarmllm.Node) -> None:
     for _ in smol.chat("smol", QUESTION, stream=True, max_tokens=LONG):
         break

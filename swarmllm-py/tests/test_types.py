@@ -29,6 +29,10 @@ def test_a_user_of_the_package_is_checked_strictly(tmp_path: Path) -> None:
         "    text: str = node.chat('m', 'x', max_tokens=1).choices[0].message.content\n"
         "    for chunk in node.chat('m', 'x', stream=True):\n"
         "        text += chunk.choices[0].delta.content\n"
+        "    form: swarmllm.Constraint = {'json_schema': {'type': 'object'}}\n"
+        "    answer = node.chat('m', 'x', constraint=form, logprobs=2, logit_bias={1: -100})\n"
+        "    told = answer.choices[0].logprobs\n"
+        "    best: float = told.content[0].top_logprobs[0].logprob if told else 0.0\n"
         "    layers: int = node.models()[0].held[0].end\n"
     )
     package = Path(swarmllm.__file__).parent

@@ -176,6 +176,7 @@ static int refuse_progress(void *user, uint64_t done, uint64_t total) {
 
 static const char MESSAGES[] = "[{\"role\":\"user\",\"content\":\"What is a swarm?\"}]";
 static const char GREEDY[] = "{\"max_tokens\":16,\"temperature\":0}";
+static const char DATE[] = "{\"constraint\":{\"regex\":\"[0-9]{4}-[0-9]{2}-[0-9]{2}\"},\"logprobs\":2}";
 
 /* Pulls an answer to its end; gives how many texts came, or -1. */
 static int pull(swarmllm_generation answer, char *text, size_t size) {
@@ -228,6 +229,16 @@ static void test_story(const char *model) {
              swarmllm_generation_completion_json(answer, &text) == 0 && holds(&text, "\"text\":"),
          "a text is continued without streaming");
   swarmllm_generation_free(answer);
+
+  expect(swarmllm_node_generate(node, "smol", "Today is", DATE, &answer) == 0 &&
+             swarmllm_generation_completion_json(answer, &text) == 0 && holds(&text, "\"finish\":\"stop\""),
+         "an answer has the form that was asked for");
+  expect(swarmllm_generation_completion_json(answer, &text) == 0 && holds(&text, "\"alternatives\":[{\"token\":"),
+         "tokens are told with their likelihoods");
+  swarmllm_generation_free(answer);
+  expect(swarmllm_node_chat(node, "smol", MESSAGES, "{\"constraint\":{\"regex\":\"(\"}}", &answer) ==
+             SWARMLLM_INVALID_ARGUMENT,
+         "a form that cannot be used is refused");
 
   expect(swarmllm_node_chat(node, "smol", MESSAGES, "{\"max_tokens\":2000}", &answer) == 0 &&
              swarmllm_generation_next(answer, 60000, &delta) == 0 && delta.kind == SWARMLLM_DELTA_TEXT,

@@ -1,13 +1,16 @@
 //! `swarmllm chat`: asks a model from a node of its own.
 
+use std::fs::File;
 use std::io::{BufRead, IsTerminal, Read};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use swarmllm_core::base::ErrorKind;
 use swarmllm_core::engine::sample::SamplingParams;
 use swarmllm_core::node::{
-    ChatMessage, ChatRequest, Completion, Delta, FinishReason, GenerateError, GenerateOptions, Generation, Node,
+    ChatMessage, ChatRequest, Completion, Constraint, Delta, FinishReason, GenerateError, GenerateOptions, Generation,
+    Node,
 };
 use tokio::sync::mpsc;
 
@@ -20,6 +23,8 @@ use crate::signals::Stop;
 
 /// Longest line of stdin, in bytes.
 const MAX_LINE: u64 = 1 << 20;
+/// Longest file with a schema, in bytes: the core takes no larger ones.
+const MAX_SCHEMA: u64 = 1 << 20;
 
 pub async fn chat(context: &Context, args: ChatArgs) -> Result<ExitCode, Failure> {
     let mut stop = Stop::listen()?;
@@ -27,7 +32,7 @@ pub async fn chat(context: &Context, args: ChatArgs) -> Result<ExitCode, Failure
         node = context.guest(&args.meet.peer) => node?,
         () = stop.told() => return Ok(ExitCode::from(INTERRUPTED)),
     };
-    let options = options(&args);
+    let options = options(&args)?;
     let messages = args.system.map(|text| message("system", text)).into_iter().collect();
     let mut talk = Talk { json: context.json, node: node.clone(), stop, model: args.model, options, messages };
     let ended = talk.run(context.patience(&args.meet), args.message).await;
@@ -36,7 +41,7 @@ pub async fn chat(context: &Context, args: ChatArgs) -> Result<ExitCode, Failure
     ended
 }
 
-fn options(args: &ChatArgs) -> GenerateOptions {
+fn options(args: &ChatArgs) -> Result<GenerateOptions, Failure> {
     let default = SamplingParams::default();
     let sampling = SamplingParams {
         temperature: args.temperature.unwrap_or(default.temperature),
@@ -46,7 +51,20 @@ fn options(args: &ChatArgs) -> GenerateOptions {
         ..default
     };
     let (max_tokens, stop, exact) = (args.max_tokens, args.stop.clone(), args.exact);
-    GenerateOptions { max_tokens, sampling, stop, exact, ..GenerateOptions::default() }
+    let constraint = args.json_schema.as_deref().map(schema).transpose()?;
+    Ok(GenerateOptions { max_tokens, sampling, stop, exact, constraint, ..GenerateOptions::default() })
+}
+
+/// Reads a JSON schema.
+fn schema(path: &Path) -> Result<Constraint, Failure> {
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_SCHEMA).read_to_string(&mut text));
+    read.map_err(|cause| Failure::io(path.display(), &cause))?;
+    let schema = serde_json::from_str(&text).map_err(|cause| {
+        let what = format!("{} is not a JSON schema of at most {MAX_SCHEMA} bytes: {cause}", path.display());
+        Failure::new(ErrorKind::InvalidArgument, what)
+    })?;
+    Ok(Constraint::JsonSchema(schema))
 }
 
 fn message(role: &str, content: String) -> ChatMessage {
@@ -161,7 +179,7 @@ impl Talk {
             };
             match next {
                 Some(Ok(Delta::Text(text))) if !self.json => print::answer(&text)?,
-                Some(Ok(Delta::Text(_))) => {}
+                Some(Ok(Delta::Text(_) | Delta::Token(_))) => {}
                 Some(Ok(Delta::Done(done))) => return Ok(Ok(*done)),
                 Some(Err(error)) => return Ok(Err(error)),
                 None => return Err(Failure::new(ErrorKind::Internal, "the answer ended without a reason")),
@@ -277,6 +295,7 @@ mod tests {
         let done = Completion {
             text: String::new(),
             tokens: Vec::new(),
+            logprobs: None,
             finish: FinishReason::Length,
             prompt_tokens: 3,
             cached_tokens: 2,

@@ -9,6 +9,7 @@
 
 #[cfg(feature = "candle")]
 pub mod candle;
+pub mod constraint;
 pub mod echo;
 #[cfg(feature = "llama-cpp")]
 pub mod llama_cpp;

@@ -2,8 +2,9 @@
 //!
 //! The coordinator samples, the last stage only reduces. [`Sampler::reduce`] says how little of a row the stage has to
 //! send for the choice to be the one that the full row would give, bit for bit: after `top_k` nothing outside the `k`
-//! best takes part, and penalties that only lower logits can push at most as many of the best out as the window holds.
-//! The order of the steps is llama.cpp's: penalties, top-k, top-p, min-p, temperature, draw.
+//! best takes part, and what only lowers logits can push out at most as many of the best as it touches: a penalty the
+//! window's, a bias its own token. Where a bias raises, or a constraint admits only some tokens, the full row is asked for.
+//! The order of the steps is llama.cpp's: biases, penalties, top-k, typical, top-p, min-p, temperature, draw.
 //!
 //! Promises: equal seeds give equal draws on every platform and in every version (the draws are bytes of a BLAKE3
 //! stream, not of a generator that a crate may change); ties go to the lowest token id. Rows are foreign data: they are
@@ -12,9 +13,15 @@
 use std::cmp::Ordering;
 use std::collections::{HashMap, VecDeque};
 
-use serde::{Deserialize, Serialize};
-
+use super::constraint::Allowed;
 use crate::base::ErrorKind;
+
+mod params;
+
+pub use params::SamplingParams;
+
+/// Most alternatives that may be told beside a token.
+pub const MAX_ALTERNATIVES: u32 = 20;
 
 /// How a last stage reduces a row of logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,116 +50,21 @@ pub enum LogitRow {
     Full(Vec<f32>),
 }
 
-/// How the next token is chosen. The defaults are those of llama.cpp's server.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct SamplingParams {
-    /// Divides the logits before the draw; 0 takes the best token always.
-    pub temperature: f32,
-    /// Only so many of the best tokens take part; 0 for all.
-    pub top_k: u32,
-    /// Only the fewest best tokens whose probabilities reach this sum take part; 1 for all.
-    pub top_p: f32,
-    /// Tokens less probable than this part of the best one's probability take no part; 0 for all.
-    pub min_p: f32,
-    /// Positive logits of recent tokens are divided by this, negative ones multiplied; 1 changes nothing.
-    pub repeat_penalty: f32,
-    /// How many of the last tokens count as recent; 0 turns all three penalties off.
-    pub repeat_last_n: u32,
-    /// Subtracted from the logit of each recent token.
-    pub presence_penalty: f32,
-    /// Subtracted from the logit of a recent token as often as it occurs.
-    pub frequency_penalty: f32,
-    /// Where the draws come from; `None` takes a random one.
-    pub seed: Option<u64>,
-}
-
-impl Default for SamplingParams {
-    fn default() -> Self {
-        Self {
-            temperature: 0.8,
-            top_k: 40,
-            top_p: 0.95,
-            min_p: 0.05,
-            repeat_penalty: 1.0,
-            repeat_last_n: 64,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            seed: None,
-        }
-    }
-}
-
-impl SamplingParams {
-    /// Highest temperature.
-    pub const MAX_TEMPERATURE: f32 = 100.0;
-    /// Lowest and highest `repeat_penalty`.
-    pub const REPEAT_PENALTY: (f32, f32) = (0.1, 10.0);
-    /// Longest window of recent tokens.
-    pub const MAX_REPEAT_LAST_N: u32 = 65_536;
-    /// Largest presence or frequency penalty, and with a minus the smallest.
-    pub const MAX_PENALTY: f32 = 2.0;
-
-    /// Always the best token.
-    pub fn greedy() -> Self {
-        Self { temperature: 0.0, ..Self::default() }
-    }
-
-    /// Refuses values outside their ranges, NaN among them.
-    pub fn check(&self) -> Result<(), SampleError> {
-        let (low, high) = Self::REPEAT_PENALTY;
-        in_range("temperature", self.temperature, 0.0, Self::MAX_TEMPERATURE)?;
-        in_range("top_p", self.top_p, 0.0, 1.0)?;
-        in_range("min_p", self.min_p, 0.0, 1.0)?;
-        in_range("repeat_penalty", self.repeat_penalty, low, high)?;
-        in_range("presence_penalty", self.presence_penalty, -Self::MAX_PENALTY, Self::MAX_PENALTY)?;
-        in_range("frequency_penalty", self.frequency_penalty, -Self::MAX_PENALTY, Self::MAX_PENALTY)?;
-        if self.repeat_last_n > Self::MAX_REPEAT_LAST_N {
-            let (value, high) = (self.repeat_last_n as f32, Self::MAX_REPEAT_LAST_N as f32);
-            return Err(SampleError::OutOfRange { name: "repeat_last_n", value, low: 0.0, high });
-        }
-        Ok(())
-    }
-
-    fn penalises(&self) -> bool {
-        let changes = self.repeat_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0;
-        changes && self.repeat_last_n > 0
-    }
-
-    /// Whether a penalty may raise a logit, so that any token of the row may become one of the best.
-    fn raises(&self) -> bool {
-        self.penalises() && (self.repeat_penalty < 1.0 || self.presence_penalty < 0.0 || self.frequency_penalty < 0.0)
-    }
-
-    /// How many of a row's best tokens decide the choice; `None` where all may.
-    ///
-    /// With penalties `kept + window` are enough: no more than `window` of them are penalised, so `kept` of them stand
-    /// where they stood, and a token outside, which can only sink, stays behind all of those.
-    fn needed(&self) -> Option<u32> {
-        let kept = match (self.temperature > 0.0, self.top_k) {
-            (false, _) => 1,
-            (true, 0) => return None,
-            (true, k) => k,
-        };
-        match (self.penalises(), self.raises()) {
-            (false, _) => Some(kept),
-            (true, false) => Some(kept.saturating_add(self.repeat_last_n)),
-            (true, true) => None,
-        }
-    }
-}
-
-fn in_range(name: &'static str, value: f32, low: f32, high: f32) -> Result<(), SampleError> {
-    // Written so that NaN is refused.
-    if value >= low && value <= high { Ok(()) } else { Err(SampleError::OutOfRange { name, value, low, high }) }
-}
-
 /// Why a token could not be sampled.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum SampleError {
     /// A parameter is outside its range.
     #[error("`{name}` is {value}, {low} to {high} is admitted")]
     OutOfRange { name: &'static str, value: f32, low: f32, high: f32 },
+    /// More tokens have a bias than are admitted.
+    #[error("{given} tokens have a bias, at most {max} are admitted")]
+    TooManyBiases { given: usize, max: usize },
+    /// A token with a bias is not in the vocabulary.
+    #[error("token {token} has a bias, the vocabulary has {vocab}")]
+    BiasToken { token: u32, vocab: u32 },
+    /// Every token that may be chosen is banned by its bias.
+    #[error("every token that may come next is banned by `logit_bias`")]
+    AllBanned,
     /// The system gave no random seed.
     #[error("the system gave no random seed")]
     NoEntropy,
@@ -174,7 +86,9 @@ impl SampleError {
     /// The kind that crosses borders.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::OutOfRange { .. } => ErrorKind::InvalidArgument,
+            Self::OutOfRange { .. } | Self::TooManyBiases { .. } | Self::BiasToken { .. } | Self::AllBanned => {
+                ErrorKind::InvalidArgument
+            }
             Self::NoEntropy => ErrorKind::Internal,
             Self::Length { .. } | Self::Token { .. } | Self::TooFew { .. } | Self::NotFinite => ErrorKind::BadFrame,
         }
@@ -195,17 +109,22 @@ pub(crate) fn rank(a: &Candidate, b: &Candidate) -> Ordering {
 
 /// Leaves the `k` best tokens of `row` in `best`, best first. `row` must hold no NaN.
 pub(crate) fn top(row: &[f32], k: usize, best: &mut Vec<Candidate>) {
+    let candidates = row.iter().zip(0..).map(|(&logit, token)| Candidate { token, logit });
+    top_of(candidates, k.min(row.len()), best);
+}
+
+/// Leaves the `k` best of `candidates`, which come by rising token and without NaN, in `best`, best first.
+fn top_of(candidates: impl Iterator<Item = Candidate>, k: usize, best: &mut Vec<Candidate>) {
     best.clear();
-    let k = k.min(row.len());
     if k == 0 {
         return;
     }
     // One pass that keeps at most `2 k` tokens: nearly every logit fails the comparison with `bar`, the k-th best
     // so far. A later equal logit has a higher token and loses, hence the strict comparison.
     let mut bar = f32::NEG_INFINITY;
-    for (token, &logit) in row.iter().enumerate() {
-        if logit > bar || best.len() < k {
-            best.push(Candidate { token: token as u32, logit });
+    for candidate in candidates {
+        if candidate.logit > bar || best.len() < k {
+            best.push(candidate);
             if best.len() >= 2 * k {
                 let (_, kth, _) = best.select_nth_unstable_by(k - 1, rank);
                 bar = kth.logit;
@@ -215,6 +134,20 @@ pub(crate) fn top(row: &[f32], k: usize, best: &mut Vec<Candidate>) {
     }
     best.sort_unstable_by(rank);
     best.truncate(k);
+}
+
+/// The tokens of a full row that may be chosen, their biases added, by rising token. `biases` rise by token too.
+fn open_of<'a>(
+    row: &'a [f32],
+    biases: &'a [(u32, f32)],
+    allowed: Option<&'a Allowed>,
+) -> impl Iterator<Item = Candidate> + 'a {
+    let mut biases = biases.iter().peekable();
+    row.iter().zip(0..).filter_map(move |(&logit, token)| {
+        let bias = biases.next_if(|(biased, _)| *biased == token).map_or(0.0, |(_, bias)| *bias);
+        let open = bias > SamplingParams::BAN && allowed.is_none_or(|allowed| allowed.contains(token));
+        open.then_some(Candidate { token, logit: logit + bias })
+    })
 }
 
 /// Log-sum-exp of a row, summed in f64. Not finite where the row holds NaN or +infinity, or is empty.
@@ -266,12 +199,14 @@ fn exp_of_negative(x: f32) -> f32 {
 }
 
 /// A chosen token.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Sampled {
     /// The token.
     pub token: u32,
-    /// Natural logarithm of its probability in the row as the model gave it, before penalties and temperature.
+    /// Natural logarithm of its probability in the row as the model gave it, before biases, penalties and temperature.
     pub logprob: f32,
+    /// The likeliest tokens of that row with theirs, best first, as many as were asked for.
+    pub alternatives: Vec<(u32, f32)>,
 }
 
 /// Draws of one seed: 53 bits each from a keyed BLAKE3 stream, which no version or platform changes.
@@ -298,6 +233,10 @@ pub struct Sampler {
     vocab: u32,
     seed: u64,
     draws: Draws,
+    /// By rising token.
+    biases: Vec<(u32, f32)>,
+    /// How many alternatives are told beside each token.
+    alternatives: u32,
     recent: VecDeque<u32>,
     counts: HashMap<u32, u32>,
     // Kept between calls so that a token costs no allocation.
@@ -309,6 +248,9 @@ impl Sampler {
     /// A sampler for rows of `vocab` tokens. Refuses parameters outside their ranges.
     pub fn new(params: SamplingParams, vocab: u32) -> Result<Self, SampleError> {
         params.check()?;
+        if let Some(&token) = params.logit_bias.keys().find(|&&token| token >= vocab) {
+            return Err(SampleError::BiasToken { token, vocab });
+        }
         let seed = match params.seed {
             Some(seed) => seed,
             None => getrandom::u64().map_err(|_| SampleError::NoEntropy)?,
@@ -316,13 +258,20 @@ impl Sampler {
         Ok(Self {
             draws: Draws::new(seed),
             seed,
+            biases: params.logit_bias.iter().map(|(token, bias)| (*token, *bias)).collect(),
             params,
             vocab,
+            alternatives: 0,
             recent: VecDeque::new(),
             counts: HashMap::new(),
             best: Vec::new(),
             weights: Vec::new(),
         })
+    }
+
+    /// Tells so many alternatives beside each token, at most [`MAX_ALTERNATIVES`].
+    pub fn with_alternatives(self, alternatives: u32) -> Self {
+        Self { alternatives: alternatives.min(MAX_ALTERNATIVES), ..self }
     }
 
     /// The seed in use: with it, the same rows give the same tokens again.
@@ -333,7 +282,7 @@ impl Sampler {
     /// What the stage with the head has to give for [`Sampler::sample`] to choose as it would from the full row. The
     /// same for the whole generation, so that steps may be under way before their predecessors are sampled.
     pub fn reduce(&self) -> Reduce {
-        match self.params.needed() {
+        match self.params.needed_unbiased().map(|needed| needed.max(self.alternatives)) {
             // An entry of a reduced row is a token and a logit, twice as large as one of a full row.
             Some(needed) if needed < self.vocab / 2 => Reduce::Top(needed),
             _ => Reduce::Full,
@@ -360,19 +309,44 @@ impl Sampler {
 
     /// Chooses a token. A refused row takes no draw. The caller [`accept`](Sampler::accept)s the token.
     pub fn sample(&mut self, row: &LogitRow) -> Result<Sampled, SampleError> {
-        let lse = self.gather(row)?;
+        self.sample_within(row, None)
+    }
+
+    /// The same, where only some tokens are allowed; then the row must be a full one.
+    pub fn sample_within(&mut self, row: &LogitRow, allowed: Option<&Allowed>) -> Result<Sampled, SampleError> {
+        let lse = self.gather(row, allowed)?;
         self.penalise();
+        if self.best.is_empty() {
+            return Err(SampleError::AllBanned);
+        }
         // `best` is sorted, so the greedy choice is its first.
         let chosen = if self.params.temperature > 0.0 { self.draw() } else { 0 };
         let token = self.best.get(chosen).map(|candidate| candidate.token).ok_or(SampleError::NotFinite)?;
         let logit = logit_of(row, token).ok_or(SampleError::NotFinite)?;
-        Ok(Sampled { token, logprob: (logit - lse).min(0.0) })
+        let alternatives = self.alternatives(row, lse);
+        Ok(Sampled { token, logprob: (logit - lse).min(0.0), alternatives })
+    }
+
+    /// The best tokens of the row as it is, with their log-probabilities. Uses `best` up.
+    fn alternatives(&mut self, row: &LogitRow, lse: f32) -> Vec<(u32, f32)> {
+        let wanted = self.alternatives as usize;
+        match row {
+            LogitRow::Full(logits) => top(logits, wanted, &mut self.best),
+            LogitRow::Top { ids, logits, .. } => {
+                self.best.clear();
+                self.best.extend(ids.iter().zip(logits).map(|(&token, &logit)| Candidate { token, logit }));
+                self.best.sort_unstable_by(rank);
+                self.best.truncate(wanted);
+            }
+        }
+        self.best.iter().map(|candidate| (candidate.token, (candidate.logit - lse).min(0.0))).collect()
     }
 
     /// Checks the row and leaves in `best` the tokens that may be chosen, best first. Gives the row's log-sum-exp.
-    fn gather(&mut self, row: &LogitRow) -> Result<f32, SampleError> {
+    fn gather(&mut self, row: &LogitRow, allowed: Option<&Allowed>) -> Result<f32, SampleError> {
         let vocab = self.vocab as usize;
-        let needed = self.params.needed().map_or(vocab, |needed| vocab.min(needed as usize));
+        let within = |needed: Option<u32>| needed.map_or(vocab, |needed| vocab.min(needed as usize));
+        let kept = within(self.params.needed());
         let lse = match row {
             LogitRow::Full(logits) => {
                 if logits.len() != vocab {
@@ -380,18 +354,27 @@ impl Sampler {
                 }
                 let lse = log_sum_exp(logits);
                 if lse.is_finite() {
-                    top(logits, needed, &mut self.best);
+                    match (self.biases.is_empty(), allowed) {
+                        (true, None) => top(logits, kept, &mut self.best),
+                        _ => top_of(open_of(logits, &self.biases, allowed), kept, &mut self.best),
+                    }
                 }
                 lse
             }
+            LogitRow::Top { .. } if allowed.is_some() => {
+                return Err(SampleError::TooFew { given: 0, needed: vocab });
+            }
             LogitRow::Top { lse, ids, logits } => {
+                let needed = within(self.params.needed_unbiased()).max(vocab.min(self.alternatives as usize));
                 self.gather_reduced(ids, logits, needed)?;
+                self.best.truncate(kept);
                 *lse
             }
         };
         if lse.is_finite() { Ok(lse) } else { Err(SampleError::NotFinite) }
     }
 
+    /// Checks the reduced row and leaves its tokens in `best`, their biases added, best first.
     fn gather_reduced(&mut self, ids: &[u32], logits: &[f32], needed: usize) -> Result<(), SampleError> {
         let vocab = self.vocab;
         if ids.len() != logits.len() || ids.len() > vocab as usize {
@@ -406,10 +389,14 @@ impl Sampler {
         if !logits.iter().all(|logit| logit.is_finite()) {
             return Err(SampleError::NotFinite);
         }
+        let biases = &self.params.logit_bias;
+        let open = ids.iter().zip(logits).filter_map(|(&token, &logit)| {
+            let bias = biases.get(&token).copied().unwrap_or(0.0);
+            (bias > SamplingParams::BAN).then_some(Candidate { token, logit: logit + bias })
+        });
         self.best.clear();
-        self.best.extend(ids.iter().zip(logits).map(|(&token, &logit)| Candidate { token, logit }));
+        self.best.extend(open);
         self.best.sort_unstable_by(rank);
-        self.best.truncate(needed);
         Ok(())
     }
 
@@ -429,34 +416,58 @@ impl Sampler {
         self.best.sort_unstable_by(rank);
     }
 
-    /// Top-k, top-p, min-p, temperature, draw: gives an index into `best`. Sums go from the best token
+    /// Top-k, typical, top-p, min-p, temperature, draw: gives an index into `best`. Sums go from the best token
     /// down in f64, so that they do not depend on how the row was reduced.
     fn draw(&mut self) -> usize {
-        let params = &self.params;
         let unit = self.draws.next();
-        if params.top_k > 0 {
-            self.best.truncate(params.top_k as usize);
+        if self.params.top_k > 0 {
+            self.best.truncate(self.params.top_k as usize);
         }
-        let Some(max) = self.best.first().map(|candidate| f64::from(candidate.logit)) else { return 0 };
-        let scaled = |candidate: &Candidate, temperature: f64| ((f64::from(candidate.logit) - max) / temperature).exp();
-
-        self.weights.clear();
-        self.weights.extend(self.best.iter().map(|candidate| scaled(candidate, 1.0)));
-        let mut kept = self.weights.len();
-        if params.top_p < 1.0 {
-            let wanted = self.weights.iter().sum::<f64>() * f64::from(params.top_p);
-            kept = kept.min(1 + position_of_sum(&self.weights, |sum| sum >= wanted));
+        if self.params.typical_p < 1.0 {
+            self.keep_typical();
         }
-        // `max` has weight 1, so that a weight is already the part of the best probability.
-        let min_p = f64::from(params.min_p);
-        kept = kept.min(self.weights.iter().take_while(|&&weight| weight >= min_p).count().max(1));
-
-        self.best.truncate(kept);
-        self.weights.clear();
-        let temperature = f64::from(params.temperature);
-        self.weights.extend(self.best.iter().map(|candidate| scaled(candidate, temperature)));
+        self.keep_probable();
+        self.weigh(f64::from(self.params.temperature));
         let wanted = self.weights.iter().sum::<f64>() * unit;
         position_of_sum(&self.weights, |sum| sum > wanted)
+    }
+
+    /// Leaves in `weights` how probable each of `best` is, in parts of the best one's probability.
+    fn weigh(&mut self, temperature: f64) {
+        let max = self.best.first().map_or(0.0, |candidate| f64::from(candidate.logit));
+        let weight = |candidate: &Candidate| ((f64::from(candidate.logit) - max) / temperature).exp();
+        self.weights.clear();
+        self.weights.extend(self.best.iter().map(weight));
+    }
+
+    /// Keeps the tokens whose surprise, `-ln p`, is nearest to its mean, the entropy; of equally near ones the better.
+    fn keep_typical(&mut self) {
+        self.weigh(1.0);
+        let total: f64 = self.weights.iter().sum();
+        // Where a weight is 0 so is its part of the entropy.
+        let surprise = |weight: f64| -(weight.max(f64::MIN_POSITIVE) / total).ln();
+        let entropy: f64 = self.weights.iter().map(|&weight| weight / total * surprise(weight)).sum();
+        let far = |index: &usize| (surprise(self.weights[*index]) - entropy).abs();
+        let mut nearest: Vec<usize> = (0..self.weights.len()).collect();
+        nearest.sort_by(|a, b| far(a).total_cmp(&far(b)));
+        let wanted = total * f64::from(self.params.typical_p);
+        let by_nearness: Vec<f64> = nearest.iter().map(|&index| self.weights[index]).collect();
+        nearest.truncate(1 + position_of_sum(&by_nearness, |sum| sum > wanted));
+        nearest.sort_unstable();
+        self.best = nearest.into_iter().map(|index| self.best[index]).collect();
+    }
+
+    /// Keeps what top-p and min-p do.
+    fn keep_probable(&mut self) {
+        self.weigh(1.0);
+        let mut kept = self.weights.len();
+        if self.params.top_p < 1.0 {
+            let wanted = self.weights.iter().sum::<f64>() * f64::from(self.params.top_p);
+            kept = kept.min(1 + position_of_sum(&self.weights, |sum| sum >= wanted));
+        }
+        let min_p = f64::from(self.params.min_p);
+        kept = kept.min(self.weights.iter().take_while(|&&weight| weight >= min_p).count().max(1));
+        self.best.truncate(kept);
     }
 }
 

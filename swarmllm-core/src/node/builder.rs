@@ -15,6 +15,7 @@ use crate::net::{self, Incoming, NetConfig, NetHandle};
 use crate::node::announcer::{self, Announcer};
 use crate::node::control;
 use crate::node::error::StartError;
+use crate::node::guide::Guides;
 use crate::node::handle::Node;
 use crate::node::loaded::LoadedModels;
 use crate::node::registry::Registry;
@@ -244,6 +245,7 @@ impl NodeBuilder {
             coordinator,
             net,
             models: LoadedModels::default(),
+            guides: Guides::default(),
             announcer,
             events,
             tasks,

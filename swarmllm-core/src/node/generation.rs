@@ -1,6 +1,5 @@
 //! One answer: prepared, planned, run in a task of its own, read as a stream.
 
-use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -11,18 +10,17 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::base::{ErrorKind, Event, Fault, ModelId, NodeId, SessionId};
 use crate::engine::sample::Sampler;
-use crate::model::tokenizer::Detokenizer;
 use crate::node::error::GenerateError;
 use crate::node::fetch;
 use crate::node::loaded::LoadedModel;
 use crate::node::registry::Registry;
-use crate::node::report::{Completion, FinishReason, RouteStage, Timings};
+use crate::node::report::{Completion, FinishReason, RouteStage, Timings, TokenLogprob};
 use crate::node::request::{ChatRequest, DEFAULT_MAX_TOKENS, GenerateOptions, GenerateRequest, Prompt};
 use crate::node::seek::{key_of, seek};
 use crate::node::shared::Shared;
-use crate::node::text::StopMatcher;
+use crate::node::sink::{Said, Sink};
 use crate::pipeline::plan::{Candidate, Plan, PlanRequest, plan};
-use crate::pipeline::runner::{self, Job, Outcome, StageReport, TokenSink};
+use crate::pipeline::runner::{self, Job, Outcome, StageReport};
 use crate::pipeline::session::End;
 
 /// Deltas that wait for a slow reader; beyond that the generation waits for it.
@@ -35,6 +33,8 @@ const UNKNOWN_RTT_US: u32 = 500_000;
 pub enum Delta {
     /// More text: whole characters, never empty.
     Text(String),
+    /// A token with its log-probability, before the text that it completes; only where `logprobs` were asked for.
+    Token(Box<TokenLogprob>),
     /// The end.
     Done(Box<Completion>),
 }
@@ -205,8 +205,13 @@ async fn start(
 ) -> Result<Generation, GenerateError> {
     check_prompt(&model, &prompt)?;
     let max_tokens = max_tokens(&shared, &model, prompt.len(), options.max_tokens)?;
-    let sampler = Sampler::new(options.sampling.clone(), model.manifest.vocab)
-        .map_err(|error| Fault::new(error.kind(), error))?;
+    let sampler = Sampler::new(options.sampling, model.manifest.vocab)
+        .map_err(|error| Fault::new(error.kind(), error))?
+        .with_alternatives(options.logprobs.unwrap_or(0));
+    let guide = match options.constraint {
+        Some(constraint) => Some(shared.guides.guide(&model, constraint).await?),
+        None => None,
+    };
     let route = find_plan(&shared, &model).await?;
     let session = new_session()?;
     let cancel = shared.closed.child_token();
@@ -221,6 +226,7 @@ async fn start(
         prompt,
         exact: options.exact,
         guess: options.guess,
+        guide,
         max_tokens,
         vocab: model.manifest.vocab,
         embedder: model.embedder.clone(),
@@ -229,13 +235,7 @@ async fn start(
         deadline: options.deadline.map(|allowed| Instant::now() + allowed),
         cancel: cancel.clone(),
     };
-    let sink = Sink {
-        detokenizer: Some(Detokenizer::new(model.tokenizer.clone())),
-        stops: StopMatcher::new(options.stop),
-        text: String::new(),
-        deltas: sender,
-        stopped: false,
-    };
+    let sink = Sink::new(model.tokenizer.clone(), options.stop, options.logprobs.is_some(), sender);
     shared.events.send(Event::GenerationStarted { session, model: model.id });
     let (tasks, work) = (shared.tasks.clone(), run(shared, model, job, sink));
     tasks.spawn("generation", work);
@@ -309,81 +309,30 @@ fn addresses(shared: &Shared, plan: &Plan) -> Vec<Vec<String>> {
     plan.stages.iter().map(|stage| of(stage.node)).collect()
 }
 
-/// Turns tokens into text and hands it to the reader.
-struct Sink {
-    /// Taken at the end.
-    detokenizer: Option<Detokenizer>,
-    stops: StopMatcher,
-    text: String,
-    deltas: mpsc::Sender<Result<Delta, GenerateError>>,
-    stopped: bool,
-}
-
-impl Sink {
-    async fn show(&mut self, text: String) -> ControlFlow<()> {
-        if text.is_empty() {
-            return ControlFlow::Continue(());
-        }
-        self.text.push_str(&text);
-        match self.deltas.send(Ok(Delta::Text(text))).await {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
-        }
-    }
-
-    async fn take(&mut self, text: &str) -> ControlFlow<()> {
-        let shown = self.stops.push(text);
-        self.stopped |= shown.stopped;
-        let flow = self.show(shown.text).await;
-        if shown.stopped { ControlFlow::Break(()) } else { flow }
-    }
-
-    /// The answer has ended: half characters and held-back text are shown after all.
-    async fn end(&mut self) {
-        if self.stopped {
-            return;
-        }
-        let rest = self.detokenizer.take().and_then(Detokenizer::finish).unwrap_or_default();
-        if self.take(&rest).await.is_continue() {
-            let held = self.stops.finish();
-            // Whether the reader is still there no longer matters.
-            let _ = self.show(held).await;
-        }
-    }
-}
-
-impl TokenSink for Sink {
-    async fn token(&mut self, token: u32, _logprob: f32) -> ControlFlow<()> {
-        match self.detokenizer.as_mut().and_then(|detokenizer| detokenizer.push(token)) {
-            Some(text) => self.take(&text).await,
-            None => ControlFlow::Continue(()),
-        }
-    }
-}
-
 async fn run(shared: Arc<Shared>, model: Arc<LoadedModel>, job: Job, mut sink: Sink) {
     let (session, prompt) = (job.session, job.prompt.len() as u32);
     let mut outcome = runner::run(&shared.coordinator, job, &mut sink).await;
     if outcome.end == Ok(End::Cancelled) && shared.closed.is_cancelled() {
         outcome.end = Err(Fault::new(ErrorKind::Closed, "the node was shut down during the answer"));
     }
-    sink.end().await;
+    let (said, deltas) = sink.end().await;
     let tokens = outcome.tokens.len() as u32;
     let fault = outcome.end.as_ref().err().cloned();
-    let last = conclude(outcome, prompt, model.engine.name(), std::mem::take(&mut sink.text));
+    let last = conclude(outcome, prompt, model.engine.name(), said);
     // Counted before the reader is told, so that a reader who looks at the events finds it there.
     shared.events.send(Event::GenerationEnded { session, tokens, fault });
-    let _ = sink.deltas.send(last).await;
+    let _ = deltas.send(last).await;
 }
 
-fn conclude(outcome: Outcome, prompt: u32, engine: &str, text: String) -> Result<Delta, GenerateError> {
+fn conclude(outcome: Outcome, prompt: u32, engine: &str, said: Said) -> Result<Delta, GenerateError> {
     let finish = match &outcome.end {
         Ok(End::Stop) => FinishReason::Stop,
         Ok(End::Length) => FinishReason::Length,
         Ok(End::Cancelled) | Err(_) => FinishReason::Cancelled,
     };
     let completion = Box::new(Completion {
-        text,
+        text: said.text,
+        logprobs: said.logprobs,
         finish,
         prompt_tokens: prompt,
         cached_tokens: outcome.cached,

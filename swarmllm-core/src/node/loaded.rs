@@ -1,9 +1,10 @@
 //! What a coordinator keeps ready of each model: tokenizer, template, embedding, and the engine that serves it.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::base::{ErrorKind, Fault, ModelId};
+use crate::engine::constraint::{ConstraintError, Lexicon};
 use crate::engine::{CutRules, Embedder, Engine};
 use crate::model::Manifest;
 use crate::model::catalog::Catalog;
@@ -23,6 +24,15 @@ pub(crate) struct LoadedModel {
     pub embedder: Arc<dyn Embedder>,
     pub engine: Arc<dyn Engine>,
     pub cuts: CutRules,
+    /// Made when the first constraint comes.
+    lexicon: OnceLock<Result<Arc<Lexicon>, ConstraintError>>,
+}
+
+impl LoadedModel {
+    /// The vocabulary as constraints need it. Blocks the first time.
+    pub fn lexicon(&self) -> Result<Arc<Lexicon>, ConstraintError> {
+        self.lexicon.get_or_init(|| Lexicon::new(&self.tokenizer).map(Arc::new)).clone()
+    }
 }
 
 /// The models kept ready, longest unused first.
@@ -80,7 +90,8 @@ fn load(
     let template = ChatTemplate::from_facts(&facts);
     let source = catalog.embedding_source(id).map_err(missing)?;
     let embedder = engine.load_embedder(source).map_err(|error| Fault::new(error.kind(), error))?;
-    Ok(LoadedModel { id, manifest, tokenizer: Arc::new(tokenizer), template, embedder, engine, cuts })
+    let (tokenizer, lexicon) = (Arc::new(tokenizer), OnceLock::new());
+    Ok(LoadedModel { id, manifest, tokenizer, template, embedder, engine, cuts, lexicon })
 }
 
 /// The best engine that serves the model, or the one that the host wants.

@@ -13,6 +13,7 @@ mod control;
 mod error;
 mod fetch;
 mod generation;
+mod guide;
 mod handle;
 mod loaded;
 mod registry;
@@ -21,17 +22,22 @@ mod request;
 mod runtime;
 mod seek;
 mod shared;
+mod sink;
 mod text;
 mod transfer;
 
-pub use crate::engine::sample::SamplingParams;
+pub use crate::engine::constraint::Constraint;
+pub use crate::engine::sample::{MAX_ALTERNATIVES, SamplingParams};
 pub use crate::model::chat::ChatMessage;
 pub use crate::pipeline::plan::{Plan, PlanStage};
 pub use builder::{NodeBuilder, Preset};
 pub use error::{ConnectError, GenerateError, ModelActError, StartError};
 pub use generation::{Delta, Generation};
 pub use handle::{Events, Node};
-pub use report::{Completion, FinishReason, ModelInfo, NodeStatus, PeerHolding, PeerStatus, RouteStage, Timings};
+pub use report::{
+    Completion, FinishReason, Likelihood, ModelInfo, NodeStatus, PeerHolding, PeerStatus, RouteStage, Timings,
+    TokenLogprob,
+};
 pub use request::{
     ChatRequest, DEFAULT_MAX_TOKENS, GenerateOptions, GenerateRequest, ImportOptions, MAX_STOP_BYTES, MAX_STOPS, Parts,
     ProgressFn, Prompt,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::base::{LayerRange, ModelId, NodeId};
+use crate::model::tokenizer::Tokenizer;
 
 /// Serialises an identifier as its text.
 pub(crate) fn as_text<T: std::fmt::Display, S: serde::Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
@@ -113,12 +114,46 @@ pub struct NodeStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
-    /// The model ended it, or a stop text was met.
+    /// The model ended it, a stop text was met, or the constraint admits nothing more.
     Stop,
     /// The token limit was reached.
     Length,
     /// The caller cancelled.
     Cancelled,
+}
+
+/// How likely a token was.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Likelihood {
+    /// The token.
+    pub token: u32,
+    /// Its text; bytes that are no whole character are U+FFFD.
+    pub text: String,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of the probability that the model gave it, before biases, penalties, temperature and constraints.
+    pub logprob: f32,
+}
+
+impl Likelihood {
+    /// Stands for minus infinity, which JSON does not have; the number is OpenAI's.
+    const LEAST: f32 = -9999.0;
+
+    pub(crate) fn new(tokenizer: &Tokenizer, token: u32, logprob: f32) -> Self {
+        let bytes = tokenizer.token_bytes(token, true).into_owned();
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        Self { token, text, bytes, logprob: logprob.max(Self::LEAST) }
+    }
+}
+
+/// A chosen token, and what else was likely there.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TokenLogprob {
+    /// The token.
+    #[serde(flatten)]
+    pub chosen: Likelihood,
+    /// The likeliest tokens there, best first, as many as were asked for; the chosen one may be among them.
+    pub alternatives: Vec<Likelihood>,
 }
 
 /// A whole answer.
@@ -128,6 +163,8 @@ pub struct Completion {
     pub text: String,
     /// The tokens as chosen.
     pub tokens: Vec<u32>,
+    /// How likely each of them was, where that was asked for.
+    pub logprobs: Option<Vec<TokenLogprob>>,
     /// Why it ended.
     pub finish: FinishReason,
     /// Tokens of the prompt.

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::{ErrorKind, Fault, LayerRange, Progress};
-use crate::engine::sample::SamplingParams;
+use crate::engine::constraint::Constraint;
+use crate::engine::sample::{MAX_ALTERNATIVES, SamplingParams};
 use crate::model::chat::ChatMessage;
 
 /// Stop texts of one request at most.
@@ -62,12 +63,18 @@ pub struct GenerateOptions {
     pub exact: bool,
     /// Whether to try guesses ahead where that pays; never where `exact` is asked for. Default: true.
     pub guess: bool,
+    /// Where given, each token is told with the log-probability that the model itself gave it, and with those of so many
+    /// of the likeliest tokens there, at most [`MAX_ALTERNATIVES`]. Default: none.
+    pub logprobs: Option<u32>,
+    /// The form that the answer must have. Nothing is guessed ahead then. Default: none.
+    pub constraint: Option<Constraint>,
 }
 
 impl Default for GenerateOptions {
     fn default() -> Self {
         let (max_tokens, sampling, stop, deadline) = (None, SamplingParams::default(), Vec::new(), None);
-        Self { max_tokens, sampling, stop, deadline, exact: false, guess: true }
+        let (logprobs, constraint) = (None, None);
+        Self { max_tokens, sampling, stop, deadline, exact: false, guess: true, logprobs, constraint }
     }
 }
 
@@ -85,7 +92,13 @@ impl GenerateOptions {
         if self.stop.iter().any(|stop| stop.is_empty() || stop.len() > MAX_STOP_BYTES) {
             return refuse(format!("a stop text has 1 to {MAX_STOP_BYTES} bytes"));
         }
-        Ok(())
+        if let Some(asked) = self.logprobs.filter(|asked| *asked > MAX_ALTERNATIVES) {
+            return refuse(format!(
+                "{asked} alternatives to each token were asked for, at most {MAX_ALTERNATIVES} are told"
+            ));
+        }
+        let constraint = self.constraint.as_ref().map_or(Ok(()), Constraint::check);
+        constraint.map_err(|error| Fault::new(error.kind(), error))
     }
 }
 

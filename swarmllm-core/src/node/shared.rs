@@ -10,6 +10,7 @@ use crate::base::{ErrorKind, Fault, NodeId};
 use crate::model::catalog::Catalog;
 use crate::net::NetHandle;
 use crate::node::announcer::Announcer;
+use crate::node::guide::Guides;
 use crate::node::loaded::LoadedModels;
 use crate::node::registry::Registry;
 use crate::pipeline::runner::Coordinator;
@@ -39,6 +40,7 @@ pub(crate) struct Shared {
     pub coordinator: Coordinator,
     pub net: Option<NetHandle>,
     pub models: LoadedModels,
+    pub guides: Guides,
     pub announcer: Announcer,
     pub events: EventBus,
     pub tasks: TaskSet,

@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::base::{ErrorKind, Fault, LayerRange, ModelId, NodeId, SessionId};
 use crate::engine::Embedder;
-use crate::engine::sample::Sampler;
+use crate::engine::constraint::Guide;
+use crate::engine::sample::{Sampled, Sampler};
 use crate::net::NetHandle;
 use crate::pipeline::control::{request, unexpected};
 use crate::pipeline::links::{CoordinatorInbox, Delivery, Links};
@@ -57,8 +58,10 @@ pub struct Job {
     pub prompt: Vec<u32>,
     /// Whether steps keep the shapes of a plain run.
     pub exact: bool,
-    /// Whether to guess ahead; never in the exact mode.
+    /// Whether to guess ahead; never in the exact mode, nor under a constraint.
     pub guess: bool,
+    /// What holds the answer to a constraint.
+    pub guide: Option<Guide>,
     pub max_tokens: u32,
     pub vocab: u32,
     pub embedder: Arc<dyn Embedder>,
@@ -71,7 +74,7 @@ pub struct Job {
 /// Takes the tokens as they come.
 pub trait TokenSink: Send {
     /// One token; a `Break` ends the session there, the token included.
-    fn token(&mut self, token: u32, logprob: f32) -> impl Future<Output = ControlFlow<()>> + Send;
+    fn token(&mut self, sampled: Sampled) -> impl Future<Output = ControlFlow<()>> + Send;
 }
 
 /// One stage as it was used.
@@ -307,6 +310,10 @@ impl<'a> Drive<'a> {
             guess: job.guess && !job.exact,
         };
         let session = Session::new(params, job.sampler, job.is_end);
+        let session = match job.guide {
+            Some(guide) => session.guided(guide),
+            None => session,
+        };
         let (first_token, sent) = (None, Instant::now());
         Self { coordinator, job: facts, session, stages, began, first_token, sent, emitted: 0 }
     }
@@ -419,10 +426,10 @@ impl<'a> Drive<'a> {
             }
             for action in rest {
                 match action {
-                    Action::Emit { token, logprob } => {
+                    Action::Emit(sampled) => {
                         self.first_token.get_or_insert_with(|| self.began.elapsed());
                         self.emitted += 1;
-                        if sink.token(token, logprob).await.is_break() {
+                        if sink.token(sampled).await.is_break() {
                             // Tokens that were chosen behind it are not part of the answer.
                             self.session.stop_after(self.emitted);
                             return Some(Ok(End::Stop));

@@ -3,13 +3,15 @@
 //! The session owns the token history, the sampler and the positions that its stages hold. It sends the prompt in
 //! chunks, a bounded number of them ahead of their confirmations so that stages overlap, then one token a step: the very
 //! step shapes of a whole model's run, so that the text is the same. Where it may guess, a step has the token and guesses
-//! behind it; the rows after the first wrong one are rewound by the next step.
+//! behind it; the rows after the first wrong one are rewound by the next step. Where the answer is under a constraint, a
+//! guide says before each choice which tokens may come; it takes one token after the other, so that nothing is guessed.
 
 use std::collections::VecDeque;
 
 use crate::base::{ErrorKind, Fault};
 use crate::engine::Reduce;
-use crate::engine::sample::{LogitRow, SampleError, Sampler};
+use crate::engine::constraint::{ConstraintError, Guide};
+use crate::engine::sample::{LogitRow, Sampled, Sampler};
 use crate::pipeline::draft::{MAX_GUESSES, NGrams, Pace};
 use crate::wire::job::Want;
 
@@ -36,7 +38,7 @@ pub struct SessionParams {
 /// Why a session ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// The model ended its answer, or a stop text was met.
+    /// The model ended its answer, a stop text was met, or a constraint admits nothing more.
     Stop,
     /// The token limit was reached.
     Length,
@@ -50,7 +52,7 @@ pub enum Action {
     /// Send these tokens as rows from `pos` on; logits are wanted from row `want_from` on.
     Step { step: u32, pos: u32, tokens: Vec<u32>, want_from: u32, want: Want },
     /// A token was chosen.
-    Emit { token: u32, logprob: f32 },
+    Emit(Sampled),
     /// The session is over; release its stages.
     End(End),
     /// The session failed; release its stages.
@@ -61,6 +63,7 @@ pub enum Action {
 pub struct Session {
     params: SessionParams,
     sampler: Sampler,
+    guide: Option<Guide>,
     is_end: Box<dyn Fn(u32) -> bool + Send + Sync>,
     generated: Vec<u32>,
     /// Prompt tokens sent so far.
@@ -111,7 +114,14 @@ impl Session {
         });
         // The last token of a prompt is always computed: its logits are wanted.
         let sent = (params.cached as usize).min(params.prompt.len().saturating_sub(1));
-        Self { params, sampler, is_end, generated: Vec::new(), sent, next_step: 0, in_flight, guesser, over: false }
+        let (guide, generated) = (None, Vec::new());
+        Self { params, sampler, guide, is_end, generated, sent, next_step: 0, in_flight, guesser, over: false }
+    }
+
+    /// Holds the answer to a constraint. Nothing is guessed then.
+    pub fn guided(mut self, guide: Guide) -> Self {
+        (self.guide, self.guesser) = (Some(guide), None);
+        self
     }
 
     /// Begins: the first chunks of the prompt.
@@ -224,6 +234,7 @@ impl Session {
 
     fn want(&self) -> Want {
         match self.sampler.reduce() {
+            _ if self.guide.is_some() => Want::Full,
             Reduce::Top(k) => Want::Top { k: k.min(self.params.vocab) },
             Reduce::Full | Reduce::Hidden => Want::Full,
         }
@@ -235,25 +246,19 @@ impl Session {
         let window = self.guesser.as_mut().map(|guesser| std::mem::take(&mut guesser.window)).unwrap_or_default();
         let (mut actions, mut right) = (Vec::new(), 0);
         for row in rows {
-            let (token, logprob) = match self.sample(row) {
-                Ok(sampled) => sampled,
-                Err(message) => {
-                    actions.extend(self.fail(ErrorKind::BadFrame, message));
+            match self.choose_from(row, &mut actions) {
+                Ok(None) => {}
+                Ok(Some(end)) => {
+                    actions.extend(self.stop(end));
                     return actions;
                 }
-            };
-            if (self.is_end)(token) {
-                actions.extend(self.stop(End::Stop));
-                return actions;
-            }
-            self.accept(token);
-            actions.push(Action::Emit { token, logprob });
-            if self.generated.len() as u32 >= self.params.max_tokens {
-                actions.extend(self.stop(End::Length));
-                return actions;
+                Err(fault) => {
+                    actions.extend(self.on_fault(fault));
+                    return actions;
+                }
             }
             match window.get(right) {
-                Some(guess) if *guess == token => right += 1,
+                Some(guess) if self.generated.last() == Some(guess) => right += 1,
                 _ => break,
             }
         }
@@ -264,12 +269,37 @@ impl Session {
         actions
     }
 
-    fn accept(&mut self, token: u32) {
+    /// Chooses a token and says so, unless the answer ends with it; says whether it ends.
+    fn choose_from(&mut self, row: &LogitRow, actions: &mut Vec<Action>) -> Result<Option<End>, Fault> {
+        if self.is_complete()? {
+            return Ok(Some(End::Stop));
+        }
+        let sampled = self.sample(row)?;
+        let token = sampled.token;
+        if (self.is_end)(token) {
+            return Ok(Some(End::Stop));
+        }
+        self.accept(token)?;
+        actions.push(Action::Emit(sampled));
+        match self.generated.len() as u32 >= self.params.max_tokens {
+            _ if self.is_complete()? => Ok(Some(End::Stop)),
+            true => Ok(Some(End::Length)),
+            false => Ok(None),
+        }
+    }
+
+    fn accept(&mut self, token: u32) -> Result<(), Fault> {
         self.sampler.accept(token);
         self.generated.push(token);
         if let Some(guesser) = &mut self.guesser {
             guesser.grams.push(token);
         }
+        self.guide.as_mut().map_or(Ok(()), |guide| guide.accept(token)).map_err(unfollowed)
+    }
+
+    /// Whether the answer is whole by its constraint, and nothing can follow.
+    fn is_complete(&mut self) -> Result<bool, Fault> {
+        self.guide.as_mut().map_or(Ok(false), Guide::is_complete).map_err(unfollowed)
     }
 
     /// The step of the last token, with guesses behind it where they pay.
@@ -286,11 +316,16 @@ impl Session {
         self.step(pos, tokens, wanted)
     }
 
-    fn sample(&mut self, row: &LogitRow) -> Result<(u32, f32), String> {
-        check_row(row, self.params.vocab)?;
-        let sampled = self.sampler.sample(row).map_err(|error: SampleError| error.to_string())?;
-        Ok((sampled.token, sampled.logprob))
+    fn sample(&mut self, row: &LogitRow) -> Result<Sampled, Fault> {
+        check_row(row, self.params.vocab).map_err(|text| Fault::new(ErrorKind::BadFrame, text))?;
+        let allowed = self.guide.as_mut().map(Guide::allowed).transpose().map_err(unfollowed)?;
+        let sampled = self.sampler.sample_within(row, allowed.as_ref());
+        sampled.map_err(|error| Fault::new(error.kind(), error))
     }
+}
+
+fn unfollowed(error: ConstraintError) -> Fault {
+    Fault::new(error.kind(), error)
 }
 
 /// A row from a peer must name tokens of the vocabulary.
@@ -308,7 +343,10 @@ fn check_row(row: &LogitRow, vocab: u32) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::engine::constraint::{Constraint, Lexicon};
     use crate::engine::sample::SamplingParams;
     use proptest::prelude::*;
 
@@ -352,7 +390,7 @@ mod tests {
         let mut session = session(3, 8, 16);
         session.start();
         let actions = session.on_logits(0, &[row(42)], 1);
-        assert_eq!(actions[0], Action::Emit { token: 42, logprob: 0.0 });
+        assert_eq!(actions[0], Action::Emit(Sampled { token: 42, logprob: 0.0, alternatives: Vec::new() }));
         assert_eq!(steps(&actions), [(1, 3, 1, 0)]);
     }
 
@@ -401,6 +439,53 @@ mod tests {
         assert_eq!(session.computed(), [0, 1, 2]);
     }
 
+    /// A session of digits under a constraint: token 1 is `1`; `EOS` ends it.
+    fn guided(constraint: &str, max_tokens: u32) -> Session {
+        let mut words: Vec<Vec<u8>> = (0..VOCAB).map(|_| Vec::new()).collect();
+        (1..=9).for_each(|digit: u8| words[digit as usize] = vec![b'0' + digit]);
+        let lexicon = Arc::new(Lexicon::from_words(words, vec![EOS]).unwrap());
+        let guide = lexicon.compile(&Constraint::Regex(constraint.to_owned())).unwrap();
+        let params = SessionParams { guess: true, ..session(3, max_tokens, 16).params };
+        let sampler = Sampler::new(SamplingParams::greedy(), VOCAB).unwrap();
+        Session::new(params, sampler, Box::new(|token| token == EOS)).guided(guide)
+    }
+
+    /// Answers every step with a full row that likes `EOS` best and then the smaller digits; gives what was said and how
+    /// it ended.
+    fn follow(mut session: Session) -> (Vec<u32>, Action) {
+        let row = LogitRow::Full((0..VOCAB).map(|token| if token == EOS { 0.0 } else { -(token as f32) }).collect());
+        let mut queue: VecDeque<Action> = session.start().into();
+        let mut said = Vec::new();
+        loop {
+            match queue.pop_front().expect("a session says how it ends") {
+                Action::Step { step, tokens, want, want_from, .. } => {
+                    assert_eq!((want, tokens.len() as u32 - want_from), (Want::Full, 1), "the full row, and no guess");
+                    queue.extend(session.on_logits(step, std::slice::from_ref(&row), 1));
+                }
+                Action::Emit(sampled) => said.push(sampled.token),
+                end => return (said, end),
+            }
+        }
+    }
+
+    #[test]
+    fn a_constraint_is_followed_to_its_end_and_ends_the_answer_there() {
+        assert_eq!(follow(guided("[3-9][1-9]{2}", 9)), (vec![3, 1, 1], Action::End(End::Stop)));
+        // Whole at the limit is whole.
+        assert_eq!(follow(guided("[3-9][1-9]{2}", 3)), (vec![3, 1, 1], Action::End(End::Stop)));
+        assert_eq!(follow(guided("[3-9][1-9]{2}", 2)), (vec![3, 1], Action::End(End::Length)));
+        // Where it may end, it ends as soon as the model wants.
+        assert_eq!(follow(guided("2[1-9]*", 9)), (vec![2], Action::End(End::Stop)));
+        assert_eq!(follow(guided("2?", 9)), (vec![], Action::End(End::Stop)));
+    }
+
+    #[test]
+    fn where_no_token_continues_the_answer_it_fails() {
+        let (said, end) = follow(guided("1[1-9]a", 9));
+        assert_eq!(said, [1, 1]);
+        assert!(matches!(&end, Action::Fail(fault) if fault.kind() == ErrorKind::InvalidArgument), "{end:?}");
+    }
+
     fn never() -> Box<dyn Fn(u32) -> bool + Send + Sync> {
         Box::new(|_| false)
     }
@@ -421,7 +506,7 @@ mod tests {
                         tokens[want_from as usize..].iter().map(|token| row((token + 1) % period)).collect();
                     queue.extend(session.on_logits(step, &rows, costs(rows.len())));
                 }
-                Action::Emit { token, .. } => said.push(token),
+                Action::Emit(sampled) => said.push(sampled.token),
                 Action::End(end) => assert_eq!(end, End::Length),
                 Action::Fail(fault) => panic!("{fault}"),
             }
@@ -457,7 +542,7 @@ mod tests {
                         let rows = if want_from < tokens.len() as u32 { vec![row(7)] } else { vec![] };
                         queue.extend(session.on_logits(step, &rows, 1));
                     }
-                    Action::Emit { .. } => emitted += 1,
+                    Action::Emit(_) => emitted += 1,
                     Action::End(end) => prop_assert_eq!(end, End::Length),
                     Action::Fail(fault) => prop_assert!(false, "{}", fault),
                 }

@@ -7,18 +7,19 @@ use axum::http::{Method, Request, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tower::ServiceExt;
 
 use super::openai::types::ChatBody;
 use super::state::{JsonBody, Limits};
 use super::*;
+use crate::node::Constraint;
 
 const KEY: &str = "0123456789abcdef";
 const CHAT: &str = "/v1/chat/completions";
 
 fn limits() -> Limits {
-    Limits { max_body: 4096, body_timeout: Duration::from_secs(30) }
+    Limits { max_body: 16 << 10, body_timeout: Duration::from_secs(30) }
 }
 
 /// The guard and the parsing of the real server around handlers that need no node.
@@ -73,9 +74,11 @@ fn with(field: &str, value: Value) -> String {
 #[tokio::test]
 async fn every_accepted_field_is_accepted() {
     let body = json!({
-        "model": "m", "stream": true, "stream_options": {"include_usage": true}, "n": 1, "temperature": 0,
+        "model": "m", "stream": true, "stream_options": {"include_usage": true}, "n": 3, "temperature": 0,
         "top_p": 0.5, "top_k": 40, "min_p": 0.1, "max_completion_tokens": 7, "stop": ["a", "b"], "seed": -1,
-        "presence_penalty": -2, "frequency_penalty": 2, "repeat_penalty": 1.1, "tools": null,
+        "presence_penalty": -2, "frequency_penalty": 2, "repeat_penalty": 1.1, "tools": null, "typical_p": 0.9,
+        "logit_bias": {"50256": -100, "7": 1.5}, "logprobs": true, "top_logprobs": 20,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "strict": true, "schema": {"type": "null"}}},
         "messages": [
             {"role": "developer", "content": "be brief"},
             {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
@@ -84,13 +87,36 @@ async fn every_accepted_field_is_accepted() {
     });
     let ask: ChatBody = state::parse(body.to_string().as_bytes()).unwrap();
     let ask = ask.check().unwrap();
-    assert!(ask.stream && ask.include_usage);
+    assert!(ask.stream && ask.include_usage && ask.n == 3);
     let messages: Vec<_> = ask.request.messages.iter().map(|m| (m.role.as_str(), m.content.as_str())).collect();
     assert_eq!(messages, [("system", "be brief"), ("user", "a\nb"), ("assistant", "c")]);
     let options = ask.request.options;
     assert_eq!((options.max_tokens, options.stop), (Some(7), vec!["a".to_owned(), "b".to_owned()]));
     assert_eq!((options.sampling.temperature, options.sampling.top_k), (0.0, 40));
     assert_eq!(options.sampling.seed, Some(u64::MAX));
+    assert_eq!((options.sampling.typical_p, options.logprobs), (0.9, Some(20)));
+    assert_eq!(options.sampling.logit_bias, [(7, 1.5), (50256, -100.0)].into());
+    assert_eq!(options.constraint, Some(Constraint::JsonSchema(json!({"type": "null"}))));
+}
+
+#[test]
+fn every_response_format_is_understood() {
+    let table = [
+        (json!({"type": "text"}), None),
+        (json!({"type": "json_object"}), Some(Constraint::JsonObject)),
+        (
+            json!({"type": "grammar", "grammar": {"syntax": "lark", "definition": "start: A"}}),
+            Some(Constraint::Lark("start: A".to_owned())),
+        ),
+        (
+            json!({"type": "grammar", "grammar": {"syntax": "regex", "definition": "a+"}}),
+            Some(Constraint::Regex("a+".to_owned())),
+        ),
+    ];
+    for (format, constraint) in table {
+        let ask: ChatBody = state::parse(with("response_format", format.clone()).as_bytes()).unwrap();
+        assert_eq!(ask.check().unwrap().request.options.constraint, constraint, "{format}");
+    }
 }
 
 #[tokio::test]
@@ -98,9 +124,20 @@ async fn what_is_not_supported_is_refused_by_name() {
     let table = [
         ("frobnicate", json!(1), "frobnicate"),
         ("tools", json!([]), "tools"),
-        ("logprobs", json!(false), "logprobs"),
+        ("logprobs", json!("yes"), "logprobs"),
+        ("top_logprobs", json!(3), "top_logprobs"),
+        ("logit_bias", json!({"7": 101}), "logit_bias.7"),
+        ("logit_bias", json!({"the": 1}), "logit_bias.the"),
+        (
+            "logit_bias",
+            json!((0..1025).map(|token| (token.to_string(), json!(1))).collect::<Map<_, _>>()),
+            "logit_bias",
+        ),
+        ("typical_p", json!(2), "typical_p"),
         ("user", json!("me"), "user"),
-        ("n", json!(2), "n"),
+        ("n", json!(0), "n"),
+        ("n", json!(9), "n"),
+        ("n", json!(-1), "n"),
         ("temperature", json!(-0.1), "temperature"),
         ("temperature", json!(2.5), "temperature"),
         ("temperature", json!("hot"), "temperature"),
@@ -136,6 +173,26 @@ async fn what_is_not_supported_is_refused_by_name() {
 }
 
 #[tokio::test]
+async fn a_response_format_that_is_none_is_refused_with_its_field() {
+    let grammar =
+        |definition: String| json!({"type": "grammar", "grammar": {"syntax": "lark", "definition": definition}});
+    let formats = [
+        json!({"type": "yaml"}),
+        json!({"type": "json_object", "schema": {}}),
+        json!({"type": "json_schema", "json_schema": {"name": "x"}}),
+        json!({"type": "grammar", "grammar": {"syntax": "ebnf", "definition": "x"}}),
+        grammar(":".repeat(2000)),
+        json!("json_object"),
+    ];
+    for format in formats {
+        let (status, body) = ask(post_chat(with("response_format", format.clone()))).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{format}");
+        let param = body["error"]["param"].as_str().unwrap_or_default();
+        assert!(param.starts_with("response_format"), "{format}: {body}");
+    }
+}
+
+#[tokio::test]
 async fn a_value_that_is_no_number_or_is_given_twice_is_refused() {
     let twice = r#"{"model": "m", "model": "w", "messages": []}"#;
     let huge = r#"{"model": "m", "messages": [{"role": "user", "content": "x"}], "temperature": 1e999}"#;
@@ -157,7 +214,7 @@ async fn malformed_json_is_refused() {
 
 #[tokio::test]
 async fn a_body_over_the_limit_is_refused() {
-    let (status, body) = ask(post_chat(with("model", json!("m".repeat(5000))))).await;
+    let (status, body) = ask(post_chat(with("model", json!("m".repeat(17 << 10))))).await;
     assert_eq!((status, &body["error"]["code"]), (StatusCode::PAYLOAD_TOO_LARGE, &json!("body_too_large")));
 }
 

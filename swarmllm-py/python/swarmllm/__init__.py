@@ -15,10 +15,14 @@ from ._answers import ChatStream as ChatStream
 from ._answers import Stream as Stream
 from ._answers import TextStream as TextStream
 from ._node import AsyncNode as AsyncNode
+from ._node import Constraint as Constraint
+from ._node import JsonSchema as JsonSchema
+from ._node import Lark as Lark
 from ._node import Messages as Messages
 from ._node import Node as Node
 from ._node import Options as Options
 from ._node import Part as Part
+from ._node import Regex as Regex
 from ._records import *
 from ._swarmllm import *
 from ._swarmllm import __version__ as __version__

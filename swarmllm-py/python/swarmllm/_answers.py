@@ -20,7 +20,8 @@ from ._swarmllm import NativeGeneration
 
 Whole = TypeVar("Whole", bound=Record)
 Chunk = TypeVar("Chunk", bound=Record)
-_Piece = tuple[str | None, str | None]
+_Piece = tuple[str | None, str | None, str | None]
+"""Text, or the end as JSON, and the tokens that it took as JSON."""
 
 
 def _facts(end: dict[str, Any]) -> dict[str, Any]:
@@ -28,6 +29,18 @@ def _facts(end: dict[str, Any]) -> dict[str, Any]:
     usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
     usage["prompt_tokens_details"] = {"cached_tokens": end["cached_tokens"]}
     return {"usage": usage, "route": end["route"], "timings": end["timings"]}
+
+
+def _likely(token: dict[str, Any]) -> dict[str, Any]:
+    return {"token": token["text"], "logprob": token["logprob"], "bytes": token["bytes"]}
+
+
+def _logprobs(tokens: list[dict[str, Any]] | None) -> dict[str, Any] | None:
+    """How likely these tokens were, as OpenAI tells it; nothing where it was not asked for."""
+    if tokens is None:
+        return None
+    told = [{**_likely(token), "top_logprobs": [_likely(other) for other in token["alternatives"]]} for token in tokens]
+    return {"content": told}
 
 
 class _Shape(Generic[Whole, Chunk]):
@@ -41,9 +54,10 @@ class _Shape(Generic[Whole, Chunk]):
         self._head = {"id": native.id, "created": int(time.time()), "model": model}
 
     def chunk(self, piece: _Piece) -> Chunk:
-        text, ended = piece
+        text, ended, tokens = piece
         end = json.loads(ended) if ended is not None else None
         choice: dict[str, Any] = {"index": 0, "finish_reason": end["finish"] if end else None}
+        choice["logprobs"] = _logprobs(json.loads(tokens)) if tokens is not None else None
         if self._chat:
             choice["delta"] = {"role": "assistant"} if self._first else {}
             choice["delta"]["content"] = text or ""
@@ -56,7 +70,7 @@ class _Shape(Generic[Whole, Chunk]):
 
     def whole(self, ended: str) -> Whole:
         end = json.loads(ended)
-        choice: dict[str, Any] = {"index": 0, "finish_reason": end["finish"]}
+        choice: dict[str, Any] = {"index": 0, "finish_reason": end["finish"], "logprobs": _logprobs(end["logprobs"])}
         if self._chat:
             choice["message"] = {"role": "assistant", "content": end["text"]}
         else:

@@ -43,6 +43,28 @@ def _pairs(messages: Messages) -> list[tuple[str, str]]:
     return [(message["role"], message["content"]) for message in messages]
 
 
+class JsonSchema(TypedDict):
+    """The answer is JSON that the schema validates; keywords that cannot be enforced are refused by name."""
+
+    json_schema: Mapping[str, Any]
+
+
+class Lark(TypedDict):
+    """The answer is what the rule `start` of a grammar derives, in llguidance's dialect of Lark."""
+
+    lark: str
+
+
+class Regex(TypedDict):
+    """The answer is what a regular expression matches as a whole."""
+
+    regex: str
+
+
+Constraint = Literal["json_object"] | JsonSchema | Lark | Regex
+"""The form that an answer must have."""
+
+
 class Options(TypedDict, total=False):
     """Options of an answer."""
 
@@ -51,12 +73,15 @@ class Options(TypedDict, total=False):
     temperature: float | None
     """0 is greedy."""
     top_k: int | None
+    typical_p: float | None
     top_p: float | None
     min_p: float | None
     repeat_penalty: float | None
     repeat_last_n: int | None
     presence_penalty: float | None
     frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    """Added to the logits of these tokens, -100 to 100; -100 bans a token."""
     seed: int | None
     stop: str | Sequence[str] | None
     """Texts that end the answer."""
@@ -66,6 +91,10 @@ class Options(TypedDict, total=False):
     """Answer token for token as a plain run of the whole model, whoever else is answered meanwhile."""
     guess: bool | None
     """Whether to try guesses ahead where that pays; never where `exact` is asked for. Default: true."""
+    logprobs: int | None
+    """Tell how likely each token was, and so many of the likeliest there, 0 to 20."""
+    constraint: Constraint | None
+    """The form that the answer must have, such as `{"json_schema": {...}}`."""
 
 
 _OPTIONS = tuple(Options.__annotations__)
@@ -78,6 +107,10 @@ def _given(options: Options) -> dict[str, Any]:
     given: dict[str, Any] = {name: options.get(name) for name in _OPTIONS}
     stop = given["stop"]
     given["stop"] = [stop] if isinstance(stop, str) else stop and list(stop)
+    if given["constraint"] is not None:
+        given["constraint"] = json.dumps(given["constraint"])
+    if given["logit_bias"] is not None:
+        given["logit_bias"] = dict(given["logit_bias"])
     return given
 
 

@@ -19,6 +19,9 @@ __all__ = [
     "Timings",
     "Usage",
     "Message",
+    "TopLogprob",
+    "TokenLogprob",
+    "Logprobs",
     "ChatChoice",
     "ChatChunkChoice",
     "TextChoice",
@@ -190,11 +193,32 @@ class Message(Record):
     content: str
 
 
+class TopLogprob(Record):
+    """How likely a token was by the model itself."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    """A chosen token, and the likeliest ones there."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class Logprobs(Record):
+    """How likely the tokens of an answer, or of a piece of it, were."""
+
+    content: list[TokenLogprob]
+
+
 class ChatChoice(Record):
     """A whole answer."""
 
     index: int
     message: Message
+    logprobs: Logprobs | None
     finish_reason: str
 
 
@@ -203,6 +227,7 @@ class ChatChunkChoice(Record):
 
     index: int
     delta: Message
+    logprobs: Logprobs | None
     finish_reason: str | None
 
 
@@ -211,6 +236,7 @@ class TextChoice(Record):
 
     index: int
     text: str
+    logprobs: Logprobs | None
     finish_reason: str | None
 
 

@@ -127,18 +127,18 @@ impl Layer<'_> {
         format!("blk.{}.{part}", self.index)
     }
 
-    fn expect(&mut self, part: &str, dims: Vec<u64>, floats: bool, required: bool) {
+    fn put(&mut self, part: &str, dims: Vec<u64>, floats: bool, required: bool) {
         self.tensors.insert(self.name(part), Expected { dims, floats, required });
     }
 
     /// Floats of any shape that must be there.
     pub fn floats(&mut self, part: &str, dims: Vec<u64>) {
-        self.expect(part, dims, true, true);
+        self.put(part, dims, true, true);
     }
 
     /// Floats of any shape that may be there.
     pub fn maybe_floats(&mut self, part: &str, dims: Vec<u64>) {
-        self.expect(part, dims, true, false);
+        self.put(part, dims, true, false);
     }
 
     /// Floats that must be there.
@@ -168,12 +168,12 @@ impl Layer<'_> {
 
     /// A matrix that takes `columns` floats to `rows`.
     pub fn matrix(&mut self, part: &str, columns: u64, rows: u64) {
-        self.expect(&format!("{part}.weight"), vec![columns, rows], false, true);
+        self.put(&format!("{part}.weight"), vec![columns, rows], false, true);
     }
 
     /// Matrices, one after another: columns, rows, how many.
     pub fn cube(&mut self, part: &str, dims: [u64; 3]) {
-        self.expect(&format!("{part}.weight"), dims.to_vec(), false, true);
+        self.put(&format!("{part}.weight"), dims.to_vec(), false, true);
     }
 
     /// Queries, keys and values, fused or not, with biases or without, and what brings the heads together.

@@ -1,6 +1,9 @@
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
 use super::*;
+use crate::engine::constraint::{Constraint, Lexicon};
 
 fn reduced(row: &[f32], reduce: Reduce) -> LogitRow {
     let Reduce::Top(k) = reduce else { return LogitRow::Full(row.to_vec()) };
@@ -22,17 +25,20 @@ prop_compose! {
     fn params()(
         temperature in prop_oneof![Just(0.0f32), 0.1f32..3.0],
         top_k in 0u32..20,
+        typical_p in prop_oneof![Just(1.0f32), 0.0f32..=1.0],
         top_p in 0.0f32..=1.0,
         min_p in prop_oneof![Just(0.0f32), 0.0f32..=0.5],
         repeat_penalty in prop_oneof![Just(1.0f32), 0.5f32..2.0],
         repeat_last_n in 0u32..8,
         presence_penalty in prop_oneof![Just(0.0f32), -1.0f32..2.0],
         frequency_penalty in prop_oneof![Just(0.0f32), -1.0f32..2.0],
+        // Tokens below 1: every row has them.
+        bias in prop_oneof![Just(None), prop_oneof![Just(-100.0f32), -5.0f32..=0.0, -5.0f32..5.0].prop_map(Some)],
         seed: u64,
     ) -> SamplingParams {
         SamplingParams {
-            temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, presence_penalty, frequency_penalty,
-            seed: Some(seed),
+            temperature, top_k, typical_p, top_p, min_p, repeat_penalty, repeat_last_n, presence_penalty,
+            frequency_penalty, logit_bias: bias.map(|bias| (0, bias)).into_iter().collect(), seed: Some(seed),
         }
     }
 }
@@ -42,18 +48,20 @@ proptest! {
     fn a_reduced_row_gives_the_full_rows_token(
         params in params(),
         // Few distinct values, so that ties are common.
-        row in prop::collection::vec((-6i8..=6).prop_map(|value| f32::from(value) / 2.0), 1..80),
+        row in prop::collection::vec((-6i8..=6).prop_map(|value| f32::from(value) / 2.0), 2..80),
         more in 0u32..4,
+        alternatives in 0u32..6,
         steps in 1usize..12,
     ) {
-        let (mut full, mut short) = (sampler(&params, row.len()), sampler(&params, row.len()));
+        let sampler = || sampler(&params, row.len()).with_alternatives(alternatives);
+        let (mut full, mut short) = (sampler(), sampler());
         let reduce = match short.reduce() {
             Reduce::Top(k) => Reduce::Top(k + more),
             other => other,
         };
         for _ in 0..steps {
             let expected = full.sample(&LogitRow::Full(row.clone())).unwrap();
-            prop_assert_eq!(short.sample(&reduced(&row, reduce)).unwrap(), expected);
+            prop_assert_eq!(&short.sample(&reduced(&row, reduce)).unwrap(), &expected);
             full.accept(expected.token);
             short.accept(expected.token);
         }
@@ -146,8 +154,86 @@ fn top_k_top_p_and_min_p_keep_what_they_say() {
     assert_eq!(drawn(SamplingParams { top_p: 0.7, ..plain(1) }), [true, true, false, false]);
     assert_eq!(drawn(SamplingParams { top_p: 0.0, ..plain(1) }), [true, false, false, false]);
     assert_eq!(drawn(SamplingParams { min_p: 0.3, ..plain(1) }), [true, true, false, false]);
+    assert_eq!(drawn(banned(&[(0, -100.0)])), [false, true, true, true]);
     // top-p counts within what top-k left: 0.5 of 0.75 is two thirds.
     assert_eq!(drawn(SamplingParams { top_k: 2, top_p: 0.66, ..plain(1) }), [true, false, false, false]);
+}
+
+/// Everything takes part, save for these biases.
+fn banned(biases: &[(u32, f32)]) -> SamplingParams {
+    SamplingParams { logit_bias: biases.iter().copied().collect(), ..plain(1) }
+}
+
+#[test]
+fn typical_sampling_keeps_the_tokens_whose_surprise_is_nearest_to_the_entropy() {
+    // Surprises in bits: 1, 2, 3, 4, 4; their mean, the entropy, is 1.875: the second is nearest, then the first.
+    let row = [0.5f32, 0.25, 0.125, 0.0625, 0.0625].map(f32::ln);
+    let drawn = |typical_p, min_p| -> Vec<bool> {
+        counts(&SamplingParams { typical_p, min_p, ..plain(1) }, &row, 600).into_iter().map(|count| count > 0).collect()
+    };
+    assert_eq!(drawn(1.0, 0.0), [true; 5]);
+    assert_eq!(drawn(0.0, 0.0), [false, true, false, false, false]);
+    assert_eq!(drawn(0.2, 0.0), [false, true, false, false, false]);
+    assert_eq!(drawn(0.3, 0.0), [true, true, false, false, false]);
+    assert_eq!(drawn(0.8, 0.0), [true, true, true, false, false]);
+    // What follows counts within what is left: the best of it is the second token.
+    assert_eq!(drawn(0.2, 1.0), [false, true, false, false, false]);
+    // What it keeps is drawn in the proportions that it had.
+    let counts = counts(&SamplingParams { typical_p: 0.3, ..plain(7) }, &row, 6000);
+    assert!((1850..2150).contains(&counts[1]), "{counts:?}");
+}
+
+#[test]
+fn a_bias_lifts_lowers_and_bans() {
+    let row = LogitRow::Full(vec![1.0, 0.5, 0.0, -20.0]);
+    let greedy = |biases: &[(u32, f32)]| {
+        let params = SamplingParams { temperature: 0.0, ..banned(biases) };
+        sampler(&params, 4).sample(&row)
+    };
+    assert_eq!(greedy(&[]).unwrap().token, 0);
+    assert_eq!(greedy(&[(3, 30.0)]).unwrap().token, 3);
+    assert_eq!(greedy(&[(0, -0.75)]).unwrap().token, 1);
+    assert_eq!(greedy(&[(0, -100.0), (1, -100.0), (2, -100.0)]).unwrap().token, 3);
+    assert_eq!(greedy(&[(0, -100.0), (1, -100.0), (2, -100.0), (3, -100.0)]), Err(SampleError::AllBanned));
+    // What is told of the token is the model's own word.
+    let lifted = greedy(&[(3, 30.0)]).unwrap();
+    assert!(lifted.logprob < -20.0, "{lifted:?}");
+    let unbanned = sampler(&banned(&[(0, -99.0)]), 1).sample(&LogitRow::Full(vec![0.0]));
+    assert_eq!(unbanned.unwrap().token, 0);
+}
+
+#[test]
+fn only_allowed_tokens_are_chosen_and_only_from_a_full_row() {
+    let lexicon = Lexicon::from_words(vec![b"a".to_vec(), b"b".to_vec(), b"c".to_vec()], Vec::new()).unwrap();
+    let mut guide = Arc::new(lexicon).compile(&Constraint::Regex("[bc]".to_owned())).unwrap();
+    let allowed = guide.allowed().unwrap();
+    let row = LogitRow::Full(vec![9.0, 1.0, 2.0]);
+    let mut greedy = sampler(&SamplingParams::greedy(), 3).with_alternatives(1);
+    let sampled = greedy.sample_within(&row, Some(&allowed)).unwrap();
+    assert_eq!(sampled.token, 2);
+    assert_eq!(sampled.alternatives[0].0, 0, "alternatives are the model's own");
+    let reduced = LogitRow::Top { lse: 9.0, ids: vec![0], logits: vec![9.0] };
+    assert!(matches!(greedy.sample_within(&reduced, Some(&allowed)), Err(SampleError::TooFew { .. })));
+    let mut none = sampler(&banned(&[(1, -100.0), (2, -100.0)]), 3);
+    assert_eq!(none.sample_within(&row, Some(&allowed)), Err(SampleError::AllBanned));
+    let mut drawn = sampler(&plain(3), 3);
+    let tokens: Vec<u32> = (0..50).map(|_| drawn.sample_within(&row, Some(&allowed)).unwrap().token).collect();
+    assert!(tokens.iter().all(|token| *token > 0) && tokens.contains(&1) && tokens.contains(&2), "{tokens:?}");
+}
+
+#[test]
+fn alternatives_are_the_best_of_the_row_as_the_model_gave_it() {
+    let row = [0.5f32, 0.25, 0.125, 0.125].map(f32::ln);
+    let params = SamplingParams { presence_penalty: 2.0, temperature: 0.0, ..banned(&[(1, -100.0)]) };
+    let mut sampler = sampler(&params, 4).with_alternatives(3);
+    sampler.accept(0);
+    let sampled = sampler.sample(&LogitRow::Full(row.to_vec())).unwrap();
+    assert_eq!(sampled.token, 2);
+    let tokens: Vec<u32> = sampled.alternatives.iter().map(|(token, _)| *token).collect();
+    assert_eq!(tokens, [0, 1, 2]);
+    for ((_, logprob), want) in sampled.alternatives.iter().zip([0.5f32, 0.25, 0.125]) {
+        assert!((logprob.exp() - want).abs() < 1e-6, "{sampled:?}");
+    }
 }
 
 #[test]
@@ -195,12 +281,18 @@ fn only_as_much_of_a_row_is_asked_for_as_decides() {
     assert_eq!(reduce(penalty(0.9, 40)), Reduce::Full);
     assert_eq!(reduce(penalty(1.0, 900)), Reduce::Full);
     assert_eq!(reduce(plain(0)), Reduce::Full);
+    // A bias that lowers may push one token out, one that raises may pull any in.
+    let bias = |bias| SamplingParams { logit_bias: [(7, bias), (8, -100.0)].into(), ..SamplingParams::default() };
+    assert_eq!(reduce(bias(-1.0)), Reduce::Top(42));
+    assert_eq!(reduce(bias(0.5)), Reduce::Full);
+    let told = |alternatives| sampler(&SamplingParams::greedy(), 1000).with_alternatives(alternatives).reduce();
+    assert_eq!((told(0), told(5), told(99)), (Reduce::Top(1), Reduce::Top(5), Reduce::Top(MAX_ALTERNATIVES)));
 }
 
 #[test]
 fn values_outside_their_ranges_are_refused() {
     type Change = fn(&mut SamplingParams);
-    let changes: [Change; 8] = [
+    let changes: [Change; 11] = [
         |params| params.temperature = f32::NAN,
         |params| params.temperature = -0.1,
         |params| params.top_p = 1.1,
@@ -209,6 +301,9 @@ fn values_outside_their_ranges_are_refused() {
         |params| params.presence_penalty = 2.1,
         |params| params.frequency_penalty = f32::INFINITY,
         |params| params.repeat_last_n = u32::MAX,
+        |params| params.typical_p = 1.5,
+        |params| params.logit_bias = [(1, f32::NAN)].into(),
+        |params| params.logit_bias = [(1, 100.5)].into(),
     ];
     for change in changes {
         let mut params = SamplingParams::default();
@@ -216,6 +311,17 @@ fn values_outside_their_ranges_are_refused() {
         change(&mut params);
         assert!(matches!(Sampler::new(params, 10), Err(SampleError::OutOfRange { .. })));
     }
+}
+
+#[test]
+fn biases_are_bounded_and_of_the_vocabulary() {
+    let many = |count: u32| SamplingParams { logit_bias: (0..count).map(|token| (token, 1.0)).collect(), ..plain(0) };
+    let max = SamplingParams::MAX_BIASES;
+    assert_eq!(many(max as u32 + 1).check(), Err(SampleError::TooManyBiases { given: max + 1, max }));
+    assert_eq!(many(max as u32).check(), Ok(()));
+    let foreign = Sampler::new(banned(&[(10, 1.0)]), 10).err();
+    assert_eq!(foreign, Some(SampleError::BiasToken { token: 10, vocab: 10 }));
+    assert_eq!(foreign.map(|error| error.kind()), Some(ErrorKind::InvalidArgument));
 }
 
 #[test]

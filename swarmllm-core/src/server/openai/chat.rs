@@ -3,7 +3,7 @@
 //! The generation lives in the handler or in the stream; a client that leaves drops it, which cancels it everywhere.
 
 use std::convert::Infallible;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -13,9 +13,11 @@ use axum::response::{IntoResponse, Response};
 use futures::Stream;
 use serde::Serialize;
 
+use super::choices::Choices;
+use super::shapes::{ChunkChoice, ChunkDelta, Heading, Logprobs, Usage, finish_reason};
 use super::types::ChatBody;
 use crate::base::ErrorKind;
-use crate::node::{Completion, Delta, FinishReason, Generation, Node, Plan};
+use crate::node::{Completion, Delta, Generation, Node, Plan, TokenLogprob};
 use crate::server::reject::Reject;
 use crate::server::state::JsonBody;
 
@@ -25,136 +27,37 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 pub(super) async fn chat(State(node): State<Node>, JsonBody(body): JsonBody<ChatBody>) -> Result<Response, Reject> {
     let ask = body.check()?;
     let heading = Heading::new(&ask.request.model);
-    let generation = node.chat(ask.request).await?;
-    let mut headers = route_headers(generation.route());
+    let mut choices = Choices::new(node, ask.request, ask.n);
+    // The first is begun before the answer's head is sent, so that what it is refused for has a status.
+    let Some(generation) = choices.next().await? else {
+        return Err(Reject::of(ErrorKind::Internal, "no answer was begun"));
+    };
+    let headers = route_headers(generation.route());
     if ask.stream {
-        let events = Events { generation, heading, include_usage: ask.include_usage, next: Next::Role };
+        let events = Events::new(choices, generation, heading, ask.include_usage);
         let stream = Sse::new(events.stream()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
         return Ok((headers, stream).into_response());
     }
-    let done = generation.finish().await?;
-    let reason = finish_reason(done.finish)?;
-    insert(&mut headers, "server-timing", server_timing(&done));
-    Ok((headers, Json(heading.whole(&done, reason))).into_response())
+    whole(choices, generation, heading, headers).await
 }
 
-/// What every part of one answer repeats.
-#[derive(Debug)]
-struct Heading {
-    id: String,
-    created: u64,
-    /// As the client wrote it.
-    model: String,
-}
-
-#[derive(Debug, Serialize)]
-struct Whole<'a> {
-    id: &'a str,
-    object: &'static str,
-    created: u64,
-    model: &'a str,
-    choices: [WholeChoice<'a>; 1],
-    usage: Usage,
-}
-
-#[derive(Debug, Serialize)]
-struct WholeChoice<'a> {
-    index: u32,
-    message: Answer<'a>,
-    logprobs: Option<()>,
-    finish_reason: &'static str,
-}
-
-#[derive(Debug, Serialize)]
-struct Answer<'a> {
-    role: &'static str,
-    content: &'a str,
-    refusal: Option<()>,
-}
-
-#[derive(Debug, Serialize)]
-struct Chunk<'a> {
-    id: &'a str,
-    object: &'static str,
-    created: u64,
-    model: &'a str,
-    choices: Vec<ChunkChoice<'a>>,
-    /// Absent, or null until the last chunk, as the client asked.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Option<Usage>>,
-}
-
-#[derive(Debug, Default, Serialize)]
-struct ChunkChoice<'a> {
-    index: u32,
-    delta: ChunkDelta<'a>,
-    logprobs: Option<()>,
-    finish_reason: Option<&'static str>,
-}
-
-#[derive(Debug, Default, Serialize)]
-struct ChunkDelta<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    role: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content: Option<&'a str>,
-}
-
-#[derive(Debug, Clone, Copy, Serialize)]
-struct Usage {
-    prompt_tokens: u32,
-    completion_tokens: u32,
-    total_tokens: u32,
-    prompt_tokens_details: PromptDetails,
-}
-
-#[derive(Debug, Clone, Copy, Serialize)]
-struct PromptDetails {
-    cached_tokens: u32,
-}
-
-impl Usage {
-    fn of(done: &Completion) -> Self {
-        let (prompt_tokens, completion_tokens) = (done.prompt_tokens, done.completion_tokens);
-        let total_tokens = prompt_tokens.saturating_add(completion_tokens);
-        let prompt_tokens_details = PromptDetails { cached_tokens: done.cached_tokens };
-        Self { prompt_tokens, completion_tokens, total_tokens, prompt_tokens_details }
+/// Waits for every choice. `server-timing` is the first one's.
+async fn whole(
+    mut choices: Choices,
+    first: Generation,
+    heading: Heading,
+    mut headers: HeaderMap,
+) -> Result<Response, Reject> {
+    let first = first.finish().await?;
+    finish_reason(first.finish)?;
+    insert(&mut headers, "server-timing", server_timing(&first));
+    let (mut usage, mut done) = (Usage::of(&first), vec![first]);
+    while let Some(generation) = choices.next().await? {
+        let next = generation.finish().await?;
+        usage = usage.and(&next);
+        done.push(next);
     }
-}
-
-impl Heading {
-    fn new(model: &str) -> Self {
-        let id = format!("chatcmpl-{:032x}", rand::random::<u128>());
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        Self { id, created, model: model.to_owned() }
-    }
-
-    fn whole<'a>(&'a self, done: &'a Completion, finish_reason: &'static str) -> Whole<'a> {
-        let message = Answer { role: "assistant", content: &done.text, refusal: None };
-        Whole {
-            id: &self.id,
-            object: "chat.completion",
-            created: self.created,
-            model: &self.model,
-            choices: [WholeChoice { index: 0, message, logprobs: None, finish_reason }],
-            usage: Usage::of(done),
-        }
-    }
-
-    fn chunk<'a>(&'a self, choice: Option<ChunkChoice<'a>>, usage: Option<Option<Usage>>) -> Chunk<'a> {
-        let choices = choice.into_iter().collect();
-        let object = "chat.completion.chunk";
-        Chunk { id: &self.id, object, created: self.created, model: &self.model, choices, usage }
-    }
-}
-
-/// An answer that did not end by itself is a failure for the client, whatever was generated.
-fn finish_reason(finish: FinishReason) -> Result<&'static str, Reject> {
-    match finish {
-        FinishReason::Stop => Ok("stop"),
-        FinishReason::Length => Ok("length"),
-        FinishReason::Cancelled => Err(Reject::of(ErrorKind::Cancelled, "the answer was cancelled")),
-    }
+    Ok((headers, Json(heading.whole(&done, usage)?)).into_response())
 }
 
 /// What the stream says next.
@@ -162,20 +65,30 @@ fn finish_reason(finish: FinishReason) -> Result<&'static str, Reject> {
 enum Next {
     Role,
     Text,
-    Usage(Usage),
+    Choice,
     Mark,
     Nothing,
 }
 
 /// An answer as server-sent events.
 struct Events {
+    choices: Choices,
     generation: Generation,
     heading: Heading,
     include_usage: bool,
+    /// Of the choices that have ended.
+    usage: Option<Usage>,
+    /// Tokens whose text has not been sent.
+    tokens: Vec<TokenLogprob>,
     next: Next,
 }
 
 impl Events {
+    fn new(choices: Choices, generation: Generation, heading: Heading, include_usage: bool) -> Self {
+        let (usage, tokens, next) = (None, Vec::new(), Next::Role);
+        Self { choices, generation, heading, include_usage, usage, tokens, next }
+    }
+
     fn stream(self) -> impl Stream<Item = Result<Event, Infallible>> + Send + 'static {
         futures::stream::unfold(self, |mut events| async move {
             let event = events.step().await?;
@@ -185,44 +98,71 @@ impl Events {
 
     async fn step(&mut self) -> Option<Event> {
         match std::mem::replace(&mut self.next, Next::Nothing) {
-            Next::Role => {
-                self.next = Next::Text;
-                let delta = ChunkDelta { role: Some("assistant"), content: Some("") };
-                Some(self.choice(ChunkChoice { delta, ..ChunkChoice::default() }))
-            }
+            Next::Role => Some(self.role()),
             Next::Text => Some(self.text().await),
-            Next::Usage(usage) => {
-                self.next = Next::Mark;
-                Some(json_event(&self.heading.chunk(None, Some(Some(usage)))))
-            }
+            Next::Choice => Some(self.choice().await),
             Next::Mark => Some(Event::default().data("[DONE]")),
             Next::Nothing => None,
         }
     }
 
-    async fn text(&mut self) -> Event {
-        let done = match self.generation.next().await {
-            Some(Ok(Delta::Text(text))) => {
-                self.next = Next::Text;
-                let delta = ChunkDelta { role: None, content: Some(&text) };
-                return self.choice(ChunkChoice { delta, ..ChunkChoice::default() });
+    fn role(&mut self) -> Event {
+        self.next = Next::Text;
+        let delta = ChunkDelta { role: Some("assistant"), content: Some("") };
+        self.event(ChunkChoice { delta, ..ChunkChoice::default() })
+    }
+
+    /// Begins the next choice, or ends the stream.
+    async fn choice(&mut self) -> Event {
+        match self.choices.next().await {
+            Ok(Some(generation)) => {
+                self.generation = generation;
+                self.role()
             }
-            Some(Ok(Delta::Done(done))) => done,
-            Some(Err(error)) => return json_event(&Reject::from(error).body()),
-            None => {
-                return json_event(&Reject::of(ErrorKind::Internal, "the answer ended without a reason").body());
+            Ok(None) if self.include_usage => {
+                self.next = Next::Mark;
+                json_event(&self.heading.chunk(None, Some(self.usage)))
+            }
+            Ok(None) => Event::default().data("[DONE]"),
+            Err(reject) => json_event(&reject.body()),
+        }
+    }
+
+    async fn text(&mut self) -> Event {
+        let done = loop {
+            match self.generation.next().await {
+                Some(Ok(Delta::Token(token))) => self.tokens.push(*token),
+                Some(Ok(Delta::Text(text))) => {
+                    self.next = Next::Text;
+                    let delta = ChunkDelta { role: None, content: Some(&text) };
+                    return self.told(delta, None);
+                }
+                Some(Ok(Delta::Done(done))) => break done,
+                Some(Err(error)) => return json_event(&Reject::from(error).body()),
+                None => {
+                    return json_event(&Reject::of(ErrorKind::Internal, "the answer ended without a reason").body());
+                }
             }
         };
         match finish_reason(done.finish) {
             Ok(reason) => {
-                self.next = if self.include_usage { Next::Usage(Usage::of(&done)) } else { Next::Mark };
-                self.choice(ChunkChoice { finish_reason: Some(reason), ..ChunkChoice::default() })
+                self.next = Next::Choice;
+                self.usage = Some(self.usage.map_or_else(|| Usage::of(&done), |usage| usage.and(&done)));
+                self.told(ChunkDelta::default(), Some(reason))
             }
             Err(reject) => json_event(&reject.body()),
         }
     }
 
-    fn choice(&self, choice: ChunkChoice<'_>) -> Event {
+    /// A piece of the answer with the tokens that it took.
+    fn told(&mut self, delta: ChunkDelta<'_>, finish_reason: Option<&'static str>) -> Event {
+        let tokens = std::mem::take(&mut self.tokens);
+        let logprobs = (!tokens.is_empty()).then(|| Logprobs::of(&tokens));
+        self.event(ChunkChoice { delta, logprobs, finish_reason, ..ChunkChoice::default() })
+    }
+
+    fn event(&self, choice: ChunkChoice<'_>) -> Event {
+        let choice = ChunkChoice { index: self.choices.index(), ..choice };
         json_event(&self.heading.chunk(Some(choice), self.include_usage.then_some(None)))
     }
 }
@@ -272,48 +212,7 @@ fn insert(headers: &mut HeaderMap, name: &'static str, value: String) {
 mod tests {
     use super::*;
     use crate::base::{LayerRange, ModelId, NodeId};
-    use crate::node::{PlanStage, Timings};
-
-    fn done() -> Completion {
-        Completion {
-            text: "hi".to_owned(),
-            tokens: vec![1, 2],
-            finish: FinishReason::Stop,
-            prompt_tokens: 3,
-            cached_tokens: 2,
-            guessed_tokens: 0,
-            right_guesses: 0,
-            completion_tokens: 2,
-            route: Vec::new(),
-            timings: Timings { open_ms: 1.0, first_token_ms: 2.0, decode_tokens_per_second: 3.0, total_ms: 4.0 },
-        }
-    }
-
-    #[test]
-    fn a_whole_answer_has_openais_shape() {
-        let heading = Heading::new("m");
-        let json = serde_json::to_value(heading.whole(&done(), "stop")).unwrap();
-        assert_eq!(json["object"], "chat.completion");
-        assert_eq!(json["choices"][0]["message"]["content"], "hi");
-        assert_eq!(json["choices"][0]["finish_reason"], "stop");
-        assert_eq!(json["usage"]["total_tokens"], 5);
-        assert_eq!(json["usage"]["prompt_tokens_details"]["cached_tokens"], 2);
-        assert!(heading.id.starts_with("chatcmpl-"));
-    }
-
-    #[test]
-    fn a_chunk_carries_usage_only_where_asked() {
-        let heading = Heading::new("m");
-        let text = || ChunkChoice { delta: ChunkDelta { role: None, content: Some("a") }, ..ChunkChoice::default() };
-        let plain = serde_json::to_value(heading.chunk(Some(text()), None)).unwrap();
-        assert_eq!(plain["choices"][0]["delta"], serde_json::json!({"content": "a"}));
-        assert!(plain.get("usage").is_none());
-        let asked = serde_json::to_value(heading.chunk(Some(text()), Some(None))).unwrap();
-        assert!(asked.get("usage").is_some_and(|usage| usage.is_null()));
-        let last = serde_json::to_value(heading.chunk(None, Some(Some(Usage::of(&done()))))).unwrap();
-        assert_eq!(last["choices"], serde_json::json!([]));
-        assert_eq!(last["usage"]["prompt_tokens"], 3);
-    }
+    use crate::node::PlanStage;
 
     #[test]
     fn the_route_is_compact_and_complete() {

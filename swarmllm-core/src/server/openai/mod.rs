@@ -1,7 +1,10 @@
 //! OpenAI's routes, and the harmless ones beside them.
 
 mod chat;
+mod choices;
+mod format;
 mod models;
+mod shapes;
 pub(super) mod types;
 
 use std::sync::Arc;

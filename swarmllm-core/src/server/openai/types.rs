@@ -1,18 +1,21 @@
 //! What a chat request may say. Every field either acts or is refused by name.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 
-use crate::node::{ChatMessage, ChatRequest, GenerateOptions};
-use crate::node::{MAX_STOP_BYTES, MAX_STOPS, SamplingParams};
+use super::format::ResponseFormat;
+use crate::node::{ChatMessage, ChatRequest, Constraint, GenerateOptions};
+use crate::node::{MAX_ALTERNATIVES, MAX_STOP_BYTES, MAX_STOPS, SamplingParams};
 use crate::server::reject::Reject;
 
 /// Longest name of a model, in bytes.
 const MAX_MODEL: usize = 256;
 /// Most messages of one request.
 const MAX_MESSAGES: usize = 4096;
-/// Most stop texts.
+/// Most answers to one request: they come one after another, so that each makes the client wait longer.
+const MAX_CHOICES: u32 = 8;
 /// Most tokens that may be asked for; the model's context bounds them further.
 const MAX_TOKENS: u32 = 1 << 20;
 
@@ -37,7 +40,7 @@ pub(crate) struct ChatBody {
     messages: Vec<Message>,
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
-    n: Option<u64>,
+    n: Option<u32>,
     temperature: Option<f32>,
     top_p: Option<f32>,
     top_k: Option<u32>,
@@ -52,24 +55,27 @@ pub(crate) struct ChatBody {
     /// Ours: the token-for-token answer of a plain run.
     exact: Option<bool>,
     repeat_penalty: Option<f32>,
+    /// Ours: locally typical sampling.
+    typical_p: Option<f32>,
+    /// JSON's keys are texts.
+    logit_bias: Option<BTreeMap<String, f32>>,
+    logprobs: Option<bool>,
+    top_logprobs: Option<u32>,
+    response_format: Option<ResponseFormat>,
     audio: Absent,
     function_call: Absent,
     functions: Absent,
-    logit_bias: Absent,
-    logprobs: Absent,
     metadata: Absent,
     modalities: Absent,
     parallel_tool_calls: Absent,
     prediction: Absent,
     prompt_cache_key: Absent,
     reasoning_effort: Absent,
-    response_format: Absent,
     safety_identifier: Absent,
     service_tier: Absent,
     store: Absent,
     tool_choice: Absent,
     tools: Absent,
-    top_logprobs: Absent,
     user: Absent,
     verbosity: Absent,
     web_search_options: Absent,
@@ -199,6 +205,8 @@ fn stop_texts<'de, D: Deserializer<'de>>(json: D) -> Result<Vec<String>, D::Erro
 #[derive(Debug)]
 pub(crate) struct Ask {
     pub(crate) request: ChatRequest,
+    /// How many answers.
+    pub(crate) n: u32,
     pub(crate) stream: bool,
     /// Whether a stream ends with its counts.
     pub(crate) include_usage: bool,
@@ -213,8 +221,9 @@ impl ChatBody {
         if self.messages.is_empty() || self.messages.len() > MAX_MESSAGES {
             return Err(Reject::field("messages", format!("must be 1 to {MAX_MESSAGES} messages")));
         }
-        if self.n.is_some_and(|n| n != 1) {
-            return Err(Reject::field("n", "only 1 answer per request is supported"));
+        let n = self.n.unwrap_or(1);
+        if !(1..=MAX_CHOICES).contains(&n) {
+            return Err(Reject::field("n", format!("must be 1 to {MAX_CHOICES}")));
         }
         let stream = self.stream.unwrap_or(false);
         if self.stream_options.is_some() && !stream {
@@ -225,12 +234,14 @@ impl ChatBody {
             sampling: self.sampling()?,
             stop: self.checked_stop()?,
             exact: self.exact.unwrap_or_default(),
+            logprobs: self.logprobs()?,
+            constraint: self.response_format.map(checked_constraint).transpose()?.flatten(),
             ..GenerateOptions::default()
         };
         let include_usage = self.stream_options.and_then(|options| options.include_usage).unwrap_or(false);
         let message = |message: Message| ChatMessage { role: message.role.name().to_owned(), content: message.content };
         let messages = self.messages.into_iter().map(message).collect();
-        Ok(Ask { request: ChatRequest { model: self.model, messages, options }, stream, include_usage })
+        Ok(Ask { request: ChatRequest { model: self.model, messages, options }, n, stream, include_usage })
     }
 
     fn max_tokens(&self) -> Result<Option<u32>, Reject> {
@@ -248,6 +259,18 @@ impl ChatBody {
         }
     }
 
+    /// How many alternatives to tell beside each token; `None` where nothing is to be told.
+    fn logprobs(&self) -> Result<Option<u32>, Reject> {
+        match (self.logprobs.unwrap_or(false), self.top_logprobs) {
+            (false, Some(_)) => Err(Reject::field("top_logprobs", "is only accepted where `logprobs` is true")),
+            (true, Some(asked)) if asked > MAX_ALTERNATIVES => {
+                Err(Reject::field("top_logprobs", format!("must be 0 to {MAX_ALTERNATIVES}")))
+            }
+            (true, asked) => Ok(Some(asked.unwrap_or(0))),
+            (false, None) => Ok(None),
+        }
+    }
+
     fn checked_stop(&self) -> Result<Vec<String>, Reject> {
         match self.stop.iter().find(|text| text.is_empty() || text.len() > MAX_STOP_BYTES) {
             Some(_) => Err(Reject::field("stop", format!("each text must have 1 to {MAX_STOP_BYTES} bytes"))),
@@ -255,11 +278,29 @@ impl ChatBody {
         }
     }
 
+    fn checked_bias(&self) -> Result<BTreeMap<u32, f32>, Reject> {
+        let (least, most) = (SamplingParams::BAN, SamplingParams::MAX_BIAS);
+        let Some(given) = &self.logit_bias else { return Ok(BTreeMap::new()) };
+        if given.len() > SamplingParams::MAX_BIASES {
+            let max = SamplingParams::MAX_BIASES;
+            return Err(Reject::field("logit_bias", format!("has {} tokens, at most {max} are accepted", given.len())));
+        }
+        let checked = |(token, bias): (&String, &f32)| match token.parse() {
+            Ok(token) if (least..=most).contains(bias) => Ok((token, *bias)),
+            Ok(_) => {
+                Err(Reject::field(format!("logit_bias.{token}"), format!("is {bias}; it must be {least} to {most}")))
+            }
+            Err(_) => Err(Reject::field(format!("logit_bias.{token}"), "is not the number of a token")),
+        };
+        given.iter().map(checked).collect()
+    }
+
     fn sampling(&self) -> Result<SamplingParams, Reject> {
         let default = SamplingParams::default();
         Ok(SamplingParams {
             temperature: within("temperature", self.temperature, 0.0, 2.0, default.temperature)?,
             top_k: self.top_k.unwrap_or(default.top_k),
+            typical_p: within("typical_p", self.typical_p, 0.0, 1.0, default.typical_p)?,
             top_p: within("top_p", self.top_p, 0.0, 1.0, default.top_p)?,
             min_p: within("min_p", self.min_p, 0.0, 1.0, default.min_p)?,
             repeat_penalty: within("repeat_penalty", self.repeat_penalty, 0.01, 10.0, default.repeat_penalty)?,
@@ -271,11 +312,18 @@ impl ChatBody {
                 2.0,
                 default.frequency_penalty,
             )?,
+            logit_bias: self.checked_bias()?,
             // Any integer is a seed of its own: OpenAI's are signed, ours are not.
             seed: self.seed.map(i64::cast_unsigned).or(default.seed),
             ..default
         })
     }
+}
+
+fn checked_constraint(format: ResponseFormat) -> Result<Option<Constraint>, Reject> {
+    let constraint = format.constraint();
+    let checked = constraint.as_ref().map_or(Ok(()), Constraint::check);
+    checked.map_err(|error| Reject::field("response_format", error)).map(|()| constraint)
 }
 
 fn within(field: &str, given: Option<f32>, least: f32, most: f32, default: f32) -> Result<f32, Reject> {

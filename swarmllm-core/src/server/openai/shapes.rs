@@ -1,0 +1,261 @@
+//! What OpenAI's clients read: the shapes of a whole answer and of its chunks.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use crate::base::ErrorKind;
+use crate::node::{Completion, FinishReason, Likelihood, TokenLogprob};
+use crate::server::reject::Reject;
+
+/// What every part of one answer repeats.
+#[derive(Debug)]
+pub(super) struct Heading {
+    id: String,
+    created: u64,
+    /// As the client wrote it.
+    model: String,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Whole<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: Vec<WholeChoice<'a>>,
+    usage: Usage,
+}
+
+#[derive(Debug, Serialize)]
+struct WholeChoice<'a> {
+    index: u32,
+    message: Answer<'a>,
+    logprobs: Option<Logprobs<'a>>,
+    finish_reason: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct Answer<'a> {
+    role: &'static str,
+    content: &'a str,
+    refusal: Option<()>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Chunk<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: Vec<ChunkChoice<'a>>,
+    /// Absent, or null until the last chunk, as the client asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Option<Usage>>,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(super) struct ChunkChoice<'a> {
+    pub(super) index: u32,
+    pub(super) delta: ChunkDelta<'a>,
+    pub(super) logprobs: Option<Logprobs<'a>>,
+    pub(super) finish_reason: Option<&'static str>,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(super) struct ChunkDelta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) content: Option<&'a str>,
+}
+
+/// How likely the tokens of an answer, or of a piece of it, were.
+#[derive(Debug, Serialize)]
+pub(super) struct Logprobs<'a> {
+    content: Vec<Told<'a>>,
+    refusal: Option<()>,
+}
+
+#[derive(Debug, Serialize)]
+struct Told<'a> {
+    #[serde(flatten)]
+    chosen: Likely<'a>,
+    top_logprobs: Vec<Likely<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Likely<'a> {
+    token: &'a str,
+    logprob: f32,
+    bytes: &'a [u8],
+}
+
+impl<'a> Likely<'a> {
+    fn of(likelihood: &'a Likelihood) -> Self {
+        Self { token: &likelihood.text, logprob: likelihood.logprob, bytes: &likelihood.bytes }
+    }
+}
+
+impl<'a> Logprobs<'a> {
+    pub(super) fn of(tokens: &'a [TokenLogprob]) -> Self {
+        let told = |token: &'a TokenLogprob| Told {
+            chosen: Likely::of(&token.chosen),
+            top_logprobs: token.alternatives.iter().map(Likely::of).collect(),
+        };
+        Self { content: tokens.iter().map(told).collect(), refusal: None }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct Usage {
+    prompt_tokens: u32,
+    completion_tokens: u32,
+    total_tokens: u32,
+    prompt_tokens_details: PromptDetails,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+struct PromptDetails {
+    cached_tokens: u32,
+}
+
+impl Usage {
+    pub(super) fn of(done: &Completion) -> Self {
+        let (prompt_tokens, completion_tokens) = (done.prompt_tokens, done.completion_tokens);
+        let total_tokens = prompt_tokens.saturating_add(completion_tokens);
+        let prompt_tokens_details = PromptDetails { cached_tokens: done.cached_tokens };
+        Self { prompt_tokens, completion_tokens, total_tokens, prompt_tokens_details }
+    }
+
+    /// With one more answer to the same prompt, which counts once.
+    pub(super) fn and(self, done: &Completion) -> Self {
+        let completion_tokens = self.completion_tokens.saturating_add(done.completion_tokens);
+        Self { completion_tokens, total_tokens: self.prompt_tokens.saturating_add(completion_tokens), ..self }
+    }
+}
+
+impl Heading {
+    pub(super) fn new(model: &str) -> Self {
+        let id = format!("chatcmpl-{:032x}", rand::random::<u128>());
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Self { id, created, model: model.to_owned() }
+    }
+
+    /// The whole answer of the choices, of which there is one at least.
+    pub(super) fn whole<'a>(&'a self, done: &'a [Completion], usage: Usage) -> Result<Whole<'a>, Reject> {
+        let choice = |(done, index): (&'a Completion, u32)| -> Result<WholeChoice<'a>, Reject> {
+            let message = Answer { role: "assistant", content: &done.text, refusal: None };
+            let logprobs = done.logprobs.as_deref().map(Logprobs::of);
+            let finish_reason = finish_reason(done.finish)?;
+            Ok(WholeChoice { index, message, logprobs, finish_reason })
+        };
+        Ok(Whole {
+            id: &self.id,
+            object: "chat.completion",
+            created: self.created,
+            model: &self.model,
+            choices: done.iter().zip(0..).map(choice).collect::<Result<_, _>>()?,
+            usage,
+        })
+    }
+
+    pub(super) fn chunk<'a>(&'a self, choice: Option<ChunkChoice<'a>>, usage: Option<Option<Usage>>) -> Chunk<'a> {
+        let choices = choice.into_iter().collect();
+        let object = "chat.completion.chunk";
+        Chunk { id: &self.id, object, created: self.created, model: &self.model, choices, usage }
+    }
+}
+
+/// An answer that did not end by itself is a failure for the client, whatever was generated.
+pub(super) fn finish_reason(finish: FinishReason) -> Result<&'static str, Reject> {
+    match finish {
+        FinishReason::Stop => Ok("stop"),
+        FinishReason::Length => Ok("length"),
+        FinishReason::Cancelled => Err(Reject::of(ErrorKind::Cancelled, "the answer was cancelled")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{json, to_value};
+
+    use super::*;
+    use crate::node::Timings;
+
+    fn done(logprobs: Option<Vec<TokenLogprob>>) -> Completion {
+        Completion {
+            text: "hi".to_owned(),
+            tokens: vec![1, 2],
+            logprobs,
+            finish: FinishReason::Stop,
+            prompt_tokens: 3,
+            cached_tokens: 2,
+            guessed_tokens: 0,
+            right_guesses: 0,
+            completion_tokens: 2,
+            route: Vec::new(),
+            timings: Timings { open_ms: 1.0, first_token_ms: 2.0, decode_tokens_per_second: 3.0, total_ms: 4.0 },
+        }
+    }
+
+    #[test]
+    fn a_whole_answer_has_openais_shape() {
+        let heading = Heading::new("m");
+        let done = [done(None)];
+        let json = to_value(heading.whole(&done, Usage::of(&done[0])).unwrap()).unwrap();
+        assert_eq!(json["object"], "chat.completion");
+        assert_eq!(json["choices"][0]["message"]["content"], "hi");
+        assert_eq!(json["choices"][0]["finish_reason"], "stop");
+        assert_eq!(json["choices"][0]["logprobs"], json!(null));
+        assert_eq!(json["usage"]["total_tokens"], 5);
+        assert_eq!(json["usage"]["prompt_tokens_details"]["cached_tokens"], 2);
+        assert!(heading.id.starts_with("chatcmpl-"));
+    }
+
+    #[test]
+    fn several_choices_are_numbered_and_their_prompt_counts_once() {
+        let heading = Heading::new("m");
+        let done = [done(None), done(None), done(None)];
+        let usage = Usage::of(&done[0]).and(&done[1]).and(&done[2]);
+        let json = to_value(heading.whole(&done, usage).unwrap()).unwrap();
+        let indices: Vec<_> = json["choices"].as_array().unwrap().iter().map(|choice| &choice["index"]).collect();
+        assert_eq!(indices, [&json!(0), &json!(1), &json!(2)]);
+        let counts = ["prompt_tokens", "completion_tokens", "total_tokens"].map(|count| json["usage"][count].clone());
+        assert_eq!(counts, [3, 6, 9]);
+    }
+
+    #[test]
+    fn logprobs_have_openais_shape() {
+        let likelihood = |text: &str, logprob| Likelihood {
+            token: 7,
+            text: text.to_owned(),
+            bytes: text.as_bytes().to_vec(),
+            logprob,
+        };
+        let (chosen, alternatives) = (likelihood("h", -0.5), vec![likelihood("a", -0.25)]);
+        let token = TokenLogprob { chosen, alternatives };
+        let want = json!({"content": [{
+            "token": "h", "logprob": -0.5, "bytes": [104],
+            "top_logprobs": [{"token": "a", "logprob": -0.25, "bytes": [97]}],
+        }], "refusal": null});
+        assert_eq!(to_value(Logprobs::of(std::slice::from_ref(&token))).unwrap(), want);
+        let done = [done(Some(vec![token]))];
+        let json = to_value(Heading::new("m").whole(&done, Usage::of(&done[0])).unwrap()).unwrap();
+        assert_eq!(json["choices"][0]["logprobs"], want);
+    }
+
+    #[test]
+    fn a_chunk_carries_usage_only_where_asked() {
+        let heading = Heading::new("m");
+        let text = || ChunkChoice { delta: ChunkDelta { role: None, content: Some("a") }, ..ChunkChoice::default() };
+        let plain = to_value(heading.chunk(Some(text()), None)).unwrap();
+        assert_eq!(plain["choices"][0]["delta"], json!({"content": "a"}));
+        assert!(plain.get("usage").is_none());
+        let asked = to_value(heading.chunk(Some(text()), Some(None))).unwrap();
+        assert!(asked.get("usage").is_some_and(|usage| usage.is_null()));
+        let last = to_value(heading.chunk(None, Some(Some(Usage::of(&done(None)))))).unwrap();
+        assert_eq!(last["choices"], json!([]));
+        assert_eq!(last["usage"]["prompt_tokens"], 3);
+    }
+}

@@ -1,0 +1,294 @@
+//! Sampling in full and answers of a given form, with a real model over two stages.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use swarmllm_core::base::{ErrorKind, ModelId};
+use swarmllm_core::engine::sample::SamplingParams;
+use swarmllm_core::node::{
+    Completion, Constraint, Delta, FinishReason, GenerateError, GenerateOptions, GenerateRequest, Node, Prompt,
+};
+use swarmllm_core::server::{ServerConfig, serve};
+use swarmllm_tests::cluster::{Carrier, Cluster, greedy};
+use swarmllm_tests::in_time;
+use swarmllm_tests::models::TestModel;
+
+const MODEL: TestModel = TestModel::SmolLm2;
+const TEXT: &str = "The lighthouse keeper wrote down who had come:";
+
+async fn ask(node: &Node, model: ModelId, options: GenerateOptions) -> Result<Completion, GenerateError> {
+    let (model, prompt) = (model.to_string(), Prompt::Text(TEXT.to_owned()));
+    in_time("an answer", async { node.generate(GenerateRequest { model, prompt, options }).await?.finish().await })
+        .await
+}
+
+fn drawn(seed: u64, tokens: u32) -> GenerateOptions {
+    let sampling = SamplingParams { temperature: 1.0, seed: Some(seed), ..SamplingParams::default() };
+    GenerateOptions { max_tokens: Some(tokens), sampling, ..GenerateOptions::default() }
+}
+
+fn guest() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "minLength": 1, "maxLength": 20},
+            "age": {"type": "integer", "minimum": 0, "maximum": 120},
+            "boats": {"type": "array", "items": {"enum": ["gig", "skiff", "yawl"]}, "maxItems": 3},
+            "captain": {"type": "boolean"},
+        },
+        "required": ["name", "age", "boats", "captain"],
+        "additionalProperties": false,
+    })
+}
+
+/// Whether this is a guest as [`guest`] wants one.
+fn is_guest(value: &Value) -> bool {
+    let name = value["name"].as_str().is_some_and(|name| (1..=20).contains(&name.chars().count()));
+    let age = value["age"].as_u64().is_some_and(|age| age <= 120);
+    let known = |boat: &Value| ["gig", "skiff", "yawl"].map(Value::from).contains(boat);
+    let boats = value["boats"].as_array().is_some_and(|boats| boats.len() <= 3 && boats.iter().all(known));
+    let fields = value.as_object().map(|fields| fields.len()) == Some(4);
+    name && age && boats && fields && value["captain"].is_boolean()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_has_its_form_at_any_temperature_and_the_same_for_the_same_seed() {
+    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+    let constrained =
+        |seed, constraint: &Constraint| GenerateOptions { constraint: Some(constraint.clone()), ..drawn(seed, 300) };
+    let schema = Constraint::JsonSchema(guest());
+    let mut texts = Vec::new();
+    for seed in 0..5 {
+        let done = ask(cluster.node(), cluster.model, constrained(seed, &schema)).await.expect("the swarm answers");
+        assert_eq!((done.finish, done.route.len(), done.guessed_tokens), (FinishReason::Stop, 2, 0), "{}", done.text);
+        let value: Value = serde_json::from_str(&done.text).expect("the answer is JSON");
+        assert!(is_guest(&value), "{value}");
+        texts.push(done.text);
+    }
+    texts.sort();
+    texts.dedup();
+    assert!(texts.len() > 1, "seeds make a difference: {texts:?}");
+    let again = ask(cluster.node(), cluster.model, constrained(0, &schema)).await.expect("the swarm answers");
+    assert!(texts.contains(&again.text));
+    let forms = [
+        (Constraint::Regex("[0-9]{2}:[0-9]{2}".to_owned()), 5),
+        (Constraint::Lark("start: \"yes\" | \"no \"".to_owned()), 3),
+    ];
+    for (form, longest) in forms {
+        let done = ask(cluster.node(), cluster.model, constrained(1, &form)).await.expect("the swarm answers");
+        assert_eq!(done.finish, FinishReason::Stop, "{form:?}");
+        assert!(!done.text.is_empty() && done.text.len() <= longest, "{form:?}: {}", done.text);
+    }
+    let cut = GenerateOptions { max_tokens: Some(3), ..constrained(2, &schema) };
+    let cut = ask(cluster.node(), cluster.model, cut).await.expect("the swarm answers");
+    assert_eq!((cut.finish, cut.completion_tokens), (FinishReason::Length, 3));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vocabulary_of_sentencepiece_follows_a_constraint_too() {
+    let cluster = Cluster::start(TestModel::Gemma3, Carrier::Tcp, 1).await;
+    let options = GenerateOptions { constraint: Some(Constraint::JsonSchema(guest())), ..drawn(1, 400) };
+    let done = ask(cluster.node(), cluster.model, options).await.expect("the swarm answers");
+    assert!(is_guest(&serde_json::from_str(&done.text).expect("the answer is JSON")), "{}", done.text);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_constraint_that_cannot_be_used_is_a_typed_error_and_the_node_goes_on() {
+    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+    let table = [
+        (Constraint::JsonSchema(json!({"enum": []})), "Unsatisfiable"),
+        (Constraint::Lark("start: start \"a\"".to_owned()), "admits no text"),
+        (Constraint::Lark("start: A\nA: /a/ & /b/".to_owned()), ""),
+        (Constraint::JsonSchema(json!({"type": "array", "uniqueItems": true})), "uniqueItems"),
+        (Constraint::Regex("(".to_owned()), ""),
+        (Constraint::Regex("a".repeat(1 << 20)), "65536"),
+    ];
+    for (constraint, names) in table {
+        let options = GenerateOptions { constraint: Some(constraint), ..greedy(4) };
+        match ask(cluster.node(), cluster.model, options).await {
+            Err(GenerateError::Refused(fault)) => {
+                assert_eq!(fault.kind(), ErrorKind::InvalidArgument, "{fault}");
+                assert!(fault.message().contains(names), "{fault}");
+            }
+            other => panic!("{names}: {other:?}"),
+        }
+    }
+    let plain = ask(cluster.node(), cluster.model, greedy(4)).await.expect("the node still answers");
+    assert_eq!(plain.completion_tokens, 4);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn log_probabilities_are_the_models_own_whatever_is_asked_of_the_row() {
+    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+    let told = |alternatives| GenerateOptions { logprobs: Some(alternatives), ..greedy(8) };
+    let few = ask(cluster.node(), cluster.model, told(5)).await.expect("the swarm answers");
+    let tokens = few.logprobs.as_ref().expect("they were asked for");
+    let chosen: Vec<u32> = tokens.iter().map(|token| token.chosen.token).collect();
+    assert_eq!(chosen, few.tokens);
+    let text: Vec<u8> = tokens.iter().flat_map(|token| token.chosen.bytes.clone()).collect();
+    assert_eq!(String::from_utf8_lossy(&text), few.text);
+    for token in tokens {
+        assert_eq!((token.alternatives.len(), &token.alternatives[0]), (5, &token.chosen), "greedy takes the best");
+        assert!(token.alternatives.is_sorted_by(|one, two| one.logprob >= two.logprob));
+        let sum: f32 = token.alternatives.iter().map(|other| other.logprob.exp()).sum();
+        assert!(sum > 0.0 && sum < 1.0 + 1e-4, "probabilities of some tokens sum to {sum}");
+    }
+    // The same rows in full: under a constraint that admits everything, and with a bias that raises a token that is
+    // never near. What is told stays what it was.
+    let anything = Constraint::Regex("(?s:.*)".to_owned());
+    let full = GenerateOptions { constraint: Some(anything), ..told(5) };
+    let full = ask(cluster.node(), cluster.model, full).await.expect("the swarm answers");
+    let mut biased = told(5);
+    biased.sampling.logit_bias = BTreeMap::from([(40_000, 0.001)]);
+    let biased = ask(cluster.node(), cluster.model, biased).await.expect("the swarm answers");
+    assert_eq!((&full.tokens, &biased.tokens), (&few.tokens, &few.tokens));
+    for other in [full, biased] {
+        for (one, two) in tokens.iter().zip(other.logprobs.expect("they were asked for")) {
+            let likely = |token: &swarmllm_core::node::TokenLogprob| -> Vec<u32> {
+                token.alternatives.iter().map(|other| other.token).collect()
+            };
+            assert_eq!(likely(one), likely(&two));
+            assert!((one.chosen.logprob - two.chosen.logprob).abs() < 1e-4, "{one:?} {two:?}");
+        }
+    }
+    let none = ask(cluster.node(), cluster.model, greedy(2)).await.expect("the swarm answers");
+    assert_eq!((none.logprobs, &none.tokens[..]), (None, &few.tokens[..2]));
+    let refused = ask(cluster.node(), cluster.model, told(21)).await.expect_err("more than are told");
+    assert_eq!(refused.kind(), ErrorKind::InvalidArgument);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_come_before_the_text_that_they_complete() {
+    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+    let options = GenerateOptions { logprobs: Some(0), ..greedy(6) };
+    let request = GenerateRequest { model: cluster.model.to_string(), prompt: Prompt::Text(TEXT.to_owned()), options };
+    let mut generation = cluster.node().generate(request).await.expect("the swarm answers");
+    let (mut tokens, mut bytes, mut text) = (0, Vec::new(), String::new());
+    while let Some(delta) = in_time("a delta", generation.next()).await {
+        match delta.expect("the swarm answers") {
+            Delta::Token(token) => {
+                assert!(token.alternatives.is_empty());
+                bytes.extend(token.chosen.bytes);
+                tokens += 1;
+            }
+            Delta::Text(more) => {
+                text.push_str(&more);
+                assert!(String::from_utf8_lossy(&bytes).starts_with(&text), "{text}");
+            }
+            Delta::Done(done) => assert_eq!((done.completion_tokens, &done.text), (tokens, &text)),
+        }
+    }
+    assert_eq!(tokens, 6);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bias_bans_and_forces_tokens_whatever_the_last_stage_sends() {
+    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+    let biased = |biases: &[(u32, f32)]| {
+        let mut options = greedy(6);
+        options.sampling.logit_bias = biases.iter().copied().collect();
+        ask(cluster.node(), cluster.model, options)
+    };
+    let plain = biased(&[]).await.expect("the swarm answers");
+    let banned = biased(&[(plain.tokens[0], -100.0)]).await.expect("the swarm answers");
+    assert!(!banned.tokens.contains(&plain.tokens[0]), "{:?}", banned.tokens);
+    let forced = biased(&[(1234, 100.0)]).await.expect("the swarm answers");
+    assert_eq!(forced.tokens, [1234; 6]);
+    let foreign = biased(&[(1 << 20, 1.0)]).await.expect_err("a token outside the vocabulary");
+    assert_eq!(foreign.kind(), ErrorKind::InvalidArgument);
+    cluster.stop().await;
+}
+
+/// Asks over HTTP; gives the status and the body.
+async fn post(address: SocketAddr, body: Value) -> (u16, String) {
+    let exchange = move || {
+        let body = body.to_string();
+        let mut stream = TcpStream::connect(address).expect("the server listens");
+        let head = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).expect("the server reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("the server answers");
+        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+        let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
+        (status, body.expect("a body"))
+    };
+    in_time("an answer over HTTP", tokio::task::spawn_blocking(exchange)).await.expect("the client ends")
+}
+
+/// The chunks of a stream.
+fn events(body: &str) -> Vec<Value> {
+    let lines = body.lines().filter_map(|line| line.strip_prefix("data: ")).filter(|line| *line != "[DONE]");
+    lines.map(|line| serde_json::from_str(line).expect("an event is JSON")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_gives_several_choices_with_their_indices_forms_and_log_probabilities() {
+    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+    let config = ServerConfig { listen: vec!["127.0.0.1:0".parse().expect("an address")], ..ServerConfig::default() };
+    let server = serve(cluster.node().clone(), config).expect("the server starts");
+    let address = server.addresses()[0];
+    let ask = |more: Value| {
+        let mut body = json!({
+            "model": cluster.model.to_string(), "messages": [{"role": "user", "content": TEXT}], "n": 3, "seed": 5,
+            "temperature": 1, "max_tokens": 200, "logprobs": true, "top_logprobs": 2,
+            "response_format": {"type": "json_schema", "json_schema": {"name": "guest", "schema": guest(), "strict": true}},
+        });
+        let fields = more.as_object().expect("fields").clone();
+        body.as_object_mut().expect("an object").extend(fields);
+        post(address, body)
+    };
+    let (status, body) = ask(json!({})).await;
+    assert_eq!(status, 200, "{body}");
+    let whole: Value = serde_json::from_str(&body).expect("the body is JSON");
+    let choices = whole["choices"].as_array().expect("choices");
+    let text = |choice: &Value| choice["message"]["content"].as_str().expect("text").to_owned();
+    let texts: Vec<String> = choices.iter().map(text).collect();
+    let mut tokens = 0;
+    for (choice, index) in choices.iter().zip(0..) {
+        assert_eq!((&choice["index"], &choice["finish_reason"]), (&json!(index), &json!("stop")));
+        assert!(is_guest(&serde_json::from_str(&text(choice)).expect("JSON")), "{choice}");
+        let told = choice["logprobs"]["content"].as_array().expect("log-probabilities");
+        assert!(told.iter().all(|token| token["top_logprobs"].as_array().is_some_and(|top| top.len() == 2)));
+        let said: String = told.iter().map(|token| token["token"].as_str().expect("text")).collect();
+        assert_eq!(said, text(choice));
+        tokens += told.len() as u64;
+    }
+    assert_eq!(choices.len(), 3);
+    assert_eq!(whole["usage"]["completion_tokens"], tokens);
+    let prompt = whole["usage"]["prompt_tokens"].as_u64().expect("a count");
+    assert_eq!(whole["usage"]["total_tokens"], prompt + tokens);
+
+    let (status, body) = ask(json!({"stream": true, "stream_options": {"include_usage": true}})).await;
+    assert_eq!(status, 200, "{body}");
+    let events = events(&body);
+    let (mut streamed, mut told) = (vec![String::new(); 3], 0);
+    for choice in events.iter().filter_map(|event| event["choices"].get(0)) {
+        let index = choice["index"].as_u64().expect("an index") as usize;
+        streamed[index].push_str(choice["delta"]["content"].as_str().unwrap_or_default());
+        told += choice["logprobs"]["content"].as_array().map_or(0, Vec::len) as u64;
+    }
+    assert_eq!(streamed, texts, "the seeds are the same, so are the answers");
+    assert_eq!(told, tokens);
+    assert_eq!(events.last().map(|last| &last["usage"]["completion_tokens"]), Some(&json!(tokens)));
+    assert!(body.trim_end().ends_with("data: [DONE]") || body.contains("data: [DONE]"));
+
+    let refused = json!({"response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": []}}}});
+    let (status, body) = ask(refused).await;
+    assert_eq!(status, 400, "{body}");
+    let (status, _) = ask(json!({"response_format": {"type": "json_object"}, "n": 1, "max_tokens": 2})).await;
+    assert_eq!(status, 200, "the server goes on");
+    server.shutdown(Duration::from_secs(5)).await;
+    cluster.stop().await;
+}
