@@ -1,0 +1,209 @@
+//! The stage thread, on the echo engine and on stages that misbehave.
+
+use super::*;
+use crate::engine::StageConfig;
+use crate::engine::echo::{EchoFaults, EchoStage};
+
+const WIDTH: u32 = 3;
+const VOCAB: u32 = 50;
+
+fn config() -> StageConfig {
+    StageConfig { context: 256, max_sessions: 2, max_rows: 8, threads: 1 }
+}
+
+async fn spawn(vocab: Option<u32>, faults: EchoFaults) -> StageHandle {
+    let stage = EchoStage::new(1, LayerRange::new(0, 2), WIDTH, vocab, config()).with_faults(faults);
+    StageHandle::spawn(move || Ok(Box::new(stage) as Box<dyn Stage>)).await.unwrap()
+}
+
+fn job(pos: u32, rows: u32, reduce: Reduce) -> StepJob {
+    let hidden = (0..rows * WIDTH).map(|index| (pos * WIDTH + index) as f32).collect();
+    let rows = (pos..pos + rows).map(|pos| Row { slot: 0, pos, want: true }).collect();
+    StepJob { hidden, rows, reduce, exact: true, rewind: false }
+}
+
+async fn logits(stage: &StageHandle, reduce: Reduce) -> Vec<LogitRow> {
+    stage.truncate(0, 0).await.unwrap();
+    match stage.step(job(0, 2, reduce)).await.unwrap().0 {
+        StepOutput::Logits(rows) => rows,
+        StepOutput::Hidden(_) => panic!("a stage with the head gave hidden states"),
+    }
+}
+
+#[tokio::test]
+async fn a_stage_without_the_head_gives_hidden_states_whatever_is_asked() {
+    let stage = spawn(None, EchoFaults::default()).await;
+    let (output, _) = stage.step(job(0, 2, Reduce::Top(4))).await.unwrap();
+    assert!(matches!(output, StepOutput::Hidden(hidden) if hidden.len() == 2 * WIDTH as usize));
+}
+
+#[tokio::test]
+async fn a_reduced_row_is_the_best_of_the_full_row_with_its_log_sum_exp() {
+    let stage = spawn(Some(VOCAB), EchoFaults::default()).await;
+    let full = logits(&stage, Reduce::Full).await;
+    let top = logits(&stage, Reduce::Top(7)).await;
+    assert_eq!((full.len(), top.len()), (2, 2));
+    for (full, top) in full.iter().zip(&top) {
+        let LogitRow::Full(full) = full else { panic!("not a full row") };
+        let mut sorted: Vec<(u32, f32)> = (0..).zip(full.iter().copied()).collect();
+        sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        let (ids, logits) = sorted.into_iter().take(7).unzip();
+        let exact = full.iter().map(|logit| f64::from(*logit).exp()).sum::<f64>().ln();
+        let LogitRow::Top { lse, .. } = top else { panic!("not a reduced row") };
+        assert!((f64::from(*lse) - exact).abs() < 1e-5, "{lse} {exact}");
+        assert_eq!(*top, LogitRow::Top { lse: *lse, ids, logits });
+    }
+}
+
+#[tokio::test]
+async fn more_than_the_vocabulary_is_the_vocabulary_and_hidden_is_no_logits() {
+    let stage = spawn(Some(VOCAB), EchoFaults::default()).await;
+    let all = logits(&stage, Reduce::Top(u32::MAX)).await;
+    assert!(matches!(&all[0], LogitRow::Top { ids, .. } if ids.len() == VOCAB as usize));
+    assert_eq!(logits(&stage, Reduce::Hidden).await, []);
+}
+
+#[tokio::test]
+async fn a_refused_step_leaves_the_stage_as_it_was() {
+    let stage = spawn(None, EchoFaults::default()).await;
+    let refused = stage.step(job(1, 1, Reduce::Hidden)).await;
+    assert_eq!(refused, Err(EngineError::Position { given: 1, expected: 0 }));
+    assert!(stage.step(job(0, 1, Reduce::Hidden)).await.is_ok());
+}
+
+#[tokio::test]
+async fn an_engine_that_panics_is_given_up_and_nothing_else_is() {
+    let faults = EchoFaults { panic_at: Some(1), ..EchoFaults::default() };
+    let stage = spawn(None, faults).await;
+    assert!(stage.step(job(0, 1, Reduce::Hidden)).await.is_ok());
+    let panicked = stage.step(job(1, 1, Reduce::Hidden)).await;
+    assert!(matches!(panicked, Err(EngineError::Step { reason, .. }) if reason.contains("step 1")));
+    assert_eq!(stage.step(job(1, 1, Reduce::Hidden)).await, Err(EngineError::Gone));
+    assert_eq!(stage.release(0).await, Err(EngineError::Gone));
+}
+
+#[tokio::test]
+async fn a_load_that_panics_or_fails_is_an_error() {
+    let panicked = StageHandle::spawn(|| panic!("no weights")).await;
+    assert!(matches!(panicked, Err(EngineError::Load { reason, .. }) if reason.contains("no weights")));
+    let failed = StageHandle::spawn(|| Err(EngineError::Busy { depth: 1 })).await;
+    assert!(matches!(failed, Err(EngineError::Busy { depth: 1 })));
+}
+
+#[tokio::test]
+async fn a_step_whose_caller_is_gone_is_skipped_and_a_release_is_not() {
+    let faults = EchoFaults { delay: Duration::from_millis(50), ..EchoFaults::default() };
+    let stage = spawn(None, faults).await;
+    let mut first = tokio::spawn({
+        let stage = stage.clone();
+        async move { stage.step(job(0, 1, Reduce::Hidden)).await.map(|_| ()) }
+    });
+    // The first step is under way or queued; the second waits behind it when its future is dropped.
+    assert!(tokio::time::timeout(Duration::from_millis(10), &mut first).await.is_err());
+    let second = stage.step(job(1, 1, Reduce::Hidden));
+    assert!(tokio::time::timeout(Duration::from_millis(1), second).await.is_err());
+    assert_eq!(first.await.unwrap(), Ok(()));
+    // Position 1 is still free.
+    assert!(stage.step(job(1, 1, Reduce::Hidden)).await.is_ok());
+    stage.release(0).await.unwrap();
+    assert!(stage.step(job(0, 1, Reduce::Hidden)).await.is_ok());
+}
+
+/// Tells when it is dropped.
+struct Watched(EchoStage, std::sync::mpsc::Sender<Option<String>>);
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let _ = self.1.send(std::thread::current().name().map(str::to_owned));
+    }
+}
+
+impl Stage for Watched {
+    fn spec(&self) -> &StageSpec {
+        self.0.spec()
+    }
+    fn check(&self, hidden: &[f32], rows: &[Row]) -> Result<(), EngineError> {
+        self.0.check(hidden, rows)
+    }
+    fn step(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
+        self.0.step(hidden, rows, out)
+    }
+    fn truncate(&mut self, slot: u32, len: u32) -> Result<(), EngineError> {
+        self.0.truncate(slot, len)
+    }
+    fn release(&mut self, slot: u32) {
+        self.0.release(slot);
+    }
+    fn snapshot(&mut self, slot: u32) -> Result<Vec<u8>, EngineError> {
+        self.0.snapshot(slot)
+    }
+    fn restore(&mut self, slot: u32, len: u32, state: &[u8]) -> Result<(), EngineError> {
+        self.0.restore(slot, len, state)
+    }
+}
+
+#[tokio::test]
+async fn dropping_the_last_handle_unloads_the_stage_on_its_own_thread() {
+    let (dropped, seen) = std::sync::mpsc::channel();
+    let stage = EchoStage::new(1, LayerRange::new(0, 1), WIDTH, None, config());
+    let load = move || Ok(Box::new(Watched(stage, dropped)) as Box<dyn Stage>);
+    let handle = StageHandle::spawn(load).await.unwrap();
+    let clone = handle.clone();
+    drop(handle);
+    assert!(clone.step(job(0, 1, Reduce::Hidden)).await.is_ok());
+    assert!(seen.try_recv().is_err());
+    drop(clone);
+    assert_eq!(seen.recv_timeout(Duration::from_secs(60)), Ok(Some(THREAD_NAME.to_owned())));
+}
+
+/// A stage whose slot 1 overflows.
+struct Overflows(EchoStage);
+
+impl Stage for Overflows {
+    fn spec(&self) -> &StageSpec {
+        self.0.spec()
+    }
+    fn check(&self, hidden: &[f32], rows: &[Row]) -> Result<(), EngineError> {
+        self.0.check(hidden, rows)
+    }
+    fn step(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
+        self.0.step(hidden, rows, out)?;
+        for (row, values) in rows.iter().zip(out.chunks_exact_mut(WIDTH as usize)) {
+            if row.slot == 1 {
+                values[0] = f32::INFINITY;
+            }
+        }
+        Ok(())
+    }
+    fn truncate(&mut self, slot: u32, len: u32) -> Result<(), EngineError> {
+        self.0.truncate(slot, len)
+    }
+    fn release(&mut self, slot: u32) {
+        self.0.release(slot);
+    }
+    fn snapshot(&mut self, slot: u32) -> Result<Vec<u8>, EngineError> {
+        self.0.snapshot(slot)
+    }
+    fn restore(&mut self, slot: u32, len: u32, state: &[u8]) -> Result<(), EngineError> {
+        self.0.restore(slot, len, state)
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_overflows_or_is_refused_ends_none_that_shares_its_step() {
+    let faults = EchoFaults { delay: Duration::from_millis(50), ..EchoFaults::default() };
+    let stage = EchoStage::new(1, LayerRange::new(0, 2), WIDTH, None, config()).with_faults(faults);
+    let stage = StageHandle::spawn(move || Ok(Box::new(Overflows(stage)) as Box<dyn Stage>)).await.unwrap();
+    let of = |slot: u32, pos: u32| {
+        let rows = vec![Row { slot, pos, want: true }];
+        StepJob { hidden: vec![0.5; WIDTH as usize], rows, reduce: Reduce::Hidden, exact: false, rewind: false }
+    };
+    // While the first is computed, the others come together.
+    let (first, good, overflows) = tokio::join!(stage.step(of(0, 0)), stage.step(of(0, 1)), stage.step(of(1, 0)));
+    assert!(first.is_ok() && good.is_ok());
+    assert!(matches!(overflows, Err(EngineError::Step { reason, .. }) if reason.contains("not finite")));
+    stage.release(1).await.unwrap();
+    let (first, good, refused) = tokio::join!(stage.step(of(0, 2)), stage.step(of(0, 3)), stage.step(of(1, 7)));
+    assert!(first.is_ok() && good.is_ok());
+    assert_eq!(refused, Err(EngineError::Position { given: 7, expected: 0 }));
+}
