@@ -23,6 +23,8 @@ const PLAIN_ATTENTION: i32 = 0;
 fn backend() -> &'static LlamaBackend {
     static BACKEND: OnceLock<LlamaBackend> = OnceLock::new();
     BACKEND.get_or_init(|| {
+        // Before anything is loaded: both must compute with the same kernels.
+        swarmllm_core::engine::llama_cpp::start();
         let mut backend = LlamaBackend::init().expect("llama.cpp starts once per process");
         backend.void_logs();
         backend

@@ -109,7 +109,8 @@ fn engines(status: &NodeStatus) -> Check {
 
 fn cpu() -> Check {
     let found: Vec<&str> = cpu_features().into_iter().filter_map(|(name, has)| has.then_some(name)).collect();
-    let text = format!("{} {}", std::env::consts::ARCH, found.join(" "));
+    let kernels = swarmllm_core::engine::llama_cpp::kernels();
+    let text = format!("{} {}; llama.cpp's kernels: {kernels}", std::env::consts::ARCH, found.join(" "));
     match found.is_empty() {
         false => Check::ok("processor", text.trim_end()),
         true => Check::warn("processor", text.trim_end(), "no vector instructions are known here; expect slow answers"),

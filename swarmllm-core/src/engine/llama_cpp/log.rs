@@ -11,6 +11,8 @@ use std::sync::OnceLock;
 
 use llama_cpp_sys_2 as ll;
 
+use super::kernels;
+
 /// Longest reason kept of a failed load, in bytes.
 const MAX_REASON: usize = 512;
 
@@ -30,6 +32,7 @@ pub(super) fn init() {
             ll::ggml_set_abort_callback(Some(on_abort));
             ll::llama_backend_init();
         }
+        kernels::choose();
     });
 }
 

@@ -11,7 +11,8 @@
 //! Refuses: architectures that are not on the certified list, cuts that would abort, and models whose facts and tensors
 //! are not exactly what the architecture needs.
 //!
-//! Process-wide, because llama.cpp has them so: its log callback and its abort callback ([`log`]).
+//! Process-wide, because llama.cpp has them so: its log callback and its abort callback ([`log`]), and which build of its
+//! CPU kernels is used ([`kernels`]).
 
 mod architectures;
 mod capture;
@@ -19,6 +20,10 @@ mod embedder;
 mod facts;
 mod file;
 mod image;
+mod kernels;
+// A level's settings are for the build script.
+#[allow(dead_code)]
+mod levels;
 mod log;
 mod model;
 mod pool;
@@ -46,6 +51,28 @@ use stage::LlamaStage;
 /// The engine's name, as it stands in errors and specs.
 const ENGINE: &str = "llama.cpp";
 
+/// Starts llama.cpp for this process, once; the first load does it otherwise. A host that uses llama.cpp besides us calls
+/// this before: what it had loaded earlier may be with kernels that are then no longer the registered ones.
+pub fn start() {
+    log::init();
+}
+
+/// Which build of llama.cpp's CPU kernels this machine gets: `base`, or the name of a better one.
+pub fn kernels() -> &'static str {
+    kernels::level()
+}
+
+/// Refuses machines that llama.cpp's kernels would end the process on.
+fn check_machine() -> Result<(), EngineError> {
+    match levels::has_base() {
+        true => Ok(()),
+        false => Err(EngineError::NoEngine {
+            reason: "llama.cpp is built for processors with AVX2, FMA, BMI2 and F16C, which this one has not"
+                .to_owned(),
+        }),
+    }
+}
+
 /// The llama.cpp engine. Stages loaded from one value share compute threads; two values share nothing.
 #[derive(Debug, Default)]
 pub struct LlamaCpp {
@@ -65,12 +92,14 @@ impl Engine for LlamaCpp {
     }
 
     fn cuts(&self, manifest: &Manifest) -> Result<CutRules, EngineError> {
+        check_machine()?;
         let shape = Shape::read(manifest)?;
         tensors::check_model(&shape, manifest)?;
         Ok(shape.cuts())
     }
 
     fn load_stage(&self, source: StageSource, config: &StageConfig) -> Result<Box<dyn Stage>, EngineError> {
+        check_machine()?;
         let shape = Shape::read(&source.manifest)?;
         shape.admit(source.layers, source.head)?;
         tensors::check_stage(&shape, &source)?;
@@ -80,6 +109,7 @@ impl Engine for LlamaCpp {
     }
 
     fn load_embedder(&self, source: EmbeddingSource) -> Result<Arc<dyn Embedder>, EngineError> {
+        check_machine()?;
         let shape = Shape::read(&source.manifest)?;
         tensors::check_embedding(&shape, &source.tensor.entry)?;
         log::init();

@@ -10,6 +10,8 @@ use llama_cpp_sys_2 as ll;
 
 use crate::engine::EngineError;
 
+use super::kernels;
+
 /// How long an idle worker spins before it sleeps, in ggml's unit of 131,072 looks (some 4 ms). Not at all: waking a
 /// sleeper does not show in the speed of one stage, while a spinning one takes the core from the next stage of the chain
 /// where that runs in another process (on two cores, a unit costs a third of the speed, ggml's own 50 cost 70 %).
@@ -62,13 +64,10 @@ unsafe impl Sync for Pool {}
 impl Pool {
     fn new(threads: u32, poll: u32) -> Result<Self, EngineError> {
         let count = i32::try_from(threads).unwrap_or(i32::MAX);
-        // SAFETY: the parameters are ggml's defaults for this count, changed in one number.
-        let raw = unsafe {
-            let mut params = ll::ggml_threadpool_params_default(count);
-            params.poll = poll;
-            ll::ggml_threadpool_new(&raw mut params)
-        };
-        let raw = NonNull::new(raw).ok_or_else(|| EngineError::Step {
+        // SAFETY: fills a struct from a count.
+        let mut params = unsafe { ll::ggml_threadpool_params_default(count) };
+        params.poll = poll;
+        let raw = kernels::new_threadpool(&mut params).and_then(NonNull::new).ok_or_else(|| EngineError::Step {
             engine: super::ENGINE,
             reason: format!("{threads} compute threads could not be started"),
         })?;
@@ -90,6 +89,6 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         // SAFETY: the pool is ours, and no context uses it any more: each stage holds it for as long as its context.
-        unsafe { ll::ggml_threadpool_free(self.raw.as_ptr()) };
+        unsafe { kernels::free_threadpool(self.raw.as_ptr()) };
     }
 }

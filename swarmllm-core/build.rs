@@ -1,0 +1,125 @@
+//! Builds llama.cpp's CPU kernels once more for each kind of processor that has better instructions than the ones that
+//! `llama-cpp-sys-2` builds for, so that one library serves them all at full speed.
+//!
+//! llama.cpp has such builds too, as shared libraries to be found at run time; a library that is to be linked into a host
+//! cannot bring files along. So each build's objects are joined into one and its names are made local, but for the entry
+//! point, which gets a name of its own; `engine/llama_cpp/kernels.rs` chooses one at run time. Sources and rules are those
+//! of `llama-cpp-sys-2`'s own build, which has come to its end before this one begins, since that crate `links`.
+//!
+//! An unoptimised build is run where it is made, so it gets the best build for this machine only. Where something that
+//! this needs is not there (GNU's `ld` and `objcopy`, that other build's folder), there are no further builds, and
+//! llama.cpp computes with the instructions that all have.
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rustc-check-cfg=cfg(kernels, values(any()))");
+    #[cfg(feature = "llama-cpp")]
+    kernels::main();
+}
+
+#[cfg(feature = "llama-cpp")]
+#[path = "src/engine/llama_cpp/levels.rs"]
+mod levels;
+
+#[cfg(feature = "llama-cpp")]
+mod kernels {
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+
+    use super::levels::{LEVELS, Level};
+
+    /// The entry point of llama.cpp's CPU kernels.
+    const ENTRY: &str = "ggml_backend_cpu_reg";
+
+    /// What of llama.cpp is not wanted, and how the rest is built; as `llama-cpp-sys-2` has it.
+    const SETTINGS: [(&str, &str); 10] = [
+        ("BUILD_SHARED_LIBS", "OFF"),
+        ("GGML_NATIVE", "OFF"),
+        ("GGML_OPENMP", "OFF"),
+        ("LLAMA_BUILD_APP", "OFF"),
+        ("LLAMA_BUILD_COMMON", "OFF"),
+        ("LLAMA_BUILD_EXAMPLES", "OFF"),
+        ("LLAMA_BUILD_SERVER", "OFF"),
+        ("LLAMA_BUILD_TESTS", "OFF"),
+        ("LLAMA_BUILD_TOOLS", "OFF"),
+        ("LLAMA_CURL", "OFF"),
+    ];
+
+    pub fn main() {
+        println!("cargo:rerun-if-changed=src/engine/llama_cpp/levels.rs");
+        let set = |name: &str| std::env::var(name).unwrap_or_default();
+        // The tools that join objects, and the table of levels, are the ones of the machine that builds.
+        if set("CARGO_CFG_TARGET_OS") != "linux" || set("HOST") != set("TARGET") {
+            return;
+        }
+        let levels: Vec<&Level> = match set("PROFILE").as_str() {
+            "release" => LEVELS.iter().collect(),
+            _ => LEVELS.iter().filter(|level| (level.fits)()).take(1).collect(),
+        };
+        if let Err(why) = build(&levels, Path::new(&set("OUT_DIR"))) {
+            println!("cargo:warning=llama.cpp gets only the CPU kernels that all processors can run: {why}");
+        }
+    }
+
+    fn build(levels: &[&Level], out: &Path) -> Result<(), String> {
+        let source = source(out).ok_or("the build of llama-cpp-sys-2 was not found")?;
+        let built: Vec<_> = levels.iter().map(|level| build_level(&source, level, out)).collect::<Result<_, _>>()?;
+        println!("cargo:rustc-link-search=native={}", out.display());
+        for (level, archive) in levels.iter().zip(built) {
+            println!("cargo:rustc-link-lib=static={archive}");
+            println!("cargo:rustc-cfg=kernels=\"{}\"", level.name);
+        }
+        Ok(())
+    }
+
+    /// The sources of llama.cpp: where `llama-cpp-sys-2`, whose build lies beside ours, took them from. The crate's
+    /// version is pinned, so that all such folders name one place.
+    fn source(out: &Path) -> Option<PathBuf> {
+        let builds = std::fs::read_dir(out.parent()?.parent()?).ok()?;
+        builds.filter_map(Result::ok).find_map(|build| {
+            build.file_name().to_str().filter(|name| name.starts_with("llama-cpp-sys-2-"))?;
+            let settings = std::fs::read_to_string(build.path().join("out/build/CMakeCache.txt")).ok()?;
+            let home = settings.lines().find_map(|line| line.strip_prefix("CMAKE_HOME_DIRECTORY:INTERNAL="))?;
+            Some(PathBuf::from(home)).filter(|home| home.join("CMakeLists.txt").is_file())
+        })
+    }
+
+    /// Builds one level; gives the name of the archive, without `lib` and `.a`.
+    fn build_level(source: &Path, level: &Level, out: &Path) -> Result<String, String> {
+        let mut config = cmake::Config::new(source);
+        config.profile("Release").out_dir(out.join(level.name)).build_target("ggml-cpu").always_configure(false);
+        for (key, value) in SETTINGS.iter().chain(level.settings) {
+            config.define(key, value);
+        }
+        // A name that is unique in the whole program would stay one after it has been made local.
+        config.cflag("-w").cxxflag("-w").cxxflag("-fno-gnu-unique");
+        let archive = config.build().join("build/ggml/src/libggml-cpu.a");
+        join(&archive, level.name, out)
+    }
+
+    /// Joins an archive's objects into one whose names are its own. That includes the functions that C++ headers bring:
+    /// the rest of the program must not get the ones that were compiled for a better processor.
+    fn join(archive: &Path, name: &str, out: &Path) -> Result<String, String> {
+        let (joined, entry) = (out.join(format!("{name}.o")), format!("swarmllm_kernels_{name}"));
+        let partial = ["-r", "--force-group-allocation", "--whole-archive", "-o"];
+        run(Command::new("ld").args(partial).arg(&joined).arg(archive))?;
+        let keep = [format!("--redefine-sym={ENTRY}={entry}"), format!("--keep-global-symbol={entry}")];
+        run(Command::new("objcopy").args(keep).arg(&joined))?;
+        let packed = out.join(format!("lib{entry}.a"));
+        // `ar` would add to an older one.
+        let _ = std::fs::remove_file(&packed);
+        run(Command::new("ar").arg("crs").arg(&packed).arg(&joined))?;
+        Ok(entry)
+    }
+
+    fn run(command: &mut Command) -> Result<(), String> {
+        let program = command.get_program().to_string_lossy().into_owned();
+        match command.output() {
+            Err(error) => Err(format!("`{program}` was not started: {error}")),
+            Ok(done) if !done.status.success() => {
+                Err(format!("`{program}` failed: {}", String::from_utf8_lossy(&done.stderr).trim()))
+            }
+            Ok(_) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! llama.cpp's CPU kernels: which build of them this machine gets.
+//!
+//! `llama-cpp-sys-2` brings one build, for what nearly all have (x86-64 with AVX2, FMA and F16C; 64-bit ARM), and
+//! registers it at llama.cpp's start. `build.rs` adds builds for better processors; the best one that this machine can
+//! run takes the other's place, for the whole process. llama.cpp and this engine reach kernels through their registry
+//! only, so that nothing of the first build is used beside it.
+//!
+//! Two builds round differently: results are equal, bit by bit, between machines of one level only.
+
+use std::ffi::{CStr, c_void};
+
+use llama_cpp_sys_2 as ll;
+
+use super::levels::LEVELS;
+
+type Entry = unsafe extern "C" fn() -> ll::ggml_backend_reg_t;
+
+macro_rules! entries {
+    ($($name:literal $entry:ident,)*) => {
+        unsafe extern "C" {
+            $(#[cfg(kernels = $name)] fn $entry() -> ll::ggml_backend_reg_t;)*
+        }
+
+        /// The entry point of a level's build, where it came along.
+        fn entry(name: &str) -> Option<Entry> {
+            match name {
+                $(#[cfg(kernels = $name)] $name => Some($entry),)*
+                _ => None,
+            }
+        }
+    };
+}
+
+entries! {
+    "avx512_bf16" swarmllm_kernels_avx512_bf16,
+    "avx512_vnni" swarmllm_kernels_avx512_vnni,
+    "avx512" swarmllm_kernels_avx512,
+    "avx_vnni" swarmllm_kernels_avx_vnni,
+    "i8mm" swarmllm_kernels_i8mm,
+    "dotprod" swarmllm_kernels_dotprod,
+}
+
+/// The name of the build that this machine gets, `base` where that is the one that all get.
+pub(super) fn level() -> &'static str {
+    best().map_or("base", |(name, _)| name)
+}
+
+fn best() -> Option<(&'static str, Entry)> {
+    LEVELS.iter().filter(|level| (level.fits)()).find_map(|level| Some((level.name, entry(level.name)?)))
+}
+
+/// Puts the best build in the place of the registered one. To be called once, before anything is loaded.
+pub(super) fn choose() {
+    if let Some((_, entry)) = best() {
+        // SAFETY: the machine can run the build; nothing has been taken from the registry yet, so that nothing of the
+        // build that leaves it is in use. Both builds' registrations are static.
+        unsafe {
+            ll::ggml_backend_unload(ll::ggml_backend_cpu_reg());
+            ll::ggml_backend_register(entry());
+        }
+    }
+}
+
+/// A function of the registered kernels.
+fn function(name: &CStr) -> Option<*mut c_void> {
+    // SAFETY: llama.cpp has been started, so the registry has its CPU kernels; the name ends with a zero.
+    let found = unsafe {
+        let device = ll::ggml_backend_dev_by_type(ll::GGML_BACKEND_DEVICE_TYPE_CPU);
+        if device.is_null() {
+            return None;
+        }
+        ll::ggml_backend_reg_get_proc_address(ll::ggml_backend_dev_backend_reg(device), name.as_ptr())
+    };
+    Some(found).filter(|found| !found.is_null())
+}
+
+/// Starts compute threads; nothing where they could not be.
+pub(super) fn new_threadpool(params: &mut ll::ggml_threadpool_params) -> Option<*mut ll::ggml_threadpool> {
+    type New = unsafe extern "C" fn(*mut ll::ggml_threadpool_params) -> *mut ll::ggml_threadpool;
+    let new = function(c"ggml_threadpool_new")?;
+    // SAFETY: the registry gives the function of that name, which has this type.
+    let pool = unsafe { std::mem::transmute::<*mut c_void, New>(new)(params) };
+    Some(pool).filter(|pool| !pool.is_null())
+}
+
+/// Ends compute threads.
+///
+/// # Safety
+/// The pool came from [`new_threadpool`], and nothing computes with it any more.
+pub(super) unsafe fn free_threadpool(pool: *mut ll::ggml_threadpool) {
+    type Free = unsafe extern "C" fn(*mut ll::ggml_threadpool);
+    if let Some(free) = function(c"ggml_threadpool_free") {
+        // SAFETY: the registry gives the function of that name, which has this type; the rest is the caller's promise.
+        unsafe { std::mem::transmute::<*mut c_void, Free>(free)(pool) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_build_of_the_kernels_is_registered_and_it_is_the_best_that_this_machine_can_run() {
+        super::super::log::init();
+        // SAFETY: llama.cpp has been started; registrations, their devices and their names live for ever.
+        unsafe {
+            let registered = (0..ll::ggml_backend_reg_count()).map(|index| ll::ggml_backend_reg_get(index));
+            let of_cpu = |reg: &ll::ggml_backend_reg_t| CStr::from_ptr(ll::ggml_backend_reg_name(*reg)) == c"CPU";
+            let kernels: Vec<_> = registered.filter(of_cpu).collect();
+            let best = best().map_or_else(|| ll::ggml_backend_cpu_reg(), |(_, entry)| entry());
+            assert_eq!(kernels, [best]);
+            let device = ll::ggml_backend_dev_by_type(ll::GGML_BACKEND_DEVICE_TYPE_CPU);
+            assert_eq!(ll::ggml_backend_dev_backend_reg(device), best);
+        }
+    }
+}
