@@ -14,7 +14,7 @@
  * `swarmllm_string`: read-only, yours until `swarmllm_string_free`.
  *
  * Threads. Every call may be made from any thread, several at once, on the same handles too. Calls that wait (start,
- * connect, import, pull, plan, chat, generate, next, completion, shutdown) block the calling thread; on a thread of an
+ * connect, import, pull, plan, embed, chat, generate, next, completion, shutdown) block the calling thread; on a thread of an
  * async runtime of this library they are refused with SWARMLLM_UNSUPPORTED. A progress function is called on the thread
  * that made the call, before the call returns. The last error is kept per thread. A process that was forked after a node
  * had started gets SWARMLLM_FORKED from that node.
@@ -106,6 +106,20 @@ typedef enum {
    */
   SWARMLLM_DELTA_TIMEOUT = 3,
 } swarmllm_delta_kind;
+
+/**
+ * What is taken of the states of a text's tokens.
+ */
+typedef enum {
+  /**
+   * Their mean.
+   */
+  SWARMLLM_POOLING_MEAN = 0,
+  /**
+   * The last token's, which is the only one that has seen the whole text.
+   */
+  SWARMLLM_POOLING_LAST = 1,
+} swarmllm_pooling;
 
 /**
  * How a call ended: `SWARMLLM_OK`, or one of the other `SWARMLLM_` codes.
@@ -263,6 +277,13 @@ swarmllm_status swarmllm_config_set_context(swarmllm_config config, uint32_t tok
 swarmllm_status swarmllm_config_set_sessions(swarmllm_config config, uint32_t sessions);
 
 /**
+ * How keys and values are kept: `full` (the default), or `q8_0`, which takes about half of the memory and refuses answers
+ * that are to be exact.
+ */
+swarmllm_status swarmllm_config_set_kv(swarmllm_config config,
+                                       const char *name);
+
+/**
  * Engine to use: `llama.cpp` or `candle`.
  */
 swarmllm_status swarmllm_config_set_engine(swarmllm_config config, const char *name);
@@ -335,6 +356,19 @@ swarmllm_status swarmllm_node_pull(swarmllm_node node,
 swarmllm_status swarmllm_node_plan_json(swarmllm_node node, const char *model, swarmllm_string *out);
 
 /**
+ * Makes a vector of a text: writes its floats, of length 1 together, to `vector`, and their number to `length`. `pooling`
+ * is one of `swarmllm_pooling`. Where the vector has more than `capacity` floats, nothing is written to `vector`,
+ * `length` says how many there are, and the call fails with SWARMLLM_INVALID_ARGUMENT.
+ */
+swarmllm_status swarmllm_node_embed(swarmllm_node node,
+                                    const char *model,
+                                    const char *text,
+                                    int32_t pooling,
+                                    float *vector,
+                                    size_t capacity,
+                                    size_t *length);
+
+/**
  * Stops accepting, drains until the deadline, flushes and closes. May be called again; the handle stays open.
  */
 swarmllm_status swarmllm_node_shutdown(swarmllm_node node, uint32_t deadline_ms);
@@ -348,9 +382,10 @@ swarmllm_status swarmllm_node_free(swarmllm_node node);
  * Asks a model. `messages` is a JSON list such as `[{"role": "user", "content": "Hello"}]`; `options` is NULL or a JSON
  * object of `max_tokens`, `temperature` (0 = greedy), `top_k`, `typical_p`, `top_p`, `min_p`, `repeat_penalty`,
  * `repeat_last_n`, `presence_penalty`, `frequency_penalty`, `logit_bias` (an object of tokens, -100 bans), `seed`, `stop`
- * (a text or a list), `deadline_ms`, `exact`, `guess`, `logprobs` (how many alternatives the completion tells beside each
- * token, 0 to 20) and `constraint` (the answer's form: `"json_object"`, `{"json_schema": {...}}`, `{"lark": "..."}` or
- * `{"regex": "..."}`). Returns when the stages are ready and the prompt was accepted.
+ * (a text or a list), `deadline_ms`, `exact`, `guess`, `draft` (a smaller model with the same vocabulary, held here as a
+ * whole, which guesses), `logprobs` (how many alternatives the completion tells beside each token, 0 to 20) and
+ * `constraint` (the answer's form: `"json_object"`, `{"json_schema": {...}}`, `{"lark": "..."}` or `{"regex": "..."}`).
+ * Returns when the stages are ready and the prompt was accepted.
  */
 swarmllm_status swarmllm_node_chat(swarmllm_node node,
                                    const char *model,

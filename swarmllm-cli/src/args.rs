@@ -7,7 +7,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use swarmllm_core::base::LayerRange;
 use swarmllm_core::node::Parts;
 
-use crate::config::Flags;
+use crate::config::{Flags, KvName};
 use crate::units::parse_bytes;
 
 #[derive(Debug, Parser)]
@@ -81,6 +81,9 @@ pub struct NodeArgs {
     /// Sessions that a stage computes at once
     #[arg(long, value_name = "N")]
     pub sessions: Option<u32>,
+    /// How keys and values are kept: full, or q8_0 in about half of the memory, without exact answers
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub kv: Option<KvName>,
     /// Engine: llama.cpp or candle
     #[arg(long, value_name = "NAME")]
     pub engine: Option<String>,
@@ -99,6 +102,7 @@ impl NodeArgs {
             memory: self.memory,
             context: self.context,
             sessions: self.sessions,
+            kv: self.kv,
             engine: self.engine.clone(),
             ..Flags::default()
         }
@@ -176,6 +180,9 @@ pub struct ChatArgs {
     /// Answer token for token as a plain run of the whole model, whoever else is answered meanwhile
     #[arg(long)]
     pub exact: bool,
+    /// Model that guesses ahead: a smaller one with the same vocabulary, held here as a whole
+    #[arg(long, value_name = "MODEL")]
+    pub draft: Option<String>,
     /// JSON schema that the answer has to satisfy
     #[arg(long, value_name = "FILE")]
     pub json_schema: Option<PathBuf>,

@@ -9,6 +9,7 @@ use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use serde::{Deserialize, Deserializer, Serialize};
 use swarmllm_core::base::ErrorKind;
+use swarmllm_core::node::KvCache;
 use swarmllm_core::server::{DEFAULT_PORT, ServerConfig};
 
 use crate::failure::Failure;
@@ -56,7 +57,27 @@ pub struct Settings {
     pub memory: Option<u64>,
     pub context: Option<u32>,
     pub sessions: Option<u32>,
+    pub kv: Option<KvName>,
     pub engine: Option<String>,
+}
+
+/// How keys and values are kept, by the names that files and flags use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+pub enum KvName {
+    #[serde(rename = "full")]
+    Full,
+    #[serde(rename = "q8_0")]
+    #[value(name = "q8_0")]
+    Q8,
+}
+
+impl From<KvName> for KvCache {
+    fn from(name: KvName) -> Self {
+        match name {
+            KvName::Full => KvCache::Full,
+            KvName::Q8 => KvCache::Q8,
+        }
+    }
 }
 
 impl Default for Settings {
@@ -76,6 +97,7 @@ impl Default for Settings {
             memory: None,
             context: None,
             sessions: None,
+            kv: None,
             engine: None,
         }
     }
@@ -108,6 +130,8 @@ pub struct Flags {
     pub context: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sessions: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv: Option<KvName>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
 }

@@ -78,6 +78,9 @@ impl Context {
         if let Some(sessions) = settings.sessions {
             builder = builder.sessions(sessions);
         }
+        if let Some(kv) = settings.kv {
+            builder = builder.kv(kv.into());
+        }
         if let Some(engine) = &settings.engine {
             builder = builder.engine(engine);
         }

@@ -181,6 +181,18 @@ pub extern "C" fn swarmllm_config_set_sessions(config: swarmllm_config, sessions
     set(config, |builder| builder.sessions(sessions))
 }
 
+/// How keys and values are kept: `full` (the default), or `q8_0`, which takes about half of the memory and refuses answers
+/// that are to be exact.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn swarmllm_config_set_kv(config: swarmllm_config, name: *const c_char) -> swarmllm_status {
+    change(config, |config| {
+        // SAFETY: the caller gives a NUL-terminated text.
+        let kv = unsafe { read(name, "name", MAX_NAME) }?.parse().map_err(refuse)?;
+        config.builder = config.builder.clone().kv(kv);
+        Ok(())
+    })
+}
+
 /// Engine to use: `llama.cpp` or `candle`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_config_set_engine(config: swarmllm_config, name: *const c_char) -> swarmllm_status {

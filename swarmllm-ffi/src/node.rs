@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use swarmllm_core::base::{ErrorKind, Fault, Progress};
-use swarmllm_core::node::{GenerateError, ImportOptions, Node, ProgressFn};
+use swarmllm_core::node::{EmbedRequest, GenerateError, ImportOptions, Node, Pooling, ProgressFn, Prompt};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::config::{builder, swarmllm_config};
 use crate::handle::Registry;
 use crate::options;
-use crate::status::{guard, place, swarmllm_status};
+use crate::status::{guard, place, refuse, swarmllm_status};
 use crate::text::{MAX_NAME, MAX_TEXT, answer, read, read_optional, swarmllm_string};
 
 static NODES: Registry<Node> = Registry::new(2, "node");
@@ -227,6 +227,54 @@ pub unsafe extern "C" fn swarmllm_node_plan_json(
         // SAFETY: the caller gives a NUL-terminated text.
         let model = unsafe { read(model, "model", MAX_NAME) }?;
         json(&wait(&node.runtime(), node.plan(model))?.map_err(|error| fault(&error))?)
+    })
+}
+
+/// What is taken of the states of a text's tokens.
+#[repr(C)]
+pub enum swarmllm_pooling {
+    /// Their mean.
+    SWARMLLM_POOLING_MEAN = 0,
+    /// The last token's, which is the only one that has seen the whole text.
+    SWARMLLM_POOLING_LAST = 1,
+}
+
+/// Makes a vector of a text: writes its floats, of length 1 together, to `vector`, and their number to `length`. `pooling`
+/// is one of `swarmllm_pooling`. Where the vector has more than `capacity` floats, nothing is written to `vector`,
+/// `length` says how many there are, and the call fails with SWARMLLM_INVALID_ARGUMENT.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn swarmllm_node_embed(
+    node: swarmllm_node,
+    model: *const c_char,
+    text: *const c_char,
+    pooling: i32,
+    vector: *mut f32,
+    capacity: usize,
+    length: Option<&mut MaybeUninit<usize>>,
+) -> swarmllm_status {
+    const MEAN: i32 = swarmllm_pooling::SWARMLLM_POOLING_MEAN as i32;
+    const LAST: i32 = swarmllm_pooling::SWARMLLM_POOLING_LAST as i32;
+    guard(|| {
+        let length = place(length, "length")?.write(0);
+        let pooling = match pooling {
+            MEAN => Pooling::Mean,
+            LAST => Pooling::Last,
+            _ => return Err(refuse(format_args!("{pooling} is no `swarmllm_pooling`"))),
+        };
+        let node = self::node(node)?;
+        // SAFETY: the caller gives NUL-terminated texts.
+        let (model, text) = unsafe { (read(model, "model", MAX_NAME)?, read(text, "text", MAX_TEXT)?) };
+        let inputs = vec![Prompt::Text(text.to_owned())];
+        let request = EmbedRequest { model: model.to_owned(), inputs, pooling, deadline: None };
+        let done = wait(&node.runtime(), node.embed(request))?.map_err(|error| error.0)?;
+        let floats = done.vectors.first().map(Vec::as_slice).unwrap_or_default();
+        *length = floats.len();
+        if vector.is_null() || floats.len() > capacity {
+            return Err(refuse(format_args!("the vector has {} floats, there is room for {capacity}", floats.len())));
+        }
+        // SAFETY: the caller gives `capacity` writable floats at `vector`, which are no fewer; `floats` is ours alone.
+        unsafe { std::ptr::copy_nonoverlapping(floats.as_ptr(), vector, floats.len()) };
+        Ok(())
     })
 }
 

@@ -25,6 +25,7 @@ pub fn generate(text: Option<&str>) -> Result<GenerateOptions, Fault> {
         deadline: deadline.map(Duration::from_millis),
         exact: take(&mut fields, "exact")?.unwrap_or(default.exact),
         guess: take(&mut fields, "guess")?.unwrap_or(default.guess),
+        draft: take(&mut fields, "draft")?,
         logprobs: take(&mut fields, "logprobs")?,
         constraint: take(&mut fields, "constraint")?,
         sampling: sampling(fields)?,

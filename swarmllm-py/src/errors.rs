@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 use swarmllm_core::base::{ErrorKind, Fault};
-use swarmllm_core::node::{Completion, ConnectError, GenerateError, ModelActError, StartError};
+use swarmllm_core::node::{Completion, ConnectError, EmbedError, GenerateError, ModelActError, StartError};
 
 static CLASSES: PyOnceLock<HashMap<u16, Py<PyType>>> = PyOnceLock::new();
 
@@ -61,6 +61,12 @@ impl From<StartError> for Failure {
 
 impl From<ConnectError> for Failure {
     fn from(error: ConnectError) -> Self {
+        error.0.into()
+    }
+}
+
+impl From<EmbedError> for Failure {
+    fn from(error: EmbedError) -> Self {
         error.0.into()
     }
 }

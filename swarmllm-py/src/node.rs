@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use pyo3::prelude::*;
 use swarmllm_core::node::{
-    ChatRequest, GenerateOptions, GenerateRequest, ImportOptions, Node, Parts, ProgressFn, Prompt,
+    ChatRequest, EmbedRequest, GenerateOptions, GenerateRequest, ImportOptions, Node, Parts, ProgressFn, Prompt,
 };
 
 use crate::errors::{Failure, json};
 use crate::generation::NativeGeneration;
-use crate::options::{NodeConfig, Options, Part, messages, seconds};
+use crate::options::{self, NodeConfig, Options, Part, messages, seconds};
 use crate::wait::{awaitable, awaitable_reporting, awaitable_thread, block, block_reporting, drop_detached};
 
 /// A running node.
@@ -67,6 +67,15 @@ async fn generate(
     let request = GenerateRequest { model, prompt: Prompt::Text(prompt), options };
     let generation = node.generate(request).await?;
     NativeGeneration::new(node, generation)
+}
+
+fn embed_request(model: String, texts: Vec<String>, pooling: &str) -> Result<EmbedRequest, Failure> {
+    let inputs = texts.into_iter().map(Prompt::Text).collect();
+    Ok(EmbedRequest { model, inputs, pooling: options::pooling(pooling)?, deadline: None })
+}
+
+async fn embed(node: Node, request: EmbedRequest) -> Result<String, Failure> {
+    json(&node.embed(request).await?)
 }
 
 fn parts(parts: Option<Vec<Part>>) -> Result<Option<Vec<Parts>>, Failure> {
@@ -215,6 +224,22 @@ impl NativeNode {
     ) -> PyResult<Bound<'py, PyAny>> {
         let (node, options) = (self.node()?, options.convert()?);
         awaitable(py, &node.runtime(), generate(node.clone(), model, prompt, options))
+    }
+
+    fn embed(&self, py: Python<'_>, model: String, texts: Vec<String>, pooling: &str) -> PyResult<String> {
+        let (node, request) = (self.node()?, embed_request(model, texts, pooling)?);
+        block(py, &node.runtime(), embed(node.clone(), request))
+    }
+
+    fn embed_async<'py>(
+        &self,
+        py: Python<'py>,
+        model: String,
+        texts: Vec<String>,
+        pooling: &str,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (node, request) = (self.node()?, embed_request(model, texts, pooling)?);
+        awaitable(py, &node.runtime(), embed(node.clone(), request))
     }
 
     fn shutdown(&self, py: Python<'_>, deadline: f64) -> PyResult<()> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 use swarmllm_core::base::{ErrorKind, LayerRange};
-use swarmllm_core::node::{ChatMessage, Constraint, GenerateOptions, Node, NodeBuilder, Parts, Preset};
+use swarmllm_core::node::{ChatMessage, Constraint, GenerateOptions, Node, NodeBuilder, Parts, Pooling, Preset};
 
 use crate::errors::Failure;
 
@@ -25,6 +25,7 @@ pub struct NodeConfig {
     memory: Option<u64>,
     context: Option<u32>,
     sessions: Option<u32>,
+    kv: Option<String>,
     engine: Option<String>,
 }
 
@@ -49,6 +50,7 @@ impl NodeConfig {
         builder = set(builder, self.memory, NodeBuilder::memory);
         builder = set(builder, self.context, NodeBuilder::context);
         builder = set(builder, self.sessions, NodeBuilder::sessions);
+        builder = set(builder, self.kv.map(|name| name.parse().map_err(refuse)).transpose()?, NodeBuilder::kv);
         Ok(set(builder, self.engine, NodeBuilder::engine))
     }
 }
@@ -82,6 +84,7 @@ pub struct Options {
     deadline: Option<f64>,
     exact: Option<bool>,
     guess: Option<bool>,
+    draft: Option<String>,
     logprobs: Option<u32>,
     /// JSON, as [`Constraint`] is written in it.
     constraint: Option<String>,
@@ -113,6 +116,7 @@ impl Options {
         let mut options = GenerateOptions { max_tokens, sampling, stop, deadline, ..GenerateOptions::default() };
         set(&mut options.exact, self.exact);
         set(&mut options.guess, self.guess);
+        options.draft = self.draft;
         options.logprobs = self.logprobs;
         options.constraint = self.constraint.map(constraint).transpose()?;
         Ok(options)
@@ -131,6 +135,15 @@ pub fn messages(pairs: Vec<(String, String)>) -> Vec<ChatMessage> {
 /// Seconds as Python counts them.
 pub fn seconds(seconds: f64) -> Result<Duration, Failure> {
     Duration::try_from_secs_f64(seconds).map_err(|cause| refuse(format_args!("{seconds} seconds: {cause}")))
+}
+
+/// What is taken of a text's states.
+pub fn pooling(name: &str) -> Result<Pooling, Failure> {
+    match name {
+        "mean" => Ok(Pooling::Mean),
+        "last" => Ok(Pooling::Last),
+        _ => Err(refuse(format_args!("pooling is `{name}`; it is `mean` or `last`"))),
+    }
 }
 
 /// Which shards of a model.

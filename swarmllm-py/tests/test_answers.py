@@ -62,6 +62,23 @@ def test_a_text_is_continued(smol: swarmllm.Node) -> None:
     assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text != ""
 
 
+def test_texts_become_vectors_of_length_one(smol: swarmllm.Node) -> None:
+    texts = ["Bees live in a hive.", "A hive is the home of bees.", "The train to Hamburg is late."]
+    done = smol.embed("smol", texts)
+    assert done.prompt_tokens > 0 and [len(vector) for vector in done.vectors] == [576] * 3
+
+    def near(one: int, other: int) -> float:
+        return sum(a * b for a, b in zip(done.vectors[one], done.vectors[other]))
+
+    assert abs(near(0, 0) - 1) < 1e-3 and near(0, 1) > near(0, 2)
+    assert smol.embed("smol", texts[0]).vectors == [done.vectors[0]]
+    assert smol.embed("smol", texts[0], pooling="last").vectors != [done.vectors[0]]
+    with pytest.raises(swarmllm.InvalidArgumentError, match="pooling"):
+        smol.embed("smol", "x", pooling="sum")  # type: ignore[arg-type]
+    with pytest.raises(swarmllm.InvalidArgumentError, match="texts"):
+        smol.embed("smol", [])
+
+
 def test_a_stop_text_ends_the_answer(smol: swarmllm.Node) -> None:
     whole = smol.generate("smol", "One, two, three,", max_tokens=16, temperature=0).choices[0].text
     stop = whole.strip()[2:4]

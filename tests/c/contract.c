@@ -192,6 +192,27 @@ static int pull(swarmllm_generation answer, char *text, size_t size) {
   return pieces;
 }
 
+static void test_embedding(swarmllm_node node) {
+  static float vector[576], same[576];
+  size_t length = 0, index;
+  double square = 0;
+  expect(swarmllm_node_embed(node, "smol", "A text.", SWARMLLM_POOLING_MEAN, vector, 575, &length) ==
+                 SWARMLLM_INVALID_ARGUMENT &&
+             length == 576,
+         "a vector without room is not written, and its length is told");
+  expect(swarmllm_node_embed(node, "smol", "A text.", SWARMLLM_POOLING_MEAN, vector, 576, &length) == 0 && length == 576,
+         "a text becomes a vector");
+  for (index = 0; index < length; ++index) square += (double)vector[index] * vector[index];
+  expect(square > 0.999 && square < 1.001, "a vector has length 1");
+  expect(swarmllm_node_embed(node, "smol", "A text.", SWARMLLM_POOLING_MEAN, same, 576, &length) == 0 &&
+             memcmp(vector, same, sizeof vector) == 0,
+         "a text has one vector");
+  expect(swarmllm_node_embed(node, "smol", "A text.", 2, vector, 576, &length) == SWARMLLM_INVALID_ARGUMENT && length == 0,
+         "an unknown pooling is refused");
+  expect(swarmllm_node_embed(node, "smol", "", SWARMLLM_POOLING_LAST, vector, 576, NULL) == SWARMLLM_INVALID_ARGUMENT,
+         "NULL for the length is refused");
+}
+
 static void test_story(const char *model) {
   static char first[4096], second[4096];
   swarmllm_node node;
@@ -209,6 +230,7 @@ static void test_story(const char *model) {
              holds(&text, "\"name\":\"smol\"") && told > 0,
          "a model is imported, and progress is told");
   expect(swarmllm_node_plan_json(node, "smol", &text) == 0 && holds(&text, "\"stages\":[{"), "a plan is told");
+  test_embedding(node);
 
   expect(swarmllm_node_chat(node, "smol", MESSAGES, GREEDY, &answer) == 0, "a chat begins");
   expect(pull(answer, first, sizeof first) > 1 && first[0], "an answer comes in pieces");

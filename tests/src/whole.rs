@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use llama_cpp_2::context::LlamaContext;
-use llama_cpp_2::context::params::{KvCacheType, LlamaContextParams};
+use llama_cpp_2::context::params::{KvCacheType, LlamaContextParams, LlamaPoolingType};
 use llama_cpp_2::llama_backend::LlamaBackend;
 use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::model::LlamaModel;
@@ -67,7 +67,13 @@ impl Whole {
     }
 
     fn session_with(&self, cells: u32, kv: KvCacheType, attention: i32) -> WholeSession<'_> {
-        let params = LlamaContextParams::default()
+        let params = self.params(cells, kv, attention);
+        let context = self.model.new_context(backend(), params).expect("llama.cpp makes a context");
+        WholeSession { context, batch: LlamaBatch::new(CHUNK as usize, 1), position: 0 }
+    }
+
+    fn params(&self, cells: u32, kv: KvCacheType, attention: i32) -> LlamaContextParams {
+        LlamaContextParams::default()
             .with_type_k(kv)
             .with_type_v(kv)
             .with_n_ctx(NonZeroU32::new(cells))
@@ -76,9 +82,7 @@ impl Whole {
             .with_n_seq_max(1)
             .with_n_threads(self.threads as i32)
             .with_n_threads_batch(self.threads as i32)
-            .with_flash_attention_policy(attention);
-        let context = self.model.new_context(backend(), params).expect("llama.cpp makes a context");
-        WholeSession { context, batch: LlamaBatch::new(CHUNK as usize, 1), position: 0 }
+            .with_flash_attention_policy(attention)
     }
 
     /// At most `count` greedy tokens after `prompt`; a token that ends the answer is not among them.
@@ -94,6 +98,22 @@ impl Whole {
             next = session.feed(&[next]);
         }
         answer
+    }
+
+    /// llama.cpp's own embedding of a text of at most [`CHUNK`] tokens: the mean of its states, or the last one.
+    pub fn embedding(&self, tokens: &[u32], last: bool) -> Vec<f32> {
+        assert!(tokens.len() <= CHUNK as usize, "{} tokens are more than a chunk", tokens.len());
+        let params = self
+            .params(CHUNK, KvCacheType::F16, FLASH_ATTENTION)
+            .with_embeddings(true)
+            .with_pooling_type(if last { LlamaPoolingType::Last } else { LlamaPoolingType::Mean });
+        let mut context = self.model.new_context(backend(), params).expect("llama.cpp makes a context");
+        let mut batch = LlamaBatch::new(CHUNK as usize, 1);
+        for (token, position) in tokens.iter().zip(0..) {
+            batch.add(LlamaToken(*token as i32), position, &[0], true).expect("a chunk fits the batch");
+        }
+        context.decode(&mut batch).expect("llama.cpp computes a step");
+        context.embeddings_seq_ith(0).expect("an embedding").to_vec()
     }
 
     /// The answers to texts; see [`Whole::greedy`].

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use swarmllm_core::base::ModelId;
-use swarmllm_core::node::{Completion, GenerateOptions, GenerateRequest, Node, Parts, Prompt};
+use swarmllm_core::base::{ErrorKind, ModelId};
+use swarmllm_core::node::{Completion, GenerateOptions, GenerateRequest, ImportOptions, KvCache, Node, Parts, Prompt};
 use swarmllm_tests::cluster::{Carrier, Cluster, Member, THREADS, answer, await_plan, builder, greedy, lonely_network};
 use swarmllm_tests::models::TestModel;
 use swarmllm_tests::prompts::harbour_log;
@@ -144,4 +144,66 @@ async fn a_long_prompt_does_not_stall_an_answer_that_is_under_way() {
     assert!(done.prompt_tokens > 600, "{} tokens are a long prompt", done.prompt_tokens);
     assert!(worst < prefill / 3, "the answer stood still for {worst:?} of the {prefill:?} of a prefill");
     member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_keeps_8_bits_answers_nearly_the_same_and_refuses_what_is_to_be_exact() {
+    let directory = TempDir::new().expect("a directory");
+    let small = builder(directory.path(), &lonely_network(), Carrier::Tcp).kv(KvCache::Q8).start().await;
+    let small = Member { node: small.expect("a node starts"), dir: directory };
+    let full = Member::start(&lonely_network(), Carrier::Tcp).await;
+    let model = small.import(&MODEL.path(), "smol", Parts::All).await;
+    assert_eq!(full.import(&MODEL.path(), "smol", Parts::All).await, model);
+    let prompt = || Prompt::Text("The lighthouse keeper wrote: today the".to_owned());
+    let exact = GenerateOptions { exact: true, ..fast(4) };
+    let request = GenerateRequest { model: model.to_string(), prompt: prompt(), options: exact };
+    let refused = small.node.generate(request).await.expect("it is asked").finish().await;
+    assert_eq!(refused.expect_err("8 bits are not exact").kind(), ErrorKind::Unsupported);
+    let (one, other) =
+        (ask(&small.node, model, prompt(), fast(16)).await, ask(&full.node, model, prompt(), fast(16)).await);
+    assert!(alike(&one.tokens, &other.tokens) >= 4, "{} and {}", one.text, other.text);
+    assert!(small.node.status().memory_used < full.node.status().memory_used);
+    small.stop().await;
+    full.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_draft_model_saves_steps_and_changes_nothing_and_one_that_does_not_fit_is_refused() {
+    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+    let node = cluster.node();
+    // The coordinator holds the layers too now, so that it can draft with the very model: each guess is right, up to
+    // the rounding of sums.
+    let draft = node.import(&MODEL.path(), ImportOptions::default()).await.expect("the model is imported").id;
+    let prompt = || Prompt::Text(TEXT.to_owned());
+    let plain = ask(node, cluster.model, prompt(), GenerateOptions { guess: false, ..fast(48) }).await;
+    let with = |draft: &str| GenerateOptions { draft: Some(draft.to_owned()), ..fast(48) };
+    let drafted = ask(node, cluster.model, prompt(), with(&draft.to_string())).await;
+    let same = alike(&plain.tokens, &drafted.tokens);
+    assert!(same >= 12, "the same but for rounding: {} and {}", plain.text, drafted.text);
+    assert_eq!(drafted.completion_tokens, plain.completion_tokens);
+    // A draft as slow as the model does not pay, so that it is soon asked for little.
+    let (made, right) = (drafted.guessed_tokens, drafted.right_guesses);
+    assert!(made >= 1 && right * 2 >= made, "{right} of {made}");
+
+    let refused = |options| async move {
+        let request = GenerateRequest { model: cluster.model.to_string(), prompt: prompt(), options };
+        node.generate(request).await.map(|_| ()).expect_err("it does not fit").kind()
+    };
+    assert_eq!(refused(with("no-such-model")).await, ErrorKind::ModelNotFound);
+    let exact = GenerateOptions { exact: true, ..with("smol") };
+    assert_eq!(refused(exact).await, ErrorKind::InvalidArgument);
+    let parts = |parts| ImportOptions { parts: Some(vec![parts]), ..ImportOptions::default() };
+    let gemma = TestModel::Gemma3.path();
+    let other = node.import(&gemma, parts(Parts::Coordinator)).await.expect("it is imported").id;
+    assert_eq!(refused(with(&other.to_string())).await, ErrorKind::InvalidArgument, "another vocabulary");
+    // Cancelled in the middle of a window; the next answer is not harmed.
+    let request =
+        GenerateRequest { model: cluster.model.to_string(), prompt: prompt(), options: with(&draft.to_string()) };
+    let mut cut = node.generate(request).await.expect("the swarm answers");
+    cut.next().await.expect("a first piece").expect("the swarm answers");
+    drop(cut);
+    eventually("the session ends", || node.status().sessions == 0).await;
+    let again = ask(node, cluster.model, prompt(), with(&draft.to_string())).await;
+    assert!(alike(&plain.tokens, &again.tokens) >= 12, "{}", again.text);
+    cluster.stop().await;
 }

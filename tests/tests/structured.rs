@@ -208,12 +208,12 @@ async fn a_bias_bans_and_forces_tokens_whatever_the_last_stage_sends() {
 }
 
 /// Asks over HTTP; gives the status and the body.
-async fn post(address: SocketAddr, body: Value) -> (u16, String) {
+async fn post(address: SocketAddr, path: &'static str, body: Value) -> (u16, String) {
     let exchange = move || {
         let body = body.to_string();
         let mut stream = TcpStream::connect(address).expect("the server listens");
         let head = format!(
-            "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
              Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
             body.len()
         );
@@ -247,7 +247,7 @@ async fn http_gives_several_choices_with_their_indices_forms_and_log_probabiliti
         });
         let fields = more.as_object().expect("fields").clone();
         body.as_object_mut().expect("an object").extend(fields);
-        post(address, body)
+        post(address, "/v1/chat/completions", body)
     };
     let (status, body) = ask(json!({})).await;
     assert_eq!(status, 200, "{body}");
@@ -290,5 +290,40 @@ async fn http_gives_several_choices_with_their_indices_forms_and_log_probabiliti
     let (status, _) = ask(json!({"response_format": {"type": "json_object"}, "n": 1, "max_tokens": 2})).await;
     assert_eq!(status, 200, "the server goes on");
     server.shutdown(Duration::from_secs(5)).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_gives_embeddings_as_openais_clients_read_them() {
+    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+    let config = ServerConfig { listen: vec!["127.0.0.1:0".parse().expect("an address")], ..ServerConfig::default() };
+    let server = serve(cluster.node().clone(), config).expect("the server starts");
+    let ask = |more: Value| {
+        let mut body = json!({"model": cluster.model.to_string(), "input": [TEXT, "Another text."]});
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("fields").clone());
+        post(server.addresses()[0], "/v1/embeddings", body)
+    };
+    let (status, body) = ask(json!({})).await;
+    assert_eq!(status, 200, "{body}");
+    let list: Value = serde_json::from_str(&body).expect("the body is JSON");
+    let data = list["data"].as_array().expect("data");
+    let shape = |item: &Value| (item["object"] == "embedding", item["embedding"].as_array().map(Vec::len));
+    assert_eq!((data.len(), shape(&data[0]), shape(&data[1])), (2, (true, Some(576)), (true, Some(576))));
+    assert_eq!((&list["object"], &data[1]["index"]), (&json!("list"), &json!(1)));
+    assert!(list["usage"]["prompt_tokens"].as_u64() > Some(10) && list["usage"]["total_tokens"].is_u64(), "{list}");
+    let (status, body) = ask(json!({"encoding_format": "base64", "pooling": "last", "input": "One."})).await;
+    let list: Value = serde_json::from_str(&body).expect("the body is JSON");
+    let text = list["data"][0]["embedding"].as_str().expect("base64");
+    // 576 floats of 4 bytes in groups of 3 bytes to 4 characters.
+    assert_eq!((status, text.len()), (200, 576 * 4 / 3 * 4));
+    for (more, status, field) in [
+        (json!({"dimensions": 64}), 400, "dimensions"),
+        (json!({"input": []}), 400, "input"),
+        (json!({"pooling": "sum"}), 400, "pooling"),
+        (json!({"model": "no-such-model"}), 404, "model"),
+    ] {
+        let (given, body) = ask(more).await;
+        assert!(given == status && body.contains(field), "{given}: {body}");
+    }
     cluster.stop().await;
 }

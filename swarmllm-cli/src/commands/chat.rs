@@ -52,7 +52,8 @@ fn options(args: &ChatArgs) -> Result<GenerateOptions, Failure> {
     };
     let (max_tokens, stop, exact) = (args.max_tokens, args.stop.clone(), args.exact);
     let constraint = args.json_schema.as_deref().map(schema).transpose()?;
-    Ok(GenerateOptions { max_tokens, sampling, stop, exact, constraint, ..GenerateOptions::default() })
+    let draft = args.draft.clone();
+    Ok(GenerateOptions { max_tokens, sampling, stop, exact, draft, constraint, ..GenerateOptions::default() })
 }
 
 /// Reads a JSON schema.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::slots::Slots;
-use super::{CutRules, Embedder, Engine, EngineError, Row, Stage, StageConfig, StageSpec};
+use super::{CutRules, Embedder, Engine, EngineError, Row, Stage, StageConfig, StageSpec, cells, tensors_and_scratch};
 use crate::base::LayerRange;
 use crate::model::{EmbeddingSource, Manifest, StageSource};
 
@@ -60,6 +60,11 @@ impl Engine for Echo {
             });
         }
         Ok(CutRules::free())
+    }
+
+    fn memory(&self, manifest: &Manifest, layers: LayerRange, head: bool, config: &StageConfig) -> u64 {
+        let states = cells(layers, config.context, config.max_sessions).saturating_mul(size_of::<u64>() as u64);
+        tensors_and_scratch(manifest, layers, head, config).saturating_add(states)
     }
 
     fn load_stage(&self, source: StageSource, config: &StageConfig) -> Result<Box<dyn Stage>, EngineError> {
@@ -144,6 +149,28 @@ impl EchoStage {
         Ok(())
     }
 
+    fn compute(&mut self, hidden: &[f32], rows: &[Row], states: bool, out: &mut Vec<f32>) -> Result<(), EngineError> {
+        self.slots.check(&self.spec, hidden, rows)?;
+        self.misbehave()?;
+        out.clear();
+        let mut state = vec![0.0; self.spec.width as usize];
+        for (row, values) in rows.iter().zip(hidden.chunks_exact(state.len().max(1))) {
+            state.copy_from_slice(values);
+            self.row(*row, &mut state);
+            match self.spec.vocab {
+                None => out.extend_from_slice(&state),
+                Some(_) if row.want && states => out.extend_from_slice(&state),
+                Some(vocab) if row.want => {
+                    let digest = digest(self.seed, &state);
+                    out.extend((0..vocab).map(|token| 16.0 * float(digest ^ mix(u64::from(token)))));
+                }
+                Some(_) => {}
+            }
+        }
+        self.slots.commit(rows);
+        Ok(())
+    }
+
     /// Passes one hidden state through all layers and remembers what they saw.
     fn row(&mut self, row: Row, hidden: &mut [f32]) {
         let layers = self.layers();
@@ -171,24 +198,11 @@ impl Stage for EchoStage {
     }
 
     fn step(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
-        self.slots.check(&self.spec, hidden, rows)?;
-        self.misbehave()?;
-        out.clear();
-        let mut state = vec![0.0; self.spec.width as usize];
-        for (row, values) in rows.iter().zip(hidden.chunks_exact(state.len().max(1))) {
-            state.copy_from_slice(values);
-            self.row(*row, &mut state);
-            match self.spec.vocab {
-                None => out.extend_from_slice(&state),
-                Some(vocab) if row.want => {
-                    let digest = digest(self.seed, &state);
-                    out.extend((0..vocab).map(|token| 16.0 * float(digest ^ mix(u64::from(token)))));
-                }
-                Some(_) => {}
-            }
-        }
-        self.slots.commit(rows);
-        Ok(())
+        self.compute(hidden, rows, false, out)
+    }
+
+    fn states(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
+        self.compute(hidden, rows, true, out)
     }
 
     fn truncate(&mut self, slot: u32, len: u32) -> Result<(), EngineError> {
@@ -272,13 +286,14 @@ impl Embedder for EchoEmbedder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::KvCache;
 
     const SEED: u64 = 7;
     const WIDTH: u32 = 5;
     const VOCAB: u32 = 11;
 
     fn stage(start: u32, end: u32, head: bool) -> EchoStage {
-        let config = StageConfig { context: 64, max_sessions: 2, max_rows: 8, threads: 1 };
+        let config = StageConfig { context: 64, max_sessions: 2, max_rows: 8, threads: 1, kv: KvCache::Full };
         EchoStage::new(SEED, LayerRange::new(start, end), WIDTH, head.then_some(VOCAB), config)
     }
 

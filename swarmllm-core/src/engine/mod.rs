@@ -25,6 +25,9 @@ use crate::model::{EmbeddingSource, Manifest, StageSource};
 
 pub use thread::{Reduce, StageHandle, StepJob, StepOutput};
 
+/// Rows of one step of which output may be wanted of a stage with the head, where its steps have so many.
+pub const WANTED_ROWS: u32 = 64;
+
 /// What a stage is loaded with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StageConfig {
@@ -36,6 +39,19 @@ pub struct StageConfig {
     pub max_rows: u32,
     /// Compute threads.
     pub threads: u32,
+    /// How keys and values are kept.
+    pub kv: KvCache,
+}
+
+/// How a stage keeps keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KvCache {
+    /// As the engine computes them: llama.cpp in f16, candle in f32.
+    #[default]
+    Full,
+    /// In blocks of 32 with 8 bits each and a scale, llama.cpp's `q8_0`: 34 bytes where f16 has 64. Answers differ from
+    /// those of the plain model, so that none can be exact.
+    Q8,
 }
 
 impl StageConfig {
@@ -46,7 +62,20 @@ impl StageConfig {
 
 impl Default for StageConfig {
     fn default() -> Self {
-        Self { context: 4096, max_sessions: 4, max_rows: Self::DEFAULT_MAX_ROWS, threads: 1 }
+        Self { context: 4096, max_sessions: 4, max_rows: Self::DEFAULT_MAX_ROWS, threads: 1, kv: KvCache::Full }
+    }
+}
+
+impl std::str::FromStr for KvCache {
+    type Err = String;
+
+    /// `full` or `q8_0`.
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "full" => Ok(Self::Full),
+            "q8_0" => Ok(Self::Q8),
+            _ => Err(format!("keys and values are kept `full` or in `q8_0`, not in `{name}`")),
+        }
     }
 }
 
@@ -217,6 +246,10 @@ pub trait Stage: Send {
     /// must be released.
     fn step(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError>;
 
+    /// Computes one step as [`step`](Stage::step) does, but with the head gives of each wanted row, in place of its logits,
+    /// the `width` floats behind the output norm that logits are made of.
+    fn states(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError>;
+
     /// Whether the steps that follow must give, bit by bit, what they give in a plain run. Where not, the engine may
     /// compute with as many threads as it finds fastest.
     fn set_exact(&mut self, _exact: bool) {}
@@ -251,11 +284,29 @@ pub trait Engine: Send + Sync {
     /// The cut rules of a model that the engine serves; an error says why it does not serve it.
     fn cuts(&self, manifest: &Manifest) -> Result<CutRules, EngineError>;
 
+    /// Bytes that a stage takes: weights, KV of all sessions, and what a step needs beside them. Asked before a stage is
+    /// loaded, of models that the engine serves; of others it may give any number.
+    fn memory(&self, manifest: &Manifest, layers: LayerRange, head: bool, config: &StageConfig) -> u64;
+
     /// Loads a stage. Blocks for as long as reading its weights takes; called on the thread that will own it.
     fn load_stage(&self, source: StageSource, config: &StageConfig) -> Result<Box<dyn Stage>, EngineError>;
 
     /// Loads an embedding. Blocks.
     fn load_embedder(&self, source: EmbeddingSource) -> Result<Arc<dyn Embedder>, EngineError>;
+}
+
+/// Bytes of a stage's shards, and of the hidden states that one step of it has at once.
+fn tensors_and_scratch(manifest: &Manifest, layers: LayerRange, head: bool, config: &StageConfig) -> u64 {
+    /// Activations and graph of a step: about this many hidden states per row.
+    const SCRATCH_STATES: u64 = 16;
+    let tensors: u64 = manifest.stage_shards(layers, head).map(|shard| shard.size).sum();
+    let states = u64::from(config.max_rows).saturating_mul(u64::from(manifest.width)).saturating_mul(SCRATCH_STATES);
+    tensors.saturating_add(states.saturating_mul(size_of::<f32>() as u64))
+}
+
+/// KV cells of a stage's sessions in all its layers.
+fn cells(layers: LayerRange, context: u32, sessions: u32) -> u64 {
+    u64::from(layers.len()).saturating_mul(u64::from(context)).saturating_mul(u64::from(sessions))
 }
 
 /// The engines of this build, best first.

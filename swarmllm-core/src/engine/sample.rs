@@ -32,6 +32,8 @@ pub enum Reduce {
     Top(u32),
     /// The whole row.
     Full,
+    /// No logits either, but the state behind the output norm that they would be made of.
+    State,
 }
 
 /// One row of logits as a last stage gives it.
@@ -46,7 +48,7 @@ pub enum LogitRow {
         /// Their logits.
         logits: Vec<f32>,
     },
-    /// One logit for each token of the vocabulary.
+    /// One logit for each token of the vocabulary; with [`Reduce::State`] the floats of the state.
     Full(Vec<f32>),
 }
 

@@ -96,9 +96,10 @@ impl Slots {
 mod tests {
     use super::*;
     use crate::base::LayerRange;
+    use crate::engine::KvCache;
 
     fn spec() -> StageSpec {
-        let config = StageConfig { context: 4, max_sessions: 2, max_rows: 3, threads: 1 };
+        let config = StageConfig { context: 4, max_sessions: 2, max_rows: 3, threads: 1, kv: KvCache::Full };
         StageSpec { engine: "test", layers: LayerRange::new(0, 1), width: 2, vocab: None, config, memory: 0 }
     }
 

@@ -95,7 +95,8 @@ impl Job {
             Self::Step(task) => {
                 let first = task.job.rows.first().map(|row| row.slot);
                 let slot = first.filter(|slot| task.job.rows.iter().all(|row| row.slot == *slot));
-                let free = slot.is_some() && !task.job.exact;
+                // States are not logits, so that they cannot be computed with them.
+                let free = slot.is_some() && !task.job.exact && task.job.reduce != Reduce::State;
                 let (rows, long) = (task.job.rows.len() - task.done, task.is_long());
                 let kind = if free { Kind::Free { rows, long } } else { Kind::Alone };
                 Waiting { slot, kind, since: task.since }
@@ -414,8 +415,13 @@ impl Worker {
         match spec.vocab {
             None => rows.len() * spec.width as usize,
             Some(_) if reduce == Reduce::Hidden => 0,
-            Some(vocab) => rows.iter().filter(|row| row.want).count() * vocab as usize,
+            Some(vocab) => rows.iter().filter(|row| row.want).count() * self.output(vocab, reduce),
         }
+    }
+
+    /// Floats that one wanted row gives.
+    fn output(&self, vocab: u32, reduce: Reduce) -> usize {
+        if reduce == Reduce::State { self.stage.spec().width as usize } else { vocab as usize }
     }
 
     /// Computes rows into `out`; gives the microseconds.
@@ -434,7 +440,10 @@ impl Worker {
         let begun = Instant::now();
         let computed = self.guard(|stage| {
             stage.set_exact(exact);
-            stage.step(hidden, rows, &mut out)
+            match reduce {
+                Reduce::State => stage.states(hidden, rows, &mut out),
+                _ => stage.step(hidden, rows, &mut out),
+            }
         });
         let now = Instant::now();
         self.out = out;
@@ -467,8 +476,9 @@ impl Worker {
             }
             return Ok(());
         };
+        let output = self.output(vocab, task.job.reduce);
         let wanted = rows.iter().enumerate().filter(|(_, row)| row.want).map(|(index, _)| index);
-        for (row, values) in wanted.zip(self.out[from..from + floats].chunks_exact(vocab as usize)) {
+        for (row, values) in wanted.zip(self.out[from..from + floats].chunks_exact(output)) {
             let reduced = reduce_row(values, task.job.reduce, &mut self.best).ok_or_else(|| {
                 // Not `NotFinite`, which would say that nothing changed: the rows are in the KV already.
                 EngineError::Step { engine: spec.engine, reason: format!("logits of row {row} are not finite") }
@@ -500,8 +510,11 @@ fn finish(task: Task, head: bool) {
     let _ = task.reply.send(Ok((output, task.micros)));
 }
 
-/// Reduces one row of logits; nothing where it holds NaN or +infinity.
+/// Reduces one row of logits, or takes a state as it is; nothing where it holds NaN or infinity.
 fn reduce_row(logits: &[f32], reduce: Reduce, best: &mut Vec<Candidate>) -> Option<LogitRow> {
+    if reduce == Reduce::State {
+        return logits.iter().all(|value| value.is_finite()).then(|| LogitRow::Full(logits.to_vec()));
+    }
     let lse = sample::log_sum_exp(logits);
     if !lse.is_finite() {
         return None;

@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::base::{ErrorKind, Fault};
-use crate::engine::{self, Engine, StageConfig};
+use crate::engine::{self, Engine, KvCache, StageConfig};
 use crate::identity::{Keypair, keyfile};
 use crate::model::catalog::Catalog;
 use crate::net::{self, Incoming, NetConfig, NetHandle};
@@ -69,6 +69,7 @@ pub struct NodeBuilder {
     memory: Option<u64>,
     context: Option<u32>,
     sessions: Option<u32>,
+    kv: KvCache,
     engine: Option<String>,
     engines: Option<Vec<Arc<dyn Engine>>>,
     runtime: Option<Handle>,
@@ -139,6 +140,13 @@ impl NodeBuilder {
     /// Sessions that a stage here has room for at once, 1 to 64. Each takes KV for `context` positions. Default 4.
     pub fn sessions(mut self, sessions: u32) -> Self {
         self.sessions = Some(sessions);
+        self
+    }
+
+    /// How stages here keep keys and values. Default: [`KvCache::Full`]; [`KvCache::Q8`] takes about half of the memory, and
+    /// refuses answers that are to be exact.
+    pub fn kv(mut self, kv: KvCache) -> Self {
+        self.kv = kv;
         self
     }
 
@@ -225,6 +233,7 @@ impl NodeBuilder {
             max_sessions: config.sessions,
             max_rows: StageConfig::DEFAULT_MAX_ROWS,
             threads: config.threads,
+            kv: config.kv,
         };
         let limits = StageLimits { stage, memory: config.memory };
         let engines = self.engines.unwrap_or_else(engine::built_in);
@@ -302,6 +311,7 @@ impl NodeBuilder {
             memory: self.memory.unwrap_or_else(half_of_free_memory),
             context: self.context.unwrap_or(DEFAULT_CONTEXT),
             sessions: self.sessions.unwrap_or(DEFAULT_SESSIONS),
+            kv: self.kv,
             engine: self.engine.clone(),
         })
     }

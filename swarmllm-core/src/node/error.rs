@@ -43,6 +43,11 @@ act_error!(
     ModelActError
 );
 
+act_error!(
+    /// Texts could not be embedded.
+    EmbedError
+);
+
 /// A generation was refused or ended early.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum GenerateError {

@@ -10,6 +10,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::base::{ErrorKind, Event, Fault, ModelId, NodeId, SessionId};
 use crate::engine::sample::Sampler;
+use crate::node::drafting;
 use crate::node::error::GenerateError;
 use crate::node::fetch;
 use crate::node::loaded::LoadedModel;
@@ -132,7 +133,7 @@ pub(crate) async fn plan_for(shared: &Arc<Shared>, name: &str) -> Result<Plan, G
     Ok(find_plan(shared, &model).await?)
 }
 
-async fn load(shared: &Arc<Shared>, name: &str) -> Result<Arc<LoadedModel>, Fault> {
+pub(super) async fn load(shared: &Arc<Shared>, name: &str) -> Result<Arc<LoadedModel>, Fault> {
     shared.check_open()?;
     let id = fetch::find(shared, name).await?;
     if let Some(model) = shared.models.take_kept(id) {
@@ -151,12 +152,14 @@ async fn load(shared: &Arc<Shared>, name: &str) -> Result<Arc<LoadedModel>, Faul
     .await
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Fault> + Send + 'static) -> Result<T, Fault> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|error| Err(Fault::new(ErrorKind::Internal, error)))
 }
 
-fn encode(model: &LoadedModel, text: &str, templated: bool) -> Result<Vec<u32>, Fault> {
+pub(super) fn encode(model: &LoadedModel, text: &str, templated: bool) -> Result<Vec<u32>, Fault> {
     let tokens = match templated {
         true => model.tokenizer.encode_rendered(text),
         false => model.tokenizer.encode(text, true, false),
@@ -165,7 +168,7 @@ fn encode(model: &LoadedModel, text: &str, templated: bool) -> Result<Vec<u32>, 
 }
 
 /// Positions that a session of this model may use at most.
-fn context_limit(shared: &Shared, model: &LoadedModel) -> u32 {
+pub(super) fn context_limit(shared: &Shared, model: &LoadedModel) -> u32 {
     model.manifest.context.min(shared.config.context)
 }
 
@@ -184,7 +187,7 @@ fn max_tokens(shared: &Shared, model: &LoadedModel, prompt: usize, asked: Option
     Ok(left.min(u64::from(wanted)) as u32)
 }
 
-fn check_prompt(model: &LoadedModel, prompt: &[u32]) -> Result<(), Fault> {
+pub(super) fn check_prompt(model: &LoadedModel, prompt: &[u32]) -> Result<(), Fault> {
     if prompt.is_empty() {
         return Err(Fault::new(ErrorKind::InvalidArgument, "the prompt is empty"));
     }
@@ -212,6 +215,10 @@ async fn start(
         Some(constraint) => Some(shared.guides.guide(&model, constraint).await?),
         None => None,
     };
+    let drafter = match &options.draft {
+        Some(name) => Some(drafting::drafter(&shared, &model, name, prompt.len(), max_tokens).await?),
+        None => None,
+    };
     let route = find_plan(&shared, &model).await?;
     let session = new_session()?;
     let cancel = shared.closed.child_token();
@@ -226,7 +233,9 @@ async fn start(
         prompt,
         exact: options.exact,
         guess: options.guess,
+        drafter,
         guide,
+        pooling: None,
         max_tokens,
         vocab: model.manifest.vocab,
         embedder: model.embedder.clone(),
@@ -242,14 +251,14 @@ async fn start(
     Ok(Generation { session, route, deltas, _cancel_on_drop: cancel.clone().drop_guard(), cancel })
 }
 
-fn new_session() -> Result<SessionId, Fault> {
+pub(super) fn new_session() -> Result<SessionId, Fault> {
     let mut bytes = [0u8; 16];
     getrandom::fill(&mut bytes).map_err(|error| Fault::new(ErrorKind::Internal, error))?;
     Ok(SessionId(bytes))
 }
 
 /// The plan; where the nodes that are known do not give one, those that the swarm's table names are asked too.
-async fn find_plan(shared: &Arc<Shared>, model: &LoadedModel) -> Result<Plan, Fault> {
+pub(super) async fn find_plan(shared: &Arc<Shared>, model: &LoadedModel) -> Result<Plan, Fault> {
     match make_plan(shared, model) {
         Err(none) if seek(shared, key_of(model.id)).await == 0 => Err(none),
         Err(_) => make_plan(shared, model),
@@ -259,7 +268,7 @@ async fn find_plan(shared: &Arc<Shared>, model: &LoadedModel) -> Result<Plan, Fa
 
 fn make_plan(shared: &Shared, model: &LoadedModel) -> Result<Plan, Fault> {
     let stages = shared.serving.stages();
-    let memory = |layers, head| stages.memory_of(&model.manifest, layers, head);
+    let memory = |layers, head| stages.memory_of(model.engine.as_ref(), &model.manifest, layers, head);
     let candidates = candidates(shared, model);
     let request = PlanRequest {
         model: model.id,
@@ -303,7 +312,7 @@ fn candidates(shared: &Shared, model: &LoadedModel) -> Vec<Candidate> {
 }
 
 /// Where each stage's host may be dialled.
-fn addresses(shared: &Shared, plan: &Plan) -> Vec<Vec<String>> {
+pub(super) fn addresses(shared: &Shared, plan: &Plan) -> Vec<Vec<String>> {
     let known = shared.registry.snapshot();
     let of = |node: NodeId| known.get(&node).map(|announcement| announcement.addresses.clone()).unwrap_or_default();
     plan.stages.iter().map(|stage| of(stage.node)).collect()

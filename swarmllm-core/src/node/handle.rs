@@ -7,14 +7,14 @@ use std::time::Duration;
 use crate::base::{ErrorKind, Event, Fault, ModelId, NodeId};
 use crate::model::{Manifest, ShardKind};
 use crate::node::builder::NodeBuilder;
-use crate::node::error::{ConnectError, GenerateError, ModelActError};
+use crate::node::error::{ConnectError, EmbedError, GenerateError, ModelActError};
 use crate::node::generation::{self, Generation};
 use crate::node::registry::{Registry, union};
-use crate::node::report::{ModelInfo, NodeStatus, PeerHolding, PeerStatus};
-use crate::node::request::{ChatRequest, GenerateRequest, ImportOptions, Parts, ProgressFn};
+use crate::node::report::{Embeddings, ModelInfo, NodeStatus, PeerHolding, PeerStatus};
+use crate::node::request::{ChatRequest, EmbedRequest, GenerateRequest, ImportOptions, Parts, ProgressFn};
 use crate::node::runtime::Ground;
 use crate::node::shared::Shared;
-use crate::node::{announcer, fetch};
+use crate::node::{announcer, embedding, fetch};
 use crate::pipeline::plan::Plan;
 use crate::rt::EventReader;
 
@@ -222,6 +222,11 @@ impl Node {
     /// Continues a text. Cancel-safe: dropped, nothing goes on.
     pub async fn generate(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
         self.act(generation::generate(self.shared.clone(), request)).await
+    }
+
+    /// Makes vectors of texts. Cancel-safe: dropped, nothing goes on.
+    pub async fn embed(&self, request: EmbedRequest) -> Result<Embeddings, EmbedError> {
+        Ok(self.run(embedding::embed(self.shared.clone(), request)).await?)
     }
 
     /// Stops accepting, waits for answers under way until `deadline` has passed, then ends everything. Idempotent.

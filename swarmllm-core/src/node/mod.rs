@@ -10,6 +10,8 @@
 mod announcer;
 mod builder;
 mod control;
+mod drafting;
+mod embedding;
 mod error;
 mod fetch;
 mod generation;
@@ -26,19 +28,21 @@ mod sink;
 mod text;
 mod transfer;
 
+pub use crate::engine::KvCache;
 pub use crate::engine::constraint::Constraint;
 pub use crate::engine::sample::{MAX_ALTERNATIVES, SamplingParams};
 pub use crate::model::chat::ChatMessage;
 pub use crate::pipeline::plan::{Plan, PlanStage};
+pub use crate::pipeline::pool::Pooling;
 pub use builder::{NodeBuilder, Preset};
-pub use error::{ConnectError, GenerateError, ModelActError, StartError};
+pub use error::{ConnectError, EmbedError, GenerateError, ModelActError, StartError};
 pub use generation::{Delta, Generation};
 pub use handle::{Events, Node};
 pub use report::{
-    Completion, FinishReason, Likelihood, ModelInfo, NodeStatus, PeerHolding, PeerStatus, RouteStage, Timings,
-    TokenLogprob,
+    Completion, Embeddings, FinishReason, Likelihood, ModelInfo, NodeStatus, PeerHolding, PeerStatus, RouteStage,
+    Timings, TokenLogprob,
 };
 pub use request::{
-    ChatRequest, DEFAULT_MAX_TOKENS, GenerateOptions, GenerateRequest, ImportOptions, MAX_STOP_BYTES, MAX_STOPS, Parts,
-    ProgressFn, Prompt,
+    ChatRequest, DEFAULT_MAX_TOKENS, EmbedRequest, GenerateOptions, GenerateRequest, ImportOptions, MAX_INPUTS,
+    MAX_STOP_BYTES, MAX_STOPS, Parts, ProgressFn, Prompt,
 };

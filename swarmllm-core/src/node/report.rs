@@ -42,6 +42,18 @@ pub struct ModelInfo {
     pub ready: bool,
 }
 
+/// Vectors of texts, in the order of the request.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Embeddings {
+    /// The model that read them.
+    #[serde(serialize_with = "as_text")]
+    pub model: ModelId,
+    /// One for each text: as many floats as the model's states have, of length 1.
+    pub vectors: Vec<Vec<f32>>,
+    /// Tokens of all texts.
+    pub prompt_tokens: u32,
+}
+
 /// A peer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PeerStatus {

@@ -7,11 +7,14 @@ use crate::base::{ErrorKind, Fault, LayerRange, Progress};
 use crate::engine::constraint::Constraint;
 use crate::engine::sample::{MAX_ALTERNATIVES, SamplingParams};
 use crate::model::chat::ChatMessage;
+use crate::pipeline::pool::Pooling;
 
 /// Stop texts of one request at most.
 pub const MAX_STOPS: usize = 16;
 /// Bytes of one stop text at most.
 pub const MAX_STOP_BYTES: usize = 256;
+/// Texts of one request for embeddings at most.
+pub const MAX_INPUTS: usize = 1024;
 /// Tokens of an answer where the request does not say: enough for a page, and it leaves context to other sessions.
 pub const DEFAULT_MAX_TOKENS: u32 = 1024;
 
@@ -63,6 +66,9 @@ pub struct GenerateOptions {
     pub exact: bool,
     /// Whether to try guesses ahead where that pays; never where `exact` is asked for. Default: true.
     pub guess: bool,
+    /// A model that guesses ahead in the place of what repeats itself: a smaller one with the same vocabulary, of which this
+    /// node holds all. Not with `exact` or a constraint, which are never guessed. Default: none.
+    pub draft: Option<String>,
     /// Where given, each token is told with the log-probability that the model itself gave it, and with those of so many
     /// of the likeliest tokens there, at most [`MAX_ALTERNATIVES`]. Default: none.
     pub logprobs: Option<u32>,
@@ -73,8 +79,8 @@ pub struct GenerateOptions {
 impl Default for GenerateOptions {
     fn default() -> Self {
         let (max_tokens, sampling, stop, deadline) = (None, SamplingParams::default(), Vec::new(), None);
-        let (logprobs, constraint) = (None, None);
-        Self { max_tokens, sampling, stop, deadline, exact: false, guess: true, logprobs, constraint }
+        let (draft, logprobs, constraint) = (None, None, None);
+        Self { max_tokens, sampling, stop, deadline, exact: false, guess: true, draft, logprobs, constraint }
     }
 }
 
@@ -91,6 +97,9 @@ impl GenerateOptions {
         }
         if self.stop.iter().any(|stop| stop.is_empty() || stop.len() > MAX_STOP_BYTES) {
             return refuse(format!("a stop text has 1 to {MAX_STOP_BYTES} bytes"));
+        }
+        if self.draft.is_some() && (self.exact || !self.guess || self.constraint.is_some()) {
+            return refuse("a draft model guesses ahead, which exact and constrained answers never do".to_owned());
         }
         if let Some(asked) = self.logprobs.filter(|asked| *asked > MAX_ALTERNATIVES) {
             return refuse(format!(
@@ -131,4 +140,30 @@ pub struct GenerateRequest {
     pub prompt: Prompt,
     /// How.
     pub options: GenerateOptions,
+}
+
+/// Texts to be made vectors of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EmbedRequest {
+    /// Name, id or unique prefix of an id.
+    pub model: String,
+    /// The texts, 1 to [`MAX_INPUTS`]; each must fit into the context.
+    pub inputs: Vec<Prompt>,
+    /// What is taken of the states of a text's tokens.
+    pub pooling: Pooling,
+    /// Whole time allowed.
+    pub deadline: Option<Duration>,
+}
+
+impl EmbedRequest {
+    /// Refuses what cannot be done, naming the field.
+    pub fn check(&self) -> Result<(), Fault> {
+        match self.inputs.len() {
+            1..=MAX_INPUTS => Ok(()),
+            given => {
+                let text = format!("{given} texts were given, 1 to {MAX_INPUTS} are accepted");
+                Err(Fault::new(ErrorKind::InvalidArgument, text))
+            }
+        }
+    }
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::base::{ErrorKind, Fault, NodeId};
+use crate::engine::KvCache;
 use crate::model::catalog::Catalog;
 use crate::net::NetHandle;
 use crate::node::announcer::Announcer;
@@ -27,6 +28,7 @@ pub(crate) struct Config {
     pub memory: u64,
     pub context: u32,
     pub sessions: u32,
+    pub kv: KvCache,
     pub engine: Option<String>,
 }
 

@@ -75,6 +75,11 @@ const MARGIN: f64 = 1.05;
 /// After so many tokens without guesses although there were some, a short window tries again.
 const RETRY: u32 = 48;
 
+/// The longest window of at most so many guesses.
+pub fn window_of(guesses: usize) -> usize {
+    LENGTHS.iter().copied().rfind(|length| *length <= guesses).unwrap_or(0)
+}
+
 /// How long windows should be: the most tokens per time, by how often guesses were right and what rows cost.
 pub struct Pace {
     right: f64,

@@ -9,10 +9,11 @@
 
 pub mod control;
 pub mod draft;
+pub mod drafter;
 pub mod links;
-pub mod memory;
 pub mod message;
 pub mod plan;
+pub mod pool;
 pub mod prefix;
 pub mod runner;
 pub mod serve;

@@ -16,12 +16,14 @@ use crate::engine::constraint::Guide;
 use crate::engine::sample::{Sampled, Sampler};
 use crate::net::NetHandle;
 use crate::pipeline::control::{request, unexpected};
+use crate::pipeline::drafter::Drafter;
 use crate::pipeline::links::{CoordinatorInbox, Delivery, Links};
 use crate::pipeline::message::Message;
 use crate::pipeline::plan::{Plan, PlanStage};
+use crate::pipeline::pool::{Pool, Pooling};
 use crate::pipeline::prefix::{EXACT_BLOCK, Namer};
 use crate::pipeline::serve::Serving;
-use crate::pipeline::session::{Action, End, Session, SessionParams};
+use crate::pipeline::session::{Action, End, Guess, Session, SessionParams};
 use crate::rt::TaskSet;
 use crate::wire::control::{OpenSession, Opened, Reply, Request};
 use crate::wire::job::{LogitsHeader, StepHeader};
@@ -60,8 +62,12 @@ pub struct Job {
     pub exact: bool,
     /// Whether to guess ahead; never in the exact mode, nor under a constraint.
     pub guess: bool,
+    /// The draft model that guesses, in the place of what repeats itself.
+    pub drafter: Option<Drafter>,
     /// What holds the answer to a constraint.
     pub guide: Option<Guide>,
+    /// Whether the prompt is only read, for its embedding.
+    pub pooling: Option<Pooling>,
     pub max_tokens: u32,
     pub vocab: u32,
     pub embedder: Arc<dyn Embedder>,
@@ -101,6 +107,8 @@ pub struct Outcome {
     pub cached: u32,
     /// Guesses that were made, and how many were right.
     pub guesses: (u32, u32),
+    /// Of a prompt that was only read.
+    pub embedding: Option<Vec<f32>>,
     /// The stages, in order; empty where opening failed.
     pub stages: Vec<StageReport>,
     /// From the order to all stages being open.
@@ -131,15 +139,16 @@ pub async fn run<S: TokenSink>(coordinator: &Coordinator, job: Job, sink: &mut S
     let keep = if end.is_ok() { drive.keep() } else { Prefix::default() };
     release(coordinator, session, &hosts, keep);
     let Drive { session, stages, first_token, job, .. } = drive;
-    let (tokens, guesses) = (session.generated().to_vec(), session.guesses());
-    Outcome { end, tokens, cached: job.cached, guesses, stages, open, first_token, total: began.elapsed() }
+    let (tokens, guesses, embedding) = (session.generated().to_vec(), session.guesses(), session.embedding());
+    Outcome { end, tokens, cached: job.cached, guesses, embedding, stages, open, first_token, total: began.elapsed() }
 }
 
 impl Outcome {
     /// Of a session whose stages were not opened.
     fn unopened(end: Result<End, Fault>, total: Duration) -> Self {
         let (tokens, stages) = (Vec::new(), Vec::new());
-        Self { end, tokens, cached: 0, guesses: (0, 0), stages, open: total, first_token: None, total }
+        let (guesses, embedding, first_token) = ((0, 0), None, None);
+        Self { end, tokens, cached: 0, guesses, embedding, stages, open: total, first_token, total }
     }
 }
 
@@ -254,8 +263,11 @@ struct Drive<'a> {
     stages: Vec<StageReport>,
     began: Instant,
     first_token: Option<Duration>,
-    /// When the last step was sent.
+    drafter: Option<Drafter>,
+    /// When the last step was begun: sent, or its guesses asked for.
     sent: Instant,
+    /// When guesses were asked for that have not been sent yet.
+    asked: Option<Instant>,
     /// Tokens that the sink has taken.
     emitted: usize,
 }
@@ -287,6 +299,8 @@ impl<'a> Drive<'a> {
         let stages = job.plan.stages.iter().zip(opened).map(report).collect();
         let local = coordinator.links.local();
         let cached = opened.iter().map(|opened| opened.cached).min().unwrap_or(0);
+        // Of a mean all states are needed, and they are not kept.
+        let cached = if job.pooling == Some(Pooling::Mean) { 0 } else { cached };
         let cached = usable(cached, job.prompt.len() as u32, job.exact);
         let facts = Facts {
             session: job.session,
@@ -307,15 +321,20 @@ impl<'a> Drive<'a> {
             max_rows,
             vocab: job.vocab,
             cached,
-            guess: job.guess && !job.exact,
+            guess: match &job.drafter {
+                _ if !job.guess || job.exact => Guess::Never,
+                Some(_) => Guess::Draft,
+                None => Guess::Repeats,
+            },
         };
         let session = Session::new(params, job.sampler, job.is_end);
-        let session = match job.guide {
-            Some(guide) => session.guided(guide),
-            None => session,
+        let session = match (job.guide, job.pooling) {
+            (_, Some(pooling)) => session.reading(Pool::new(pooling, facts.embedder.width())),
+            (Some(guide), None) => session.guided(guide),
+            (None, None) => session,
         };
-        let (first_token, sent) = (None, Instant::now());
-        Self { coordinator, job: facts, session, stages, began, first_token, sent, emitted: 0 }
+        let (first_token, sent, asked, drafter) = (None, Instant::now(), None, job.drafter);
+        Self { coordinator, job: facts, session, drafter, stages, began, first_token, sent, asked, emitted: 0 }
     }
 
     /// The text whose KV hosts may keep. In the exact mode that is what was computed in whole chunks of the plain run's
@@ -418,6 +437,10 @@ impl<'a> Drive<'a> {
             let batch = std::mem::take(actions);
             let (steps, rest): (Vec<Action>, Vec<Action>) =
                 batch.into_iter().partition(|action| matches!(action, Action::Step { .. }));
+            let guess = rest.iter().find_map(|action| match action {
+                Action::Guess { most } => Some(*most),
+                _ => None,
+            });
             for step in steps {
                 if let Err(fault) = self.send(step).await {
                     actions.extend(self.session.on_fault(fault));
@@ -437,11 +460,40 @@ impl<'a> Drive<'a> {
                     }
                     Action::End(end) => return Some(Ok(end)),
                     Action::Fail(fault) => return Some(Err(fault)),
-                    Action::Step { .. } => {}
+                    Action::Step { .. } | Action::Guess { .. } => {}
                 }
+            }
+            if let Some(most) = guess {
+                actions.extend(self.guess(most).await);
             }
         }
         None
+    }
+
+    /// Asks the draft model. A draft that fails ends the guessing, not the answer.
+    async fn guess(&mut self, most: usize) -> Vec<Action> {
+        let text = self.session.text();
+        let cancel = self.job.cancel.clone();
+        let ask = async {
+            let drafter = self.drafter.as_mut()?;
+            // The prompt is read once, so that it says nothing about what a window costs.
+            let read = if drafter.is_ready() { Ok(()) } else { drafter.read(&text).await };
+            self.asked = Some(Instant::now());
+            let guesses = match read {
+                Ok(()) => drafter.guess(&text, most).await,
+                Err(error) => Err(error),
+            };
+            guesses.inspect_err(|error| tracing::warn!(%error, "the draft model is given up")).ok()
+        };
+        let guesses = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return self.session.stop(End::Cancelled),
+            guesses = ask => guesses,
+        };
+        if guesses.is_none() {
+            self.drafter = None;
+        }
+        self.session.on_guesses(guesses)
     }
 
     async fn send(&mut self, action: Action) -> Result<(), Fault> {
@@ -462,7 +514,7 @@ impl<'a> Drive<'a> {
             compute_us: Vec::with_capacity(self.stages.len()),
         };
         let message = Message::Step { header, hidden };
-        self.sent = Instant::now();
+        self.sent = self.asked.take().unwrap_or_else(Instant::now);
         self.coordinator.links.send(self.job.first, &self.job.first_addresses, message).await
     }
 }

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::base::{ErrorKind, Fault, NodeId, SessionId};
-use crate::engine::{Reduce, Row, StepJob, StepOutput};
+use crate::engine::{KvCache, Reduce, Row, StepJob, StepOutput};
 use crate::pipeline::links::{Links, StageInbox};
 use crate::pipeline::message::{Message, shape_of};
 use crate::pipeline::stages::{Claim, Lease, StageKey, StageTable};
@@ -53,6 +53,10 @@ impl Serving {
                 ErrorKind::InvalidArgument,
                 "the prompt's prefix is not one that a coordinator names",
             ));
+        }
+        if open.exact && self.stages.limits().stage.kv != KvCache::Full {
+            let text = "this node keeps keys and values in 8 bits, with which no answer is exact; ask without `exact`";
+            return Err(Fault::new(ErrorKind::Unsupported, text));
         }
         let key = StageKey { model: open.model, layers: open.layers, head: open.head, engine: open.engine.clone() };
         let claim = Claim { coordinator: from, context: open.context, prefix: &open.prefix };
@@ -119,6 +123,7 @@ impl StageSession {
             (false, _) => Reduce::Hidden,
             (true, Want::Top { k }) => Reduce::Top(k),
             (true, Want::Full) => Reduce::Full,
+            (true, Want::State) => Reduce::State,
         };
         let rewind = first < self.held;
         let job = StepJob { hidden, rows, reduce, exact: self.open.exact, rewind };

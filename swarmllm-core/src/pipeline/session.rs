@@ -5,14 +5,17 @@
 //! step shapes of a whole model's run, so that the text is the same. Where it may guess, a step has the token and guesses
 //! behind it; the rows after the first wrong one are rewound by the next step. Where the answer is under a constraint, a
 //! guide says before each choice which tokens may come; it takes one token after the other, so that nothing is guessed.
+//!
+//! A session may also only read: its prompt's states are pooled to an embedding, and nothing is generated.
 
 use std::collections::VecDeque;
 
 use crate::base::{ErrorKind, Fault};
-use crate::engine::Reduce;
 use crate::engine::constraint::{ConstraintError, Guide};
 use crate::engine::sample::{LogitRow, Sampled, Sampler};
-use crate::pipeline::draft::{MAX_GUESSES, NGrams, Pace};
+use crate::engine::{Reduce, WANTED_ROWS};
+use crate::pipeline::draft::{MAX_GUESSES, NGrams, Pace, window_of};
+use crate::pipeline::pool::{Pool, Pooling};
 use crate::wire::job::Want;
 
 /// Chunks of a prefill that may be under way at once. Two per stage keep a chain of stages busy; more only queue up.
@@ -31,8 +34,19 @@ pub struct SessionParams {
     pub vocab: u32,
     /// Tokens of the prompt whose KV every stage has; less than the prompt.
     pub cached: u32,
-    /// Whether to guess ahead.
-    pub guess: bool,
+    /// How to guess ahead.
+    pub guess: Guess,
+}
+
+/// Where guesses come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guess {
+    /// Nothing is guessed.
+    Never,
+    /// From what followed the last time when the text was like now.
+    Repeats,
+    /// From a draft model, which the runner asks.
+    Draft,
 }
 
 /// Why a session ended well.
@@ -51,6 +65,8 @@ pub enum End {
 pub enum Action {
     /// Send these tokens as rows from `pos` on; logits are wanted from row `want_from` on.
     Step { step: u32, pos: u32, tokens: Vec<u32>, want_from: u32, want: Want },
+    /// Ask the draft model how the text goes on, at most so many tokens; [`Session::on_guesses`] takes the answer.
+    Guess { most: usize },
     /// A token was chosen.
     Emit(Sampled),
     /// The session is over; release its stages.
@@ -72,12 +88,15 @@ pub struct Session {
     /// Steps under way: their numbers, and of how many rows logits are wanted.
     in_flight: VecDeque<(u32, u32)>,
     guesser: Option<Guesser>,
+    /// What takes the states of a session that only reads.
+    pool: Option<Pool>,
     over: bool,
 }
 
 /// What guesses ahead, and what it guessed.
 struct Guesser {
-    grams: NGrams,
+    /// The text by its n-grams; nothing where a draft model guesses, which the runner has.
+    grams: Option<NGrams>,
     pace: Pace,
     /// The guesses of the step under way.
     window: Vec<u32>,
@@ -86,11 +105,17 @@ struct Guesser {
 }
 
 impl Guesser {
-    /// Guesses for the next window, at most `most`.
-    fn guess(&mut self, most: usize) -> Vec<u32> {
-        let mut guesses = self.grams.guess(most);
+    /// Guesses for the next window, at most `most`; a number where the draft model is to be asked for as many.
+    fn guess(&mut self, most: usize) -> Result<Vec<u32>, usize> {
+        let Some(grams) = &self.grams else {
+            return match self.pace.length(most) {
+                0 => Ok(Vec::new()),
+                most => Err(most),
+            };
+        };
+        let mut guesses = grams.guess(most);
         guesses.truncate(self.pace.length(guesses.len()));
-        guesses
+        Ok(guesses)
     }
 
     fn took(&mut self, guesses: usize, right: usize, micros: u32) {
@@ -105,8 +130,8 @@ impl Session {
     /// A session that has not begun. `is_end` says which tokens end an answer; they are not emitted.
     pub fn new(params: SessionParams, sampler: Sampler, is_end: Box<dyn Fn(u32) -> bool + Send + Sync>) -> Self {
         let in_flight = VecDeque::with_capacity(MAX_CHUNKS_IN_FLIGHT);
-        let guesser = params.guess.then(|| Guesser {
-            grams: NGrams::new(&params.prompt),
+        let guesser = (params.guess != Guess::Never).then(|| Guesser {
+            grams: (params.guess == Guess::Repeats).then(|| NGrams::new(&params.prompt)),
             pace: Pace::default(),
             window: Vec::new(),
             made: 0,
@@ -114,8 +139,14 @@ impl Session {
         });
         // The last token of a prompt is always computed: its logits are wanted.
         let sent = (params.cached as usize).min(params.prompt.len().saturating_sub(1));
-        let (guide, generated) = (None, Vec::new());
-        Self { params, sampler, guide, is_end, generated, sent, next_step: 0, in_flight, guesser, over: false }
+        let (guide, generated, pool) = (None, Vec::new(), None);
+        Self { params, sampler, guide, is_end, generated, sent, next_step: 0, in_flight, guesser, pool, over: false }
+    }
+
+    /// Only reads: pools the states of the prompt. For a mean nothing may be cached, since all of them are needed.
+    pub fn reading(mut self, pool: Pool) -> Self {
+        (self.pool, self.guesser) = (Some(pool), None);
+        self
     }
 
     /// Holds the answer to a constraint. Nothing is guessed then.
@@ -140,7 +171,10 @@ impl Session {
         match self.in_flight.pop_front() {
             Some((expected, 0)) if expected == step && rows.is_empty() => self.fill(),
             Some((expected, wanted)) if expected == step && wanted > 0 && rows.len() == wanted as usize => {
-                self.choose(rows, micros)
+                match self.pool.is_some() {
+                    true => self.read(rows),
+                    false => self.choose(rows, micros),
+                }
             }
             _ => self
                 .fail(ErrorKind::BadFrame, format!("step {step} was answered out of turn or with {} rows", rows.len())),
@@ -174,6 +208,11 @@ impl Session {
     /// Guesses that were made, and how many were right.
     pub fn guesses(&self) -> (u32, u32) {
         self.guesser.as_ref().map_or((0, 0), |guesser| (guesser.made, guesser.right))
+    }
+
+    /// The prompt's embedding, of a session that only reads and has come to its end.
+    pub fn embedding(&self) -> Option<Vec<f32>> {
+        self.pool.as_ref().map(Pool::vector)
     }
 
     /// The text whose KV every stage has: all but the last token, which was not computed.
@@ -212,12 +251,14 @@ impl Session {
     fn fill(&mut self) -> Vec<Action> {
         let mut actions = Vec::new();
         while self.sent < self.params.prompt.len() && self.in_flight.len() < MAX_CHUNKS_IN_FLIGHT {
-            let end = self.params.prompt.len().min(self.sent + self.params.max_rows.max(1) as usize);
+            let all_wanted = self.pool.as_ref().is_some_and(|pool| pool.pooling() == Pooling::Mean);
+            let most = if all_wanted { self.params.max_rows.min(WANTED_ROWS) } else { self.params.max_rows };
+            let end = self.params.prompt.len().min(self.sent + most.max(1) as usize);
             let tokens = self.params.prompt[self.sent..end].to_vec();
             let last = end == self.params.prompt.len();
             let pos = self.sent as u32;
             self.sent = end;
-            let wanted = u32::from(last);
+            let wanted = if all_wanted { tokens.len() as u32 } else { u32::from(last) };
             actions.push(self.step(pos, tokens, wanted));
         }
         actions
@@ -234,9 +275,20 @@ impl Session {
 
     fn want(&self) -> Want {
         match self.sampler.reduce() {
+            _ if self.pool.is_some() => Want::State,
             _ if self.guide.is_some() => Want::Full,
             Reduce::Top(k) => Want::Top { k: k.min(self.params.vocab) },
-            Reduce::Full | Reduce::Hidden => Want::Full,
+            Reduce::Full | Reduce::Hidden | Reduce::State => Want::Full,
+        }
+    }
+
+    /// Pools the states of a chunk.
+    fn read(&mut self, rows: &[LogitRow]) -> Vec<Action> {
+        let taken = self.pool.as_mut().map_or(Ok(()), |pool| rows.iter().try_for_each(|row| pool.take(row)));
+        match taken {
+            Err(reason) => self.fail(ErrorKind::BadFrame, reason),
+            Ok(()) if self.sent == self.params.prompt.len() && self.in_flight.is_empty() => self.stop(End::Stop),
+            Ok(()) => self.fill(),
         }
     }
 
@@ -269,6 +321,29 @@ impl Session {
         actions
     }
 
+    /// What the draft model guessed; where it could not, it is not asked again, and what repeats itself is guessed.
+    pub fn on_guesses(&mut self, guesses: Option<Vec<u32>>) -> Vec<Action> {
+        if self.over {
+            return Vec::new();
+        }
+        let (most, text) = (self.most_guesses(), self.text());
+        if let Some(guesser) = &mut self.guesser {
+            if guesses.is_none() {
+                guesser.grams = Some(NGrams::new(&text));
+            }
+            guesser.window = guesses.unwrap_or_default();
+            // Windows are of the lengths whose cost is known, and what is no token is no guess.
+            let known = guesser.window.iter().take(most).take_while(|token| **token < self.params.vocab).count();
+            guesser.window.truncate(window_of(known));
+        }
+        vec![self.window()]
+    }
+
+    /// The prompt and what was said.
+    pub fn text(&self) -> Vec<u32> {
+        [self.params.prompt.as_slice(), &self.generated].concat()
+    }
+
     /// Chooses a token and says so, unless the answer ends with it; says whether it ends.
     fn choose_from(&mut self, row: &LogitRow, actions: &mut Vec<Action>) -> Result<Option<End>, Fault> {
         if self.is_complete()? {
@@ -292,7 +367,7 @@ impl Session {
         self.sampler.accept(token);
         self.generated.push(token);
         if let Some(guesser) = &mut self.guesser {
-            guesser.grams.push(token);
+            guesser.grams.iter_mut().for_each(|grams| grams.push(token));
         }
         self.guide.as_mut().map_or(Ok(()), |guide| guide.accept(token)).map_err(unfollowed)
     }
@@ -302,15 +377,28 @@ impl Session {
         self.guide.as_mut().map_or(Ok(false), Guide::is_complete).map_err(unfollowed)
     }
 
-    /// The step of the last token, with guesses behind it where they pay.
+    /// Guesses that the next step may have.
+    fn most_guesses(&self) -> usize {
+        let room = (self.params.max_tokens as usize).saturating_sub(self.generated.len());
+        MAX_GUESSES.min(room.saturating_sub(1)).min((self.params.max_rows as usize).saturating_sub(1))
+    }
+
+    /// The step of the last token, with guesses behind it where they pay; or the question for them.
     fn decode(&mut self) -> Action {
-        let room = self.params.max_tokens as usize - self.generated.len();
-        let most = MAX_GUESSES.min(room - 1).min(self.params.max_rows as usize - 1);
-        let mut tokens: Vec<u32> = self.generated.last().copied().into_iter().collect();
+        let most = self.most_guesses();
         if let Some(guesser) = &mut self.guesser {
-            guesser.window = guesser.guess(most);
-            tokens.extend(&guesser.window);
+            match guesser.guess(most) {
+                Ok(guesses) => guesser.window = guesses,
+                Err(most) => return Action::Guess { most },
+            }
         }
+        self.window()
+    }
+
+    /// The step of the last token and the guesses behind it.
+    fn window(&mut self) -> Action {
+        let mut tokens: Vec<u32> = self.generated.last().copied().into_iter().collect();
+        tokens.extend(self.guesser.iter().flat_map(|guesser| &guesser.window));
         let pos = (self.params.prompt.len() + self.generated.len() - 1) as u32;
         let wanted = tokens.len() as u32;
         self.step(pos, tokens, wanted)
@@ -356,7 +444,7 @@ mod tests {
     fn session(prompt: usize, max_tokens: u32, max_rows: u32) -> Session {
         let sampling = SamplingParams { temperature: 0.0, ..Default::default() };
         let prompt = (0..prompt as u32).collect();
-        let params = SessionParams { prompt, max_tokens, max_rows, vocab: VOCAB, cached: 0, guess: false };
+        let params = SessionParams { prompt, max_tokens, max_rows, vocab: VOCAB, cached: 0, guess: Guess::Never };
         Session::new(params, Sampler::new(sampling, VOCAB).unwrap(), Box::new(|token| token == EOS))
     }
 
@@ -439,13 +527,54 @@ mod tests {
         assert_eq!(session.computed(), [0, 1, 2]);
     }
 
+    /// Position, rows and first wanted row of each step, and the embedding.
+    type Read = (Vec<(u32, usize, u32)>, Result<Vec<f32>, Fault>);
+
+    /// A session that reads 150 tokens in chunks of 64 at most; gives its steps and its embedding.
+    fn read(pooling: Pooling, state: impl Fn(u32) -> Vec<f32>) -> Read {
+        let mut session = session(150, 0, 512).reading(Pool::new(pooling, 2));
+        let mut queue: VecDeque<Action> = session.start().into();
+        let mut steps = Vec::new();
+        loop {
+            match queue.pop_front().expect("a session says how it ends") {
+                Action::Step { step, pos, tokens, want_from, want } => {
+                    assert_eq!(want, Want::State);
+                    steps.push((pos, tokens.len(), want_from));
+                    let wanted = &tokens[want_from as usize..];
+                    let rows: Vec<LogitRow> = wanted.iter().map(|token| LogitRow::Full(state(*token))).collect();
+                    queue.extend(session.on_logits(step, &rows, 1));
+                }
+                Action::End(End::Stop) => return (steps, Ok(session.embedding().unwrap())),
+                Action::Fail(fault) => return (steps, Err(fault)),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_session_that_reads_pools_each_state_once_and_generates_nothing() {
+        // Of 150 tokens the first 100 point one way, the last 50 another.
+        let state = |token: u32| if token < 100 { vec![1.5, 0.0] } else { vec![0.0, 4.0] };
+        let (steps, mean) = read(Pooling::Mean, state);
+        assert_eq!(steps, [(0, 64, 0), (64, 64, 0), (128, 22, 0)]);
+        assert_eq!(mean.unwrap(), [0.6, 0.8]);
+        let (steps, last) = read(Pooling::Last, state);
+        assert_eq!((steps, last.unwrap()), (vec![(0, 150, 149)], vec![0.0, 1.0]));
+    }
+
+    #[test]
+    fn a_state_of_another_width_fails_a_session_that_reads() {
+        let (_, refused) = read(Pooling::Mean, |token| vec![1.0; if token == 70 { 3 } else { 2 }]);
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::BadFrame);
+    }
+
     /// A session of digits under a constraint: token 1 is `1`; `EOS` ends it.
     fn guided(constraint: &str, max_tokens: u32) -> Session {
         let mut words: Vec<Vec<u8>> = (0..VOCAB).map(|_| Vec::new()).collect();
         (1..=9).for_each(|digit: u8| words[digit as usize] = vec![b'0' + digit]);
         let lexicon = Arc::new(Lexicon::from_words(words, vec![EOS]).unwrap());
         let guide = lexicon.compile(&Constraint::Regex(constraint.to_owned())).unwrap();
-        let params = SessionParams { guess: true, ..session(3, max_tokens, 16).params };
+        let params = SessionParams { guess: Guess::Repeats, ..session(3, max_tokens, 16).params };
         let sampler = Sampler::new(SamplingParams::greedy(), VOCAB).unwrap();
         Session::new(params, sampler, Box::new(|token| token == EOS)).guided(guide)
     }
@@ -490,10 +619,57 @@ mod tests {
         Box::new(|_| false)
     }
 
+    /// A session whose draft model guesses so.
+    fn drafted(mut guess: impl FnMut(&[u32], usize) -> Option<Vec<u32>>) -> (Vec<u32>, (u32, u32), usize) {
+        let params = SessionParams { guess: Guess::Draft, ..session(1, 60, 64).params };
+        let mut session = Session::new(params, Sampler::new(SamplingParams::greedy(), VOCAB).unwrap(), never());
+        let mut queue: VecDeque<Action> = session.start().into();
+        let (mut said, mut steps) = (Vec::new(), 0);
+        loop {
+            match queue.pop_front().expect("a session says how it ends") {
+                Action::Step { step, tokens, want_from, .. } => {
+                    steps += 1;
+                    // The answering model counts.
+                    let next = tokens[want_from as usize..].iter().map(|token| row((token + 1) % 90));
+                    queue.extend(session.on_logits(step, &next.collect::<Vec<_>>(), 1000 + tokens.len() as u32));
+                }
+                Action::Guess { most } => queue.extend(session.on_guesses(guess(&session.text(), most))),
+                Action::Emit(sampled) => said.push(sampled.token),
+                Action::End(End::Length) => return (said, session.guesses(), steps),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_draft_models_guesses_save_steps_where_they_are_right_and_never_change_what_is_said() {
+        let counting = |text: &[u32], most: usize| {
+            let last = text.last().copied().unwrap_or_default();
+            Some((last + 1..).take(most).map(|token| token % 90).collect())
+        };
+        let plain: Vec<u32> = (1..=60).collect();
+        let (said, (made, right), steps) = drafted(counting);
+        assert_eq!((said, made > 30, right), (plain.clone(), true, made));
+        assert!(steps < 30, "{steps}");
+        let (said, (made, right), steps) = drafted(|_, most| Some(vec![7; most]));
+        assert_eq!(said, plain);
+        assert!(made > 0 && right <= 1 && steps >= 58, "{made} {right} {steps}");
+        for nothing in [Some(Vec::new()), None, Some(vec![VOCAB; 31])] {
+            let (said, (made, _), steps) = drafted(|_, _| nothing.clone());
+            assert_eq!((said, made, steps), (plain.clone(), 0, 60), "{nothing:?}");
+        }
+    }
+
     /// A model that counts modulo `period`: guessable once it has gone round.
     fn counts(period: u32, tokens: u32, guess: bool, costs: fn(usize) -> u32) -> (Vec<u32>, usize) {
-        let params =
-            SessionParams { prompt: vec![0], max_tokens: tokens, max_rows: 64, vocab: VOCAB, cached: 0, guess };
+        let params = SessionParams {
+            prompt: vec![0],
+            max_tokens: tokens,
+            max_rows: 64,
+            vocab: VOCAB,
+            cached: 0,
+            guess: if guess { Guess::Repeats } else { Guess::Never },
+        };
         let mut session = Session::new(params, Sampler::new(SamplingParams::greedy(), VOCAB).unwrap(), never());
         let mut queue: VecDeque<Action> = session.start().into();
         let (mut said, mut steps) = (Vec::new(), 0);
@@ -509,6 +685,7 @@ mod tests {
                 Action::Emit(sampled) => said.push(sampled.token),
                 Action::End(end) => assert_eq!(end, End::Length),
                 Action::Fail(fault) => panic!("{fault}"),
+                Action::Guess { .. } => panic!("there is no draft model"),
             }
         }
         (said, steps)
@@ -545,6 +722,7 @@ mod tests {
                     Action::Emit(_) => emitted += 1,
                     Action::End(end) => prop_assert_eq!(end, End::Length),
                     Action::Fail(fault) => prop_assert!(false, "{}", fault),
+                    Action::Guess { .. } => prop_assert!(false, "nothing is guessed"),
                 }
             }
             prop_assert_eq!(emitted, max_tokens);

@@ -16,7 +16,6 @@ use crate::base::{Bytes, ErrorKind, Event, Fault, LayerRange, ModelId, NodeId};
 use crate::engine::{Engine, EngineError, StageConfig, StageHandle, StageSpec};
 use crate::model::Manifest;
 use crate::model::catalog::Catalog;
-use crate::pipeline::memory::stage_memory;
 use crate::rt::{EventBus, TaskSet};
 use crate::wire::prefix::Prefix;
 
@@ -182,8 +181,8 @@ impl StageTable {
     }
 
     /// Bytes that a stage of this model would take here.
-    pub fn memory_of(&self, manifest: &Manifest, layers: LayerRange, head: bool) -> u64 {
-        stage_memory(manifest, layers, head, &self.inner.limits.stage)
+    pub fn memory_of(&self, engine: &dyn Engine, manifest: &Manifest, layers: LayerRange, head: bool) -> u64 {
+        engine.memory(manifest, layers, head, &self.inner.limits.stage)
     }
 
     /// Bytes taken by loaded stages.
@@ -211,7 +210,7 @@ impl StageTable {
         let manifest = self.inner.catalog.manifest(key.model).ok_or_else(|| not_known(key.model))?;
         let engine = self.engine(&key.engine)?;
         self.check_cut(&engine, &manifest, &key)?;
-        let (entry, Taken { slot, cached, stale }) = self.admit(&manifest, &key, claim)?;
+        let (entry, Taken { slot, cached, stale }) = self.admit(engine.as_ref(), &manifest, &key, claim)?;
         let mut ticket = Ticket { table: self, entry: Some((entry.clone(), slot)) };
         let began = Instant::now();
         let was_loaded = entry.cell.initialized();
@@ -250,12 +249,18 @@ impl StageTable {
     }
 
     /// Finds or makes the entry and takes a slot of it.
-    fn admit(&self, manifest: &Manifest, key: &StageKey, claim: Claim) -> Result<(Arc<Entry>, Taken), Fault> {
+    fn admit(
+        &self,
+        engine: &dyn Engine,
+        manifest: &Manifest,
+        key: &StageKey,
+        claim: Claim,
+    ) -> Result<(Arc<Entry>, Taken), Fault> {
         let mut entries = locked(&self.inner.entries);
         let entry = match entries.by_key.get(key) {
             Some(entry) => entry.clone(),
             None => {
-                let memory = self.memory_of(manifest, key.layers, key.head);
+                let memory = self.memory_of(engine, manifest, key.layers, key.head);
                 self.make_room(&mut entries, memory)?;
                 let entry = Arc::new(Entry::new(key.clone(), memory, &self.inner.limits.stage));
                 entries.by_key.insert(key.clone(), entry.clone());

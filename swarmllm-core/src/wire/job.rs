@@ -11,6 +11,8 @@ pub enum Want {
     Top { k: u32 },
     /// The full row.
     Full,
+    /// The state behind the output norm, in place of logits.
+    State,
 }
 
 /// The header of a stage frame. The body is little-endian: f32 hidden states (`rows * width`) for a `Step`; for a
@@ -72,7 +74,7 @@ pub struct LogitsHeader {
 pub enum LogitShape {
     /// f32 log-sum-exp, then `k` u32 ids, then `k` f32 logits, largest first.
     Top { k: u32 },
-    /// `vocab` f32 logits.
+    /// `vocab` f32 logits, or as many floats as a state has.
     Full { vocab: u32 },
 }
 

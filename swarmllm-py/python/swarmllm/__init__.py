@@ -22,6 +22,7 @@ from ._node import Messages as Messages
 from ._node import Node as Node
 from ._node import Options as Options
 from ._node import Part as Part
+from ._node import Pooling as Pooling
 from ._node import Regex as Regex
 from ._records import *
 from ._swarmllm import *

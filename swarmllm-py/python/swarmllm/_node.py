@@ -21,7 +21,7 @@ from ._answers import (
     finish_async,
     text_shape,
 )
-from ._records import ChatCompletion, Model, Peer, Plan, Status, TextCompletion
+from ._records import ChatCompletion, Embeddings, Model, Peer, Plan, Status, TextCompletion
 from ._swarmllm import ClosedError, NativeNode
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ Part = str | tuple[int, int, bool]
 Messages = str | Iterable[Mapping[str, str]]
 """Messages of a chat (`role`, `content`); a plain text is one message of the user."""
 
+Pooling = Literal["mean", "last"]
+"""What is taken of the states of a text's tokens: their mean, or the last token's."""
+
 DEADLINE = 5.0
 """Seconds that leaving a `with` block gives a node to drain."""
 
@@ -41,6 +44,10 @@ def _pairs(messages: Messages) -> list[tuple[str, str]]:
     if isinstance(messages, str):
         return [("user", messages)]
     return [(message["role"], message["content"]) for message in messages]
+
+
+def _texts(texts: str | Sequence[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)
 
 
 class JsonSchema(TypedDict):
@@ -91,6 +98,8 @@ class Options(TypedDict, total=False):
     """Answer token for token as a plain run of the whole model, whoever else is answered meanwhile."""
     guess: bool | None
     """Whether to try guesses ahead where that pays; never where `exact` is asked for. Default: true."""
+    draft: str | None
+    """A smaller model with the same vocabulary, held here as a whole, which guesses in the place of repeated text."""
     logprobs: int | None
     """Tell how likely each token was, and so many of the likeliest there, 0 to 20."""
     constraint: Constraint | None
@@ -131,6 +140,7 @@ class _Base:
         memory: int | None = None,
         context: int | None = None,
         sessions: int | None = None,
+        kv: Literal["full", "q8_0"] | None = None,
         engine: str | None = None,
     ) -> None:
         """A node that is not started yet.
@@ -138,7 +148,8 @@ class _Base:
         `data_dir`: for keys, models and the store. `preset`: how it meets others. `network`: the swarm's name.
         `listen`, `bootstrap`: multiaddrs. `mdns`: find peers on the LAN. `serve`: compute for others. `threads`:
         compute threads. `memory`: bytes for weights and KV. `context`: positions of a session, prompt and
-        answer together. `sessions`: how many a stage computes at once. `engine`: `llama.cpp` or `candle`.
+        answer together. `sessions`: how many a stage computes at once. `kv`: how keys and values are kept;
+        `q8_0` takes about half of the memory, and refuses exact answers. `engine`: `llama.cpp` or `candle`.
         """
         self._native: NativeNode | None = None
         self._config: dict[str, Any] = {
@@ -153,6 +164,7 @@ class _Base:
             "memory": memory,
             "context": context,
             "sessions": sessions,
+            "kv": kv,
             "engine": engine,
         }
 
@@ -253,6 +265,10 @@ class Node(_Base):
         shape = text_shape(self._running().generate(model, prompt, _given(options)), model)
         return Stream(shape) if stream else finish(shape)
 
+    def embed(self, model: str, texts: str | Sequence[str], *, pooling: Pooling = "mean") -> Embeddings:
+        """Makes a vector of length 1 of each text; `pooling` is what is taken of the states of its tokens."""
+        return Embeddings(json.loads(self._running().embed(model, _texts(texts), pooling)))
+
     def shutdown(self, deadline: float = DEADLINE) -> None:
         """Stops accepting, drains at most `deadline` seconds, flushes and closes. May be called again."""
         native, self._native = self._native, None
@@ -336,6 +352,10 @@ class AsyncNode(_Base):
         """Continues a plain text; `stream=True` gives it as it comes. See `Options`."""
         shape = text_shape(await self._running().generate_async(model, prompt, _given(options)), model)
         return AsyncStream(shape) if stream else await finish_async(shape)
+
+    async def embed(self, model: str, texts: str | Sequence[str], *, pooling: Pooling = "mean") -> Embeddings:
+        """Makes a vector of length 1 of each text; `pooling` is what is taken of the states of its tokens."""
+        return Embeddings(json.loads(await self._running().embed_async(model, _texts(texts), pooling)))
 
     async def shutdown(self, deadline: float = DEADLINE) -> None:
         """Stops accepting, drains at most `deadline` seconds, flushes and closes. May be called again."""

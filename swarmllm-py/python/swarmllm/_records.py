@@ -15,6 +15,7 @@ __all__ = [
     "Peer",
     "PlanStage",
     "Plan",
+    "Embeddings",
     "RouteStage",
     "Timings",
     "Usage",
@@ -148,6 +149,14 @@ class Plan(Record):
 
     model: str
     stages: list[PlanStage]
+
+
+class Embeddings(Record):
+    """Vectors of texts, in their order."""
+
+    model: str
+    vectors: list[list[float]]
+    prompt_tokens: int
 
 
 class RouteStage(Record):

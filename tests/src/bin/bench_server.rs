@@ -3,7 +3,8 @@
 //! The server is asked over HTTP on loopback, our node through the library: that is what a program would do with each.
 //! Every round asks both once, in turn, each time another piece of the text; ratios are taken within a round, and the
 //! median of the rounds is printed and added to the report. The path of the server's binary is the first argument;
-//! `BENCH_PARTS` names the parts to measure (of `one guess many gap prefix hog split 1b`), all where it is not set.
+//! `BENCH_PARTS` names the parts to measure (of `one guess many gap prefix hog split drift 1b`), all where it is not set.
+//! `drift` has no other side: it counts how often answers that need not be exact differ from those that are.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use swarmllm_core::base::ModelId;
 use swarmllm_core::engine::sample::SamplingParams;
-use swarmllm_core::node::{Delta, GenerateOptions, GenerateRequest, Node, Parts, Prompt};
+use swarmllm_core::node::{Delta, GenerateOptions, GenerateRequest, KvCache, Node, Parts, Prompt};
 use swarmllm_tests::cluster::{Carrier, Member, await_plan, builder, join, lonely_network, stage_parts};
 use swarmllm_tests::models::TestModel;
 use swarmllm_tests::prompts::harbour_log;
@@ -331,6 +332,70 @@ async fn halves(sides: &Sides, model: TestModel, text: &mut Text, figures: &mut 
     tell(figures, "split2_batch8_vs_single", ">= 1", eight);
 }
 
+/// Answers of which drift is told: so many prompts, and tokens of each.
+const DRIFT_PROMPTS: usize = 24;
+const DRIFT_TOKENS: u32 = 64;
+
+/// The tokens of greedy answers, `together` of them at a time.
+async fn answers(
+    node: &Node,
+    model: ModelId,
+    prompts: &[Vec<u32>],
+    options: &GenerateOptions,
+    together: usize,
+) -> Vec<Vec<u32>> {
+    let mut all = Vec::new();
+    for group in prompts.chunks(together) {
+        let asked = group.iter().map(|prompt| async {
+            let prompt = Prompt::Tokens(prompt.clone());
+            let request = GenerateRequest { model: model.to_string(), prompt, options: options.clone() };
+            let generation = node.generate(request).await.expect("it is asked");
+            generation.finish().await.expect("the node answers").tokens
+        });
+        all.extend(join_all(asked).await);
+    }
+    all
+}
+
+/// Where answers part from the exact ones, over the positions that were compared: up to there, since what comes behind has
+/// another past.
+fn parted(exact: &[Vec<u32>], other: &[Vec<u32>]) -> f64 {
+    let (mut parted, mut compared) = (0, 0);
+    for (exact, other) in exact.iter().zip(other) {
+        let alike = exact.iter().zip(other).take_while(|(one, other)| one == other).count();
+        let differs = alike < exact.len();
+        parted += usize::from(differs);
+        compared += alike + usize::from(differs);
+    }
+    parted as f64 / compared.max(1) as f64
+}
+
+/// How often a position of an answer differs from the exact one: in shared steps, with guesses, and with KV in 8 bits.
+async fn drift(ours: &Asked, path: &std::path::Path, text: &mut Text, figures: &mut Figures, suffix: &str) {
+    let Asked::Ours { node, model, .. } = ours else { return };
+    let options = |exact, guess| GenerateOptions {
+        max_tokens: Some(DRIFT_TOKENS),
+        sampling: SamplingParams::greedy(),
+        exact,
+        guess,
+        ..GenerateOptions::default()
+    };
+    let prompts: Vec<Vec<u32>> = (0..DRIFT_PROMPTS).map(|_| text.cut(SHORT * 2)).collect();
+    let exact = answers(node, *model, &prompts, &options(true, false), 1).await;
+    let shared = answers(node, *model, &prompts, &options(false, false), SESSIONS as usize).await;
+    let guessed = answers(node, *model, &prompts, &options(false, true), 1).await;
+    let dir = TempDir::new().expect("a temporary directory");
+    let small =
+        builder(dir.path(), &lonely_network(), Carrier::Tcp).threads(threads()).context(CONTEXT).kv(KvCache::Q8);
+    let small = Member { node: small.start().await.expect("a node starts"), dir };
+    let id = small.import(path, "small", Parts::All).await;
+    let q8 = answers(&small.node, id, &prompts, &options(false, false), 1).await;
+    for (name, other) in [("fast_drift", shared), ("guess_drift", guessed), ("kv_q8_drift", q8)] {
+        tell(figures, &format!("{name}{suffix}"), "told", vec![parted(&exact, &other)]);
+    }
+    small.stop().await;
+}
+
 /// A model of a usual size, where memory bandwidth rules.
 async fn one_billion(binary: &std::path::Path, figures: &mut Figures) {
     let small = TestModel::SmolLm2.path();
@@ -407,6 +472,9 @@ async fn main() {
                 guessed.push(edited(&sides.ours, &mut text).await);
             }
             tell(&mut figures, &format!("ngram_edit{suffix}_speedup"), ">= 3", guessed);
+        }
+        if wanted("drift") {
+            drift(&sides.ours, &model.path(), &mut text, &mut figures, suffix).await;
         }
         if model == TestModel::Gemma3 {
             continue;

@@ -35,7 +35,7 @@ use shape::Shape;
 use stage::CandleStage;
 use weights::Rows;
 
-use super::{CutRules, Embedder, Engine, EngineError, Stage, StageConfig};
+use super::{CutRules, Embedder, Engine, EngineError, Stage, StageConfig, cells, tensors_and_scratch};
 use crate::base::LayerRange;
 use crate::model::{EmbeddingSource, Manifest, StageSource};
 
@@ -63,6 +63,12 @@ impl Engine for Candle {
     fn cuts(&self, manifest: &Manifest) -> Result<CutRules, EngineError> {
         // Layers are told apart by their place in the model, never in the stage, so that any cut is legal.
         Shape::read(manifest).map(|_| CutRules::free())
+    }
+
+    fn memory(&self, manifest: &Manifest, layers: LayerRange, head: bool, config: &StageConfig) -> u64 {
+        let kv = Shape::read(manifest).map_or(0, |shape| shape.cells().floats() * size_of::<f32>()) as u64;
+        let cells = cells(layers, config.context.min(manifest.context), config.max_sessions);
+        tensors_and_scratch(manifest, layers, head, config).saturating_add(cells.saturating_mul(kv))
     }
 
     fn load_stage(&self, source: StageSource, config: &StageConfig) -> Result<Box<dyn Stage>, EngineError> {

@@ -74,8 +74,13 @@ impl Head {
         Ok(Self { norm, output, softcap: shape.softcap.map(f64::from) })
     }
 
-    fn forward(&self, x: &Tensor) -> Computed<Tensor> {
-        let logits = self.output.forward(&self.norm.forward(x)?)?;
+    /// Logits, or the states that they are made of.
+    fn forward(&self, x: &Tensor, states: bool) -> Computed<Tensor> {
+        let x = self.norm.forward(x)?;
+        if states {
+            return Ok(x);
+        }
+        let logits = self.output.forward(&x)?;
         match self.softcap {
             Some(cap) => (logits / cap)?.tanh()? * cap,
             None => Ok(logits),
@@ -114,6 +119,15 @@ fn load_kinds(tensors: &mut Tensors<'_>, shape: &Shape, context: u32) -> Result<
     Ok(kinds)
 }
 
+/// What a stage with the head is to give.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    /// Of which rows.
+    pub rows: &'a [u32],
+    /// The states behind the output norm, rather than logits.
+    pub states: bool,
+}
+
 /// The weights of a stage.
 pub(super) struct Weights {
     pub shape: Shape,
@@ -147,8 +161,8 @@ impl Weights {
     }
 
     /// Computes rows of one session, `hidden`, which begin at position `pos`: gives every row's hidden state, or with the
-    /// head the logits of the rows whose indices are `wanted`.
-    pub fn forward(&self, hidden: Vec<f32>, wanted: &[u32], pos: usize, kv: &mut Kv) -> Computed<Vec<f32>> {
+    /// head the logits of the rows whose indices are `wanted`, or their states.
+    pub fn forward(&self, hidden: Vec<f32>, wanted: Wanted<'_>, pos: usize, kv: &mut Kv) -> Computed<Vec<f32>> {
         let width = self.shape.width as usize;
         let rows = hidden.len() / width;
         let sights: Vec<Sight> =
@@ -159,10 +173,10 @@ impl Weights {
             x = block.forward(x, &Place { layer, pos, rope, sight }, kv)?;
         }
         let Some(head) = &self.head else { return x.flatten_all()?.to_vec1() };
-        if wanted.is_empty() {
+        if wanted.rows.is_empty() {
             return Ok(Vec::new());
         }
-        let x = x.index_select(&Tensor::new(wanted, &Device::Cpu)?, 0)?;
-        head.forward(&x)?.flatten_all()?.to_vec1()
+        let x = x.index_select(&Tensor::new(wanted.rows, &Device::Cpu)?, 0)?;
+        head.forward(&x, wanted.states)?.flatten_all()?.to_vec1()
     }
 }

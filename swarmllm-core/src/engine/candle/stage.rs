@@ -4,11 +4,11 @@ use candle_core::Result as Computed;
 use candle_core::utils::with_threadpool;
 
 use super::kv::Kv;
-use super::model::Weights;
-use super::{NAME, failed};
+use super::model::{Wanted, Weights};
+use super::{NAME, failed, not_loaded};
 use crate::base::ModelId;
 use crate::engine::slots::Slots;
-use crate::engine::{EngineError, Row, Stage, StageConfig, StageSpec};
+use crate::engine::{EngineError, KvCache, Row, Stage, StageConfig, StageSpec};
 use crate::model::StageSource;
 
 /// What of a step belongs to one session: rows that follow each other.
@@ -33,11 +33,15 @@ pub(super) struct CandleStage {
 impl CandleStage {
     pub fn load(source: &StageSource, config: &StageConfig) -> Result<Self, EngineError> {
         let manifest = &source.manifest;
+        if config.kv == KvCache::Q8 {
+            return Err(not_loaded(source.layers, "it keeps keys and values in f32 only"));
+        }
         let context = config.context.min(manifest.context);
         let config = StageConfig { context, ..config.clone() };
         let weights = Weights::load(source, context)?;
         let (cells, layers) = (weights.shape.cells(), weights.layers());
-        let kv_bytes = (cells.floats() * layers * size_of::<f32>()) as u64 * u64::from(context);
+        let all = crate::engine::cells(source.layers, context, config.max_sessions);
+        let kv_bytes = all.saturating_mul((cells.floats() * size_of::<f32>()) as u64);
         let spec = StageSpec {
             engine: NAME,
             layers: source.layers,
@@ -61,6 +65,15 @@ impl CandleStage {
         header
     }
 
+    fn compute(&mut self, hidden: &[f32], rows: &[Row], states: bool, out: &mut Vec<f32>) -> Result<(), EngineError> {
+        self.slots.check(&self.spec, hidden, rows)?;
+        out.clear();
+        let (weights, runs) = (&self.weights, runs(&mut self.kv, rows));
+        with_threadpool(|| compute(weights, hidden, rows, runs, states, out)).map_err(failed)?;
+        self.slots.commit(rows);
+        Ok(())
+    }
+
     /// Version of the snapshots' layout and of the arithmetic behind their numbers.
     const SNAPSHOT: [u8; 8] = *b"candle01";
 }
@@ -75,13 +88,11 @@ impl Stage for CandleStage {
     }
 
     fn step(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
-        self.slots.check(&self.spec, hidden, rows)?;
-        out.clear();
-        let (weights, runs) = (&self.weights, runs(&mut self.kv, rows));
-        let floats = self.spec.vocab.unwrap_or(self.spec.width) as usize;
-        with_threadpool(|| compute(weights, hidden, rows, runs, floats, out)).map_err(failed)?;
-        self.slots.commit(rows);
-        Ok(())
+        self.compute(hidden, rows, false, out)
+    }
+
+    fn states(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
+        self.compute(hidden, rows, true, out)
     }
 
     fn truncate(&mut self, slot: u32, len: u32) -> Result<(), EngineError> {
@@ -142,27 +153,30 @@ fn runs<'a>(kv: &'a mut [Kv], rows: &[Row]) -> Vec<Run<'a>> {
     runs
 }
 
-/// Computes a checked step session by session, and leaves what comes out, `floats` a row, in the order of the rows.
+/// Computes a checked step session by session, and leaves what comes out in the order of the rows; with `states` those
+/// in place of logits.
 fn compute(
     weights: &Weights,
     hidden: &[f32],
     rows: &[Row],
     runs: Vec<Run<'_>>,
-    floats: usize,
+    states: bool,
     out: &mut Vec<f32>,
 ) -> Computed<()> {
+    let shape = &weights.shape;
+    let floats = if weights.has_head() && !states { shape.vocab } else { shape.width } as usize;
     let gives = |row: &Row| !weights.has_head() || row.want;
     out.resize(rows.iter().filter(|row| gives(row)).count() * floats, 0.0);
-    let states: Vec<&[f32]> = hidden.chunks_exact(weights.shape.width as usize).collect();
+    let inputs: Vec<&[f32]> = hidden.chunks_exact(shape.width as usize).collect();
     // Where each row's output goes; `None` for a row that gives none.
     let mut places: Vec<Option<&mut [f32]>> = Vec::with_capacity(rows.len());
     let mut free = out.chunks_exact_mut(floats);
     places.extend(rows.iter().map(|row| if gives(row) { free.next() } else { None }));
 
     for run in runs {
-        let hidden = run.rows.iter().flat_map(|&row| states[row]).copied().collect();
+        let hidden = run.rows.iter().flat_map(|&row| inputs[row]).copied().collect();
         let wanted: Vec<u32> = (0..).zip(&run.rows).filter(|&(_, &row)| rows[row].want).map(|(at, _)| at).collect();
-        let given = weights.forward(hidden, &wanted, run.pos, run.kv)?;
+        let given = weights.forward(hidden, Wanted { rows: &wanted, states }, run.pos, run.kv)?;
         let places = run.rows.iter().filter_map(|&row| places[row].take());
         for (place, given) in places.zip(given.chunks_exact(floats)) {
             place.copy_from_slice(given);

@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 
 use super::Candle;
 use crate::base::LayerRange;
-use crate::engine::{Embedder, Engine, EngineError, Row, Stage, StageConfig};
+use crate::engine::{Embedder, Engine, EngineError, KvCache, Row, Stage, StageConfig};
 use crate::model::{EmbeddingSource, Fact, Manifest, SourceTensor, StageSource, TensorEntry};
 
 const LAYERS: u32 = 3;
@@ -207,7 +207,7 @@ fn tensor_bytes(seed: u64, name: &str, dims: &[u32], ty: u32) -> Vec<u8> {
 }
 
 fn config() -> StageConfig {
-    StageConfig { context: 1024, max_sessions: 3, max_rows: 512, threads: 1 }
+    StageConfig { context: 1024, max_sessions: 3, max_rows: 512, threads: 1, kv: KvCache::Full }
 }
 
 fn rows(slot: u32, pos: u32, count: u32) -> Vec<Row> {

@@ -1,12 +1,16 @@
 //! Takes the hidden states out of a stage without the head, and puts them in where llama.cpp would change what comes in:
 //! llama.cpp asks about each node of its graph. At the last layer's output we copy it and stop the graph, so that norm
 //! and output are never computed. At the node that stands for the first layer's input, once it is computed, we write the
-//! hidden states over it.
+//! hidden states over it. Of a stage with the head, a step that wants states takes those behind the output norm, and
+//! stops there.
 
 use std::ffi::{CString, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use llama_cpp_sys_2 as ll;
+
+/// What llama.cpp calls the output norm's result.
+const HEAD_NORM: &str = "result_norm";
 
 /// A node of the graph, by its name.
 struct Node {
@@ -19,7 +23,9 @@ struct Node {
 pub(super) struct Capture {
     width: usize,
     input: Option<Node>,
-    output: Option<Node>,
+    output: Node,
+    /// Whether the step takes the output.
+    taken: bool,
     /// What is put over the input.
     hidden: Vec<f32>,
     /// Room for the rows of the step, set before it.
@@ -39,36 +45,41 @@ impl Node {
 }
 
 impl Capture {
-    /// A capture that puts hidden states over the node `input` and takes the output of the last of `layers` layers, each
-    /// where it is asked for; none where nothing is.
-    pub fn new(input: Option<&str>, layers: Option<u32>, width: u32) -> Option<Box<Self>> {
-        let output = layers.map(|layers| Node::new(&format!("l_out-{}", layers.saturating_sub(1))));
-        let (input, width) = (input.map(Node::new), width as usize);
-        let asked = input.is_some() || output.is_some();
-        asked.then(|| Box::new(Self { width, input, output, hidden: Vec::new(), rows: Vec::new() }))
+    /// A capture that puts hidden states over the node `input`, where there is one, and takes the output of the last of
+    /// `layers` layers, or with the head the output norm's in steps that want it.
+    pub fn new(input: Option<&str>, layers: u32, head: bool, width: u32) -> Box<Self> {
+        let output = if head { HEAD_NORM.to_owned() } else { format!("l_out-{}", layers.saturating_sub(1)) };
+        let (input, output, width) = (input.map(Node::new), Node::new(&output), width as usize);
+        let (hidden, rows) = (Vec::new(), Vec::new());
+        Box::new(Self { width, input, output, taken: false, hidden, rows })
     }
 
-    /// Gets ready for a step of these hidden states.
-    pub fn prepare(&mut self, hidden: &[f32]) {
+    /// Gets ready for a step of these hidden states, of which so many rows of output are wanted; of a stage with the head
+    /// none are where it is to give logits.
+    pub fn prepare(&mut self, hidden: &[f32], outputs: usize) {
         if let Some(input) = &mut self.input {
             input.hits = 0;
             self.hidden.clear();
             self.hidden.extend_from_slice(hidden);
         }
-        if let Some(output) = &mut self.output {
-            output.hits = 0;
-            self.rows.clear();
-            self.rows.resize(hidden.len(), 0.0);
-        }
+        self.output.hits = 0;
+        self.taken = outputs > 0;
+        self.rows.clear();
+        self.rows.resize(outputs * self.width, 0.0);
     }
 
     /// Whether each node that is asked for was met once.
     pub fn is_complete(&self) -> bool {
-        [&self.input, &self.output].into_iter().flatten().all(|node| node.hits == 1)
+        self.asked().all(|node| node.hits == 1)
+    }
+
+    /// The nodes that the step asks for.
+    fn asked(&self) -> impl Iterator<Item = &Node> {
+        self.input.iter().chain(self.taken.then_some(&self.output))
     }
 
     fn is_wanted(&self, tensor: &ll::ggml_tensor) -> bool {
-        [&self.input, &self.output].into_iter().flatten().any(|node| node.is(&tensor.name))
+        self.asked().any(|node| node.is(&tensor.name))
     }
 
     /// Handles a computed node; says whether the graph goes on.
@@ -84,13 +95,11 @@ impl Capture {
             }
             return true;
         }
-        if let Some(output) = &mut self.output
-            && has_shape(node, self.width, self.rows.len())
-        {
+        if has_shape(node, self.width, self.rows.len()) {
             let bytes = size_of_val(&*self.rows);
             // SAFETY: the node is F32 with exactly as many floats as there is room for.
             unsafe { ll::ggml_backend_tensor_get(tensor, self.rows.as_mut_ptr().cast(), 0, bytes) };
-            output.hits += 1;
+            self.output.hits += 1;
         }
         false
     }

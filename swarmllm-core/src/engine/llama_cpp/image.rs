@@ -141,6 +141,11 @@ impl Image {
         Self::assemble(shape.header(source.layers, vocab), pieces)
     }
 
+    /// Bytes of the zeros that a stage's image has beside the stage's tensors.
+    pub fn stand_in_bytes(shape: &Shape, head: bool) -> u64 {
+        stand_ins(shape, head).into_iter().map(|(name, dims)| zeros(&name, dims).size).sum()
+    }
+
     fn assemble(header: Header, pieces: Vec<Piece>) -> Self {
         let mut head = MAGIC.to_vec();
         head.extend(VERSION.to_le_bytes());

@@ -8,6 +8,8 @@
 //! Two builds round differently: results are equal, bit by bit, between machines of one level only.
 
 use std::ffi::{CStr, c_void};
+use std::ptr::NonNull;
+use std::sync::OnceLock;
 
 use llama_cpp_sys_2 as ll;
 
@@ -61,9 +63,51 @@ pub(super) fn choose() {
     }
 }
 
+type NewPool = unsafe extern "C" fn(*mut ll::ggml_threadpool_params) -> *mut ll::ggml_threadpool;
+type FreePool = unsafe extern "C" fn(*mut ll::ggml_threadpool);
+
+/// How the kernels in use start compute threads and end them.
+#[derive(Clone, Copy)]
+pub(super) struct PoolCalls {
+    new: NewPool,
+    free: FreePool,
+}
+
+impl PoolCalls {
+    /// Those of the registered kernels. They are looked up once: a stage may end while the process does, when llama.cpp's
+    /// registry is gone already. Nothing where the kernels have none.
+    pub fn get() -> Option<Self> {
+        static CALLS: OnceLock<Option<PoolCalls>> = OnceLock::new();
+        *CALLS.get_or_init(|| {
+            let (new, free) = (function(c"ggml_threadpool_new")?, function(c"ggml_threadpool_free")?);
+            // SAFETY: the registry gives the functions of these names, which have these types.
+            unsafe {
+                let new = std::mem::transmute::<*mut c_void, NewPool>(new);
+                let free = std::mem::transmute::<*mut c_void, FreePool>(free);
+                Some(Self { new, free })
+            }
+        })
+    }
+
+    /// Starts compute threads; nothing where they could not be.
+    pub fn start(self, params: &mut ll::ggml_threadpool_params) -> Option<NonNull<ll::ggml_threadpool>> {
+        // SAFETY: the parameters are only read.
+        NonNull::new(unsafe { (self.new)(params) })
+    }
+
+    /// Ends compute threads.
+    ///
+    /// # Safety
+    /// The pool was started by equal calls, and nothing computes with it any more.
+    pub unsafe fn end(self, pool: NonNull<ll::ggml_threadpool>) {
+        // SAFETY: the caller's promise.
+        unsafe { (self.free)(pool.as_ptr()) }
+    }
+}
+
 /// A function of the registered kernels.
 fn function(name: &CStr) -> Option<*mut c_void> {
-    // SAFETY: llama.cpp has been started, so the registry has its CPU kernels; the name ends with a zero.
+    // SAFETY: the registry makes itself, with its CPU kernels, when it is first asked; the name ends with a zero.
     let found = unsafe {
         let device = ll::ggml_backend_dev_by_type(ll::GGML_BACKEND_DEVICE_TYPE_CPU);
         if device.is_null() {
@@ -72,27 +116,6 @@ fn function(name: &CStr) -> Option<*mut c_void> {
         ll::ggml_backend_reg_get_proc_address(ll::ggml_backend_dev_backend_reg(device), name.as_ptr())
     };
     Some(found).filter(|found| !found.is_null())
-}
-
-/// Starts compute threads; nothing where they could not be.
-pub(super) fn new_threadpool(params: &mut ll::ggml_threadpool_params) -> Option<*mut ll::ggml_threadpool> {
-    type New = unsafe extern "C" fn(*mut ll::ggml_threadpool_params) -> *mut ll::ggml_threadpool;
-    let new = function(c"ggml_threadpool_new")?;
-    // SAFETY: the registry gives the function of that name, which has this type.
-    let pool = unsafe { std::mem::transmute::<*mut c_void, New>(new)(params) };
-    Some(pool).filter(|pool| !pool.is_null())
-}
-
-/// Ends compute threads.
-///
-/// # Safety
-/// The pool came from [`new_threadpool`], and nothing computes with it any more.
-pub(super) unsafe fn free_threadpool(pool: *mut ll::ggml_threadpool) {
-    type Free = unsafe extern "C" fn(*mut ll::ggml_threadpool);
-    if let Some(free) = function(c"ggml_threadpool_free") {
-        // SAFETY: the registry gives the function of that name, which has this type; the rest is the caller's promise.
-        unsafe { std::mem::transmute::<*mut c_void, Free>(free)(pool) }
-    }
 }
 
 #[cfg(test)]

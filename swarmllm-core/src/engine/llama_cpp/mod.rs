@@ -21,6 +21,7 @@ mod facts;
 mod file;
 mod image;
 mod kernels;
+mod kv;
 // A level's settings are for the build script.
 #[allow(dead_code)]
 mod levels;
@@ -39,7 +40,8 @@ mod window;
 
 use std::sync::Arc;
 
-use super::{CutRules, Embedder, Engine, EngineError, Stage, StageConfig};
+use super::{CutRules, Embedder, Engine, EngineError, Stage, StageConfig, tensors_and_scratch};
+use crate::base::LayerRange;
 use crate::model::{EmbeddingSource, Manifest, StageSource};
 
 use embedder::LlamaEmbedder;
@@ -96,6 +98,13 @@ impl Engine for LlamaCpp {
         let shape = Shape::read(manifest)?;
         tensors::check_model(&shape, manifest)?;
         Ok(shape.cuts())
+    }
+
+    fn memory(&self, manifest: &Manifest, layers: LayerRange, head: bool, config: &StageConfig) -> u64 {
+        let own =
+            |shape| stage::memory(&shape, layers, head, config).saturating_add(Image::stand_in_bytes(&shape, head));
+        let engine = Shape::read(manifest).map_or(0, own);
+        tensors_and_scratch(manifest, layers, head, config).saturating_add(engine)
     }
 
     fn load_stage(&self, source: StageSource, config: &StageConfig) -> Result<Box<dyn Stage>, EngineError> {

@@ -59,24 +59,21 @@ pub(super) struct ContextParams {
     pub outputs: u32,
     pub sessions: u32,
     pub threads: u32,
+    /// Type of keys and values.
+    pub kv: ll::ggml_type,
 }
 
 /// A context. Fields drop in order: the context before what it points to.
 pub(super) struct Context {
     raw: NonNull<ll::llama_context>,
     /// Boxed: the context keeps its address.
-    pub capture: Option<Box<Capture>>,
+    pub capture: Box<Capture>,
     _model: Model,
 }
 
 impl Context {
     /// Makes a context of `model` that computes with `pool`, which the caller keeps for as long as the context.
-    pub fn new(
-        model: Model,
-        params: &ContextParams,
-        mut capture: Option<Box<Capture>>,
-        pool: &Pool,
-    ) -> Result<Self, String> {
+    pub fn new(model: Model, params: &ContextParams, mut capture: Box<Capture>, pool: &Pool) -> Result<Self, String> {
         let threads = i32::try_from(params.threads).unwrap_or(i32::MAX);
         // SAFETY: the defaults are changed in plain fields only; the capture is boxed and lives as long as the context.
         let make = || unsafe {
@@ -89,15 +86,15 @@ impl Context {
             given.n_threads = threads;
             given.n_threads_batch = threads;
             given.flash_attn_type = ll::LLAMA_FLASH_ATTN_TYPE_ENABLED;
+            given.type_k = params.kv;
+            given.type_v = params.kv;
             given.kv_unified = false;
             given.swa_full = true;
             given.no_perf = true;
             given.offload_kqv = false;
             given.op_offload = false;
-            if let Some(capture) = &mut capture {
-                given.cb_eval = Some(Capture::on_eval);
-                given.cb_eval_user_data = (&raw mut **capture).cast();
-            }
+            given.cb_eval = Some(Capture::on_eval);
+            given.cb_eval_user_data = (&raw mut *capture).cast();
             NonNull::new(ll::llama_init_from_model(model.0.as_ptr(), given))
         };
         let raw = explain(make)?;

@@ -10,7 +10,7 @@ use llama_cpp_sys_2 as ll;
 
 use crate::engine::EngineError;
 
-use super::kernels;
+use super::kernels::PoolCalls;
 
 /// How long an idle worker spins before it sleeps, in ggml's unit of 131,072 looks (some 4 ms). Not at all: waking a
 /// sleeper does not show in the speed of one stage, while a spinning one takes the core from the next stage of the chain
@@ -50,9 +50,9 @@ impl Pools {
 }
 
 /// A pool of compute threads.
-#[derive(Debug)]
 pub(super) struct Pool {
     raw: NonNull<ll::ggml_threadpool>,
+    calls: PoolCalls,
     turn: Mutex<()>,
 }
 
@@ -67,11 +67,12 @@ impl Pool {
         // SAFETY: fills a struct from a count.
         let mut params = unsafe { ll::ggml_threadpool_params_default(count) };
         params.poll = poll;
-        let raw = kernels::new_threadpool(&mut params).and_then(NonNull::new).ok_or_else(|| EngineError::Step {
+        let started = PoolCalls::get().and_then(|calls| Some((calls, calls.start(&mut params)?)));
+        let (calls, raw) = started.ok_or_else(|| EngineError::Step {
             engine: super::ENGINE,
             reason: format!("{threads} compute threads could not be started"),
         })?;
-        Ok(Self { raw, turn: Mutex::new(()) })
+        Ok(Self { raw, calls, turn: Mutex::new(()) })
     }
 
     /// The pool as llama.cpp takes it. Only to be computed with inside [`Pool::compute`].
@@ -89,6 +90,6 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         // SAFETY: the pool is ours, and no context uses it any more: each stage holds it for as long as its context.
-        unsafe { kernels::free_threadpool(self.raw.as_ptr()) };
+        unsafe { self.calls.end(self.raw) };
     }
 }

@@ -4,13 +4,11 @@
 //! size that this layout tells is an error, so that a change is noticed. Only the numbers of the state are checked; its
 //! keys and values are floats, whatever they are.
 
-use llama_cpp_sys_2 as ll;
-
 use crate::base::LayerRange;
 use crate::engine::EngineError;
 
+use super::kv::Kept;
 use super::shape::Shape;
-use super::stage::KV_FLOAT;
 use super::window::Window;
 
 /// First word of a state.
@@ -51,6 +49,8 @@ pub(super) struct Layout {
     keys: u64,
     /// The same of its values; none where they are a part of the keys.
     values: Option<u64>,
+    kept: Kept,
+    rotations: [u32; 2],
 }
 
 /// A cursor over a state.
@@ -58,7 +58,7 @@ struct Cursor<'a>(&'a [u8]);
 
 impl Layout {
     /// The layout of a stage: windowed layers have a cache of their own, after that of the others.
-    pub fn of(shape: &Shape, layers: LayerRange, streams: u32) -> Self {
+    pub fn of(shape: &Shape, layers: LayerRange, streams: u32, kept: Kept) -> Self {
         let count = |windowed: bool| {
             let of_kind = (layers.start..layers.end).filter(|layer| shape.windowed(*layer) == windowed);
             of_kind.count() as u32
@@ -66,9 +66,10 @@ impl Layout {
         let mut caches = vec![Cache { window: None, layers: count(false) }];
         let windows = shape.window.clone();
         caches.extend(windows.map(|window| Cache { window: Some(window), layers: count(true) }));
-        let bytes = |floats: u64| floats * KV_FLOAT;
-        let values = Some(shape.cached_values()).filter(|floats| *floats > 0);
-        Self { caches, streams, keys: bytes(shape.cached_keys()), values: values.map(bytes) }
+        let bytes = |floats| kept.bytes(floats);
+        let values = Some(shape.cached_values()).filter(|floats| *floats > 0).map(bytes);
+        let (keys, rotations) = (bytes(shape.cached_keys()), kept.rotations(shape));
+        Self { caches, streams, keys, values, kept, rotations }
     }
 
     /// Bytes of a position's rows in a layer, as they follow one another.
@@ -123,11 +124,12 @@ impl Layout {
         state.positions(len - cells, cells)?;
         state.exactly(0)?;
         state.exactly(cache.layers)?;
-        state.exactly(0)?;
-        state.exactly(0)?;
+        for rotation in self.rotations {
+            state.exactly(if cache.layers > 0 { rotation } else { 0 })?;
+        }
         // Keys of all layers, then values of all layers.
         for row in self.rows().flat_map(|row| (0..cache.layers).map(move |_| row)) {
-            state.exactly(ll::GGML_TYPE_F16)?;
+            state.exactly(self.kept.ty)?;
             let told = u64::from(state.word()?) | u64::from(state.word()?) << 32;
             (told == row).then_some(())?;
             state.skip(usize::try_from(u64::from(cells).checked_mul(row)?).ok()?)?;

@@ -2,13 +2,15 @@
 
 use llama_cpp_sys_2 as ll;
 
+use crate::base::LayerRange;
 use crate::engine::slots::Slots;
-use crate::engine::{EngineError, Row, Stage, StageConfig, StageSpec};
+use crate::engine::{EngineError, Row, Stage, StageConfig, StageSpec, WANTED_ROWS, cells};
 use crate::model::StageSource;
 
 use super::architectures::Input;
 use super::capture::Capture;
 use super::image::Image;
+use super::kv::Kept;
 use super::model::{Context, ContextParams, Model};
 use super::pool::{Pool, Pools};
 use super::shape::Shape;
@@ -18,15 +20,26 @@ use super::window::Window;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Rows of one step whose logits a stage with the head can give, unless it has more sessions: each takes
-/// `4 * vocabulary` bytes.
-const HEAD_ROWS: u32 = 64;
-
 /// llama.cpp rounds KV cells up to this.
 const CELL_ROUNDING: u32 = 256;
 
-/// Bytes of one float of the KV cache (F16).
-pub(super) const KV_FLOAT: u64 = 2;
+/// Beyond what all stages need, for each row whose logits are wanted and that are computed at once: its logits twice, in
+/// llama.cpp's graph and for the caller.
+const LOGITS: u64 = 2 * size_of::<f32>() as u64;
+
+/// Bytes of a stage's KV and of its logits.
+pub(super) fn memory(shape: &Shape, layers: LayerRange, head: bool, config: &StageConfig) -> u64 {
+    let context = config.context.min(shape.context).next_multiple_of(CELL_ROUNDING);
+    let cells = cells(layers, context, config.max_sessions);
+    let logits = if head { u64::from(head_rows(config)) * u64::from(shape.vocab) * LOGITS } else { 0 };
+    let cell = Kept::of(config.kv).bytes(shape.cached_keys() + shape.cached_values());
+    cell.saturating_mul(cells).saturating_add(logits)
+}
+
+/// Rows of one step whose output may be wanted.
+fn head_rows(config: &StageConfig) -> u32 {
+    config.max_rows.max(config.max_sessions).min(WANTED_ROWS.max(config.max_sessions))
+}
 
 /// A range of layers, loaded into llama.cpp.
 pub(super) struct LlamaStage {
@@ -35,7 +48,7 @@ pub(super) struct LlamaStage {
     slots: Slots,
     layout: Layout,
     window: Option<Window>,
-    /// Rows of a step that may be wanted, where there is a head.
+    /// Rows of a step that may be wanted, where there is a head; each takes `4 * vocabulary` bytes.
     head_rows: u32,
     spec: StageSpec,
     threads: Threads,
@@ -76,8 +89,10 @@ impl LlamaStage {
         let config = settle(config, shape).map_err(refuse)?;
         let pool = pools.get(config.threads)?;
         let model = Model::load(image).map_err(refuse)?;
+        let kept = Kept::of(config.kv);
+        kept.check(shape).map_err(refuse)?;
         let rows = config.max_rows.max(config.max_sessions);
-        let head_rows = rows.min(HEAD_ROWS.max(config.max_sessions));
+        let head_rows = head_rows(&config);
         let params = ContextParams {
             // Each session has cells of its own: beside others in one pool its results would depend on theirs.
             cells: config.context.saturating_mul(config.max_sessions),
@@ -85,17 +100,17 @@ impl LlamaStage {
             outputs: if source.head { head_rows } else { 0 },
             sessions: config.max_sessions,
             threads: config.threads,
+            kv: kept.ty,
         };
         let input = shape.architecture.input;
-        let capture = Capture::new(input.node(), (!source.head).then(|| layers.len()), shape.width);
+        let capture = Capture::new(input.node(), layers.len(), source.head, shape.width);
         let context = Context::new(model, &params, capture, &pool).map_err(refuse)?;
-        let kv = u64::from(layers.len()) * (shape.cached_keys() + shape.cached_values()) * KV_FLOAT;
-        let cells = u64::from(config.context.next_multiple_of(CELL_ROUNDING)) * u64::from(config.max_sessions);
+        let memory = image.len() + memory(shape, layers, source.head, &config);
         Ok(Self {
             context,
             batch: Batch { takes_tokens: matches!(input, Input::OverTokens(_)), ..Batch::default() },
             slots: Slots::new(&config),
-            layout: Layout::of(shape, layers, config.max_sessions),
+            layout: Layout::of(shape, layers, config.max_sessions, kept),
             threads: Threads::new(config.threads),
             exact: true,
             window: shape.window.clone(),
@@ -106,7 +121,7 @@ impl LlamaStage {
                 width: shape.width,
                 vocab: source.head.then_some(shape.vocab),
                 config,
-                memory: image.len() + kv * cells,
+                memory,
             },
             pool,
         })
@@ -121,19 +136,55 @@ impl LlamaStage {
         Ok(())
     }
 
+    /// Computes a step; `states` where states are wanted of the head.
+    fn compute(&mut self, hidden: &[f32], rows: &[Row], states: bool, out: &mut Vec<f32>) -> Result<(), EngineError> {
+        out.clear();
+        self.check(hidden, rows)?;
+        let width = self.spec.width as usize;
+        // Logits, unless the rows of the stage's own output are taken.
+        let logits = self.spec.vocab.filter(|_| !states);
+        let mut done = 0;
+        let shared = rows.iter().any(|row| row.slot != rows[0].slot);
+        for len in calls(rows) {
+            let end = done + len;
+            let call = &rows[done..end];
+            if let Err(error) = self.run(&hidden[done * width..end * width], call, logits, shared, out) {
+                out.clear();
+                rows.iter().for_each(|row| self.forget(row.slot));
+                return Err(error);
+            }
+            done = end;
+        }
+        self.slots.commit(rows);
+        Ok(())
+    }
+
     /// Computes the rows of one call; `shared` where the step has others.
-    fn run(&mut self, hidden: &[f32], rows: &[Row], shared: bool, out: &mut Vec<f32>) -> Result<(), EngineError> {
+    fn run(
+        &mut self,
+        hidden: &[f32],
+        rows: &[Row],
+        logits: Option<u32>,
+        shared: bool,
+        out: &mut Vec<f32>,
+    ) -> Result<(), EngineError> {
         let from = out.len();
+        let outputs = match (self.spec.vocab, logits) {
+            (_, Some(_)) => 0,
+            (Some(_), None) => rows.iter().filter(|row| row.want).count(),
+            (None, None) => rows.len(),
+        };
+        self.context.capture.prepare(hidden, outputs);
         self.decode(hidden, rows)?;
-        if self.context.capture.as_ref().is_some_and(|capture| !capture.is_complete()) {
+        if !self.context.capture.is_complete() {
             return Err(step_error("the first layer's input or the last one's output was not met once".to_owned()));
         }
-        match self.spec.vocab {
+        match logits {
             Some(vocab) => self.take_logits(rows, vocab, out)?,
             None => self.take_hidden(out),
         }
         // Of several sessions the caller finds out which one it is: the others go on.
-        match first_not_finite(&out[from..], self.spec.vocab.unwrap_or(self.spec.width)) {
+        match first_not_finite(&out[from..], logits.unwrap_or(self.spec.width)) {
             Some(row) if !shared => Err(step_error(format!("output row {row} is not finite"))),
             _ => Ok(()),
         }
@@ -141,9 +192,6 @@ impl LlamaStage {
 
     /// Runs the batch.
     fn decode(&mut self, hidden: &[f32], rows: &[Row]) -> Result<(), EngineError> {
-        if let Some(capture) = &mut self.context.capture {
-            capture.prepare(hidden);
-        }
         let batch = self.batch.fill(hidden, rows, self.spec.vocab.is_none());
         let context = self.context.raw();
         let threads = if self.exact { self.spec.config.threads } else { self.threads.pick(rows.len()) };
@@ -167,10 +215,10 @@ impl LlamaStage {
 
     /// Appends the captured hidden states to `out`.
     fn take_hidden(&mut self, out: &mut Vec<f32>) {
-        match &mut self.context.capture {
-            Some(capture) if out.is_empty() => std::mem::swap(out, &mut capture.rows),
-            Some(capture) => out.extend_from_slice(&capture.rows),
-            None => {}
+        let rows = &mut self.context.capture.rows;
+        match out.is_empty() {
+            true => std::mem::swap(out, rows),
+            false => out.extend_from_slice(rows),
         }
     }
 
@@ -223,23 +271,11 @@ impl Stage for LlamaStage {
     }
 
     fn step(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
-        out.clear();
-        self.check(hidden, rows)?;
-        let width = self.spec.width as usize;
-        let mut done = 0;
-        let shared = rows.iter().any(|row| row.slot != rows[0].slot);
-        for len in calls(rows) {
-            let end = done + len;
-            let call = &rows[done..end];
-            if let Err(error) = self.run(&hidden[done * width..end * width], call, shared, out) {
-                out.clear();
-                rows.iter().for_each(|row| self.forget(row.slot));
-                return Err(error);
-            }
-            done = end;
-        }
-        self.slots.commit(rows);
-        Ok(())
+        self.compute(hidden, rows, false, out)
+    }
+
+    fn states(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
+        self.compute(hidden, rows, true, out)
     }
 
     fn set_exact(&mut self, exact: bool) {
@@ -373,7 +409,7 @@ fn first_not_finite(values: &[f32], width: u32) -> Option<usize> {
 fn settle(config: &StageConfig, shape: &Shape) -> Result<StageConfig, String> {
     // SAFETY: returns a constant.
     let sessions = unsafe { ll::llama_max_parallel_sequences() } as u64;
-    let StageConfig { context, max_sessions, max_rows, threads } = *config;
+    let StageConfig { context, max_sessions, max_rows, threads, kv } = *config;
     if context == 0 || max_sessions == 0 || max_rows == 0 || threads == 0 {
         return Err("a context, sessions, rows and threads of at least 1 are needed".to_owned());
     }
@@ -382,5 +418,5 @@ fn settle(config: &StageConfig, shape: &Shape) -> Result<StageConfig, String> {
     }
     let context = context.min(shape.context);
     let cores = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX));
-    Ok(StageConfig { context, max_sessions, max_rows: max_rows.min(context), threads: threads.min(cores) })
+    Ok(StageConfig { context, max_sessions, max_rows: max_rows.min(context), threads: threads.min(cores), kv })
 }

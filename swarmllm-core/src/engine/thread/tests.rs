@@ -1,14 +1,14 @@
 //! The stage thread, on the echo engine and on stages that misbehave.
 
 use super::*;
-use crate::engine::StageConfig;
 use crate::engine::echo::{EchoFaults, EchoStage};
+use crate::engine::{KvCache, StageConfig};
 
 const WIDTH: u32 = 3;
 const VOCAB: u32 = 50;
 
 fn config() -> StageConfig {
-    StageConfig { context: 256, max_sessions: 2, max_rows: 8, threads: 1 }
+    StageConfig { context: 256, max_sessions: 2, max_rows: 8, threads: 1, kv: KvCache::Full }
 }
 
 async fn spawn(vocab: Option<u32>, faults: EchoFaults) -> StageHandle {
@@ -128,6 +128,9 @@ impl Stage for Watched {
     fn step(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
         self.0.step(hidden, rows, out)
     }
+    fn states(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
+        self.0.states(hidden, rows, out)
+    }
     fn truncate(&mut self, slot: u32, len: u32) -> Result<(), EngineError> {
         self.0.truncate(slot, len)
     }
@@ -174,6 +177,9 @@ impl Stage for Overflows {
             }
         }
         Ok(())
+    }
+    fn states(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
+        self.0.states(hidden, rows, out)
     }
     fn truncate(&mut self, slot: u32, len: u32) -> Result<(), EngineError> {
         self.0.truncate(slot, len)

@@ -2,6 +2,7 @@
 
 mod chat;
 mod choices;
+mod embeddings;
 mod format;
 mod models;
 mod shapes;
@@ -28,6 +29,7 @@ pub(super) fn app(state: AppState, policy: Arc<Policy>) -> Router {
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
         .route("/v1/chat/completions", post(chat::chat))
+        .route("/v1/embeddings", post(embeddings::embed))
         .with_state(state);
     guarded(routes, policy)
 }

@@ -29,7 +29,7 @@ impl<'de> Deserialize<'de> for Unsupported {
     }
 }
 
-type Absent = Option<Unsupported>;
+pub(super) type Absent = Option<Unsupported>;
 
 /// The body of `POST /v1/chat/completions`.
 #[derive(Debug, serde::Deserialize)]
@@ -54,6 +54,8 @@ pub(crate) struct ChatBody {
     frequency_penalty: Option<f32>,
     /// Ours: the token-for-token answer of a plain run.
     exact: Option<bool>,
+    /// Ours: a smaller model with the same vocabulary, which guesses ahead.
+    draft_model: Option<String>,
     repeat_penalty: Option<f32>,
     /// Ours: locally typical sampling.
     typical_p: Option<f32>,
@@ -215,9 +217,7 @@ pub(crate) struct Ask {
 impl ChatBody {
     /// Checks every bound and gives what the node understands.
     pub(crate) fn check(self) -> Result<Ask, Reject> {
-        if self.model.is_empty() || self.model.len() > MAX_MODEL {
-            return Err(Reject::field("model", format!("must be a name or id of at most {MAX_MODEL} bytes")));
-        }
+        let model = checked_model(self.model.clone())?;
         if self.messages.is_empty() || self.messages.len() > MAX_MESSAGES {
             return Err(Reject::field("messages", format!("must be 1 to {MAX_MESSAGES} messages")));
         }
@@ -234,6 +234,7 @@ impl ChatBody {
             sampling: self.sampling()?,
             stop: self.checked_stop()?,
             exact: self.exact.unwrap_or_default(),
+            draft: self.draft_model.clone().map(checked_draft).transpose()?,
             logprobs: self.logprobs()?,
             constraint: self.response_format.map(checked_constraint).transpose()?.flatten(),
             ..GenerateOptions::default()
@@ -241,7 +242,7 @@ impl ChatBody {
         let include_usage = self.stream_options.and_then(|options| options.include_usage).unwrap_or(false);
         let message = |message: Message| ChatMessage { role: message.role.name().to_owned(), content: message.content };
         let messages = self.messages.into_iter().map(message).collect();
-        Ok(Ask { request: ChatRequest { model: self.model, messages, options }, n, stream, include_usage })
+        Ok(Ask { request: ChatRequest { model, messages, options }, n, stream, include_usage })
     }
 
     fn max_tokens(&self) -> Result<Option<u32>, Reject> {
@@ -317,6 +318,21 @@ impl ChatBody {
             seed: self.seed.map(i64::cast_unsigned).or(default.seed),
             ..default
         })
+    }
+}
+
+/// Refuses what no model can be called.
+pub(super) fn checked_model(model: String) -> Result<String, Reject> {
+    match model.len() {
+        1..=MAX_MODEL => Ok(model),
+        _ => Err(Reject::field("model", format!("must be a name or id of at most {MAX_MODEL} bytes"))),
+    }
+}
+
+fn checked_draft(name: String) -> Result<String, Reject> {
+    match name.len() {
+        1..=MAX_MODEL => Ok(name),
+        _ => Err(Reject::field("draft_model", format!("must be a name or id of at most {MAX_MODEL} bytes"))),
     }
 }
 

@@ -9,16 +9,16 @@ use llama_cpp_sys_2 as ll;
 
 use super::whole::Whole;
 use super::{Chain, Cut, gemma3, run, smollm2, tokens};
-use crate::engine::StageConfig;
 use crate::engine::llama_cpp::LlamaCpp;
 use crate::engine::llama_cpp::pool::Pools;
+use crate::engine::{KvCache, StageConfig};
 
 const BURST: usize = 32;
 const BURSTS: usize = 12;
 const PREFILL: usize = 64;
 
 fn bench_config() -> StageConfig {
-    StageConfig { context: 512, max_sessions: 1, max_rows: 128, threads: 2 }
+    StageConfig { context: 512, max_sessions: 1, max_rows: 128, threads: 2, kv: KvCache::Full }
 }
 
 /// Processor time of this process so far.
@@ -146,7 +146,7 @@ fn what_an_embedding_costs() {
 fn what_the_neighbours_change() {
     for (cut, threads) in [(smollm2(), 1), (smollm2(), 2), (gemma3(), 1), (gemma3(), 2)] {
         let Some(cut) = cut else { continue };
-        let config = StageConfig { context: 2048, max_sessions: 2, max_rows: 512, threads };
+        let config = StageConfig { context: 2048, max_sessions: 2, max_rows: 512, threads, kv: KvCache::Full };
         let (mut alone, mut beside) =
             (Chain::load(&LlamaCpp::new(), &cut, &[], &config), Chain::load(&LlamaCpp::new(), &cut, &[], &config));
         beside.step(&run(1, 0, &tokens(4, 37, cut.manifest.vocab)));

@@ -1,9 +1,11 @@
 //! Split equals whole, to the bit.
 
+use super::recipe::{Recipe, count};
 use super::whole::Whole;
 use super::{Chain, Cut, bits, config, gemma3, greedy, run, smollm2, tokens};
-use crate::engine::StageConfig;
+use crate::base::LayerRange;
 use crate::engine::llama_cpp::LlamaCpp;
+use crate::engine::{Engine, EngineError, KvCache, StageConfig};
 
 /// Prefill in chunks of `chunk`, then greedy decoding: all logits are compared.
 fn assert_equal(whole: &mut Whole, chain: &mut Chain, prompt: &[u32], chunk: usize, decode: usize, vocab: u32) {
@@ -46,6 +48,88 @@ fn one_two_and_three_stages_of_smollm2_equal_the_whole_model_to_the_bit() {
 fn one_two_and_three_stages_of_gemma3_equal_the_whole_model_to_the_bit() {
     let Some(cut) = gemma3() else { return };
     chains_equal_the_whole(&cut, &[&[], &[9], &[5, 11]]);
+}
+
+#[test]
+fn states_equal_the_whole_models_to_the_bit_and_only_wanted_ones_are_given() {
+    for (cut, cuts) in [(smollm2(), [15]), (gemma3(), [9])] {
+        let Some(cut) = cut else { continue };
+        let (vocab, width) = (cut.manifest.vocab, cut.manifest.width as usize);
+        let mut whole = Whole::load(&cut.path, &config(), None);
+        let mut chain = Chain::load(&LlamaCpp::new(), &cut, &cuts, &config());
+        let text = tokens(17, 50, vocab);
+        let states = chain.states(&run(0, 0, &text));
+        assert!(bits(&whole.states(&run(0, 0, &text))) == bits(&states));
+        chain.release(0);
+        let mut fed = run(0, 0, &text);
+        fed.iter_mut().take(49).for_each(|row| row.want = false);
+        let last = chain.states(&fed);
+        assert_eq!(last.len(), width);
+        // Of one row the last layer's products are those of another shape.
+        let near = last.iter().zip(&states[49 * width..]).all(|(one, other)| (one - other).abs() < 0.05);
+        assert!(near, "{last:?}");
+        fed.iter_mut().for_each(|row| (row.pos, row.want) = (row.pos + 50, false));
+        assert!(chain.states(&fed).is_empty());
+    }
+}
+
+#[test]
+fn stages_that_keep_8_bits_equal_the_whole_that_does_and_take_about_half_of_the_memory() {
+    for (cut, cuts) in [(smollm2(), [15]), (gemma3(), [9])] {
+        let Some(cut) = cut else { continue };
+        let (vocab, engine) = (cut.manifest.vocab, LlamaCpp::new());
+        let small = StageConfig { kv: KvCache::Q8, ..config() };
+        let mut whole = Whole::load(&cut.path, &small, None);
+        let mut chain = Chain::load(&engine, &cut, &cuts, &small);
+        assert_equal(&mut whole, &mut chain, &tokens(7, 150, vocab), 60, 12, vocab);
+        for stage in &mut chain.stages {
+            let state = stage.snapshot(0).unwrap();
+            stage.restore(1, 162, &state).unwrap();
+        }
+        assert!(bits(&chain.step(&run(0, 162, &[5]))) == bits(&chain.step(&run(1, 162, &[5]))), "a snapshot differs");
+
+        // Of a context so long that KV is nearly all there is.
+        let layers = LayerRange::new(0, cut.manifest.layers);
+        let memory = |kv| {
+            let config = StageConfig { context: 1 << 20, kv, ..config() };
+            let short = StageConfig { context: 256, ..config.clone() };
+            let of = |config| engine.memory(&cut.manifest, layers, true, config);
+            (of(&config) - of(&short)) as f64
+        };
+        let ratio = memory(KvCache::Q8) / memory(KvCache::Full);
+        assert!((ratio - 34.0 / 64.0).abs() < 1e-6, "{ratio}");
+    }
+}
+
+#[test]
+fn heads_that_are_no_whole_blocks_are_not_kept_in_8_bits() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let cut = Recipe::new("llama", 2)
+        .with(count("attention.key_length", 24))
+        .with(count("attention.value_length", 24))
+        .with(count("rope.dimension_count", 24))
+        .write(&directory);
+    let small = StageConfig { kv: KvCache::Q8, ..config() };
+    let refused = LlamaCpp::new().load_stage(cut.all(), &small).map(|_| ());
+    assert!(matches!(&refused, Err(EngineError::Load { reason, .. }) if reason.contains("24")), "{refused:?}");
+}
+
+/// The numbers that llama.cpp itself tells of its buffers are not within reach; that what is told before loading is what
+/// the loaded stage says, and that it grows with sessions, is.
+#[test]
+fn the_memory_that_is_told_before_loading_counts_the_kv_of_every_session() {
+    let Some(cut) = smollm2() else { return };
+    let engine = LlamaCpp::new();
+    let layers = LayerRange::new(0, 10);
+    let told = |sessions| {
+        let config = StageConfig { max_sessions: sessions, context: 2048, ..config() };
+        let told = engine.memory(&cut.manifest, layers, false, &config);
+        let loaded = engine.load_stage(cut.stage(layers, false), &config).unwrap().spec().memory;
+        assert!(loaded <= told && told < loaded + (8 << 20), "{told} {loaded}");
+        told
+    };
+    // 10 layers, 2,048 positions, 3 heads of 64 keys and 64 values, 2 bytes each.
+    assert_eq!(told(8) - told(2), 6 * 10 * 2048 * 3 * (64 + 64) * 2);
 }
 
 /// Beyond 512 cells llama.cpp splits the attention of a single row between threads, and Gemma's window slides.

@@ -16,7 +16,7 @@ use cutter::Cut;
 
 use crate::base::LayerRange;
 use crate::engine::llama_cpp::LlamaCpp;
-use crate::engine::{Embedder, Engine, Row, Stage, StageConfig};
+use crate::engine::{Embedder, Engine, EngineError, KvCache, Row, Stage, StageConfig};
 
 /// A test model, where the environment names one; says so where it does not.
 fn model(variable: &str) -> Option<Cut> {
@@ -38,7 +38,7 @@ fn gemma3() -> Option<Cut> {
 }
 
 fn config() -> StageConfig {
-    StageConfig { context: 1024, max_sessions: 4, max_rows: 128, threads: 1 }
+    StageConfig { context: 1024, max_sessions: 4, max_rows: 128, threads: 1, kv: KvCache::Full }
 }
 
 /// Tokens that look like nothing in particular, the same in each run.
@@ -101,12 +101,25 @@ impl Chain {
 
     /// The logits of the wanted rows.
     fn step(&mut self, fed: &[Fed]) -> Vec<f32> {
+        self.compute(fed, |stage, hidden, rows, out| stage.step(hidden, rows, out))
+    }
+
+    /// The states of the wanted rows.
+    fn states(&mut self, fed: &[Fed]) -> Vec<f32> {
+        self.compute(fed, |stage, hidden, rows, out| stage.states(hidden, rows, out))
+    }
+
+    fn compute(
+        &mut self,
+        fed: &[Fed],
+        step: impl Fn(&mut dyn Stage, &[f32], &[Row], &mut Vec<f32>) -> Result<(), EngineError>,
+    ) -> Vec<f32> {
         let tokens: Vec<u32> = fed.iter().map(|row| row.token).collect();
         let rows: Vec<Row> = fed.iter().map(|row| Row { slot: row.slot, pos: row.pos, want: row.want }).collect();
         let (mut hidden, mut next) = (Vec::new(), Vec::new());
         self.embedder.embed(&tokens, &mut hidden).expect("tokens of the vocabulary");
         for stage in &mut self.stages {
-            stage.step(&hidden, &rows, &mut next).expect("a legal step");
+            step(stage.as_mut(), &hidden, &rows, &mut next).expect("a legal step");
             std::mem::swap(&mut hidden, &mut next);
         }
         hidden

@@ -6,9 +6,9 @@ use super::{Chain, bits, run, tiny, tokens};
 use crate::base::LayerRange;
 use crate::engine::llama_cpp::LlamaCpp;
 use crate::engine::llama_cpp::architectures::CERTIFIED;
-use crate::engine::{CutRules, Engine, EngineError, Row, StageConfig};
+use crate::engine::{CutRules, Engine, EngineError, KvCache, Row, StageConfig};
 
-const CONFIG: StageConfig = StageConfig { context: 256, max_sessions: 2, max_rows: 64, threads: 1 };
+const CONFIG: StageConfig = StageConfig { context: 256, max_sessions: 2, max_rows: 64, threads: 1, kv: KvCache::Full };
 
 fn is_legal(rules: &CutRules, layers: u32, cuts: &[u32]) -> bool {
     let bounds: Vec<u32> = [0].into_iter().chain(cuts.iter().copied()).chain([layers]).collect();
@@ -41,6 +41,12 @@ fn every_cut_equals_the_whole(recipe: &Recipe) {
         let both = [run(0, 46, &[7]), run(1, 12, &[9])].concat();
         assert!(bits(&whole.step(&both)) == bits(&chain.step(&both)), "{what}: two sessions at once differ");
         a_snapshot_goes_on_in_another_slot(&mut chain, 47, &what);
+        // The states of a text, and logits of it right behind.
+        let (text, next) = (run(1, 0, &tokens(5, 9, VOCAB as u32)), run(1, 9, &[11]));
+        chain.release(1);
+        whole.truncate(1, 0);
+        assert!(bits(&whole.states(&text)) == bits(&chain.states(&text)), "{what}: states differ");
+        assert!(bits(&whole.step(&next)) == bits(&chain.step(&next)), "{what}: logits behind states differ");
         compared += 1;
     }
     assert!(compared >= (recipe.layers / rules.align).min(2), "{}: cuts were compared", recipe.architecture);
@@ -74,7 +80,7 @@ fn chunks_of_llama4_longer_than_a_window_equal_the_whole() {
     let directory = tempfile::tempdir().expect("a directory");
     let recipe = tiny::models("llama4").remove(1);
     let cut = recipe.write(&directory);
-    let config = StageConfig { context: 8448, max_sessions: 2, max_rows: 512, threads: 1 };
+    let config = StageConfig { context: 8448, max_sessions: 2, max_rows: 512, threads: 1, kv: KvCache::Full };
     let mut whole = Whole::load(&cut.path, &config, None);
     let mut chain = Chain::load(&LlamaCpp::new(), &cut, &[4], &config);
     let text = tokens(5, 8210, VOCAB as u32);

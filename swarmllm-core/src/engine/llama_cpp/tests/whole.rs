@@ -7,15 +7,16 @@ use std::ptr::NonNull;
 use llama_cpp_sys_2 as ll;
 
 use super::Fed;
-use crate::engine::StageConfig;
 use crate::engine::llama_cpp::log;
 use crate::engine::llama_cpp::pool::Pools;
+use crate::engine::{KvCache, StageConfig};
 
 /// The original file in llama.cpp.
 pub(super) struct Whole {
     model: *mut ll::llama_model,
     pub context: *mut ll::llama_context,
     vocab: usize,
+    width: usize,
     _pool: Option<std::sync::Arc<crate::engine::llama_cpp::pool::Pool>>,
 }
 
@@ -36,6 +37,9 @@ impl Whole {
             params.n_seq_max = config.max_sessions;
             params.n_threads = config.threads as i32;
             params.n_threads_batch = config.threads as i32;
+            if config.kv == KvCache::Q8 {
+                (params.type_k, params.type_v) = (ll::GGML_TYPE_Q8_0, ll::GGML_TYPE_Q8_0);
+            }
             params.kv_unified = false;
             params.flash_attn_type = ll::LLAMA_FLASH_ATTN_TYPE_ENABLED;
             let context = ll::llama_init_from_model(model, params);
@@ -44,12 +48,35 @@ impl Whole {
                 ll::llama_attach_threadpool(context, pool.raw(), pool.raw());
             }
             let vocab = ll::llama_vocab_n_tokens(ll::llama_model_get_vocab(model)) as usize;
-            Self { model, context, vocab, _pool: pool }
+            let width = ll::llama_model_n_embd(model) as usize;
+            Self { model, context, vocab, width, _pool: pool }
         }
     }
 
     /// The logits of the wanted rows.
     pub fn step(&mut self, fed: &[Fed]) -> Vec<f32> {
+        let vocab = self.vocab;
+        // SAFETY: a test; the row was flagged as an output, and lives until the next step.
+        self.compute(fed, |context, index| unsafe {
+            std::slice::from_raw_parts(ll::llama_get_logits_ith(context, index), vocab)
+        })
+    }
+
+    /// What llama.cpp calls the embeddings of the rows, of which all must be wanted.
+    pub fn states(&mut self, fed: &[Fed]) -> Vec<f32> {
+        let width = self.width;
+        // SAFETY: a test.
+        unsafe { ll::llama_set_embeddings(self.context, true) };
+        // SAFETY: as for logits.
+        let states = self.compute(fed, |context, index| unsafe {
+            std::slice::from_raw_parts(ll::llama_get_embeddings_ith(context, index), width)
+        });
+        // SAFETY: a test.
+        unsafe { ll::llama_set_embeddings(self.context, false) };
+        states
+    }
+
+    fn compute<'a>(&mut self, fed: &[Fed], row: impl Fn(*mut ll::llama_context, i32) -> &'a [f32]) -> Vec<f32> {
         let mut tokens: Vec<i32> = fed.iter().map(|row| row.token as i32).collect();
         let mut positions: Vec<i32> = fed.iter().map(|row| row.pos as i32).collect();
         let mut sessions: Vec<i32> = fed.iter().map(|row| row.slot as i32).collect();
@@ -67,12 +94,9 @@ impl Whole {
         };
         let mut out = Vec::new();
         // SAFETY: a test; the arrays live until the call returns.
-        unsafe {
-            assert_eq!(ll::llama_decode(self.context, batch), 0);
-            for (index, _) in fed.iter().enumerate().filter(|(_, row)| row.want) {
-                let logits = ll::llama_get_logits_ith(self.context, index as i32);
-                out.extend_from_slice(std::slice::from_raw_parts(logits, self.vocab));
-            }
+        assert_eq!(unsafe { ll::llama_decode(self.context, batch) }, 0);
+        for (index, _) in fed.iter().enumerate().filter(|(_, row)| row.want) {
+            out.extend_from_slice(row(self.context, index as i32));
         }
         out
     }

@@ -1,0 +1,185 @@
+//! `POST /v1/embeddings`.
+
+use std::fmt;
+
+use axum::Json;
+use axum::extract::State;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde::Serialize;
+use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
+
+use super::types::{Absent, checked_model};
+use crate::node::{EmbedRequest, MAX_INPUTS, Node, Pooling, Prompt};
+use crate::server::reject::Reject;
+use crate::server::state::JsonBody;
+
+/// The body.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "fields that must be absent are only named")]
+pub(super) struct Body {
+    model: String,
+    input: Input,
+    encoding_format: Option<Encoding>,
+    /// Ours: `mean` or `last`.
+    pooling: Option<Pooled>,
+    dimensions: Absent,
+    user: Absent,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Encoding {
+    Float,
+    /// Little-endian f32, which OpenAI's clients ask for by default.
+    Base64,
+}
+
+#[derive(Debug, Clone, Copy, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Pooled {
+    Mean,
+    Last,
+}
+
+/// A text, a list of texts, a list of tokens, or a list of such lists.
+#[derive(Debug)]
+struct Input(Vec<Prompt>);
+
+/// An element of a list: a text, a list of tokens, or a token of the only text.
+#[derive(serde::Deserialize)]
+#[serde(untagged)]
+enum Element {
+    Text(String),
+    Tokens(Vec<u32>),
+    Token(u32),
+}
+
+struct InputVisitor;
+
+impl<'de> Visitor<'de> for InputVisitor {
+    type Value = Input;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a text, a list of at most {MAX_INPUTS} texts, or tokens in their place")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Input, E> {
+        Ok(Input(vec![Prompt::Text(text.to_owned())]))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Input, A::Error> {
+        let (mut texts, mut tokens) = (Vec::new(), Vec::new());
+        while let Some(element) = list.next_element()? {
+            match element {
+                Element::Text(text) => texts.push(Prompt::Text(text)),
+                Element::Tokens(tokens) => texts.push(Prompt::Tokens(tokens)),
+                Element::Token(token) => tokens.push(token),
+            }
+            if texts.len() > MAX_INPUTS {
+                return Err(de::Error::custom(format_args!("at most {MAX_INPUTS} texts are accepted")));
+            }
+        }
+        match (texts.is_empty(), tokens.is_empty()) {
+            (false, true) => Ok(Input(texts)),
+            (true, false) => Ok(Input(vec![Prompt::Tokens(tokens)])),
+            (true, true) => Err(de::Error::custom("the list is empty")),
+            (false, false) => Err(de::Error::custom("the list has both texts and tokens")),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Input {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+        json.deserialize_any(InputVisitor)
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct List {
+    object: &'static str,
+    data: Vec<Item>,
+    model: String,
+    usage: Usage,
+}
+
+#[derive(Debug, Serialize)]
+struct Item {
+    object: &'static str,
+    index: usize,
+    embedding: Vector,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Vector {
+    Floats(Vec<f32>),
+    Text(String),
+}
+
+#[derive(Debug, Serialize)]
+struct Usage {
+    prompt_tokens: u32,
+    total_tokens: u32,
+}
+
+pub(super) async fn embed(State(node): State<Node>, JsonBody(body): JsonBody<Body>) -> Result<Json<List>, Reject> {
+    let model = checked_model(body.model)?;
+    let pooling = match body.pooling {
+        Some(Pooled::Last) => Pooling::Last,
+        Some(Pooled::Mean) | None => Pooling::Mean,
+    };
+    let request = EmbedRequest { model: model.clone(), inputs: body.input.0, pooling, deadline: None };
+    let done = node.embed(request).await.map_err(|error| Reject::from(error.fault()))?;
+    let encoding = body.encoding_format.unwrap_or(Encoding::Float);
+    let item = |(index, vector)| Item { object: "embedding", index, embedding: encoded(vector, encoding) };
+    let data = done.vectors.into_iter().enumerate().map(item).collect();
+    let usage = Usage { prompt_tokens: done.prompt_tokens, total_tokens: done.prompt_tokens };
+    Ok(Json(List { object: "list", data, model, usage }))
+}
+
+fn encoded(vector: Vec<f32>, encoding: Encoding) -> Vector {
+    match encoding {
+        Encoding::Float => Vector::Floats(vector),
+        Encoding::Base64 => {
+            let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
+            Vector::Text(BASE64_STANDARD.encode(bytes))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::state::parse;
+
+    fn inputs(input: &str) -> Result<Vec<Prompt>, Reject> {
+        parse::<Body>(format!(r#"{{"model": "m", "input": {input}}}"#).as_bytes()).map(|body| body.input.0)
+    }
+
+    #[test]
+    fn texts_and_tokens_come_alone_or_in_lists() {
+        let text = |text: &str| Prompt::Text(text.to_owned());
+        assert_eq!(inputs(r#""a""#).unwrap(), [text("a")]);
+        assert_eq!(inputs(r#"["a", "b"]"#).unwrap(), [text("a"), text("b")]);
+        assert_eq!(inputs("[1, 2]").unwrap(), [Prompt::Tokens(vec![1, 2])]);
+        assert_eq!(inputs("[[1], [2, 3]]").unwrap(), [Prompt::Tokens(vec![1]), Prompt::Tokens(vec![2, 3])]);
+    }
+
+    #[test]
+    fn inputs_that_are_neither_are_refused_by_name() {
+        let many = format!("[{}\"a\"]", "\"a\",".repeat(MAX_INPUTS));
+        for refused in ["[]", "7", "null", r#"["a", 1]"#, "[-1]", "[1.5]", "[[[1]]]", &many] {
+            let reject = inputs(refused).unwrap_err();
+            assert!(reject.param.as_deref().is_some_and(|field| field.starts_with("input")), "{refused}: {reject:?}");
+        }
+        let body = r#"{"model": "m", "input": "a", "dimensions": 12}"#;
+        assert_eq!(parse::<Body>(body.as_bytes()).unwrap_err().param.as_deref(), Some("dimensions"));
+    }
+
+    #[test]
+    fn base64_is_of_little_endian_floats() {
+        assert!(matches!(encoded(vec![1.0], Encoding::Base64), Vector::Text(text) if text == "AACAPw=="));
+    }
+}
