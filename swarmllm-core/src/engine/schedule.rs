@@ -16,9 +16,9 @@ pub(super) const JOINT_TOTAL: usize = 64;
 const MIN_SLICE: usize = 2;
 /// An answer whose last token is older than this is not waiting for the next one here.
 const LIVE: Duration = Duration::from_millis(500);
-/// How long a step waits for sessions that will ask for their next token: about what a token takes to go round on this
-/// machine. A short step would otherwise go before the others that came with it; a long one would take the cores from the
-/// very threads that carry the token.
+/// How long a step waits, after a token was computed, for its session to ask for the next one: about what a token takes to
+/// go round on this machine. A short step would otherwise go before the others that came with it; a long one would take the
+/// cores from the very threads that carry the token.
 const ROUND: Duration = Duration::from_micros(1500);
 /// Weight of a new measurement in the running ones.
 const FRESH: f64 = 0.25;
@@ -30,8 +30,6 @@ pub(super) struct Waiting {
     pub slot: Option<u32>,
     /// What it is.
     pub kind: Kind,
-    /// When it came.
-    pub since: Instant,
 }
 
 /// See [`Waiting`].
@@ -97,7 +95,8 @@ impl Schedule {
                 _ => self.long(&ready, waiting, max_rows, now),
             };
             if pick.is_some() {
-                self.turn = (turn + 1) % TURNS;
+                // Who waits keeps the turn: a prompt that gave it away would starve beside answers.
+                self.turn = if pick == Some(Pick::Wait) { turn } else { (turn + 1) % TURNS };
                 return pick;
             }
         }
@@ -127,9 +126,9 @@ impl Schedule {
 
     /// The step that waited longest, and those that have as many rows.
     fn joint(&self, ready: &Ready, waiting: &[Waiting], max_rows: usize, now: Instant) -> Option<Pick> {
-        let (first, rows) = *ready.joint.first()?;
-        let fresh = now.saturating_duration_since(waiting[first].since) < ROUND;
-        if fresh && self.live.iter().any(|(live, last)| !asks(waiting, *live) && is_live(*last, now)) {
+        let (_, rows) = *ready.joint.first()?;
+        // However long it has waited: sessions that once fell out of step would otherwise never be computed together again.
+        if self.live.iter().any(|(live, last)| !asks(waiting, *live) && returns(*last, now)) {
             return Some(Pick::Wait);
         }
         let most = (JOINT_TOTAL.min(max_rows) / rows.max(1)).max(1);
@@ -144,7 +143,7 @@ impl Schedule {
         let (slot, index) = *next?;
         let live = self.live.iter().filter(|(live, last)| *live != slot && is_live(*last, now));
         let live: Vec<&(u32, Instant)> = live.collect();
-        if live.iter().any(|(live, last)| now.saturating_duration_since(*last) < ROUND && !asks(waiting, *live)) {
+        if live.iter().any(|(live, last)| returns(*last, now) && !asks(waiting, *live)) {
             return Some(Pick::Wait);
         }
         self.last_long = Some(slot);
@@ -168,6 +167,11 @@ impl Schedule {
 /// Whether a session that was given a token at `last` still waits for more.
 fn is_live(last: Instant, now: Instant) -> bool {
     now.saturating_duration_since(last) < LIVE
+}
+
+/// Whether a session that was given a token at `last` will ask for the next one in a moment, where it does not yet.
+fn returns(last: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(last) < ROUND
 }
 
 /// Whether a session has a job here.
@@ -215,15 +219,15 @@ mod tests {
     const MAX_ROWS: usize = 512;
 
     fn free(slot: u32, rows: usize) -> Waiting {
-        Waiting { slot: Some(slot), kind: Kind::Free { rows, long: rows > JOINT_ROWS }, since: Instant::now() }
+        Waiting { slot: Some(slot), kind: Kind::Free { rows, long: rows > JOINT_ROWS } }
     }
 
     fn alone(slot: u32) -> Waiting {
-        Waiting { slot: Some(slot), kind: Kind::Alone, since: Instant::now() }
+        Waiting { slot: Some(slot), kind: Kind::Alone }
     }
 
     fn control(slot: u32) -> Waiting {
-        Waiting { slot: Some(slot), kind: Kind::Control, since: Instant::now() }
+        Waiting { slot: Some(slot), kind: Kind::Control }
     }
 
     fn pick(schedule: &mut Schedule, waiting: &[Waiting]) -> Pick {
@@ -244,12 +248,17 @@ mod tests {
         let mut schedule = Schedule::default();
         let now = Instant::now();
         schedule.took([0, 1].into_iter(), 2, false, 9_000, now);
-        let came = |slot| Waiting { since: now, ..free(slot, 1) };
+        let came = |slot| free(slot, 1);
         assert_eq!(schedule.pick(&[came(0)], MAX_ROWS, now), Some(Pick::Wait));
         assert_eq!(schedule.pick(&[came(0), came(1)], MAX_ROWS, now), Some(Pick::Joint(vec![0, 1])));
         assert_eq!(schedule.pick(&[came(0)], MAX_ROWS, now + ROUND), Some(Pick::Joint(vec![0])));
         schedule.rests(1);
         assert_eq!(schedule.pick(&[came(0)], MAX_ROWS, now), Some(Pick::Joint(vec![0])));
+        // Sessions that fell out of step come together again: whoever waits waits for the one that was just computed.
+        schedule.took([0].into_iter(), 1, false, 9_000, now + ROUND);
+        assert_eq!(schedule.pick(&[came(2), came(3)], MAX_ROWS, now + ROUND), Some(Pick::Wait));
+        let all = schedule.pick(&[came(2), came(3), came(0)], MAX_ROWS, now + ROUND);
+        assert_eq!(all, Some(Pick::Joint(vec![0, 1, 2])));
     }
 
     #[test]
@@ -274,7 +283,7 @@ mod tests {
         let mut schedule = Schedule::default();
         assert_eq!(pick(&mut schedule, &[free(0, 600), control(0), alone(0)]), Pick::Slice(0, MAX_ROWS));
         assert_eq!(pick(&mut schedule, &[alone(1), free(0, 1), control(0), control(2)]), Pick::One(3));
-        let of_all = Waiting { slot: None, kind: Kind::Alone, since: Instant::now() };
+        let of_all = Waiting { slot: None, kind: Kind::Alone };
         assert_eq!(pick(&mut schedule, &[of_all, alone(1)]), Pick::One(0));
         assert_eq!(pick(&mut schedule, &[alone(1), of_all, control(2)]), Pick::One(0));
     }
@@ -296,6 +305,28 @@ mod tests {
         assert_eq!(schedule.pick(&long, MAX_ROWS, now + 2 * LIVE), Some(Pick::Slice(0, MAX_ROWS)));
         schedule.rests(1);
         assert_eq!(schedule.pick(&long, MAX_ROWS, now), Some(Pick::Slice(0, MAX_ROWS)));
+    }
+
+    #[test]
+    fn a_prompt_comes_forward_beside_answers_that_ask_again_at_once() {
+        let mut schedule = Schedule::default();
+        let mut now = Instant::now();
+        schedule.took([9].into_iter(), 64, true, 64_000, now);
+        let mut slices = 0;
+        for _ in 0..20 {
+            // Two answers: each asks for its next token a moment after it got the last one.
+            schedule.took([0, 1].into_iter(), 2, false, 20_000, now);
+            assert_eq!(schedule.pick(&[free(9, 2048)], MAX_ROWS, now), Some(Pick::Wait));
+            now += ROUND / 4;
+            let waiting = [free(9, 2048), free(1, 1), free(0, 1)];
+            if let Some(Pick::Slice(0, rows)) = schedule.pick(&waiting, MAX_ROWS, now) {
+                schedule.took([9].into_iter(), rows, true, rows as u32 * 1000, now);
+                slices += 1;
+                assert_eq!(schedule.pick(&waiting, MAX_ROWS, now), Some(Pick::Joint(vec![1, 2])));
+            }
+            now += Duration::from_millis(20);
+        }
+        assert!(slices >= 18, "{slices}");
     }
 
     #[test]

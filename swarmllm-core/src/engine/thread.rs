@@ -77,7 +77,6 @@ struct Task {
     hidden: Vec<f32>,
     logits: Vec<LogitRow>,
     micros: u32,
-    since: Instant,
     reply: Reply<(StepOutput, u32)>,
 }
 
@@ -90,7 +89,7 @@ impl Task {
 
 impl Job {
     /// What the schedule needs to know.
-    fn waiting(&self, now: Instant) -> Waiting {
+    fn waiting(&self) -> Waiting {
         match self {
             Self::Step(task) => {
                 let first = task.job.rows.first().map(|row| row.slot);
@@ -99,13 +98,13 @@ impl Job {
                 let free = slot.is_some() && !task.job.exact && task.job.reduce != Reduce::State;
                 let (rows, long) = (task.job.rows.len() - task.done, task.is_long());
                 let kind = if free { Kind::Free { rows, long } } else { Kind::Alone };
-                Waiting { slot, kind, since: task.since }
+                Waiting { slot, kind }
             }
             Self::Truncate { slot, .. }
             | Self::Rest { slot }
             | Self::Release { slot }
             | Self::Snapshot { slot, .. }
-            | Self::Restore { slot, .. } => Waiting { slot: Some(*slot), kind: Kind::Control, since: now },
+            | Self::Restore { slot, .. } => Waiting { slot: Some(*slot), kind: Kind::Control },
         }
     }
 
@@ -160,8 +159,8 @@ impl StageHandle {
     /// skipped, one that was begun runs to its end. Either way the session's next position is then unknown to the
     /// caller, who truncates or releases it.
     pub async fn step(&self, job: StepJob) -> Result<(StepOutput, u32), EngineError> {
-        let (hidden, logits, since) = (Vec::new(), Vec::new(), Instant::now());
-        let task = |reply| Task { job, done: 0, hidden, logits, micros: 0, since, reply };
+        let (hidden, logits) = (Vec::new(), Vec::new());
+        let task = |reply| Task { job, done: 0, hidden, logits, micros: 0, reply };
         self.ask(|reply| Job::Step(task(reply))).await
     }
 
@@ -272,7 +271,7 @@ impl Worker {
 
     fn serve(&mut self) {
         let now = Instant::now();
-        let waiting: Vec<Waiting> = self.waiting.iter().map(|job| job.waiting(now)).collect();
+        let waiting: Vec<Waiting> = self.waiting.iter().map(Job::waiting).collect();
         let max_rows = self.stage.spec().config.max_rows as usize;
         match self.schedule.pick(&waiting, max_rows, now) {
             None => {}
