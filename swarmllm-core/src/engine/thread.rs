@@ -128,16 +128,27 @@ impl StageHandle {
     pub async fn spawn(
         load: impl FnOnce() -> Result<Box<dyn Stage>, EngineError> + Send + 'static,
     ) -> Result<Self, EngineError> {
+        Self::spawn_counted(load, Arc::default()).await
+    }
+
+    /// As [`spawn`](Self::spawn); the thread holds `alive` until it has unloaded its stage.
+    pub(crate) async fn spawn_counted(
+        load: impl FnOnce() -> Result<Box<dyn Stage>, EngineError> + Send + 'static,
+        alive: Arc<()>,
+    ) -> Result<Self, EngineError> {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (reply, loaded) = oneshot::channel();
-        let run = move || match catch_unwind(AssertUnwindSafe(load)) {
-            Ok(Ok(stage)) => {
-                if reply.send(Ok(Arc::new(stage.spec().clone()))).is_ok() {
-                    Worker::new(stage).run(queue);
+        let run = move || {
+            match catch_unwind(AssertUnwindSafe(load)) {
+                Ok(Ok(stage)) => {
+                    if reply.send(Ok(Arc::new(stage.spec().clone()))).is_ok() {
+                        Worker::new(stage).run(queue);
+                    }
                 }
+                Ok(Err(error)) => drop(reply.send(Err(error))),
+                Err(panic) => drop(reply.send(Err(not_loaded(panic_message(panic.as_ref()))))),
             }
-            Ok(Err(error)) => drop(reply.send(Err(error))),
-            Err(panic) => drop(reply.send(Err(not_loaded(panic_message(panic.as_ref()))))),
+            drop(alive);
         };
         std::thread::Builder::new()
             .name(THREAD_NAME.to_owned())

@@ -245,6 +245,9 @@ impl Node {
             }
             shared.tasks.shutdown(END_GRACE).await;
             shared.serving.stages().unload_idle();
+            if tokio::time::timeout(END_GRACE, shared.serving.stages().unloaded()).await.is_err() {
+                tracing::warn!("a stage was still being unloaded at the end of the shutdown");
+            }
             release_lock(&shared);
             drop(ending);
         });

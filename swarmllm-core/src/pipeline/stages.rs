@@ -8,7 +8,7 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::OnceCell;
 
@@ -18,6 +18,9 @@ use crate::model::Manifest;
 use crate::model::catalog::Catalog;
 use crate::rt::{EventBus, TaskSet};
 use crate::wire::prefix::Prefix;
+
+/// How often a shutdown looks whether stages are left.
+const UNLOAD_POLL: Duration = Duration::from_millis(2);
 
 /// Which stage.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -54,6 +57,8 @@ struct Inner {
     events: EventBus,
     tasks: TaskSet,
     entries: Mutex<Entries>,
+    /// Held by the thread of each stage until it is unloaded.
+    threads: Arc<()>,
 }
 
 #[derive(Default)]
@@ -167,7 +172,8 @@ impl StageTable {
         tasks: TaskSet,
     ) -> Self {
         let entries = Mutex::new(Entries::default());
-        Self { inner: Arc::new(Inner { engines, catalog, limits, events, tasks, entries }) }
+        let threads = Arc::default();
+        Self { inner: Arc::new(Inner { engines, catalog, limits, events, tasks, entries, threads }) }
     }
 
     /// The engines, best first.
@@ -225,6 +231,14 @@ impl StageTable {
     /// Unloads every stage that no session uses.
     pub fn unload_idle(&self) {
         locked(&self.inner.entries).by_key.retain(|_, entry| entry.is_leased());
+    }
+
+    /// Waits until every stage that nobody holds any more is unloaded. A process that ends before would take llama.cpp's
+    /// tables from under the threads that still free their models.
+    pub async fn unloaded(&self) {
+        while Arc::strong_count(&self.inner.threads) > 1 {
+            tokio::time::sleep(UNLOAD_POLL).await;
+        }
     }
 
     fn engine(&self, name: &str) -> Result<Arc<dyn Engine>, Fault> {
@@ -304,7 +318,8 @@ impl StageTable {
             .await
             .map_err(|error| Fault::new(ErrorKind::Internal, error))?
             .map_err(|error| Fault::new(error.kind(), error))?;
-        let handle = StageHandle::spawn(move || engine.load_stage(source, &config))
+        let threads = self.inner.threads.clone();
+        let handle = StageHandle::spawn_counted(move || engine.load_stage(source, &config), threads)
             .await
             .map_err(|error| Fault::new(error.kind(), error))?;
         self.inner.events.send(Event::StageLoaded { model, layers, engine: name });
