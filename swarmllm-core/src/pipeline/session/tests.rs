@@ -1,0 +1,301 @@
+//! What a session sends, chooses and refuses, step by step.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::engine::constraint::{Constraint, Lexicon};
+use crate::engine::sample::SamplingParams;
+use proptest::prelude::*;
+
+const VOCAB: u32 = 100;
+const EOS: u32 = 99;
+
+fn session(prompt: usize, max_tokens: u32, max_rows: u32) -> Session {
+    let sampling = SamplingParams { temperature: 0.0, ..Default::default() };
+    let prompt = (0..prompt as u32).collect();
+    let params = SessionParams { prompt, max_tokens, max_rows, vocab: VOCAB, cached: 0, guess: Guess::Never };
+    Session::new(params, Sampler::new(sampling, VOCAB).unwrap(), Box::new(|token| token == EOS))
+}
+
+fn row(token: u32) -> LogitRow {
+    LogitRow::Top { lse: 0.0, ids: vec![token], logits: vec![0.0] }
+}
+
+fn steps(actions: &[Action]) -> Vec<(u32, u32, usize, u32)> {
+    let step = |action: &Action| match action {
+        Action::Step { step, pos, tokens, want_from, .. } => Some((*step, *pos, tokens.len(), *want_from)),
+        _ => None,
+    };
+    actions.iter().filter_map(step).collect()
+}
+
+#[test]
+fn the_prompt_goes_in_chunks_and_only_its_last_row_wants_logits() {
+    let actions = session(10, 4, 4).start();
+    assert_eq!(steps(&actions), [(0, 0, 4, 4), (1, 4, 4, 4), (2, 8, 2, 1)]);
+}
+
+#[test]
+fn chunks_in_flight_are_bounded() {
+    let mut session = session(MAX_CHUNKS_IN_FLIGHT + 2, 1, 1);
+    assert_eq!(session.start().len(), MAX_CHUNKS_IN_FLIGHT);
+    assert_eq!(steps(&session.on_logits(0, &[], 1)).len(), 1);
+}
+
+#[test]
+fn a_token_is_emitted_and_sent_at_the_next_position() {
+    let mut session = session(3, 8, 16);
+    session.start();
+    let actions = session.on_logits(0, &[row(42)], 1);
+    assert_eq!(actions[0], Action::Emit(Sampled { token: 42, logprob: 0.0, alternatives: Vec::new() }));
+    assert_eq!(steps(&actions), [(1, 3, 1, 0)]);
+}
+
+#[test]
+fn it_ends_at_the_limit_and_at_an_end_token() {
+    let mut one = session(3, 1, 16);
+    one.start();
+    assert_eq!(one.on_logits(0, &[row(42)], 1).last(), Some(&Action::End(End::Length)));
+    let mut two = session(3, 9, 16);
+    two.start();
+    assert_eq!(two.on_logits(0, &[row(EOS)], 1), [Action::End(End::Stop)]);
+    assert!(two.generated().is_empty());
+}
+
+#[test]
+fn answers_out_of_turn_and_foreign_tokens_fail_the_session_once() {
+    for (step, rows) in [(1, vec![row(1)]), (0, vec![]), (0, vec![row(1), row(1)]), (0, vec![row(VOCAB)])] {
+        let mut session = session(3, 9, 16);
+        session.start();
+        let actions = session.on_logits(step, &rows, 1);
+        assert!(matches!(actions.as_slice(), [Action::Fail(fault)] if fault.kind() == ErrorKind::BadFrame));
+        assert!(session.on_logits(0, &[row(1)], 1).is_empty());
+        assert!(session.stop(End::Cancelled).is_empty());
+    }
+}
+
+#[test]
+fn what_is_cached_is_not_sent_again_but_the_last_token_always_is() {
+    let with = |cached| {
+        let params = SessionParams { cached, ..session(10, 4, 8).params };
+        let mut session = Session::new(params, Sampler::new(SamplingParams::greedy(), VOCAB).unwrap(), never());
+        steps(&session.start())
+    };
+    assert_eq!(with(4), [(0, 4, 6, 5)]);
+    assert_eq!(with(10), [(0, 9, 1, 0)]);
+}
+
+#[test]
+fn after_a_stop_text_only_what_was_seen_counts() {
+    let mut session = session(3, 8, 16);
+    session.start();
+    session.on_logits(0, &[row(42)], 1);
+    session.on_logits(1, &[row(43)], 1);
+    assert_eq!(session.stop_after(1), [Action::End(End::Stop)]);
+    assert_eq!(session.generated(), [42]);
+    assert_eq!(session.computed(), [0, 1, 2]);
+}
+
+/// Position, rows and first wanted row of each step, and the embedding.
+type Read = (Vec<(u32, usize, u32)>, Result<Vec<f32>, Fault>);
+
+/// A session that reads 150 tokens in chunks of 64 at most; gives its steps and its embedding.
+fn read(pooling: Pooling, state: impl Fn(u32) -> Vec<f32>) -> Read {
+    let mut session = session(150, 0, 512).reading(Pool::new(pooling, 2));
+    let mut queue: VecDeque<Action> = session.start().into();
+    let mut steps = Vec::new();
+    loop {
+        match queue.pop_front().expect("a session says how it ends") {
+            Action::Step { step, pos, tokens, want_from, want } => {
+                assert_eq!(want, Want::State);
+                steps.push((pos, tokens.len(), want_from));
+                let wanted = &tokens[want_from as usize..];
+                let rows: Vec<LogitRow> = wanted.iter().map(|token| LogitRow::Full(state(*token))).collect();
+                queue.extend(session.on_logits(step, &rows, 1));
+            }
+            Action::End(End::Stop) => return (steps, Ok(session.embedding().unwrap())),
+            Action::Fail(fault) => return (steps, Err(fault)),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_session_that_reads_pools_each_state_once_and_generates_nothing() {
+    // Of 150 tokens the first 100 point one way, the last 50 another.
+    let state = |token: u32| if token < 100 { vec![1.5, 0.0] } else { vec![0.0, 4.0] };
+    let (steps, mean) = read(Pooling::Mean, state);
+    assert_eq!(steps, [(0, 64, 0), (64, 64, 0), (128, 22, 0)]);
+    assert_eq!(mean.unwrap(), [0.6, 0.8]);
+    let (steps, last) = read(Pooling::Last, state);
+    assert_eq!((steps, last.unwrap()), (vec![(0, 150, 149)], vec![0.0, 1.0]));
+}
+
+#[test]
+fn a_state_of_another_width_fails_a_session_that_reads() {
+    let (_, refused) = read(Pooling::Mean, |token| vec![1.0; if token == 70 { 3 } else { 2 }]);
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::BadFrame);
+}
+
+/// A session of digits under a constraint: token 1 is `1`; `EOS` ends it.
+fn guided(constraint: &str, max_tokens: u32) -> Session {
+    let mut words: Vec<Vec<u8>> = (0..VOCAB).map(|_| Vec::new()).collect();
+    (1..=9).for_each(|digit: u8| words[digit as usize] = vec![b'0' + digit]);
+    let lexicon = Arc::new(Lexicon::from_words(words, vec![EOS]).unwrap());
+    let guide = lexicon.compile(&Constraint::Regex(constraint.to_owned())).unwrap();
+    let params = SessionParams { guess: Guess::Repeats, ..session(3, max_tokens, 16).params };
+    let sampler = Sampler::new(SamplingParams::greedy(), VOCAB).unwrap();
+    Session::new(params, sampler, Box::new(|token| token == EOS)).guided(guide)
+}
+
+/// Answers every step with a full row that likes `EOS` best and then the smaller digits; gives what was said and how
+/// it ended.
+fn follow(mut session: Session) -> (Vec<u32>, Action) {
+    let row = LogitRow::Full((0..VOCAB).map(|token| if token == EOS { 0.0 } else { -(token as f32) }).collect());
+    let mut queue: VecDeque<Action> = session.start().into();
+    let mut said = Vec::new();
+    loop {
+        match queue.pop_front().expect("a session says how it ends") {
+            Action::Step { step, tokens, want, want_from, .. } => {
+                assert_eq!((want, tokens.len() as u32 - want_from), (Want::Full, 1), "the full row, and no guess");
+                queue.extend(session.on_logits(step, std::slice::from_ref(&row), 1));
+            }
+            Action::Emit(sampled) => said.push(sampled.token),
+            end => return (said, end),
+        }
+    }
+}
+
+#[test]
+fn a_constraint_is_followed_to_its_end_and_ends_the_answer_there() {
+    assert_eq!(follow(guided("[3-9][1-9]{2}", 9)), (vec![3, 1, 1], Action::End(End::Stop)));
+    // Whole at the limit is whole.
+    assert_eq!(follow(guided("[3-9][1-9]{2}", 3)), (vec![3, 1, 1], Action::End(End::Stop)));
+    assert_eq!(follow(guided("[3-9][1-9]{2}", 2)), (vec![3, 1], Action::End(End::Length)));
+    // Where it may end, it ends as soon as the model wants.
+    assert_eq!(follow(guided("2[1-9]*", 9)), (vec![2], Action::End(End::Stop)));
+    assert_eq!(follow(guided("2?", 9)), (vec![], Action::End(End::Stop)));
+}
+
+#[test]
+fn where_no_token_continues_the_answer_it_fails() {
+    let (said, end) = follow(guided("1[1-9]a", 9));
+    assert_eq!(said, [1, 1]);
+    assert!(matches!(&end, Action::Fail(fault) if fault.kind() == ErrorKind::InvalidArgument), "{end:?}");
+}
+
+fn never() -> Box<dyn Fn(u32) -> bool + Send + Sync> {
+    Box::new(|_| false)
+}
+
+/// A session whose draft model guesses so.
+fn drafted(mut guess: impl FnMut(&[u32], usize) -> Option<Vec<u32>>) -> (Vec<u32>, (u32, u32), usize) {
+    let params = SessionParams { guess: Guess::Draft, ..session(1, 60, 64).params };
+    let mut session = Session::new(params, Sampler::new(SamplingParams::greedy(), VOCAB).unwrap(), never());
+    let mut queue: VecDeque<Action> = session.start().into();
+    let (mut said, mut steps) = (Vec::new(), 0);
+    loop {
+        match queue.pop_front().expect("a session says how it ends") {
+            Action::Step { step, tokens, want_from, .. } => {
+                steps += 1;
+                // The answering model counts.
+                let next = tokens[want_from as usize..].iter().map(|token| row((token + 1) % 90));
+                queue.extend(session.on_logits(step, &next.collect::<Vec<_>>(), 1000 + tokens.len() as u32));
+            }
+            Action::Guess { most } => queue.extend(session.on_guesses(guess(&session.text(), most))),
+            Action::Emit(sampled) => said.push(sampled.token),
+            Action::End(End::Length) => return (said, session.guesses(), steps),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_draft_models_guesses_save_steps_where_they_are_right_and_never_change_what_is_said() {
+    let counting = |text: &[u32], most: usize| {
+        let last = text.last().copied().unwrap_or_default();
+        Some((last + 1..).take(most).map(|token| token % 90).collect())
+    };
+    let plain: Vec<u32> = (1..=60).collect();
+    let (said, (made, right), steps) = drafted(counting);
+    assert_eq!((said, made > 30, right), (plain.clone(), true, made));
+    assert!(steps < 30, "{steps}");
+    let (said, (made, right), steps) = drafted(|_, most| Some(vec![7; most]));
+    assert_eq!(said, plain);
+    assert!(made > 0 && right <= 1 && steps >= 58, "{made} {right} {steps}");
+    for nothing in [Some(Vec::new()), None, Some(vec![VOCAB; 31])] {
+        let (said, (made, _), steps) = drafted(|_, _| nothing.clone());
+        assert_eq!((said, made, steps), (plain.clone(), 0, 60), "{nothing:?}");
+    }
+}
+
+/// A model that counts modulo `period`: guessable once it has gone round.
+fn counts(period: u32, tokens: u32, guess: bool, costs: fn(usize) -> u32) -> (Vec<u32>, usize) {
+    let params = SessionParams {
+        prompt: vec![0],
+        max_tokens: tokens,
+        max_rows: 64,
+        vocab: VOCAB,
+        cached: 0,
+        guess: if guess { Guess::Repeats } else { Guess::Never },
+    };
+    let mut session = Session::new(params, Sampler::new(SamplingParams::greedy(), VOCAB).unwrap(), never());
+    let mut queue: VecDeque<Action> = session.start().into();
+    let (mut said, mut steps) = (Vec::new(), 0);
+    while let Some(action) = queue.pop_front() {
+        match action {
+            Action::Step { step, tokens, want_from, pos, .. } => {
+                assert_eq!(pos as usize, said.len(), "each step begins behind what is certain");
+                steps += 1;
+                let rows: Vec<LogitRow> =
+                    tokens[want_from as usize..].iter().map(|token| row((token + 1) % period)).collect();
+                queue.extend(session.on_logits(step, &rows, costs(rows.len())));
+            }
+            Action::Emit(sampled) => said.push(sampled.token),
+            Action::End(end) => assert_eq!(end, End::Length),
+            Action::Fail(fault) => panic!("{fault}"),
+            Action::Guess { .. } => panic!("there is no draft model"),
+        }
+    }
+    (said, steps)
+}
+
+#[test]
+fn guesses_change_how_many_steps_are_taken_and_never_what_is_said() {
+    let cheap = |rows: usize| 1000 + 10 * rows as u32;
+    let (plain, slow) = counts(7, 300, false, cheap);
+    let (guessed, fast) = counts(7, 300, true, cheap);
+    assert_eq!(guessed, plain);
+    assert_eq!(slow, 300);
+    assert!(fast < 60, "{fast}");
+    // Where a row costs what a token costs, guessing stops.
+    let (guessed, even) = counts(7, 300, true, |rows| 1000 * rows as u32);
+    assert_eq!(guessed, plain);
+    assert!(even > 200, "{even}");
+}
+
+proptest! {
+    #[test]
+    fn every_position_is_sent_once_and_in_order(prompt in 1usize..60, max_tokens in 1u32..20, max_rows in 1u32..9) {
+        let mut session = session(prompt, max_tokens, max_rows);
+        let mut queue: VecDeque<Action> = session.start().into();
+        let (mut next_pos, mut emitted) = (0u32, 0u32);
+        while let Some(action) = queue.pop_front() {
+            match action {
+                Action::Step { step, pos, tokens, want_from, .. } => {
+                    prop_assert_eq!(pos, next_pos);
+                    next_pos += tokens.len() as u32;
+                    let rows = if want_from < tokens.len() as u32 { vec![row(7)] } else { vec![] };
+                    queue.extend(session.on_logits(step, &rows, 1));
+                }
+                Action::Emit(_) => emitted += 1,
+                Action::End(end) => prop_assert_eq!(end, End::Length),
+                Action::Fail(fault) => prop_assert!(false, "{}", fault),
+                Action::Guess { .. } => prop_assert!(false, "nothing is guessed"),
+            }
+        }
+        prop_assert_eq!(emitted, max_tokens);
+        prop_assert_eq!(next_pos, prompt as u32 + max_tokens - 1);
+        prop_assert!(session.is_over());
+    }
+}
