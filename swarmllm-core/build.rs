@@ -7,8 +7,8 @@
 //! of `llama-cpp-sys-2`'s own build, which has come to its end before this one begins, since that crate `links`.
 //!
 //! An unoptimised build is run where it is made, so it gets the best build for this machine only. Where something that
-//! this needs is not there (GNU's `ld` and `objcopy`, that other build's folder), there are no further builds, and
-//! llama.cpp computes with the instructions that all have.
+//! a level needs is not there (GNU's `ld` and `objcopy`, a compiler that knows the instructions, that other build's folder),
+//! cargo warns, and llama.cpp computes without that level.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -30,6 +30,9 @@ mod kernels {
 
     /// The entry point of llama.cpp's CPU kernels.
     const ENTRY: &str = "ggml_backend_cpu_reg";
+
+    /// The version that `Cargo.toml` pins: a folder beside ours may be left of another, whose kernels would not fit.
+    const LLAMA_CPP_SYS: &str = "0.1.160";
 
     /// What of llama.cpp is not wanted, and how the rest is built; as `llama-cpp-sys-2` has it.
     const SETTINGS: [(&str, &str); 10] = [
@@ -56,32 +59,42 @@ mod kernels {
             "release" => LEVELS.iter().collect(),
             _ => LEVELS.iter().filter(|level| (level.fits)()).take(1).collect(),
         };
-        if let Err(why) = build(&levels, Path::new(&set("OUT_DIR"))) {
-            println!("cargo:warning=llama.cpp gets only the CPU kernels that all processors can run: {why}");
-        }
+        build(&levels, Path::new(&set("OUT_DIR")));
     }
 
-    fn build(levels: &[&Level], out: &Path) -> Result<(), String> {
-        let source = source(out).ok_or("the build of llama-cpp-sys-2 was not found")?;
-        let built: Vec<_> = levels.iter().map(|level| build_level(&source, level, out)).collect::<Result<_, _>>()?;
+    fn build(levels: &[&Level], out: &Path) {
+        let Some(source) = source(out) else {
+            println!("cargo:warning=llama.cpp gets no faster CPU kernels: the build of llama-cpp-sys-2 was not found");
+            return;
+        };
         println!("cargo:rustc-link-search=native={}", out.display());
-        for (level, archive) in levels.iter().zip(built) {
-            println!("cargo:rustc-link-lib=static={archive}");
-            println!("cargo:rustc-cfg=kernels=\"{}\"", level.name);
+        for level in levels {
+            match build_level(&source, level, out) {
+                Ok(archive) => {
+                    println!("cargo:rustc-link-lib=static={archive}");
+                    println!("cargo:rustc-cfg=kernels=\"{}\"", level.name);
+                }
+                Err(why) => println!("cargo:warning=llama.cpp gets no CPU kernels for {}: {why}", level.name),
+            }
         }
-        Ok(())
     }
 
-    /// The sources of llama.cpp: where `llama-cpp-sys-2`, whose build lies beside ours, took them from. The crate's
-    /// version is pinned, so that all such folders name one place.
+    /// The sources of llama.cpp: where `llama-cpp-sys-2`, whose build lies beside ours, took them from.
     fn source(out: &Path) -> Option<PathBuf> {
         let builds = std::fs::read_dir(out.parent()?.parent()?).ok()?;
         builds.filter_map(Result::ok).find_map(|build| {
             build.file_name().to_str().filter(|name| name.starts_with("llama-cpp-sys-2-"))?;
             let settings = std::fs::read_to_string(build.path().join("out/build/CMakeCache.txt")).ok()?;
             let home = settings.lines().find_map(|line| line.strip_prefix("CMAKE_HOME_DIRECTORY:INTERNAL="))?;
-            Some(PathBuf::from(home)).filter(|home| home.join("CMakeLists.txt").is_file())
+            Some(PathBuf::from(home)).filter(|home| is_pinned(home))
         })
+    }
+
+    /// Whether llama.cpp's folder lies in the crate of the pinned version.
+    fn is_pinned(home: &Path) -> bool {
+        let facts = home.parent().and_then(|package| std::fs::read_to_string(package.join("Cargo.toml")).ok());
+        let version = format!("version = \"{LLAMA_CPP_SYS}\"");
+        facts.is_some_and(|facts| facts.lines().any(|line| line == version))
     }
 
     /// Builds one level; gives the name of the archive, without `lib` and `.a`.
@@ -93,8 +106,10 @@ mod kernels {
         }
         // A name that is unique in the whole program would stay one after it has been made local.
         config.cflag("-w").cxxflag("-w").cxxflag("-fno-gnu-unique");
-        let archive = config.build().join("build/ggml/src/libggml-cpu.a");
-        join(&archive, level.name, out)
+        // The crate panics where cmake or the compiler fails, having printed why.
+        let built = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| config.build()));
+        let built = built.map_err(|_| "it could not be compiled")?;
+        join(&built.join("build/ggml/src/libggml-cpu.a"), level.name, out)
     }
 
     /// Joins an archive's objects into one whose names are its own. That includes the functions that C++ headers bring:
