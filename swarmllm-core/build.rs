@@ -100,7 +100,7 @@ mod kernels {
     /// Builds one level; gives the name of the archive, without `lib` and `.a`.
     fn build_level(source: &Path, level: &Level, out: &Path) -> Result<String, String> {
         let mut config = cmake::Config::new(source);
-        config.profile("Release").out_dir(out.join(level.name)).build_target("ggml-cpu").always_configure(false);
+        config.profile("Release").out_dir(out.join(level.name)).build_target("ggml-cpu");
         for (key, value) in SETTINGS.iter().chain(level.settings) {
             config.define(key, value);
         }
