@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::base::{ErrorKind, Fault, NodeId, SessionId};
-use crate::engine::{KvCache, Reduce, Row, StepJob, StepOutput};
+use crate::engine::{KvCache, Reduce, Row, StepJob, StepOutput, WANTED_ROWS};
 use crate::pipeline::links::{Links, StageInbox};
 use crate::pipeline::message::{Message, shape_of};
 use crate::pipeline::stages::{Claim, Lease, StageKey, StageTable};
@@ -161,7 +161,7 @@ impl StageSession {
             let text = format!("step {} of width {} where step {} follows", header.step, header.width, self.next_step);
             return Err(Fault::new(ErrorKind::BadFrame, text));
         }
-        Ok(())
+        check_wanted(header)
     }
 
     async fn fail(&self, fault: Fault) {
@@ -169,6 +169,46 @@ impl StageSession {
         let message = Message::Failed { session: *session, epoch: *epoch, stage: *stage, fault };
         if let Err(fault) = self.links.send(*coordinator, coordinator_addresses, message).await {
             tracing::debug!(%fault, "the coordinator could not be told");
+        }
+    }
+}
+
+/// Each wanted row is a row of the whole vocabulary before it is reduced, whatever the engine: of 262,144 tokens, 512 of
+/// them would be 512 MiB that no budget counts.
+fn check_wanted(header: &StepHeader) -> Result<(), Fault> {
+    match header.rows.saturating_sub(header.want_from) {
+        0..=WANTED_ROWS => Ok(()),
+        wanted => {
+            let text = format!("a step wants {wanted} rows of output, at most {WANTED_ROWS} are given");
+            Err(Fault::new(ErrorKind::BadFrame, text))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_that_wants_more_output_than_is_counted_is_refused_whatever_the_engine() {
+        let header = |rows, want_from| StepHeader {
+            session: SessionId([1; 16]),
+            epoch: 0,
+            stage: 0,
+            step: 0,
+            pos: 0,
+            rows,
+            width: 1,
+            want_from,
+            want: Want::Full,
+            compute_us: Vec::new(),
+        };
+        for (rows, want_from) in [(512, 512), (512, 448), (64, 0), (1, u32::MAX)] {
+            assert!(check_wanted(&header(rows, want_from)).is_ok(), "{rows} {want_from}");
+        }
+        for (rows, want_from) in [(65, 0), (512, 447), (u32::MAX, 0)] {
+            let refused = check_wanted(&header(rows, want_from)).map_err(|fault| fault.kind());
+            assert_eq!(refused, Err(ErrorKind::BadFrame), "{rows} {want_from}");
         }
     }
 }
