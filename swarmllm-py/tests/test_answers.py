@@ -226,3 +226,16 @@ with swarmllm.Node({str(model_dir)!r}, "offline", threads=1) as node:
     child.send_signal(signal.SIGINT)
     rest, _ = child.communicate(timeout=120)
     assert rest.split() == ["interrupted", "1"] and child.returncode == 0
+
+
+def test_a_program_that_ends_in_the_middle_of_an_answer_ends_well(model_dir: Path) -> None:
+    program = f"""
+import swarmllm, sys, time
+node = swarmllm.Node({str(model_dir)!r}, "offline", threads=1)
+node.start()
+stream = node.generate("smol", "word " * 4000, max_tokens=1, stream=True)
+time.sleep(float(sys.argv[1]))
+"""
+    for pause in (0.0, 0.2, 0.5):
+        child = subprocess.run([sys.executable, "-c", program, str(pause)], timeout=120, capture_output=True, text=True)
+        assert child.returncode == 0, child.stderr

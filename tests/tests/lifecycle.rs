@@ -1,6 +1,6 @@
 //! Every handle has an ending, and nodes of one process are strangers to each other.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use swarmllm_core::base::{ErrorKind, Event, LayerRange};
 use swarmllm_core::node::{Delta, Parts, Preset};
@@ -51,6 +51,27 @@ async fn dropping_a_generation_frees_remote_kv() {
     // A finished one frees its KV too.
     answer(cluster.node(), cluster.model, TEXT, 4).await.expect("the swarm answers");
     eventually("every host has forgotten the session", || busy(0)).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_that_nobody_waits_for_any_more_is_computed_no_further() {
+    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+    answer(cluster.node(), cluster.model, TEXT, 1).await.expect("the stages are loaded");
+    // Several chunks, which are all on their way at once.
+    let (one, other) = ("ship ".repeat(1900), "lamp ".repeat(1900));
+    let began = Instant::now();
+    answer(cluster.node(), cluster.model, &one, 1).await.expect("the swarm answers");
+    let whole = began.elapsed();
+    let idle = || cluster.hosts.iter().all(|host| host.node.status().sessions == 0);
+    eventually("every host has forgotten the session", idle).await;
+    let dropped = ask(cluster.node(), cluster.model, &other, 1).await.expect("the swarm answers");
+    tokio::time::sleep(whole / 8).await;
+    assert!(!idle(), "the prompt is under way");
+    drop(dropped);
+    let began = Instant::now();
+    eventually("every host has forgotten the session", idle).await;
+    assert!(began.elapsed() < whole / 3, "{:?} of {whole:?}", began.elapsed());
     cluster.stop().await;
 }
 

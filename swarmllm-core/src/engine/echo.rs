@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::slots::Slots;
-use super::{CutRules, Embedder, Engine, EngineError, Row, Stage, StageConfig, StageSpec, cells, tensors_and_scratch};
+use super::{
+    CutRules, Embedder, Engine, EngineError, Row, Stage, StageConfig, StageSpec, Terms, cells, tensors_and_scratch,
+};
 use crate::base::LayerRange;
 use crate::model::{EmbeddingSource, Manifest, StageSource};
 
@@ -149,28 +151,6 @@ impl EchoStage {
         Ok(())
     }
 
-    fn compute(&mut self, hidden: &[f32], rows: &[Row], states: bool, out: &mut Vec<f32>) -> Result<(), EngineError> {
-        self.slots.check(&self.spec, hidden, rows)?;
-        self.misbehave()?;
-        out.clear();
-        let mut state = vec![0.0; self.spec.width as usize];
-        for (row, values) in rows.iter().zip(hidden.chunks_exact(state.len().max(1))) {
-            state.copy_from_slice(values);
-            self.row(*row, &mut state);
-            match self.spec.vocab {
-                None => out.extend_from_slice(&state),
-                Some(_) if row.want && states => out.extend_from_slice(&state),
-                Some(vocab) if row.want => {
-                    let digest = digest(self.seed, &state);
-                    out.extend((0..vocab).map(|token| 16.0 * float(digest ^ mix(u64::from(token)))));
-                }
-                Some(_) => {}
-            }
-        }
-        self.slots.commit(rows);
-        Ok(())
-    }
-
     /// Passes one hidden state through all layers and remembers what they saw.
     fn row(&mut self, row: Row, hidden: &mut [f32]) {
         let layers = self.layers();
@@ -197,12 +177,29 @@ impl Stage for EchoStage {
         self.slots.check(&self.spec, hidden, rows)
     }
 
-    fn step(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
-        self.compute(hidden, rows, false, out)
-    }
-
-    fn states(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
-        self.compute(hidden, rows, true, out)
+    fn compute(&mut self, hidden: &[f32], rows: &[Row], terms: Terms, out: &mut Vec<f32>) -> Result<(), EngineError> {
+        self.slots.check(&self.spec, hidden, rows)?;
+        self.misbehave()?;
+        if terms.is_abandoned() {
+            return Err(EngineError::Abandoned);
+        }
+        out.clear();
+        let mut state = vec![0.0; self.spec.width as usize];
+        for (row, values) in rows.iter().zip(hidden.chunks_exact(state.len().max(1))) {
+            state.copy_from_slice(values);
+            self.row(*row, &mut state);
+            match self.spec.vocab {
+                None => out.extend_from_slice(&state),
+                Some(_) if row.want && terms.states => out.extend_from_slice(&state),
+                Some(vocab) if row.want => {
+                    let digest = digest(self.seed, &state);
+                    out.extend((0..vocab).map(|token| 16.0 * float(digest ^ mix(u64::from(token)))));
+                }
+                Some(_) => {}
+            }
+        }
+        self.slots.commit(rows);
+        Ok(())
     }
 
     fn truncate(&mut self, slot: u32, len: u32) -> Result<(), EngineError> {

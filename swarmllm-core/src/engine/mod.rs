@@ -11,6 +11,7 @@
 pub mod candle;
 pub mod constraint;
 pub mod echo;
+mod gate;
 #[cfg(feature = "llama-cpp")]
 pub mod llama_cpp;
 pub mod sample;
@@ -149,6 +150,9 @@ pub enum EngineError {
     /// The engine failed in the middle of a step.
     #[error("{engine} failed at a step: {reason}")]
     Step { engine: &'static str, reason: String },
+    /// Whoever asked for the step has gone.
+    #[error("nobody waits for the step any more")]
+    Abandoned,
     /// A KV snapshot is not one of this stage.
     #[error("the KV snapshot cannot be restored: {reason}")]
     Snapshot { reason: String },
@@ -175,6 +179,7 @@ impl EngineError {
             Self::Slot { .. } | Self::Token { .. } | Self::Snapshot { .. } => ErrorKind::InvalidArgument,
             Self::ContextFull { .. } => ErrorKind::ContextOverflow,
             Self::Busy { .. } => ErrorKind::Overloaded,
+            Self::Abandoned => ErrorKind::Cancelled,
             Self::Gone => ErrorKind::Closed,
         }
     }
@@ -227,6 +232,26 @@ impl CutRules {
     }
 }
 
+/// How a step is computed. By default as in a plain run: whole, for logits, bit by bit.
+#[derive(Clone, Copy, Default)]
+pub struct Terms<'a> {
+    /// Of each wanted row of a stage with the head, give in place of its logits the `width` floats behind the output norm
+    /// that logits are made of.
+    pub states: bool,
+    /// The numbers may differ from a plain run's by the rounding of sums: the engine may compute with as many threads as
+    /// it finds fastest.
+    pub free: bool,
+    /// Says whether nobody wants the result any more. Asked now and then in the middle of a computation; must not block.
+    pub abandoned: Option<&'a (dyn Fn() -> bool + Sync)>,
+}
+
+impl Terms<'_> {
+    /// Whether nobody wants the result any more, or the process is ending.
+    pub fn is_abandoned(&self) -> bool {
+        gate::GATE.is_shut() || self.abandoned.is_some_and(|abandoned| abandoned())
+    }
+}
+
 /// A range of layers, loaded. Owned by one OS thread.
 pub trait Stage: Send {
     /// What it is.
@@ -236,23 +261,20 @@ pub trait Stage: Send {
     fn check(&self, hidden: &[f32], rows: &[Row]) -> Result<(), EngineError>;
 
     /// Computes one step. `hidden` is `rows.len() * width` finite floats, row after row. Appends to the cleared `out`:
-    /// without the head every row's hidden state, with it the logits of each wanted row, in row order.
+    /// without the head every row's hidden state, with it what `terms` ask of each wanted row, in row order.
     ///
     /// Rows of several sessions may be computed at once where they lie session by session and by rising slots; results may
     /// then differ, in the rounding of sums, from those of a step of each. A session whose numbers overflow there gets
     /// them as they are, so that it alone fails; one that is computed by itself gets an error.
     ///
-    /// A refused step (shape, position, slot, non-finite input) changes nothing. After `Step` the slots named in `rows`
-    /// must be released.
-    fn step(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError>;
+    /// A refused step (shape, position, slot, non-finite input) changes nothing, nor does one that ends as
+    /// [`EngineError::Abandoned`]. After `Step` the slots named in `rows` must be released.
+    fn compute(&mut self, hidden: &[f32], rows: &[Row], terms: Terms, out: &mut Vec<f32>) -> Result<(), EngineError>;
 
-    /// Computes one step as [`step`](Stage::step) does, but with the head gives of each wanted row, in place of its logits,
-    /// the `width` floats behind the output norm that logits are made of.
-    fn states(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError>;
-
-    /// Whether the steps that follow must give, bit by bit, what they give in a plain run. Where not, the engine may
-    /// compute with as many threads as it finds fastest.
-    fn set_exact(&mut self, _exact: bool) {}
+    /// Computes one step as a plain run does.
+    fn step(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
+        self.compute(hidden, rows, Terms::default(), out)
+    }
 
     /// Keeps the first `len` positions of a session and forgets the rest.
     fn truncate(&mut self, slot: u32, len: u32) -> Result<(), EngineError>;

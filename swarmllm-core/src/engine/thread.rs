@@ -6,8 +6,8 @@
 //! a oneshot. Logits are reduced here, before they travel: a row of a large vocabulary becomes some hundred bytes.
 //!
 //! Promises: jobs of one session are done in the order in which they were sent; a refused step fails nobody else's; a
-//! panic of an engine becomes an error and ends the stage, never the process; dropping the last handle ends the thread,
-//! and nobody waits for that.
+//! panic of an engine becomes an error and ends the stage, never the process; a step whose caller has gone is given up,
+//! also in the middle of its computation; dropping the last handle ends the thread, and nobody waits for that.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,9 +16,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::gate::GATE;
 use super::sample::{self, Candidate, LogitRow};
 use super::schedule::{JOINT_ROWS, Kind, Pick, Schedule, Waiting};
-use super::{EngineError, Row, Stage, StageSpec};
+use super::{EngineError, Row, Stage, StageSpec, Terms};
 use crate::base::LayerRange;
 
 pub use super::sample::Reduce;
@@ -139,12 +140,11 @@ impl StageHandle {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (reply, loaded) = oneshot::channel();
         let run = move || {
-            match catch_unwind(AssertUnwindSafe(load)) {
-                Ok(Ok(stage)) => {
-                    if reply.send(Ok(Arc::new(stage.spec().clone()))).is_ok() {
-                        Worker::new(stage).run(queue);
-                    }
-                }
+            match catch_unwind(AssertUnwindSafe(|| load_inside(load))) {
+                Ok(Ok(stage)) => match reply.send(Ok(Arc::new(stage.spec().clone()))) {
+                    Ok(()) => Worker::new(stage).run(queue),
+                    Err(_) => unload(stage),
+                },
                 Ok(Err(error)) => drop(reply.send(Err(error))),
                 Err(panic) => drop(reply.send(Err(not_loaded(panic_message(panic.as_ref()))))),
             }
@@ -167,8 +167,8 @@ impl StageHandle {
     /// full for each that took part.
     ///
     /// Awaits room where the queue is full. Cancel-safe: a step that was not begun when its future was dropped is
-    /// skipped, one that was begun runs to its end. Either way the session's next position is then unknown to the
-    /// caller, who truncates or releases it.
+    /// skipped, one that was begun is given up or comes to its end. Either way the session's next position is then unknown
+    /// to the caller, who truncates or releases it.
     pub async fn step(&self, job: StepJob) -> Result<(StepOutput, u32), EngineError> {
         let (hidden, logits) = (Vec::new(), Vec::new());
         let task = |reply| Task { job, done: 0, hidden, logits, micros: 0, reply };
@@ -207,6 +207,22 @@ impl StageHandle {
     }
 }
 
+fn load_inside(load: impl FnOnce() -> Result<Box<dyn Stage>, EngineError>) -> Result<Box<dyn Stage>, EngineError> {
+    let _pass = GATE.enter().ok_or(EngineError::Gone)?;
+    load()
+}
+
+fn unload(stage: Box<dyn Stage>) {
+    let Some(_pass) = GATE.enter() else {
+        // The process is ending, and takes the memory back by itself.
+        return std::mem::forget(stage);
+    };
+    // What an engine leaves behind after a panic is not to be trusted with anything, its drop included.
+    if catch_unwind(AssertUnwindSafe(|| drop(stage))).is_err() {
+        tracing::error!("a stage panicked while it was unloaded");
+    }
+}
+
 fn not_loaded(reason: String) -> EngineError {
     EngineError::Load { engine: "stage thread", layers: LayerRange::new(0, 0), reason }
 }
@@ -218,12 +234,14 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
     format!("it panicked: {}", text.unwrap_or("no message"))
 }
 
-/// How rows are computed: what becomes of logits, whether they are of a long step, whether bits matter.
+/// How rows are computed: what becomes of logits, whether they are of a long step, whether bits matter, and whether
+/// nobody waits for them any more.
 #[derive(Clone, Copy)]
-struct How {
+struct How<'a> {
     reduce: Reduce,
     long: bool,
     exact: bool,
+    abandoned: &'a (dyn Fn() -> bool + Sync),
 }
 
 /// The thread's side.
@@ -250,15 +268,11 @@ impl Worker {
         while self.fill(&mut queue) {
             self.serve();
             if self.broken {
-                // What an engine leaves behind after a panic is not to be trusted with anything, its drop included.
                 // The queue is dropped with the jobs in it, whose senders then see that the stage is gone.
-                let Self { stage, .. } = self;
-                if catch_unwind(AssertUnwindSafe(|| drop(stage))).is_err() {
-                    tracing::error!("a stage panicked again while it was unloaded");
-                }
-                return;
+                break;
             }
         }
+        unload(self.stage);
     }
 
     /// Takes in what has been sent, waiting where nothing waits here; false where nothing will come any more.
@@ -331,18 +345,22 @@ impl Worker {
     /// Computes the next rows of a step; answers where it is done or has failed, else gives it back.
     fn advance(&mut self, mut task: Task, rows: usize) -> Option<Task> {
         let width = self.stage.spec().width as usize;
-        let end = (task.done + rows.max(1)).min(task.job.rows.len());
-        let how = How { reduce: task.job.reduce, long: task.is_long(), exact: task.job.exact };
-        if task.done > 0 || end < task.job.rows.len() {
+        let (done, end) = (task.done, (task.done + rows.max(1)).min(task.job.rows.len()));
+        let whole = done == 0 && end == task.job.rows.len();
+        let ready = match (whole, done) {
+            (true, _) => self.rewind(&task.job),
             // Checked whole before its first slice, so that a refused step changes nothing.
-            let checked = if task.done == 0 { self.admit(&task.job) } else { Ok(()) };
-            let part = task.job.hidden.get(task.done * width..end * width).unwrap_or_default().to_vec();
-            let computed = checked.and_then(|()| self.compute(&part, &task.job.rows[task.done..end], how));
-            return self.settle(task, end, computed);
-        }
-        let rewound = self.rewind(&task.job);
-        let hidden = std::mem::take(&mut task.job.hidden);
-        let computed = rewound.and_then(|()| self.compute(&hidden, &task.job.rows, how));
+            (false, 0) => self.admit(&task.job),
+            _ => Ok(()),
+        };
+        let hidden = match whole {
+            true => std::mem::take(&mut task.job.hidden),
+            false => task.job.hidden.get(done * width..end * width).unwrap_or_default().to_vec(),
+        };
+        let abandoned = || task.reply.is_closed();
+        let StepJob { reduce, exact, .. } = task.job;
+        let how = How { reduce, long: task.is_long(), exact, abandoned: &abandoned };
+        let computed = ready.and_then(|()| self.compute(&hidden, &task.job.rows[done..end], how));
         self.settle(task, end, computed)
     }
 
@@ -388,7 +406,9 @@ impl Worker {
             let wanted = task.job.reduce != Reduce::Hidden;
             rows.extend(task.job.rows.iter().map(|row| Row { want: row.want && wanted, ..*row }));
         }
-        let computed = self.compute(&hidden, &rows, How { reduce: Reduce::Full, long: false, exact: false });
+        let abandoned = || tasks.iter().all(|task| task.reply.is_closed());
+        let how = How { reduce: Reduce::Full, long: false, exact: false, abandoned: &abandoned };
+        let computed = self.compute(&hidden, &rows, how);
         self.joint = hidden;
         let mut from = 0;
         for mut task in tasks {
@@ -435,9 +455,9 @@ impl Worker {
     }
 
     /// Computes rows into `out`; gives the microseconds.
-    fn compute(&mut self, hidden: &[f32], rows: &[Row], how: How) -> Result<u32, EngineError> {
+    fn compute(&mut self, hidden: &[f32], rows: &[Row], how: How<'_>) -> Result<u32, EngineError> {
         let unwanted: Vec<Row>;
-        let How { reduce, long, exact } = how;
+        let How { reduce, long, exact, abandoned } = how;
         let rows = match reduce {
             Reduce::Hidden => {
                 unwanted = rows.iter().map(|row| Row { want: false, ..*row }).collect();
@@ -448,13 +468,8 @@ impl Worker {
         let mut out = std::mem::take(&mut self.out);
         out.clear();
         let begun = Instant::now();
-        let computed = self.guard(|stage| {
-            stage.set_exact(exact);
-            match reduce {
-                Reduce::State => stage.states(hidden, rows, &mut out),
-                _ => stage.step(hidden, rows, &mut out),
-            }
-        });
+        let terms = Terms { states: reduce == Reduce::State, free: !exact, abandoned: Some(abandoned) };
+        let computed = self.guard(|stage| stage.compute(hidden, rows, terms, &mut out));
         let now = Instant::now();
         self.out = out;
         computed?;
@@ -500,9 +515,8 @@ impl Worker {
 
     /// Lets the stage work; a panic becomes an error, after which the stage is given up and touched no more.
     fn guard<T>(&mut self, work: impl FnOnce(&mut dyn Stage) -> Result<T, EngineError>) -> Result<T, EngineError> {
-        if self.broken {
-            return Err(EngineError::Gone);
-        }
+        let pass = GATE.enter().filter(|_| !self.broken);
+        let Some(_pass) = pass else { return Err(EngineError::Gone) };
         let engine = self.stage.spec().engine;
         let result = catch_unwind(AssertUnwindSafe(|| work(self.stage.as_mut())));
         result.unwrap_or_else(|panic| {

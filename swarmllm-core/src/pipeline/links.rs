@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::base::{ErrorKind, Fault, NodeId, SessionId};
 use crate::net::{Channel, NetHandle, Stream};
@@ -56,11 +57,12 @@ struct Stages {
     ended: VecDeque<(SessionId, NodeId)>,
 }
 
-/// A stage's queue, and whose session it is.
+/// A stage's queue, and whose session it is. Its end tells the stage that the session is over.
 struct StageEntry {
     coordinator: NodeId,
     queue: mpsc::Sender<Delivery>,
     keep: Arc<Mutex<Prefix>>,
+    _over: DropGuard,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -135,13 +137,14 @@ impl Links {
             let text = format!("session {session} has a stage {stage} here already");
             return Err(Fault::new(ErrorKind::InvalidArgument, text));
         }
-        let keep: Arc<Mutex<Prefix>> = Arc::default();
-        stages.live.insert((session, stage), StageEntry { coordinator, queue, keep: keep.clone() });
-        Ok(StageInbox { links: self.clone(), key: (session, stage), receiver, keep })
+        let (keep, over) = (Arc::<Mutex<Prefix>>::default(), CancellationToken::new());
+        let entry = StageEntry { coordinator, queue, keep: keep.clone(), _over: over.clone().drop_guard() };
+        stages.live.insert((session, stage), entry);
+        Ok(StageInbox { links: self.clone(), key: (session, stage), receiver, keep, over })
     }
 
-    /// Ends the stages of a session on this node, those that are yet to begin included: their inboxes run dry, after
-    /// which [`StageInbox::keep`] says what may be kept. Only its coordinator ends a session.
+    /// Ends the stages of a session on this node, those that are yet to begin included, whatever still waits for them;
+    /// [`StageInbox::keep`] says then what may be kept. Only its coordinator ends a session.
     pub fn end_session(&self, session: SessionId, coordinator: NodeId, keep: &Prefix) {
         let mut stages = locked(&self.inner.stages);
         stages.live.retain(|key, entry| {
@@ -241,15 +244,21 @@ pub struct StageInbox {
     key: (SessionId, u32),
     receiver: mpsc::Receiver<Delivery>,
     keep: Arc<Mutex<Prefix>>,
+    over: CancellationToken,
 }
 
 impl StageInbox {
+    /// Is cancelled when the session is over: what has not been computed then is wanted no more.
+    pub fn over(&self) -> CancellationToken {
+        self.over.clone()
+    }
+
     /// What the coordinator named when it ended the session; nothing where it did not.
     pub fn keep(&self) -> Prefix {
         std::mem::take(&mut locked(&self.keep))
     }
 
-    /// The next message; `None` once the session has ended. Cancel-safe.
+    /// The next message; `None` once all were read of a session that is over. Cancel-safe.
     pub async fn next(&mut self) -> Option<Delivery> {
         self.receiver.recv().await
     }

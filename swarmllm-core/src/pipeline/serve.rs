@@ -2,7 +2,7 @@
 //!
 //! It takes steps in order, computes them on the stage's thread and passes the result straight on: hidden states to the
 //! next stage, logits to the coordinator. It ends, and frees the KV, when the session is released, its coordinator is
-//! gone, a step fails, or nothing came for [`IDLE`].
+//! gone, a step fails, or nothing came for [`IDLE`]; a step that is being computed when its session ends is given up.
 
 use std::time::Duration;
 
@@ -92,13 +92,20 @@ struct StageSession {
 
 impl StageSession {
     async fn run(mut self, mut inbox: StageInbox) {
-        while let Ok(Some((from, message))) = tokio::time::timeout(IDLE, inbox.next()).await {
-            if let Err(fault) = self.handle(from, message).await {
-                self.fail(fault).await;
-                return;
-            }
+        // A session that is over drops its step in the middle: the engine gives it up, and `held` does not count it.
+        let ended = inbox.over().run_until_cancelled(self.serve(&mut inbox)).await;
+        match ended {
+            Some(Err(fault)) => self.fail(fault).await,
+            Some(Ok(())) | None => self.lease.keep(self.open.coordinator, inbox.keep().within(self.held)),
         }
-        self.lease.keep(self.open.coordinator, inbox.keep().within(self.held));
+    }
+
+    /// Serves until nothing came for [`IDLE`], or a step has failed.
+    async fn serve(&mut self, inbox: &mut StageInbox) -> Result<(), Fault> {
+        while let Ok(Some((from, message))) = tokio::time::timeout(IDLE, inbox.next()).await {
+            self.handle(from, message).await?;
+        }
+        Ok(())
     }
 
     async fn handle(&mut self, from: NodeId, message: Message) -> Result<(), Fault> {

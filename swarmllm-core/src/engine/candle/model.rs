@@ -10,7 +10,7 @@ use super::rope::Rope;
 use super::shape::Shape;
 use super::weights::Tensors;
 use super::{bad_model, not_loaded};
-use crate::engine::EngineError;
+use crate::engine::{EngineError, Terms};
 use crate::model::StageSource;
 
 /// Factors that divide the frequencies of rotations.
@@ -124,8 +124,8 @@ fn load_kinds(tensors: &mut Tensors<'_>, shape: &Shape, context: u32) -> Result<
 pub(super) struct Wanted<'a> {
     /// Of which rows.
     pub rows: &'a [u32],
-    /// The states behind the output norm, rather than logits.
-    pub states: bool,
+    /// Whether states or logits, and for how long.
+    pub terms: Terms<'a>,
 }
 
 /// The weights of a stage.
@@ -161,22 +161,25 @@ impl Weights {
     }
 
     /// Computes rows of one session, `hidden`, which begin at position `pos`: gives every row's hidden state, or with the
-    /// head the logits of the rows whose indices are `wanted`, or their states.
-    pub fn forward(&self, hidden: Vec<f32>, wanted: Wanted<'_>, pos: usize, kv: &mut Kv) -> Computed<Vec<f32>> {
+    /// head the logits of the rows whose indices are `wanted`, or their states. Nothing where they are wanted no more.
+    pub fn forward(&self, hidden: Vec<f32>, wanted: Wanted<'_>, pos: usize, kv: &mut Kv) -> Computed<Option<Vec<f32>>> {
         let width = self.shape.width as usize;
         let rows = hidden.len() / width;
         let sights: Vec<Sight> =
             self.kinds.iter().map(|kind| Sight::new(pos, rows, kind.window)).collect::<Computed<_>>()?;
         let mut x = Tensor::from_vec(hidden, (rows, width), &Device::Cpu)?;
         for (layer, block) in self.blocks.iter().enumerate() {
+            if wanted.terms.is_abandoned() {
+                return Ok(None);
+            }
             let (rope, sight) = (&self.kinds[block.kind].rope, &sights[block.kind]);
             x = block.forward(x, &Place { layer, pos, rope, sight }, kv)?;
         }
-        let Some(head) = &self.head else { return x.flatten_all()?.to_vec1() };
+        let Some(head) = &self.head else { return x.flatten_all()?.to_vec1().map(Some) };
         if wanted.rows.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Some(Vec::new()));
         }
         let x = x.index_select(&Tensor::new(wanted.rows, &Device::Cpu)?, 0)?;
-        head.forward(&x, wanted.states)?.flatten_all()?.to_vec1()
+        head.forward(&x, wanted.terms.states)?.flatten_all()?.to_vec1().map(Some)
     }
 }

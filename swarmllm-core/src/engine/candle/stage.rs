@@ -8,7 +8,7 @@ use super::model::{Wanted, Weights};
 use super::{NAME, failed, not_loaded};
 use crate::base::ModelId;
 use crate::engine::slots::Slots;
-use crate::engine::{EngineError, KvCache, Row, Stage, StageConfig, StageSpec};
+use crate::engine::{EngineError, KvCache, Row, Stage, StageConfig, StageSpec, Terms};
 use crate::model::StageSource;
 
 /// What of a step belongs to one session: rows that follow each other.
@@ -65,15 +65,6 @@ impl CandleStage {
         header
     }
 
-    fn compute(&mut self, hidden: &[f32], rows: &[Row], states: bool, out: &mut Vec<f32>) -> Result<(), EngineError> {
-        self.slots.check(&self.spec, hidden, rows)?;
-        out.clear();
-        let (weights, runs) = (&self.weights, runs(&mut self.kv, rows));
-        with_threadpool(|| compute(weights, hidden, rows, runs, states, out)).map_err(failed)?;
-        self.slots.commit(rows);
-        Ok(())
-    }
-
     /// Version of the snapshots' layout and of the arithmetic behind their numbers.
     const SNAPSHOT: [u8; 8] = *b"candle01";
 }
@@ -87,12 +78,15 @@ impl Stage for CandleStage {
         self.slots.check(&self.spec, hidden, rows)
     }
 
-    fn step(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
-        self.compute(hidden, rows, false, out)
-    }
-
-    fn states(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
-        self.compute(hidden, rows, true, out)
+    fn compute(&mut self, hidden: &[f32], rows: &[Row], terms: Terms, out: &mut Vec<f32>) -> Result<(), EngineError> {
+        self.slots.check(&self.spec, hidden, rows)?;
+        out.clear();
+        let (weights, runs) = (&self.weights, runs(&mut self.kv, rows));
+        let given = with_threadpool(|| compute(weights, hidden, rows, runs, terms, out)).map_err(failed)?;
+        // Where it was given up, cells beyond what is committed were written; the next step writes over them.
+        given.ok_or(EngineError::Abandoned)?;
+        self.slots.commit(rows);
+        Ok(())
     }
 
     fn truncate(&mut self, slot: u32, len: u32) -> Result<(), EngineError> {
@@ -153,18 +147,18 @@ fn runs<'a>(kv: &'a mut [Kv], rows: &[Row]) -> Vec<Run<'a>> {
     runs
 }
 
-/// Computes a checked step session by session, and leaves what comes out in the order of the rows; with `states` those
-/// in place of logits.
+/// Computes a checked step session by session, and leaves what comes out in the order of the rows; nothing where nobody
+/// wants it any more.
 fn compute(
     weights: &Weights,
     hidden: &[f32],
     rows: &[Row],
     runs: Vec<Run<'_>>,
-    states: bool,
+    terms: Terms<'_>,
     out: &mut Vec<f32>,
-) -> Computed<()> {
+) -> Computed<Option<()>> {
     let shape = &weights.shape;
-    let floats = if weights.has_head() && !states { shape.vocab } else { shape.width } as usize;
+    let floats = if weights.has_head() && !terms.states { shape.vocab } else { shape.width } as usize;
     let gives = |row: &Row| !weights.has_head() || row.want;
     out.resize(rows.iter().filter(|row| gives(row)).count() * floats, 0.0);
     let inputs: Vec<&[f32]> = hidden.chunks_exact(shape.width as usize).collect();
@@ -176,11 +170,12 @@ fn compute(
     for run in runs {
         let hidden = run.rows.iter().flat_map(|&row| inputs[row]).copied().collect();
         let wanted: Vec<u32> = (0..).zip(&run.rows).filter(|&(_, &row)| rows[row].want).map(|(at, _)| at).collect();
-        let given = weights.forward(hidden, Wanted { rows: &wanted, states }, run.pos, run.kv)?;
+        let wanted = Wanted { rows: &wanted, terms };
+        let Some(given) = weights.forward(hidden, wanted, run.pos, run.kv)? else { return Ok(None) };
         let places = run.rows.iter().filter_map(|&row| places[row].take());
         for (place, given) in places.zip(given.chunks_exact(floats)) {
             place.copy_from_slice(given);
         }
     }
-    Ok(())
+    Ok(Some(()))
 }

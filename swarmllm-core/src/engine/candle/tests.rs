@@ -3,13 +3,14 @@
 use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 
 use super::Candle;
 use crate::base::LayerRange;
-use crate::engine::{Embedder, Engine, EngineError, KvCache, Row, Stage, StageConfig};
+use crate::engine::{Embedder, Engine, EngineError, KvCache, Row, Stage, StageConfig, Terms};
 use crate::model::{EmbeddingSource, Fact, Manifest, SourceTensor, StageSource, TensorEntry};
 
 const LAYERS: u32 = 3;
@@ -540,6 +541,23 @@ fn a_refused_step_changes_nothing() {
     assert_eq!(stage.step(&poisoned, &rows(0, 0, 1), &mut out), Err(EngineError::NotFinite { row: 0 }));
     let gap = EngineError::Position { given: 1, expected: 0 };
     assert_eq!(stage.step(&vec![0.0; width], &rows(0, 1, 1), &mut out), Err(gap));
+    let after = session(&mut chain, &*embedder, 0, &TOKENS);
+    assert_eq!(after, session(&mut model.chain(&[]), &*embedder, 0, &TOKENS));
+}
+
+#[test]
+fn a_step_that_is_given_up_in_its_middle_changes_nothing() {
+    let model = Model::new();
+    let embedder = model.embedder();
+    let mut chain = model.chain(&[]);
+    for asks in 0..LAYERS {
+        let left = std::sync::atomic::AtomicU32::new(asks);
+        let abandoned = || left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_err();
+        let terms = Terms { abandoned: Some(&abandoned), ..Terms::default() };
+        let hidden = vec![0.25; 3 * WIDTH as usize];
+        let given_up = chain[0].compute(&hidden, &rows(0, 0, 3), terms, &mut Vec::new());
+        assert_eq!(given_up, Err(EngineError::Abandoned), "after {asks} layers");
+    }
     let after = session(&mut chain, &*embedder, 0, &TOKENS);
     assert_eq!(after, session(&mut model.chain(&[]), &*embedder, 0, &TOKENS));
 }

@@ -1,4 +1,4 @@
-//! What llama.cpp has once per process: its log, its abort callback, its start.
+//! What llama.cpp has once per process: its log, its abort callback, its start and its end.
 //!
 //! The log goes to `tracing`, target `llama.cpp`, level debug. The abort callback writes why the process is about to end
 //! and takes the place of ggml's backtrace, which would start a debugger as a child process. Both are set at the first
@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 
 use llama_cpp_sys_2 as ll;
 
-use super::kernels;
+use super::{exit, kernels};
 
 /// Longest reason kept of a failed load, in bytes.
 const MAX_REASON: usize = 512;
@@ -34,6 +34,8 @@ pub(super) fn init() {
         }
         kernels::choose();
     });
+    static GUARDED: OnceLock<()> = OnceLock::new();
+    exit::guard(&GUARDED);
 }
 
 /// Runs `call` and, where it gives nothing, the error that llama.cpp logged meanwhile.

@@ -17,6 +17,7 @@
 mod architectures;
 mod capture;
 mod embedder;
+mod exit;
 mod facts;
 mod file;
 mod image;
@@ -32,13 +33,14 @@ mod rope;
 mod shape;
 mod snapshot;
 mod stage;
+mod stop;
 mod tensors;
 #[cfg(test)]
 mod tests;
 mod threads;
 mod window;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::{CutRules, Embedder, Engine, EngineError, Stage, StageConfig, tensors_and_scratch};
 use crate::base::LayerRange;
@@ -114,7 +116,11 @@ impl Engine for LlamaCpp {
         tensors::check_stage(&shape, &source)?;
         let image = Image::of_stage(&shape, &source);
         log::init();
-        Ok(Box::new(LlamaStage::load(&shape, &source, &image, config, &self.pools)?))
+        let stage = LlamaStage::load(&shape, &source, &image, config, &self.pools)?;
+        // A first load may have made tables that a start does not.
+        static LOADED: OnceLock<()> = OnceLock::new();
+        exit::guard(&LOADED);
+        Ok(Box::new(stage))
     }
 
     fn load_embedder(&self, source: EmbeddingSource) -> Result<Arc<dyn Embedder>, EngineError> {

@@ -9,6 +9,7 @@ use super::file::with_file;
 use super::image::Image;
 use super::log::explain;
 use super::pool::Pool;
+use super::stop::Stop;
 
 /// A loaded model.
 pub(super) struct Model(NonNull<ll::llama_model>);
@@ -68,6 +69,8 @@ pub(super) struct Context {
     raw: NonNull<ll::llama_context>,
     /// Boxed: the context keeps its address.
     pub capture: Box<Capture>,
+    /// Boxed for the same reason.
+    pub stop: Box<Stop>,
     _model: Model,
 }
 
@@ -75,7 +78,8 @@ impl Context {
     /// Makes a context of `model` that computes with `pool`, which the caller keeps for as long as the context.
     pub fn new(model: Model, params: &ContextParams, mut capture: Box<Capture>, pool: &Pool) -> Result<Self, String> {
         let threads = i32::try_from(params.threads).unwrap_or(i32::MAX);
-        // SAFETY: the defaults are changed in plain fields only; the capture is boxed and lives as long as the context.
+        let mut stop = Stop::new();
+        // SAFETY: the defaults are changed in plain fields only; capture and stop are boxed and live as long as the context.
         let make = || unsafe {
             let mut given = ll::llama_context_default_params();
             given.n_ctx = params.cells;
@@ -95,12 +99,14 @@ impl Context {
             given.op_offload = false;
             given.cb_eval = Some(Capture::on_eval);
             given.cb_eval_user_data = (&raw mut *capture).cast();
+            given.abort_callback = Some(Stop::on_node);
+            given.abort_callback_data = (&raw mut *stop).cast();
             NonNull::new(ll::llama_init_from_model(model.0.as_ptr(), given))
         };
         let raw = explain(make)?;
         // SAFETY: both are alive, and the caller keeps the pool.
         unsafe { ll::llama_attach_threadpool(raw.as_ptr(), pool.raw(), pool.raw()) };
-        Ok(Self { raw, capture, _model: model })
+        Ok(Self { raw, capture, stop, _model: model })
     }
 
     /// The context as llama.cpp takes it.

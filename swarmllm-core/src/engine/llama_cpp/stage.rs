@@ -4,7 +4,7 @@ use llama_cpp_sys_2 as ll;
 
 use crate::base::LayerRange;
 use crate::engine::slots::Slots;
-use crate::engine::{EngineError, Row, Stage, StageConfig, StageSpec, WANTED_ROWS, cells};
+use crate::engine::{EngineError, Row, Stage, StageConfig, StageSpec, Terms, WANTED_ROWS, cells};
 use crate::model::StageSource;
 
 use super::architectures::Input;
@@ -52,8 +52,6 @@ pub(super) struct LlamaStage {
     head_rows: u32,
     spec: StageSpec,
     threads: Threads,
-    /// Whether every step is computed with all threads: beyond 512 cells the sums of a row depend on their number.
-    exact: bool,
     /// Held for as long as the context, which computes with it.
     pool: Arc<Pool>,
 }
@@ -112,7 +110,6 @@ impl LlamaStage {
             slots: Slots::new(&config),
             layout: Layout::of(shape, layers, config.max_sessions, kept),
             threads: Threads::new(config.threads),
-            exact: true,
             window: shape.window.clone(),
             head_rows,
             spec: StageSpec {
@@ -136,46 +133,25 @@ impl LlamaStage {
         Ok(())
     }
 
-    /// Computes a step; `states` where states are wanted of the head.
-    fn compute(&mut self, hidden: &[f32], rows: &[Row], states: bool, out: &mut Vec<f32>) -> Result<(), EngineError> {
-        out.clear();
-        self.check(hidden, rows)?;
-        let width = self.spec.width as usize;
-        // Logits, unless the rows of the stage's own output are taken.
-        let logits = self.spec.vocab.filter(|_| !states);
-        let mut done = 0;
-        let shared = rows.iter().any(|row| row.slot != rows[0].slot);
-        for len in calls(rows) {
-            let end = done + len;
-            let call = &rows[done..end];
-            if let Err(error) = self.run(&hidden[done * width..end * width], call, logits, shared, out) {
-                out.clear();
-                rows.iter().for_each(|row| self.forget(row.slot));
-                return Err(error);
-            }
-            done = end;
-        }
-        self.slots.commit(rows);
-        Ok(())
-    }
-
-    /// Computes the rows of one call; `shared` where the step has others.
+    /// Computes the rows of one call; `shared` where the step has those of other sessions too.
     fn run(
         &mut self,
         hidden: &[f32],
         rows: &[Row],
-        logits: Option<u32>,
+        terms: Terms,
         shared: bool,
         out: &mut Vec<f32>,
     ) -> Result<(), EngineError> {
         let from = out.len();
+        // Logits, unless the rows of the stage's own output are taken.
+        let logits = self.spec.vocab.filter(|_| !terms.states);
         let outputs = match (self.spec.vocab, logits) {
             (_, Some(_)) => 0,
             (Some(_), None) => rows.iter().filter(|row| row.want).count(),
             (None, None) => rows.len(),
         };
         self.context.capture.prepare(hidden, outputs);
-        self.decode(hidden, rows)?;
+        self.decode(hidden, rows, terms)?;
         if !self.context.capture.is_complete() {
             return Err(step_error("the first layer's input or the last one's output was not met once".to_owned()));
         }
@@ -191,23 +167,27 @@ impl LlamaStage {
     }
 
     /// Runs the batch.
-    fn decode(&mut self, hidden: &[f32], rows: &[Row]) -> Result<(), EngineError> {
+    fn decode(&mut self, hidden: &[f32], rows: &[Row], terms: Terms) -> Result<(), EngineError> {
         let batch = self.batch.fill(hidden, rows, self.spec.vocab.is_none());
         let context = self.context.raw();
-        let threads = if self.exact { self.spec.config.threads } else { self.threads.pick(rows.len()) };
+        // Beyond 512 cells the sums of a row depend on the number of threads.
+        let threads = if terms.free { self.threads.pick(rows.len()) } else { self.spec.config.threads };
         let count = i32::try_from(threads).unwrap_or(i32::MAX);
         // SAFETY: the batch's arrays have a place for each row and live until the call returns; rows, positions and
         // sessions were checked; no other thread uses the context, and none the pool, which has at least as many threads.
-        let (code, micros) = self.pool.compute(|| unsafe {
+        let compute = || unsafe {
             let begun = Instant::now();
             ll::llama_set_n_threads(context, count, count);
             (ll::llama_decode(context, batch), begun.elapsed().as_micros())
-        });
-        if !self.exact {
+        };
+        let (code, micros) = self.pool.compute(|| self.context.stop.watched(terms, compute));
+        if terms.free && code == 0 {
             self.threads.took(rows.len(), micros.try_into().unwrap_or(u32::MAX));
         }
         match code {
             0 => Ok(()),
+            // It has taken the rows out of the KV again.
+            2 => Err(EngineError::Abandoned),
             1 => Err(EngineError::ContextFull { context: self.spec.config.context }),
             code => Err(step_error(format!("llama_decode returned {code}"))),
         }
@@ -248,6 +228,15 @@ impl LlamaStage {
         }
     }
 
+    /// Takes rows that were computed, but not committed, out of the KV again.
+    fn undo(&mut self, rows: &[Row]) {
+        let memory = self.context.memory();
+        for row in rows {
+            // SAFETY: as in `forget`; slots and positions were checked, and fit.
+            unsafe { ll::llama_memory_seq_rm(memory, row.slot as i32, row.pos as i32, -1) };
+        }
+    }
+
     /// Whether a windowed layer still holds all that a session of `len` positions would look back at. Cells that fell
     /// out of the window may have been given to other sessions.
     fn holds_window(&mut self, session: i32, len: u32) -> bool {
@@ -270,16 +259,26 @@ impl Stage for LlamaStage {
         self.check_wanted(rows)
     }
 
-    fn step(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
-        self.compute(hidden, rows, false, out)
-    }
-
-    fn states(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
-        self.compute(hidden, rows, true, out)
-    }
-
-    fn set_exact(&mut self, exact: bool) {
-        self.exact = exact;
+    fn compute(&mut self, hidden: &[f32], rows: &[Row], terms: Terms, out: &mut Vec<f32>) -> Result<(), EngineError> {
+        out.clear();
+        self.check(hidden, rows)?;
+        let width = self.spec.width as usize;
+        let mut done = 0;
+        let shared = rows.iter().any(|row| row.slot != rows[0].slot);
+        for len in calls(rows) {
+            let end = done + len;
+            if let Err(error) = self.run(&hidden[done * width..end * width], &rows[done..end], terms, shared, out) {
+                out.clear();
+                match error {
+                    EngineError::Abandoned => self.undo(&rows[..done]),
+                    _ => rows.iter().for_each(|row| self.forget(row.slot)),
+                }
+                return Err(error);
+            }
+            done = end;
+        }
+        self.slots.commit(rows);
+        Ok(())
     }
 
     fn truncate(&mut self, slot: u32, len: u32) -> Result<(), EngineError> {

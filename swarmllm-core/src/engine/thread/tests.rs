@@ -109,6 +109,16 @@ async fn a_step_whose_caller_is_gone_is_skipped_and_a_release_is_not() {
     assert!(stage.step(job(0, 1, Reduce::Hidden)).await.is_ok());
 }
 
+#[tokio::test]
+async fn a_step_whose_caller_goes_in_its_middle_is_given_up_and_changes_nothing() {
+    let faults = EchoFaults { delay: Duration::from_millis(50), ..EchoFaults::default() };
+    let stage = spawn(None, faults).await;
+    let step = stage.step(job(0, 1, Reduce::Hidden));
+    assert!(tokio::time::timeout(Duration::from_millis(10), step).await.is_err());
+    // Had it been computed, position 0 would be taken.
+    assert!(stage.step(job(0, 1, Reduce::Hidden)).await.is_ok());
+}
+
 /// Tells when it is dropped.
 struct Watched(EchoStage, std::sync::mpsc::Sender<Option<String>>);
 
@@ -125,11 +135,8 @@ impl Stage for Watched {
     fn check(&self, hidden: &[f32], rows: &[Row]) -> Result<(), EngineError> {
         self.0.check(hidden, rows)
     }
-    fn step(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
-        self.0.step(hidden, rows, out)
-    }
-    fn states(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
-        self.0.states(hidden, rows, out)
+    fn compute(&mut self, hidden: &[f32], rows: &[Row], terms: Terms, out: &mut Vec<f32>) -> Result<(), EngineError> {
+        self.0.compute(hidden, rows, terms, out)
     }
     fn truncate(&mut self, slot: u32, len: u32) -> Result<(), EngineError> {
         self.0.truncate(slot, len)
@@ -169,17 +176,14 @@ impl Stage for Overflows {
     fn check(&self, hidden: &[f32], rows: &[Row]) -> Result<(), EngineError> {
         self.0.check(hidden, rows)
     }
-    fn step(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
-        self.0.step(hidden, rows, out)?;
+    fn compute(&mut self, hidden: &[f32], rows: &[Row], terms: Terms, out: &mut Vec<f32>) -> Result<(), EngineError> {
+        self.0.compute(hidden, rows, terms, out)?;
         for (row, values) in rows.iter().zip(out.chunks_exact_mut(WIDTH as usize)) {
             if row.slot == 1 {
                 values[0] = f32::INFINITY;
             }
         }
         Ok(())
-    }
-    fn states(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
-        self.0.states(hidden, rows, out)
     }
     fn truncate(&mut self, slot: u32, len: u32) -> Result<(), EngineError> {
         self.0.truncate(slot, len)

@@ -1,11 +1,13 @@
 //! What is refused, and that the stage is usable afterwards.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::SeqCst;
 
 use super::{Chain, Cut, bits, config, gemma3, run, smollm2, tokens};
 use crate::base::LayerRange;
 use crate::engine::llama_cpp::LlamaCpp;
-use crate::engine::{Engine, EngineError, KvCache, Row, Stage, StageConfig};
+use crate::engine::{Engine, EngineError, KvCache, Row, Stage, StageConfig, Terms};
 use crate::model::{Manifest, StageSource};
 
 fn refused(cut: &Cut, source: StageSource) -> EngineError {
@@ -89,6 +91,49 @@ fn an_abused_stage_refuses_and_goes_on_as_if_nothing_had_been() {
         abused.stages.iter_mut().for_each(|stage| abuse(stage.as_mut(), width));
         let fed = run(0, 4, &text[4..]);
         assert!(bits(&plain.step(&fed)) == bits(&abused.step(&fed)));
+    }
+}
+
+#[test]
+fn a_step_that_is_given_up_in_its_middle_changes_nothing() {
+    for cut in [smollm2(), gemma3()] {
+        let Some(cut) = cut else { continue };
+        let engine = LlamaCpp::new();
+        let text = tokens(9, 70, cut.manifest.vocab);
+        let mut plain = Chain::load(&engine, &cut, &[], &config());
+        let mut abused = Chain::load(&engine, &cut, &[], &config());
+        for chain in [&mut plain, &mut abused] {
+            chain.step(&run(0, 0, &text[..4]));
+        }
+        // Two sessions that cannot go in one call: where the second call is given up, the first is undone.
+        let rows: Vec<Row> = (4..60).map(|pos| row(0, pos)).chain([row(2, 0)]).collect();
+        let rows: Vec<Row> = rows.into_iter().map(|row| Row { want: false, ..row }).collect();
+        let mut hidden = Vec::new();
+        abused.embedder.embed(&text[4..61], &mut hidden).expect("tokens of the vocabulary");
+        let mut met = 0;
+        for asks in [0, 1, 20, 200, 100_000] {
+            let asked = AtomicU32::new(0);
+            let abandoned = || asked.fetch_add(1, SeqCst) >= asks;
+            let terms = Terms { abandoned: Some(&abandoned), ..Terms::default() };
+            let given_up = abused.stages[0].compute(&hidden, &rows, terms, &mut Vec::new());
+            if asks < 100_000 {
+                assert_eq!(given_up, Err(EngineError::Abandoned), "after {asks} nodes");
+            }
+            met = asked.into_inner();
+        }
+        // Of all nodes of both calls the last but two are in the second one.
+        abused.truncate(0, 4);
+        abused.stages[0].release(2);
+        let asked = AtomicU32::new(0);
+        let abandoned = || asked.fetch_add(1, SeqCst) + 2 >= met;
+        let terms = Terms { abandoned: Some(&abandoned), ..Terms::default() };
+        let given_up = abused.stages[0].compute(&hidden, &rows, terms, &mut Vec::new());
+        assert_eq!(given_up, Err(EngineError::Abandoned));
+
+        let fed = run(0, 4, &text[4..60]);
+        assert!(bits(&plain.step(&fed)) == bits(&abused.step(&fed)));
+        let other = run(2, 0, &text[..9]);
+        assert!(bits(&plain.step(&other)) == bits(&abused.step(&other)));
     }
 }
 

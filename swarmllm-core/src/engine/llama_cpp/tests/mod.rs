@@ -16,7 +16,7 @@ use cutter::Cut;
 
 use crate::base::LayerRange;
 use crate::engine::llama_cpp::LlamaCpp;
-use crate::engine::{Embedder, Engine, EngineError, KvCache, Row, Stage, StageConfig};
+use crate::engine::{Embedder, Engine, KvCache, Row, Stage, StageConfig, Terms};
 
 /// A test model, where the environment names one; says so where it does not.
 fn model(variable: &str) -> Option<Cut> {
@@ -101,25 +101,21 @@ impl Chain {
 
     /// The logits of the wanted rows.
     fn step(&mut self, fed: &[Fed]) -> Vec<f32> {
-        self.compute(fed, |stage, hidden, rows, out| stage.step(hidden, rows, out))
+        self.compute(fed, Terms::default())
     }
 
     /// The states of the wanted rows.
     fn states(&mut self, fed: &[Fed]) -> Vec<f32> {
-        self.compute(fed, |stage, hidden, rows, out| stage.states(hidden, rows, out))
+        self.compute(fed, Terms { states: true, ..Terms::default() })
     }
 
-    fn compute(
-        &mut self,
-        fed: &[Fed],
-        step: impl Fn(&mut dyn Stage, &[f32], &[Row], &mut Vec<f32>) -> Result<(), EngineError>,
-    ) -> Vec<f32> {
+    fn compute(&mut self, fed: &[Fed], terms: Terms) -> Vec<f32> {
         let tokens: Vec<u32> = fed.iter().map(|row| row.token).collect();
         let rows: Vec<Row> = fed.iter().map(|row| Row { slot: row.slot, pos: row.pos, want: row.want }).collect();
         let (mut hidden, mut next) = (Vec::new(), Vec::new());
         self.embedder.embed(&tokens, &mut hidden).expect("tokens of the vocabulary");
         for stage in &mut self.stages {
-            step(stage.as_mut(), &hidden, &rows, &mut next).expect("a legal step");
+            stage.compute(&hidden, &rows, terms, &mut next).expect("a legal step");
             std::mem::swap(&mut hidden, &mut next);
         }
         hidden
