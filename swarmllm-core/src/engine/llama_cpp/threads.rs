@@ -14,32 +14,42 @@ const TRIAL: u32 = 3;
 /// two, each other takes one back, and three in a row are enough. Beside a busy core not every step is slow.
 const SLOW: f64 = 1.5;
 const SLOW_COUNT: u32 = 6;
-/// But not sooner after the last one than so many steps.
+/// But not sooner after the last one than so many steps; twice as many after each that slowness began in vain, since then
+/// something else is slow.
 const REST: u32 = 12;
 /// Steps before the first trial.
 const FIRST: u32 = 24;
-/// Weight of a new measurement in the running ones.
+/// Weight of a new measurement in the running ones: what is usual of a number of rows, and how steps do against it.
 const FRESH: f64 = 0.25;
 /// The other count must be so much faster to be taken: measurements are noisy.
 const MARGIN: f64 = 0.88;
 
-/// Chooses between all threads and one less, for steps of one size.
+/// Chooses between all threads and one less, for steps of one size. Times come as multiples of what is usual for as many
+/// rows with the count in use.
 #[derive(Debug, Clone)]
 struct Chooser {
     threads: u32,
     /// Whether one less is in use.
     less: bool,
-    /// Microseconds of a row with all threads, and with one less.
-    micros: [Option<f64>; 2],
+    /// How the last steps did.
+    recent: f64,
     since: u32,
-    trial: u32,
+    rest: u32,
     slow: u32,
+    /// Steps that are left of a trial.
+    trial: u32,
+    /// Whether slowness began it.
+    alarmed: bool,
+    /// What the steps of the trial that count took together.
+    tried: f64,
 }
 
 impl Chooser {
     fn new(threads: u32) -> Self {
         // A first trial comes soon: the neighbour may have been busy before the first step.
-        Self { threads, less: false, micros: [None; 2], since: BETWEEN[0] - FIRST, trial: 0, slow: 0 }
+        let since = BETWEEN[0] - FIRST;
+        let (less, alarmed) = (false, false);
+        Self { threads, less, recent: 1.0, since, rest: REST, slow: 0, trial: 0, alarmed, tried: 0.0 }
     }
 
     fn pick(&self) -> u32 {
@@ -47,70 +57,61 @@ impl Chooser {
         if less { self.threads.saturating_sub(1).max(1) } else { self.threads }
     }
 
-    fn took(&mut self, micros: f64) {
-        if self.threads < 2 {
-            return;
-        }
-        let tried = self.trial > 0;
-        let index = usize::from(self.less != tried);
-        let usual = self.micros[index];
-        let slow = !tried && usual.is_some_and(|usual| micros > SLOW * usual);
-        self.slow = if slow { self.slow + 2 } else { self.slow.saturating_sub(1) };
-        // The first step of a trial wakes or parks a thread: it is not counted, so that it cannot decide.
-        if !tried || self.trial < TRIAL {
-            self.micros[index] = Some(match usual {
-                // One step that lost its core for long is not the rule.
-                Some(usual) if !tried => usual + FRESH * (micros.min(2.0 * usual) - usual),
-                Some(usual) if self.trial < TRIAL - 1 => usual + FRESH * (micros - usual),
-                // A trial begins anew: what was measured long ago says nothing.
-                _ => micros,
-            });
-        }
-        self.since += 1;
-        if tried {
+    /// Takes a step's time. Where a trial ended with the other count as the better one, says what is usual with that.
+    fn took(&mut self, time: f64) -> Option<f64> {
+        self.since = self.since.saturating_add(1);
+        if self.trial > 0 {
+            // The first step of a trial wakes or parks a thread: it is not counted, so that it cannot decide.
+            self.tried += if self.trial < TRIAL { time } else { 0.0 };
             self.trial -= 1;
-            if self.trial == 0 {
-                self.settle();
-            }
-            return;
+            return if self.trial == 0 { self.settle() } else { None };
         }
-        let became_slow = self.since >= REST && self.slow >= SLOW_COUNT;
-        if became_slow {
-            self.micros[index] = Some(micros);
+        // One step that lost its core for long is not the rule.
+        self.recent += FRESH * (time.min(2.0) - self.recent);
+        self.slow = if time > SLOW { self.slow + 2 } else { self.slow.saturating_sub(1) };
+        self.alarmed = self.slow >= SLOW_COUNT && self.since >= self.rest;
+        if self.alarmed {
+            self.recent = time;
         }
-        if became_slow || self.since >= BETWEEN[usize::from(self.less)] {
-            (self.trial, self.slow) = (TRIAL, 0);
+        if self.alarmed || self.since >= BETWEEN[usize::from(self.less)] {
+            (self.trial, self.tried, self.slow) = (TRIAL, 0.0, 0);
         }
+        None
     }
 
     /// Ends a trial: the faster count stays.
-    fn settle(&mut self) {
-        self.since = 0;
-        let [all, less] = self.micros;
-        if let (Some(all), Some(less)) = (all, less) {
-            let (current, other) = if self.less { (less, all) } else { (all, less) };
-            if other < MARGIN * current {
-                self.less = !self.less;
-            }
-        }
+    fn settle(&mut self) -> Option<f64> {
+        let tried = self.tried / f64::from(TRIAL - 1);
+        let better = tried < MARGIN * self.recent;
+        self.rest = match self.alarmed && !better {
+            true => (2 * self.rest).min(BETWEEN[0]),
+            false => REST,
+        };
+        (self.since, self.recent) = (0, 1.0);
+        self.less ^= better;
+        better.then_some(tried)
     }
 }
 
 /// Steps of up to so many rows are of one size. Longer ones are prefill, which takes too long for trials and gets all
 /// threads: its work is handed out in small parts, so that a thread without a core holds the others up much less.
-const SIZES: [usize; 3] = [1, 8, 32];
+const SIZES: [usize; 3] = [1, 8, LONGEST];
+/// Most rows of a step whose threads are chosen.
+const LONGEST: usize = 32;
 
 /// The thread counts of a stage.
 #[derive(Debug, Clone)]
 pub(super) struct Threads {
     threads: u32,
     sizes: [Chooser; SIZES.len()],
+    /// Microseconds that steps of each number of rows usually take, with the count in use.
+    usual: [Option<f64>; LONGEST + 1],
 }
 
 impl Threads {
     /// At most `threads`.
     pub fn new(threads: u32) -> Self {
-        Self { threads, sizes: std::array::from_fn(|_| Chooser::new(threads)) }
+        Self { threads, sizes: std::array::from_fn(|_| Chooser::new(threads)), usual: [None; LONGEST + 1] }
     }
 
     fn size(rows: usize) -> Option<usize> {
@@ -127,8 +128,20 @@ impl Threads {
 
     /// What that step took.
     pub fn took(&mut self, rows: usize, micros: u32) {
-        if let Some(size) = Self::size(rows) {
-            self.sizes[size].took(f64::from(micros) / rows.max(1) as f64);
+        let Some(size) = Self::size(rows).filter(|_| self.threads > 1) else { return };
+        let (chooser, micros) = (&mut self.sizes[size], f64::from(micros.max(1)));
+        let tried = chooser.trial > 0;
+        let usual = match self.usual[rows] {
+            Some(usual) => usual,
+            // Nothing to hold it against: a trial waits for a step of another number of rows.
+            None if tried => return,
+            None => *self.usual[rows].insert(micros),
+        };
+        if let Some(factor) = chooser.took(micros / usual) {
+            let from = if size == 0 { 0 } else { SIZES[size - 1] + 1 };
+            self.usual[from..=SIZES[size]].iter_mut().flatten().for_each(|usual| *usual *= factor);
+        } else if !tried {
+            self.usual[rows] = Some(usual + FRESH * (micros.min(2.0 * usual) - usual));
         }
     }
 }
@@ -182,6 +195,31 @@ mod tests {
         assert!(all > 180 && less < 20, "{all} {less}");
         let (all, less) = run(&mut threads, 400, every(2));
         assert!(less > 170, "{all} {less}");
+    }
+
+    #[test]
+    fn slowness_that_has_nothing_to_do_with_threads_is_asked_about_ever_more_rarely() {
+        let step = std::cell::Cell::new(0_u32);
+        let mut threads = Threads::new(2);
+        let (all, less) = run(&mut threads, 4000, |threads| {
+            step.set(step.get() + 1);
+            let slow = if step.get() % 20 < 8 { 3 } else { 1 };
+            slow * if threads == 2 { 10_000 } else { 18_000 }
+        });
+        assert!(less < all / 50, "{all} {less}");
+    }
+
+    #[test]
+    fn steps_of_other_numbers_of_rows_are_not_taken_for_slow_ones() {
+        let mut threads = Threads::new(2);
+        let mut less = 0;
+        for step in 0..1000_usize {
+            // Two rows cost nearly what eight do.
+            let rows = [2, 8, 8, 2, 2, 3, 8, 2][step % 8];
+            less += u32::from(threads.pick(rows) == 1);
+            threads.took(rows, 10_000 + 500 * rows as u32);
+        }
+        assert!(less <= 3 * TRIAL, "{less}");
     }
 
     #[test]
