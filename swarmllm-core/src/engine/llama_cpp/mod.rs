@@ -16,6 +16,7 @@
 
 mod architectures;
 mod capture;
+mod cores;
 mod embedder;
 mod exit;
 mod facts;
@@ -77,7 +78,8 @@ fn check_machine() -> Result<(), EngineError> {
     }
 }
 
-/// The llama.cpp engine. Stages loaded from one value share compute threads; two values share nothing.
+/// The llama.cpp engine. Stages loaded from one value share compute threads; two values share only the process's cores,
+/// of which no more are in use at once than there are.
 #[derive(Debug, Default)]
 pub struct LlamaCpp {
     pools: Pools,
