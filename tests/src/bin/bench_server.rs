@@ -3,8 +3,9 @@
 //! The server is asked over HTTP on loopback, our node through the library: that is what a program would do with each.
 //! Every round asks both once, in turn, each time another piece of the text; ratios are taken within a round, and the
 //! median of the rounds is printed and added to the report. The path of the server's binary is the first argument;
-//! `BENCH_PARTS` names the parts to measure (of `one guess many gap prefix hog split drift 1b`), all where it is not set.
-//! `drift` has no other side: it counts how often answers that need not be exact differ from those that are.
+//! `BENCH_PARTS` names the parts to measure (of `one guess many gap prefix hog split drift candle 1b`), all where it is not
+//! set. `drift` has no other side: it counts how often answers that need not be exact differ from those that are; and the
+//! other side of `candle` is our node with llama.cpp.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -396,13 +397,64 @@ async fn drift(ours: &Asked, path: &std::path::Path, text: &mut Text, figures: &
     small.stop().await;
 }
 
+/// A node that computes with candle, beside the one with llama.cpp.
+async fn candle(sides: &Sides, path: &std::path::Path, text: &mut Text, figures: &mut Figures, suffix: &str) {
+    let dir = TempDir::new().expect("a temporary directory");
+    let builder = builder(dir.path(), &lonely_network(), Carrier::Tcp).threads(threads()).context(CONTEXT);
+    let member = Member { node: builder.engine("candle").start().await.expect("a node starts"), dir };
+    let model = member.import(path, "candle", Parts::All).await;
+    await_plan(&member.node, model).await;
+    let candle = Asked::Ours { node: member.node.clone(), model, guess: false, exact: false };
+    let (mut decode, mut prefill) = (Vec::new(), Vec::new());
+    for round in 0..=ROUNDS.min(3) {
+        let prompt = text.cut(SHORT);
+        let ours = sides.ours.ask(&prompt, DECODE / 2).await.token();
+        let other = candle.ask(&prompt, DECODE / 2).await.token();
+        let prompt = text.cut(512);
+        let our_prefill = sides.ours.ask(&prompt, 2).await.first;
+        let other_prefill = candle.ask(&prompt, 2).await.first;
+        if round > 0 {
+            decode.push(ours / other);
+            prefill.push(our_prefill / other_prefill);
+        }
+    }
+    tell(figures, &format!("candle_decode{suffix}_vs_llama_cpp"), "told", decode);
+    tell(figures, &format!("candle_prefill512{suffix}_vs_llama_cpp"), "told", prefill);
+    member.stop().await;
+}
+
+/// Bytes per second that all threads together read from memory: the best of several passes over more than caches hold.
+fn read_bandwidth() -> f64 {
+    const BYTES: usize = 1 << 30;
+    let buffer = vec![1_u64; BYTES / size_of::<u64>()];
+    let pass = |_| {
+        let begun = Instant::now();
+        std::thread::scope(|scope| {
+            for part in buffer.chunks(buffer.len().div_ceil(threads() as usize)) {
+                // Several sums at once, so that adding them up is not what takes the time.
+                scope.spawn(move || {
+                    let mut sums = [0_u64; 16];
+                    for words in part.chunks_exact(sums.len()) {
+                        sums.iter_mut().zip(words).for_each(|(sum, word)| *sum = sum.wrapping_add(*word));
+                    }
+                    std::hint::black_box(sums)
+                });
+            }
+        });
+        BYTES as f64 / begun.elapsed().as_secs_f64()
+    };
+    (0..5).map(pass).fold(0.0, f64::max)
+}
+
 /// A model of a usual size, where memory bandwidth rules.
 async fn one_billion(binary: &std::path::Path, figures: &mut Figures) {
     let small = TestModel::SmolLm2.path();
     let path = synthetic::one_billion_q4_k(small.parent().expect("a file is in a directory"));
     let mut text = text_of(&small);
     let (sides, _member) = Sides::start(binary, &path, "synthetic-1b").await;
-    let (mut decode, mut prefill) = (Vec::new(), Vec::new());
+    // Of its matrices all are read for each token: the embedding is the output matrix too.
+    let bytes = std::fs::metadata(&path).expect("the model is there").len() as f64;
+    let (mut decode, mut prefill, mut share) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=number("BENCH_ROUNDS", ROUNDS) {
         let prompt = text.cut(SHORT);
         let server = sides.server.ask(&prompt, 32).await.token();
@@ -418,8 +470,10 @@ async fn one_billion(binary: &std::path::Path, figures: &mut Figures) {
             );
             decode.push(server / ours);
             prefill.push(server_prefill / our_prefill);
+            share.push(bytes / ours / read_bandwidth());
         }
     }
+    tell(figures, "decode_1b_q4k_of_bandwidth", "told", share);
     tell(figures, "decode_1b_q4k_vs_server", ">= 1", decode);
     tell(figures, "prefill512_1b_q4k_vs_server", ">= 1.3", prefill);
 }
@@ -475,6 +529,9 @@ async fn main() {
         }
         if wanted("drift") {
             drift(&sides.ours, &model.path(), &mut text, &mut figures, suffix).await;
+        }
+        if wanted("candle") {
+            candle(&sides, &model.path(), &mut text, &mut figures, suffix).await;
         }
         if model == TestModel::Gemma3 {
             continue;
