@@ -16,10 +16,14 @@ pub(super) const JOINT_TOTAL: usize = 64;
 const MIN_SLICE: usize = 2;
 /// An answer whose last token is older than this is not waiting for the next one here.
 const LIVE: Duration = Duration::from_millis(500);
-/// How long a step waits, after a token was computed, for its session to ask for the next one: about what a token takes to
-/// go round on this machine. A short step would otherwise go before the others that came with it; a long one would take the
-/// cores from the very threads that carry the token.
+/// How long a step waits, after a token was given, for its session to ask for the next one: about what a token takes to go
+/// round on this machine, or a share of what a short step takes where that is more. A short step would otherwise go before
+/// the others that came with it, and two steps cost up to twice what one does; a long one would take the cores from the
+/// very threads that carry the token.
 const ROUND: Duration = Duration::from_micros(1500);
+const ROUND_SHARE: f64 = 0.15;
+/// But no longer than this: a session may be far away.
+const LONGEST_ROUND: Duration = Duration::from_millis(20);
 /// Weight of a new measurement in the running ones.
 const FRESH: f64 = 0.25;
 
@@ -128,7 +132,7 @@ impl Schedule {
     fn joint(&self, ready: &Ready, waiting: &[Waiting], max_rows: usize, now: Instant) -> Option<Pick> {
         let (_, rows) = *ready.joint.first()?;
         // However long it has waited: sessions that once fell out of step would otherwise never be computed together again.
-        if self.live.iter().any(|(live, last)| !asks(waiting, *live) && returns(*last, now)) {
+        if self.live.iter().any(|(live, last)| !asks(waiting, *live) && self.returns(*last, now)) {
             return Some(Pick::Wait);
         }
         let most = (JOINT_TOTAL.min(max_rows) / rows.max(1)).max(1);
@@ -143,12 +147,19 @@ impl Schedule {
         let (slot, index) = *next?;
         let live = self.live.iter().filter(|(live, last)| *live != slot && is_live(*last, now));
         let live: Vec<&(u32, Instant)> = live.collect();
-        if live.iter().any(|(live, last)| returns(*last, now) && !asks(waiting, *live)) {
+        if live.iter().any(|(live, last)| self.returns(*last, now) && !asks(waiting, *live)) {
             return Some(Pick::Wait);
         }
         self.last_long = Some(slot);
         let Kind::Free { rows, .. } = waiting[index].kind else { return None };
         Some(Pick::Slice(index, rows.min(self.slice(ready.long.len(), live.len(), max_rows))))
+    }
+
+    /// Whether a session that was given a token at `last` will ask for the next one in a moment, where it does not yet.
+    fn returns(&self, last: Instant, now: Instant) -> bool {
+        let share = ROUND_SHARE * self.short_us.unwrap_or(0.0);
+        let round = Duration::from_micros(share as u64).clamp(ROUND, LONGEST_ROUND);
+        now.saturating_duration_since(last) < round
     }
 
     /// Rows of a slice: all that the stage admits where nobody waits for a token, else as many as a token's time allows,
@@ -167,11 +178,6 @@ impl Schedule {
 /// Whether a session that was given a token at `last` still waits for more.
 fn is_live(last: Instant, now: Instant) -> bool {
     now.saturating_duration_since(last) < LIVE
-}
-
-/// Whether a session that was given a token at `last` will ask for the next one in a moment, where it does not yet.
-fn returns(last: Instant, now: Instant) -> bool {
-    now.saturating_duration_since(last) < ROUND
 }
 
 /// Whether a session has a job here.
@@ -296,8 +302,8 @@ mod tests {
         assert_eq!(schedule.pick(&long, MAX_ROWS, now), Some(Pick::Slice(0, MAX_ROWS)));
         schedule.took([0].into_iter(), MAX_ROWS, true, 512_000, now);
         schedule.took([1].into_iter(), 1, false, 20_000, now);
-        assert_eq!(schedule.pick(&long, MAX_ROWS, now), Some(Pick::Wait));
-        let later = now + ROUND;
+        assert_eq!(schedule.pick(&long, MAX_ROWS, now + ROUND), Some(Pick::Wait), "15 % of a step are more");
+        let later = now + 2 * ROUND;
         assert_eq!(schedule.pick(&long, MAX_ROWS, later), Some(Pick::Slice(0, 20)));
         // Three prompts and one answer: the prompts get three quarters of the time.
         let three = [free(0, 2048), free(2, 2048), free(3, 2048)];

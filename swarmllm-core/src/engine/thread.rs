@@ -254,14 +254,24 @@ struct Worker {
     /// Output of a computation.
     out: Vec<f32>,
     best: Vec<Candidate>,
+    /// The computation whose answers are being given.
+    took: Option<Took>,
     /// The engine has panicked.
     broken: bool,
+}
+
+/// What a computation took.
+struct Took {
+    slots: Vec<u32>,
+    rows: usize,
+    long: bool,
+    micros: u32,
 }
 
 impl Worker {
     fn new(stage: Box<dyn Stage>) -> Self {
         let (joint, out, best) = (Vec::new(), Vec::new(), Vec::new());
-        Self { stage, waiting: Vec::new(), schedule: Schedule::default(), joint, out, best, broken: false }
+        Self { stage, waiting: Vec::new(), schedule: Schedule::default(), joint, out, best, took: None, broken: false }
     }
 
     fn run(mut self, mut queue: mpsc::Receiver<Job>) {
@@ -305,6 +315,10 @@ impl Worker {
             Some(Pick::Slice(index, rows)) => self.slice(index, rows),
             // Asleep, so that whoever carries the token has a core.
             Some(Pick::Wait) => std::thread::sleep(LOOK),
+        }
+        // Told once all answers are out, of which each takes a while: from then on their sessions may ask again.
+        if let Some(Took { slots, rows, long, micros }) = self.took.take() {
+            self.schedule.took(slots.into_iter(), rows, long, micros, Instant::now());
         }
     }
 
@@ -474,8 +488,8 @@ impl Worker {
         self.out = out;
         computed?;
         let micros = u32::try_from((now - begun).as_micros()).unwrap_or(u32::MAX);
-        let slots = rows.chunk_by(|one, next| one.slot == next.slot).map(|run| run[0].slot);
-        self.schedule.took(slots, rows.len(), long, micros, now);
+        let slots = rows.chunk_by(|one, next| one.slot == next.slot).map(|run| run[0].slot).collect();
+        self.took = Some(Took { slots, rows: rows.len(), long, micros });
         let (given, expected) = (self.out.len(), self.floats(rows, reduce));
         if given != expected {
             let reason = format!("it gave {given} floats where {expected} were expected");
