@@ -97,6 +97,15 @@ impl futures::Stream for Generation {
 /// Starts an answer to a conversation.
 pub(crate) async fn chat(shared: Arc<Shared>, request: ChatRequest) -> Result<Generation, GenerateError> {
     request.options.check()?;
+    let deadline = request.options.deadline.map(|allowed| Instant::now() + allowed);
+    in_time(deadline, begin_chat(shared, request, deadline)).await
+}
+
+async fn begin_chat(
+    shared: Arc<Shared>,
+    request: ChatRequest,
+    deadline: Option<Instant>,
+) -> Result<Generation, GenerateError> {
     let model = load(&shared, &request.model).await?;
     let messages = request.messages;
     let tokens = blocking({
@@ -108,12 +117,21 @@ pub(crate) async fn chat(shared: Arc<Shared>, request: ChatRequest) -> Result<Ge
         }
     })
     .await?;
-    start(shared, model, tokens, request.options).await
+    start(shared, model, tokens, request.options, deadline).await
 }
 
 /// Starts the continuation of a text.
 pub(crate) async fn generate(shared: Arc<Shared>, request: GenerateRequest) -> Result<Generation, GenerateError> {
     request.options.check()?;
+    let deadline = request.options.deadline.map(|allowed| Instant::now() + allowed);
+    in_time(deadline, begin_generate(shared, request, deadline)).await
+}
+
+async fn begin_generate(
+    shared: Arc<Shared>,
+    request: GenerateRequest,
+    deadline: Option<Instant>,
+) -> Result<Generation, GenerateError> {
     let model = load(&shared, &request.model).await?;
     let prompt = request.prompt;
     let tokens = blocking({
@@ -124,7 +142,21 @@ pub(crate) async fn generate(shared: Arc<Shared>, request: GenerateRequest) -> R
         }
     })
     .await?;
-    start(shared, model, tokens, request.options).await
+    start(shared, model, tokens, request.options, deadline).await
+}
+
+/// The deadline counts from when the request was made: models and drafts are loaded within it, too.
+async fn in_time(
+    deadline: Option<Instant>,
+    begin: impl Future<Output = Result<Generation, GenerateError>>,
+) -> Result<Generation, GenerateError> {
+    match deadline {
+        None => begin.await,
+        Some(deadline) => {
+            let begun = tokio::time::timeout_at(deadline.into(), begin).await;
+            begun.unwrap_or_else(|_| Err(runner::late().into()))
+        }
+    }
 }
 
 /// Which stages would answer.
@@ -205,6 +237,7 @@ async fn start(
     model: Arc<LoadedModel>,
     prompt: Vec<u32>,
     options: GenerateOptions,
+    deadline: Option<Instant>,
 ) -> Result<Generation, GenerateError> {
     check_prompt(&model, &prompt)?;
     let max_tokens = max_tokens(&shared, &model, prompt.len(), options.max_tokens)?;
@@ -241,7 +274,7 @@ async fn start(
         embedder: model.embedder.clone(),
         sampler,
         is_end: Box::new(move |token| ends.tokenizer.is_end_of_generation(token)),
-        deadline: options.deadline.map(|allowed| Instant::now() + allowed),
+        deadline,
         cancel: cancel.clone(),
     };
     let sink = Sink::new(model.tokenizer.clone(), options.stop, options.logprobs.is_some(), sender);

@@ -12,6 +12,7 @@ pub mod draft;
 pub mod drafter;
 pub mod links;
 pub mod message;
+pub mod overlap;
 pub mod plan;
 pub mod pool;
 pub mod prefix;

@@ -19,6 +19,7 @@ use crate::pipeline::control::{request, unexpected};
 use crate::pipeline::drafter::Drafter;
 use crate::pipeline::links::{CoordinatorInbox, Delivery, Links};
 use crate::pipeline::message::Message;
+use crate::pipeline::overlap::Overlap;
 use crate::pipeline::plan::{Plan, PlanStage};
 use crate::pipeline::pool::{Pool, Pooling};
 use crate::pipeline::prefix::{EXACT_BLOCK, Namer};
@@ -47,6 +48,8 @@ pub struct Coordinator {
     pub addresses: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
     /// Names the texts whose KV hosts may keep.
     pub namer: Namer,
+    /// How long a prompt's chunks are.
+    pub overlap: Arc<Overlap>,
 }
 
 /// One generation's work order.
@@ -138,6 +141,7 @@ pub async fn run<S: TokenSink>(coordinator: &Coordinator, job: Job, sink: &mut S
     let end = drive.run(inbox, losses, sink).await;
     let keep = if end.is_ok() { drive.keep() } else { Prefix::default() };
     release(coordinator, session, &hosts, keep);
+    drive.learn();
     let Drive { session, stages, first_token, job, .. } = drive;
     let (tokens, guesses, embedding) = (session.generated().to_vec(), session.guesses(), session.embedding());
     Outcome { end, tokens, cached: job.cached, guesses, embedding, stages, open, first_token, total: began.elapsed() }
@@ -166,7 +170,8 @@ async fn open_or_cancel(coordinator: &Coordinator, job: &Job) -> Result<Vec<Open
     }
 }
 
-fn late() -> Fault {
+/// The fault of a request whose deadline has passed.
+pub fn late() -> Fault {
     Fault::new(ErrorKind::Timeout, "the deadline of the request passed; allow more time or ask for fewer tokens")
 }
 
@@ -315,7 +320,13 @@ impl<'a> Drive<'a> {
             deadline: job.deadline,
             cancel: job.cancel,
         };
+        let left = job.prompt.len() - cached as usize;
+        let chunk = match job.exact {
+            true => max_rows,
+            false => coordinator.overlap.chunk(job.model, left, opened.len(), max_rows),
+        };
         let params = SessionParams {
+            chunk,
             prompt: job.prompt,
             max_tokens: job.max_tokens,
             max_rows,
@@ -346,6 +357,17 @@ impl<'a> Drive<'a> {
             true => Vec::new(),
         };
         self.coordinator.namer.name(self.job.model, self.job.exact, &text)
+    }
+
+    /// Remembers what the stage whose rows took longest took, for the chunks of later prompts.
+    fn learn(&self) {
+        let Some(slowest) = self.stages.iter().max_by_key(|report| report.prefill_us) else { return };
+        let mut tokens = slowest.decode_us.clone();
+        tokens.sort_unstable();
+        let rows = (self.session.prompt_sent().len() as u32).saturating_sub(self.job.cached);
+        if let Some(token_us) = tokens.get(tokens.len() / 2) {
+            self.coordinator.overlap.learn(self.job.model, slowest.prefill_us, rows, *token_us);
+        }
     }
 
     async fn run<S: TokenSink>(

@@ -30,6 +30,8 @@ pub struct SessionParams {
     pub max_tokens: u32,
     /// Rows of one step at most; the least of all stages.
     pub max_rows: u32,
+    /// Rows of a chunk of the prompt; at most `max_rows`.
+    pub chunk: u32,
     /// Logits per row of the model.
     pub vocab: u32,
     /// Tokens of the prompt whose KV every stage has; less than the prompt.
@@ -252,7 +254,7 @@ impl Session {
         let mut actions = Vec::new();
         while self.sent < self.params.prompt.len() && self.in_flight.len() < MAX_CHUNKS_IN_FLIGHT {
             let all_wanted = self.pool.as_ref().is_some_and(|pool| pool.pooling() == Pooling::Mean);
-            let most = if all_wanted { self.params.max_rows.min(WANTED_ROWS) } else { self.params.max_rows };
+            let most = if all_wanted { self.params.chunk.min(WANTED_ROWS) } else { self.params.chunk };
             let end = self.params.prompt.len().min(self.sent + most.max(1) as usize);
             let tokens = self.params.prompt[self.sent..end].to_vec();
             let last = end == self.params.prompt.len();

@@ -3,8 +3,8 @@
 //! The server is asked over HTTP on loopback, our node through the library: that is what a program would do with each.
 //! Every round asks both once, in turn, each time another piece of the text; ratios are taken within a round, and the
 //! median of the rounds is printed and added to the report. The path of the server's binary is the first argument;
-//! `BENCH_PARTS` names the parts to measure (of `one guess many gap prefix hog split drift candle 1b`), all where it is not
-//! set. `drift` has no other side: it counts how often answers that need not be exact differ from those that are; and the
+//! `BENCH_PARTS` names the parts to measure (of `one guess many gap prefix hog split overlap drift candle 1b`), all where it
+//! is not set. `drift` has no other side: it counts how often answers that need not be exact differ from those that are; and the
 //! other side of `candle` is our node with llama.cpp.
 
 use std::collections::BTreeMap;
@@ -288,20 +288,50 @@ async fn beside_a_busy_core(sides: &Sides, text: &mut Text) -> f64 {
     server / ours
 }
 
-/// A coordinator without layers and two hosts with a half each, against one node with everything; the same cores.
-async fn halves(sides: &Sides, model: TestModel, text: &mut Text, figures: &mut Figures) {
+/// A coordinator without layers, and two hosts with a half of the model each.
+async fn split_in_two(model: TestModel, threads: u32) -> (Vec<Member>, ModelId) {
     let network = lonely_network();
-    let coordinator = node(&network, threads()).await;
+    let coordinator = node(&network, threads).await;
     let id = coordinator.import(&model.path(), model.name(), Parts::Coordinator).await;
     let cut = model.cut(2);
     let mut hosts = Vec::new();
     for index in 0..cut.len() {
-        let host = node(&network, threads()).await;
+        let host = node(&network, threads).await;
         host.import(&model.path(), model.name(), stage_parts(&cut, index)).await;
         join(&coordinator.node, &host.node.addresses(), Carrier::Tcp).await;
         hosts.push(host);
     }
     await_plan(&coordinator.node, id).await;
+    hosts.insert(0, coordinator);
+    (hosts, id)
+}
+
+/// The prompt over two hosts with a thread each, against one node with one thread: how much of the second core is of use.
+async fn overlap(model: TestModel, text: &mut Text, figures: &mut Figures) {
+    let (members, id) = split_in_two(model, 1).await;
+    let single = node(&lonely_network(), 1).await;
+    let whole = single.import(&model.path(), model.name(), Parts::All).await;
+    await_plan(&single.node, whole).await;
+    let single = Asked::Ours { node: single.node.clone(), model: whole, guess: false, exact: false };
+    let split = Asked::Ours { node: members[0].node.clone(), model: id, guess: false, exact: false };
+    for length in [512, 2048] {
+        let mut ratio = Vec::new();
+        for round in 0..=ROUNDS.min(3) {
+            let prompt = text.cut(length);
+            let alone = single.ask(&prompt, 8).await.first;
+            let halves = split.ask(&prompt, 8).await.first;
+            if round > 0 {
+                ratio.push(alone / halves);
+            }
+        }
+        tell(figures, &format!("split2_prefill{length}_speedup"), "<= 2", ratio);
+    }
+}
+
+/// Two hosts with a half each, against one node with everything; the same cores.
+async fn halves(sides: &Sides, model: TestModel, text: &mut Text, figures: &mut Figures) {
+    let (members, id) = split_in_two(model, threads()).await;
+    let coordinator = &members[0];
     let split = |exact| Asked::Ours { node: coordinator.node.clone(), model: id, guess: false, exact };
     let Asked::Ours { node: whole, model: whole_id, .. } = &sides.ours else { return };
     let whole_exact = Asked::Ours { node: whole.clone(), model: *whole_id, guess: false, exact: true };
@@ -542,6 +572,9 @@ async fn main() {
         side_by_side(&sides, &mut text, &mut figures).await;
         if wanted("split") {
             halves(&sides, model, &mut text, &mut figures).await;
+        }
+        if wanted("overlap") {
+            overlap(model, &mut text, &mut figures).await;
         }
     }
     if wanted("1b") {

@@ -13,7 +13,8 @@ const EOS: u32 = 99;
 fn session(prompt: usize, max_tokens: u32, max_rows: u32) -> Session {
     let sampling = SamplingParams { temperature: 0.0, ..Default::default() };
     let prompt = (0..prompt as u32).collect();
-    let params = SessionParams { prompt, max_tokens, max_rows, vocab: VOCAB, cached: 0, guess: Guess::Never };
+    let (chunk, cached, guess) = (max_rows, 0, Guess::Never);
+    let params = SessionParams { prompt, max_tokens, max_rows, chunk, vocab: VOCAB, cached, guess };
     Session::new(params, Sampler::new(sampling, VOCAB).unwrap(), Box::new(|token| token == EOS))
 }
 
@@ -235,6 +236,7 @@ fn counts(period: u32, tokens: u32, guess: bool, costs: fn(usize) -> u32) -> (Ve
         prompt: vec![0],
         max_tokens: tokens,
         max_rows: 64,
+        chunk: 64,
         vocab: VOCAB,
         cached: 0,
         guess: if guess { Guess::Repeats } else { Guess::Never },
