@@ -262,6 +262,13 @@ swarmllm_status swarmllm_config_set_serve(swarmllm_config config, int32_t on);
 swarmllm_status swarmllm_config_set_threads(swarmllm_config config, uint32_t threads);
 
 /**
+ * Layers that accelerators compute, of all stages of the node together; without effect where the library was not built
+ * for the machine's accelerator.
+ */
+swarmllm_status swarmllm_config_set_gpu_layers(swarmllm_config config,
+                                               uint32_t layers);
+
+/**
  * Bytes of memory for weights and KV.
  */
 swarmllm_status swarmllm_config_set_memory(swarmllm_config config, uint64_t bytes);

@@ -72,6 +72,9 @@ pub struct NodeArgs {
     /// Compute threads
     #[arg(long, value_name = "N")]
     pub threads: Option<u32>,
+    /// Layers that accelerators compute, of all models together [default: all]
+    #[arg(long, value_name = "N")]
+    pub gpu_layers: Option<u32>,
     /// Memory for weights and KV, as 8GiB or in bytes
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub memory: Option<u64>,
@@ -99,6 +102,7 @@ impl NodeArgs {
             listen: given(&self.listen),
             mdns: self.no_mdns.then_some(false),
             threads: self.threads,
+            gpu_layers: self.gpu_layers,
             memory: self.memory,
             context: self.context,
             sessions: self.sessions,

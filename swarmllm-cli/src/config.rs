@@ -52,6 +52,7 @@ pub struct Settings {
     /// Whether `run` computes for others.
     pub serve: bool,
     pub threads: Option<u32>,
+    pub gpu_layers: Option<u32>,
     /// Bytes, or text like `8GiB`.
     #[serde(default, deserialize_with = "memory")]
     pub memory: Option<u64>,
@@ -94,6 +95,7 @@ impl Default for Settings {
             mdns: true,
             serve: true,
             threads: None,
+            gpu_layers: None,
             memory: None,
             context: None,
             sessions: None,
@@ -124,6 +126,8 @@ pub struct Flags {
     pub serve: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_layers: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]

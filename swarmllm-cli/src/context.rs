@@ -69,6 +69,9 @@ impl Context {
         if let Some(threads) = settings.threads {
             builder = builder.threads(threads);
         }
+        if let Some(layers) = settings.gpu_layers {
+            builder = builder.gpu_layers(layers);
+        }
         if let Some(memory) = settings.memory {
             builder = builder.memory(memory);
         }

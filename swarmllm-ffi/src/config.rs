@@ -163,6 +163,13 @@ pub extern "C" fn swarmllm_config_set_threads(config: swarmllm_config, threads: 
     set(config, |builder| builder.threads(threads))
 }
 
+/// Layers that accelerators compute, of all stages of the node together; without effect where the library was not built
+/// for the machine's accelerator.
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_config_set_gpu_layers(config: swarmllm_config, layers: u32) -> swarmllm_status {
+    set(config, |builder| builder.gpu_layers(layers))
+}
+
 /// Bytes of memory for weights and KV.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_set_memory(config: swarmllm_config, bytes: u64) -> swarmllm_status {

@@ -22,6 +22,7 @@ pub struct NodeConfig {
     mdns: Option<bool>,
     serve: Option<bool>,
     threads: Option<u32>,
+    gpu_layers: Option<u32>,
     memory: Option<u64>,
     context: Option<u32>,
     sessions: Option<u32>,
@@ -47,6 +48,7 @@ impl NodeConfig {
         builder = set(builder, self.mdns, NodeBuilder::mdns);
         builder = set(builder, self.serve, NodeBuilder::serve);
         builder = set(builder, self.threads, NodeBuilder::threads);
+        builder = set(builder, self.gpu_layers, NodeBuilder::gpu_layers);
         builder = set(builder, self.memory, NodeBuilder::memory);
         builder = set(builder, self.context, NodeBuilder::context);
         builder = set(builder, self.sessions, NodeBuilder::sessions);

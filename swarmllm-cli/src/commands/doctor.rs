@@ -87,7 +87,8 @@ async fn node(context: &Context) -> Vec<Check> {
         Ok(node) => {
             let status = node.status();
             close(node).await;
-            vec![Check::ok("data directory", format!("{place}, node {}", status.id.short())), engines(&status)]
+            let place = Check::ok("data directory", format!("{place}, node {}", status.id.short()));
+            vec![place, engines(&status), accelerators(&status)]
         }
         Err(failure) if failure.kind == ErrorKind::DataDirBusy => {
             let advice = "fine if that is your node; otherwise stop it, or name another directory with --data-dir";
@@ -104,6 +105,13 @@ fn engines(status: &NodeStatus) -> Check {
     match status.engines.is_empty() {
         false => Check::ok("engines", format!("{}, {} threads", status.engines.join(", "), status.threads)),
         true => Check::fail("engines", "none is built in", "build with the feature llama-cpp or candle"),
+    }
+}
+
+fn accelerators(status: &NodeStatus) -> Check {
+    match status.accelerators.is_empty() {
+        false => Check::ok("accelerators", status.accelerators.join(", ")),
+        true => Check::ok("accelerators", "none that this build can use; it may be built with cuda, metal or vulkan"),
     }
 }
 

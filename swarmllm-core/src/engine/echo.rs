@@ -290,7 +290,14 @@ mod tests {
     const VOCAB: u32 = 11;
 
     fn stage(start: u32, end: u32, head: bool) -> EchoStage {
-        let config = StageConfig { context: 64, max_sessions: 2, max_rows: 8, threads: 1, kv: KvCache::Full };
+        let config = StageConfig {
+            context: 64,
+            max_sessions: 2,
+            max_rows: 8,
+            threads: 1,
+            kv: KvCache::Full,
+            ..StageConfig::default()
+        };
         EchoStage::new(SEED, LayerRange::new(start, end), WIDTH, head.then_some(VOCAB), config)
     }
 

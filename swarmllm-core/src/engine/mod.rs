@@ -42,6 +42,9 @@ pub struct StageConfig {
     pub threads: u32,
     /// How keys and values are kept.
     pub kv: KvCache,
+    /// Layers that an accelerator computes, at most, the head being one; the rest is the processor's. Without effect where
+    /// the build or the machine has none.
+    pub gpu_layers: u32,
 }
 
 /// How a stage keeps keys and values.
@@ -63,7 +66,8 @@ impl StageConfig {
 
 impl Default for StageConfig {
     fn default() -> Self {
-        Self { context: 4096, max_sessions: 4, max_rows: Self::DEFAULT_MAX_ROWS, threads: 1, kv: KvCache::Full }
+        let (max_rows, kv, gpu_layers) = (Self::DEFAULT_MAX_ROWS, KvCache::Full, u32::MAX);
+        Self { context: 4096, max_sessions: 4, max_rows, threads: 1, kv, gpu_layers }
     }
 }
 
@@ -312,6 +316,11 @@ pub trait Engine: Send + Sync {
 
     /// Loads a stage. Blocks for as long as reading its weights takes; called on the thread that will own it.
     fn load_stage(&self, source: StageSource, config: &StageConfig) -> Result<Box<dyn Stage>, EngineError>;
+
+    /// What computes beside the processor in this build on this machine, by name.
+    fn accelerators(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Loads an embedding. Blocks.
     fn load_embedder(&self, source: EmbeddingSource) -> Result<Arc<dyn Embedder>, EngineError>;

@@ -99,7 +99,14 @@ mod tests {
     use crate::engine::KvCache;
 
     fn spec() -> StageSpec {
-        let config = StageConfig { context: 4, max_sessions: 2, max_rows: 3, threads: 1, kv: KvCache::Full };
+        let config = StageConfig {
+            context: 4,
+            max_sessions: 2,
+            max_rows: 3,
+            threads: 1,
+            kv: KvCache::Full,
+            ..StageConfig::default()
+        };
         StageSpec { engine: "test", layers: LayerRange::new(0, 1), width: 2, vocab: None, config, memory: 0 }
     }
 

@@ -66,6 +66,7 @@ pub struct NodeBuilder {
     mdns: Option<bool>,
     serve: Option<bool>,
     threads: Option<u32>,
+    gpu_layers: Option<u32>,
     memory: Option<u64>,
     context: Option<u32>,
     sessions: Option<u32>,
@@ -122,6 +123,13 @@ impl NodeBuilder {
     /// Compute threads. Default: the physical cores.
     pub fn threads(mut self, threads: u32) -> Self {
         self.threads = Some(threads);
+        self
+    }
+
+    /// Layers that accelerators compute, of all stages here together; a head counts as one. Default: all. Without effect
+    /// where the build has no feature for the machine's accelerator (`cuda`, `metal`, `vulkan`).
+    pub fn gpu_layers(mut self, layers: u32) -> Self {
+        self.gpu_layers = Some(layers);
         self
     }
 
@@ -234,6 +242,7 @@ impl NodeBuilder {
             max_rows: StageConfig::DEFAULT_MAX_ROWS,
             threads: config.threads,
             kv: config.kv,
+            gpu_layers: config.gpu_layers,
         };
         let limits = StageLimits { stage, memory: config.memory };
         let engines = self.engines.unwrap_or_else(engine::built_in);
@@ -242,8 +251,15 @@ impl NodeBuilder {
         let serving = Serving::new(stages.clone(), links.clone(), tasks.clone());
         let bound = net.clone();
         let addresses = Arc::new(move || bound.as_ref().map(NetHandle::addresses).unwrap_or_default());
-        let coordinator =
-            Coordinator { links, serving: serving.clone(), net: net.clone(), tasks: tasks.clone(), addresses, namer };
+        let coordinator = Coordinator {
+            links,
+            serving: serving.clone(),
+            net: net.clone(),
+            tasks: tasks.clone(),
+            addresses,
+            namer,
+            overlap: Arc::default(),
+        };
         let announcer = Announcer::new(config.serve, catalog.clone(), stages, net.clone());
         Arc::new(Shared {
             id,
@@ -308,6 +324,7 @@ impl NodeBuilder {
             network: self.network.clone().unwrap_or_else(|| DEFAULT_NETWORK.to_owned()),
             serve: self.serve.unwrap_or(self.preset != Preset::Offline),
             threads: self.threads.unwrap_or_else(physical_cores),
+            gpu_layers: self.gpu_layers.unwrap_or(u32::MAX),
             memory: self.memory.unwrap_or_else(half_of_free_memory),
             context: self.context.unwrap_or(DEFAULT_CONTEXT),
             sessions: self.sessions.unwrap_or(DEFAULT_SESSIONS),

@@ -90,6 +90,7 @@ impl Node {
             addresses: self.addresses(),
             engines: table.engines().iter().map(|engine| engine.name().to_owned()).collect(),
             threads: shared.config.threads,
+            accelerators: table.engines().iter().flat_map(|engine| engine.accelerators()).collect(),
             memory_budget: shared.config.memory,
             memory_used: table.memory_used(),
             peers_connected: peers.iter().filter(|peer| peer.connected).count() as u32,

@@ -108,6 +108,8 @@ pub struct NodeStatus {
     pub engines: Vec<String>,
     /// Compute threads.
     pub threads: u32,
+    /// What this build can compute with beside the processor here, by name.
+    pub accelerators: Vec<String>,
     /// Bytes that stages may take.
     pub memory_budget: u64,
     /// Bytes that they take.

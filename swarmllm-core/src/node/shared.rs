@@ -25,6 +25,7 @@ pub(crate) struct Config {
     pub network: String,
     pub serve: bool,
     pub threads: u32,
+    pub gpu_layers: u32,
     pub memory: u64,
     pub context: u32,
     pub sessions: u32,

@@ -38,7 +38,7 @@ pub struct StageKey {
 /// Bounds of a stage table.
 #[derive(Debug, Clone)]
 pub struct StageLimits {
-    /// How each stage is loaded.
+    /// How each stage is loaded; layers of accelerators are for all of them together.
     pub stage: StageConfig,
     /// Bytes that all stages may take together.
     pub memory: u64,
@@ -70,6 +70,8 @@ struct Entries {
 struct Entry {
     key: StageKey,
     memory: u64,
+    /// Layers that an accelerator may compute, the head being one.
+    gpu_layers: u32,
     cell: OnceCell<StageHandle>,
     slots: Mutex<Slots>,
 }
@@ -220,7 +222,7 @@ impl StageTable {
         let mut ticket = Ticket { table: self, entry: Some((entry.clone(), slot)) };
         let began = Instant::now();
         let was_loaded = entry.cell.initialized();
-        let handle = entry.cell.get_or_try_init(|| self.load(engine, key.clone())).await?.clone();
+        let handle = entry.cell.get_or_try_init(|| self.load(engine, &entry)).await?.clone();
         let cached = prepare(&handle, slot, cached, stale).await.map_err(|error| Fault::new(error.kind(), error))?;
         let load_ms = if was_loaded { 0 } else { began.elapsed().as_millis().try_into().unwrap_or(u32::MAX) };
         ticket.entry = None;
@@ -276,7 +278,8 @@ impl StageTable {
             None => {
                 let memory = self.memory_of(engine, manifest, key.layers, key.head);
                 self.make_room(&mut entries, memory)?;
-                let entry = Arc::new(Entry::new(key.clone(), memory, &self.inner.limits.stage));
+                let entry =
+                    Arc::new(Entry::new(key.clone(), memory, self.gpu_layers(&entries, key), &self.inner.limits));
                 entries.by_key.insert(key.clone(), entry.clone());
                 entry
             }
@@ -284,6 +287,13 @@ impl StageTable {
         entries.clock += 1;
         let taken = entry.take(claim, entries.clock, &self.inner.limits.stage)?;
         Ok((entry, taken))
+    }
+
+    /// What is left for a stage of the layers that accelerators may compute.
+    fn gpu_layers(&self, entries: &Entries, key: &StageKey) -> u32 {
+        let used = entries.by_key.values().fold(0_u32, |used, entry| used.saturating_add(entry.gpu_layers));
+        let left = self.inner.limits.stage.gpu_layers.saturating_sub(used);
+        left.min(key.layers.len().saturating_add(u32::from(key.head)))
     }
 
     /// Unloads idle stages, longest unused first, until `memory` fits.
@@ -309,11 +319,11 @@ impl StageTable {
         }
     }
 
-    async fn load(&self, engine: Arc<dyn Engine>, key: StageKey) -> Result<StageHandle, Fault> {
+    async fn load(&self, engine: Arc<dyn Engine>, entry: &Entry) -> Result<StageHandle, Fault> {
         let catalog = self.inner.catalog.clone();
-        let config = self.inner.limits.stage.clone();
+        let config = StageConfig { gpu_layers: entry.gpu_layers, ..self.inner.limits.stage.clone() };
         let name = engine.name();
-        let (model, layers, head) = (key.model, key.layers, key.head);
+        let StageKey { model, layers, head, .. } = entry.key;
         let source = tokio::task::spawn_blocking(move || catalog.stage_source(model, layers, head))
             .await
             .map_err(|error| Fault::new(ErrorKind::Internal, error))?
@@ -371,10 +381,10 @@ impl Drop for Ticket<'_> {
 }
 
 impl Entry {
-    fn new(key: StageKey, memory: u64, config: &StageConfig) -> Self {
-        let free = (0..config.max_sessions).map(|slot| FreeSlot { slot, ..FreeSlot::default() }).collect();
+    fn new(key: StageKey, memory: u64, gpu_layers: u32, limits: &StageLimits) -> Self {
+        let free = (0..limits.stage.max_sessions).map(|slot| FreeSlot { slot, ..FreeSlot::default() }).collect();
         let slots = Slots { free, leases: 0, last_used: 0 };
-        Self { key, memory, cell: OnceCell::new(), slots: Mutex::new(slots) }
+        Self { key, memory, gpu_layers, cell: OnceCell::new(), slots: Mutex::new(slots) }
     }
 
     fn is_leased(&self) -> bool {

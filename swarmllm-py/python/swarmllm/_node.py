@@ -137,6 +137,7 @@ class _Base:
         mdns: bool | None = None,
         serve: bool | None = None,
         threads: int | None = None,
+        gpu_layers: int | None = None,
         memory: int | None = None,
         context: int | None = None,
         sessions: int | None = None,
@@ -147,7 +148,7 @@ class _Base:
 
         `data_dir`: for keys, models and the store. `preset`: how it meets others. `network`: the swarm's name.
         `listen`, `bootstrap`: multiaddrs. `mdns`: find peers on the LAN. `serve`: compute for others. `threads`:
-        compute threads. `memory`: bytes for weights and KV. `context`: positions of a session, prompt and
+        compute threads. `gpu_layers`: layers that accelerators compute, of all models together. `memory`: bytes for weights and KV. `context`: positions of a session, prompt and
         answer together. `sessions`: how many a stage computes at once. `kv`: how keys and values are kept;
         `q8_0` takes about half of the memory, and refuses exact answers. `engine`: `llama.cpp` or `candle`.
         """
@@ -161,6 +162,7 @@ class _Base:
             "mdns": mdns,
             "serve": serve,
             "threads": threads,
+            "gpu_layers": gpu_layers,
             "memory": memory,
             "context": context,
             "sessions": sessions,

@@ -88,6 +88,7 @@ class Status(Record):
     addresses: list[str]
     engines: list[str]
     threads: int
+    accelerators: list[str]
     memory_budget: int
     memory_used: int
     peers_connected: int

@@ -208,7 +208,14 @@ fn tensor_bytes(seed: u64, name: &str, dims: &[u32], ty: u32) -> Vec<u8> {
 }
 
 fn config() -> StageConfig {
-    StageConfig { context: 1024, max_sessions: 3, max_rows: 512, threads: 1, kv: KvCache::Full }
+    StageConfig {
+        context: 1024,
+        max_sessions: 3,
+        max_rows: 512,
+        threads: 1,
+        kv: KvCache::Full,
+        ..StageConfig::default()
+    }
 }
 
 fn rows(slot: u32, pos: u32, count: u32) -> Vec<Row> {

@@ -21,6 +21,7 @@ mod embedder;
 mod exit;
 mod facts;
 mod file;
+mod gpu;
 mod image;
 mod kernels;
 mod kv;
@@ -102,6 +103,10 @@ impl Engine for LlamaCpp {
         let shape = Shape::read(manifest)?;
         tensors::check_model(&shape, manifest)?;
         Ok(shape.cuts())
+    }
+
+    fn accelerators(&self) -> Vec<String> {
+        gpu::names().to_vec()
     }
 
     fn memory(&self, manifest: &Manifest, layers: LayerRange, head: bool, config: &StageConfig) -> u64 {

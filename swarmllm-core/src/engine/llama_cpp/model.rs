@@ -15,8 +15,8 @@ use super::stop::Stop;
 pub(super) struct Model(NonNull<ll::llama_model>);
 
 impl Model {
-    /// Loads a stage image. The error is llama.cpp's own reason, or the shard's.
-    pub fn load(image: &Image) -> Result<Self, String> {
+    /// Loads a stage image, the last `gpu_layers` layers into an accelerator. The error is llama.cpp's own reason, or the shard's.
+    pub fn load(image: &Image, gpu_layers: i32) -> Result<Self, String> {
         let load = || {
             with_file(image, |file| {
                 // SAFETY: the stream is open for as long as the call; the parameters are llama.cpp's defaults, changed
@@ -24,7 +24,7 @@ impl Model {
                 NonNull::new(unsafe {
                     let mut params = ll::llama_model_default_params();
                     params.load_mode = ll::LLAMA_LOAD_MODE_NONE;
-                    params.n_gpu_layers = 0;
+                    params.n_gpu_layers = gpu_layers;
                     ll::llama_model_load_from_file_ptr(file.cast(), params)
                 })
             })
@@ -62,6 +62,8 @@ pub(super) struct ContextParams {
     pub threads: u32,
     /// Type of keys and values.
     pub kv: ll::ggml_type,
+    /// Whether an accelerator has a part in it.
+    pub offload: bool,
 }
 
 /// A context. Fields drop in order: the context before what it points to.
@@ -95,8 +97,8 @@ impl Context {
             given.kv_unified = false;
             given.swa_full = true;
             given.no_perf = true;
-            given.offload_kqv = false;
-            given.op_offload = false;
+            given.offload_kqv = params.offload;
+            given.op_offload = params.offload;
             given.cb_eval = Some(Capture::on_eval);
             given.cb_eval_user_data = (&raw mut *capture).cast();
             given.abort_callback = Some(Stop::on_node);

@@ -9,6 +9,7 @@ use crate::model::StageSource;
 
 use super::architectures::Input;
 use super::capture::Capture;
+use super::gpu;
 use super::image::Image;
 use super::kv::Kept;
 use super::model::{Context, ContextParams, Model};
@@ -84,9 +85,11 @@ impl LlamaStage {
     ) -> Result<Self, EngineError> {
         let layers = source.layers;
         let refuse = |reason: String| EngineError::Load { engine: super::ENGINE, layers, reason };
+        let StageConfig { gpu_layers, .. } = *config;
         let config = settle(config, shape).map_err(refuse)?;
+        let config = StageConfig { gpu_layers: gpu::layers(gpu_layers, layers, source.head), ..config };
         let pool = pools.get(config.threads)?;
-        let model = Model::load(image).map_err(refuse)?;
+        let model = Model::load(image, gpu::told(config.gpu_layers, source.head)).map_err(refuse)?;
         let kept = Kept::of(config.kv);
         kept.check(shape).map_err(refuse)?;
         let rows = config.max_rows.max(config.max_sessions);
@@ -99,6 +102,7 @@ impl LlamaStage {
             sessions: config.max_sessions,
             threads: config.threads,
             kv: kept.ty,
+            offload: config.gpu_layers > 0,
         };
         let input = shape.architecture.input;
         let capture = Capture::new(input.node(), layers.len(), source.head, shape.width);
@@ -408,7 +412,7 @@ fn first_not_finite(values: &[f32], width: u32) -> Option<usize> {
 fn settle(config: &StageConfig, shape: &Shape) -> Result<StageConfig, String> {
     // SAFETY: returns a constant.
     let sessions = unsafe { ll::llama_max_parallel_sequences() } as u64;
-    let StageConfig { context, max_sessions, max_rows, threads, kv } = *config;
+    let StageConfig { context, max_sessions, max_rows, threads, .. } = *config;
     if context == 0 || max_sessions == 0 || max_rows == 0 || threads == 0 {
         return Err("a context, sessions, rows and threads of at least 1 are needed".to_owned());
     }
@@ -417,5 +421,5 @@ fn settle(config: &StageConfig, shape: &Shape) -> Result<StageConfig, String> {
     }
     let context = context.min(shape.context);
     let cores = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX));
-    Ok(StageConfig { context, max_sessions, max_rows: max_rows.min(context), threads: threads.min(cores), kv })
+    Ok(StageConfig { context, max_rows: max_rows.min(context), threads: threads.min(cores), ..config.clone() })
 }

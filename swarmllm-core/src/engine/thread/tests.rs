@@ -8,7 +8,7 @@ const WIDTH: u32 = 3;
 const VOCAB: u32 = 50;
 
 fn config() -> StageConfig {
-    StageConfig { context: 256, max_sessions: 2, max_rows: 8, threads: 1, kv: KvCache::Full }
+    StageConfig { context: 256, max_sessions: 2, max_rows: 8, threads: 1, kv: KvCache::Full, ..StageConfig::default() }
 }
 
 async fn spawn(vocab: Option<u32>, faults: EchoFaults) -> StageHandle {

@@ -152,7 +152,14 @@ fn a_head_refuses_more_wanted_rows_than_it_has_room_for() {
 #[test]
 fn a_full_context_is_refused_and_has_room_again_after_a_release() {
     let Some(cut) = smollm2() else { return };
-    let config = StageConfig { context: 100, max_sessions: 2, max_rows: 64, threads: 2, kv: KvCache::Full };
+    let config = StageConfig {
+        context: 100,
+        max_sessions: 2,
+        max_rows: 64,
+        threads: 2,
+        kv: KvCache::Full,
+        ..StageConfig::default()
+    };
     let mut stage = LlamaCpp::new().load_stage(cut.stage(LayerRange::new(0, 2), false), &config).expect("a stage");
     let width = cut.manifest.width as usize;
     let fill = |slot: u32, from: u32, count: u32| -> (Vec<f32>, Vec<Row>) {
@@ -360,7 +367,14 @@ fn a_configuration_that_llama_cpp_would_abort_on_is_refused() {
         assert!(matches!(loaded.err(), Some(EngineError::Load { .. })));
     }
     // Fewer rows than sessions: llama.cpp would abort if it were told so.
-    let odd = StageConfig { context: 9, max_sessions: 8, max_rows: 2, threads: 1, kv: KvCache::Full };
+    let odd = StageConfig {
+        context: 9,
+        max_sessions: 8,
+        max_rows: 2,
+        threads: 1,
+        kv: KvCache::Full,
+        ..StageConfig::default()
+    };
     let mut stage = LlamaCpp::new().load_stage(cut.all(), &odd).expect("a small stage");
     let hidden = vec![1.0; 2 * cut.manifest.width as usize];
     assert_eq!(stage.step(&hidden, &[row(0, 0), row(7, 0)], &mut Vec::new()), Ok(()));

@@ -18,7 +18,14 @@ const BURSTS: usize = 12;
 const PREFILL: usize = 64;
 
 fn bench_config() -> StageConfig {
-    StageConfig { context: 512, max_sessions: 1, max_rows: 128, threads: 2, kv: KvCache::Full }
+    StageConfig {
+        context: 512,
+        max_sessions: 1,
+        max_rows: 128,
+        threads: 2,
+        kv: KvCache::Full,
+        ..StageConfig::default()
+    }
 }
 
 /// Processor time of this process so far.
@@ -146,7 +153,14 @@ fn what_an_embedding_costs() {
 fn what_the_neighbours_change() {
     for (cut, threads) in [(smollm2(), 1), (smollm2(), 2), (gemma3(), 1), (gemma3(), 2)] {
         let Some(cut) = cut else { continue };
-        let config = StageConfig { context: 2048, max_sessions: 2, max_rows: 512, threads, kv: KvCache::Full };
+        let config = StageConfig {
+            context: 2048,
+            max_sessions: 2,
+            max_rows: 512,
+            threads,
+            kv: KvCache::Full,
+            ..StageConfig::default()
+        };
         let (mut alone, mut beside) =
             (Chain::load(&LlamaCpp::new(), &cut, &[], &config), Chain::load(&LlamaCpp::new(), &cut, &[], &config));
         beside.step(&run(1, 0, &tokens(4, 37, cut.manifest.vocab)));

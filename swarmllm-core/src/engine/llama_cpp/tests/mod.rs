@@ -38,7 +38,14 @@ fn gemma3() -> Option<Cut> {
 }
 
 fn config() -> StageConfig {
-    StageConfig { context: 1024, max_sessions: 4, max_rows: 128, threads: 1, kv: KvCache::Full }
+    StageConfig {
+        context: 1024,
+        max_sessions: 4,
+        max_rows: 128,
+        threads: 1,
+        kv: KvCache::Full,
+        ..StageConfig::default()
+    }
 }
 
 /// Tokens that look like nothing in particular, the same in each run.

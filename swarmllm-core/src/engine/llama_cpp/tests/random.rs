@@ -8,7 +8,8 @@ use crate::engine::llama_cpp::LlamaCpp;
 use crate::engine::llama_cpp::architectures::CERTIFIED;
 use crate::engine::{CutRules, Engine, EngineError, KvCache, Row, StageConfig};
 
-const CONFIG: StageConfig = StageConfig { context: 256, max_sessions: 2, max_rows: 64, threads: 1, kv: KvCache::Full };
+const CONFIG: StageConfig =
+    StageConfig { context: 256, max_sessions: 2, max_rows: 64, threads: 1, kv: KvCache::Full, gpu_layers: u32::MAX };
 
 fn is_legal(rules: &CutRules, layers: u32, cuts: &[u32]) -> bool {
     let bounds: Vec<u32> = [0].into_iter().chain(cuts.iter().copied()).chain([layers]).collect();
@@ -80,7 +81,14 @@ fn chunks_of_llama4_longer_than_a_window_equal_the_whole() {
     let directory = tempfile::tempdir().expect("a directory");
     let recipe = tiny::models("llama4").remove(1);
     let cut = recipe.write(&directory);
-    let config = StageConfig { context: 8448, max_sessions: 2, max_rows: 512, threads: 1, kv: KvCache::Full };
+    let config = StageConfig {
+        context: 8448,
+        max_sessions: 2,
+        max_rows: 512,
+        threads: 1,
+        kv: KvCache::Full,
+        ..StageConfig::default()
+    };
     let mut whole = Whole::load(&cut.path, &config, None);
     let mut chain = Chain::load(&LlamaCpp::new(), &cut, &[4], &config);
     let text = tokens(5, 8210, VOCAB as u32);
