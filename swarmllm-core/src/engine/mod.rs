@@ -11,6 +11,8 @@
 pub mod candle;
 pub mod constraint;
 pub mod echo;
+// Only llama.cpp has tables that the end of the process takes away.
+#[cfg_attr(not(feature = "llama-cpp"), allow(dead_code))]
 mod gate;
 #[cfg(feature = "llama-cpp")]
 pub mod llama_cpp;
