@@ -111,7 +111,7 @@ async fn a_step_whose_caller_is_gone_is_skipped_and_a_release_is_not() {
 
 #[tokio::test]
 async fn a_step_whose_caller_goes_in_its_middle_is_given_up_and_changes_nothing() {
-    let faults = EchoFaults { delay: Duration::from_millis(50), ..EchoFaults::default() };
+    let faults = EchoFaults { delay: Duration::from_millis(500), ..EchoFaults::default() };
     let stage = spawn(None, faults).await;
     let step = stage.step(job(0, 1, Reduce::Hidden));
     assert!(tokio::time::timeout(Duration::from_millis(10), step).await.is_err());
