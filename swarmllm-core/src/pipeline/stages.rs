@@ -235,8 +235,7 @@ impl StageTable {
         locked(&self.inner.entries).by_key.retain(|_, entry| entry.is_leased());
     }
 
-    /// Waits until every stage that nobody holds any more is unloaded. A process that ends before would take llama.cpp's
-    /// tables from under the threads that still free their models.
+    /// Waits until every stage that nobody holds any more is unloaded and its memory free.
     pub async fn unloaded(&self) {
         while Arc::strong_count(&self.inner.threads) > 1 {
             tokio::time::sleep(UNLOAD_POLL).await;
@@ -291,9 +290,8 @@ impl StageTable {
 
     /// What is left for a stage of the layers that accelerators may compute.
     fn gpu_layers(&self, entries: &Entries, key: &StageKey) -> u32 {
-        let used = entries.by_key.values().fold(0_u32, |used, entry| used.saturating_add(entry.gpu_layers));
-        let left = self.inner.limits.stage.gpu_layers.saturating_sub(used);
-        left.min(key.layers.len().saturating_add(u32::from(key.head)))
+        let used = entries.by_key.values().map(|entry| entry.gpu_layers());
+        gpu_share(self.inner.limits.stage.gpu_layers, used, key.layers, key.head)
     }
 
     /// Unloads idle stages, longest unused first, until `memory` fits.
@@ -387,6 +385,11 @@ impl Entry {
         Self { key, memory, gpu_layers, cell: OnceCell::new(), slots: Mutex::new(slots) }
     }
 
+    /// Layers of accelerators that it has, or may get while it is being loaded.
+    fn gpu_layers(&self) -> u32 {
+        self.cell.get().map_or(self.gpu_layers, |stage| stage.spec().config.gpu_layers)
+    }
+
     fn is_leased(&self) -> bool {
         locked(&self.slots).leases > 0
     }
@@ -430,6 +433,26 @@ impl Slots {
     }
 }
 
+/// What of a node's layers of accelerators a stage may get, where others have some.
+fn gpu_share(budget: u32, used: impl Iterator<Item = u32>, layers: LayerRange, head: bool) -> u32 {
+    let left = used.fold(budget, u32::saturating_sub);
+    left.min(layers.len().saturating_add(u32::from(head)))
+}
+
 fn not_known(model: ModelId) -> Fault {
     Fault::new(ErrorKind::ModelNotFound, format!("model {} is not known here", model.short()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_share_the_layers_of_accelerators_and_never_get_more_than_the_node_has() {
+        let layers = LayerRange::new(4, 10);
+        let share = |budget, used: &[u32], head| gpu_share(budget, used.iter().copied(), layers, head);
+        assert_eq!((share(u32::MAX, &[], false), share(u32::MAX, &[7], true)), (6, 7));
+        assert_eq!((share(10, &[7], true), share(10, &[7, 3], true), share(10, &[7, 9], true)), (3, 0, 0));
+        assert_eq!(share(0, &[], true), 0);
+    }
 }

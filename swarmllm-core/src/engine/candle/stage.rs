@@ -37,7 +37,7 @@ impl CandleStage {
             return Err(not_loaded(source.layers, "it keeps keys and values in f32 only"));
         }
         let context = config.context.min(manifest.context);
-        let config = StageConfig { context, ..config.clone() };
+        let config = StageConfig { context, gpu_layers: 0, ..config.clone() };
         let weights = Weights::load(source, context)?;
         let (cells, layers) = (weights.shape.cells(), weights.layers());
         let all = crate::engine::cells(source.layers, context, config.max_sessions);
