@@ -309,19 +309,19 @@ async fn split_in_two(model: TestModel, threads: u32) -> (Vec<Member>, ModelId) 
 /// The prompt over two hosts with a thread each, against one node with one thread: how much of the second core is of use.
 async fn overlap(model: TestModel, text: &mut Text, figures: &mut Figures) {
     let (members, id) = split_in_two(model, 1).await;
-    let single = node(&lonely_network(), 1).await;
-    let whole = single.import(&model.path(), model.name(), Parts::All).await;
-    await_plan(&single.node, whole).await;
-    let single = Asked::Ours { node: single.node.clone(), model: whole, guess: false, exact: false };
+    let alone = node(&lonely_network(), 1).await;
+    let whole = alone.import(&model.path(), model.name(), Parts::All).await;
+    await_plan(&alone.node, whole).await;
+    let single = Asked::Ours { node: alone.node.clone(), model: whole, guess: false, exact: false };
     let split = Asked::Ours { node: members[0].node.clone(), model: id, guess: false, exact: false };
     for length in [512, 2048] {
         let mut ratio = Vec::new();
         for round in 0..=ROUNDS.min(3) {
             let prompt = text.cut(length);
-            let alone = single.ask(&prompt, 8).await.first;
+            let one = single.ask(&prompt, 8).await.first;
             let halves = split.ask(&prompt, 8).await.first;
             if round > 0 {
-                ratio.push(alone / halves);
+                ratio.push(one / halves);
             }
         }
         tell(figures, &format!("split2_prefill{length}_speedup"), "<= 2", ratio);
