@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use swarmllm_core::base::{ErrorKind, Event, LayerRange};
 use swarmllm_core::node::{Delta, Parts, Preset};
-use swarmllm_tests::cluster::{CLOSING, Carrier, Cluster, Member, answer, ask, await_plan, builder, lonely_network};
+use swarmllm_tests::cluster::{
+    CLOSING, Carrier, Cluster, Member, answer, ask, await_plan, builder, join, lonely_network,
+};
 use swarmllm_tests::models::TestModel;
 use swarmllm_tests::{eventually, in_time};
 use tempfile::TempDir;
@@ -26,6 +28,31 @@ async fn shutdown_can_be_called_twice_and_at_once_and_later_calls_say_closed() {
     assert_eq!(error.kind(), ErrorKind::Closed);
     assert_eq!(node.connect("/ip4/127.0.0.1/tcp/9").await.expect_err("closed").kind(), ErrorKind::Closed);
     assert_eq!(node.pull("smollm2", Parts::All, None).await.expect_err("closed").kind(), ErrorKind::Closed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_starts_again_finds_the_peers_of_its_last_life() {
+    let network = lonely_network();
+    for shut_down in [true, false] {
+        let peer = Member::start(&network, Carrier::Tcp).await;
+        let member = Member::start(&network, Carrier::Tcp).await;
+        join(&member.node, &peer.node.addresses(), Carrier::Tcp).await;
+        let dir = match shut_down {
+            true => member.stop().await,
+            false => {
+                // Long enough for the peer to be stored; then the node is dropped without a goodbye.
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                let Member { node, dir } = member;
+                drop(node);
+                dir
+            }
+        };
+        let again = Member::start_on(dir, &network, Carrier::Tcp).await;
+        let found = || again.node.peers().iter().any(|found| found.id == peer.node.id() && found.connected);
+        eventually("the peer is found without being named", found).await;
+        again.stop().await;
+        peer.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,6 +16,9 @@ pub struct NetConfig {
     pub listen: Vec<String>,
     /// Peers to dial at start and whenever they are not connected, multiaddr text.
     pub bootstrap: Vec<String>,
+    /// Where peers were before, multiaddr text with `/p2p/`: dialled at the start, and given up after some failures. Those
+    /// that cannot be read are left out.
+    pub known: Vec<String>,
     /// Whether to find peers on the LAN by mDNS.
     pub mdns: bool,
     /// Most connections at once, to all peers together.
@@ -32,6 +35,7 @@ impl Default for NetConfig {
             network: "main".into(),
             listen: vec!["/ip4/0.0.0.0/tcp/0".into(), "/ip4/0.0.0.0/udp/0/quic-v1".into()],
             bootstrap: Vec::new(),
+            known: Vec::new(),
             mdns: true,
             max_connections: 512,
             dial_deadline: Duration::from_secs(10),

@@ -119,7 +119,13 @@ fn build(
         dropped_streams,
         drops: drops.clone(),
     };
-    let known = bootstrap.into_iter().map(|address| (address::peer_in(&address), address));
+    let given = bootstrap.into_iter().map(|address| (address::peer_in(&address), address));
+    let mut discovery = Discovery::new(given, Instant::now());
+    for address in config.known.iter().filter_map(|text| address::parse_dial(text).ok()) {
+        if let Some(peer) = address::peer_in(&address).filter(|peer| *peer != local) {
+            discovery.found(peer, address, Instant::now());
+        }
+    }
     let driver = Driver {
         swarm,
         commands: queue,
@@ -131,7 +137,7 @@ fn build(
         greeting: behaviour::greeting(&config.network),
         dial_deadline: config.dial_deadline,
         pending: Pending::new(),
-        discovery: Discovery::new(known, Instant::now()),
+        discovery,
         _connections: connections.drop_guard(),
     };
     let incoming =

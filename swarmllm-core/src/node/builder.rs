@@ -18,6 +18,7 @@ use crate::node::error::StartError;
 use crate::node::guide::Guides;
 use crate::node::handle::Node;
 use crate::node::loaded::LoadedModels;
+use crate::node::peer_cache;
 use crate::node::registry::Registry;
 use crate::node::runtime::Ground;
 use crate::node::shared::{Config, Shared};
@@ -27,6 +28,7 @@ use crate::pipeline::runner::Coordinator;
 use crate::pipeline::serve::Serving;
 use crate::pipeline::stages::{StageLimits, StageTable};
 use crate::rt::{DirLock, EventBus, TaskSet};
+use crate::store::Store;
 
 /// Overrides where a node keeps its files, where the host does not say.
 pub const DATA_DIR_VARIABLE: &str = "SWARMLLM_DATA_DIR";
@@ -207,13 +209,20 @@ impl NodeBuilder {
             let builder = self.clone();
             tokio::task::spawn_blocking(move || builder.open())
         };
-        let opened = opened.await.map_err(|error| Fault::new(ErrorKind::Internal, error))??;
+        let mut opened = opened.await.map_err(|error| Fault::new(ErrorKind::Internal, error))??;
+        let (store, known) = opened.cache.take().unzip();
         let tasks = TaskSet::new(handle.clone());
         let events = EventBus::new();
         let (net, incoming) = match self.preset {
             Preset::Offline => (None, None),
             Preset::Lan | Preset::Public => {
-                let started = net::start(self.net_config(), &opened.keypair, events.clone(), tasks.clone()).await;
+                let started = net::start(
+                    self.net_config(known.unwrap_or_default()),
+                    &opened.keypair,
+                    events.clone(),
+                    tasks.clone(),
+                )
+                .await;
                 let (net, incoming) = started.map_err(|error| {
                     tasks.abort();
                     Fault::new(error.kind(), error)
@@ -222,7 +231,7 @@ impl NodeBuilder {
             }
         };
         let shared = self.assemble(handle, opened, tasks, events, net);
-        spawn(&shared, incoming);
+        spawn(&shared, incoming, store);
         Ok(shared)
     }
 
@@ -234,7 +243,7 @@ impl NodeBuilder {
         events: EventBus,
         net: Option<NetHandle>,
     ) -> Arc<Shared> {
-        let Opened { config, keypair, catalog, lock, namer } = opened;
+        let Opened { config, keypair, catalog, lock, namer, .. } = opened;
         let id = keypair.node_id();
         let stage = StageConfig {
             context: config.context,
@@ -282,12 +291,13 @@ impl NodeBuilder {
         })
     }
 
-    fn net_config(&self) -> NetConfig {
+    fn net_config(&self, known: Vec<String>) -> NetConfig {
         let listen = || DEFAULT_LISTEN.map(str::to_owned).to_vec();
         NetConfig {
             network: self.network.clone().unwrap_or_else(|| DEFAULT_NETWORK.to_owned()),
             listen: self.listen.clone().unwrap_or_else(listen),
             bootstrap: self.bootstrap.clone(),
+            known,
             mdns: self.mdns.unwrap_or(self.preset == Preset::Lan),
             ..NetConfig::default()
         }
@@ -302,9 +312,13 @@ impl NodeBuilder {
         let keypair =
             keyfile::load_or_create(&dir.join("node.key")).map_err(|error| Fault::new(error.kind(), error))?;
         let catalog = Catalog::open(dir).map_err(|error| Fault::new(error.kind(), error))?;
+        let cache = match self.preset {
+            Preset::Offline => None,
+            Preset::Lan | Preset::Public => Some(peer_cache::open(dir)?),
+        };
         let mut secret = [0; 32];
         getrandom::fill(&mut secret).map_err(|error| Fault::new(ErrorKind::Internal, error))?;
-        Ok(Opened { config, keypair, catalog, lock, namer: Namer::new(secret) })
+        Ok(Opened { config, keypair, catalog, cache, lock, namer: Namer::new(secret) })
     }
 
     fn config(&self) -> Result<Config, Fault> {
@@ -339,14 +353,20 @@ struct Opened {
     config: Config,
     keypair: Keypair,
     catalog: Catalog,
+    /// The store, and where peers were that it knows; nothing without a network.
+    cache: Option<(Store, Vec<String>)>,
     lock: DirLock,
     namer: Namer,
 }
 
-fn spawn(shared: &Arc<Shared>, incoming: Option<Incoming>) {
+fn spawn(shared: &Arc<Shared>, incoming: Option<Incoming>, store: Option<Store>) {
     let (Some(net), Some(incoming)) = (shared.net.clone(), incoming) else { return };
     // Subscribed before the first task runs, so that no peer is missed.
     let (connects, disconnects) = (net.connects(), net.disconnects());
+    if let Some(store) = store {
+        let cache = peer_cache::run(shared.clone(), store, net.clone(), net.connects());
+        shared.tasks.spawn("peer-cache", cache);
+    }
     shared.tasks.spawn("doors", control::run(shared.clone(), incoming));
     shared.tasks.spawn("peers", control::watch_peers(shared.clone(), net, connects, disconnects));
     shared.tasks.spawn("announcer", announcer::run(shared.clone()));

@@ -18,6 +18,7 @@ mod generation;
 mod guide;
 mod handle;
 mod loaded;
+mod peer_cache;
 mod registry;
 mod report;
 mod request;

@@ -2,7 +2,7 @@
 
 use redb::{ReadableTable, WriteTransaction};
 
-use super::tables::{ALIASES, META, PEERS};
+use super::tables::{META, PEERS};
 
 /// Version that this build reads and writes.
 pub(super) const VERSION: u64 = 1;
@@ -18,7 +18,6 @@ pub(super) fn run(transaction: &WriteTransaction) -> Result<u64, redb::Error> {
         Some(found) if found >= VERSION => return Ok(found),
         // Version 1 is the first: a file without a version is a new one.
         _ => {
-            transaction.open_table(ALIASES)?;
             transaction.open_table(PEERS)?;
         }
     }

@@ -1,4 +1,4 @@
-//! The node's small facts that must outlive it: aliases of models, and peers that once answered. One redb file.
+//! The node's small facts that must outlive it: peers that once answered. One redb file.
 //!
 //! Owns every table (`tables`) and their version (`migrate`); no other room opens the file. Promises: each call is one
 //! durable transaction, so a killed process loses nothing that was acknowledged; everything stored is bounded. Refuses:
@@ -19,18 +19,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata, WriteTransaction};
+use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
-use crate::base::{ErrorKind, ModelId, NodeId};
-use tables::{ALIASES, PEERS};
+use crate::base::{ErrorKind, NodeId};
+use tables::PEERS;
 
 /// Bounds of what is stored.
 pub mod limits {
-    /// Aliases.
-    pub const ALIASES: u64 = 1024;
-    /// Bytes of an alias.
-    pub const ALIAS: usize = 128;
     /// Peers; the ones not seen for longest make room.
     pub const PEERS: u64 = 1024;
     /// Addresses of a peer, the newest ones.
@@ -62,12 +58,6 @@ pub enum StoreError {
         path = path.display()
     )]
     InUse { path: PathBuf },
-    /// An alias that is empty, too long or not printable.
-    #[error("an alias is printable text of 1 to {max} bytes", max = limits::ALIAS)]
-    BadAlias,
-    /// No room for another alias.
-    #[error("{max} aliases are stored, no more are accepted; remove some", max = limits::ALIASES)]
-    TooManyAliases,
 }
 
 impl StoreError {
@@ -80,7 +70,6 @@ impl StoreError {
             },
             Self::Damaged { .. } | Self::Newer { .. } => ErrorKind::StoreDamaged,
             Self::InUse { .. } => ErrorKind::DataDirBusy,
-            Self::BadAlias | Self::TooManyAliases => ErrorKind::InvalidArgument,
         }
     }
 
@@ -158,47 +147,6 @@ impl Store {
             }
             _ => Ok(store),
         }
-    }
-
-    /// The model of an alias.
-    pub fn alias(&self, name: &str) -> Result<Option<ModelId>, StoreError> {
-        self.read(|transaction| {
-            let table = transaction.open_table(ALIASES)?;
-            Ok(table.get(name)?.map(|id| ModelId(*id.value())))
-        })
-    }
-
-    /// All aliases, sorted by name.
-    pub fn aliases(&self) -> Result<Vec<(String, ModelId)>, StoreError> {
-        self.read(|transaction| {
-            let table = transaction.open_table(ALIASES)?;
-            let rows = table.iter()?.map(|row| row.map(|(name, id)| (name.value().to_owned(), ModelId(*id.value()))));
-            Ok(rows.collect::<Result<_, _>>()?)
-        })
-    }
-
-    /// Lets a name mean a model, whatever it meant before.
-    pub fn set_alias(&self, name: &str, model: ModelId) -> Result<(), StoreError> {
-        if name.is_empty() || name.len() > limits::ALIAS || name.chars().any(char::is_control) {
-            return Err(StoreError::BadAlias);
-        }
-        let stored = self.write(|transaction| {
-            let mut table = transaction.open_table(ALIASES)?;
-            if table.len()? >= limits::ALIASES && table.get(name)?.is_none() {
-                return Ok(false);
-            }
-            table.insert(name, model.as_bytes())?;
-            Ok(true)
-        })?;
-        if stored { Ok(()) } else { Err(StoreError::TooManyAliases) }
-    }
-
-    /// Forgets an alias; says whether there was one.
-    pub fn remove_alias(&self, name: &str) -> Result<bool, StoreError> {
-        self.write(|transaction| {
-            let mut table = transaction.open_table(ALIASES)?;
-            Ok(table.remove(name)?.is_some())
-        })
     }
 
     /// The peers that were remembered, the last seen first.

@@ -6,8 +6,6 @@ use super::{StoredPeer, limits};
 
 /// What the file says of itself: `schema`, the version of all tables.
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-/// Name to model id.
-pub(super) const ALIASES: TableDefinition<'_, &str, &[u8; 32]> = TableDefinition::new("aliases");
 /// Node id to a [`StoredPeer`] in postcard.
 pub(super) const PEERS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("peers");
 

@@ -21,18 +21,10 @@ fn peer(number: u64, seen: u64, addresses: &[&str]) -> PeerRecord {
 fn what_was_stored_is_there_after_reopening() {
     let (_dir, path) = place();
     let store = Store::open(&path).unwrap();
-    store.set_alias("b", ModelId([2; 32])).unwrap();
-    store.set_alias("a", ModelId([1; 32])).unwrap();
-    store.set_alias("a", ModelId([3; 32])).unwrap();
     store.remember_peers(&[peer(1, 10, &["/x"]), peer(2, 20, &[])]).unwrap();
     drop(store);
     let store = Store::open(&path).unwrap();
-    let aliases = [("a".to_owned(), ModelId([3; 32])), ("b".to_owned(), ModelId([2; 32]))];
-    assert_eq!(store.aliases().unwrap(), aliases);
-    assert_eq!(store.alias("a").unwrap(), Some(ModelId([3; 32])));
     assert_eq!(store.peers().unwrap(), [peer(2, 20, &[]), peer(1, 10, &["/x"])]);
-    assert!(store.remove_alias("a").unwrap() && !store.remove_alias("a").unwrap());
-    assert_eq!(store.alias("a").unwrap(), None);
     assert!(store.forget_peer(peer(1, 0, &[]).node).unwrap());
     assert_eq!(store.peers().unwrap(), [peer(2, 20, &[])]);
 }
@@ -65,27 +57,6 @@ fn the_peers_not_seen_for_longest_make_room() {
 }
 
 #[test]
-fn an_alias_that_is_not_printable_or_one_too_many_is_refused() {
-    let (_dir, path) = place();
-    let store = Store::open(&path).unwrap();
-    let model = ModelId([1; 32]);
-    for bad in ["", "a\nb", "x".repeat(limits::ALIAS + 1).as_str()] {
-        assert!(matches!(store.set_alias(bad, model), Err(StoreError::BadAlias)), "{bad:?}");
-    }
-    store
-        .write(|transaction| {
-            let mut table = transaction.open_table(ALIASES)?;
-            for number in 0..limits::ALIASES {
-                table.insert(number.to_string().as_str(), model.as_bytes())?;
-            }
-            Ok(())
-        })
-        .unwrap();
-    assert!(matches!(store.set_alias("more", model), Err(StoreError::TooManyAliases)));
-    store.set_alias("0", ModelId([2; 32])).unwrap();
-}
-
-#[test]
 fn a_store_in_use_is_told_apart() {
     let (_dir, path) = place();
     let store = Store::open(&path).unwrap();
@@ -100,7 +71,6 @@ fn a_store_in_use_is_told_apart() {
 fn a_store_of_a_newer_build_is_refused_and_left_as_it_is() {
     let (_dir, path) = place();
     let store = Store::open(&path).unwrap();
-    store.set_alias("a", ModelId([1; 32])).unwrap();
     store.write(|transaction| migrate::pretend(transaction, migrate::VERSION + 1)).unwrap();
     drop(store);
     for _ in 0..2 {
