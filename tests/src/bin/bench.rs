@@ -41,6 +41,8 @@ struct Sample {
     first: f64,
     /// One decoded token.
     token: f64,
+    /// Of it, compute of all stages together; the rest is on the way.
+    compute: f64,
 }
 
 /// The prompts, in tokens.
@@ -84,11 +86,12 @@ fn bare(whole: &Whole, work: &Work) -> Sample {
     for _ in 1..DECODE {
         next = session.feed(&[next]);
     }
-    Sample { prefill, first, token: start.elapsed().as_secs_f64() / f64::from(DECODE - 1) }
+    let token = start.elapsed().as_secs_f64() / f64::from(DECODE - 1);
+    Sample { prefill, first, token, compute: token }
 }
 
-/// Time to the first text and from there to the end.
-async fn generate(node: &Node, model: ModelId, prompt: &[u32], tokens: u32) -> (Duration, Duration) {
+/// Time to the first text, from there to the end, and what a decode step takes to compute in all stages.
+async fn generate(node: &Node, model: ModelId, prompt: &[u32], tokens: u32) -> (Duration, Duration, Duration) {
     let prompt = Prompt::Tokens(prompt.to_vec());
     let start = Instant::now();
     let request = GenerateRequest { model: model.to_string(), prompt, options: greedy(tokens) };
@@ -100,7 +103,8 @@ async fn generate(node: &Node, model: ModelId, prompt: &[u32], tokens: u32) -> (
             Some(Ok(Delta::Done(completion))) => {
                 assert_eq!(completion.completion_tokens, tokens, "the prompt leads to an answer of full length");
                 let first = first.expect("the answer has text");
-                return (first - start, first.elapsed());
+                let compute = completion.route.iter().map(|stage| stage.decode_us).sum();
+                return (first - start, first.elapsed(), Duration::from_micros(compute));
             }
             other => panic!("the answer broke off: {other:?}"),
         }
@@ -108,10 +112,10 @@ async fn generate(node: &Node, model: ModelId, prompt: &[u32], tokens: u32) -> (
 }
 
 async fn swarm(node: &Node, model: ModelId, work: &Work) -> Sample {
-    let (prefill, _) = generate(node, model, &work.long, 2).await;
-    let (first, rest) = generate(node, model, &work.short, DECODE).await;
+    let (prefill, ..) = generate(node, model, &work.long, 2).await;
+    let (first, rest, compute) = generate(node, model, &work.short, DECODE).await;
     let token = rest.as_secs_f64() / f64::from(DECODE - 1);
-    Sample { prefill: prefill.as_secs_f64(), first: first.as_secs_f64(), token }
+    Sample { prefill: prefill.as_secs_f64(), first: first.as_secs_f64(), token, compute: compute.as_secs_f64() }
 }
 
 async fn member(network: &str, carrier: Carrier) -> Member {
@@ -171,8 +175,8 @@ fn report(all: &[(String, Vec<Sample>)]) -> BTreeMap<String, f64> {
     let (bare, single) = (of("bare").expect("measured"), of("single").expect("measured"));
     let mut figures = BTreeMap::new();
     println!(
-        "\n{:<24}{:>14}{:>14}{:>12}{:>10}{:>10}{:>10}{:>12}",
-        "", "prefill tok/s", "decode tok/s", "first ms", "prefill", "decode", "first", "added ms"
+        "\n{:<24}{:>14}{:>14}{:>12}{:>10}{:>10}{:>10}{:>12}{:>12}",
+        "", "prefill tok/s", "decode tok/s", "first ms", "prefill", "decode", "first", "added ms", "on the way"
     );
     for (name, samples) in all {
         let prefill = over(samples, samples, |sample, _| PREFILL as f64 / sample.prefill);
@@ -184,8 +188,9 @@ fn report(all: &[(String, Vec<Sample>)]) -> BTreeMap<String, f64> {
             ("first_token", over(samples, bare, |sample, bare| bare.first / sample.first)),
         ];
         let added = over(samples, single, |sample, single| (sample.token - single.token) * 1e3);
+        let way = over(samples, samples, |sample, _| (sample.token - sample.compute) * 1e3);
         println!(
-            "{name:<24}{prefill:>14.1}{decode:>14.1}{first:>12.2}{:>10.3}{:>10.3}{:>10.3}{added:>12.3}",
+            "{name:<24}{prefill:>14.1}{decode:>14.1}{first:>12.2}{:>10.3}{:>10.3}{:>10.3}{added:>12.3}{way:>12.3}",
             ratios[0].1, ratios[1].1, ratios[2].1
         );
         figures.insert(format!("prefill512_{name}_tokens_per_second"), prefill);
@@ -196,9 +201,11 @@ fn report(all: &[(String, Vec<Sample>)]) -> BTreeMap<String, f64> {
         }
         if name.starts_with("split") {
             figures.insert(format!("{name}_added_ms"), added);
+            figures.insert(format!("{name}_on_the_way_ms"), way);
         }
     }
     println!("prefill, decode, first: ratio to the bare loop (1 is as fast); added: per token over the single node");
+    println!("on the way: of a token's time, what is not compute of a stage");
     figures
 }
 

@@ -83,6 +83,10 @@ impl Times {
 /// llama.cpp's compute threads spin for some 200 ms after their last step: whoever is asked next gets quiet cores.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// Tokens with which the test models end an answer: kept out, as they are of the server's answers, so that all are of
+/// full length.
+const ENDS: [u32; 4] = [0, 1, 2, 106];
+
 /// Someone who can be asked.
 #[derive(Clone)]
 enum Asked {
@@ -102,7 +106,8 @@ impl Asked {
                 Times::of(begun, &came, came.len() as u32)
             }
             Self::Ours { node, model, guess, exact } => {
-                let sampling = SamplingParams::greedy();
+                let mut sampling = SamplingParams::greedy();
+                sampling.logit_bias = ENDS.map(|end| (end, SamplingParams::BAN)).into();
                 let options = GenerateOptions {
                     max_tokens: Some(tokens),
                     sampling,
