@@ -292,9 +292,10 @@ impl Drop for CoordinatorInbox {
 
 /// Writes a link's messages; ends, and closes its queue, when the stream fails.
 async fn write_link(mut stream: Stream, mut queue: mpsc::Receiver<Message>) {
-    while let Some(message) = queue.recv().await {
-        let (header, body) = message.encode();
-        let written = tokio::time::timeout(WRITE_DEADLINE, write_message(&mut stream, &header, &body)).await;
+    let mut messages = Vec::new();
+    while queue.recv_many(&mut messages, LINK_QUEUE).await > 0 {
+        let frames = messages.drain(..).map(Message::encode);
+        let written = tokio::time::timeout(WRITE_DEADLINE, write_frames(&mut stream, frames)).await;
         match written {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return tracing::debug!(%error, "a stage link broke"),
@@ -303,18 +304,26 @@ async fn write_link(mut stream: Stream, mut queue: mpsc::Receiver<Message>) {
     }
 }
 
-async fn write_message(stream: &mut Stream, header: &StageHeader, body: &[u8]) -> Result<(), crate::wire::WireError> {
+/// Writes frames and flushes them. Short ones go out together, so that the tokens of a step cost one packet.
+async fn write_frames(
+    stream: &mut Stream,
+    frames: impl Iterator<Item = (StageHeader, Vec<u8>)>,
+) -> Result<(), crate::wire::WireError> {
     use futures::AsyncWriteExt;
-    /// Frames up to this size go out in one write, so that a token costs one packet.
+    /// Bytes that are gathered for one write.
     const ONE_WRITE: usize = 64 * 1024;
-    let mut bytes = encode_head(header, body.len(), LIMITS)?;
-    if body.len() <= ONE_WRITE {
-        bytes.extend_from_slice(body);
+    let mut bytes = Vec::new();
+    for (header, body) in frames {
+        bytes.extend_from_slice(&encode_head(&header, body.len(), LIMITS)?);
+        if bytes.len() + body.len() <= ONE_WRITE {
+            bytes.extend_from_slice(&body);
+            continue;
+        }
         stream.write_all(&bytes).await?;
-    } else {
-        stream.write_all(&bytes).await?;
-        stream.write_all(body).await?;
+        stream.write_all(&body).await?;
+        bytes.clear();
     }
+    stream.write_all(&bytes).await?;
     stream.flush().await?;
     Ok(())
 }

@@ -469,6 +469,8 @@ impl<'a> Drive<'a> {
                     break;
                 }
             }
+            // The link, and sessions whose tokens came with this one, go first: stages wait for them, nobody does for text.
+            tokio::task::yield_now().await;
             for action in rest {
                 match action {
                     Action::Emit(sampled) => {
