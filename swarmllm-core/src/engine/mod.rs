@@ -10,6 +10,7 @@
 #[cfg(feature = "candle")]
 pub mod candle;
 pub mod constraint;
+mod cores;
 pub mod echo;
 // Only llama.cpp has tables that the end of the process takes away.
 #[cfg_attr(not(feature = "llama-cpp"), allow(dead_code))]

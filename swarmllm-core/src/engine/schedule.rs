@@ -14,16 +14,20 @@ pub(super) const JOINT_ROWS: usize = 32;
 pub(super) const JOINT_TOTAL: usize = 64;
 /// Fewest rows of a slice: fewer would spend more on reading weights than on rows.
 const MIN_SLICE: usize = 2;
+/// Longer slices are a multiple of this: llama.cpp's products take rows by fours, and 7 cost more than 8.
+const EVEN_ROWS: usize = 4;
+/// A slice's part of the time of a token: the answer's gap is then below twice the usual one.
+const SLICE_SHARE: f64 = 0.8;
 /// An answer whose last token is older than this is not waiting for the next one here.
 const LIVE: Duration = Duration::from_millis(500);
-/// How long a step waits, after a token was given, for its session to ask for the next one: about what a token takes to go
-/// round on this machine, or a share of what a short step takes where that is more. A short step would otherwise go before
-/// the others that came with it, and two steps cost up to twice what one does; a long one would take the cores from the
-/// very threads that carry the token.
-const ROUND: Duration = Duration::from_micros(1500);
-const ROUND_SHARE: f64 = 0.15;
-/// But no longer than this: a session may be far away.
-const LONGEST_ROUND: Duration = Duration::from_millis(20);
+/// How long a step waits for sessions that are about to ask for their next token: about what a token takes to go round on
+/// this machine, or a share of what a short step takes where that is more. A short step would otherwise go before the
+/// others that came with it, and two steps cost up to twice what one does; a long one would take the cores from the very
+/// threads that carry the token.
+const PATIENCE: Duration = Duration::from_micros(1500);
+const PATIENCE_SHARE: f64 = 0.15;
+/// But no longer than this.
+const MOST_PATIENCE: Duration = Duration::from_millis(20);
 /// Weight of a new measurement in the running ones.
 const FRESH: f64 = 0.25;
 
@@ -68,11 +72,22 @@ const TURNS: usize = 3;
 pub(super) struct Schedule {
     turn: usize,
     last_long: Option<u32>,
-    /// When each session's last short step was computed: it waits for the next one.
-    live: Vec<(u32, Instant)>,
+    /// Until when another stage computed on the same cores.
+    others: Option<Instant>,
+    /// Sessions that were given a token and wait for the next one.
+    live: Vec<Live>,
     /// Microseconds of a short computation, and of one row of a slice.
     short_us: Option<f64>,
     row_us: Option<f64>,
+}
+
+/// A session that was given a token.
+#[derive(Debug)]
+struct Live {
+    slot: u32,
+    given: Instant,
+    /// Whether it has asked for the next one.
+    asked: bool,
 }
 
 /// The first jobs of each session, by kind.
@@ -85,8 +100,18 @@ struct Ready {
 }
 
 impl Schedule {
-    /// The next pick; `None` where nothing waits. `max_rows` is the longest step that the stage admits.
-    pub fn pick(&mut self, waiting: &[Waiting], max_rows: usize, now: Instant) -> Option<Pick> {
+    /// The next pick; `None` where nothing waits. `max_rows` is the longest step that the stage admits; `others` is until
+    /// when another stage computed on the same cores.
+    pub fn pick(
+        &mut self,
+        waiting: &[Waiting],
+        max_rows: usize,
+        others: Option<Instant>,
+        now: Instant,
+    ) -> Option<Pick> {
+        let asks = |live: &Live| waiting.iter().any(|job| job.slot == Some(live.slot));
+        self.live.iter_mut().for_each(|live| live.asked |= asks(live));
+        self.others = others;
         let ready = ready(waiting);
         if let Some(index) = ready.control {
             return Some(Pick::One(index));
@@ -94,7 +119,7 @@ impl Schedule {
         let first = self.turn;
         for turn in (first..first + TURNS).map(|turn| turn % TURNS) {
             let pick = match turn {
-                0 => self.joint(&ready, waiting, max_rows, now),
+                0 => self.joint(&ready, max_rows, now),
                 1 => ready.alone.map(Pick::One),
                 _ => self.long(&ready, waiting, max_rows, now),
             };
@@ -109,16 +134,16 @@ impl Schedule {
 
     /// A session has ended, or rests: it waits for no token here.
     pub fn rests(&mut self, slot: u32) {
-        self.live.retain(|(live, _)| *live != slot);
+        self.live.retain(|live| live.slot != slot);
     }
 
     /// What a computation of `rows` rows of these sessions took; `long` says that they were of a long step.
     pub fn took(&mut self, slots: impl Iterator<Item = u32>, rows: usize, long: bool, micros: u32, now: Instant) {
-        self.live.retain(|(_, last)| now.saturating_duration_since(*last) < LIVE);
+        self.live.retain(|live| is_live(live, now));
         for slot in slots {
             self.rests(slot);
             if !long {
-                self.live.push((slot, now));
+                self.live.push(Live { slot, given: now, asked: false });
             }
         }
         let (known, value) = match long {
@@ -129,10 +154,10 @@ impl Schedule {
     }
 
     /// The step that waited longest, and those that have as many rows.
-    fn joint(&self, ready: &Ready, waiting: &[Waiting], max_rows: usize, now: Instant) -> Option<Pick> {
+    fn joint(&self, ready: &Ready, max_rows: usize, now: Instant) -> Option<Pick> {
         let (_, rows) = *ready.joint.first()?;
         // However long it has waited: sessions that once fell out of step would otherwise never be computed together again.
-        if self.live.iter().any(|(live, last)| !asks(waiting, *live) && self.returns(*last, now)) {
+        if self.live.iter().any(|live| self.returns(live, now)) {
             return Some(Pick::Wait);
         }
         let most = (JOINT_TOTAL.min(max_rows) / rows.max(1)).max(1);
@@ -145,44 +170,47 @@ impl Schedule {
         let after = |slot: u32| self.last_long.is_none_or(|last| slot > last);
         let next = ready.long.iter().filter(|(slot, _)| after(*slot)).min().or_else(|| ready.long.iter().min());
         let (slot, index) = *next?;
-        let live = self.live.iter().filter(|(live, last)| *live != slot && is_live(*last, now));
-        let live: Vec<&(u32, Instant)> = live.collect();
-        if live.iter().any(|(live, last)| self.returns(*last, now) && !asks(waiting, *live)) {
+        let others = || self.live.iter().filter(|live| live.slot != slot && is_live(live, now));
+        if others().any(|live| self.returns(live, now)) {
             return Some(Pick::Wait);
         }
+        let live = others().count();
         self.last_long = Some(slot);
         let Kind::Free { rows, .. } = waiting[index].kind else { return None };
-        Some(Pick::Slice(index, rows.min(self.slice(ready.long.len(), live.len(), max_rows))))
+        Some(Pick::Slice(index, rows.min(self.slice(ready.long.len(), live, max_rows))))
     }
 
-    /// Whether a session that was given a token at `last` will ask for the next one in a moment, where it does not yet.
-    fn returns(&self, last: Instant, now: Instant) -> bool {
-        let share = ROUND_SHARE * self.short_us.unwrap_or(0.0);
-        let round = Duration::from_micros(share as u64).clamp(ROUND, LONGEST_ROUND);
-        now.saturating_duration_since(last) < round
+    /// Whether a session that was given a token will ask for the next one in a moment, where it has not yet.
+    ///
+    /// The moment begins when the token was given, or when another stage computed last on the same cores, through which
+    /// the token may go: apart, its step and the one that waits would cost up to twice what they do together. Stages on
+    /// cores of their own are better off with different sessions at a time.
+    fn returns(&self, live: &Live, now: Instant) -> bool {
+        let share = PATIENCE_SHARE * self.short_us.unwrap_or(0.0);
+        let patience = Duration::from_micros(share as u64).clamp(PATIENCE, MOST_PATIENCE);
+        let since = self.others.map_or(live.given, |others| others.max(live.given));
+        !live.asked && is_live(live, now) && now.saturating_duration_since(since) < patience
     }
 
-    /// Rows of a slice: all that the stage admits where nobody waits for a token, else as many as a token's time allows,
-    /// and more where more sessions wait for their first token than for their next one.
+    /// Rows of a slice: all that the stage admits where nobody waits for a token. Else as many as take about as long as a
+    /// token does, for each prompt that waits: so every session comes forward by as much time in a round.
     fn slice(&self, long: usize, live: usize, max_rows: usize) -> usize {
-        let share = (long as f64 / live.max(1) as f64).max(1.0);
         match (live, self.short_us, self.row_us) {
             (0, ..) => max_rows,
-            (_, Some(short), Some(row)) if row > 0.0 => ((share * short / row) as usize).max(MIN_SLICE).min(max_rows),
+            (_, Some(short), Some(row)) if row > 0.0 => {
+                let rows = (SLICE_SHARE * short / row * long as f64) as usize;
+                let whole = if rows > EVEN_ROWS { rows / EVEN_ROWS * EVEN_ROWS } else { rows };
+                whole.max(MIN_SLICE).min(max_rows)
+            }
             // Not measured yet: a first small slice measures it.
             _ => MIN_SLICE.min(max_rows),
         }
     }
 }
 
-/// Whether a session that was given a token at `last` still waits for more.
-fn is_live(last: Instant, now: Instant) -> bool {
-    now.saturating_duration_since(last) < LIVE
-}
-
-/// Whether a session has a job here.
-fn asks(waiting: &[Waiting], slot: u32) -> bool {
-    waiting.iter().any(|job| job.slot == Some(slot))
+/// Whether a session that was given a token still waits for more.
+fn is_live(live: &Live, now: Instant) -> bool {
+    now.saturating_duration_since(live.given) < LIVE
 }
 
 /// The first job of each session.
@@ -237,7 +265,7 @@ mod tests {
     }
 
     fn pick(schedule: &mut Schedule, waiting: &[Waiting]) -> Pick {
-        schedule.pick(waiting, MAX_ROWS, Instant::now()).expect("something waits")
+        schedule.pick(waiting, MAX_ROWS, None, Instant::now()).expect("something waits")
     }
 
     #[test]
@@ -246,7 +274,7 @@ mod tests {
         let waiting = [free(0, 1), free(3, 5), free(1, 1), free(2, 1)];
         assert_eq!(pick(&mut schedule, &waiting), Pick::Joint(vec![0, 2, 3]));
         assert_eq!(pick(&mut schedule, &waiting[1..2]), Pick::Joint(vec![0]));
-        assert_eq!(schedule.pick(&[], MAX_ROWS, Instant::now()), None);
+        assert_eq!(schedule.pick(&[], MAX_ROWS, None, Instant::now()), None);
     }
 
     #[test]
@@ -255,16 +283,32 @@ mod tests {
         let now = Instant::now();
         schedule.took([0, 1].into_iter(), 2, false, 9_000, now);
         let came = |slot| free(slot, 1);
-        assert_eq!(schedule.pick(&[came(0)], MAX_ROWS, now), Some(Pick::Wait));
-        assert_eq!(schedule.pick(&[came(0), came(1)], MAX_ROWS, now), Some(Pick::Joint(vec![0, 1])));
-        assert_eq!(schedule.pick(&[came(0)], MAX_ROWS, now + ROUND), Some(Pick::Joint(vec![0])));
+        assert_eq!(schedule.pick(&[came(0)], MAX_ROWS, None, now), Some(Pick::Wait));
+        assert_eq!(schedule.pick(&[came(0), came(1)], MAX_ROWS, None, now), Some(Pick::Joint(vec![0, 1])));
+        assert_eq!(schedule.pick(&[came(0)], MAX_ROWS, None, now + PATIENCE), Some(Pick::Joint(vec![0])));
         schedule.rests(1);
-        assert_eq!(schedule.pick(&[came(0)], MAX_ROWS, now), Some(Pick::Joint(vec![0])));
+        assert_eq!(schedule.pick(&[came(0)], MAX_ROWS, None, now), Some(Pick::Joint(vec![0])));
         // Sessions that fell out of step come together again: whoever waits waits for the one that was just computed.
-        schedule.took([0].into_iter(), 1, false, 9_000, now + ROUND);
-        assert_eq!(schedule.pick(&[came(2), came(3)], MAX_ROWS, now + ROUND), Some(Pick::Wait));
-        let all = schedule.pick(&[came(2), came(3), came(0)], MAX_ROWS, now + ROUND);
+        schedule.took([0].into_iter(), 1, false, 9_000, now + PATIENCE);
+        assert_eq!(schedule.pick(&[came(2), came(3)], MAX_ROWS, None, now + PATIENCE), Some(Pick::Wait));
+        let all = schedule.pick(&[came(2), came(3), came(0)], MAX_ROWS, None, now + PATIENCE);
         assert_eq!(all, Some(Pick::Joint(vec![0, 1, 2])));
+    }
+
+    #[test]
+    fn sessions_that_come_through_another_stage_on_the_same_cores_are_waited_for_when_it_has_computed() {
+        let mut schedule = Schedule::default();
+        let given = Instant::now();
+        let at = |millis| given + Duration::from_millis(millis);
+        schedule.took([0, 1].into_iter(), 2, false, 9_000, given);
+        let mut pick = |others: Option<u64>, millis| {
+            schedule.pick(&[free(0, 1)], MAX_ROWS, others.map(at), at(millis)).expect("a session waits")
+        };
+        let alone = Pick::Joint(vec![0]);
+        assert_eq!(pick(None, 30), alone, "other stages work at the same time");
+        assert_eq!(pick(Some(30), 31), Pick::Wait, "the other one is about to come");
+        assert_eq!(pick(Some(30), 32), alone, "it does not come");
+        assert_eq!(pick(Some(900), 901), alone, "it has not come for long");
     }
 
     #[test]
@@ -299,18 +343,18 @@ mod tests {
         let mut schedule = Schedule::default();
         let now = Instant::now();
         let long = [free(0, 2048)];
-        assert_eq!(schedule.pick(&long, MAX_ROWS, now), Some(Pick::Slice(0, MAX_ROWS)));
+        assert_eq!(schedule.pick(&long, MAX_ROWS, None, now), Some(Pick::Slice(0, MAX_ROWS)));
         schedule.took([0].into_iter(), MAX_ROWS, true, 512_000, now);
         schedule.took([1].into_iter(), 1, false, 20_000, now);
-        assert_eq!(schedule.pick(&long, MAX_ROWS, now + ROUND), Some(Pick::Wait), "15 % of a step are more");
-        let later = now + 2 * ROUND;
-        assert_eq!(schedule.pick(&long, MAX_ROWS, later), Some(Pick::Slice(0, 20)));
-        // Three prompts and one answer: the prompts get three quarters of the time.
+        assert_eq!(schedule.pick(&long, MAX_ROWS, None, now + PATIENCE), Some(Pick::Wait), "15 % of a step are more");
+        let later = now + 2 * PATIENCE;
+        assert_eq!(schedule.pick(&long, MAX_ROWS, None, later), Some(Pick::Slice(0, 16)));
+        // Three prompts and one answer.
         let three = [free(0, 2048), free(2, 2048), free(3, 2048)];
-        assert_eq!(schedule.pick(&three, MAX_ROWS, later), Some(Pick::Slice(1, 60)));
-        assert_eq!(schedule.pick(&long, MAX_ROWS, now + 2 * LIVE), Some(Pick::Slice(0, MAX_ROWS)));
+        assert_eq!(schedule.pick(&three, MAX_ROWS, None, later), Some(Pick::Slice(1, 48)));
+        assert_eq!(schedule.pick(&long, MAX_ROWS, None, now + 2 * LIVE), Some(Pick::Slice(0, MAX_ROWS)));
         schedule.rests(1);
-        assert_eq!(schedule.pick(&long, MAX_ROWS, now), Some(Pick::Slice(0, MAX_ROWS)));
+        assert_eq!(schedule.pick(&long, MAX_ROWS, None, now), Some(Pick::Slice(0, MAX_ROWS)));
     }
 
     #[test]
@@ -322,13 +366,13 @@ mod tests {
         for _ in 0..20 {
             // Two answers: each asks for its next token a moment after it got the last one.
             schedule.took([0, 1].into_iter(), 2, false, 20_000, now);
-            assert_eq!(schedule.pick(&[free(9, 2048)], MAX_ROWS, now), Some(Pick::Wait));
-            now += ROUND / 4;
+            assert_eq!(schedule.pick(&[free(9, 2048)], MAX_ROWS, None, now), Some(Pick::Wait));
+            now += PATIENCE / 4;
             let waiting = [free(9, 2048), free(1, 1), free(0, 1)];
-            if let Some(Pick::Slice(0, rows)) = schedule.pick(&waiting, MAX_ROWS, now) {
+            if let Some(Pick::Slice(0, rows)) = schedule.pick(&waiting, MAX_ROWS, None, now) {
                 schedule.took([9].into_iter(), rows, true, rows as u32 * 1000, now);
                 slices += 1;
-                assert_eq!(schedule.pick(&waiting, MAX_ROWS, now), Some(Pick::Joint(vec![1, 2])));
+                assert_eq!(schedule.pick(&waiting, MAX_ROWS, None, now), Some(Pick::Joint(vec![1, 2])));
             }
             now += Duration::from_millis(20);
         }

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::cores::{Taken, User};
 use super::gate::GATE;
 use super::sample::{self, Candidate, LogitRow};
 use super::schedule::{JOINT_ROWS, Kind, Pick, Schedule, Waiting};
@@ -107,6 +108,10 @@ impl Job {
             | Self::Snapshot { slot, .. }
             | Self::Restore { slot, .. } => Waiting { slot: Some(*slot), kind: Kind::Control },
         }
+    }
+
+    fn is_step(&self) -> bool {
+        matches!(self, Self::Step(_))
     }
 
     /// A step that nobody waits for any more.
@@ -270,13 +275,21 @@ struct Took {
 
 impl Worker {
     fn new(stage: Box<dyn Stage>) -> Self {
-        let (joint, out, best) = (Vec::new(), Vec::new(), Vec::new());
-        Self { stage, waiting: Vec::new(), schedule: Schedule::default(), joint, out, best, took: None, broken: false }
+        let (waiting, joint, out, best) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { stage, waiting, schedule: Schedule::default(), joint, out, best, took: None, broken: false }
     }
 
     fn run(mut self, mut queue: mpsc::Receiver<Job>) {
-        while self.fill(&mut queue) {
-            self.serve();
+        let user = User::new(self.stage.spec().config.threads);
+        while self.await_job(&mut queue) {
+            // Taken before the choice: whatever comes until there are cores can be computed together.
+            let cores = self.waiting.iter().any(Job::is_step).then(|| user.take());
+            self.fill(&mut queue);
+            if !self.serve(cores.as_ref().and_then(|cores| cores.others)) {
+                // Asleep and without cores, so that whoever carries the token has one.
+                cores.into_iter().for_each(Taken::unused);
+                std::thread::sleep(LOOK);
+            }
             if self.broken {
                 // The queue is dropped with the jobs in it, whose senders then see that the stage is gone.
                 break;
@@ -285,15 +298,20 @@ impl Worker {
         unload(self.stage);
     }
 
-    /// Takes in what has been sent, waiting where nothing waits here; false where nothing will come any more.
-    fn fill(&mut self, queue: &mut mpsc::Receiver<Job>) -> bool {
-        self.waiting.retain(|job| !job.is_abandoned());
+    /// Waits until a job is there; false where none will come any more.
+    fn await_job(&mut self, queue: &mut mpsc::Receiver<Job>) -> bool {
+        self.fill(queue);
         if self.waiting.is_empty() {
             match queue.blocking_recv() {
                 Some(job) => self.waiting.push(job),
                 None => return false,
             }
         }
+        true
+    }
+
+    /// Takes in what has been sent.
+    fn fill(&mut self, queue: &mut mpsc::Receiver<Job>) {
         while self.waiting.len() < QUEUE {
             match queue.try_recv() {
                 Ok(job) => self.waiting.push(job),
@@ -301,25 +319,25 @@ impl Worker {
             }
         }
         self.waiting.retain(|job| !job.is_abandoned());
-        true
     }
 
-    fn serve(&mut self) {
-        let now = Instant::now();
+    /// Does what is next; false where it is better to wait a moment. `others` is until when another stage computed on the
+    /// same cores.
+    fn serve(&mut self, others: Option<Instant>) -> bool {
         let waiting: Vec<Waiting> = self.waiting.iter().map(Job::waiting).collect();
         let max_rows = self.stage.spec().config.max_rows as usize;
-        match self.schedule.pick(&waiting, max_rows, now) {
+        match self.schedule.pick(&waiting, max_rows, others, Instant::now()) {
             None => {}
             Some(Pick::One(index)) => self.one(index),
             Some(Pick::Joint(indices)) => self.together(&indices),
             Some(Pick::Slice(index, rows)) => self.slice(index, rows),
-            // Asleep, so that whoever carries the token has a core.
-            Some(Pick::Wait) => std::thread::sleep(LOOK),
+            Some(Pick::Wait) => return false,
         }
         // Told once all answers are out, of which each takes a while: from then on their sessions may ask again.
         if let Some(Took { slots, rows, long, micros }) = self.took.take() {
             self.schedule.took(slots.into_iter(), rows, long, micros, Instant::now());
         }
+        true
     }
 
     fn one(&mut self, index: usize) {

@@ -16,7 +16,6 @@
 
 mod architectures;
 mod capture;
-mod cores;
 mod embedder;
 mod exit;
 mod facts;

@@ -1,30 +1,21 @@
-//! Compute threads: one pool for each number of threads of an engine, shared by its stages, used by one at a time. All
-//! pools of the process share its cores.
+//! Compute threads: one pool for each number of threads of an engine, shared by its stages, used by one at a time.
 //!
 //! llama.cpp would otherwise start and end its threads at each step. Between steps the workers sleep, see [`POLL`].
 
 use std::collections::HashMap;
-use std::num::NonZero;
 use std::ptr::NonNull;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use llama_cpp_sys_2 as ll;
 
 use crate::engine::EngineError;
 
-use super::cores::Cores;
 use super::kernels::PoolCalls;
 
 /// How long an idle worker spins before it sleeps, in ggml's unit of 131,072 looks (some 4 ms). Not at all: waking a
 /// sleeper does not show in the speed of one stage, while a spinning one takes the core from the next stage of the chain
 /// where that runs in another process (on two cores, a unit costs a third of the speed, ggml's own 50 cost 70 %).
 pub(super) const POLL: u32 = 0;
-
-/// The cores that all pools of this process share.
-static CORES: LazyLock<Cores> = LazyLock::new(|| {
-    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    Cores::new(u32::try_from(cores).unwrap_or(u32::MAX))
-});
 
 /// The pools of an engine, by number of threads. A pool ends with the last stage that uses it.
 #[derive(Debug)]
@@ -89,10 +80,9 @@ impl Pool {
         self.raw.as_ptr()
     }
 
-    /// Runs a computation of so many threads when no other uses the pool, and as many cores are free.
-    pub fn compute<T>(&self, threads: u32, call: impl FnOnce() -> T) -> T {
+    /// Runs a computation when no other uses the pool.
+    pub fn compute<T>(&self, call: impl FnOnce() -> T) -> T {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let _cores = CORES.take(threads);
         call()
     }
 }

@@ -184,7 +184,7 @@ impl LlamaStage {
             ll::llama_set_n_threads(context, count, count);
             (ll::llama_decode(context, batch), begun.elapsed().as_micros())
         };
-        let (code, micros) = self.pool.compute(threads, || self.context.stop.watched(terms, compute));
+        let (code, micros) = self.pool.compute(|| self.context.stop.watched(terms, compute));
         if terms.free && code == 0 {
             self.threads.took(rows.len(), micros.try_into().unwrap_or(u32::MAX));
         }
