@@ -1,10 +1,10 @@
 //! Attention of one session's rows over its KV.
 
-use candle_core::quantized::QMatMul;
-use candle_core::{Device, Module, Result as Computed, Tensor};
+use candle_core::{Device, Result as Computed, Tensor};
 use candle_nn::ops::softmax_last_dim;
 
 use super::kv::Kv;
+use super::matrix::Matrix;
 use super::parts::{Norm, Projection};
 use super::rope::Rope;
 use super::shape::Shape;
@@ -42,6 +42,8 @@ pub(super) struct Place<'a> {
     pub pos: usize,
     pub rope: &'a Rope,
     pub sight: &'a Sight,
+    /// Whether the numbers may be others than those of candle's own models.
+    pub free: bool,
 }
 
 /// The attention of one block.
@@ -51,7 +53,7 @@ pub(super) struct Attention {
     v: Projection,
     q_norm: Option<Norm>,
     k_norm: Option<Norm>,
-    o: QMatMul,
+    o: Matrix,
     heads: usize,
     /// Query heads that share one of keys and values.
     sharing: usize,
@@ -83,9 +85,9 @@ impl Attention {
     /// Attends with `x`, `[rows, width]`, and leaves its keys and values in `kv`.
     pub fn forward(&self, x: &Tensor, place: &Place<'_>, kv: &mut Kv) -> Computed<Tensor> {
         let rotated = |x: Tensor, norm: &Option<Norm>| place.rope.apply(&self.by_head(x, norm.as_ref())?, place.pos);
-        let q = rotated(self.q.forward(x)?, &self.q_norm)?;
-        let k = rotated(self.k.forward(x)?, &self.k_norm)?;
-        let v = self.by_head(self.v.forward(x)?, None)?;
+        let q = rotated(self.q.forward(x, place.free)?, &self.q_norm)?;
+        let k = rotated(self.k.forward(x, place.free)?, &self.k_norm)?;
+        let v = self.by_head(self.v.forward(x, place.free)?, None)?;
         let (keys, values) = kv.put(place.layer, place.pos, &k, &v)?;
         let first = place.sight.first;
         let seen = keys.dim(1)? - first;
@@ -104,7 +106,7 @@ impl Attention {
             };
             attended.push(softmax_last_dim(&scores)?.matmul(&values)?);
         }
-        self.o.forward(&Tensor::cat(&attended, 1)?)
+        self.o.forward(&Tensor::cat(&attended, 1)?, place.free)
     }
 
     /// Turns `[rows, heads * head]` into `[heads, rows, head]`, contiguous, each head normed.

@@ -13,12 +13,14 @@
 //! is checked before: tensors when they are loaded (`weights`), steps before they are computed.
 //!
 //! Numbers: rows of one session are computed by themselves, never together with another session's, so that what a
-//! session gets does not depend on its neighbours. As with llama.cpp it does depend on how many rows a step has.
+//! session gets does not depend on its neighbours. As with llama.cpp it does depend on how many rows a step has; steps that
+//! need not have the bits of candle's own models are moreover multiplied otherwise where that is faster (`matrix`).
 
 mod architecture;
 mod attention;
 mod facts;
 mod kv;
+mod matrix;
 mod model;
 mod parts;
 mod rope;
@@ -66,9 +68,12 @@ impl Engine for Candle {
     }
 
     fn memory(&self, manifest: &Manifest, layers: LayerRange, head: bool, config: &StageConfig) -> u64 {
-        let kv = Shape::read(manifest).map_or(0, |shape| shape.cells().floats() * size_of::<f32>()) as u64;
         let cells = cells(layers, config.context.min(manifest.context), config.max_sessions);
-        tensors_and_scratch(manifest, layers, head, config).saturating_add(cells.saturating_mul(kv))
+        let own = Shape::read(manifest).map_or(0, |shape| {
+            let kv = (shape.cells().floats() * size_of::<f32>()) as u64;
+            cells.saturating_mul(kv).saturating_add(shape.matrix_bytes())
+        });
+        tensors_and_scratch(manifest, layers, head, config).saturating_add(own)
     }
 
     fn load_stage(&self, source: StageSource, config: &StageConfig) -> Result<Box<dyn Stage>, EngineError> {

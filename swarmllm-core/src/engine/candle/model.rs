@@ -1,10 +1,10 @@
 //! The weights of a stage, and what they compute for the rows of one session.
 
-use candle_core::quantized::QMatMul;
-use candle_core::{Device, Module, Result as Computed, Tensor};
+use candle_core::{Device, Result as Computed, Tensor};
 
 use super::attention::{Attention, Place, Sight};
 use super::kv::Kv;
+use super::matrix::Matrix;
 use super::parts::{FeedForward, Norm};
 use super::rope::Rope;
 use super::shape::Shape;
@@ -54,7 +54,7 @@ impl Block {
         };
         let attended = self.attention.forward(&self.attention_norm.forward(&x)?, place, kv)?;
         let x = (after(attended, &self.attention_post_norm)? + x)?;
-        let fed = self.feed_forward.forward(&self.feed_forward_norm.forward(&x)?)?;
+        let fed = self.feed_forward.forward(&self.feed_forward_norm.forward(&x)?, place.free)?;
         after(fed, &self.feed_forward_post_norm)? + x
     }
 }
@@ -62,7 +62,7 @@ impl Block {
 /// Output norm and output matrix.
 struct Head {
     norm: Norm,
-    output: QMatMul,
+    output: Matrix,
     softcap: Option<f64>,
 }
 
@@ -80,7 +80,8 @@ impl Head {
         if states {
             return Ok(x);
         }
-        let logits = self.output.forward(&x)?;
+        // Of few rows, and large: never made floats of.
+        let logits = self.output.forward(&x, false)?;
         match self.softcap {
             Some(cap) => (logits / cap)?.tanh()? * cap,
             None => Ok(logits),
@@ -173,7 +174,7 @@ impl Weights {
                 return Ok(None);
             }
             let (rope, sight) = (&self.kinds[block.kind].rope, &sights[block.kind]);
-            x = block.forward(x, &Place { layer, pos, rope, sight }, kv)?;
+            x = block.forward(x, &Place { layer, pos, rope, sight, free: wanted.terms.free }, kv)?;
         }
         let Some(head) = &self.head else { return x.flatten_all()?.to_vec1().map(Some) };
         if wanted.rows.is_empty() {

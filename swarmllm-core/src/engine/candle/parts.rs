@@ -1,10 +1,10 @@
 //! The parts that blocks and the head are made of.
 
-use candle_core::quantized::QMatMul;
-use candle_core::{Module, Result as Computed, Tensor};
+use candle_core::{Result as Computed, Tensor};
 use candle_nn::ops::{rms_norm, silu};
 
 use super::architecture::Activation;
+use super::matrix::Matrix;
 use super::shape::Shape;
 use super::weights::Tensors;
 use crate::engine::EngineError;
@@ -29,7 +29,7 @@ impl Norm {
 
 /// A matrix, and a bias where the architecture has one.
 pub(super) struct Projection {
-    matrix: QMatMul,
+    matrix: Matrix,
     bias: Option<Tensor>,
 }
 
@@ -47,8 +47,8 @@ impl Projection {
         Ok(Self { matrix, bias })
     }
 
-    pub fn forward(&self, x: &Tensor) -> Computed<Tensor> {
-        let x = self.matrix.forward(x)?;
+    pub fn forward(&self, x: &Tensor, free: bool) -> Computed<Tensor> {
+        let x = self.matrix.forward(x, free)?;
         match &self.bias {
             Some(bias) => x.broadcast_add(bias),
             None => Ok(x),
@@ -58,9 +58,9 @@ impl Projection {
 
 /// A gated feed-forward network.
 pub(super) struct FeedForward {
-    gate: QMatMul,
-    up: QMatMul,
-    down: QMatMul,
+    gate: Matrix,
+    up: Matrix,
+    down: Matrix,
     activation: Activation,
 }
 
@@ -76,12 +76,12 @@ impl FeedForward {
         })
     }
 
-    pub fn forward(&self, x: &Tensor) -> Computed<Tensor> {
-        let gate = self.gate.forward(x)?;
+    pub fn forward(&self, x: &Tensor, free: bool) -> Computed<Tensor> {
+        let gate = self.gate.forward(x, free)?;
         let gate = match self.activation {
             Activation::Silu => silu(&gate)?,
             Activation::Gelu => gate.gelu()?,
         };
-        self.down.forward(&(gate * self.up.forward(x)?)?)
+        self.down.forward(&(gate * self.up.forward(x, free)?)?, free)
     }
 }

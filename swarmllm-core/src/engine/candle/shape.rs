@@ -92,6 +92,12 @@ impl Shape {
         })
     }
 
+    /// Bytes of a block's largest matrix in floats.
+    pub fn matrix_bytes(&self) -> u64 {
+        let rows = self.inner.max(self.heads.saturating_mul(self.head));
+        u64::from(self.width) * u64::from(rows) * size_of::<f32>() as u64
+    }
+
     /// Cells of the KV.
     pub fn cells(&self) -> Cells {
         Cells { heads: self.kv_heads as usize, head: self.head as usize }

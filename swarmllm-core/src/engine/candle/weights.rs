@@ -11,6 +11,7 @@ use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{Device, Tensor};
 
+use super::matrix::Matrix;
 use super::shape::Shape;
 use super::{bad_model, failed, not_loaded};
 use crate::base::LayerRange;
@@ -152,12 +153,12 @@ impl<'a> Tensors<'a> {
     }
 
     /// A matrix of `columns` inputs and `rows` outputs, left quantised where candle multiplies quantised ones.
-    pub fn matrix(&mut self, name: &str, columns: u32, rows: u32) -> Result<QMatMul, EngineError> {
+    pub fn matrix(&mut self, name: &str, columns: u32, rows: u32) -> Result<Matrix, EngineError> {
         if let Some(tensor) = self.left.get(name) {
             check_blocks(&tensor.entry, columns)?;
         }
         let tensor = self.take(name, &[columns.into(), rows.into()])?;
-        QMatMul::from_qtensor(tensor).map_err(|error| not_loaded(self.layers, error))
+        QMatMul::from_qtensor(tensor).map(Matrix::new).map_err(|error| not_loaded(self.layers, error))
     }
 
     /// A vector in f32.
