@@ -21,7 +21,7 @@ pub(super) struct Sight {
 
 impl Sight {
     /// Of `rows` rows from position `pos` on, which see `window` positions with their own, or all up to their own.
-    pub fn new(pos: usize, rows: usize, window: Option<usize>) -> Computed<Self> {
+    pub fn new(pos: usize, rows: usize, window: Option<usize>, device: &Device) -> Computed<Self> {
         let first = window.map_or(0, |window| (pos + 1).saturating_sub(window));
         if rows == 1 {
             return Ok(Self { first, mask: None });
@@ -30,7 +30,7 @@ impl Sight {
         let unseen = |row: usize, key: usize| key > row || window.is_some_and(|window| row - key >= window);
         let mask: Vec<u8> =
             (pos..end).flat_map(|row| (first..end).map(move |key| u8::from(unseen(row, key)))).collect();
-        Ok(Self { first, mask: Some(Tensor::from_vec(mask, (rows, end - first), &Device::Cpu)?) })
+        Ok(Self { first, mask: Some(Tensor::from_vec(mask, (rows, end - first), device)?) })
     }
 }
 
@@ -95,7 +95,7 @@ impl Attention {
 
         // Head by head in two dimensions: the products are then those of candle's own model, row by row and bit by bit,
         // yet keys and values are read where they lie instead of being copied once for each head that shares them.
-        let hidden = Tensor::new(f32::NEG_INFINITY, &Device::Cpu)?;
+        let hidden = Tensor::new(f32::NEG_INFINITY, x.device())?;
         let mut attended = Vec::with_capacity(self.heads);
         for index in 0..self.heads {
             let (keys, values) = (keys.get(index / self.sharing)?, values.get(index / self.sharing)?);

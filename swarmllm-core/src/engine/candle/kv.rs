@@ -34,12 +34,13 @@ struct Layer {
 #[derive(Debug)]
 pub(super) struct Kv {
     cells: Cells,
+    device: Device,
     layers: Vec<Option<Layer>>,
 }
 
 impl Kv {
-    pub fn new(cells: Cells, layers: usize) -> Self {
-        Self { cells, layers: (0..layers).map(|_| None).collect() }
+    pub fn new(cells: Cells, layers: usize, device: &Device) -> Self {
+        Self { cells, device: device.clone(), layers: (0..layers).map(|_| None).collect() }
     }
 
     /// Frees what the session held.
@@ -51,14 +52,14 @@ impl Kv {
     /// positions up to the last one written. They are views: use them before the next write.
     pub fn put(&mut self, layer: usize, pos: usize, keys: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor)> {
         let end = pos + keys.dim(1)?;
-        let cells = self.cells;
+        let (cells, device) = (self.cells, &self.device);
         let Some(held) = self.layers.get_mut(layer) else { candle_core::bail!("no layer {layer} in the KV") };
         let held = match held.take() {
             Some(old) if old.keys.dim(1)? >= end => held.insert(old),
             old => {
                 let capacity = end.next_multiple_of(BLOCK);
                 let grow = |old: Option<&Tensor>| -> Result<Tensor> {
-                    let new = Tensor::zeros((cells.heads, capacity, cells.head), DType::F32, &Device::Cpu)?;
+                    let new = Tensor::zeros((cells.heads, capacity, cells.head), DType::F32, device)?;
                     old.map_or(Ok(()), |old| new.slice_set(old, 1, 0))?;
                     Ok(new)
                 };
@@ -88,7 +89,7 @@ impl Kv {
         let half = len * self.cells.floats() / 2;
         for (layer, floats) in floats.chunks_exact((2 * half).max(1)).enumerate() {
             let (keys, values) = floats.split_at(half);
-            let tensor = |data| Tensor::from_slice(data, (self.cells.heads, len, self.cells.head), &Device::Cpu);
+            let tensor = |data| Tensor::from_slice(data, (self.cells.heads, len, self.cells.head), &self.device);
             let (keys, values) = (tensor(keys)?, tensor(values)?);
             self.put(layer, 0, &keys, &values)?;
         }

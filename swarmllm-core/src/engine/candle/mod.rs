@@ -18,6 +18,7 @@
 
 mod architecture;
 mod attention;
+mod device;
 mod facts;
 mod kv;
 mod matrix;
@@ -80,6 +81,10 @@ impl Engine for Candle {
         let manifest = &source.manifest;
         self.cuts(manifest)?.check(manifest, source.layers)?;
         Ok(Box::new(CandleStage::load(&source, config)?))
+    }
+
+    fn accelerators(&self) -> Vec<String> {
+        device::name().into_iter().collect()
     }
 
     fn load_embedder(&self, source: EmbeddingSource) -> Result<Arc<dyn Embedder>, EngineError> {

@@ -99,9 +99,9 @@ struct Kind {
 /// Loads the kinds of blocks: those that see everything and, where the model has them, those that see a window.
 fn load_kinds(tensors: &mut Tensors<'_>, shape: &Shape, context: u32) -> Result<Vec<Kind>, EngineError> {
     let pairs = shape.architecture.pairs;
-    let layers = tensors.layers();
+    let (layers, device) = (tensors.layers(), tensors.device().clone());
     let rope = |base: f32, divisors: &[f32]| {
-        Rope::new(shape.head, base, divisors, pairs, context).map_err(|error| not_loaded(layers, error))
+        Rope::new(shape.head, base, divisors, pairs, context, &device).map_err(|error| not_loaded(layers, error))
     };
     let mut divisors = vec![shape.rope_factor; shape.head as usize / 2];
     if shape.architecture.rope_factors && tensors.has(FACTORS) {
@@ -132,6 +132,7 @@ pub(super) struct Wanted<'a> {
 /// The weights of a stage.
 pub(super) struct Weights {
     pub shape: Shape,
+    device: Device,
     kinds: Vec<Kind>,
     blocks: Vec<Block>,
     head: Option<Head>,
@@ -141,14 +142,14 @@ pub(super) struct Weights {
 
 impl Weights {
     /// Loads a stage whose sessions have at most `context` positions.
-    pub fn load(source: &StageSource, context: u32) -> Result<Self, EngineError> {
+    pub fn load(source: &StageSource, context: u32, device: Device) -> Result<Self, EngineError> {
         let shape = Shape::read(&source.manifest)?;
-        let mut tensors = Tensors::new(source)?;
+        let mut tensors = Tensors::new(source, &device)?;
         let kinds = load_kinds(&mut tensors, &shape, context)?;
         let layers = source.layers.start..source.layers.end;
         let blocks = layers.map(|layer| Block::load(&mut tensors, layer, &shape)).collect::<Result<_, _>>()?;
         let head = source.head.then(|| Head::load(&mut tensors, &shape)).transpose()?;
-        Ok(Self { shape, kinds, blocks, head, bytes: tensors.finish()? })
+        Ok(Self { shape, device, kinds, blocks, head, bytes: tensors.finish()? })
     }
 
     /// Blocks of the stage.
@@ -167,8 +168,8 @@ impl Weights {
         let width = self.shape.width as usize;
         let rows = hidden.len() / width;
         let sights: Vec<Sight> =
-            self.kinds.iter().map(|kind| Sight::new(pos, rows, kind.window)).collect::<Computed<_>>()?;
-        let mut x = Tensor::from_vec(hidden, (rows, width), &Device::Cpu)?;
+            self.kinds.iter().map(|kind| Sight::new(pos, rows, kind.window, &self.device)).collect::<Computed<_>>()?;
+        let mut x = Tensor::from_vec(hidden, (rows, width), &self.device)?;
         for (layer, block) in self.blocks.iter().enumerate() {
             if wanted.terms.is_abandoned() {
                 return Ok(None);
@@ -180,7 +181,7 @@ impl Weights {
         if wanted.rows.is_empty() {
             return Ok(Some(Vec::new()));
         }
-        let x = x.index_select(&Tensor::new(wanted.rows, &Device::Cpu)?, 0)?;
+        let x = x.index_select(&Tensor::new(wanted.rows, &self.device)?, 0)?;
         head.forward(&x, wanted.terms.states)?.flatten_all()?.to_vec1().map(Some)
     }
 }

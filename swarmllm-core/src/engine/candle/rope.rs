@@ -15,15 +15,15 @@ pub(super) struct Rope {
 impl Rope {
     /// For heads of `head` floats at `context` positions. `divisors` divide the frequencies, the first ones first; what
     /// has none is left as it is.
-    pub fn new(head: u32, base: f32, divisors: &[f32], pairs: Pairs, context: u32) -> Result<Self> {
+    pub fn new(head: u32, base: f32, divisors: &[f32], pairs: Pairs, context: u32, device: &Device) -> Result<Self> {
         let head = head as usize;
         let mut frequencies: Vec<f32> =
             (0..head).step_by(2).map(|axis| 1.0 / base.powf(axis as f32 / head as f32)).collect();
         for (frequency, divisor) in frequencies.iter_mut().zip(divisors) {
             *frequency /= divisor;
         }
-        let frequencies = Tensor::from_vec(frequencies, (1, head / 2), &Device::Cpu)?;
-        let positions = Tensor::arange(0, context, &Device::Cpu)?.to_dtype(DType::F32)?;
+        let frequencies = Tensor::from_vec(frequencies, (1, head / 2), device)?;
+        let positions = Tensor::arange(0, context, device)?.to_dtype(DType::F32)?;
         let angles = positions.reshape((context as usize, 1))?.matmul(&frequencies)?;
         Ok(Self { cos: angles.cos()?, sin: angles.sin()?, pairs })
     }

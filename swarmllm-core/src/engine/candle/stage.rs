@@ -3,6 +3,7 @@
 use candle_core::Result as Computed;
 use candle_core::utils::with_threadpool;
 
+use super::device;
 use super::kv::Kv;
 use super::model::{Wanted, Weights};
 use super::{NAME, failed, not_loaded};
@@ -37,8 +38,9 @@ impl CandleStage {
             return Err(not_loaded(source.layers, "it keeps keys and values in f32 only"));
         }
         let context = config.context.min(manifest.context);
-        let config = StageConfig { context, gpu_layers: 0, ..config.clone() };
-        let weights = Weights::load(source, context)?;
+        let (device, gpu_layers) = device::pick(config.gpu_layers, source.layers, source.head);
+        let config = StageConfig { context, gpu_layers, ..config.clone() };
+        let weights = Weights::load(source, context, device.clone())?;
         let (cells, layers) = (weights.shape.cells(), weights.layers());
         let all = crate::engine::cells(source.layers, context, config.max_sessions);
         let kv_bytes = all.saturating_mul((cells.floats() * size_of::<f32>()) as u64);
@@ -50,7 +52,7 @@ impl CandleStage {
             memory: weights.bytes.saturating_add(kv_bytes),
             config,
         };
-        let kv = (0..spec.config.max_sessions).map(|_| Kv::new(cells, layers)).collect();
+        let kv = (0..spec.config.max_sessions).map(|_| Kv::new(cells, layers, &device)).collect();
         Ok(Self { slots: Slots::new(&spec.config), model: manifest.id(), spec, weights, kv })
     }
 

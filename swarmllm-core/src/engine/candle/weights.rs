@@ -127,19 +127,25 @@ impl Aligned {
 /// The tensors of a stage, taken out one by one; what is left at the end the architecture does not know.
 pub(super) struct Tensors<'a> {
     layers: LayerRange,
+    device: Device,
     left: HashMap<&'a str, &'a SourceTensor>,
     bytes: u64,
 }
 
 impl<'a> Tensors<'a> {
-    pub fn new(source: &'a StageSource) -> Result<Self, EngineError> {
+    pub fn new(source: &'a StageSource, device: &Device) -> Result<Self, EngineError> {
         let mut left = HashMap::with_capacity(source.tensors.len());
         for tensor in &source.tensors {
             if left.insert(tensor.entry.name.as_str(), tensor).is_some() {
                 return Err(bad_model(tensor.entry.name.clone(), "it is there twice"));
             }
         }
-        Ok(Self { layers: source.layers, left, bytes: 0 })
+        Ok(Self { layers: source.layers, device: device.clone(), left, bytes: 0 })
+    }
+
+    /// Where they are put.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// Layers of the stage.
@@ -164,7 +170,7 @@ impl<'a> Tensors<'a> {
     /// A vector in f32.
     pub fn vector(&mut self, name: &str, length: u32) -> Result<Tensor, EngineError> {
         let tensor = self.take(name, &[length.into()])?;
-        tensor.dequantize(&Device::Cpu).map_err(|error| not_loaded(self.layers, error))
+        tensor.dequantize(&self.device).map_err(|error| not_loaded(self.layers, error))
     }
 
     /// Bytes of all that was taken; an error where something is left over.
@@ -183,14 +189,14 @@ impl<'a> Tensors<'a> {
         let mut data = Aligned::new(bytes);
         read_at(&tensor.file, data.as_mut(), tensor.offset).map_err(|error| unread(error.to_string()))?;
         self.bytes = self.bytes.saturating_add(layout.bytes);
-        quantised(layout.dtype, &data, dims).map_err(|error| unread(error.to_string()))
+        quantised(layout.dtype, &data, dims, &self.device).map_err(|error| unread(error.to_string()))
     }
 }
 
 /// candle's shapes are the other way round than GGUF's: the fastest axis last.
-fn quantised(dtype: GgmlDType, data: &Aligned, dims: &[u64]) -> candle_core::Result<QTensor> {
+fn quantised(dtype: GgmlDType, data: &Aligned, dims: &[u64], device: &Device) -> candle_core::Result<QTensor> {
     let dims = dims.iter().rev().map(|&dim| dim as usize).collect();
-    qtensor_from_ggml(dtype, data.as_slice(), dims, &Device::Cpu)
+    qtensor_from_ggml(dtype, data.as_slice(), dims, device)
 }
 
 /// Rows of an embedding matrix, read from its file as they are needed: no part of it stays in memory.
@@ -220,7 +226,7 @@ impl Rows {
             let offset = self.tensor.offset + u64::from(*token) * self.layout.row_bytes;
             read_at(&self.tensor.file, row, offset)?;
         }
-        let rows = quantised(self.layout.dtype, &data, &[self.width.into(), tokens.len() as u64])?;
+        let rows = quantised(self.layout.dtype, &data, &[self.width.into(), tokens.len() as u64], &Device::Cpu)?;
         rows.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()
     }
 }
