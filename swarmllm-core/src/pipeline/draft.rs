@@ -4,6 +4,8 @@
 //! step; the coordinator samples row after row and keeps guesses for as long as they are what it would have chosen, so
 //! that a guess never changes what is said, only how fast. (Prompt lookup decoding, as in Saxena 2023; the verification is
 //! that of Leviathan et al. 2023 for a draft that is certain of itself.)
+//!
+//! A window may follow another before that one is confirmed, so that stages which would wait for it have work meanwhile.
 
 use std::collections::HashMap;
 
@@ -12,8 +14,10 @@ const LONGEST: usize = 4;
 const SHORTEST: usize = 2;
 /// Windows that are considered, in guesses: a step has one row more, and at most as many as go together at a stage.
 const LENGTHS: [usize; 8] = [0, 1, 2, 4, 7, 12, 20, 31];
-/// Most guesses of a window.
+/// Most guesses under way.
 pub const MAX_GUESSES: usize = 31;
+/// Most windows under way.
+const MAX_WINDOWS: usize = 8;
 
 /// The text so far, by its n-grams.
 pub struct NGrams {
@@ -75,23 +79,52 @@ const MARGIN: f64 = 1.05;
 /// After so many tokens without guesses although there were some, a short window tries again.
 const RETRY: u32 = 48;
 
+/// Nothing was measured yet.
+const UNKNOWN: [Option<f64>; LENGTHS.len()] = [None; LENGTHS.len()];
+
 /// The longest window of at most so many guesses.
 pub fn window_of(guesses: usize) -> usize {
     LENGTHS.iter().copied().rfind(|length| *length <= guesses).unwrap_or(0)
 }
 
-/// How long windows should be: the most tokens per time, by how often guesses were right and what rows cost.
+/// What a step took, in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Took {
+    /// From its sending to its answer.
+    pub round: u32,
+    /// From the answer before to this one.
+    pub gap: u32,
+    /// At the stage that took longest to compute it.
+    pub busy: u32,
+}
+
+/// How far to go ahead of what is certain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reach {
+    /// Guesses behind a window's first token.
+    pub guesses: usize,
+    /// Windows under way at once.
+    pub windows: usize,
+}
+
+/// How far to go ahead: the most tokens per time, by how often guesses were right and what rows cost.
 pub struct Pace {
     right: f64,
     made: f64,
-    /// Microseconds of a step of `LENGTHS[i] + 1` rows.
+    /// Microseconds of a step of `LENGTHS[i] + 1` rows: until its answer where nothing else was under way, and at the stage
+    /// that takes longest.
     micros: [Option<f64>; LENGTHS.len()],
+    busy: [Option<f64>; LENGTHS.len()],
+    /// How much longer than it should an answer takes to follow another; nothing where that was not measured.
+    slow: Option<f64>,
     idle: u32,
+    /// Windows since several were under way.
+    single: u32,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { right: FIRST_RIGHT, made: FIRST_MADE, micros: [None; LENGTHS.len()], idle: 0 }
+        Self { right: FIRST_RIGHT, made: FIRST_MADE, micros: UNKNOWN, busy: UNKNOWN, slow: None, idle: 0, single: 0 }
     }
 }
 
@@ -116,16 +149,60 @@ impl Pace {
         }
     }
 
-    /// A window of `guesses` of which `right` were right took `micros`.
-    pub fn took(&mut self, guesses: usize, right: usize, micros: u32) {
-        if let Some(index) = LENGTHS.iter().position(|length| *length == guesses) {
-            let known = self.micros[index].get_or_insert(f64::from(micros));
-            *known += FRESH * (f64::from(micros) - *known);
+    /// How far to go with `available` guesses: windows of the length that is best for one, or of none but their first
+    /// token, as many as pay.
+    ///
+    /// Several windows of `n + 1` rows bring the `L` tokens up to the first wrong guess in the time of one round, of the
+    /// intervals of the windows that follow, and of the step that is computed in vain before the right one:
+    /// `round + (L / (n + 1) - 1) * interval + busy`. The interval is what stages on machines of their own would make of
+    /// it, `max(busy, round / windows)`, and longer by as much as was measured: stages may share their cores.
+    pub fn reach(&mut self, available: usize) -> Reach {
+        let one = self.length(available);
+        let mut best = (Reach { guesses: one, windows: 1 }, MARGIN * self.expected(one) / self.cost(index_of(one)));
+        let until_wrong = self.expected(available);
+        for guesses in [0, one] {
+            let index = index_of(guesses);
+            let (Some(busy), round, rows) = (self.busy[index], self.cost(index), guesses + 1) else { continue };
+            for windows in (2..=MAX_WINDOWS).take_while(|windows| rows * windows <= available + 1) {
+                let interval = busy.max(round / windows as f64) * self.slow.unwrap_or(1.0).max(1.0);
+                let more = (until_wrong / rows as f64 - 1.0).max(0.0);
+                let rate = until_wrong / (round + more * interval + busy);
+                if rate > best.1 * (1.0 + f64::EPSILON) {
+                    best = (Reach { guesses, windows }, rate);
+                }
+            }
         }
-        if guesses > 0 {
+        self.single = if best.0.windows > 1 { 0 } else { self.single + 1 };
+        if self.single >= RETRY {
+            // What was measured of several windows long ago may be so no more.
+            (self.single, self.slow) = (0, None);
+        }
+        best.0
+    }
+
+    /// A window of `guesses`, of which with what followed it in other windows `tried` were tried and `right` were right.
+    /// `alone` says that nothing else was under way; `windows`, where it followed another that was right, how many were
+    /// to be under way.
+    pub fn took(
+        &mut self,
+        guesses: usize,
+        (tried, right): (usize, usize),
+        took: Took,
+        alone: bool,
+        windows: Option<usize>,
+    ) {
+        if let Some(index) = LENGTHS.iter().position(|length| *length == guesses) {
+            learn(&mut self.busy[index], took.busy.into());
+            if alone {
+                learn(&mut self.micros[index], took.round.into());
+            }
+            if let (Some(windows), Some(busy)) = (windows, self.busy[index]) {
+                let should = busy.max(self.cost(index) / windows.max(1) as f64).max(1.0);
+                learn(&mut self.slow, f64::from(took.gap) / should);
+            }
+        }
+        if tried > 0 {
             self.idle = 0;
-            // What lies behind the first wrong guess was not tried.
-            let tried = (right + 1).min(guesses);
             self.right = self.right * MEMORY + right as f64;
             self.made = self.made * MEMORY + tried as f64;
         }
@@ -151,10 +228,26 @@ impl Pace {
     }
 }
 
+fn learn(known: &mut Option<f64>, value: f64) {
+    let known = known.get_or_insert(value);
+    *known += FRESH * (value - *known);
+}
+
+/// The index of a length that is one.
+fn index_of(guesses: usize) -> usize {
+    LENGTHS.iter().position(|length| *length == guesses).unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// A window alone, at one stage.
+    fn took(pace: &mut Pace, guesses: usize, right: usize, micros: u32) {
+        let took = Took { round: micros, gap: micros, busy: micros };
+        pace.took(guesses, ((right + 1).min(guesses), right), took, true, None);
+    }
 
     #[test]
     fn what_followed_the_longest_known_suffix_is_guessed() {
@@ -171,13 +264,13 @@ mod tests {
     fn windows_are_long_where_guesses_are_right_and_rows_are_cheap_and_none_where_they_are_not() {
         let mut pace = Pace::default();
         for _ in 0..40 {
-            pace.took(0, 0, 10_000);
-            pace.took(31, 31, 30_000);
+            took(&mut pace, 0, 0, 10_000);
+            took(&mut pace, 31, 31, 30_000);
         }
         assert_eq!(pace.length(31), 31);
         assert_eq!(pace.length(5), 4);
         for _ in 0..80 {
-            pace.took(2, 0, 20_000);
+            took(&mut pace, 2, 0, 20_000);
         }
         assert_eq!(pace.length(31), 0);
         // Now and then it tries again.
@@ -188,7 +281,7 @@ mod tests {
     fn rows_that_cost_as_much_as_tokens_are_not_guessed() {
         let mut pace = Pace::default();
         for (guesses, micros) in [(0, 10_000), (1, 20_500), (4, 51_000), (12, 131_000), (31, 330_000)] {
-            pace.took(guesses, guesses * 4 / 5, micros);
+            took(&mut pace, guesses, guesses * 4 / 5, micros);
         }
         assert_eq!(pace.length(31), 0);
     }
@@ -208,9 +301,11 @@ mod tests {
         ) {
             let mut pace = Pace::default();
             for (index, right, micros) in windows {
-                pace.took(LENGTHS[index], right.min(LENGTHS[index]), micros);
+                took(&mut pace, LENGTHS[index], right.min(LENGTHS[index]), micros);
             }
             prop_assert!(pace.length(available) <= available.min(MAX_GUESSES));
+            let reach = pace.reach(available.min(MAX_GUESSES));
+            prop_assert!((reach.guesses + 1) * reach.windows <= MAX_GUESSES + 1);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The coordinator's side of a session: opens its stages, drives [`Session`], watches for what can go wrong.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use crate::engine::constraint::Guide;
 use crate::engine::sample::{Sampled, Sampler};
 use crate::net::NetHandle;
 use crate::pipeline::control::{request, unexpected};
+use crate::pipeline::draft::Took;
 use crate::pipeline::drafter::Drafter;
 use crate::pipeline::links::{CoordinatorInbox, Delivery, Links};
 use crate::pipeline::message::Message;
@@ -269,8 +271,10 @@ struct Drive<'a> {
     began: Instant,
     first_token: Option<Duration>,
     drafter: Option<Drafter>,
-    /// When the last step was begun: sent, or its guesses asked for.
-    sent: Instant,
+    /// When the steps under way were begun: sent, or their guesses asked for.
+    sent: VecDeque<Instant>,
+    /// When the last answer came.
+    answered: Instant,
     /// When guesses were asked for that have not been sent yet.
     asked: Option<Instant>,
     /// Tokens that the sink has taken.
@@ -344,8 +348,19 @@ impl<'a> Drive<'a> {
             (Some(guide), None) => session.guided(guide),
             (None, None) => session,
         };
-        let (first_token, sent, asked, drafter) = (None, Instant::now(), None, job.drafter);
-        Self { coordinator, job: facts, session, drafter, stages, began, first_token, sent, asked, emitted: 0 }
+        Self {
+            coordinator,
+            job: facts,
+            session,
+            stages,
+            began,
+            first_token: None,
+            drafter: job.drafter,
+            sent: VecDeque::new(),
+            answered: Instant::now(),
+            asked: None,
+            emitted: 0,
+        }
     }
 
     /// The text whose KV hosts may keep. In the exact mode that is what was computed in whole chunks of the plain run's
@@ -415,8 +430,8 @@ impl<'a> Drive<'a> {
         match delivery {
             Some((from, Message::Logits { header, rows })) if from == self.job.last && header.epoch == 0 => {
                 self.record(&header);
-                let micros = self.sent.elapsed().as_micros().try_into().unwrap_or(u32::MAX);
-                self.session.on_logits(header.step, &rows, micros)
+                let took = self.took(&header);
+                self.session.on_logits(header.step, &rows, took)
             }
             Some((from, Message::Failed { stage, fault, .. })) if self.is_host(from) => {
                 let text = format!("stage {stage} at peer {}: {fault}", from.short());
@@ -451,6 +466,14 @@ impl<'a> Drive<'a> {
                 false => report.decode_us.push(*us),
             }
         }
+    }
+
+    /// What an answer took; steps are answered in their order.
+    fn took(&mut self, header: &LogitsHeader) -> Took {
+        let (now, micros) = (Instant::now(), |time: Duration| time.as_micros().try_into().unwrap_or(u32::MAX));
+        let round = micros(self.sent.pop_front().map_or(Duration::ZERO, |sent| now - sent));
+        let gap = micros(now - std::mem::replace(&mut self.answered, now));
+        Took { round, gap, busy: header.compute_us.iter().copied().max().unwrap_or(round) }
     }
 
     /// Carries out what the session wants: steps first, so that the stages work while the token is looked at.
@@ -538,7 +561,7 @@ impl<'a> Drive<'a> {
             compute_us: Vec::with_capacity(self.stages.len()),
         };
         let message = Message::Step { header, hidden };
-        self.sent = self.asked.take().unwrap_or_else(Instant::now);
+        self.sent.push_back(self.asked.take().unwrap_or_else(Instant::now));
         self.coordinator.links.send(self.job.first, &self.job.first_addresses, message).await
     }
 }

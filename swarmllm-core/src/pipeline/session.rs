@@ -3,7 +3,8 @@
 //! The session owns the token history, the sampler and the positions that its stages hold. It sends the prompt in
 //! chunks, a bounded number of them ahead of their confirmations so that stages overlap, then one token a step: the very
 //! step shapes of a whole model's run, so that the text is the same. Where it may guess, a step has the token and guesses
-//! behind it; the rows after the first wrong one are rewound by the next step. Where the answer is under a constraint, a
+//! behind it, and may be followed by steps of further guesses before it is answered; what comes after the first wrong guess
+//! is rewound by the next step, and answers to it are passed over. Where the answer is under a constraint, a
 //! guide says before each choice which tokens may come; it takes one token after the other, so that nothing is guessed.
 //!
 //! A session may also only read: its prompt's states are pooled to an embedding, and nothing is generated.
@@ -14,7 +15,7 @@ use crate::base::{ErrorKind, Fault};
 use crate::engine::constraint::{ConstraintError, Guide};
 use crate::engine::sample::{LogitRow, Sampled, Sampler};
 use crate::engine::{Reduce, WANTED_ROWS};
-use crate::pipeline::draft::{MAX_GUESSES, NGrams, Pace, window_of};
+use crate::pipeline::draft::{MAX_GUESSES, NGrams, Pace, Took, window_of};
 use crate::pipeline::pool::{Pool, Pooling};
 use crate::wire::job::Want;
 
@@ -87,45 +88,43 @@ pub struct Session {
     /// Prompt tokens sent so far.
     sent: usize,
     next_step: u32,
-    /// Steps under way: their numbers, and of how many rows logits are wanted.
-    in_flight: VecDeque<(u32, u32)>,
+    /// Steps under way, in their order.
+    in_flight: VecDeque<Flight>,
     guesser: Option<Guesser>,
     /// What takes the states of a session that only reads.
     pool: Option<Pool>,
     over: bool,
 }
 
-/// What guesses ahead, and what it guessed.
+/// A step under way.
+struct Flight {
+    step: u32,
+    /// Rows of which logits are wanted.
+    wanted: u32,
+    /// Of an answer, its tokens: the first is certain or, where it follows another step, a guess; the others are guesses.
+    window: Vec<u32>,
+    /// Whether nothing else was under way when it was sent.
+    alone: bool,
+    /// Where it is of guesses alone, behind those of the step before: how many windows were to be under way.
+    chained: Option<usize>,
+    /// Whether it follows a wrong guess: its answer says nothing.
+    stale: bool,
+}
+
+impl Flight {
+    /// Guesses among its tokens.
+    fn guesses(&self) -> usize {
+        self.window.len().saturating_sub(usize::from(self.chained.is_none()))
+    }
+}
+
+/// What guesses ahead.
 struct Guesser {
     /// The text by its n-grams; nothing where a draft model guesses, which the runner has.
     grams: Option<NGrams>,
     pace: Pace,
-    /// The guesses of the step under way.
-    window: Vec<u32>,
     made: u32,
     right: u32,
-}
-
-impl Guesser {
-    /// Guesses for the next window, at most `most`; a number where the draft model is to be asked for as many.
-    fn guess(&mut self, most: usize) -> Result<Vec<u32>, usize> {
-        let Some(grams) = &self.grams else {
-            return match self.pace.length(most) {
-                0 => Ok(Vec::new()),
-                most => Err(most),
-            };
-        };
-        let mut guesses = grams.guess(most);
-        guesses.truncate(self.pace.length(guesses.len()));
-        Ok(guesses)
-    }
-
-    fn took(&mut self, guesses: usize, right: usize, micros: u32) {
-        self.pace.took(guesses, right, micros);
-        // At most MAX_GUESSES a step.
-        self.made += guesses as u32;
-        self.right += right as u32;
-    }
 }
 
 impl Session {
@@ -135,7 +134,6 @@ impl Session {
         let guesser = (params.guess != Guess::Never).then(|| Guesser {
             grams: (params.guess == Guess::Repeats).then(|| NGrams::new(&params.prompt)),
             pace: Pace::default(),
-            window: Vec::new(),
             made: 0,
             right: 0,
         });
@@ -165,21 +163,24 @@ impl Session {
         self.fill()
     }
 
-    /// The answer to step `step`, which took `micros` from its sending.
-    pub fn on_logits(&mut self, step: u32, rows: &[LogitRow], micros: u32) -> Vec<Action> {
+    /// The answer to step `step`, and what it took.
+    pub fn on_logits(&mut self, step: u32, rows: &[LogitRow], took: Took) -> Vec<Action> {
         if self.over {
             return Vec::new();
         }
-        match self.in_flight.pop_front() {
-            Some((expected, 0)) if expected == step && rows.is_empty() => self.fill(),
-            Some((expected, wanted)) if expected == step && wanted > 0 && rows.len() == wanted as usize => {
-                match self.pool.is_some() {
-                    true => self.read(rows),
-                    false => self.choose(rows, micros),
-                }
+        let flight = self.in_flight.pop_front();
+        let Some(flight) = flight.filter(|flight| flight.step == step && flight.wanted as usize == rows.len()) else {
+            let text = format!("step {step} was answered out of turn or with {} rows", rows.len());
+            return self.fail(ErrorKind::BadFrame, text);
+        };
+        match flight {
+            Flight { stale: true, .. } => {
+                self.guesser.iter_mut().for_each(|guesser| guesser.made += flight.guesses() as u32);
+                Vec::new()
             }
-            _ => self
-                .fail(ErrorKind::BadFrame, format!("step {step} was answered out of turn or with {} rows", rows.len())),
+            Flight { wanted: 0, .. } => self.fill(),
+            _ if self.pool.is_some() => self.read(rows),
+            flight => self.choose(&flight, rows, took),
         }
     }
 
@@ -261,16 +262,17 @@ impl Session {
             let pos = self.sent as u32;
             self.sent = end;
             let wanted = if all_wanted { tokens.len() as u32 } else { u32::from(last) };
-            actions.push(self.step(pos, tokens, wanted));
+            actions.push(self.step(pos, tokens, wanted, Vec::new()));
         }
         actions
     }
 
     /// A step of which the logits of the last `wanted` rows are wanted.
-    fn step(&mut self, pos: u32, tokens: Vec<u32>, wanted: u32) -> Action {
+    fn step(&mut self, pos: u32, tokens: Vec<u32>, wanted: u32, window: Vec<u32>) -> Action {
         let step = self.next_step;
         self.next_step += 1;
-        self.in_flight.push_back((step, wanted));
+        let alone = self.in_flight.is_empty();
+        self.in_flight.push_back(Flight { step, wanted, window, alone, chained: None, stale: false });
         let want_from = tokens.len() as u32 - wanted;
         Action::Step { step, pos, tokens, want_from, want: self.want() }
     }
@@ -294,10 +296,11 @@ impl Session {
         }
     }
 
-    /// Chooses a token from each row for as long as the guesses behind it are what was chosen.
-    fn choose(&mut self, rows: &[LogitRow], micros: u32) -> Vec<Action> {
+    /// Chooses a token from each row for as long as what was guessed behind it is what was chosen.
+    fn choose(&mut self, flight: &Flight, rows: &[LogitRow], took: Took) -> Vec<Action> {
         let first = self.generated.is_empty();
-        let window = self.guesser.as_mut().map(|guesser| std::mem::take(&mut guesser.window)).unwrap_or_default();
+        let follows = self.in_flight.front().filter(|next| !next.stale).and_then(|next| next.window.first().copied());
+        let guesses: Vec<u32> = flight.window.iter().skip(1).copied().chain(follows).collect();
         let (mut actions, mut right) = (Vec::new(), 0);
         for row in rows {
             match self.choose_from(row, &mut actions) {
@@ -311,15 +314,24 @@ impl Session {
                     return actions;
                 }
             }
-            match window.get(right) {
+            match guesses.get(right) {
                 Some(guess) if self.generated.last() == Some(guess) => right += 1,
                 _ => break,
             }
         }
         if let Some(guesser) = self.guesser.as_mut().filter(|_| !first) {
-            guesser.took(window.len(), right, micros);
+            // What lies behind the first wrong guess was not tried.
+            let tried = (right + 1).min(guesses.len());
+            let own = flight.window.len().saturating_sub(1);
+            guesser.pace.took(own, (tried, right), took, flight.alone, flight.chained);
+            // The first guess of a chained window was right, or it would be stale.
+            guesser.right += (right.min(own) + usize::from(flight.chained.is_some())) as u32;
+            guesser.made += flight.guesses() as u32;
         }
-        actions.push(self.decode());
+        if follows.is_none() || right < guesses.len() {
+            self.in_flight.iter_mut().for_each(|flight| flight.stale = true);
+        }
+        actions.extend(self.go_on());
         actions
     }
 
@@ -329,16 +341,14 @@ impl Session {
             return Vec::new();
         }
         let (most, text) = (self.most_guesses(), self.text());
-        if let Some(guesser) = &mut self.guesser {
-            if guesses.is_none() {
-                guesser.grams = Some(NGrams::new(&text));
-            }
-            guesser.window = guesses.unwrap_or_default();
-            // Windows are of the lengths whose cost is known, and what is no token is no guess.
-            let known = guesser.window.iter().take(most).take_while(|token| **token < self.params.vocab).count();
-            guesser.window.truncate(window_of(known));
+        if let Some(guesser) = self.guesser.as_mut().filter(|_| guesses.is_none()) {
+            guesser.grams = Some(NGrams::new(&text));
         }
-        vec![self.window()]
+        let mut guesses = guesses.unwrap_or_default();
+        // Windows are of the lengths whose cost is known, and what is no token is no guess.
+        let known = guesses.iter().take(most).take_while(|token| **token < self.params.vocab).count();
+        guesses.truncate(window_of(known));
+        vec![self.window(guesses)]
     }
 
     /// The prompt and what was said.
@@ -385,25 +395,56 @@ impl Session {
         MAX_GUESSES.min(room.saturating_sub(1)).min((self.params.max_rows as usize).saturating_sub(1))
     }
 
-    /// The step of the last token, with guesses behind it where they pay; or the question for them.
-    fn decode(&mut self) -> Action {
+    /// The steps that follow what is certain and what was guessed already; or the question for guesses.
+    fn go_on(&mut self) -> Vec<Action> {
+        // What is under way begins with the last certain token.
+        let under_way = |flight: &Flight| if flight.stale { Vec::new() } else { flight.window.clone() };
+        let mut ahead: Vec<u32> = self.in_flight.iter().flat_map(under_way).skip(1).collect();
+        let mut windows = self.in_flight.iter().filter(|flight| !flight.stale).count();
         let most = self.most_guesses();
-        if let Some(guesser) = &mut self.guesser {
-            match guesser.guess(most) {
-                Ok(guesses) => guesser.window = guesses,
-                Err(most) => return Action::Guess { most },
-            }
+        let Some(guesser) = &mut self.guesser else { return vec![self.window(Vec::new())] };
+        let Some(grams) = &guesser.grams else {
+            return match guesser.pace.length(most) {
+                0 => vec![self.window(Vec::new())],
+                most => vec![Action::Guess { most }],
+            };
+        };
+        let guesses = grams.guess(most);
+        let reach = guesser.pace.reach(guesses.len());
+        let mut actions = Vec::new();
+        if windows == 0 {
+            ahead = guesses[..reach.guesses].to_vec();
+            actions.push(self.window(ahead.clone()));
+            windows = 1;
         }
-        self.window()
+        // Steps of guesses alone, for as long as the text is still thought to go on as what is under way.
+        let rows = reach.guesses + 1;
+        while windows < reach.windows && guesses.starts_with(&ahead) {
+            let Some(window) = guesses.get(ahead.len()..ahead.len() + rows) else { break };
+            let pos = self.next_pos() + 1 + ahead.len() as u32;
+            ahead.extend(window);
+            windows += 1;
+            actions.push(self.window_at(pos, window.to_vec()));
+            self.in_flight.back_mut().into_iter().for_each(|flight| flight.chained = Some(reach.windows));
+        }
+        actions
     }
 
-    /// The step of the last token and the guesses behind it.
-    fn window(&mut self) -> Action {
-        let mut tokens: Vec<u32> = self.generated.last().copied().into_iter().collect();
-        tokens.extend(self.guesser.iter().flat_map(|guesser| &guesser.window));
-        let pos = (self.params.prompt.len() + self.generated.len() - 1) as u32;
+    /// The position of the last token.
+    fn next_pos(&self) -> u32 {
+        (self.params.prompt.len() + self.generated.len() - 1) as u32
+    }
+
+    /// The step of the last token and guesses behind it.
+    fn window(&mut self, guesses: Vec<u32>) -> Action {
+        let tokens = self.generated.last().copied().into_iter().chain(guesses).collect();
+        self.window_at(self.next_pos(), tokens)
+    }
+
+    /// A step of which all rows are wanted.
+    fn window_at(&mut self, pos: u32, tokens: Vec<u32>) -> Action {
         let wanted = tokens.len() as u32;
-        self.step(pos, tokens, wanted)
+        self.step(pos, tokens.clone(), wanted, tokens)
     }
 
     fn sample(&mut self, row: &LogitRow) -> Result<Sampled, Fault> {

@@ -215,6 +215,9 @@ async fn one_session(sides: &Sides, text: &mut Text, figures: &mut Figures, suff
         }
         tell(figures, &format!("prefill{length}{suffix}_vs_server"), ">= 1", prefill);
     }
+    // The server is compiled for this very processor, our library for all of its kind.
+    let native = ["decode", "prefill512"].map(|what| figures[&format!("{what}{suffix}_vs_server")]);
+    tell(figures, &format!("portable_vs_native{suffix}"), ">= 0.95", vec![native[0].min(native[1])]);
 }
 
 async fn many_sessions(sides: &Sides, text: &mut Text, figures: &mut Figures) {

@@ -18,6 +18,11 @@ fn session(prompt: usize, max_tokens: u32, max_rows: u32) -> Session {
     Session::new(params, Sampler::new(sampling, VOCAB).unwrap(), Box::new(|token| token == EOS))
 }
 
+/// What a step takes where there is one stage and nothing between.
+fn took(micros: u32) -> Took {
+    Took { round: micros, gap: micros, busy: micros }
+}
+
 fn row(token: u32) -> LogitRow {
     LogitRow::Top { lse: 0.0, ids: vec![token], logits: vec![0.0] }
 }
@@ -40,14 +45,14 @@ fn the_prompt_goes_in_chunks_and_only_its_last_row_wants_logits() {
 fn chunks_in_flight_are_bounded() {
     let mut session = session(MAX_CHUNKS_IN_FLIGHT + 2, 1, 1);
     assert_eq!(session.start().len(), MAX_CHUNKS_IN_FLIGHT);
-    assert_eq!(steps(&session.on_logits(0, &[], 1)).len(), 1);
+    assert_eq!(steps(&session.on_logits(0, &[], took(1))).len(), 1);
 }
 
 #[test]
 fn a_token_is_emitted_and_sent_at_the_next_position() {
     let mut session = session(3, 8, 16);
     session.start();
-    let actions = session.on_logits(0, &[row(42)], 1);
+    let actions = session.on_logits(0, &[row(42)], took(1));
     assert_eq!(actions[0], Action::Emit(Sampled { token: 42, logprob: 0.0, alternatives: Vec::new() }));
     assert_eq!(steps(&actions), [(1, 3, 1, 0)]);
 }
@@ -56,10 +61,10 @@ fn a_token_is_emitted_and_sent_at_the_next_position() {
 fn it_ends_at_the_limit_and_at_an_end_token() {
     let mut one = session(3, 1, 16);
     one.start();
-    assert_eq!(one.on_logits(0, &[row(42)], 1).last(), Some(&Action::End(End::Length)));
+    assert_eq!(one.on_logits(0, &[row(42)], took(1)).last(), Some(&Action::End(End::Length)));
     let mut two = session(3, 9, 16);
     two.start();
-    assert_eq!(two.on_logits(0, &[row(EOS)], 1), [Action::End(End::Stop)]);
+    assert_eq!(two.on_logits(0, &[row(EOS)], took(1)), [Action::End(End::Stop)]);
     assert!(two.generated().is_empty());
 }
 
@@ -68,9 +73,9 @@ fn answers_out_of_turn_and_foreign_tokens_fail_the_session_once() {
     for (step, rows) in [(1, vec![row(1)]), (0, vec![]), (0, vec![row(1), row(1)]), (0, vec![row(VOCAB)])] {
         let mut session = session(3, 9, 16);
         session.start();
-        let actions = session.on_logits(step, &rows, 1);
+        let actions = session.on_logits(step, &rows, took(1));
         assert!(matches!(actions.as_slice(), [Action::Fail(fault)] if fault.kind() == ErrorKind::BadFrame));
-        assert!(session.on_logits(0, &[row(1)], 1).is_empty());
+        assert!(session.on_logits(0, &[row(1)], took(1)).is_empty());
         assert!(session.stop(End::Cancelled).is_empty());
     }
 }
@@ -90,8 +95,8 @@ fn what_is_cached_is_not_sent_again_but_the_last_token_always_is() {
 fn after_a_stop_text_only_what_was_seen_counts() {
     let mut session = session(3, 8, 16);
     session.start();
-    session.on_logits(0, &[row(42)], 1);
-    session.on_logits(1, &[row(43)], 1);
+    session.on_logits(0, &[row(42)], took(1));
+    session.on_logits(1, &[row(43)], took(1));
     assert_eq!(session.stop_after(1), [Action::End(End::Stop)]);
     assert_eq!(session.generated(), [42]);
     assert_eq!(session.computed(), [0, 1, 2]);
@@ -112,7 +117,7 @@ fn read(pooling: Pooling, state: impl Fn(u32) -> Vec<f32>) -> Read {
                 steps.push((pos, tokens.len(), want_from));
                 let wanted = &tokens[want_from as usize..];
                 let rows: Vec<LogitRow> = wanted.iter().map(|token| LogitRow::Full(state(*token))).collect();
-                queue.extend(session.on_logits(step, &rows, 1));
+                queue.extend(session.on_logits(step, &rows, took(1)));
             }
             Action::End(End::Stop) => return (steps, Ok(session.embedding().unwrap())),
             Action::Fail(fault) => return (steps, Err(fault)),
@@ -159,7 +164,7 @@ fn follow(mut session: Session) -> (Vec<u32>, Action) {
         match queue.pop_front().expect("a session says how it ends") {
             Action::Step { step, tokens, want, want_from, .. } => {
                 assert_eq!((want, tokens.len() as u32 - want_from), (Want::Full, 1), "the full row, and no guess");
-                queue.extend(session.on_logits(step, std::slice::from_ref(&row), 1));
+                queue.extend(session.on_logits(step, std::slice::from_ref(&row), took(1)));
             }
             Action::Emit(sampled) => said.push(sampled.token),
             end => return (said, end),
@@ -201,7 +206,7 @@ fn drafted(mut guess: impl FnMut(&[u32], usize) -> Option<Vec<u32>>) -> (Vec<u32
                 steps += 1;
                 // The answering model counts.
                 let next = tokens[want_from as usize..].iter().map(|token| row((token + 1) % 90));
-                queue.extend(session.on_logits(step, &next.collect::<Vec<_>>(), 1000 + tokens.len() as u32));
+                queue.extend(session.on_logits(step, &next.collect::<Vec<_>>(), took(1000 + tokens.len() as u32)));
             }
             Action::Guess { most } => queue.extend(session.on_guesses(guess(&session.text(), most))),
             Action::Emit(sampled) => said.push(sampled.token),
@@ -251,7 +256,7 @@ fn counts(period: u32, tokens: u32, guess: bool, costs: fn(usize) -> u32) -> (Ve
                 steps += 1;
                 let rows: Vec<LogitRow> =
                     tokens[want_from as usize..].iter().map(|token| row((token + 1) % period)).collect();
-                queue.extend(session.on_logits(step, &rows, costs(rows.len())));
+                queue.extend(session.on_logits(step, &rows, took(costs(rows.len()))));
             }
             Action::Emit(sampled) => said.push(sampled.token),
             Action::End(end) => assert_eq!(end, End::Length),
@@ -276,7 +281,102 @@ fn guesses_change_how_many_steps_are_taken_and_never_what_is_said() {
     assert!(even > 200, "{even}");
 }
 
+/// Stages on machines of their own, one behind the other, as time goes by in microseconds.
+struct Chain {
+    stages: usize,
+    /// One way between two of them.
+    link: u64,
+    /// To compute a step of so many rows at one of them.
+    cost: fn(usize) -> u64,
+}
+
+impl Chain {
+    /// A model that says `text[position + 1]` behind `position`: what is said of it, and how long that takes.
+    fn say(&self, text: &[u32], guess: Guess) -> (Vec<u32>, u64) {
+        let max_tokens = text.len() as u32 - 1;
+        let params = SessionParams { prompt: vec![text[0]], max_tokens, guess, ..session(1, 1, 64).params };
+        let mut session = Session::new(params, Sampler::new(SamplingParams::greedy(), VOCAB).unwrap(), never());
+        let mut free = vec![0; self.stages];
+        // Steps under way: when sent and answered, their number, where they begin, their rows.
+        let mut under_way: VecDeque<(u64, u64, u32, usize, usize)> = VecDeque::new();
+        let (mut now, mut answered, mut said) = (0, 0, Vec::new());
+        let mut actions = session.start();
+        loop {
+            for action in actions {
+                match action {
+                    Action::Step { step, pos, tokens, .. } => {
+                        let mut at = now;
+                        for free in &mut free {
+                            at = (at + self.link).max(*free) + (self.cost)(tokens.len());
+                            *free = at;
+                        }
+                        under_way.push_back((now, at + self.link, step, pos as usize, tokens.len()));
+                    }
+                    Action::Emit(sampled) => said.push(sampled.token),
+                    Action::End(_) => return (said, now),
+                    other => panic!("{other:?}"),
+                }
+            }
+            let (sent, arrives, step, pos, len) = under_way.pop_front().expect("a session says how it ends");
+            now = arrives;
+            let rows: Vec<LogitRow> =
+                (pos..pos + len).map(|at| row(text.get(at + 1).copied().unwrap_or_default())).collect();
+            let took = Took { round: (now - sent) as u32, gap: (now - answered) as u32, busy: (self.cost)(len) as u32 };
+            answered = now;
+            actions = session.on_logits(step, &rows, took);
+        }
+    }
+}
+
+/// Where rows cost as much as steps, only windows that follow each other bring anything.
+const DEAR: fn(usize) -> u64 = |rows| 10_000 * rows as u64;
+
+#[test]
+fn windows_follow_each_other_where_stages_would_wait_and_the_text_repeats_itself() {
+    let repeats: Vec<u32> = (0..400).map(|at| at % 23).collect();
+    let far = Chain { stages: 3, link: 10_000, cost: DEAR };
+    let (plain, slow) = far.say(&repeats, Guess::Never);
+    let (guessed, fast) = far.say(&repeats, Guess::Repeats);
+    assert_eq!((&guessed, plain.as_slice()), (&plain, &repeats[1..]));
+    // A step takes 70 ms to come round, a stage 10 ms of it.
+    assert!(fast * 3 < slow, "{fast} of {slow}");
+    // One stage that is near has no time to give away.
+    let near = Chain { stages: 1, link: 100, cost: DEAR };
+    let (plain, slow) = near.say(&repeats, Guess::Never);
+    let (guessed, even) = near.say(&repeats, Guess::Repeats);
+    assert_eq!(guessed, plain);
+    assert!(even < slow * 110 / 100, "{even} of {slow}");
+}
+
+#[test]
+fn windows_that_are_mostly_wrong_cost_little() {
+    // Each pair of tokens was seen before, and each time something else follows.
+    let mut state = 7_u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state >> 30
+    };
+    let text: Vec<u32> = (0..600).map(|_| next()).collect();
+    let far = Chain { stages: 3, link: 10_000, cost: DEAR };
+    let (plain, slow) = far.say(&text, Guess::Never);
+    let (guessed, even) = far.say(&text, Guess::Repeats);
+    assert_eq!(guessed, plain);
+    assert!(even < slow * 110 / 100, "{even} of {slow}");
+}
+
 proptest! {
+    #[test]
+    fn windows_under_way_never_change_what_is_said(
+        text in proptest::collection::vec(0u32..3, 2..200),
+        stages in 1usize..5,
+        link in 0u64..30_000,
+        dear in any::<bool>(),
+    ) {
+        let chain = Chain { stages, link, cost: if dear { DEAR } else { |rows| 10_000 + 100 * rows as u64 } };
+        let (said, _) = chain.say(&text, Guess::Repeats);
+        prop_assert_eq!(said.as_slice(), &text[1..]);
+    }
+
     #[test]
     fn every_position_is_sent_once_and_in_order(prompt in 1usize..60, max_tokens in 1u32..20, max_rows in 1u32..9) {
         let mut session = session(prompt, max_tokens, max_rows);
@@ -288,7 +388,7 @@ proptest! {
                     prop_assert_eq!(pos, next_pos);
                     next_pos += tokens.len() as u32;
                     let rows = if want_from < tokens.len() as u32 { vec![row(7)] } else { vec![] };
-                    queue.extend(session.on_logits(step, &rows, 1));
+                    queue.extend(session.on_logits(step, &rows, took(1)));
                 }
                 Action::Emit(_) => emitted += 1,
                 Action::End(end) => prop_assert_eq!(end, End::Length),
