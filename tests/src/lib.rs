@@ -10,6 +10,7 @@ pub mod gguf;
 pub mod models;
 pub mod process;
 pub mod prompts;
+pub mod relay;
 pub mod rogue;
 pub mod server;
 pub mod synthetic;

@@ -3,7 +3,7 @@
 //! The server is asked over HTTP on loopback, our node through the library: that is what a program would do with each.
 //! Every round asks both once, in turn, each time another piece of the text; ratios are taken within a round, and the
 //! median of the rounds is printed and added to the report. The path of the server's binary is the first argument;
-//! `BENCH_PARTS` names the parts to measure (of `one guess many gap prefix hog split overlap drift candle 1b`), all where it
+//! `BENCH_PARTS` names the parts to measure (of `one guess many gap prefix hog split far overlap drift candle 1b`), all where it
 //! is not set. `drift` has no other side: it counts how often answers that need not be exact differ from those that are; and the
 //! other side of `candle` is our node with llama.cpp.
 
@@ -20,6 +20,7 @@ use swarmllm_core::node::{Delta, GenerateOptions, GenerateRequest, KvCache, Node
 use swarmllm_tests::cluster::{Carrier, Member, await_plan, builder, join, lonely_network, stage_parts};
 use swarmllm_tests::models::TestModel;
 use swarmllm_tests::prompts::harbour_log;
+use swarmllm_tests::relay::delayed;
 use swarmllm_tests::server::LlamaServer;
 use swarmllm_tests::synthetic;
 use swarmllm_tests::whole::Whole;
@@ -296,8 +297,12 @@ async fn beside_a_busy_core(sides: &Sides, text: &mut Text) -> f64 {
     server / ours
 }
 
-/// A coordinator without layers, and two hosts with a half of the model each.
-async fn split_in_two(model: TestModel, threads: u32) -> (Vec<Member>, ModelId) {
+/// One way between two nodes that are far from each other.
+const FAR: Duration = Duration::from_millis(10);
+
+/// A coordinator without layers, and two hosts with a half of the model each; where they are `far`, all three from each
+/// other.
+async fn split_in_two(model: TestModel, threads: u32, far: Option<Duration>) -> (Vec<Member>, ModelId) {
     let network = lonely_network();
     let coordinator = node(&network, threads).await;
     let id = coordinator.import(&model.path(), model.name(), Parts::Coordinator).await;
@@ -306,7 +311,13 @@ async fn split_in_two(model: TestModel, threads: u32) -> (Vec<Member>, ModelId) 
     for index in 0..cut.len() {
         let host = node(&network, threads).await;
         host.import(&model.path(), model.name(), stage_parts(&cut, index)).await;
-        join(&coordinator.node, &host.node.addresses(), Carrier::Tcp).await;
+        for other in hosts.iter().chain([&coordinator]) {
+            let addresses = match far {
+                Some(delay) => vec![delayed(&host.node.addresses()[0], delay).await],
+                None => host.node.addresses(),
+            };
+            join(&other.node, &addresses, Carrier::Tcp).await;
+        }
         hosts.push(host);
     }
     await_plan(&coordinator.node, id).await;
@@ -316,7 +327,7 @@ async fn split_in_two(model: TestModel, threads: u32) -> (Vec<Member>, ModelId) 
 
 /// The prompt over two hosts with a thread each, against one node with one thread: how much of the second core is of use.
 async fn overlap(model: TestModel, text: &mut Text, figures: &mut Figures) {
-    let (members, id) = split_in_two(model, 1).await;
+    let (members, id) = split_in_two(model, 1, None).await;
     let alone = node(&lonely_network(), 1).await;
     let whole = alone.import(&model.path(), model.name(), Parts::All).await;
     await_plan(&alone.node, whole).await;
@@ -338,7 +349,7 @@ async fn overlap(model: TestModel, text: &mut Text, figures: &mut Figures) {
 
 /// Two hosts with a half each, against one node with everything; the same cores.
 async fn halves(sides: &Sides, model: TestModel, text: &mut Text, figures: &mut Figures) {
-    let (members, id) = split_in_two(model, threads()).await;
+    let (members, id) = split_in_two(model, threads(), None).await;
     let coordinator = &members[0];
     let split = |exact| Asked::Ours { node: coordinator.node.clone(), model: id, guess: false, exact };
     let Asked::Ours { node: whole, model: whole_id, .. } = &sides.ours else { return };
@@ -369,6 +380,29 @@ async fn halves(sides: &Sides, model: TestModel, text: &mut Text, figures: &mut 
     tell(figures, "split2_vs_single", ">= 0.95", one);
     tell(figures, "split2_exact_vs_single", ">= 0.95", exact);
     tell(figures, "split2_batch8_vs_single", ">= 1", eight);
+}
+
+/// Two hosts and a coordinator, far from each other: what a token takes over what the same takes when they are near and
+/// the three links between them take, and what guesses bring.
+async fn far(model: TestModel, text: &mut Text, figures: &mut Figures) {
+    let (near, near_id) = split_in_two(model, threads(), None).await;
+    let (distant, far_id) = split_in_two(model, threads(), Some(FAR)).await;
+    let near = Asked::Ours { node: near[0].node.clone(), model: near_id, guess: false, exact: false };
+    let distant = Asked::Ours { node: distant[0].node.clone(), model: far_id, guess: false, exact: false };
+    let (mut over, mut guessed) = (Vec::new(), Vec::new());
+    for round in 0..=number("BENCH_ROUNDS", ROUNDS) {
+        let prompt = text.cut(SHORT);
+        let floor = near.ask(&prompt, DECODE).await.token() + 3.0 * FAR.as_secs_f64();
+        let token = distant.ask(&prompt, DECODE).await.token();
+        let speedup = edited(&distant, text).await;
+        if round > 0 {
+            println!("    ms a token: {:.2}, at least {:.2}; guesses bring {speedup:.2}", token * 1e3, floor * 1e3);
+            over.push(token / floor);
+            guessed.push(speedup);
+        }
+    }
+    tell(figures, "far10_split2_over_floor", "<= 1.05", over);
+    tell(figures, "far10_split2_ngram_edit_speedup", ">= 2", guessed);
 }
 
 /// Answers of which drift is told: so many prompts, and tokens of each.
@@ -580,6 +614,9 @@ async fn main() {
         side_by_side(&sides, &mut text, &mut figures).await;
         if wanted("split") {
             halves(&sides, model, &mut text, &mut figures).await;
+        }
+        if wanted("far") {
+            far(model, &mut text, &mut figures).await;
         }
         if wanted("overlap") {
             overlap(model, &mut text, &mut figures).await;
