@@ -313,7 +313,7 @@ async fn split_in_two(model: TestModel, threads: u32, far: Option<Duration>) -> 
         host.import(&model.path(), model.name(), stage_parts(&cut, index)).await;
         for other in hosts.iter().chain([&coordinator]) {
             let addresses = match far {
-                Some(delay) => vec![delayed(&host.node.addresses()[0], delay).await],
+                Some(delay) => vec![delayed(&host.node.addresses()[0], delay)],
                 None => host.node.addresses(),
             };
             join(&other.node, &addresses, Carrier::Tcp).await;
