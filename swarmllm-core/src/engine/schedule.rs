@@ -3,8 +3,8 @@
 //! Three kinds of steps take turns. *Joint* ones, short steps of sessions that may share a computation, go together: the
 //! weights are then read once for all. *Alone* ones, of sessions that keep the step shapes of a plain run, go one by one.
 //! *Long* ones, prefill that need not keep its shape, are cut into slices: while other sessions are waiting for their next
-//! token a slice takes about as long as a token does, so that a long prompt never stalls a running answer. Whoever
-//! waited longest goes first within a kind; jobs of one session keep their order.
+//! token a slice takes about as long as a token does, for each prompt that waits, so that a long prompt never stalls a
+//! running answer. Whoever waited longest goes first within a kind; jobs of one session keep their order.
 
 use std::time::{Duration, Instant};
 

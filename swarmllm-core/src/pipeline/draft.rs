@@ -18,6 +18,9 @@ const LENGTHS: [usize; 8] = [0, 1, 2, 4, 7, 12, 20, 31];
 pub const MAX_GUESSES: usize = 31;
 /// Most windows under way.
 const MAX_WINDOWS: usize = 8;
+/// So many may be where the last guess was wrong, and one more for each right guess since: what is computed behind a wrong
+/// one keeps the right step waiting.
+const FIRST_WINDOWS: usize = 2;
 
 /// The text so far, by its n-grams.
 pub struct NGrams {
@@ -69,10 +72,10 @@ fn hash(gram: &[u32]) -> u64 {
 /// Weight of a new measurement of time in the running ones, and how fast old guesses are forgotten.
 const FRESH: f64 = 0.2;
 const MEMORY: f64 = 0.92;
-/// What is assumed before anything was measured: four of five guesses are right, and a row more costs a quarter of a
-/// token's time.
-const FIRST_RIGHT: f64 = 4.0;
-const FIRST_MADE: f64 = 5.0;
+/// What is assumed before anything was measured: four of five guesses are right, with the weight of two that were tried,
+/// and a row more costs a quarter of a token's time.
+const FIRST_RIGHT: f64 = 1.6;
+const FIRST_MADE: f64 = 2.0;
 const FIRST_SLOPE: f64 = 0.25;
 /// A window must promise so much more than a plain token: estimates are not exact.
 const MARGIN: f64 = 1.05;
@@ -117,6 +120,8 @@ pub struct Pace {
     busy: [Option<f64>; LENGTHS.len()],
     /// How much longer than it should an answer takes to follow another; nothing where that was not measured.
     slow: Option<f64>,
+    /// Right guesses since the last wrong one.
+    streak: usize,
     idle: u32,
     /// Windows since several were under way.
     single: u32,
@@ -124,7 +129,16 @@ pub struct Pace {
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { right: FIRST_RIGHT, made: FIRST_MADE, micros: UNKNOWN, busy: UNKNOWN, slow: None, idle: 0, single: 0 }
+        Self {
+            right: FIRST_RIGHT,
+            made: FIRST_MADE,
+            micros: UNKNOWN,
+            busy: UNKNOWN,
+            slow: None,
+            streak: 0,
+            idle: 0,
+            single: 0,
+        }
     }
 }
 
@@ -160,10 +174,11 @@ impl Pace {
         let one = self.length(available);
         let mut best = (Reach { guesses: one, windows: 1 }, MARGIN * self.expected(one) / self.cost(index_of(one)));
         let until_wrong = self.expected(available);
+        let most = MAX_WINDOWS.min(FIRST_WINDOWS.saturating_add(self.streak));
         for guesses in [0, one] {
             let index = index_of(guesses);
             let (Some(busy), round, rows) = (self.busy[index], self.cost(index), guesses + 1) else { continue };
-            for windows in (2..=MAX_WINDOWS).take_while(|windows| rows * windows <= available + 1) {
+            for windows in (2..=most).take_while(|windows| rows * windows <= available + 1) {
                 let interval = busy.max(round / windows as f64) * self.slow.unwrap_or(1.0).max(1.0);
                 let more = (until_wrong / rows as f64 - 1.0).max(0.0);
                 let rate = until_wrong / (round + more * interval + busy);
@@ -203,6 +218,7 @@ impl Pace {
         }
         if tried > 0 {
             self.idle = 0;
+            self.streak = if right == tried { self.streak.saturating_add(right) } else { 0 };
             self.right = self.right * MEMORY + right as f64;
             self.made = self.made * MEMORY + tried as f64;
         }
