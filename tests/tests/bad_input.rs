@@ -361,6 +361,21 @@ async fn two_nodes_cannot_use_one_data_directory() {
     Member::start_on(dir, &lonely_network(), Carrier::Tcp).await.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_store_is_named_and_left_as_it_is_and_the_node_starts_without_it() {
+    let network = lonely_network();
+    let dir = Member::start(&network, Carrier::Tcp).await.stop().await;
+    let store = dir.path().join("store.redb");
+    let garbage = vec![7; 4096];
+    std::fs::write(&store, &garbage).expect("the store can be written over");
+    let Err(error) = builder(dir.path(), &network, Carrier::Tcp).start().await else { panic!("it is damaged") };
+    assert_eq!(error.kind(), ErrorKind::StoreDamaged);
+    assert!(error.to_string().contains("store.redb"), "{error}");
+    assert_eq!(std::fs::read(&store).expect("it is still there"), garbage);
+    std::fs::remove_file(&store).expect("the user moves it away, as the error says");
+    Member::start_on(dir, &network, Carrier::Tcp).await.stop().await;
+}
+
 /// A small file system in memory, unmounted when dropped.
 struct SmallDisk(TempDir);
 

@@ -245,8 +245,8 @@ pub struct Terms<'a> {
     /// Of each wanted row of a stage with the head, give in place of its logits the `width` floats behind the output norm
     /// that logits are made of.
     pub states: bool,
-    /// The numbers may differ from a plain run's by the rounding of sums: the engine may compute with as many threads as
-    /// it finds fastest.
+    /// The numbers may differ from a plain run's by rounding: the engine may compute with as many threads as it finds
+    /// fastest, and multiply as it finds fastest.
     pub free: bool,
     /// Says whether nobody wants the result any more. Asked now and then in the middle of a computation; must not block.
     pub abandoned: Option<&'a (dyn Fn() -> bool + Sync)>,

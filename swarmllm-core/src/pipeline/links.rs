@@ -21,11 +21,13 @@ use crate::wire::prefix::Prefix;
 
 /// Messages that may wait for one peer's stream.
 const LINK_QUEUE: usize = 64;
+/// Messages that are taken out of it at once.
+const TOGETHER: usize = 16;
 /// Messages that may wait for one session: a window of chunks, its confirmations and a few control words.
 pub const SESSION_QUEUE: usize = 32;
 /// Bounds of a stage frame.
 const LIMITS: FrameLimits = FrameLimits { header: MAX_HEADER_BYTES, body: MAX_BODY_BYTES };
-/// A peer that does not take a frame within this time is gone.
+/// A peer that does not take what is written at once, a frame at most, within this time is gone.
 const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Ended sessions that are remembered, so that a stage which was still loading does not begin one that is over.
@@ -293,23 +295,18 @@ impl Drop for CoordinatorInbox {
 /// Writes a link's messages; ends, and closes its queue, when the stream fails.
 async fn write_link(mut stream: Stream, mut queue: mpsc::Receiver<Message>) {
     let mut messages = Vec::new();
-    while queue.recv_many(&mut messages, LINK_QUEUE).await > 0 {
-        let frames = messages.drain(..).map(Message::encode);
-        let written = tokio::time::timeout(WRITE_DEADLINE, write_frames(&mut stream, frames)).await;
-        match written {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return tracing::debug!(%error, "a stage link broke"),
-            Err(_) => return tracing::warn!("a stage link stalled for {WRITE_DEADLINE:?}"),
+    while queue.recv_many(&mut messages, TOGETHER).await > 0 {
+        if let Err(error) = write_frames(&mut stream, messages.drain(..).map(Message::encode)).await {
+            return tracing::debug!(%error, "a stage link broke");
         }
     }
 }
 
-/// Writes frames and flushes them. Short ones go out together, so that the tokens of a step cost one packet.
+/// Writes frames. Short ones go out together, so that the tokens of a step cost one packet.
 async fn write_frames(
     stream: &mut Stream,
     frames: impl Iterator<Item = (StageHeader, Vec<u8>)>,
 ) -> Result<(), crate::wire::WireError> {
-    use futures::AsyncWriteExt;
     /// Bytes that are gathered for one write.
     const ONE_WRITE: usize = 64 * 1024;
     let mut bytes = Vec::new();
@@ -319,11 +316,20 @@ async fn write_frames(
             bytes.extend_from_slice(&body);
             continue;
         }
-        stream.write_all(&bytes).await?;
-        stream.write_all(&body).await?;
+        write(stream, &bytes).await?;
+        write(stream, &body).await?;
         bytes.clear();
     }
-    stream.write_all(&bytes).await?;
-    stream.flush().await?;
-    Ok(())
+    write(stream, &bytes).await
+}
+
+/// Writes and flushes bytes, which a peer that is there takes within [`WRITE_DEADLINE`].
+async fn write(stream: &mut Stream, bytes: &[u8]) -> Result<(), crate::wire::WireError> {
+    use futures::AsyncWriteExt;
+    let written = async {
+        stream.write_all(bytes).await?;
+        stream.flush().await
+    };
+    let written = tokio::time::timeout(WRITE_DEADLINE, written).await;
+    Ok(written.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?)
 }
