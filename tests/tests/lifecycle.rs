@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant};
 
 use swarmllm_core::base::{ErrorKind, Event, LayerRange};
-use swarmllm_core::node::{Delta, Parts, Preset};
+use swarmllm_core::node::{Delta, GenerateOptions, GenerateRequest, Parts, Preset, Prompt};
 use swarmllm_tests::cluster::{
-    CLOSING, Carrier, Cluster, Member, answer, ask, await_plan, builder, join, lonely_network,
+    CLOSING, Carrier, Cluster, Member, answer, ask, await_plan, builder, greedy, join, lonely_network, stage_parts,
 };
 use swarmllm_tests::models::TestModel;
+use swarmllm_tests::relay::delayed;
 use swarmllm_tests::{eventually, in_time};
 use tempfile::TempDir;
 
@@ -100,6 +101,43 @@ async fn a_prompt_that_nobody_waits_for_any_more_is_computed_no_further() {
     eventually("every host has forgotten the session", idle).await;
     assert!(began.elapsed() < whole / 3, "{:?} of {whole:?}", began.elapsed());
     cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_dropped_while_guesses_are_under_way_frees_its_stages_and_the_next_is_whole() {
+    const AWAY: Duration = Duration::from_millis(10);
+    let network = lonely_network();
+    let coordinator = Member::start(&network, Carrier::Tcp).await;
+    let model = coordinator.import(&MODEL.path(), MODEL.name(), Parts::Coordinator).await;
+    let (cut, mut hosts) = (MODEL.cut(2), Vec::<Member>::new());
+    for index in 0..cut.len() {
+        let host = Member::start(&network, Carrier::Tcp).await;
+        host.import(&MODEL.path(), MODEL.name(), stage_parts(&cut, index)).await;
+        let away = [delayed(&host.node.addresses()[0], AWAY)];
+        for other in hosts.iter().chain([&coordinator]) {
+            join(&other.node, &away, Carrier::Tcp).await;
+        }
+        hosts.push(host);
+    }
+    await_plan(&coordinator.node, model).await;
+    let request = || {
+        let prompt = Prompt::Text("one two three four five six seven eight nine ten ".repeat(6));
+        let options = GenerateOptions { exact: false, ..greedy(96) };
+        GenerateRequest { model: model.to_string(), prompt, options }
+    };
+    let mut dropped = coordinator.node.generate(request()).await.expect("the swarm answers");
+    for _ in 0..8 {
+        assert!(matches!(dropped.next().await, Some(Ok(Delta::Text(_)))), "the answer goes on");
+    }
+    drop(dropped);
+    let idle = || hosts.iter().all(|host| host.node.status().sessions == 0);
+    eventually("every host has forgotten the session", idle).await;
+    let next = coordinator.node.generate(request()).await.expect("the swarm answers");
+    let next = in_time("an answer", next.finish()).await.expect("the swarm answers");
+    assert!(next.right_guesses > 0 && next.right_guesses <= next.guessed_tokens, "{next:?}");
+    for member in hosts.into_iter().chain([coordinator]) {
+        member.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
