@@ -269,6 +269,13 @@ swarmllm_status swarmllm_config_set_gpu_layers(swarmllm_config config,
                                                uint32_t layers);
 
 /**
+ * Credits that a peer may owe before it is not computed for any more; without a call nobody is refused. One credit is a
+ * million parameters applied to one token.
+ */
+swarmllm_status swarmllm_config_set_credit_limit(swarmllm_config config,
+                                                 uint64_t credits);
+
+/**
  * Bytes of memory for weights and KV.
  */
 swarmllm_status swarmllm_config_set_memory(swarmllm_config config, uint64_t bytes);
@@ -329,6 +336,12 @@ swarmllm_status swarmllm_node_models_json(swarmllm_node node, swarmllm_string *o
  * The peers it knows: a JSON list of objects.
  */
 swarmllm_status swarmllm_node_peers_json(swarmllm_node node, swarmllm_string *out);
+
+/**
+ * How it stands with each peer that has computed for it, or it for the peer: a JSON list of objects, amounts in credits.
+ */
+swarmllm_status swarmllm_node_balances_json(swarmllm_node node,
+                                            swarmllm_string *out);
 
 /**
  * Dials a peer (multiaddr) and waits until it has said hello; gives its id.

@@ -50,8 +50,18 @@ pub enum Command {
     Models,
     /// List the peers that can be found
     Peers(PeersArgs),
+    /// Tell who owes whom for what was computed
+    Balances(BalancesArgs),
     /// Check what would keep this machine from taking part
     Doctor,
+}
+
+/// Arguments of `balances`.
+#[derive(Debug, Args)]
+pub struct BalancesArgs {
+    /// Name of the swarm
+    #[arg(long, value_name = "NAME")]
+    pub network: Option<String>,
 }
 
 /// How a node is set up; each flag has a key in config.toml and a SWARMLLM_ variable.
@@ -87,6 +97,9 @@ pub struct NodeArgs {
     /// How keys and values are kept: full, or q8_0 in about half of the memory, without exact answers
     #[arg(long, value_enum, value_name = "NAME")]
     pub kv: Option<KvName>,
+    /// Credits that a peer may owe before it is not computed for any more [default: no limit]
+    #[arg(long, value_name = "N")]
+    pub credit_limit: Option<u64>,
     /// Engine: llama.cpp or candle
     #[arg(long, value_name = "NAME")]
     pub engine: Option<String>,
@@ -107,6 +120,7 @@ impl NodeArgs {
             context: self.context,
             sessions: self.sessions,
             kv: self.kv,
+            credit_limit: self.credit_limit,
             engine: self.engine.clone(),
             ..Flags::default()
         }

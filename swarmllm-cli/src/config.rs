@@ -59,6 +59,8 @@ pub struct Settings {
     pub context: Option<u32>,
     pub sessions: Option<u32>,
     pub kv: Option<KvName>,
+    /// Credits that a peer may owe.
+    pub credit_limit: Option<u64>,
     pub engine: Option<String>,
 }
 
@@ -100,6 +102,7 @@ impl Default for Settings {
             context: None,
             sessions: None,
             kv: None,
+            credit_limit: None,
             engine: None,
         }
     }
@@ -136,6 +139,8 @@ pub struct Flags {
     pub sessions: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv: Option<KvName>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credit_limit: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
 }

@@ -84,19 +84,21 @@ impl Context {
         if let Some(kv) = settings.kv {
             builder = builder.kv(kv.into());
         }
+        if let Some(credits) = settings.credit_limit {
+            builder = builder.credit_limit(credits);
+        }
         if let Some(engine) = &settings.engine {
             builder = builder.engine(engine);
+        }
+        if let Some(network) = &settings.network {
+            builder = builder.network(network);
         }
         builder
     }
 
     fn online(&self, builder: NodeBuilder) -> NodeBuilder {
         let settings = &self.settings;
-        let builder = builder.mdns(settings.mdns).bootstrap(settings.bootstrap.clone());
-        match &settings.network {
-            Some(network) => builder.network(network),
-            None => builder,
-        }
+        builder.mdns(settings.mdns).bootstrap(settings.bootstrap.clone())
     }
 }
 

@@ -34,6 +34,7 @@
 pub mod base;
 pub mod engine;
 pub mod identity;
+pub mod ledger;
 pub mod model;
 pub mod net;
 pub mod node;
@@ -45,6 +46,7 @@ pub mod store;
 pub mod wire;
 
 pub use base::{ErrorKind, Event, Fault, LayerRange, ModelId, NodeId, Progress, SessionId};
+pub use ledger::Balance;
 pub use node::{
     ChatMessage, ChatRequest, Completion, ConnectError, Delta, Events, FinishReason, GenerateError, GenerateOptions,
     GenerateRequest, Generation, ImportOptions, ModelActError, ModelInfo, Node, NodeBuilder, NodeStatus, Parts,

@@ -170,6 +170,13 @@ pub extern "C" fn swarmllm_config_set_gpu_layers(config: swarmllm_config, layers
     set(config, |builder| builder.gpu_layers(layers))
 }
 
+/// Credits that a peer may owe before it is not computed for any more; without a call nobody is refused. One credit is a
+/// million parameters applied to one token.
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_config_set_credit_limit(config: swarmllm_config, credits: u64) -> swarmllm_status {
+    set(config, |builder| builder.credit_limit(credits))
+}
+
 /// Bytes of memory for weights and KV.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_set_memory(config: swarmllm_config, bytes: u64) -> swarmllm_status {

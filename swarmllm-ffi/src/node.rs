@@ -152,6 +152,15 @@ pub extern "C" fn swarmllm_node_peers_json(
     answer(out, || json(&self::node(node)?.peers()))
 }
 
+/// How it stands with each peer that has computed for it, or it for the peer: a JSON list of objects, amounts in credits.
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_node_balances_json(
+    node: swarmllm_node,
+    out: Option<&mut MaybeUninit<swarmllm_string>>,
+) -> swarmllm_status {
+    answer(out, || json(&self::node(node)?.balances()))
+}
+
 /// Dials a peer (multiaddr) and waits until it has said hello; gives its id.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_node_connect(

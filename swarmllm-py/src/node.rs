@@ -117,6 +117,11 @@ impl NativeNode {
         Ok(py.detach(|| json(&node.models()))?)
     }
 
+    fn balances(&self, py: Python<'_>) -> PyResult<String> {
+        let node = self.node()?;
+        Ok(py.detach(|| json(&node.balances()))?)
+    }
+
     fn peers(&self, py: Python<'_>) -> PyResult<String> {
         let node = self.node()?;
         Ok(py.detach(|| json(&node.peers()))?)

@@ -27,6 +27,7 @@ pub struct NodeConfig {
     context: Option<u32>,
     sessions: Option<u32>,
     kv: Option<String>,
+    credit_limit: Option<u64>,
     engine: Option<String>,
 }
 
@@ -53,6 +54,7 @@ impl NodeConfig {
         builder = set(builder, self.context, NodeBuilder::context);
         builder = set(builder, self.sessions, NodeBuilder::sessions);
         builder = set(builder, self.kv.map(|name| name.parse().map_err(refuse)).transpose()?, NodeBuilder::kv);
+        builder = set(builder, self.credit_limit, NodeBuilder::credit_limit);
         Ok(set(builder, self.engine, NodeBuilder::engine))
     }
 }

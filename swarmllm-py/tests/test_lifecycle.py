@@ -39,7 +39,7 @@ def test_a_node_tells_how_it_is(node: swarmllm.Node) -> None:
     status = node.status()
     assert node.id == status.id == status["id"] and len(node.id) == 64
     assert (status.threads, status.peers_connected) == (2, 0)
-    assert node.models() == [] and node.peers() == []
+    assert node.models() == [] and node.peers() == [] and node.balances() == []
     with pytest.raises(AttributeError):
         status.no_such_field
 

@@ -110,6 +110,7 @@ static void test_nodes(void) {
   expect(swarmllm_node_status_json(node, &text) == 0 && holds(&text, "\"data_dir\""), "a node tells how it is");
   expect(swarmllm_node_models_json(node, &text) == 0 && holds(&text, "[]"), "a new node knows no models");
   expect(swarmllm_node_peers_json(node, &text) == 0 && holds(&text, "[]"), "an offline node knows no peers");
+  expect(swarmllm_node_balances_json(node, &text) == 0 && holds(&text, "[]"), "who met nobody owes nothing");
   expect(swarmllm_node_addresses_json(node, &text) == 0 && holds(&text, "["), "a node tells its addresses");
 
   expect(start_in(directory, &second) == SWARMLLM_DATA_DIR_BUSY && second.id == 0,

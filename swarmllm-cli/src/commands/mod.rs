@@ -1,5 +1,6 @@
 //! One file per command.
 
+mod balances;
 mod chat;
 mod doctor;
 mod import;
@@ -24,6 +25,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Chat(args) => args.node.flags(),
         Command::Pull(args) => args.node.flags(),
         Command::Peers(args) => args.node.flags(),
+        Command::Balances(args) => Flags { network: args.network.clone(), ..Flags::default() },
         Command::Import(_) | Command::Models | Command::Doctor => Flags::default(),
     };
     let context = Context::load(&cli.global, &flags)?;
@@ -34,6 +36,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Pull(args) => pull::pull(&context, args).await,
         Command::Models => models::models(&context).await,
         Command::Peers(args) => peers::peers(&context, args).await,
+        Command::Balances(_) => balances::balances(&context).await,
         Command::Doctor => doctor::doctor(&context).await,
     }
 }

@@ -165,6 +165,11 @@ impl Manifest {
         })
     }
 
+    /// What the ledger prices a stage by: the weight of all that it computes with.
+    pub fn stage_weight(&self, layers: LayerRange, head: bool) -> u64 {
+        self.stage_shards(layers, head).map(|shard| shard.weight).fold(0, u64::saturating_add)
+    }
+
     /// What a coordinator needs: metadata and embedding.
     pub fn coordinator_shards(&self) -> impl Iterator<Item = &ShardEntry> {
         self.shards.iter().filter(|shard| matches!(shard.kind, ShardKind::Metadata | ShardKind::Embedding))

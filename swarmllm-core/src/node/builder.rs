@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::base::{ErrorKind, Fault};
 use crate::engine::{self, Engine, KvCache, StageConfig};
 use crate::identity::{Keypair, keyfile};
+use crate::ledger::Ledger;
 use crate::model::catalog::Catalog;
 use crate::net::{self, Incoming, NetConfig, NetHandle};
 use crate::node::announcer::{self, Announcer};
@@ -26,6 +27,7 @@ use crate::pipeline::links::Links;
 use crate::pipeline::prefix::Namer;
 use crate::pipeline::runner::Coordinator;
 use crate::pipeline::serve::Serving;
+use crate::pipeline::settle::Settler;
 use crate::pipeline::stages::{StageLimits, StageTable};
 use crate::rt::{DirLock, EventBus, TaskSet};
 use crate::store::Store;
@@ -73,6 +75,7 @@ pub struct NodeBuilder {
     context: Option<u32>,
     sessions: Option<u32>,
     kv: KvCache,
+    credit_limit: Option<u64>,
     engine: Option<String>,
     engines: Option<Vec<Arc<dyn Engine>>>,
     runtime: Option<Handle>,
@@ -160,6 +163,13 @@ impl NodeBuilder {
         self
     }
 
+    /// Credits that a peer may owe this node before it is not computed for any more; one is a million parameters applied to
+    /// one token. Default: accounts are kept and nobody is refused, as among machines of one owner.
+    pub fn credit_limit(mut self, credits: u64) -> Self {
+        self.credit_limit = Some(credits);
+        self
+    }
+
     /// Engine to use: `llama.cpp` or `candle`. Default: the best that serves the model.
     pub fn engine(mut self, name: impl Into<String>) -> Self {
         self.engine = Some(name.into());
@@ -210,19 +220,14 @@ impl NodeBuilder {
             tokio::task::spawn_blocking(move || builder.open())
         };
         let mut opened = opened.await.map_err(|error| Fault::new(ErrorKind::Internal, error))??;
-        let (store, known) = opened.cache.take().unzip();
+        let known = std::mem::take(&mut opened.known);
+        let store = opened.store.clone();
         let tasks = TaskSet::new(handle.clone());
         let events = EventBus::new();
         let (net, incoming) = match self.preset {
             Preset::Offline => (None, None),
             Preset::Lan | Preset::Public => {
-                let started = net::start(
-                    self.net_config(known.unwrap_or_default()),
-                    &opened.keypair,
-                    events.clone(),
-                    tasks.clone(),
-                )
-                .await;
+                let started = net::start(self.net_config(known), &opened.keypair, events.clone(), tasks.clone()).await;
                 let (net, incoming) = started.map_err(|error| {
                     tasks.abort();
                     Fault::new(error.kind(), error)
@@ -243,7 +248,7 @@ impl NodeBuilder {
         events: EventBus,
         net: Option<NetHandle>,
     ) -> Arc<Shared> {
-        let Opened { config, keypair, catalog, lock, namer, .. } = opened;
+        let Opened { config, keypair, catalog, lock, namer, ledger, .. } = opened;
         let id = keypair.node_id();
         let stage = StageConfig {
             context: config.context,
@@ -257,7 +262,9 @@ impl NodeBuilder {
         let engines = self.engines.unwrap_or_else(engine::built_in);
         let stages = StageTable::new(engines, catalog.clone(), limits, events.clone(), tasks.clone());
         let links = Links::new(id, net.clone(), tasks.clone());
-        let serving = Serving::new(stages.clone(), links.clone(), tasks.clone());
+        let tabs = ledger.tabs().clone();
+        let serving = Serving::new(stages.clone(), links.clone(), tabs.clone(), tasks.clone());
+        let settler = net.clone().map(|net| Settler::new(ledger, net));
         let bound = net.clone();
         let addresses = Arc::new(move || bound.as_ref().map(NetHandle::addresses).unwrap_or_default());
         let coordinator = Coordinator {
@@ -268,6 +275,7 @@ impl NodeBuilder {
             addresses,
             namer,
             overlap: Arc::default(),
+            tabs,
         };
         let announcer = Announcer::new(config.serve, catalog.clone(), stages, net.clone());
         Arc::new(Shared {
@@ -277,6 +285,7 @@ impl NodeBuilder {
             registry: Registry::new(),
             serving,
             coordinator,
+            settler,
             net,
             models: LoadedModels::default(),
             guides: Guides::default(),
@@ -312,13 +321,13 @@ impl NodeBuilder {
         let keypair =
             keyfile::load_or_create(&dir.join("node.key")).map_err(|error| Fault::new(error.kind(), error))?;
         let catalog = Catalog::open(dir).map_err(|error| Fault::new(error.kind(), error))?;
-        let cache = match self.preset {
-            Preset::Offline => None,
-            Preset::Lan | Preset::Public => Some(peer_cache::open(dir)?),
-        };
+        let (store, known) = peer_cache::open(dir)?;
+        let keypair = Arc::new(keypair);
+        let ledger = Ledger::open(store.clone(), keypair.clone(), &config.network, self.credit_limit);
+        let ledger = ledger.map_err(|error| Fault::new(error.kind(), error))?;
         let mut secret = [0; 32];
         getrandom::fill(&mut secret).map_err(|error| Fault::new(ErrorKind::Internal, error))?;
-        Ok(Opened { config, keypair, catalog, cache, lock, namer: Namer::new(secret) })
+        Ok(Opened { config, keypair, catalog, store, known, ledger, lock, namer: Namer::new(secret) })
     }
 
     fn config(&self) -> Result<Config, Fault> {
@@ -351,22 +360,28 @@ impl NodeBuilder {
 /// What was opened on disk.
 struct Opened {
     config: Config,
-    keypair: Keypair,
+    keypair: Arc<Keypair>,
     catalog: Catalog,
-    /// The store, and where peers were that it knows; nothing without a network.
-    cache: Option<(Store, Vec<String>)>,
+    store: Store,
+    /// Where peers were that the store knows.
+    known: Vec<String>,
+    ledger: Ledger,
     lock: DirLock,
     namer: Namer,
 }
 
-fn spawn(shared: &Arc<Shared>, incoming: Option<Incoming>, store: Option<Store>) {
+fn spawn(shared: &Arc<Shared>, incoming: Option<Incoming>, store: Store) {
     let (Some(net), Some(incoming)) = (shared.net.clone(), incoming) else { return };
     // Subscribed before the first task runs, so that no peer is missed.
     let (connects, disconnects) = (net.connects(), net.disconnects());
-    if let Some(store) = store {
-        let cache = peer_cache::run(shared.clone(), store, net.clone(), net.connects());
-        shared.tasks.spawn("peer-cache", cache);
-    }
+    let cache = peer_cache::run(shared.clone(), store, net.clone(), net.connects());
+    shared.tasks.spawn("peer-cache", cache);
+    let (settling, stopping) = (shared.clone(), shared.tasks.stopping());
+    shared.tasks.spawn("settler", async move {
+        if let Some(settler) = &settling.settler {
+            settler.run(stopping).await;
+        }
+    });
     shared.tasks.spawn("doors", control::run(shared.clone(), incoming));
     shared.tasks.spawn("peers", control::watch_peers(shared.clone(), net, connects, disconnects));
     shared.tasks.spawn("announcer", announcer::run(shared.clone()));

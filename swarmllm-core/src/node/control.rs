@@ -10,6 +10,7 @@ use crate::net::{Incoming, NetHandle, Stream};
 use crate::node::shared::Shared;
 use crate::node::{announcer, transfer};
 use crate::pipeline::control::{read_request, write_reply};
+use crate::pipeline::settle::Settler;
 use crate::wire::announce::Announcement;
 use crate::wire::control::{Reply, Request};
 use crate::wire::prefix::Prefix;
@@ -105,7 +106,14 @@ async fn reply_to(shared: &Arc<Shared>, peer: NodeId, request: Request) -> Resul
             shared.serving.release(session, peer, &keep);
             Ok(Reply::Released)
         }
+        Request::Heads(theirs) => settler(shared)?.on_heads(peer, &theirs).await,
+        Request::Pay { proposal } => settler(shared)?.on_pay(peer, &proposal).await,
     }
+}
+
+/// Whoever is asked over a network has one.
+fn settler(shared: &Shared) -> Result<&Settler, Fault> {
+    shared.settler.as_ref().ok_or_else(|| Fault::new(ErrorKind::Internal, "this node settles nothing"))
 }
 
 /// Greets peers that come and cleans up after peers that go, until the node stops.
@@ -148,6 +156,7 @@ fn greet(shared: &Arc<Shared>, peer: NodeId) {
 
 fn leave(shared: &Arc<Shared>, peer: NodeId) {
     shared.coordinator.links.disconnected(peer);
+    shared.settler.iter().for_each(|settler| settler.left(peer));
     shared.registry.forget(peer);
     shared.events.send(Event::PeerDisconnected { node: peer });
 }

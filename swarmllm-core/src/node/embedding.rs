@@ -9,7 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::base::{ErrorKind, Fault};
 use crate::engine::sample::{Sampled, Sampler, SamplingParams};
-use crate::node::generation::{addresses, blocking, check_prompt, context_limit, encode, find_plan, load, new_session};
+use crate::node::generation::{
+    addresses, blocking, check_prompt, context_limit, encode, find_plan, load, new_session, weights,
+};
 use crate::node::loaded::LoadedModel;
 use crate::node::report::Embeddings;
 use crate::node::request::{EmbedRequest, Prompt};
@@ -80,6 +82,7 @@ impl Work {
             session: new_session()?,
             model: model.id,
             addresses: addresses(shared, &plan),
+            weights: weights(model, &plan),
             plan,
             engine: model.engine.name().to_owned(),
             prompt: text,

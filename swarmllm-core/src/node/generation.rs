@@ -261,6 +261,7 @@ async fn start(
         session,
         model: model.id,
         addresses: addresses(&shared, &route),
+        weights: weights(&model, &route),
         plan: route.clone(),
         engine: model.engine.name().to_owned(),
         prompt,
@@ -349,6 +350,11 @@ pub(super) fn addresses(shared: &Shared, plan: &Plan) -> Vec<Vec<String>> {
     let known = shared.registry.snapshot();
     let of = |node: NodeId| known.get(&node).map(|announcement| announcement.addresses.clone()).unwrap_or_default();
     plan.stages.iter().map(|stage| of(stage.node)).collect()
+}
+
+/// What the ledger prices each stage by.
+pub(super) fn weights(model: &LoadedModel, plan: &Plan) -> Vec<u64> {
+    plan.stages.iter().map(|stage| model.manifest.stage_weight(stage.layers, stage.head)).collect()
 }
 
 async fn run(shared: Arc<Shared>, model: Arc<LoadedModel>, job: Job, mut sink: Sink) {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::{ErrorKind, Event, Fault, ModelId, NodeId};
+use crate::ledger::Balance;
 use crate::model::{Manifest, ShardKind};
 use crate::node::builder::NodeBuilder;
 use crate::node::error::{ConnectError, EmbedError, GenerateError, ModelActError};
@@ -165,6 +166,11 @@ impl Node {
         net.peers().snapshot().into_iter().map(status).collect()
     }
 
+    /// How this node stands with each peer that it has computed for, or that has computed for it, connected or not.
+    pub fn balances(&self) -> Vec<Balance> {
+        self.shared.coordinator.tabs.balances()
+    }
+
     /// Dials a peer and waits until it has said hello. Cancel-safe.
     pub async fn connect(&self, address: &str) -> Result<NodeId, ConnectError> {
         let (shared, address) = (self.shared.clone(), address.to_owned());
@@ -241,10 +247,16 @@ impl Node {
         let done = shared.handle.clone().spawn(async move {
             drain(&shared, deadline).await;
             shared.closed.cancel();
+            if let Some(settler) = &shared.settler {
+                let _ = tokio::time::timeout(END_GRACE, settler.pay_all()).await;
+            }
             if let Some(net) = &shared.net {
                 net.shutdown().await;
             }
             shared.tasks.shutdown(END_GRACE).await;
+            if let Some(settler) = &shared.settler {
+                settler.close().await;
+            }
             shared.serving.stages().unload_idle();
             if tokio::time::timeout(END_GRACE, shared.serving.stages().unloaded()).await.is_err() {
                 tracing::warn!("a stage was still being unloaded at the end of the shutdown");

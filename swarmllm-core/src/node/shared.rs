@@ -16,6 +16,7 @@ use crate::node::loaded::LoadedModels;
 use crate::node::registry::Registry;
 use crate::pipeline::runner::Coordinator;
 use crate::pipeline::serve::Serving;
+use crate::pipeline::settle::Settler;
 use crate::rt::{DirLock, EventBus, TaskSet};
 
 /// Configuration as it is in force.
@@ -41,6 +42,8 @@ pub(crate) struct Shared {
     pub registry: Registry,
     pub serving: Serving,
     pub coordinator: Coordinator,
+    /// Pays peers and is paid; nothing without a network.
+    pub settler: Option<Settler>,
     pub net: Option<NetHandle>,
     pub models: LoadedModels,
     pub guides: Guides,

@@ -19,6 +19,7 @@ pub mod prefix;
 pub mod runner;
 pub mod serve;
 pub mod session;
+pub mod settle;
 pub mod stages;
 
 pub use plan::{Candidate, NoPlan, Plan, PlanRequest, PlanStage};

@@ -15,6 +15,7 @@ use crate::base::{ErrorKind, Fault, LayerRange, ModelId, NodeId, SessionId};
 use crate::engine::Embedder;
 use crate::engine::constraint::Guide;
 use crate::engine::sample::{Sampled, Sampler};
+use crate::ledger::{Tabs, price};
 use crate::net::NetHandle;
 use crate::pipeline::control::{request, unexpected};
 use crate::pipeline::draft::Took;
@@ -52,6 +53,8 @@ pub struct Coordinator {
     pub namer: Namer,
     /// How long a prompt's chunks are.
     pub overlap: Arc<Overlap>,
+    /// What peers are asked for is owed to them.
+    pub tabs: Tabs,
 }
 
 /// One generation's work order.
@@ -61,6 +64,8 @@ pub struct Job {
     pub plan: Plan,
     /// Addresses of each stage's host, in the plan's order.
     pub addresses: Vec<Vec<String>>,
+    /// What the ledger prices each stage by.
+    pub weights: Vec<u64>,
     pub engine: String,
     pub prompt: Vec<u32>,
     /// Whether steps keep the shapes of a plain run.
@@ -143,6 +148,7 @@ pub async fn run<S: TokenSink>(coordinator: &Coordinator, job: Job, sink: &mut S
     let end = drive.run(inbox, losses, sink).await;
     let keep = if end.is_ok() { drive.keep() } else { Prefix::default() };
     release(coordinator, session, &hosts, keep);
+    coordinator.tabs.end();
     drive.learn();
     let Drive { session, stages, first_token, job, .. } = drive;
     let (tokens, guesses, embedding) = (session.generated().to_vec(), session.guesses(), session.embedding());
@@ -291,6 +297,8 @@ struct Facts {
     first: NodeId,
     first_addresses: Vec<String>,
     last: NodeId,
+    /// The peers of the route, and what the ledger prices their stages by.
+    paid: Vec<(NodeId, u64)>,
     embedder: Arc<dyn Embedder>,
     deadline: Option<Instant>,
     cancel: CancellationToken,
@@ -320,6 +328,14 @@ impl<'a> Drive<'a> {
             first: job.plan.stages.first().map_or(local, |stage| stage.node),
             first_addresses: job.addresses.first().cloned().unwrap_or_default(),
             last: job.plan.stages.last().map_or(local, |stage| stage.node),
+            paid: job
+                .plan
+                .stages
+                .iter()
+                .map(|stage| stage.node)
+                .zip(job.weights)
+                .filter(|(node, _)| *node != local)
+                .collect(),
             embedder: job.embedder,
             deadline: job.deadline,
             cancel: job.cancel,
@@ -560,6 +576,10 @@ impl<'a> Drive<'a> {
             want,
             compute_us: Vec::with_capacity(self.stages.len()),
         };
+        for (peer, weight) in &self.job.paid {
+            let milli = price::milli(*weight, header.rows, header.rows.saturating_sub(want_from));
+            self.coordinator.tabs.spend(*peer, self.job.session, header.rows, milli);
+        }
         let message = Message::Step { header, hidden };
         self.sent.push_back(self.asked.take().unwrap_or_else(Instant::now));
         self.coordinator.links.send(self.job.first, &self.job.first_addresses, message).await

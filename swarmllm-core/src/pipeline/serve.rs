@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::base::{ErrorKind, Fault, NodeId, SessionId};
 use crate::engine::{KvCache, Reduce, Row, StepJob, StepOutput, WANTED_ROWS};
+use crate::ledger::{Tabs, price};
 use crate::pipeline::links::{Links, StageInbox};
 use crate::pipeline::message::{Message, shape_of};
 use crate::pipeline::stages::{Claim, Lease, StageKey, StageTable};
@@ -26,13 +27,14 @@ const MAX_ADDRESSES: usize = 32;
 pub struct Serving {
     stages: StageTable,
     links: Links,
+    tabs: Tabs,
     tasks: TaskSet,
 }
 
 impl Serving {
-    /// Serves the stages of this table over these links.
-    pub fn new(stages: StageTable, links: Links, tasks: TaskSet) -> Self {
-        Self { stages, links, tasks }
+    /// Serves the stages of this table over these links, and counts what it does for whom.
+    pub fn new(stages: StageTable, links: Links, tabs: Tabs, tasks: TaskSet) -> Self {
+        Self { stages, links, tabs, tasks }
     }
 
     /// The stages.
@@ -58,15 +60,19 @@ impl Serving {
             let text = "this node keeps keys and values in 8 bits, with which no answer is exact; ask without `exact`";
             return Err(Fault::new(ErrorKind::Unsupported, text));
         }
+        let debtor = (from != self.links.local()).then_some(from);
+        debtor.map_or(Ok(()), |debtor| self.tabs.admit(debtor))?;
         let key = StageKey { model: open.model, layers: open.layers, head: open.head, engine: open.engine.clone() };
+        let weight = self.stages.weight_of(&key)?;
         let claim = Claim { coordinator: from, context: open.context, prefix: &open.prefix };
         let (lease, load_ms) = self.stages.acquire(key, claim).await?;
         let inbox = self.links.register_stage(open.session, open.stage, from)?;
         let spec = lease.stage().spec();
         let (max_rows, cached) = (spec.config.max_rows, lease.cached());
         let opened = Opened { width: spec.width, vocab: spec.vocab, max_rows, cached, load_ms };
+        let bill = debtor.map(|debtor| Bill { debtor, weight, tabs: self.tabs.clone() });
         let links = self.links.clone();
-        let session = StageSession { open, lease, links, previous: None, next_step: 0, held: cached };
+        let session = StageSession { open, lease, links, bill, previous: None, next_step: 0, held: cached };
         self.tasks.spawn("stage-session", session.run(inbox));
         Ok(opened)
     }
@@ -78,11 +84,20 @@ impl Serving {
     }
 }
 
+/// Who pays for a session's steps, and what they cost.
+struct Bill {
+    debtor: NodeId,
+    weight: u64,
+    tabs: Tabs,
+}
+
 /// One session at one stage.
 struct StageSession {
     open: OpenSession,
     lease: Lease,
     links: Links,
+    /// Nothing where the node computes for itself.
+    bill: Option<Bill>,
     /// Who sends the steps: the first that did.
     previous: Option<NodeId>,
     next_step: u32,
@@ -123,6 +138,7 @@ impl StageSession {
 
     async fn step(&mut self, mut header: StepHeader, hidden: Vec<f32>) -> Result<(), Fault> {
         self.check(&header)?;
+        self.bill.iter().try_for_each(|bill| bill.tabs.admit(bill.debtor))?;
         let (first, want_from, slot) = (header.pos, header.want_from, self.lease.slot());
         let row = |index: u32| Row { slot, pos: first.saturating_add(index), want: index >= want_from };
         let rows = (0..header.rows).map(row).collect();
@@ -136,6 +152,9 @@ impl StageSession {
         let job = StepJob { hidden, rows, reduce, exact: self.open.exact, rewind };
         let (output, compute_us) =
             self.lease.stage().step(job).await.map_err(|error| Fault::new(error.kind(), error))?;
+        if let Some(Bill { debtor, weight, tabs }) = &self.bill {
+            tabs.earn(*debtor, price::milli(*weight, header.rows, header.rows.saturating_sub(want_from)));
+        }
         header.compute_us.push(compute_us);
         self.next_step += 1;
         self.held = first + header.rows;

@@ -188,6 +188,12 @@ impl StageTable {
         &self.inner.limits
     }
 
+    /// What the ledger prices this stage by.
+    pub fn weight_of(&self, key: &StageKey) -> Result<u64, Fault> {
+        let manifest = self.inner.catalog.manifest(key.model).ok_or_else(|| not_known(key.model))?;
+        Ok(manifest.stage_weight(key.layers, key.head))
+    }
+
     /// Bytes that a stage of this model would take here.
     pub fn memory_of(&self, engine: &dyn Engine, manifest: &Manifest, layers: LayerRange, head: bool) -> u64 {
         engine.memory(manifest, layers, head, &self.inner.limits.stage)

@@ -2,10 +2,10 @@
 
 use redb::{ReadableTable, WriteTransaction};
 
-use super::tables::{META, PEERS};
+use super::tables::{ACCOUNTS, META, PEERS};
 
 /// Version that this build reads and writes.
-pub(super) const VERSION: u64 = 1;
+pub(super) const VERSION: u64 = 2;
 /// Where the version is kept.
 const VERSION_KEY: &str = "schema";
 
@@ -16,9 +16,10 @@ pub(super) fn run(transaction: &WriteTransaction) -> Result<u64, redb::Error> {
     let found = meta.get(VERSION_KEY)?.map(|version| version.value());
     match found {
         Some(found) if found >= VERSION => return Ok(found),
-        // Version 1 is the first: a file without a version is a new one.
+        // A file without a version is a new one; version 1 had peers only.
         _ => {
             transaction.open_table(PEERS)?;
+            transaction.open_table(ACCOUNTS)?;
         }
     }
     meta.insert(VERSION_KEY, VERSION)?;

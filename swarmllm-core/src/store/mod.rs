@@ -1,4 +1,4 @@
-//! The node's small facts that must outlive it: peers that once answered. One redb file.
+//! The node's small facts that must outlive it: peers that once answered, and the ledger's accounts. One redb file.
 //!
 //! Owns every table (`tables`) and their version (`migrate`); no other room opens the file. Promises: each call is one
 //! durable transaction, so a killed process loses nothing that was acknowledged; everything stored is bounded. Refuses:
@@ -23,7 +23,7 @@ use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, WriteTran
 use serde::{Deserialize, Serialize};
 
 use crate::base::{ErrorKind, NodeId};
-use tables::PEERS;
+use tables::{ACCOUNTS, PEERS};
 
 /// Bounds of what is stored.
 pub mod limits {
@@ -33,6 +33,8 @@ pub mod limits {
     pub const ADDRESSES: usize = 16;
     /// Bytes of an address; longer ones are not stored.
     pub const ADDRESS: usize = 256;
+    /// Bytes that are kept of an account.
+    pub const ACCOUNT: usize = 1024;
     /// Bytes of memory for redb's pages: what is stored takes less than a few MiB.
     pub const CACHE: usize = 4 * 1024 * 1024;
 }
@@ -98,6 +100,9 @@ pub struct PeerRecord {
     /// When it last answered, in milliseconds since 1970.
     pub last_seen_ms: u64,
 }
+
+/// An account's key (swarm, debtor, creditor) and its bytes.
+pub type StoredAccount = ([u8; 96], Vec<u8>);
 
 /// What the table holds beside the key.
 #[derive(Serialize, Deserialize)]
@@ -189,6 +194,28 @@ impl Store {
         })
     }
 
+    /// All accounts: their keys, and what [`put_account`](Self::put_account) was given.
+    pub fn accounts(&self) -> Result<Vec<StoredAccount>, StoreError> {
+        self.read(|transaction| {
+            let table = transaction.open_table(ACCOUNTS)?;
+            let mut accounts = Vec::new();
+            for row in table.iter()? {
+                let (key, bytes) = row?;
+                accounts.push((*key.value(), bytes.value().to_vec()));
+            }
+            Ok(accounts)
+        })
+    }
+
+    /// Stores an account in one transaction, durable when this returns, even if the machine loses power in the commit.
+    pub fn put_account(&self, key: &[u8; 96], bytes: &[u8]) -> Result<(), StoreError> {
+        debug_assert!(bytes.len() <= limits::ACCOUNT, "{} bytes of an account", bytes.len());
+        self.commit(true, |transaction| {
+            transaction.open_table(ACCOUNTS)?.insert(key, bytes)?;
+            Ok(())
+        })
+    }
+
     fn read<T>(&self, work: impl FnOnce(&ReadTransaction) -> Result<T, redb::Error>) -> Result<T, StoreError> {
         let transaction = self.inner.database.begin_read().map_err(redb::Error::from);
         transaction.and_then(|transaction| work(&transaction)).map_err(|error| self.error(error))
@@ -196,7 +223,17 @@ impl Store {
 
     /// Runs one durable transaction; an error leaves everything as it was.
     fn write<T>(&self, work: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>) -> Result<T, StoreError> {
-        let transaction = self.inner.database.begin_write().map_err(|error| self.error(error.into()))?;
+        self.commit(false, work)
+    }
+
+    /// The same, in two phases where one must not trust in the order in which the disk writes.
+    fn commit<T>(
+        &self,
+        two_phase: bool,
+        work: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>,
+    ) -> Result<T, StoreError> {
+        let mut transaction = self.inner.database.begin_write().map_err(|error| self.error(error.into()))?;
+        transaction.set_two_phase_commit(two_phase);
         let done = work(&transaction).map_err(|error| self.error(error))?;
         transaction.commit().map_err(|error| self.error(error.into()))?;
         Ok(done)

@@ -8,6 +8,8 @@ use super::{StoredPeer, limits};
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// Node id to a [`StoredPeer`] in postcard.
 pub(super) const PEERS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("peers");
+/// Swarm, debtor and creditor of an account to what the ledger keeps of it.
+pub(super) const ACCOUNTS: TableDefinition<'_, &[u8; 96], &[u8]> = TableDefinition::new("accounts");
 
 /// Removes the peers not seen for longest until the others are as many as admitted.
 pub(super) fn evict_peers(table: &mut Table<'_, &'static [u8; 32], &'static [u8]>) -> Result<(), redb::Error> {

@@ -18,6 +18,10 @@ pub enum Request {
     /// Ends a session at this stage. Unknown sessions are fine. Its KV is freed, but for what is named in `keep`, which
     /// the host may keep for as long as it has room, so that the coordinator's next session begins with it.
     Release { session: SessionId, keep: Prefix },
+    /// Compares the newest records of the two accounts between asker and asked, before one of them is added to.
+    Heads(AccountHeads),
+    /// Pays for work: a proposal of the ledger, in its own encoding.
+    Pay { proposal: Vec<u8> },
 }
 
 /// The reply to a [`Request`].
@@ -33,6 +37,19 @@ pub enum Reply {
     Released,
     /// To any request.
     Refused(Fault),
+    /// To `Heads`: after what was newer has been taken.
+    Heads(AccountHeads),
+    /// To `Pay`: the record, in its own encoding.
+    Paid { record: Vec<u8> },
+}
+
+/// The newest records of two accounts, in the ledger's own encoding.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct AccountHeads {
+    /// Of the account in which the sender is the debtor.
+    pub debit: Option<Vec<u8>>,
+    /// Of the one in which it is the creditor.
+    pub credit: Option<Vec<u8>>,
 }
 
 /// A session as one stage's host needs to know it.

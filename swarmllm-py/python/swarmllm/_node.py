@@ -21,7 +21,7 @@ from ._answers import (
     finish_async,
     text_shape,
 )
-from ._records import ChatCompletion, Embeddings, Model, Peer, Plan, Status, TextCompletion
+from ._records import Balance, ChatCompletion, Embeddings, Model, Peer, Plan, Status, TextCompletion
 from ._swarmllm import ClosedError, NativeNode
 
 if TYPE_CHECKING:
@@ -142,15 +142,18 @@ class _Base:
         context: int | None = None,
         sessions: int | None = None,
         kv: Literal["full", "q8_0"] | None = None,
+        credit_limit: int | None = None,
         engine: str | None = None,
     ) -> None:
         """A node that is not started yet.
 
         `data_dir`: for keys, models and the store. `preset`: how it meets others. `network`: the swarm's name.
         `listen`, `bootstrap`: multiaddrs. `mdns`: find peers on the LAN. `serve`: compute for others. `threads`:
-        compute threads. `gpu_layers`: layers that accelerators compute, of all models together. `memory`: bytes for weights and KV. `context`: positions of a session, prompt and
-        answer together. `sessions`: how many a stage computes at once. `kv`: how keys and values are kept;
-        `q8_0` takes about half of the memory, and refuses exact answers. `engine`: `llama.cpp` or `candle`.
+        compute threads. `gpu_layers`: layers that accelerators compute, of all models together. `memory`: bytes for
+        weights and KV. `context`: positions of a session, prompt and answer together. `sessions`: how many a stage
+        computes at once. `kv`: how keys and values are kept; `q8_0` takes about half of the memory, and refuses exact
+        answers. `credit_limit`: credits that a peer may owe before it is not computed for any more, one being a million
+        parameters applied to one token; by default nobody is refused. `engine`: `llama.cpp` or `candle`.
         """
         self._native: NativeNode | None = None
         self._config: dict[str, Any] = {
@@ -167,6 +170,7 @@ class _Base:
             "context": context,
             "sessions": sessions,
             "kv": kv,
+            "credit_limit": credit_limit,
             "engine": engine,
         }
 
@@ -196,6 +200,10 @@ class _Base:
     def peers(self) -> list[Peer]:
         """The peers it knows."""
         return Peer.listed(json.loads(self._running().peers()))
+
+    def balances(self) -> list[Balance]:
+        """How it stands with each peer that has computed for it, or it for the peer; amounts in credits."""
+        return Balance.listed(json.loads(self._running().balances()))
 
 
 class Node(_Base):

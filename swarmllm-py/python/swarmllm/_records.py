@@ -12,6 +12,7 @@ __all__ = [
     "Status",
     "Model",
     "Holding",
+    "Balance",
     "Peer",
     "PlanStage",
     "Plan",
@@ -135,6 +136,16 @@ class Peer(Record):
     serves: bool
     free_memory: int
     holdings: list[Holding]
+
+
+class Balance(Record):
+    """How a node stands with a peer, in credits."""
+
+    peer: str
+    earned: int
+    spent: int
+    unsigned_earned: int
+    unsigned_spent: int
 
 
 class PlanStage(Record):
