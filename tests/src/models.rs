@@ -1,20 +1,25 @@
-//! The two test models. `make` fetches them, checks their digests and says where they are.
+//! The two test models, which `make` fetches, whose digests it checks and of which it says where they are; and a large
+//! one without sense, for measuring.
 
 use std::path::PathBuf;
 
 use swarmllm_core::base::LayerRange;
 
-/// A small real model with quantised weights.
+use crate::synthetic;
+
+/// A model with quantised weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TestModel {
     /// SmolLM2-135M-Instruct, Q4_1, architecture `llama`, 30 layers.
     SmolLm2,
     /// Gemma 3 270M, Q4_K_M, architecture `gemma3`, 18 layers of which every sixth has no window.
     Gemma3,
+    /// Random weights in the shape of a Llama of one billion parameters, Q4_K, 16 layers: it says nothing of sense.
+    OneBillion,
 }
 
 impl TestModel {
-    /// Both.
+    /// The real ones.
     pub const ALL: [TestModel; 2] = [TestModel::SmolLm2, TestModel::Gemma3];
 
     /// The name it is imported under.
@@ -22,6 +27,7 @@ impl TestModel {
         match self {
             Self::SmolLm2 => "smollm2",
             Self::Gemma3 => "gemma3",
+            Self::OneBillion => "1b",
         }
     }
 
@@ -30,12 +36,14 @@ impl TestModel {
         match self {
             Self::SmolLm2 => 30,
             Self::Gemma3 => 18,
+            Self::OneBillion => synthetic::LAYERS,
         }
     }
 
     fn variable(self) -> &'static str {
         match self {
-            Self::SmolLm2 => "SWARMLLM_TEST_SMOLLM2",
+            // Made beside this one, with its tokenizer.
+            Self::SmolLm2 | Self::OneBillion => "SWARMLLM_TEST_SMOLLM2",
             Self::Gemma3 => "SWARMLLM_TEST_GEMMA3",
         }
     }
@@ -47,7 +55,10 @@ impl TestModel {
             panic!("{variable} names no model: run `make test`, which fetches it, or set the variable");
         };
         assert!(path.is_file(), "{variable} is {}, where no file is", path.display());
-        path
+        match self {
+            Self::OneBillion => synthetic::one_billion_q4_k(path.parent().expect("a file is in a directory")),
+            _ => path,
+        }
     }
 
     /// Its layers in `stages` parts of nearly one size.

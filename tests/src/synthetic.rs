@@ -14,7 +14,8 @@ use crate::models::TestModel;
 
 const WIDTH: u64 = 2048;
 const FEED: u64 = 8192;
-const LAYERS: u32 = 16;
+/// Its transformer blocks.
+pub const LAYERS: u32 = 16;
 const HEADS: u32 = 32;
 const KV_HEADS: u32 = 8;
 const HEAD: u64 = 64;

@@ -19,6 +19,9 @@ const FLASH_ATTENTION: i32 = 1;
 /// `LLAMA_FLASH_ATTN_TYPE_DISABLED`.
 const PLAIN_ATTENTION: i32 = 0;
 
+/// Layers on an accelerator, of the whole as of the stages: rounding is the accelerator's own.
+const GPU_LAYERS: u32 = if cfg!(any(feature = "cuda", feature = "metal", feature = "vulkan")) { u32::MAX } else { 0 };
+
 /// Never dropped: freeing the backend would take it from the engine in the same process.
 fn backend() -> &'static LlamaBackend {
     static BACKEND: OnceLock<LlamaBackend> = OnceLock::new();
@@ -40,7 +43,7 @@ pub struct Whole {
 impl Whole {
     /// Loads the GGUF; contexts compute with `threads`.
     pub fn load(path: &Path, threads: u32) -> Whole {
-        let params = LlamaModelParams::default().with_n_gpu_layers(0);
+        let params = LlamaModelParams::default().with_n_gpu_layers(GPU_LAYERS);
         let model = LlamaModel::load_from_file(backend(), path, &params).expect("llama.cpp loads the test model");
         Whole { model, threads }
     }

@@ -10,6 +10,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{Content, Value};
@@ -52,6 +53,16 @@ const PROMPTS: [&str; 10] = [
 /// A step of a whole model: tokens and the position of the first, to the logits of the last.
 type Step<'a> = Box<dyn FnMut(&[u32], usize) -> Vec<f32> + 'a>;
 
+/// Where both compute: the accelerator, in a build that has one for candle.
+fn device() -> &'static Device {
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    DEVICE.get_or_init(|| match () {
+        () if cfg!(feature = "candle-cuda") => Device::new_cuda(0).unwrap(),
+        () if cfg!(feature = "candle-metal") => Device::new_metal(0).unwrap(),
+        () => Device::Cpu,
+    })
+}
+
 fn read(path: &Path) -> (Content, File) {
     let mut file = File::open(path).unwrap();
     (Content::read(&mut file).unwrap(), file)
@@ -60,26 +71,26 @@ fn read(path: &Path) -> (Content, File) {
 /// A step of one of candle's whole models.
 fn step_of<'a>(mut forward: impl FnMut(&Tensor, usize) -> candle_core::Result<Tensor> + 'a) -> Step<'a> {
     Box::new(move |tokens, pos| {
-        let tokens = Tensor::new(tokens, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+        let tokens = Tensor::new(tokens, device()).unwrap().unsqueeze(0).unwrap();
         forward(&tokens, pos).unwrap().flatten_all().unwrap().to_vec1().unwrap()
     })
 }
 
 fn candles_llama(path: &Path) -> Step<'static> {
     let (content, mut file) = read(path);
-    let mut model = quantized_llama::ModelWeights::from_gguf(content, &mut file, &Device::Cpu).unwrap();
+    let mut model = quantized_llama::ModelWeights::from_gguf(content, &mut file, device()).unwrap();
     step_of(move |tokens, pos| model.forward(tokens, pos))
 }
 
 fn candles_qwen2(path: &Path) -> Step<'static> {
     let (content, mut file) = read(path);
-    let mut model = quantized_qwen2::ModelWeights::from_gguf(content, &mut file, &Device::Cpu).unwrap();
+    let mut model = quantized_qwen2::ModelWeights::from_gguf(content, &mut file, device()).unwrap();
     step_of(move |tokens, pos| model.forward(tokens, pos))
 }
 
 fn candles_qwen3(path: &Path) -> Step<'static> {
     let (content, mut file) = read(path);
-    let mut model = quantized_qwen3::ModelWeights::from_gguf(content, &mut file, &Device::Cpu).unwrap();
+    let mut model = quantized_qwen3::ModelWeights::from_gguf(content, &mut file, device()).unwrap();
     step_of(move |tokens, pos| model.forward(tokens, pos))
 }
 
@@ -111,13 +122,13 @@ fn candles_gemma3(recipe: &Tiny) -> Step<'static> {
         .tensors()
         .iter()
         .map(|(name, tensor)| {
-            let tensor = tensor.dequantize(&Device::Cpu).unwrap();
+            let tensor = tensor.dequantize(device()).unwrap();
             // GGUFs hold the norms' weights with the 1 that this model adds.
             let tensor = if tensor.rank() == 1 { (tensor - 1.0).unwrap() } else { tensor };
             (candles_name(name), tensor)
         })
         .collect();
-    let variables = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+    let variables = VarBuilder::from_tensors(tensors, DType::F32, device());
     let mut model = gemma3::Model::new(false, &config, variables).unwrap();
     step_of(move |tokens, pos| model.forward(tokens, pos))
 }

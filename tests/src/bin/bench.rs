@@ -18,7 +18,6 @@ use swarmllm_tests::prompts::harbour_log;
 use swarmllm_tests::whole::Whole;
 use tempfile::TempDir;
 
-const MODEL: TestModel = TestModel::SmolLm2;
 /// Tokens decoded for one figure.
 const DECODE: u32 = 128;
 /// Tokens of the prompt before them.
@@ -67,6 +66,15 @@ struct Arrangement {
 fn threads() -> u32 {
     let given = std::env::var("BENCH_THREADS").ok().and_then(|text| text.parse().ok());
     given.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32))
+}
+
+/// The small model, unless `BENCH_MODEL` names another.
+fn measured() -> TestModel {
+    let named = |name: String| {
+        let known = [TestModel::Gemma3, TestModel::OneBillion].into_iter().find(|model| model.name() == name);
+        known.unwrap_or_else(|| panic!("BENCH_MODEL is {name}, which is none of gemma3 and 1b"))
+    };
+    std::env::var("BENCH_MODEL").map_or(TestModel::SmolLm2, named)
 }
 
 fn rounds() -> usize {
@@ -126,7 +134,7 @@ async fn member(network: &str, carrier: Carrier) -> Member {
 
 async fn single() -> Arrangement {
     let member = member(&lonely_network(), Carrier::Tcp).await;
-    let model = member.import(&MODEL.path(), MODEL.name(), Parts::All).await;
+    let model = member.import(&measured().path(), measured().name(), Parts::All).await;
     await_plan(&member.node, model).await;
     let runner = Runner::Swarm { node: member.node.clone(), model };
     Arrangement { name: "single".into(), runner, _alive: Box::new(member) }
@@ -136,12 +144,12 @@ async fn single() -> Arrangement {
 async fn split(stages: u32, carrier: Carrier) -> Arrangement {
     let network = lonely_network();
     let coordinator = member(&network, carrier).await;
-    let model = coordinator.import(&MODEL.path(), MODEL.name(), Parts::Coordinator).await;
-    let cut = MODEL.cut(stages);
+    let model = coordinator.import(&measured().path(), measured().name(), Parts::Coordinator).await;
+    let cut = measured().cut(stages);
     let mut hosts = Vec::new();
     for index in 0..cut.len() {
         let host = member(&network, carrier).await;
-        host.import(&MODEL.path(), MODEL.name(), stage_parts(&cut, index)).await;
+        host.import(&measured().path(), measured().name(), stage_parts(&cut, index)).await;
         join(&coordinator.node, &host.node.addresses(), carrier).await;
         hosts.push(host);
     }
@@ -154,7 +162,7 @@ async fn split(stages: u32, carrier: Carrier) -> Arrangement {
 /// The same with every host a process of its own.
 async fn split_processes(stages: u32, carrier: Carrier) -> Arrangement {
     let coordinator = member(&lonely_network(), carrier).await;
-    let cluster = ProcessCluster::start_with(coordinator, MODEL, carrier, stages, threads()).await;
+    let cluster = ProcessCluster::start_with(coordinator, measured(), carrier, stages, threads()).await;
     let runner = Runner::Swarm { node: cluster.coordinator.node.clone(), model: cluster.model };
     Arrangement { name: format!("split{stages}_{}_processes", carrier.name()), runner, _alive: Box::new(cluster) }
 }
@@ -237,7 +245,7 @@ async fn empty_node(figures: &mut BTreeMap<String, f64>) {
 
 #[tokio::main]
 async fn main() {
-    let whole = Whole::load(&MODEL.path(), threads());
+    let whole = Whole::load(&measured().path(), threads());
     let mut long = whole.tokenize(&harbour_log(60));
     assert!(long.len() >= PREFILL, "the long prompt is long enough");
     long.truncate(PREFILL);
@@ -251,7 +259,7 @@ async fn main() {
     }
     arrangements.push(split_processes(2, Carrier::Tcp).await);
     let mut all: Vec<(String, Vec<Sample>)> = arrangements.iter().map(|one| (one.name.clone(), Vec::new())).collect();
-    println!("{} threads, {} rounds and one to warm up, {}", threads(), rounds(), MODEL.name());
+    println!("{} threads, {} rounds and one to warm up, {}", threads(), rounds(), measured().name());
     for round in 0..=rounds() {
         for (arrangement, (_, samples)) in arrangements.iter().zip(&mut all) {
             let sample = match &arrangement.runner {
