@@ -321,7 +321,7 @@ impl NodeBuilder {
         let keypair =
             keyfile::load_or_create(&dir.join("node.key")).map_err(|error| Fault::new(error.kind(), error))?;
         let catalog = Catalog::open(dir).map_err(|error| Fault::new(error.kind(), error))?;
-        let (store, known) = peer_cache::open(dir)?;
+        let (store, known) = peer_cache::open(dir, &config.network)?;
         let keypair = Arc::new(keypair);
         let ledger = Ledger::open(store.clone(), keypair.clone(), &config.network, self.credit_limit);
         let ledger = ledger.map_err(|error| Fault::new(error.kind(), error))?;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::broadcast;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use crate::base::{Fault, NodeId};
+use crate::base::{Fault, Hash, NodeId};
 use crate::net::{NetHandle, PeerInfo};
 use crate::node::shared::Shared;
 use crate::store::{PeerRecord, Store, StoreError};
@@ -24,8 +24,8 @@ const CLOSING: Duration = Duration::from_secs(2);
 /// How often that is tried.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Opens the store of a data directory that is locked, and gives the addresses to begin with. Blocks.
-pub(crate) fn open(dir: &Path) -> Result<(Store, Vec<String>), Fault> {
+/// Opens the store of a data directory that is locked, and gives the addresses to begin with in this swarm. Blocks.
+pub(crate) fn open(dir: &Path, network: &str) -> Result<(Store, Vec<String>), Fault> {
     let fault = |error: StoreError| Fault::new(error.kind(), error);
     let (path, begun) = (dir.join("store.redb"), Instant::now());
     let store = loop {
@@ -35,14 +35,14 @@ pub(crate) fn open(dir: &Path) -> Result<(Store, Vec<String>), Fault> {
             opened => break opened.map_err(fault)?,
         }
     };
-    let peers = store.peers().map_err(fault)?;
+    let peers = store.peers(&digest(network)).map_err(fault)?;
     let addresses = peers.into_iter().take(DIALLED).flat_map(|peer| peer.addresses).collect();
     Ok((store, addresses))
 }
 
 /// Stores who is connected, until the node stops. Owns the store.
 pub(crate) async fn run(shared: Arc<Shared>, store: Store, net: NetHandle, mut connects: broadcast::Receiver<NodeId>) {
-    let stopping = shared.tasks.stopping();
+    let (stopping, network) = (shared.tasks.stopping(), digest(&shared.config.network));
     let mut refresh = interval(REFRESH);
     refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut came = BTreeSet::new();
@@ -70,11 +70,16 @@ pub(crate) async fn run(shared: Arc<Shared>, store: Store, net: NetHandle, mut c
         }
         let peers = net.peers();
         let seen = std::mem::take(&mut came).into_iter().filter_map(|node| peers.lookup(node));
-        remember(&store, seen.filter_map(record).collect()).await;
+        remember(&store, network, seen.filter_map(record).collect()).await;
         if over {
             return;
         }
     }
+}
+
+/// What stands for a swarm's name in the store.
+fn digest(network: &str) -> Hash {
+    Hash(*blake3::hash(network.as_bytes()).as_bytes())
 }
 
 /// What is kept of a peer; nothing of one that cannot be dialled.
@@ -85,12 +90,12 @@ fn record(peer: PeerInfo) -> Option<PeerRecord> {
 }
 
 /// A store that fails costs the next start its peers, and this node nothing.
-async fn remember(store: &Store, peers: Vec<PeerRecord>) {
+async fn remember(store: &Store, network: Hash, peers: Vec<PeerRecord>) {
     if peers.is_empty() {
         return;
     }
     let store = store.clone();
-    match tokio::task::spawn_blocking(move || store.remember_peers(&peers)).await {
+    match tokio::task::spawn_blocking(move || store.remember_peers(&network, &peers)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(%error, "peers could not be stored"),
         Err(error) => tracing::error!(%error, "storing peers panicked"),

@@ -2,7 +2,7 @@
 
 use redb::{ReadableTable, WriteTransaction};
 
-use super::tables::{ACCOUNTS, META, PEERS};
+use super::tables::{ACCOUNTS, META, OLD_PEERS, PEERS};
 
 /// Version that this build reads and writes.
 pub(super) const VERSION: u64 = 2;
@@ -16,8 +16,9 @@ pub(super) fn run(transaction: &WriteTransaction) -> Result<u64, redb::Error> {
     let found = meta.get(VERSION_KEY)?.map(|version| version.value());
     match found {
         Some(found) if found >= VERSION => return Ok(found),
-        // A file without a version is a new one; version 1 had peers only.
+        // A file without a version is a new one; version 1 had peers only, of whatever swarm: they will be met again.
         _ => {
+            transaction.delete_table(OLD_PEERS)?;
             transaction.open_table(PEERS)?;
             transaction.open_table(ACCOUNTS)?;
         }

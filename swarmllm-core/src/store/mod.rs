@@ -22,12 +22,12 @@ use std::sync::Arc;
 use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
-use crate::base::{ErrorKind, NodeId};
+use crate::base::{ErrorKind, Hash, NodeId};
 use tables::{ACCOUNTS, PEERS};
 
 /// Bounds of what is stored.
 pub mod limits {
-    /// Peers; the ones not seen for longest make room.
+    /// Peers of all swarms; the ones not seen for longest make room.
     pub const PEERS: u64 = 1024;
     /// Addresses of a peer, the newest ones.
     pub const ADDRESSES: usize = 16;
@@ -111,6 +111,14 @@ struct StoredPeer {
     last_seen_ms: u64,
 }
 
+/// Where a peer is stored.
+fn peer_key(network: &Hash, node: NodeId) -> [u8; 64] {
+    let mut key = [0; 64];
+    key[..32].copy_from_slice(network.as_bytes());
+    key[32..].copy_from_slice(node.as_bytes());
+    key
+}
+
 /// What is stored of a peer that was seen again.
 fn merge(seen: &PeerRecord, known: Option<StoredPeer>) -> StoredPeer {
     let known = known.unwrap_or(StoredPeer { addresses: Vec::new(), last_seen_ms: 0 });
@@ -154,16 +162,18 @@ impl Store {
         }
     }
 
-    /// The peers that were remembered, the last seen first.
-    pub fn peers(&self) -> Result<Vec<PeerRecord>, StoreError> {
+    /// The peers of a swarm that were remembered, the last seen first.
+    pub fn peers(&self, network: &Hash) -> Result<Vec<PeerRecord>, StoreError> {
         let mut peers = self.read(|transaction| {
             let table = transaction.open_table(PEERS)?;
             let mut peers = Vec::new();
-            for row in table.iter()? {
-                let (node, bytes) = row?;
+            let (first, last) = (peer_key(network, NodeId([0; 32])), peer_key(network, NodeId([u8::MAX; 32])));
+            for row in table.range::<&[u8; 64]>(&first..=&last)? {
+                let (key, bytes) = row?;
+                let node = NodeId(std::array::from_fn(|at| key.value()[32 + at]));
                 // A row that cannot be read is one address less to try, no reason to refuse the others.
                 if let Ok(StoredPeer { addresses, last_seen_ms }) = postcard::from_bytes(bytes.value()) {
-                    peers.push(PeerRecord { node: NodeId(*node.value()), addresses, last_seen_ms });
+                    peers.push(PeerRecord { node, addresses, last_seen_ms });
                 }
             }
             Ok(peers)
@@ -172,25 +182,26 @@ impl Store {
         Ok(peers)
     }
 
-    /// Remembers peers in one transaction, merged with what is known of them: new addresses come first, old ones stay
+    /// Remembers peers of a swarm in one transaction, merged with what is known of them: new addresses come first, old ones stay
     /// as long as there is room.
-    pub fn remember_peers(&self, peers: &[PeerRecord]) -> Result<(), StoreError> {
+    pub fn remember_peers(&self, network: &Hash, peers: &[PeerRecord]) -> Result<(), StoreError> {
         self.write(|transaction| {
             let mut table = transaction.open_table(PEERS)?;
             for peer in peers {
-                let known = table.get(peer.node.as_bytes())?.and_then(|row| postcard::from_bytes(row.value()).ok());
+                let key = peer_key(network, peer.node);
+                let known = table.get(&key)?.and_then(|row| postcard::from_bytes(row.value()).ok());
                 let bytes = postcard::to_stdvec(&merge(peer, known)).unwrap_or_default();
-                table.insert(peer.node.as_bytes(), bytes.as_slice())?;
+                table.insert(&key, bytes.as_slice())?;
             }
             tables::evict_peers(&mut table)
         })
     }
 
     /// Forgets a peer; says whether it was known.
-    pub fn forget_peer(&self, node: NodeId) -> Result<bool, StoreError> {
+    pub fn forget_peer(&self, network: &Hash, node: NodeId) -> Result<bool, StoreError> {
         self.write(|transaction| {
             let mut table = transaction.open_table(PEERS)?;
-            Ok(table.remove(node.as_bytes())?.is_some())
+            Ok(table.remove(&peer_key(network, node))?.is_some())
         })
     }
 

@@ -6,13 +6,15 @@ use super::{StoredPeer, limits};
 
 /// What the file says of itself: `schema`, the version of all tables.
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-/// Node id to a [`StoredPeer`] in postcard.
-pub(super) const PEERS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("peers");
+/// Swarm and node id to a [`StoredPeer`] in postcard.
+pub(super) const PEERS: TableDefinition<'_, &[u8; 64], &[u8]> = TableDefinition::new("peers_by_swarm");
+/// Of version 1, which did not know swarms.
+pub(super) const OLD_PEERS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("peers");
 /// Swarm, debtor and creditor of an account to what the ledger keeps of it.
 pub(super) const ACCOUNTS: TableDefinition<'_, &[u8; 96], &[u8]> = TableDefinition::new("accounts");
 
 /// Removes the peers not seen for longest until the others are as many as admitted.
-pub(super) fn evict_peers(table: &mut Table<'_, &'static [u8; 32], &'static [u8]>) -> Result<(), redb::Error> {
+pub(super) fn evict_peers(table: &mut Table<'_, &'static [u8; 64], &'static [u8]>) -> Result<(), redb::Error> {
     let excess = table.len()?.saturating_sub(limits::PEERS);
     if excess == 0 {
         return Ok(());

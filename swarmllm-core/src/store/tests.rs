@@ -4,6 +4,8 @@ use tempfile::TempDir;
 
 use super::*;
 
+const SWARM: Hash = Hash([5; 32]);
+
 fn place() -> (TempDir, PathBuf) {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("below").join("store.redb");
@@ -21,26 +23,26 @@ fn peer(number: u64, seen: u64, addresses: &[&str]) -> PeerRecord {
 fn what_was_stored_is_there_after_reopening() {
     let (_dir, path) = place();
     let store = Store::open(&path).unwrap();
-    store.remember_peers(&[peer(1, 10, &["/x"]), peer(2, 20, &[])]).unwrap();
+    store.remember_peers(&SWARM, &[peer(1, 10, &["/x"]), peer(2, 20, &[])]).unwrap();
     drop(store);
     let store = Store::open(&path).unwrap();
-    assert_eq!(store.peers().unwrap(), [peer(2, 20, &[]), peer(1, 10, &["/x"])]);
-    assert!(store.forget_peer(peer(1, 0, &[]).node).unwrap());
-    assert_eq!(store.peers().unwrap(), [peer(2, 20, &[])]);
+    assert_eq!(store.peers(&SWARM).unwrap(), [peer(2, 20, &[]), peer(1, 10, &["/x"])]);
+    assert!(store.forget_peer(&SWARM, peer(1, 0, &[]).node).unwrap());
+    assert_eq!(store.peers(&SWARM).unwrap(), [peer(2, 20, &[])]);
 }
 
 #[test]
 fn addresses_are_merged_newest_first_and_bounded() {
     let (_dir, path) = place();
     let store = Store::open(&path).unwrap();
-    store.remember_peers(&[peer(1, 20, &["/a", "/b"])]).unwrap();
-    store.remember_peers(&[peer(1, 10, &["/c", "/a", "/c"])]).unwrap();
-    assert_eq!(store.peers().unwrap(), [peer(1, 20, &["/c", "/a", "/b"])]);
+    store.remember_peers(&SWARM, &[peer(1, 20, &["/a", "/b"])]).unwrap();
+    store.remember_peers(&SWARM, &[peer(1, 10, &["/c", "/a", "/c"])]).unwrap();
+    assert_eq!(store.peers(&SWARM).unwrap(), [peer(1, 20, &["/c", "/a", "/b"])]);
     let many: Vec<String> = (0..40).map(|number| format!("/{number}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
     let long = "/".repeat(limits::ADDRESS + 1);
-    store.remember_peers(&[peer(1, 30, &many), peer(2, 5, &[&long, "/short"])]).unwrap();
-    let peers = store.peers().unwrap();
+    store.remember_peers(&SWARM, &[peer(1, 30, &many), peer(2, 5, &[&long, "/short"])]).unwrap();
+    let peers = store.peers(&SWARM).unwrap();
     assert_eq!(peers[0].addresses, many[..limits::ADDRESSES]);
     assert_eq!(peers[1].addresses, ["/short"]);
 }
@@ -50,8 +52,8 @@ fn the_peers_not_seen_for_longest_make_room() {
     let (_dir, path) = place();
     let store = Store::open(&path).unwrap();
     let all: Vec<PeerRecord> = (0..limits::PEERS + 10).map(|number| peer(number, number, &[])).collect();
-    store.remember_peers(&all).unwrap();
-    let peers = store.peers().unwrap();
+    store.remember_peers(&SWARM, &all).unwrap();
+    let peers = store.peers(&SWARM).unwrap();
     assert_eq!(peers.len() as u64, limits::PEERS);
     assert_eq!(peers.iter().map(|peer| peer.last_seen_ms).min(), Some(10));
 }
@@ -69,18 +71,32 @@ fn an_account_is_as_it_was_put_last_after_reopening() {
 }
 
 #[test]
-fn a_store_of_the_first_version_keeps_its_peers_and_gets_accounts() {
+fn a_store_of_the_first_version_gets_accounts_and_meets_its_peers_again() {
     let (_dir, path) = place();
     let store = Store::open(&path).unwrap();
-    store.remember_peers(&[peer(1, 10, &["/x"])]).unwrap();
     let older = |transaction: &WriteTransaction| {
         transaction.delete_table(ACCOUNTS)?;
+        transaction.delete_table(PEERS)?;
+        transaction.open_table(tables::OLD_PEERS)?.insert(&[1; 32], &[0xff; 3][..])?;
         migrate::pretend(transaction, 1)
     };
     store.write(older).unwrap();
     drop(store);
     let store = Store::open(&path).unwrap();
-    assert_eq!((store.peers().unwrap().len(), store.accounts().unwrap().len()), (1, 0));
+    assert_eq!((store.peers(&SWARM).unwrap().len(), store.accounts().unwrap().len()), (0, 0));
+    store.remember_peers(&SWARM, &[peer(1, 10, &["/x"])]).unwrap();
+    assert_eq!(store.peers(&SWARM).unwrap().len(), 1);
+}
+
+#[test]
+fn peers_of_another_swarm_are_not_among_them() {
+    let (_dir, path) = place();
+    let store = Store::open(&path).unwrap();
+    let other = Hash([6; 32]);
+    store.remember_peers(&SWARM, &[peer(1, 10, &["/x"]), peer(u64::MAX, 5, &["/y"])]).unwrap();
+    store.remember_peers(&other, &[peer(1, 20, &["/z"])]).unwrap();
+    assert_eq!(store.peers(&SWARM).unwrap(), [peer(1, 10, &["/x"]), peer(u64::MAX, 5, &["/y"])]);
+    assert_eq!(store.peers(&other).unwrap(), [peer(1, 20, &["/z"])]);
 }
 
 #[test]
@@ -125,13 +141,13 @@ fn a_file_that_is_not_a_store_is_refused_and_left_as_it_is() {
 fn a_peer_row_that_cannot_be_read_is_passed_over() {
     let (_dir, path) = place();
     let store = Store::open(&path).unwrap();
-    store.remember_peers(&[peer(1, 10, &["/x"])]).unwrap();
+    store.remember_peers(&SWARM, &[peer(1, 10, &["/x"])]).unwrap();
     let spoil = |transaction: &WriteTransaction| {
-        transaction.open_table(PEERS)?.insert(peer(2, 0, &[]).node.as_bytes(), &[0xff; 3][..])?;
+        transaction.open_table(PEERS)?.insert(&peer_key(&SWARM, peer(2, 0, &[]).node), &[0xff; 3][..])?;
         Ok(())
     };
     store.write(spoil).unwrap();
-    assert_eq!(store.peers().unwrap(), [peer(1, 10, &["/x"])]);
-    store.remember_peers(&[peer(2, 20, &["/y"])]).unwrap();
-    assert_eq!(store.peers().unwrap().len(), 2);
+    assert_eq!(store.peers(&SWARM).unwrap(), [peer(1, 10, &["/x"])]);
+    store.remember_peers(&SWARM, &[peer(2, 20, &["/y"])]).unwrap();
+    assert_eq!(store.peers(&SWARM).unwrap().len(), 2);
 }
