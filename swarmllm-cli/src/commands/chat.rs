@@ -27,12 +27,12 @@ const MAX_LINE: u64 = 1 << 20;
 const MAX_SCHEMA: u64 = 1 << 20;
 
 pub async fn chat(context: &Context, args: ChatArgs) -> Result<ExitCode, Failure> {
+    let options = options(&args)?;
     let mut stop = Stop::listen()?;
     let node = tokio::select! {
         node = context.guest(&args.meet.peer) => node?,
         () = stop.told() => return Ok(ExitCode::from(INTERRUPTED)),
     };
-    let options = options(&args)?;
     let messages = args.system.map(|text| message("system", text)).into_iter().collect();
     let mut talk = Talk { json: context.json, node: node.clone(), stop, model: args.model, options, messages };
     let ended = talk.run(context.patience(&args.meet), args.message).await;

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::base::{ErrorKind, Fault};
 use crate::engine::sample::{Sampled, Sampler, SamplingParams};
 use crate::node::generation::{
-    addresses, blocking, check_prompt, context_limit, encode, find_plan, load, new_session, weights,
+    addresses, blocking, check_prompt, context_limit, encode, find_plan, in_time, load, new_session, weights,
 };
 use crate::node::loaded::LoadedModel;
 use crate::node::report::Embeddings;
@@ -32,10 +32,7 @@ struct Work {
 pub(crate) async fn embed(shared: Arc<Shared>, request: EmbedRequest) -> Result<Embeddings, Fault> {
     request.check()?;
     let deadline = request.deadline.map(|allowed| Instant::now() + allowed);
-    let model = load(&shared, &request.model).await?;
-    let (inputs, reader) = (request.inputs, model.clone());
-    let texts: Vec<Vec<u32>> =
-        blocking(move || inputs.into_iter().map(|input| tokens(&reader, input)).collect()).await?;
+    let (model, texts) = in_time(deadline, read(&shared, &request.model, request.inputs)).await?;
     texts.iter().try_for_each(|text| check(&shared, &model, text))?;
     let cancel = shared.closed.child_token();
     let _cancel_on_drop = cancel.clone().drop_guard();
@@ -44,6 +41,18 @@ pub(crate) async fn embed(shared: Arc<Shared>, request: EmbedRequest) -> Result<
     // In a task of its own: the runner of a session must come to its end, even where the caller leaves.
     shared.tasks.spawn("embedding", async move { drop(reply.send(work.all(texts).await)) });
     answer.await.map_err(|_| Fault::new(ErrorKind::Closed, "the node was shut down meanwhile"))?
+}
+
+/// The model, and the texts in its tokens.
+async fn read(
+    shared: &Arc<Shared>,
+    model: &str,
+    inputs: Vec<Prompt>,
+) -> Result<(Arc<LoadedModel>, Vec<Vec<u32>>), Fault> {
+    let model = load(shared, model).await?;
+    let reader = model.clone();
+    let texts = blocking(move || inputs.into_iter().map(|input| tokens(&reader, input)).collect());
+    Ok((model, texts.await?))
 }
 
 fn tokens(model: &LoadedModel, input: Prompt) -> Result<Vec<u32>, Fault> {

@@ -146,10 +146,10 @@ async fn begin_generate(
 }
 
 /// The deadline counts from when the request was made: models and drafts are loaded within it, too.
-async fn in_time(
+pub(super) async fn in_time<T, E: From<Fault>>(
     deadline: Option<Instant>,
-    begin: impl Future<Output = Result<Generation, GenerateError>>,
-) -> Result<Generation, GenerateError> {
+    begin: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
     match deadline {
         None => begin.await,
         Some(deadline) => {
