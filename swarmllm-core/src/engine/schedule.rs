@@ -4,7 +4,9 @@
 //! weights are then read once for all. *Alone* ones, of sessions that keep the step shapes of a plain run, go one by one.
 //! *Long* ones, prefill that need not keep its shape, are cut into slices: while other sessions are waiting for their next
 //! token a slice takes about as long as a token does, for each prompt that waits, so that a long prompt never stalls a
-//! running answer. Whoever waited longest goes first within a kind; jobs of one session keep their order.
+//! running answer. Where that is less than the rows that pay for a computation of their own, prompts *ride*: each gives a
+//! row to every joint computation of tokens. Whoever waited longest goes first within a kind; jobs of one session keep
+//! their order.
 
 use std::time::{Duration, Instant};
 
@@ -58,6 +60,8 @@ pub(super) enum Pick {
     One(usize),
     /// Compute these steps, of equally many rows, together.
     Joint(Vec<usize>),
+    /// Compute these steps of one row, and the next row of each of those long ones.
+    Ride(Vec<usize>, Vec<usize>),
     /// Compute the next so many rows of this step.
     Slice(usize, usize),
     /// Nothing yet: a session that was given its token is about to ask for the next one.
@@ -137,6 +141,15 @@ impl Schedule {
         self.live.retain(|live| live.slot != slot);
     }
 
+    /// A token was computed for these sessions, with which others rode: it says nothing of what tokens or slices take.
+    pub fn rode(&mut self, slots: impl Iterator<Item = u32>, now: Instant) {
+        self.live.retain(|live| is_live(live, now));
+        for slot in slots {
+            self.rests(slot);
+            self.live.push(Live { slot, given: now, asked: false });
+        }
+    }
+
     /// What a computation of `rows` rows of these sessions took; `long` says that they were of a long step.
     pub fn took(&mut self, slots: impl Iterator<Item = u32>, rows: usize, long: bool, micros: u32, now: Instant) {
         self.live.retain(|live| is_live(live, now));
@@ -162,7 +175,17 @@ impl Schedule {
         }
         let most = (JOINT_TOTAL.min(max_rows) / rows.max(1)).max(1);
         let alike = ready.joint.iter().filter(|(_, other)| *other == rows).map(|(index, _)| *index);
-        Some(Pick::Joint(alike.take(most).collect()))
+        let alike: Vec<usize> = alike.take(most).collect();
+        if rows == 1 && !ready.long.is_empty() && self.rides(ready.long.len()) {
+            let riders = ready.long.iter().map(|(_, index)| *index).take(most - alike.len()).collect();
+            return Some(Pick::Ride(alike, riders));
+        }
+        Some(Pick::Joint(alike))
+    }
+
+    /// Whether prompts come forward with the tokens of others rather than in slices of their own.
+    fn rides(&self, long: usize) -> bool {
+        self.affordable(long).is_some_and(|rows| rows < EVEN_ROWS * long)
     }
 
     fn long(&mut self, ready: &Ready, waiting: &[Waiting], max_rows: usize, now: Instant) -> Option<Pick> {
@@ -175,6 +198,9 @@ impl Schedule {
             return Some(Pick::Wait);
         }
         let live = others().count();
+        if live > 0 && ready.joint.iter().any(|(_, rows)| *rows == 1) && self.rides(ready.long.len()) {
+            return None;
+        }
         self.last_long = Some(slot);
         let Kind::Free { rows, .. } = waiting[index].kind else { return None };
         Some(Pick::Slice(index, rows.min(self.slice(ready.long.len(), live, max_rows))))
@@ -195,16 +221,21 @@ impl Schedule {
     /// Rows of a slice: all that the stage admits where nobody waits for a token. Else as many as take about as long as a
     /// token does, for each prompt that waits: so every session comes forward by as much time in a round.
     fn slice(&self, long: usize, live: usize, max_rows: usize) -> usize {
-        match (live, self.short_us, self.row_us) {
-            (0, ..) => max_rows,
-            (_, Some(short), Some(row)) if row > 0.0 => {
-                let rows = (SLICE_SHARE * short / row * long as f64) as usize;
+        match self.affordable(long) {
+            _ if live == 0 => max_rows,
+            Some(rows) => {
                 let whole = if rows > EVEN_ROWS { rows / EVEN_ROWS * EVEN_ROWS } else { rows };
                 whole.max(MIN_SLICE).min(max_rows)
             }
             // Not measured yet: a first small slice measures it.
-            _ => MIN_SLICE.min(max_rows),
+            None => MIN_SLICE.min(max_rows),
         }
+    }
+
+    /// Rows that take as long as answers can wait for `long` prompts; nothing where that was not measured.
+    fn affordable(&self, long: usize) -> Option<usize> {
+        let row = self.row_us.filter(|row| *row > 0.0)?;
+        Some((SLICE_SHARE * self.short_us? / row * long as f64) as usize)
     }
 }
 
@@ -355,6 +386,26 @@ mod tests {
         assert_eq!(schedule.pick(&long, MAX_ROWS, None, now + 2 * LIVE), Some(Pick::Slice(0, MAX_ROWS)));
         schedule.rests(1);
         assert_eq!(schedule.pick(&long, MAX_ROWS, None, now), Some(Pick::Slice(0, MAX_ROWS)));
+    }
+
+    #[test]
+    fn prompts_ride_with_tokens_where_slices_of_their_own_would_stall_them() {
+        let mut schedule = Schedule::default();
+        let now = Instant::now();
+        schedule.took([0].into_iter(), 4, true, 24_000, now);
+        schedule.took([1].into_iter(), 1, false, 8_000, now);
+        // 6 ms a row: 0.8 of a token pay for one.
+        let waiting = [free(0, 2048), free(1, 1), free(2, 600), free(3, 5)];
+        for _ in 0..3 {
+            let ride = Pick::Ride(vec![1], vec![0, 2]);
+            assert_eq!(schedule.pick(&waiting, MAX_ROWS, None, now), Some(ride));
+            schedule.rode([1].into_iter(), now);
+            schedule.live.iter_mut().for_each(|live| live.asked = true);
+        }
+        // With a window of guesses nobody rides, and where no answer is under way a prompt goes on by itself.
+        assert_eq!(schedule.pick(&waiting[3..], MAX_ROWS, None, now), Some(Pick::Joint(vec![0])));
+        schedule.rests(1);
+        assert_eq!(schedule.pick(&waiting[..1], MAX_ROWS, None, now), Some(Pick::Slice(0, MAX_ROWS)));
     }
 
     #[test]

@@ -87,6 +87,11 @@ impl Task {
     fn is_long(&self) -> bool {
         self.job.rows.len() > JOINT_ROWS
     }
+
+    /// Its session's slot, or the first of several.
+    fn slot(&self) -> Option<u32> {
+        self.job.rows.first().map(|row| row.slot)
+    }
 }
 
 impl Job {
@@ -94,8 +99,7 @@ impl Job {
     fn waiting(&self) -> Waiting {
         match self {
             Self::Step(task) => {
-                let first = task.job.rows.first().map(|row| row.slot);
-                let slot = first.filter(|slot| task.job.rows.iter().all(|row| row.slot == *slot));
+                let slot = task.slot().filter(|slot| task.job.rows.iter().all(|row| row.slot == *slot));
                 // States are not logits, so that they cannot be computed with them.
                 let free = slot.is_some() && !task.job.exact && task.job.reduce != Reduce::State;
                 let (rows, long) = (task.job.rows.len() - task.done, task.is_long());
@@ -268,6 +272,8 @@ struct Worker {
 /// What a computation took.
 struct Took {
     slots: Vec<u32>,
+    /// Of those, the ones that are given no token by it.
+    riders: Vec<u32>,
     rows: usize,
     long: bool,
     micros: u32,
@@ -329,13 +335,21 @@ impl Worker {
         match self.schedule.pick(&waiting, max_rows, others, Instant::now()) {
             None => {}
             Some(Pick::One(index)) => self.one(index),
-            Some(Pick::Joint(indices)) => self.together(&indices),
+            Some(Pick::Joint(indices)) => self.together(&indices, &[]),
+            Some(Pick::Ride(indices, riders)) => self.together(&indices, &riders),
             Some(Pick::Slice(index, rows)) => self.slice(index, rows),
             Some(Pick::Wait) => return false,
         }
         // Told once all answers are out, of which each takes a while: from then on their sessions may ask again.
-        if let Some(Took { slots, rows, long, micros }) = self.took.take() {
-            self.schedule.took(slots.into_iter(), rows, long, micros, Instant::now());
+        match self.took.take() {
+            Some(Took { slots, riders, .. }) if !riders.is_empty() => {
+                let given = slots.into_iter().filter(|slot| !riders.contains(slot));
+                self.schedule.rode(given, Instant::now());
+            }
+            Some(Took { slots, rows, long, micros, .. }) => {
+                self.schedule.took(slots.into_iter(), rows, long, micros, Instant::now());
+            }
+            None => {}
         }
         true
     }
@@ -393,13 +407,14 @@ impl Worker {
         let StepJob { reduce, exact, .. } = task.job;
         let how = How { reduce, long: task.is_long(), exact, abandoned: &abandoned };
         let computed = ready.and_then(|()| self.compute(&hidden, &task.job.rows[done..end], how));
-        self.settle(task, end, computed)
+        self.settle(task, end, 0, computed)
     }
 
-    /// Takes over what a task's rows up to `end` gave.
-    fn settle(&mut self, mut task: Task, end: usize, computed: Result<u32, EngineError>) -> Option<Task> {
+    /// Takes over what a task's rows up to `end` gave, which begins at float `from` of `out`; answers where it is done or has
+    /// failed, else gives it back.
+    fn settle(&mut self, mut task: Task, end: usize, from: usize, computed: Result<u32, EngineError>) -> Option<Task> {
         let taken = computed.and_then(|micros| {
-            self.take(&mut task, end, 0)?;
+            self.take(&mut task, end, from)?;
             task.micros = task.micros.saturating_add(micros);
             Ok(())
         });
@@ -412,48 +427,66 @@ impl Worker {
         None
     }
 
-    /// Computes steps of different sessions at once. One that the stage refuses takes no part.
-    fn together(&mut self, indices: &[usize]) {
-        let mut tasks = Vec::with_capacity(indices.len());
-        for index in indices.iter().rev() {
-            let Job::Step(task) = self.waiting.remove(*index) else { continue };
-            match self.admit(&task.job) {
-                Ok(()) => tasks.push(task),
-                Err(error) => drop(task.reply.send(Err(error))),
-            }
-        }
+    /// Computes steps of different sessions at once, and the next row of each rider.
+    fn together(&mut self, indices: &[usize], riders: &[usize]) {
+        let mut tasks = self.take_part(indices, riders);
         if tasks.len() < 2 {
-            tasks.into_iter().for_each(|task| {
-                let rows = task.job.rows.len();
-                self.advance(task, rows);
-            });
+            if let Some((task, end)) = tasks.pop() {
+                let rows = end - task.done;
+                let rest = self.advance(task, rows);
+                self.put_back(rest);
+            }
             return;
         }
-        tasks.sort_unstable_by_key(|task| task.job.rows.first().map(|row| row.slot));
+        let width = self.stage.spec().width as usize;
         let mut hidden = std::mem::take(&mut self.joint);
         hidden.clear();
         let mut rows = Vec::new();
-        for task in &tasks {
-            hidden.extend_from_slice(&task.job.hidden);
+        for (task, end) in &tasks {
+            hidden.extend_from_slice(task.job.hidden.get(task.done * width..end * width).unwrap_or_default());
             let wanted = task.job.reduce != Reduce::Hidden;
-            rows.extend(task.job.rows.iter().map(|row| Row { want: row.want && wanted, ..*row }));
+            rows.extend(task.job.rows[task.done..*end].iter().map(|row| Row { want: row.want && wanted, ..*row }));
         }
-        let abandoned = || tasks.iter().all(|task| task.reply.is_closed());
+        let abandoned = || tasks.iter().all(|(task, _)| task.reply.is_closed());
         let how = How { reduce: Reduce::Full, long: false, exact: false, abandoned: &abandoned };
         let computed = self.compute(&hidden, &rows, how);
         self.joint = hidden;
+        if let Some(took) = &mut self.took {
+            took.riders = tasks.iter().filter(|(task, _)| task.is_long()).filter_map(|(task, _)| task.slot()).collect();
+        }
         let mut from = 0;
-        for mut task in tasks {
-            let end = task.job.rows.len();
-            let taken = computed.clone().and_then(|micros| {
-                task.micros = micros;
-                self.take(&mut task, end, from)
-            });
-            from += self.floats(&task.job.rows, task.job.reduce);
-            match taken {
-                Ok(()) => finish(task, self.stage.spec().vocab.is_some()),
+        for (task, end) in tasks {
+            let floats = self.floats(&task.job.rows[task.done..end], task.job.reduce);
+            let rest = self.settle(task, end, from, computed.clone());
+            self.put_back(rest);
+            from += floats;
+        }
+    }
+
+    /// Takes steps out of what waits, by slot, with the row up to which each is computed now. One that the stage refuses
+    /// takes no part.
+    fn take_part(&mut self, indices: &[usize], riders: &[usize]) -> Vec<(Task, usize)> {
+        let mut all: Vec<usize> = indices.iter().chain(riders).copied().collect();
+        all.sort_unstable();
+        let mut tasks = Vec::with_capacity(all.len());
+        for index in all.into_iter().rev() {
+            let Job::Step(task) = self.waiting.remove(index) else { continue };
+            let end = if task.is_long() { task.done + 1 } else { task.job.rows.len() };
+            // Checked whole before its first row, so that a refused step changes nothing.
+            let ready = if task.done == 0 { self.admit(&task.job) } else { Ok(()) };
+            match ready {
+                Ok(()) => tasks.push((task, end)),
                 Err(error) => drop(task.reply.send(Err(error))),
             }
+        }
+        tasks.sort_unstable_by_key(|(task, _)| task.slot());
+        tasks
+    }
+
+    /// What is left of a step waits again, before all that came after it.
+    fn put_back(&mut self, rest: Option<Task>) {
+        if let Some(rest) = rest {
+            self.waiting.insert(0, Job::Step(rest));
         }
     }
 
@@ -507,7 +540,7 @@ impl Worker {
         computed?;
         let micros = u32::try_from((now - begun).as_micros()).unwrap_or(u32::MAX);
         let slots = rows.chunk_by(|one, next| one.slot == next.slot).map(|run| run[0].slot).collect();
-        self.took = Some(Took { slots, rows: rows.len(), long, micros });
+        self.took = Some(Took { slots, riders: Vec::new(), rows: rows.len(), long, micros });
         let (given, expected) = (self.out.len(), self.floats(rows, reduce));
         if given != expected {
             let reason = format!("it gave {given} floats where {expected} were expected");

@@ -217,3 +217,45 @@ async fn a_session_that_overflows_or_is_refused_ends_none_that_shares_its_step()
     assert!(first.is_ok() && good.is_ok());
     assert_eq!(refused, Err(EngineError::Position { given: 7, expected: 0 }));
 }
+
+type Answer = oneshot::Receiver<Result<(StepOutput, u32), EngineError>>;
+
+/// A step as the queue brings it, and where its answer comes.
+fn sent(job: StepJob) -> (Job, Answer) {
+    let (reply, answer) = oneshot::channel();
+    let (hidden, logits) = (Vec::new(), Vec::new());
+    (Job::Step(Task { job, done: 0, hidden, logits, micros: 0, reply }), answer)
+}
+
+#[test]
+fn a_prompt_that_rides_with_the_tokens_of_another_gives_what_it_gives_by_itself() {
+    const PROMPT: u32 = 40;
+    let token = |pos: u32| {
+        let rows = vec![Row { slot: 1, pos, want: true }];
+        StepJob { hidden: vec![0.5; WIDTH as usize], rows, reduce: Reduce::Full, exact: false, rewind: false }
+    };
+    let prompt = || StepJob { exact: false, ..job(0, PROMPT, Reduce::Full) };
+    for vocab in [None, Some(VOCAB)] {
+        let config = StageConfig { max_rows: 64, ..config() };
+        let worker = || Worker::new(Box::new(EchoStage::new(1, LayerRange::new(0, 2), WIDTH, vocab, config.clone())));
+        let mut by_itself = worker();
+        let (job, mut expected) = sent(prompt());
+        by_itself.waiting.push(job);
+        by_itself.serve(None);
+        let mut worker = worker();
+        worker.schedule.took([0].into_iter(), 4, true, 24_000, Instant::now());
+        worker.schedule.took([1].into_iter(), 1, false, 8_000, Instant::now());
+        let (job, mut answer) = sent(prompt());
+        worker.waiting.push(job);
+        for pos in 0..PROMPT {
+            assert!(answer.try_recv().is_err(), "token {pos} came with one row");
+            let (job, mut token) = sent(token(pos));
+            worker.waiting.push(job);
+            worker.serve(None);
+            assert!(token.try_recv().expect("a token is not held up").is_ok());
+        }
+        let (answer, expected) = (answer.try_recv().unwrap().unwrap().0, expected.try_recv().unwrap().unwrap().0);
+        assert_eq!(answer, expected, "{vocab:?}");
+        assert!(worker.waiting.is_empty());
+    }
+}
