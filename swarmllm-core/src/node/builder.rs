@@ -275,6 +275,7 @@ impl NodeBuilder {
             addresses,
             namer,
             overlap: Arc::default(),
+            lessons: Arc::default(),
             tabs,
         };
         let announcer = Announcer::new(config.serve, catalog.clone(), stages, net.clone());

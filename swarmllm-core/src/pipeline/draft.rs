@@ -6,14 +6,22 @@
 //! that of Leviathan et al. 2023 for a draft that is certain of itself.)
 //!
 //! A window may follow another before that one is confirmed, so that stages which would wait for it have work meanwhile.
+//!
+//! What a window costs is no simple function of its rows (llama.cpp takes some numbers of rows by other ways than others,
+//! and an accelerator prepares each number once), so each length is tried before it is judged, twice where nothing was
+//! known of it; [`Lessons`] keep what was learnt in one answer for the next ones.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::base::ModelId;
 
 /// Longest and shortest suffix that is looked up.
 const LONGEST: usize = 4;
 const SHORTEST: usize = 2;
-/// Windows that are considered, in guesses: a step has one row more, and at most as many as go together at a stage.
-const LENGTHS: [usize; 8] = [0, 1, 2, 4, 7, 12, 20, 31];
+/// Windows that are considered, in guesses: a step has one row more, and at most as many as go together at a stage. Few,
+/// since each must be tried, and of even numbers of rows, which engines take at once.
+const LENGTHS: [usize; 6] = [0, 1, 3, 7, 15, 31];
 /// Most guesses under way.
 pub const MAX_GUESSES: usize = 31;
 /// Most windows under way.
@@ -81,6 +89,11 @@ const FIRST_SLOPE: f64 = 0.25;
 const MARGIN: f64 = 1.05;
 /// After so many tokens without guesses although there were some, a short window tries again.
 const RETRY: u32 = 48;
+/// Models of which costs are remembered; beyond that all is learnt anew.
+const MODELS: usize = 256;
+/// By so much remembered costs go back to what is assumed at first, with each answer: a length that was measured at a bad
+/// moment is tried again.
+const FORGET: f64 = 0.1;
 
 /// Nothing was measured yet.
 const UNKNOWN: [Option<f64>; LENGTHS.len()] = [None; LENGTHS.len()];
@@ -110,13 +123,67 @@ pub struct Reach {
     pub windows: usize,
 }
 
+/// What windows cost, in the time of a plain token.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Costs {
+    tokens: [Option<f64>; LENGTHS.len()],
+}
+
+/// What was learnt of each model's windows in earlier answers.
+#[derive(Debug, Default)]
+pub struct Lessons {
+    by_model: Mutex<HashMap<ModelId, Costs>>,
+}
+
+impl Lessons {
+    /// What is known of a model.
+    pub fn of(&self, model: ModelId) -> Costs {
+        let mut costs = self.locked().get(&model).copied().unwrap_or_default();
+        for (known, guesses) in costs.tokens.iter_mut().zip(LENGTHS) {
+            known.iter_mut().for_each(|known| *known += FORGET * (assumed(guesses) - *known));
+        }
+        costs
+    }
+
+    /// Takes what an answer has measured.
+    pub fn learn(&self, model: ModelId, costs: Costs) {
+        let mut by_model = self.locked();
+        if by_model.len() >= MODELS && !by_model.contains_key(&model) {
+            by_model.clear();
+        }
+        let known = by_model.entry(model).or_default();
+        for (known, new) in known.tokens.iter_mut().zip(costs.tokens) {
+            *known = new.or(*known);
+        }
+    }
+
+    fn locked(&self) -> MutexGuard<'_, HashMap<ModelId, Costs>> {
+        self.by_model.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a window is assumed to cost, in the time of a plain token.
+fn assumed(guesses: usize) -> f64 {
+    1.0 + FIRST_SLOPE * guesses as f64
+}
+
+/// What was measured of a length.
+#[derive(Debug, Clone, Copy)]
+struct Measured {
+    micros: f64,
+    /// Whether it counts for what it is: the first step of a length pays for what is prepared once.
+    sure: bool,
+}
+
 /// How far to go ahead: the most tokens per time, by how often guesses were right and what rows cost.
 pub struct Pace {
     right: f64,
     made: f64,
     /// Microseconds of a step of `LENGTHS[i] + 1` rows: until its answer where nothing else was under way, and at the stage
     /// that takes longest.
-    micros: [Option<f64>; LENGTHS.len()],
+    micros: [Option<Measured>; LENGTHS.len()],
+    /// What earlier answers have measured.
+    known: Costs,
     busy: [Option<f64>; LENGTHS.len()],
     /// How much longer than it should an answer takes to follow another; nothing where that was not measured.
     slow: Option<f64>,
@@ -132,7 +199,8 @@ impl Default for Pace {
         Self {
             right: FIRST_RIGHT,
             made: FIRST_MADE,
-            micros: UNKNOWN,
+            micros: [None; LENGTHS.len()],
+            known: Costs::default(),
             busy: UNKNOWN,
             slow: None,
             streak: 0,
@@ -143,6 +211,19 @@ impl Default for Pace {
 }
 
 impl Pace {
+    /// One that begins with what earlier answers have measured.
+    pub fn new(known: Costs) -> Self {
+        Self { known, ..Self::default() }
+    }
+
+    /// What was measured so far.
+    pub fn costs(&self) -> Costs {
+        let plain = self.cost(0);
+        let tokens = |measured: &Option<Measured>| measured.filter(|one| one.sure).map(|one| one.micros / plain);
+        let measured = self.micros[0].is_some();
+        Costs { tokens: std::array::from_fn(|at| self.micros.get(at).filter(|_| measured && at > 0).and_then(tokens)) }
+    }
+
     /// How many of `available` guesses to make now.
     pub fn length(&mut self, available: usize) -> usize {
         if available == 0 {
@@ -178,6 +259,10 @@ impl Pace {
         for guesses in [0, one] {
             let index = index_of(guesses);
             let (Some(busy), round, rows) = (self.busy[index], self.cost(index), guesses + 1) else { continue };
+            if !self.is_sure(index) {
+                // It would never be measured by itself.
+                continue;
+            }
             for windows in (2..=most).take_while(|windows| rows * windows <= available + 1) {
                 let interval = busy.max(round / windows as f64) * self.slow.unwrap_or(1.0).max(1.0);
                 let more = (until_wrong / rows as f64 - 1.0).max(0.0);
@@ -209,7 +294,7 @@ impl Pace {
         if let Some(index) = LENGTHS.iter().position(|length| *length == guesses) {
             learn(&mut self.busy[index], took.busy.into());
             if alone {
-                learn(&mut self.micros[index], took.round.into());
+                self.measure(index, took.round.into());
             }
             if let (Some(windows), Some(busy)) = (windows, self.busy[index]) {
                 let should = busy.max(self.cost(index) / windows.max(1) as f64).max(1.0);
@@ -230,17 +315,42 @@ impl Pace {
         (0..=guesses).map(|power| p.powi(power as i32)).sum()
     }
 
-    /// Microseconds of a window: measured, or from the nearest measured ones by a straight line.
+    fn plain(&self) -> f64 {
+        self.micros[0].map_or(1.0, |plain| plain.micros.max(1.0))
+    }
+
+    /// Microseconds of a window, where the nearest shorter one that was measured tells the price of a row.
+    fn hoped(&self, index: usize) -> f64 {
+        let shorter =
+            (1..index).rev().find_map(|at| Some((LENGTHS[at], self.micros[at].filter(|one| one.sure)?.micros)));
+        let slope = |(guesses, micros): (usize, f64)| ((micros - self.plain()) / guesses as f64).max(0.0);
+        shorter.map_or(f64::INFINITY, |shorter| self.plain() + slope(shorter) * LENGTHS[index] as f64)
+    }
+
+    fn is_sure(&self, index: usize) -> bool {
+        self.micros[index].map_or(self.known.tokens[index].is_some(), |measured| measured.sure)
+    }
+
+    fn measure(&mut self, index: usize, micros: f64) {
+        let sure = index == 0 || self.known.tokens[index].is_some();
+        self.micros[index] = Some(match self.micros[index] {
+            None => Measured { micros, sure },
+            Some(Measured { sure: false, .. }) => Measured { micros, sure: true },
+            Some(known) => Measured { micros: known.micros + FRESH * (micros - known.micros), sure: true },
+        });
+    }
+
+    /// Microseconds of a window: as measured, as in earlier answers, or as is assumed. One measurement alone may tell that
+    /// it is less, not that it is more.
     fn cost(&self, index: usize) -> f64 {
-        if let Some(known) = self.micros[index] {
-            return known.max(1.0);
+        let plain = self.plain();
+        let assumed = self.hoped(index).min(plain * assumed(LENGTHS[index]));
+        match (self.micros[index], self.known.tokens[index]) {
+            (Some(Measured { micros, sure: true }), _) => micros.max(1.0),
+            (Some(Measured { micros, sure: false }), _) => micros.clamp(1.0, assumed.max(1.0)),
+            (None, Some(known)) => plain * known,
+            (None, None) => assumed,
         }
-        let plain = self.micros[0].unwrap_or(1.0).max(1.0);
-        let rows = LENGTHS[index] as f64;
-        let measured = (1..LENGTHS.len()).filter_map(|at| Some((LENGTHS[at] as f64, self.micros[at]?)));
-        let near = measured.min_by(|a, b| (a.0 - rows).abs().total_cmp(&(b.0 - rows).abs()));
-        let slope = near.map_or(FIRST_SLOPE * plain, |(guesses, micros)| ((micros - plain) / guesses).max(0.0));
-        plain + slope * rows
     }
 }
 
@@ -284,9 +394,9 @@ mod tests {
             took(&mut pace, 31, 31, 30_000);
         }
         assert_eq!(pace.length(31), 31);
-        assert_eq!(pace.length(5), 4);
+        assert_eq!(pace.length(5), 3);
         for _ in 0..80 {
-            took(&mut pace, 2, 0, 20_000);
+            took(&mut pace, 3, 0, 20_000);
         }
         assert_eq!(pace.length(31), 0);
         // Now and then it tries again.
@@ -296,10 +406,44 @@ mod tests {
     #[test]
     fn rows_that_cost_as_much_as_tokens_are_not_guessed() {
         let mut pace = Pace::default();
-        for (guesses, micros) in [(0, 10_000), (1, 20_500), (4, 51_000), (12, 131_000), (31, 330_000)] {
+        let micros = [(0, 10_000), (1, 20_500), (3, 41_000), (7, 82_000), (15, 165_000), (31, 330_000)];
+        for (guesses, micros) in [micros, micros].concat() {
             took(&mut pace, guesses, guesses * 4 / 5, micros);
         }
         assert_eq!(pace.length(31), 0);
+    }
+
+    #[test]
+    fn a_length_is_tried_twice_before_it_is_judged_and_the_next_answer_knows() {
+        let (lessons, model) = (Lessons::default(), ModelId([1; 32]));
+        // As llama.cpp has it for a small model: up to six rows nearly as many tokens, eight rows less than six.
+        let tokens = |guesses| {
+            [(0, 1.0), (1, 1.8), (3, 3.3), (7, 3.9), (15, 7.5), (31, 13.4)]
+                .into_iter()
+                .find_map(|(length, tokens)| (length == guesses).then_some(tokens))
+        };
+        let mut chosen = Vec::new();
+        for _ in 0..3 {
+            let mut pace = Pace::new(lessons.of(model));
+            chosen.clear();
+            took(&mut pace, 0, 0, 10_000);
+            for _ in 0..12 {
+                let guesses = pace.length(31);
+                chosen.push(guesses);
+                took(&mut pace, guesses, guesses, (10_000.0 * tokens(guesses).unwrap()) as u32);
+            }
+            lessons.learn(model, pace.costs());
+        }
+        assert!(chosen.iter().skip(2).all(|guesses| *guesses >= 7), "{chosen:?}");
+        // What is prepared once says nothing.
+        let mut pace = Pace::default();
+        took(&mut pace, 0, 0, 10_000);
+        took(&mut pace, 7, 7, 900_000);
+        assert!(pace.length(7) == 7, "once more");
+        took(&mut pace, 7, 7, 12_000);
+        assert!(pace.length(7) == 7 && pace.costs().tokens[3] == Some(1.2));
+        // Of other models nothing is known.
+        assert_eq!(lessons.of(ModelId([2; 32])), Costs::default());
     }
 
     proptest! {
@@ -312,7 +456,7 @@ mod tests {
 
         #[test]
         fn a_length_is_never_more_than_there_are_guesses(
-            windows in proptest::collection::vec((0usize..8, 0usize..32, any::<u32>()), 0..40),
+            windows in proptest::collection::vec((0usize..LENGTHS.len(), 0usize..32, any::<u32>()), 0..40),
             available in 0usize..40,
         ) {
             let mut pace = Pace::default();

@@ -18,7 +18,7 @@ use crate::engine::sample::{Sampled, Sampler};
 use crate::ledger::{Tabs, price};
 use crate::net::NetHandle;
 use crate::pipeline::control::{request, unexpected};
-use crate::pipeline::draft::Took;
+use crate::pipeline::draft::{Costs, Lessons, Took};
 use crate::pipeline::drafter::Drafter;
 use crate::pipeline::links::{CoordinatorInbox, Delivery, Links};
 use crate::pipeline::message::Message;
@@ -53,6 +53,8 @@ pub struct Coordinator {
     pub namer: Namer,
     /// How long a prompt's chunks are.
     pub overlap: Arc<Overlap>,
+    /// How long windows of guesses are.
+    pub lessons: Arc<Lessons>,
     /// What peers are asked for is owed to them.
     pub tabs: Tabs,
 }
@@ -292,6 +294,8 @@ struct Facts {
     session: SessionId,
     model: ModelId,
     exact: bool,
+    /// Whether what guesses cost is remembered: a draft model's own time is part of theirs.
+    learns: bool,
     max_rows: u32,
     cached: u32,
     first: NodeId,
@@ -323,6 +327,7 @@ impl<'a> Drive<'a> {
             session: job.session,
             model: job.model,
             exact: job.exact,
+            learns: job.guess && !job.exact && job.drafter.is_none(),
             max_rows,
             cached,
             first: job.plan.stages.first().map_or(local, |stage| stage.node),
@@ -352,6 +357,7 @@ impl<'a> Drive<'a> {
             max_rows,
             vocab: job.vocab,
             cached,
+            costs: if facts.learns { coordinator.lessons.of(job.model) } else { Costs::default() },
             guess: match &job.drafter {
                 _ if !job.guess || job.exact => Guess::Never,
                 Some(_) => Guess::Draft,
@@ -390,8 +396,11 @@ impl<'a> Drive<'a> {
         self.coordinator.namer.name(self.job.model, self.job.exact, &text)
     }
 
-    /// Remembers what the stage whose rows took longest took, for the chunks of later prompts.
+    /// Remembers what windows took, and what the stage whose rows took longest took, for the chunks of later prompts.
     fn learn(&self) {
+        if self.job.learns {
+            self.coordinator.lessons.learn(self.job.model, self.session.costs());
+        }
         let Some(slowest) = self.stages.iter().max_by_key(|report| report.prefill_us) else { return };
         let mut tokens = slowest.decode_us.clone();
         tokens.sort_unstable();

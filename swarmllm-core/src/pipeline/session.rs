@@ -15,7 +15,7 @@ use crate::base::{ErrorKind, Fault};
 use crate::engine::constraint::{ConstraintError, Guide};
 use crate::engine::sample::{LogitRow, Sampled, Sampler};
 use crate::engine::{Reduce, WANTED_ROWS};
-use crate::pipeline::draft::{MAX_GUESSES, NGrams, Pace, Took, window_of};
+use crate::pipeline::draft::{Costs, MAX_GUESSES, NGrams, Pace, Took, window_of};
 use crate::pipeline::pool::{Pool, Pooling};
 use crate::wire::job::Want;
 
@@ -39,6 +39,8 @@ pub struct SessionParams {
     pub cached: u32,
     /// How to guess ahead.
     pub guess: Guess,
+    /// What windows of guesses have cost in earlier answers.
+    pub costs: Costs,
 }
 
 /// Where guesses come from.
@@ -133,7 +135,7 @@ impl Session {
         let in_flight = VecDeque::with_capacity(MAX_CHUNKS_IN_FLIGHT);
         let guesser = (params.guess != Guess::Never).then(|| Guesser {
             grams: (params.guess == Guess::Repeats).then(|| NGrams::new(&params.prompt)),
-            pace: Pace::default(),
+            pace: Pace::new(params.costs),
             made: 0,
             right: 0,
         });
@@ -206,6 +208,11 @@ impl Session {
     pub fn stop_after(&mut self, tokens: usize) -> Vec<Action> {
         self.generated.truncate(tokens);
         self.stop(End::Stop)
+    }
+
+    /// What windows of guesses have cost.
+    pub fn costs(&self) -> Costs {
+        self.guesser.as_ref().map_or_else(Costs::default, |guesser| guesser.pace.costs())
     }
 
     /// Guesses that were made, and how many were right.
