@@ -147,6 +147,42 @@ fn what_an_embedding_costs() {
     }
 }
 
+/// What a step of several rows costs, of all of which logits are wanted: guesses and riding prompts pay where that is little
+/// more than one row's.
+#[test]
+#[ignore = "a measurement"]
+fn what_rows_cost() {
+    const TRIES: usize = 15;
+    for cut in [smollm2(), gemma3()] {
+        let Some(cut) = cut else { continue };
+        let mut whole = Whole::load(&cut.path, &bench_config(), None);
+        let mut chain = Chain::load(&LlamaCpp::new(), &cut, &[], &bench_config());
+        let prompt = run(0, 0, &tokens(1, PREFILL, cut.manifest.vocab));
+        whole.step(&prompt);
+        chain.step(&prompt);
+        let pos = PREFILL as u32;
+        for rows in [1, 2, 3, 4, 5, 6, 8, 13, 16, 21, 32] {
+            let fed = run(0, pos, &tokens(2, rows, cut.manifest.vocab));
+            let mut times = [Vec::new(), Vec::new()];
+            for _ in 0..TRIES {
+                let begun = Instant::now();
+                whole.step(&fed);
+                times[0].push(begun.elapsed());
+                whole.truncate(0, pos);
+                let begun = Instant::now();
+                chain.step(&fed);
+                times[1].push(begun.elapsed());
+                chain.truncate(0, pos);
+            }
+            let [whole, stage] = times.map(|mut times| {
+                times.sort_unstable();
+                times[TRIES / 2]
+            });
+            println!("{}: {rows:3} rows: llama.cpp {whole:?}, a stage {stage:?}", cut.path.display());
+        }
+    }
+}
+
 /// Whether a session's results depend on what other sessions do.
 #[test]
 #[ignore = "a measurement"]

@@ -69,11 +69,18 @@ fn a_snapshot_goes_on_in_another_slot(chain: &mut Chain, len: u32, what: &str) {
 
 #[test]
 fn every_legal_cut_of_every_certified_architecture_equals_the_whole() {
+    // Each is tried, so that an accelerator tells of all which it computes otherwise in a part than in the whole.
+    let mut failed = Vec::new();
     for architecture in CERTIFIED {
         let models = tiny::models(architecture.name);
         assert!(!models.is_empty(), "there is no tiny model of {}", architecture.name);
-        models.iter().for_each(every_cut_equals_the_whole);
+        for (index, model) in models.iter().enumerate() {
+            if std::panic::catch_unwind(|| every_cut_equals_the_whole(model)).is_err() {
+                failed.push(format!("{} {index}", architecture.name));
+            }
+        }
     }
+    assert!(failed.is_empty(), "{failed:?}");
 }
 
 #[test]
