@@ -14,11 +14,8 @@ use crate::PATIENCE;
 use crate::cluster::{CONTEXT, Carrier, Member, THREADS, await_plan, join, lonely_network};
 use crate::models::TestModel;
 
-/// The command line's binary: `SWARMLLM_BIN`, or the one that was built beside this test.
+/// The command line's binary, which was built beside this test.
 pub fn binary() -> PathBuf {
-    if let Some(path) = std::env::var_os("SWARMLLM_BIN") {
-        return path.into();
-    }
     let test = std::env::current_exe().expect("a running test has a path");
     let name = format!("swarmllm{}", std::env::consts::EXE_SUFFIX);
     let beside = test.ancestors().skip(1).take(2).map(|dir| dir.join(&name)).find(|path| path.is_file());
