@@ -89,6 +89,16 @@ pub struct Job {
     pub cancel: CancellationToken,
 }
 
+impl Job {
+    fn guess(&self) -> Guess {
+        match &self.drafter {
+            _ if !self.guess || self.exact => Guess::Never,
+            Some(_) => Guess::Draft,
+            None => Guess::Repeats,
+        }
+    }
+}
+
 /// Takes the tokens as they come.
 pub trait TokenSink: Send {
     /// One token; a `Break` ends the session there, the token included.
@@ -323,11 +333,12 @@ impl<'a> Drive<'a> {
         // Of a mean all states are needed, and they are not kept.
         let cached = if job.pooling == Some(Pooling::Mean) { 0 } else { cached };
         let cached = usable(cached, job.prompt.len() as u32, job.exact);
+        let guess = job.guess();
         let facts = Facts {
             session: job.session,
             model: job.model,
             exact: job.exact,
-            learns: job.guess && !job.exact && job.drafter.is_none(),
+            learns: guess == Guess::Repeats,
             max_rows,
             cached,
             first: job.plan.stages.first().map_or(local, |stage| stage.node),
@@ -358,11 +369,7 @@ impl<'a> Drive<'a> {
             vocab: job.vocab,
             cached,
             costs: if facts.learns { coordinator.lessons.of(job.model) } else { Costs::default() },
-            guess: match &job.drafter {
-                _ if !job.guess || job.exact => Guess::Never,
-                Some(_) => Guess::Draft,
-                None => Guess::Repeats,
-            },
+            guess,
         };
         let session = Session::new(params, job.sampler, job.is_end);
         let session = match (job.guide, job.pooling) {
