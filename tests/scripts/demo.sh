@@ -70,6 +70,19 @@ FAILED=0
 stop
 [ "$FAILED" = 0 ] || exit 1
 
+say "who owes whom: signed by both sides, in credits (a million parameters applied to one token)"
+"$BIN" balances --data-dir "$WORK/coordinator" --network "$NETWORK"
+for node in one two three coordinator; do
+    "$BIN" balances --json --data-dir "$WORK/$node" --network "$NETWORK" >"$WORK/$node.balances"
+done
+python3 - "$WORK"/{coordinator,one,two,three}.balances <<'PY'
+import json, sys
+
+spent, *earned = ([(b["spent"], b["earned"]) for b in json.load(open(path))] for path in sys.argv[1:])
+if sorted(s for s, _ in spent) != sorted(e for host in earned for _, e in host) or not all(s for s, _ in spent):
+    sys.exit(f"the coordinator has signed for {spent}, the hosts for {earned}")
+PY
+
 say "what each directory holds"
 python3 - "$GGUF" "$WORK"/{one,two,three,coordinator} <<'PY'
 import os, pathlib, sys
