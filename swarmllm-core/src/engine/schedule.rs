@@ -183,9 +183,10 @@ impl Schedule {
         Some(Pick::Joint(alike))
     }
 
-    /// Whether prompts come forward with the tokens of others rather than in slices of their own.
+    /// Whether prompts come forward with the tokens of others rather than in slices of their own. Several that wait may
+    /// take longer together, which pays for a slice: its rows are cheaper than those that ride.
     fn rides(&self, long: usize) -> bool {
-        self.affordable(long).is_some_and(|rows| rows < EVEN_ROWS * long)
+        self.affordable(long).is_some_and(|rows| rows < EVEN_ROWS)
     }
 
     fn long(&mut self, ready: &Ready, waiting: &[Waiting], max_rows: usize, now: Instant) -> Option<Pick> {
@@ -402,6 +403,10 @@ mod tests {
             schedule.rode([1].into_iter(), now);
             schedule.live.iter_mut().for_each(|live| live.asked = true);
         }
+        // Four prompts may take as long as four rows do.
+        let four = [free(0, 64), free(2, 64), free(4, 64), free(5, 64), free(1, 1)];
+        assert!(matches!(schedule.pick(&four, MAX_ROWS, None, now), Some(Pick::Slice(_, 4))));
+        assert_eq!(schedule.pick(&four, MAX_ROWS, None, now), Some(Pick::Joint(vec![4])));
         // With a window of guesses nobody rides, and where no answer is under way a prompt goes on by itself.
         assert_eq!(schedule.pick(&waiting[3..], MAX_ROWS, None, now), Some(Pick::Joint(vec![0])));
         schedule.rests(1);
