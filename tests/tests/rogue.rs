@@ -140,6 +140,10 @@ async fn a_last_stage_that_lies_ends_its_answers_with_a_typed_error_and_an_hones
         await_plan(&member.node, model).await;
         assert_eq!(ask(&member.node, model, deadline).await, kind, "{what}");
         eventually("no session is left", || member.node.status().sessions == 0).await;
+        // A flood begins with an answer.
+        let owed = member.node.balances().into_iter().find(|balance| balance.peer == rogue.net.local());
+        let nothing = owed.is_none_or(|balance| (balance.spent, balance.unsigned_spent) == (0, 0));
+        assert!(nothing || what == "a flood", "{what} is paid for");
         rogue.net.shutdown().await;
         eventually("the liar is gone", || member.node.status().peers_connected == 0).await;
     }

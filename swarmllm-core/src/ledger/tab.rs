@@ -94,7 +94,7 @@ impl Tabs {
         Self { inner: Arc::new(Inner { by_peer: DashMap::new(), limit, due: Notify::new() }) }
     }
 
-    /// A peer is asked to compute a step, for so many thousandths.
+    /// A peer has computed a step of a session that this node began, for so many thousandths.
     pub fn spend(&self, peer: NodeId, session: SessionId, rows: u32, milli: u64) {
         let mut tab = self.inner.by_peer.entry(peer).or_default();
         tab.owed = tab.owed.saturating_add(milli);

@@ -160,6 +160,10 @@ pub async fn run<S: TokenSink>(coordinator: &Coordinator, job: Job, sink: &mut S
     let end = drive.run(inbox, losses, sink).await;
     let keep = if end.is_ok() { drive.keep() } else { Prefix::default() };
     release(coordinator, session, &hosts, keep);
+    if end.is_ok() {
+        // Computed, most likely, and needed no more. Of a route that failed, what was not answered is not paid.
+        drive.sent.iter().for_each(|sent| drive.owe(sent));
+    }
     coordinator.tabs.end();
     drive.learn();
     let Drive { session, stages, first_token, job, .. } = drive;
@@ -289,14 +293,23 @@ struct Drive<'a> {
     began: Instant,
     first_token: Option<Duration>,
     drafter: Option<Drafter>,
-    /// When the steps under way were begun: sent, or their guesses asked for.
-    sent: VecDeque<Instant>,
+    /// The steps under way.
+    sent: VecDeque<Sent>,
     /// When the last answer came.
     answered: Instant,
     /// When guesses were asked for that have not been sent yet.
     asked: Option<Instant>,
     /// Tokens that the sink has taken.
     emitted: usize,
+}
+
+/// A step under way.
+struct Sent {
+    /// When it was sent, or its guesses were asked for.
+    begun: Instant,
+    rows: u32,
+    /// Rows whose output is wanted.
+    wanted: u32,
 }
 
 /// What of the job the drive still needs.
@@ -462,8 +475,14 @@ impl<'a> Drive<'a> {
         match delivery {
             Some((from, Message::Logits { header, rows })) if from == self.job.last && header.epoch == 0 => {
                 self.record(&header);
-                let took = self.took(&header);
-                self.session.on_logits(header.step, &rows, took)
+                let sent = self.sent.pop_front();
+                let took = self.took(&header, sent.as_ref());
+                let actions = self.session.on_logits(header.step, &rows, took);
+                // An answer that is none is not paid.
+                if !actions.iter().any(|action| matches!(action, Action::Fail(_))) {
+                    sent.iter().for_each(|sent| self.owe(sent));
+                }
+                actions
             }
             Some((from, Message::Failed { stage, fault, .. })) if self.is_host(from) => {
                 let text = format!("stage {stage} at peer {}: {fault}", from.short());
@@ -500,10 +519,18 @@ impl<'a> Drive<'a> {
         }
     }
 
+    /// Every peer of the route is owed for a step.
+    fn owe(&self, sent: &Sent) {
+        for (peer, weight) in &self.job.paid {
+            let milli = price::milli(*weight, sent.rows, sent.wanted);
+            self.coordinator.tabs.spend(*peer, self.job.session, sent.rows, milli);
+        }
+    }
+
     /// What an answer took; steps are answered in their order.
-    fn took(&mut self, header: &LogitsHeader) -> Took {
+    fn took(&mut self, header: &LogitsHeader, sent: Option<&Sent>) -> Took {
         let (now, micros) = (Instant::now(), |time: Duration| time.as_micros().try_into().unwrap_or(u32::MAX));
-        let round = micros(self.sent.pop_front().map_or(Duration::ZERO, |sent| now - sent));
+        let round = micros(sent.map_or(Duration::ZERO, |sent| now - sent.begun));
         let gap = micros(now - std::mem::replace(&mut self.answered, now));
         Took { round, gap, busy: header.compute_us.iter().copied().max().unwrap_or(round) }
     }
@@ -592,12 +619,9 @@ impl<'a> Drive<'a> {
             want,
             compute_us: Vec::with_capacity(self.stages.len()),
         };
-        for (peer, weight) in &self.job.paid {
-            let milli = price::milli(*weight, header.rows, header.rows.saturating_sub(want_from));
-            self.coordinator.tabs.spend(*peer, self.job.session, header.rows, milli);
-        }
         let message = Message::Step { header, hidden };
-        self.sent.push_back(self.asked.take().unwrap_or_else(Instant::now));
+        let (begun, rows) = (self.asked.take().unwrap_or_else(Instant::now), tokens.len() as u32);
+        self.sent.push_back(Sent { begun, rows, wanted: rows.saturating_sub(want_from) });
         self.coordinator.links.send(self.job.first, &self.job.first_addresses, message).await
     }
 }
