@@ -152,6 +152,28 @@ async fn more_answers_than_slots_come_one_after_another_when_each_is_dropped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_finds_all_slots_in_use_waits_for_one_and_is_told_when_none_comes() {
+    const SLOTS: usize = 4;
+    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+    let mut under_way = Vec::new();
+    for _ in 0..SLOTS {
+        // Nobody reads these, so they go on for as long as they are held.
+        under_way.push(ask(cluster.node(), cluster.model, TEXT, 1900).await.expect("the swarm answers"));
+    }
+    let hosts_are_full = || cluster.hosts.iter().all(|host| host.node.status().sessions == SLOTS as u32);
+    eventually("all slots are in use", hosts_are_full).await;
+    let one_more = answer(cluster.node(), cluster.model, TEXT, 3).await.expect_err("no slot comes free");
+    assert_eq!(one_more.kind(), ErrorKind::Overloaded, "{one_more}");
+    let (waits, _) = tokio::join!(answer(cluster.node(), cluster.model, TEXT, 3), async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        under_way.pop();
+    });
+    assert_eq!(waits.expect("a slot came free").completion_tokens, 3);
+    drop(under_way);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn hosts_forget_the_sessions_of_a_coordinator_that_is_gone() {
     let mut cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
     let mut generation = ask(cluster.node(), cluster.model, TEXT, 1900).await.expect("the swarm answers");

@@ -2,15 +2,16 @@
 //!
 //! Owns the stages' handles and the memory budget. A session gets a [`Lease`]: a slot with KV cells of its own,
 //! admitted before anything is computed, given back when the lease ends. A slot that is given back may keep its KV, which
-//! takes no memory that it would not have anyway: the next session whose prompt begins alike gets that slot. A stage
-//! without leases may be unloaded to make room for another.
+//! takes no memory that it would not have anyway: the next session whose prompt begins alike gets that slot. Where all
+//! are in use a session waits a while, first come first served: the word that the one before has ended may be under way
+//! still. A stage that no session has or waits for may be unloaded to make room for another.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 
 use crate::base::{Bytes, ErrorKind, Event, Fault, LayerRange, ModelId, NodeId};
 use crate::engine::{Engine, EngineError, StageConfig, StageHandle, StageSpec};
@@ -21,6 +22,10 @@ use crate::wire::prefix::Prefix;
 
 /// How often a shutdown looks whether stages are left.
 const UNLOAD_POLL: Duration = Duration::from_millis(2);
+/// Time that a session waits for a slot: another's end is told within it, and that the swarm is busy is no late news.
+const SLOT_WAIT: Duration = Duration::from_secs(5);
+/// Sessions that wait for slots at once, so that they leave room for the requests that end others.
+const MAX_WAITING: usize = 16;
 
 /// Which stage.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -57,6 +62,7 @@ struct Inner {
     events: EventBus,
     tasks: TaskSet,
     entries: Mutex<Entries>,
+    waiting: Semaphore,
     /// Held by the thread of each stage until it is unloaded.
     threads: Arc<()>,
 }
@@ -73,12 +79,13 @@ struct Entry {
     /// Layers that an accelerator may compute, the head being one.
     gpu_layers: u32,
     cell: OnceCell<StageHandle>,
+    /// One for each slot that is free.
+    places: Arc<Semaphore>,
     slots: Mutex<Slots>,
 }
 
 struct Slots {
     free: Vec<FreeSlot>,
-    leases: u32,
     last_used: u64,
 }
 
@@ -121,10 +128,36 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Lease {
     handle: StageHandle,
     tasks: TaskSet,
-    entry: Arc<Entry>,
     slot: u32,
+    /// The same, until it is given back.
+    held: Option<Held>,
     cached: u32,
     kept: Option<(NodeId, Prefix)>,
+}
+
+/// A slot that was taken; given back when dropped. Its stage is not unloaded meanwhile.
+struct Held {
+    table: StageTable,
+    entry: Arc<Entry>,
+    slot: u32,
+    place: Option<OwnedSemaphorePermit>,
+    /// What is in it when it is given back.
+    kept: Option<(NodeId, Prefix)>,
+}
+
+impl Held {
+    fn give_back(mut self, kept: Option<(NodeId, Prefix)>) {
+        self.kept = kept;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // The slot is free before its place is, so that who has a place finds a slot.
+        locked(&self.entry.slots).give_back(self.slot, self.kept.take());
+        drop(self.place.take());
+        self.table.forget_unloaded(&self.entry);
+    }
 }
 
 impl Lease {
@@ -151,15 +184,15 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let (handle, entry, slot) = (self.handle.clone(), self.entry.clone(), self.slot);
-        let kept = self.kept.take();
+        let (handle, slot, kept) = (self.handle.clone(), self.slot, self.kept.take());
+        let Some(held) = self.held.take() else { return };
         self.tasks.spawn("release-slot", async move {
             // The slot is free only once its release is queued, so that the next session's first step comes after it.
             let told = if kept.is_some() { handle.rest(slot).await } else { handle.release(slot).await };
             if let Err(error) = told {
                 tracing::debug!(%error, "a stage ended before its session");
             }
-            locked(&entry.slots).give_back(slot, kept);
+            held.give_back(kept);
         });
     }
 }
@@ -174,8 +207,8 @@ impl StageTable {
         tasks: TaskSet,
     ) -> Self {
         let entries = Mutex::new(Entries::default());
-        let threads = Arc::default();
-        Self { inner: Arc::new(Inner { engines, catalog, limits, events, tasks, entries, threads }) }
+        let (waiting, threads) = (Semaphore::new(MAX_WAITING), Arc::default());
+        Self { inner: Arc::new(Inner { engines, catalog, limits, events, tasks, entries, waiting, threads }) }
     }
 
     /// The engines, best first.
@@ -207,38 +240,42 @@ impl StageTable {
     /// Bytes that a new stage may take, idle stages unloaded.
     pub fn memory_free(&self) -> u64 {
         let entries = locked(&self.inner.entries);
-        let busy: u64 = entries.by_key.values().filter(|entry| entry.is_leased()).map(|entry| entry.memory).sum();
+        let busy: u64 = entries.by_key.values().filter(|entry| in_use(entry)).map(|entry| entry.memory).sum();
         self.inner.limits.memory.saturating_sub(busy)
     }
 
     /// How many stages are loaded, and how many sessions they serve.
     pub fn counts(&self) -> (u32, u32) {
         let entries = locked(&self.inner.entries);
-        let leases = entries.by_key.values().map(|entry| locked(&entry.slots).leases).sum();
-        (entries.by_key.len() as u32, leases)
+        let all = self.inner.limits.stage.max_sessions;
+        let taken = |entry: &Arc<Entry>| all - entry.places.available_permits() as u32;
+        (entries.by_key.len() as u32, entries.by_key.values().map(taken).sum())
     }
 
-    /// Admits a session to a stage, loading it if need be. Also says how many milliseconds loading
-    /// took. Cancel-safe: an admission that is not awaited to its end holds nothing.
+    /// Admits a session to a stage, loading it if need be, and waiting for a slot where all are in use. Also says how
+    /// many milliseconds loading took. Cancel-safe: an admission that is not awaited to its end holds nothing.
     pub async fn acquire(&self, key: StageKey, claim: Claim<'_>) -> Result<(Lease, u32), Fault> {
         let manifest = self.inner.catalog.manifest(key.model).ok_or_else(|| not_known(key.model))?;
         let engine = self.engine(&key.engine)?;
         self.check_cut(&engine, &manifest, &key)?;
-        let (entry, Taken { slot, cached, stale }) = self.admit(engine.as_ref(), &manifest, &key, claim)?;
-        let mut ticket = Ticket { table: self, entry: Some((entry.clone(), slot)) };
+        self.check_context(claim.context)?;
+        let entry = self.find_or_make(engine.as_ref(), &manifest, &key)?;
+        let place = Some(self.place_in(&entry).await?);
+        let Taken { slot, cached, stale } = self.take(&entry, claim)?;
+        let held = Held { table: self.clone(), entry, slot, place, kept: None };
         let began = Instant::now();
-        let was_loaded = entry.cell.initialized();
-        let handle = entry.cell.get_or_try_init(|| self.load(engine, &entry)).await?.clone();
+        let cell = &held.entry.cell;
+        let was_loaded = cell.initialized();
+        let handle = cell.get_or_try_init(|| self.load(engine, &held.entry)).await?.clone();
         let cached = prepare(&handle, slot, cached, stale).await.map_err(|error| Fault::new(error.kind(), error))?;
         let load_ms = if was_loaded { 0 } else { began.elapsed().as_millis().try_into().unwrap_or(u32::MAX) };
-        ticket.entry = None;
         let tasks = self.inner.tasks.clone();
-        Ok((Lease { handle, tasks, entry, slot, cached, kept: None }, load_ms))
+        Ok((Lease { handle, tasks, slot, held: Some(held), cached, kept: None }, load_ms))
     }
 
     /// Unloads every stage that no session uses.
     pub fn unload_idle(&self) {
-        locked(&self.inner.entries).by_key.retain(|_, entry| entry.is_leased());
+        locked(&self.inner.entries).by_key.retain(|_, entry| in_use(entry));
     }
 
     /// Waits until every stage that nobody holds any more is unloaded and its memory free.
@@ -269,29 +306,51 @@ impl StageTable {
         }
     }
 
-    /// Finds or makes the entry and takes a slot of it.
-    fn admit(
-        &self,
-        engine: &dyn Engine,
-        manifest: &Manifest,
-        key: &StageKey,
-        claim: Claim,
-    ) -> Result<(Arc<Entry>, Taken), Fault> {
+    fn check_context(&self, asked: u32) -> Result<(), Fault> {
+        let has = self.inner.limits.stage.context;
+        if asked > has {
+            let text = format!("{asked} tokens were asked for, a stage here has {has}");
+            return Err(Fault::new(ErrorKind::ContextOverflow, text));
+        }
+        Ok(())
+    }
+
+    /// The stage's entry, which is in use as long as somebody holds it.
+    fn find_or_make(&self, engine: &dyn Engine, manifest: &Manifest, key: &StageKey) -> Result<Arc<Entry>, Fault> {
         let mut entries = locked(&self.inner.entries);
-        let entry = match entries.by_key.get(key) {
-            Some(entry) => entry.clone(),
-            None => {
-                let memory = self.memory_of(engine, manifest, key.layers, key.head);
-                self.make_room(&mut entries, memory)?;
-                let entry =
-                    Arc::new(Entry::new(key.clone(), memory, self.gpu_layers(&entries, key), &self.inner.limits));
-                entries.by_key.insert(key.clone(), entry.clone());
-                entry
-            }
+        if let Some(entry) = entries.by_key.get(key) {
+            return Ok(entry.clone());
+        }
+        let memory = self.memory_of(engine, manifest, key.layers, key.head);
+        self.make_room(&mut entries, memory)?;
+        let entry = Arc::new(Entry::new(key.clone(), memory, self.gpu_layers(&entries, key), &self.inner.limits));
+        entries.by_key.insert(key.clone(), entry.clone());
+        Ok(entry)
+    }
+
+    /// A place for one session: at once where there is one, else when it is this session's turn.
+    async fn place_in(&self, entry: &Entry) -> Result<OwnedSemaphorePermit, Fault> {
+        if let Ok(place) = entry.places.clone().try_acquire_owned() {
+            return Ok(place);
+        }
+        let full = || {
+            let text =
+                format!("all {} sessions of the stage are in use; try again", self.inner.limits.stage.max_sessions);
+            Fault::new(ErrorKind::Overloaded, text)
         };
+        let _waiting = self.inner.waiting.try_acquire().map_err(|_| full())?;
+        // The semaphore is never closed.
+        let place = tokio::time::timeout(SLOT_WAIT, entry.places.clone().acquire_owned()).await;
+        place.ok().and_then(Result::ok).ok_or_else(full)
+    }
+
+    /// Takes a slot for a session that has a place.
+    fn take(&self, entry: &Entry, claim: Claim) -> Result<Taken, Fault> {
+        let mut entries = locked(&self.inner.entries);
         entries.clock += 1;
-        let taken = entry.take(claim, entries.clock, &self.inner.limits.stage)?;
-        Ok((entry, taken))
+        let mut slots = locked(&entry.slots);
+        slots.last_used = entries.clock;
+        slots.take(claim).ok_or_else(|| Fault::new(ErrorKind::Internal, "a place without a slot"))
     }
 
     /// What is left for a stage of the layers that accelerators may compute.
@@ -308,7 +367,7 @@ impl StageTable {
             if used.saturating_add(memory) <= budget {
                 return Ok(());
             }
-            let idle = entries.by_key.values().filter(|entry| !entry.is_leased());
+            let idle = entries.by_key.values().filter(|entry| !in_use(entry));
             let Some(oldest) = idle.min_by_key(|entry| locked(&entry.slots).last_used).map(|entry| entry.key.clone())
             else {
                 let text = format!(
@@ -340,12 +399,12 @@ impl StageTable {
         Ok(handle)
     }
 
-    /// Undoes an admission whose load failed or was dropped.
-    fn give_up(&self, entry: &Arc<Entry>, slot: u32) {
+    /// Removes an entry whose load failed or was dropped, when the last that waited for it goes.
+    fn forget_unloaded(&self, entry: &Arc<Entry>) {
+        /// The table's and the caller's.
+        const LAST: usize = 2;
         let mut entries = locked(&self.inner.entries);
-        let mut slots = locked(&entry.slots);
-        slots.give_back(slot, None);
-        if slots.leases == 0 && !entry.cell.initialized() {
+        if Arc::strong_count(entry) == LAST && !entry.cell.initialized() {
             entries.by_key.remove(&entry.key);
         }
     }
@@ -370,49 +429,23 @@ async fn prepare(stage: &StageHandle, slot: u32, cached: u32, stale: bool) -> Re
     Ok(0)
 }
 
-/// Holds an admission until its lease exists.
-struct Ticket<'a> {
-    table: &'a StageTable,
-    entry: Option<(Arc<Entry>, u32)>,
-}
-
-impl Drop for Ticket<'_> {
-    fn drop(&mut self) {
-        if let Some((entry, slot)) = self.entry.take() {
-            self.table.give_up(&entry, slot);
-        }
-    }
+/// Whether somebody else than the table holds the entry: to use the stage, or to wait for a slot in it. Asked with the
+/// table locked, where nobody can take hold of it.
+fn in_use(entry: &Arc<Entry>) -> bool {
+    Arc::strong_count(entry) > 1
 }
 
 impl Entry {
     fn new(key: StageKey, memory: u64, gpu_layers: u32, limits: &StageLimits) -> Self {
         let free = (0..limits.stage.max_sessions).map(|slot| FreeSlot { slot, ..FreeSlot::default() }).collect();
-        let slots = Slots { free, leases: 0, last_used: 0 };
-        Self { key, memory, gpu_layers, cell: OnceCell::new(), slots: Mutex::new(slots) }
+        let places = Arc::new(Semaphore::new(limits.stage.max_sessions as usize));
+        let slots = Mutex::new(Slots { free, last_used: 0 });
+        Self { key, memory, gpu_layers, cell: OnceCell::new(), places, slots }
     }
 
     /// Layers of accelerators that it has, or may get while it is being loaded.
     fn gpu_layers(&self) -> u32 {
         self.cell.get().map_or(self.gpu_layers, |stage| stage.spec().config.gpu_layers)
-    }
-
-    fn is_leased(&self) -> bool {
-        locked(&self.slots).leases > 0
-    }
-
-    fn take(&self, claim: Claim, now: u64, config: &StageConfig) -> Result<Taken, Fault> {
-        let mut slots = locked(&self.slots);
-        if claim.context > config.context {
-            let text = format!("{} tokens were asked for, a stage here has {}", claim.context, config.context);
-            return Err(Fault::new(ErrorKind::ContextOverflow, text));
-        }
-        let Some(taken) = slots.take(claim) else {
-            let text = format!("all {} sessions of the stage are in use; try again", config.max_sessions);
-            return Err(Fault::new(ErrorKind::Overloaded, text));
-        };
-        slots.leases += 1;
-        slots.last_used = now;
-        Ok(taken)
     }
 }
 
@@ -435,7 +468,6 @@ impl Slots {
         // Empty slots are alike, whenever they were given back.
         let since = if kept.is_some() { self.last_used } else { 0 };
         self.free.push(FreeSlot { slot, kept, since });
-        self.leases -= 1;
     }
 }
 
