@@ -109,33 +109,68 @@ pub(crate) fn rank(a: &Candidate, b: &Candidate) -> Ordering {
     b.logit.partial_cmp(&a.logit).unwrap_or(Ordering::Equal).then(a.token.cmp(&b.token))
 }
 
+/// Logits that are looked at together: as many as fill the widest vector register.
+const LANES: usize = 16;
+
 /// Leaves the `k` best tokens of `row` in `best`, best first. `row` must hold no NaN.
 pub(crate) fn top(row: &[f32], k: usize, best: &mut Vec<Candidate>) {
-    let candidates = row.iter().zip(0..).map(|(&logit, token)| Candidate { token, logit });
-    top_of(candidates, k.min(row.len()), best);
+    let mut best = Best::new(k.min(row.len()), best);
+    // Between a token and the next nothing is computed, so this and `log_sum_exp` use what the processor has.
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for (block, first) in row.chunks(LANES).zip((0..).step_by(LANES)) {
+                if best.is_open() || block.iter().fold(false, |over, logit| over | (*logit > best.bar)) {
+                    block.iter().zip(first..).for_each(|(&logit, token)| best.see(Candidate { token, logit }));
+                }
+            }
+        },
+    );
+    best.finish();
 }
 
 /// Leaves the `k` best of `candidates`, which come by rising token and without NaN, in `best`, best first.
 fn top_of(candidates: impl Iterator<Item = Candidate>, k: usize, best: &mut Vec<Candidate>) {
-    best.clear();
-    if k == 0 {
-        return;
+    let mut best = Best::new(k, best);
+    candidates.for_each(|candidate| best.see(candidate));
+    best.finish();
+}
+
+/// The best candidates so far, at most `2 k` of them: nearly every logit fails the comparison with `bar`, the `k`-th best.
+struct Best<'a> {
+    k: usize,
+    bar: f32,
+    found: &'a mut Vec<Candidate>,
+}
+
+impl<'a> Best<'a> {
+    fn new(k: usize, found: &'a mut Vec<Candidate>) -> Self {
+        found.clear();
+        Self { k, bar: f32::NEG_INFINITY, found }
     }
-    // One pass that keeps at most `2 k` tokens: nearly every logit fails the comparison with `bar`, the k-th best
-    // so far. A later equal logit has a higher token and loses, hence the strict comparison.
-    let mut bar = f32::NEG_INFINITY;
-    for candidate in candidates {
-        if candidate.logit > bar || best.len() < k {
-            best.push(candidate);
-            if best.len() >= 2 * k {
-                let (_, kth, _) = best.select_nth_unstable_by(k - 1, rank);
-                bar = kth.logit;
-                best.truncate(k);
-            }
+
+    /// Whether any candidate is taken.
+    fn is_open(&self) -> bool {
+        self.found.len() < self.k
+    }
+
+    fn see(&mut self, candidate: Candidate) {
+        // A later equal logit has a higher token and loses, hence the strict comparison.
+        if !(candidate.logit > self.bar || self.is_open()) || self.k == 0 {
+            return;
+        }
+        self.found.push(candidate);
+        if self.found.len() >= 2 * self.k {
+            let (_, kth, _) = self.found.select_nth_unstable_by(self.k - 1, rank);
+            self.bar = kth.logit;
+            self.found.truncate(self.k);
         }
     }
-    best.sort_unstable_by(rank);
-    best.truncate(k);
+
+    fn finish(self) {
+        self.found.sort_unstable_by(rank);
+        self.found.truncate(self.k);
+    }
 }
 
 /// The tokens of a full row that may be chosen, their biases added, by rising token. `biases` rise by token too.
@@ -154,16 +189,36 @@ fn open_of<'a>(
 
 /// Log-sum-exp of a row, summed in f64. Not finite where the row holds NaN or +infinity, or is empty.
 pub(crate) fn log_sum_exp(row: &[f32]) -> f32 {
-    let (mut max, mut foreign) = (f32::NEG_INFINITY, false);
-    for &logit in row {
-        max = if logit > max { logit } else { max };
-        foreign |= logit.is_nan() | (logit == f32::INFINITY);
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || match greatest(row) {
+            Some(max) => (f64::from(max) + sum_of_exps(row, max).ln()) as f32,
+            None => f32::NAN,
+        },
+    )
+}
+
+/// The greatest logit; nothing where one is NaN or +infinity, or there is none. By lanes, which the compiler turns into
+/// vector registers.
+#[inline(always)]
+fn greatest(row: &[f32]) -> Option<f32> {
+    let (mut max, mut sound) = ([f32::NEG_INFINITY; LANES], [true; LANES]);
+    let mut see = |lane: usize, logit: f32| {
+        max[lane] = if logit > max[lane] { logit } else { max[lane] };
+        sound[lane] &= logit < f32::INFINITY;
+    };
+    let (whole, rest) = row.as_chunks::<LANES>();
+    for block in whole {
+        (0..LANES).for_each(|lane| see(lane, block[lane]));
     }
-    if foreign || row.is_empty() {
-        return f32::NAN;
-    }
-    // At most 256 terms of at most 1 are added in f32, by lanes that the compiler turns into vector registers.
-    const LANES: usize = 16;
+    rest.iter().enumerate().for_each(|(lane, logit)| see(lane, *logit));
+    let sound = !row.is_empty() && sound.iter().all(|sound| *sound);
+    sound.then(|| max.into_iter().fold(f32::NEG_INFINITY, f32::max))
+}
+
+/// The sum of `e^(logit - max)`: at most 256 terms of at most 1 are added in f32, by lanes.
+#[inline(always)]
+fn sum_of_exps(row: &[f32], max: f32) -> f64 {
     let mut sum = 0.0_f64;
     for block in row.chunks(16 * LANES) {
         let mut lanes = [0.0_f32; LANES];
@@ -176,7 +231,7 @@ pub(crate) fn log_sum_exp(row: &[f32]) -> f32 {
         let rest: f32 = rest.iter().map(|logit| exp_of_negative(logit - max)).sum();
         sum += f64::from(lanes.iter().sum::<f32>() + rest);
     }
-    (f64::from(max) + sum.ln()) as f32
+    sum
 }
 
 /// `e^x` for `x <= 0`, to about 2 units in the last place and without a branch, so that a loop over it is vectorised: the
@@ -184,20 +239,22 @@ pub(crate) fn log_sum_exp(row: &[f32]) -> f32 {
 ///
 /// `e^x = 2^n * e^r` with `n` the nearest integer to `x / ln 2`, and `r` in `-ln2/2..ln2/2` by its Taylor polynomial:
 /// the first term left out is `r^7/5040 < 1.3e-7`.
+#[inline(always)]
 fn exp_of_negative(x: f32) -> f32 {
     // ln 2 in two parts, the first, 355/512, with few enough bits that `n` times it is exact.
     const LN2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4);
     // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
     const ROUND: f32 = 12_582_912.0;
     let x = if x > -87.0 { x } else { -87.0 };
-    let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let rounded = x * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
     let r = (x - n * LN2.0) - n * LN2.1;
     let mut power = 1.0 / 720.0;
     for coefficient in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         power = power * r + coefficient;
     }
-    // `n` is in -126..=0, so that the exponent field is a positive number.
-    power * f32::from_bits(((n as i32 + 127) as u32) << 23)
+    // `n` is in -126..=0, so that the exponent field is a positive number; the last bits of `rounded` count it.
+    power * f32::from_bits(rounded.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23)
 }
 
 /// A chosen token.
