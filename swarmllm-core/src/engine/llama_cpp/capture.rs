@@ -6,6 +6,7 @@
 
 use std::ffi::{CString, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as ll;
 
@@ -30,6 +31,8 @@ pub(super) struct Capture {
     hidden: Vec<f32>,
     /// Room for the rows of the step, set before it.
     pub rows: Vec<f32>,
+    /// What the graph multiplies with, where that is asked for.
+    pub factors: Option<Vec<NonNull<ll::ggml_tensor>>>,
 }
 
 impl Node {
@@ -51,7 +54,7 @@ impl Capture {
         let output = if head { HEAD_NORM.to_owned() } else { format!("l_out-{}", layers.saturating_sub(1)) };
         let (input, output, width) = (input.map(Node::new), Node::new(&output), width as usize);
         let (hidden, rows) = (Vec::new(), Vec::new());
-        Box::new(Self { width, input, output, taken: false, hidden, rows })
+        Box::new(Self { width, input, output, taken: false, hidden, rows, factors: None })
     }
 
     /// Gets ready for a step of these hidden states, of which so many rows of output are wanted; of a stage with the head
@@ -112,7 +115,13 @@ impl Capture {
         let call = AssertUnwindSafe(|| {
             if ask {
                 // SAFETY: llama.cpp gives a node that lives as long as the call.
-                return capture.is_wanted(unsafe { &*tensor });
+                let node = unsafe { &*tensor };
+                if let Some(factors) = &mut capture.factors
+                    && matches!(node.op, ll::GGML_OP_MUL_MAT | ll::GGML_OP_MUL_MAT_ID)
+                {
+                    factors.extend(NonNull::new(node.src[0]));
+                }
+                return capture.is_wanted(node);
             }
             capture.meet(tensor)
         });

@@ -1,6 +1,7 @@
 //! The stage image: a GGUF of just the stage, that exists only in the answers to reads. Its header is synthesised; its
 //! tensors, renumbered from 0, are extents of the shard files.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use crate::model::StageSource;
 
 use super::architectures::Output;
 use super::facts::ty;
+use super::plain::Matrix;
 use super::shape::Shape;
 use super::tensors::{EMBEDDING, OUTPUT, row_size, stand_ins};
 
@@ -105,6 +107,7 @@ struct Piece {
 
 /// A run of the image's bytes.
 struct Extent {
+    name: String,
     start: u64,
     size: u64,
     origin: Origin,
@@ -155,13 +158,14 @@ impl Image {
         let mut offset = 0_u64;
         let mut extents = Vec::with_capacity(pieces.len());
         for piece in pieces {
+            let start = offset;
             put_text(&mut head, &piece.name);
             head.extend((piece.dims.len() as u32).to_le_bytes());
             piece.dims.iter().for_each(|dim| head.extend(dim.to_le_bytes()));
             head.extend(piece.ty.to_le_bytes());
             head.extend(offset.to_le_bytes());
-            extents.push(Extent { start: offset, size: piece.size, origin: piece.origin });
             offset = offset.saturating_add(piece.size).next_multiple_of(ALIGNMENT);
+            extents.push(Extent { name: piece.name, start, size: piece.size, origin: piece.origin });
         }
         head.resize(head.len().next_multiple_of(ALIGNMENT as usize), 0);
         let data = head.len() as u64;
@@ -172,6 +176,20 @@ impl Image {
     /// Bytes of the image.
     pub fn len(&self) -> u64 {
         self.len
+    }
+
+    /// Where in the shards the tensors of layers are.
+    pub fn matrices(&self) -> Vec<Matrix> {
+        let matrix = |extent: &Extent| match &extent.origin {
+            Origin::Shard { file, offset } if extent.name.starts_with("blk.") => Some(Matrix {
+                name: CString::new(extent.name.as_str()).ok()?,
+                file: file.clone(),
+                offset: *offset,
+                size: extent.size,
+            }),
+            _ => None,
+        };
+        self.extents.iter().filter_map(matrix).collect()
     }
 
     /// Reads at most `buffer.len()` bytes at `at`; 0 at the end. An extent that the shard's file does not fill is an

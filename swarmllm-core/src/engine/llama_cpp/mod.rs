@@ -29,6 +29,7 @@ mod kv;
 mod levels;
 mod log;
 mod model;
+mod plain;
 mod pool;
 mod rope;
 mod shape;

@@ -13,11 +13,13 @@ use super::gpu;
 use super::image::Image;
 use super::kv::Kept;
 use super::model::{Context, ContextParams, Model};
+use super::plain::{Part, Plain};
 use super::pool::{Pool, Pools};
 use super::shape::Shape;
 use super::snapshot::Layout;
 use super::threads::Threads;
 use super::window::Window;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -53,6 +55,8 @@ pub(super) struct LlamaStage {
     head_rows: u32,
     spec: StageSpec,
     threads: Threads,
+    /// Of a stage on the processor alone. Outlives the context, whose tensors point there.
+    plain: Option<Plain>,
     /// Held for as long as the context, which computes with it.
     pool: Arc<Pool>,
 }
@@ -114,6 +118,8 @@ impl LlamaStage {
             slots: Slots::new(&config),
             layout: Layout::of(shape, layers, config.max_sessions, kept),
             threads: Threads::new(config.threads),
+            // Beside an accelerator llama.cpp would carry plain weights there and back.
+            plain: (config.gpu_layers == 0).then(|| Plain::of(image)),
             window: shape.window.clone(),
             head_rows,
             spec: StageSpec {
@@ -137,11 +143,21 @@ impl LlamaStage {
         Ok(())
     }
 
+    /// What of a step's rows llama.cpp computes in one call.
+    fn part(&mut self, rows: &[Row], call: Range<usize>, terms: Terms) -> Part {
+        let several = rows[call.clone()].iter().any(|row| row.slot != rows[call.start].slot);
+        match self.plain.as_mut().filter(|plain| terms.free && !plain.is_nothing()) {
+            Some(plain) => plain.choice.next(call, several),
+            None => Part::usual(call),
+        }
+    }
+
     /// Computes the rows of one call; `shared` where the step has those of other sessions too.
     fn run(
         &mut self,
         hidden: &[f32],
         rows: &[Row],
+        part: &Part,
         terms: Terms,
         shared: bool,
         out: &mut Vec<f32>,
@@ -155,7 +171,7 @@ impl LlamaStage {
             (None, None) => rows.len(),
         };
         self.context.capture.prepare(hidden, outputs);
-        self.decode(hidden, rows, terms)?;
+        self.decode(hidden, rows, part, terms)?;
         if !self.context.capture.is_complete() {
             return Err(step_error("the first layer's input or the last one's output was not met once".to_owned()));
         }
@@ -171,7 +187,11 @@ impl LlamaStage {
     }
 
     /// Runs the batch.
-    fn decode(&mut self, hidden: &[f32], rows: &[Row], terms: Terms) -> Result<(), EngineError> {
+    fn decode(&mut self, hidden: &[f32], rows: &[Row], part: &Part, terms: Terms) -> Result<(), EngineError> {
+        if let Some(plain) = &mut self.plain {
+            plain.put(part.plain);
+            self.context.capture.factors = plain.is_unmet().then(Vec::new);
+        }
         let batch = self.batch.fill(hidden, rows, self.spec.vocab.is_none());
         let context = self.context.raw();
         // Beyond 512 cells the sums of a row depend on the number of threads.
@@ -185,8 +205,18 @@ impl LlamaStage {
             (ll::llama_decode(context, batch), begun.elapsed().as_micros())
         };
         let (code, micros) = self.pool.compute(|| self.context.stop.watched(terms, compute));
+        let micros = micros.try_into().unwrap_or(u32::MAX);
         if terms.free && code == 0 {
-            self.threads.took(rows.len(), micros.try_into().unwrap_or(u32::MAX));
+            self.threads.took(rows.len(), micros);
+        }
+        if let (Some(plain), 0) = (&mut self.plain, code) {
+            if let Some(factors) = self.context.capture.factors.take() {
+                // SAFETY: what a graph multiplies with and is repacked is a weight of the context's model.
+                unsafe { plain.meet(&factors) };
+            }
+            if part.measured {
+                plain.choice.took(micros);
+            }
         }
         match code {
             0 => Ok(()),
@@ -271,15 +301,20 @@ impl Stage for LlamaStage {
         let shared = rows.iter().any(|row| row.slot != rows[0].slot);
         for len in calls(rows) {
             let end = done + len;
-            if let Err(error) = self.run(&hidden[done * width..end * width], &rows[done..end], terms, shared, out) {
-                out.clear();
-                match error {
-                    EngineError::Abandoned => self.undo(&rows[..done]),
-                    _ => rows.iter().for_each(|row| self.forget(row.slot)),
+            while done < end {
+                let part = self.part(rows, done..end, terms);
+                let Range { start, end } = part.rows.clone();
+                let hidden = &hidden[start * width..end * width];
+                if let Err(error) = self.run(hidden, &rows[start..end], &part, terms, shared, out) {
+                    out.clear();
+                    match error {
+                        EngineError::Abandoned => self.undo(&rows[..start]),
+                        _ => rows.iter().for_each(|row| self.forget(row.slot)),
+                    }
+                    return Err(error);
                 }
-                return Err(error);
+                done = end;
             }
-            done = end;
         }
         self.slots.commit(rows);
         Ok(())

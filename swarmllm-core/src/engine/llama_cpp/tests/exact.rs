@@ -5,7 +5,7 @@ use super::whole::Whole;
 use super::{Chain, Cut, bits, config, gemma3, greedy, run, smollm2, tokens};
 use crate::base::LayerRange;
 use crate::engine::llama_cpp::LlamaCpp;
-use crate::engine::{Engine, EngineError, KvCache, StageConfig};
+use crate::engine::{Engine, EngineError, KvCache, StageConfig, Terms};
 
 /// Prefill in chunks of `chunk`, then greedy decoding: all logits are compared.
 fn assert_equal(whole: &mut Whole, chain: &mut Chain, prompt: &[u32], chunk: usize, decode: usize, vocab: u32) {
@@ -299,4 +299,33 @@ fn a_snapshot_restored_in_another_stage_and_slot_goes_on_to_the_bit() {
         // attention of a row by cells between threads, so that only one thread gives the same bits there.
         a_snapshot_moves_a_session(&cut, &cuts, 700, 1);
     }
+}
+
+/// Gemma 3 has weights of types that llama.cpp repacks, where the processor has products for them.
+#[test]
+fn many_rows_that_need_not_keep_their_bits_are_computed_with_the_weights_as_they_stand_and_no_others() {
+    const MANY: usize = 60;
+    let Some(cut) = gemma3() else { return };
+    let free = Terms { states: true, free: true, ..Terms::default() };
+    let mut repacked = Whole::load(&cut.path, &config(), None);
+    let mut plain = Whole::load_laid_out(&cut.path, &config(), None, false);
+    let mut chain = Chain::load(&LlamaCpp::new(), &cut, &[9], &config());
+    let vocab = cut.manifest.vocab;
+    // llama.cpp's tensors are met in the first step.
+    chain.compute(&run(1, 0, &tokens(7, 1, vocab)), free);
+    let prompt = run(0, 0, &tokens(8, MANY, vocab));
+    let (repacked, plain) = (repacked.states(&prompt), plain.states(&prompt));
+    if bits(&repacked) == bits(&plain) {
+        return eprintln!("SKIPPED: llama.cpp repacks nothing on this processor");
+    }
+    for _ in 0..2 {
+        assert!(bits(&chain.compute(&prompt, free)) == bits(&plain), "free: the weights as they stand");
+        chain.release(0);
+        assert!(bits(&chain.states(&prompt)) == bits(&repacked), "exact: as llama.cpp computes by itself");
+        chain.release(0);
+    }
+    let few = &prompt[..8];
+    let usual = chain.states(few);
+    chain.release(0);
+    assert!(bits(&chain.compute(few, free)) == bits(&usual), "few rows: as llama.cpp computes by itself");
 }

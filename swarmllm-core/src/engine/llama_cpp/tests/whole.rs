@@ -23,12 +23,19 @@ pub(super) struct Whole {
 impl Whole {
     /// Loads with llama.cpp's defaults, besides the sizes and what a stage pins.
     pub fn load(path: &Path, config: &StageConfig, pools: Option<&Pools>) -> Self {
+        Self::load_laid_out(path, config, pools, true)
+    }
+
+    /// As [`load`](Self::load); without `repack` all weights stay as they are in the file.
+    pub fn load_laid_out(path: &Path, config: &StageConfig, pools: Option<&Pools>, repack: bool) -> Self {
         log::init();
         let path = CString::new(path.to_str().expect("text")).expect("no zero");
         let pool = pools.map(|pools| pools.get(config.threads).expect("a pool"));
         // SAFETY: a test; the calls are in the order that llama.h shows.
         unsafe {
-            let load = || ll::llama_model_load_from_file(path.as_ptr(), ll::llama_model_default_params());
+            let mut params = ll::llama_model_default_params();
+            params.use_extra_bufts = repack;
+            let load = || ll::llama_model_load_from_file(path.as_ptr(), params);
             let model = log::explain(|| NonNull::new(load())).expect("the whole model loads").as_ptr();
             let mut params = ll::llama_context_default_params();
             params.n_ctx = config.context * config.max_sessions;
