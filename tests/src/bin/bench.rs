@@ -1,7 +1,8 @@
 //! `make bench`: what splitting costs, against a bare llama.cpp loop over the original file in the same run.
 //!
-//! Every round measures each arrangement once, the bare loop first, so that a noisy neighbour hits all alike; ratios and
-//! differences are taken within a round, and the median of the rounds is printed and written as JSON.
+//! Every round measures each arrangement once, and before them the bare loop and the single node in turns, so that a noisy
+//! neighbour hits all alike; ratios and differences are taken within a round, and the median of the rounds is printed and
+//! written as JSON.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -26,6 +27,8 @@ const SHORT: usize = 64;
 const PREFILL: usize = 512;
 /// Rounds, unless `BENCH_ROUNDS` says otherwise.
 const ROUNDS: usize = 7;
+/// Turns of the bare loop and the single node in a round.
+const TURNS: usize = 3;
 /// Starts of a node that are timed.
 const STARTS: usize = 9;
 /// Time that an idle node has to settle before its memory is read.
@@ -79,6 +82,17 @@ fn measured() -> TestModel {
 
 fn rounds() -> usize {
     std::env::var("BENCH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS).max(1)
+}
+
+/// The median of each figure.
+fn middle(turns: &[Sample]) -> Sample {
+    let of = |figure: fn(&Sample) -> f64| median(turns.iter().map(figure).collect());
+    Sample {
+        prefill: of(|turn| turn.prefill),
+        first: of(|turn| turn.first),
+        token: of(|turn| turn.token),
+        compute: of(|turn| turn.compute),
+    }
 }
 
 fn bare(whole: &Whole, work: &Work) -> Sample {
@@ -261,15 +275,18 @@ async fn main() {
     let mut all: Vec<(String, Vec<Sample>)> = arrangements.iter().map(|one| (one.name.clone(), Vec::new())).collect();
     println!("{} threads, {} rounds and one to warm up, {}", threads(), rounds(), measured().name());
     for round in 0..=rounds() {
-        for (arrangement, (_, samples)) in arrangements.iter().zip(&mut all) {
-            let sample = match &arrangement.runner {
+        // The bare loop and the single node take turns, so that what they differ by shows in the noise.
+        let mut turns = vec![Vec::new(); arrangements.len()];
+        let order = std::iter::repeat_n([0, 1], TURNS).flatten().chain(2..arrangements.len());
+        for index in order {
+            turns[index].push(match &arrangements[index].runner {
                 Runner::Bare => bare(&whole, &work),
                 Runner::Swarm { node, model } => swarm(node, *model, &work).await,
-            };
-            // The first round loads stages and fills caches.
-            if round > 0 {
-                samples.push(sample);
-            }
+            });
+        }
+        // The first round loads stages and fills caches.
+        if round > 0 {
+            all.iter_mut().zip(&turns).for_each(|((_, samples), turns)| samples.push(middle(turns)));
         }
     }
     let mut figures = report(&all);
