@@ -208,8 +208,10 @@ def test_several_answers_at_once(model_dir: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name != "posix", reason="signals are sent the POSIX way")
 def test_ctrl_c_ends_a_prefill(model_dir: Path) -> None:
+    # A shell that starts the tests in the background has them ignore the signal, and so would the child.
     program = f"""
-import sys, swarmllm
+import signal, sys, swarmllm
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with swarmllm.Node({str(model_dir)!r}, "offline", threads=1) as node:
     print("ready", flush=True)
     try:
