@@ -174,6 +174,42 @@ async fn who_finds_all_slots_in_use_waits_for_one_and_is_told_when_none_comes() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_is_given_up_while_it_takes_over_a_prefix_leaves_a_slot_that_the_next_one_can_use() {
+    let member = Member::start(&lonely_network(), Carrier::Tcp).await;
+    let model = member.import(&MODEL.path(), MODEL.name(), Parts::All).await;
+    await_plan(&member.node, model).await;
+    let request = |text: String, deadline| {
+        let options = GenerateOptions { exact: false, deadline, ..greedy(3) };
+        GenerateRequest { model: model.to_string(), prompt: Prompt::Text(text), options }
+    };
+    let known = || "one two three four five six seven eight nine ten ".repeat(8);
+    let answer = |text: String| async {
+        let generation = member.node.generate(request(text, None)).await.expect("the swarm answers");
+        in_time("an answer", generation.finish()).await
+    };
+    let idle = || member.node.status().sessions == 0;
+    for _ in 0..3 {
+        assert_eq!(answer(known()).await.expect("an answer whose KV is kept").completion_tokens, 3);
+        eventually("the node is idle", idle).await;
+        // The stage computes a long chunk, behind which the slot's KV would be cut back to the prefix.
+        let busy = member.node.generate(request("word ".repeat(1500), None)).await.expect("the swarm answers");
+        let known_and_more = format!("{} and on", known());
+        let given_up = member.node.generate(request(known_and_more, Some(Duration::from_millis(150)))).await;
+        let given_up = match given_up {
+            Ok(generation) => generation.finish().await.err().map(|error| error.kind()),
+            Err(error) => Some(error.kind()),
+        };
+        assert_eq!(given_up, Some(ErrorKind::Timeout));
+        drop(busy);
+        eventually("the node is idle", idle).await;
+        for text in ["alpha ", "beta ", "gamma ", "delta "] {
+            assert_eq!(answer(text.repeat(40)).await.expect("a slot that is fit for use").completion_tokens, 3);
+        }
+    }
+    member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn hosts_forget_the_sessions_of_a_coordinator_that_is_gone() {
     let mut cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
     let mut generation = ask(cluster.node(), cluster.model, TEXT, 1900).await.expect("the swarm answers");

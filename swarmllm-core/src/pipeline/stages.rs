@@ -90,13 +90,21 @@ struct Slots {
 }
 
 /// A slot that no session has.
-#[derive(Default)]
 struct FreeSlot {
     slot: u32,
-    /// Whose KV is in it, and what text it is of; nothing where it is empty.
-    kept: Option<(NodeId, Prefix)>,
+    content: Content,
     /// When it was given back.
     since: u64,
+}
+
+/// What is in a slot.
+enum Content {
+    /// Nothing.
+    Empty,
+    /// Whatever was left where a session was given up before it began.
+    Unknown,
+    /// The KV of this coordinator's text.
+    Kept(NodeId, Prefix),
 }
 
 /// What a session asks of a stage.
@@ -132,7 +140,7 @@ pub struct Lease {
     /// The same, until it is given back.
     held: Option<Held>,
     cached: u32,
-    kept: Option<(NodeId, Prefix)>,
+    keep: Content,
 }
 
 /// A slot that was taken; given back when dropped. Its stage is not unloaded meanwhile.
@@ -142,19 +150,20 @@ struct Held {
     slot: u32,
     place: Option<OwnedSemaphorePermit>,
     /// What is in it when it is given back.
-    kept: Option<(NodeId, Prefix)>,
+    content: Content,
 }
 
 impl Held {
-    fn give_back(mut self, kept: Option<(NodeId, Prefix)>) {
-        self.kept = kept;
+    fn give_back(mut self, content: Content) {
+        self.content = content;
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         // The slot is free before its place is, so that who has a place finds a slot.
-        locked(&self.entry.slots).give_back(self.slot, self.kept.take());
+        let content = std::mem::replace(&mut self.content, Content::Unknown);
+        locked(&self.entry.slots).give_back(self.slot, content);
         drop(self.place.take());
         self.table.forget_unloaded(&self.entry);
     }
@@ -168,7 +177,7 @@ impl Lease {
 
     /// Says what text the slot's KV is of, so that it is kept when the lease ends.
     pub fn keep(&mut self, coordinator: NodeId, text: Prefix) {
-        self.kept = (!text.ids.is_empty()).then_some((coordinator, text));
+        self.keep = if text.ids.is_empty() { Content::Empty } else { Content::Kept(coordinator, text) };
     }
 
     /// The stage.
@@ -184,15 +193,18 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let (handle, slot, kept) = (self.handle.clone(), self.slot, self.kept.take());
+        let (handle, slot, keep) = (self.handle.clone(), self.slot, std::mem::replace(&mut self.keep, Content::Empty));
         let Some(held) = self.held.take() else { return };
         self.tasks.spawn("release-slot", async move {
             // The slot is free only once its release is queued, so that the next session's first step comes after it.
-            let told = if kept.is_some() { handle.rest(slot).await } else { handle.release(slot).await };
+            let told = match keep {
+                Content::Kept(..) => handle.rest(slot).await,
+                Content::Empty | Content::Unknown => handle.release(slot).await,
+            };
             if let Err(error) = told {
                 tracing::debug!(%error, "a stage ended before its session");
             }
-            held.give_back(kept);
+            held.give_back(keep);
         });
     }
 }
@@ -262,7 +274,7 @@ impl StageTable {
         let entry = self.find_or_make(engine.as_ref(), &manifest, &key)?;
         let place = Some(self.place_in(&entry).await?);
         let Taken { slot, cached, stale } = self.take(&entry, claim)?;
-        let held = Held { table: self.clone(), entry, slot, place, kept: None };
+        let held = Held { table: self.clone(), entry, slot, place, content: Content::Unknown };
         let began = Instant::now();
         let cell = &held.entry.cell;
         let was_loaded = cell.initialized();
@@ -270,7 +282,7 @@ impl StageTable {
         let cached = prepare(&handle, slot, cached, stale).await.map_err(|error| Fault::new(error.kind(), error))?;
         let load_ms = if was_loaded { 0 } else { began.elapsed().as_millis().try_into().unwrap_or(u32::MAX) };
         let tasks = self.inner.tasks.clone();
-        Ok((Lease { handle, tasks, slot, held: Some(held), cached, kept: None }, load_ms))
+        Ok((Lease { handle, tasks, slot, held: Some(held), cached, keep: Content::Empty }, load_ms))
     }
 
     /// Unloads every stage that no session uses.
@@ -437,7 +449,8 @@ fn in_use(entry: &Arc<Entry>) -> bool {
 
 impl Entry {
     fn new(key: StageKey, memory: u64, gpu_layers: u32, limits: &StageLimits) -> Self {
-        let free = (0..limits.stage.max_sessions).map(|slot| FreeSlot { slot, ..FreeSlot::default() }).collect();
+        let free =
+            (0..limits.stage.max_sessions).map(|slot| FreeSlot { slot, content: Content::Empty, since: 0 }).collect();
         let places = Arc::new(Semaphore::new(limits.stage.max_sessions as usize));
         let slots = Mutex::new(Slots { free, last_used: 0 });
         Self { key, memory, gpu_layers, cell: OnceCell::new(), places, slots }
@@ -453,21 +466,22 @@ impl Slots {
     /// The free slot that holds most of the prompt, else an empty one, else the one given back longest ago; among equals
     /// the lowest, so that neighbouring slots are in use, which engines compute together.
     fn take(&mut self, claim: Claim) -> Option<Taken> {
-        let common = |free: &FreeSlot| match &free.kept {
-            Some((owner, text)) if *owner == claim.coordinator => text.common(claim.prefix),
+        let common = |free: &FreeSlot| match &free.content {
+            Content::Kept(owner, text) if *owner == claim.coordinator => text.common(claim.prefix),
             _ => 0,
         };
-        let rank = |free: &FreeSlot| (Reverse(common(free)), free.kept.is_some(), free.since, free.slot);
+        let is_empty = |free: &FreeSlot| matches!(free.content, Content::Empty);
+        let rank = |free: &FreeSlot| (Reverse(common(free)), !is_empty(free), free.since, free.slot);
         let (index, _) = self.free.iter().enumerate().min_by_key(|(_, free)| rank(free))?;
         let free = self.free.swap_remove(index);
         let cached = common(&free);
-        Some(Taken { slot: free.slot, cached, stale: free.kept.is_some() && cached == 0 })
+        Some(Taken { slot: free.slot, cached, stale: !is_empty(&free) && cached == 0 })
     }
 
-    fn give_back(&mut self, slot: u32, kept: Option<(NodeId, Prefix)>) {
+    fn give_back(&mut self, slot: u32, content: Content) {
         // Empty slots are alike, whenever they were given back.
-        let since = if kept.is_some() { self.last_used } else { 0 };
-        self.free.push(FreeSlot { slot, kept, since });
+        let since = if matches!(content, Content::Kept(..)) { self.last_used } else { 0 };
+        self.free.push(FreeSlot { slot, content, since });
     }
 }
 

@@ -145,7 +145,8 @@ impl LlamaStage {
 
     /// What of a step's rows llama.cpp computes in one call.
     fn part(&mut self, rows: &[Row], call: Range<usize>, terms: Terms) -> Part {
-        let several = rows[call.clone()].iter().any(|row| row.slot != rows[call.start].slot);
+        // A call's rows come by slot.
+        let several = rows[call.start].slot != rows[call.end - 1].slot;
         match self.plain.as_mut().filter(|plain| terms.free && !plain.is_nothing()) {
             Some(plain) => plain.choice.next(call, several),
             None => Part::usual(call),
