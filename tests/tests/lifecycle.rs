@@ -188,24 +188,31 @@ async fn a_session_that_is_given_up_while_it_takes_over_a_prefix_leaves_a_slot_t
         in_time("an answer", generation.finish()).await
     };
     let idle = || member.node.status().sessions == 0;
-    for _ in 0..3 {
+    let mut given_up = 0;
+    // How long the chunk ahead takes is the machine's affair: the shortest patience ends on any, the longest
+    // where the cut-back waits for its turn on a slow one.
+    for patience in [5, 20, 60, 150] {
         assert_eq!(answer(known()).await.expect("an answer whose KV is kept").completion_tokens, 3);
         eventually("the node is idle", idle).await;
         // The stage computes a long chunk, behind which the slot's KV would be cut back to the prefix.
         let busy = member.node.generate(request("word ".repeat(1500), None)).await.expect("the swarm answers");
         let known_and_more = format!("{} and on", known());
-        let given_up = member.node.generate(request(known_and_more, Some(Duration::from_millis(150)))).await;
-        let given_up = match given_up {
-            Ok(generation) => generation.finish().await.err().map(|error| error.kind()),
-            Err(error) => Some(error.kind()),
+        let impatient = request(known_and_more, Some(Duration::from_millis(patience)));
+        let ended = match member.node.generate(impatient).await {
+            Ok(generation) => generation.finish().await.map(drop),
+            Err(error) => Err(error),
         };
-        assert_eq!(given_up, Some(ErrorKind::Timeout));
+        if let Err(error) = ended {
+            assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+            given_up += 1;
+        }
         drop(busy);
         eventually("the node is idle", idle).await;
         for text in ["alpha ", "beta ", "gamma ", "delta "] {
             assert_eq!(answer(text.repeat(40)).await.expect("a slot that is fit for use").completion_tokens, 3);
         }
     }
+    assert!(given_up > 0, "three tokens came within 5 ms");
     member.stop().await;
 }
 
