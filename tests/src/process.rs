@@ -74,6 +74,11 @@ impl Process {
         self.child.wait().expect("a killed child ends");
     }
 
+    /// Sends it a signal by name.
+    pub fn signal(&self, name: &str) {
+        signal(self.pid(), name);
+    }
+
     /// Asks it to end, as `kill` does, and waits for that.
     pub fn terminate(&mut self) -> ExitStatus {
         let asked = Command::new("kill").arg(self.pid().to_string()).status().expect("`kill` can be started");
@@ -104,6 +109,12 @@ impl Process {
         let Ok(entries) = std::fs::read_dir(format!("/proc/{}/fd", self.pid())) else { return Vec::new() };
         entries.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect()
     }
+}
+
+/// Sends a signal by name to a process that is there.
+pub fn signal(pid: u32, name: &str) {
+    let sent = Command::new("kill").args(["-s", name, &pid.to_string()]).status();
+    assert!(sent.expect("`kill` can be started").success(), "process {pid} is there");
 }
 
 impl Drop for Process {
@@ -185,6 +196,32 @@ impl ProcessCluster {
         cluster
     }
 
+    /// Adds a host that holds the same layers as the host of stage `stage`; gives its index.
+    pub async fn add_spare(&mut self, gguf: &Path, name: &str, stage: usize) -> usize {
+        let (dir, index) = (TempDir::new().expect("a temporary directory"), self.hosts.len());
+        import(dir.path(), gguf, name, self.cut[stage], stage + 1 == self.cut.len());
+        self.dirs.push(dir);
+        let host = self.spawn(index).await;
+        self.hosts.push(host);
+        let added = self.hosts[index].ready.id.clone();
+        self.await_peer(&added).await;
+        index
+    }
+
+    /// Waits until the coordinator knows what a host holds.
+    pub async fn await_peer(&self, id: &str) {
+        let knows = || {
+            let peers = self.coordinator.node.peers();
+            peers.iter().any(|peer| peer.id.to_string() == id && peer.connected && !peer.holdings.is_empty())
+        };
+        crate::eventually("the coordinator knows the host", knows).await;
+    }
+
+    /// The index of a host by its id.
+    pub fn index_of(&self, id: &str) -> usize {
+        self.hosts.iter().position(|host| host.ready.id == id).expect("one of the swarm's hosts")
+    }
+
     async fn spawn(&self, index: usize) -> Process {
         let extra: Vec<&str> = self.extra.iter().map(String::as_str).collect();
         let host = Process::start(self.dirs[index].path(), &self.network, self.carrier, &extra);
@@ -195,6 +232,7 @@ impl ProcessCluster {
     /// Starts the host of a stage again on its data directory.
     pub async fn revive(&mut self, index: usize) {
         self.hosts[index] = self.spawn(index).await;
+        self.await_peer(&self.hosts[index].ready.id).await;
         await_plan(&self.coordinator.node, self.model).await;
     }
 }

@@ -147,6 +147,12 @@ async fn a_last_stage_that_lies_ends_its_answers_with_a_typed_error_and_an_hones
         rogue.net.shutdown().await;
         eventually("the liar is gone", || member.node.status().peers_connected == 0).await;
     }
+    // Who claims to hold everything is asked first, since that is one stage; behind a lie it is left out.
+    let whole = |lie| {
+        let mut claim = claim(model, lie, honest_opened());
+        claim.holding.layers = vec![LayerRange::new(0, MODEL.layers())];
+        claim
+    };
     let honest = Member::start(&network, Carrier::Tcp).await;
     let rest = Parts::Stage { layers: LayerRange::new(HALF, MODEL.layers()), head: true };
     honest.import(&MODEL.path(), MODEL.name(), rest).await;
@@ -154,6 +160,27 @@ async fn a_last_stage_that_lies_ends_its_answers_with_a_typed_error_and_an_hones
     await_plan(&member.node, model).await;
     let completion = answer(&member.node, model, TEXT, 16).await.expect("the honest peer answers");
     assert_eq!(completion.tokens, expected(16));
+    let lies: [(&str, Lie); 3] =
+        [("NaN", not_a_number), ("a foreign token", a_token_that_is_none), ("two rows", two_rows_for_one)];
+    for (what, lie) in lies {
+        let rogue = Rogue::start(&network, Carrier::Tcp, Some(whole(lie))).await;
+        join(&member.node, &rogue.net.addresses(), Carrier::Tcp).await;
+        let is_first = async || {
+            let plan = member.node.plan(&model.to_string()).await.expect("there is a plan");
+            plan.stages[0].node == rogue.net.local()
+        };
+        in_time("the liar's claim", async {
+            while !is_first().await {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+        let completion = answer(&member.node, model, TEXT, 16).await;
+        let completion = completion.unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert_eq!(completion.tokens, expected(16), "{what}");
+        rogue.net.shutdown().await;
+        eventually("the liar is gone", || member.node.status().peers_connected == 1).await;
+    }
     honest.stop().await;
     member.stop().await;
 }
@@ -262,12 +289,12 @@ async fn only_its_coordinator_ends_a_session_even_before_it_began() {
     let id = owner.net.dial(&host.node.addresses()[0]).await.expect("the host is reached");
     other.net.dial(&host.node.addresses()[0]).await.expect("the host is reached");
     let session = open(&owner, id, model, 1).await;
-    other.ask(id, Request::Release { session, keep: Prefix::default() }).await;
+    other.ask(id, Request::Release { session, epoch: 0, keep: Prefix::default() }).await;
     assert_eq!(host.node.status().sessions, 1, "a stranger's word ends nothing");
-    owner.ask(id, Request::Release { session, keep: Prefix::default() }).await;
+    owner.ask(id, Request::Release { session, epoch: 0, keep: Prefix::default() }).await;
     eventually("the session has ended", || host.node.status().sessions == 0).await;
     let late = SessionId([2; 16]);
-    owner.ask(id, Request::Release { session: late, keep: Prefix::default() }).await;
+    owner.ask(id, Request::Release { session: late, epoch: 0, keep: Prefix::default() }).await;
     let refused = request(&owner.net, id, &order(&owner, model, late), Duration::from_secs(60)).await;
     assert_eq!(refused.expect_err("it has ended").kind(), ErrorKind::Cancelled);
     eventually("nothing is held for it", || host.node.status().sessions == 0).await;

@@ -286,6 +286,7 @@ mod tests {
     fn the_report_names_every_stage_with_its_times() {
         let stage = |byte, start, end, head| RouteStage {
             node: NodeId([byte; 32]),
+            epoch: 0,
             layers: LayerRange::new(start, end),
             head,
             engine: "llama.cpp".to_owned(),

@@ -23,9 +23,9 @@ use crate::node::peer_cache;
 use crate::node::registry::Registry;
 use crate::node::runtime::Ground;
 use crate::node::shared::{Config, Shared};
+use crate::pipeline::job::Coordinator;
 use crate::pipeline::links::Links;
 use crate::pipeline::prefix::Namer;
-use crate::pipeline::runner::Coordinator;
 use crate::pipeline::serve::Serving;
 use crate::pipeline::settle::Settler;
 use crate::pipeline::stages::{StageLimits, StageTable};
@@ -277,6 +277,7 @@ impl NodeBuilder {
             overlap: Arc::default(),
             lessons: Arc::default(),
             tabs,
+            events: events.clone(),
         };
         let announcer = Announcer::new(config.serve, catalog.clone(), stages, net.clone());
         Arc::new(Shared {

@@ -101,11 +101,12 @@ async fn reply_to(shared: &Arc<Shared>, peer: NodeId, request: Request) -> Resul
             Err(Fault::new(ErrorKind::Refused, "this node does not compute for others"))
         }
         Request::Open(open) => Ok(Reply::Opened(shared.serving.open(peer, open).await?)),
-        Request::Release { session, keep } => {
+        Request::Release { session, epoch, keep } => {
             let keep = if keep.is_sound() { keep } else { Prefix::default() };
-            shared.serving.release(session, peer, &keep);
+            shared.serving.release(session, epoch, peer, &keep);
             Ok(Reply::Released)
         }
+        Request::Alive => Ok(Reply::Alive),
         Request::Heads(theirs) => settler(shared)?.on_heads(peer, &theirs).await,
         Request::Pay { proposal } => settler(shared)?.on_pay(peer, &proposal).await,
     }

@@ -10,14 +10,15 @@ use tokio_util::sync::CancellationToken;
 use crate::base::{ErrorKind, Fault};
 use crate::engine::sample::{Sampled, Sampler, SamplingParams};
 use crate::node::generation::{
-    addresses, blocking, check_prompt, context_limit, encode, find_plan, in_time, load, new_session, weights,
+    Finding, blocking, check_prompt, context_limit, encode, find_route, in_time, load, new_session,
 };
 use crate::node::loaded::LoadedModel;
 use crate::node::report::Embeddings;
 use crate::node::request::{EmbedRequest, Prompt};
 use crate::node::shared::Shared;
+use crate::pipeline::job::{Job, TokenSink};
 use crate::pipeline::pool::Pooling;
-use crate::pipeline::runner::{self, Job, TokenSink};
+use crate::pipeline::runner;
 
 /// What every text of a request shares.
 struct Work {
@@ -84,15 +85,14 @@ impl Work {
 
     async fn one(&self, text: Vec<u32>) -> Result<Vec<f32>, Fault> {
         let (shared, model) = (&self.shared, &self.model);
-        let plan = find_plan(shared, model).await?;
+        let route = find_route(shared, model, &[]).await?;
         // Never asked: nothing is chosen.
         let sampler = Sampler::new(SamplingParams::greedy(), model.manifest.vocab);
         let job = Job {
             session: new_session()?,
             model: model.id,
-            addresses: addresses(shared, &plan),
-            weights: weights(model, &plan),
-            plan,
+            route,
+            routes: Arc::new(Finding { shared: shared.clone(), model: model.clone() }),
             engine: model.engine.name().to_owned(),
             prompt: text,
             exact: false,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -20,8 +21,10 @@ use crate::node::request::{ChatRequest, DEFAULT_MAX_TOKENS, GenerateOptions, Gen
 use crate::node::seek::{key_of, seek};
 use crate::node::shared::Shared;
 use crate::node::sink::{Said, Sink};
+use crate::pipeline::job::{self, Job, Outcome, StageReport};
 use crate::pipeline::plan::{Candidate, Plan, PlanRequest, plan};
-use crate::pipeline::runner::{self, Job, Outcome, StageReport};
+use crate::pipeline::route::{Route, Routes};
+use crate::pipeline::runner;
 use crate::pipeline::session::End;
 
 /// Deltas that wait for a slow reader; beyond that the generation waits for it.
@@ -154,7 +157,7 @@ pub(super) async fn in_time<T, E: From<Fault>>(
         None => begin.await,
         Some(deadline) => {
             let begun = tokio::time::timeout_at(deadline.into(), begin).await;
-            begun.unwrap_or_else(|_| Err(runner::late().into()))
+            begun.unwrap_or_else(|_| Err(job::late().into()))
         }
     }
 }
@@ -162,7 +165,7 @@ pub(super) async fn in_time<T, E: From<Fault>>(
 /// Which stages would answer.
 pub(crate) async fn plan_for(shared: &Arc<Shared>, name: &str) -> Result<Plan, GenerateError> {
     let model = load(shared, name).await?;
-    Ok(find_plan(shared, &model).await?)
+    Ok(find_route(shared, &model, &[]).await?.plan)
 }
 
 pub(super) async fn load(shared: &Arc<Shared>, name: &str) -> Result<Arc<LoadedModel>, Fault> {
@@ -252,7 +255,8 @@ async fn start(
         Some(name) => Some(drafting::drafter(&shared, &model, name, prompt.len(), max_tokens).await?),
         None => None,
     };
-    let route = find_plan(&shared, &model).await?;
+    let route = find_route(&shared, &model, &[]).await?;
+    let plan = route.plan.clone();
     let session = new_session()?;
     let cancel = shared.closed.child_token();
     let (sender, deltas) = mpsc::channel(DELTA_QUEUE);
@@ -260,9 +264,8 @@ async fn start(
     let job = Job {
         session,
         model: model.id,
-        addresses: addresses(&shared, &route),
-        weights: weights(&model, &route),
-        plan: route.clone(),
+        route,
+        routes: Arc::new(Finding { shared: shared.clone(), model: model.clone() }),
         engine: model.engine.name().to_owned(),
         prompt,
         exact: options.exact,
@@ -282,7 +285,7 @@ async fn start(
     shared.events.send(Event::GenerationStarted { session, model: model.id });
     let (tasks, work) = (shared.tasks.clone(), run(shared, model, job, sink));
     tasks.spawn("generation", work);
-    Ok(Generation { session, route, deltas, _cancel_on_drop: cancel.clone().drop_guard(), cancel })
+    Ok(Generation { session, route: plan, deltas, _cancel_on_drop: cancel.clone().drop_guard(), cancel })
 }
 
 pub(super) fn new_session() -> Result<SessionId, Fault> {
@@ -291,19 +294,34 @@ pub(super) fn new_session() -> Result<SessionId, Fault> {
     Ok(SessionId(bytes))
 }
 
-/// The plan; where the nodes that are known do not give one, those that the swarm's table names are asked too.
-pub(super) async fn find_plan(shared: &Arc<Shared>, model: &LoadedModel) -> Result<Plan, Fault> {
-    match make_plan(shared, model) {
-        Err(none) if seek(shared, key_of(model.id)).await == 0 => Err(none),
-        Err(_) => make_plan(shared, model),
-        found => found,
+/// The best route that does without some nodes; where those that are known do not give one, those that the swarm's table
+/// names are asked too.
+pub(super) async fn find_route(shared: &Arc<Shared>, model: &LoadedModel, without: &[NodeId]) -> Result<Route, Fault> {
+    let plan = match make_plan(shared, model, without) {
+        Err(none) if seek(shared, key_of(model.id)).await == 0 => return Err(none),
+        Err(_) => make_plan(shared, model, without)?,
+        Ok(found) => found,
+    };
+    Ok(Route { addresses: addresses(shared, &plan), weights: weights(model, &plan), plan })
+}
+
+/// Finds routes for a session under way.
+pub(super) struct Finding {
+    pub shared: Arc<Shared>,
+    pub model: Arc<LoadedModel>,
+}
+
+impl Routes for Finding {
+    fn find(&self, without: Vec<NodeId>) -> BoxFuture<'_, Result<Route, Fault>> {
+        Box::pin(async move { find_route(&self.shared, &self.model, &without).await })
     }
 }
 
-fn make_plan(shared: &Shared, model: &LoadedModel) -> Result<Plan, Fault> {
+fn make_plan(shared: &Shared, model: &LoadedModel, without: &[NodeId]) -> Result<Plan, Fault> {
     let stages = shared.serving.stages();
     let memory = |layers, head| stages.memory_of(model.engine.as_ref(), &model.manifest, layers, head);
-    let candidates = candidates(shared, model);
+    let mut candidates = candidates(shared, model);
+    candidates.retain(|candidate| !without.contains(&candidate.node));
     let request = PlanRequest {
         model: model.id,
         layers: model.manifest.layers,
@@ -346,14 +364,14 @@ fn candidates(shared: &Shared, model: &LoadedModel) -> Vec<Candidate> {
 }
 
 /// Where each stage's host may be dialled.
-pub(super) fn addresses(shared: &Shared, plan: &Plan) -> Vec<Vec<String>> {
+fn addresses(shared: &Shared, plan: &Plan) -> Vec<Vec<String>> {
     let known = shared.registry.snapshot();
     let of = |node: NodeId| known.get(&node).map(|announcement| announcement.addresses.clone()).unwrap_or_default();
     plan.stages.iter().map(|stage| of(stage.node)).collect()
 }
 
 /// What the ledger prices each stage by.
-pub(super) fn weights(model: &LoadedModel, plan: &Plan) -> Vec<u64> {
+fn weights(model: &LoadedModel, plan: &Plan) -> Vec<u64> {
     plan.stages.iter().map(|stage| model.manifest.stage_weight(stage.layers, stage.head)).collect()
 }
 
@@ -416,6 +434,7 @@ fn route_stage(report: &StageReport, engine: &str) -> RouteStage {
     decode.sort_unstable();
     RouteStage {
         node: report.stage.node,
+        epoch: report.epoch,
         layers: report.stage.layers,
         head: report.stage.head,
         engine: engine.to_owned(),

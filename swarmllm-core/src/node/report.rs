@@ -191,7 +191,7 @@ pub struct Completion {
     pub right_guesses: u32,
     /// Tokens of the answer.
     pub completion_tokens: u32,
-    /// Who computed what, and how long it took there.
+    /// Who computed what, and how long it took there. Where hosts were lost, the stages of the earlier routes come first.
     pub route: Vec<RouteStage>,
     /// How long it took as a whole.
     pub timings: Timings,
@@ -203,6 +203,8 @@ pub struct RouteStage {
     /// Its host.
     #[serde(serialize_with = "as_text")]
     pub node: NodeId,
+    /// Which of the answer's routes it was part of: it grows each time hosts are lost.
+    pub epoch: u32,
     /// Its layers.
     pub layers: LayerRange,
     /// Whether it computed the head.

@@ -14,7 +14,7 @@ use crate::node::announcer::Announcer;
 use crate::node::guide::Guides;
 use crate::node::loaded::LoadedModels;
 use crate::node::registry::Registry;
-use crate::pipeline::runner::Coordinator;
+use crate::pipeline::job::Coordinator;
 use crate::pipeline::serve::Serving;
 use crate::pipeline::settle::Settler;
 use crate::rt::{DirLock, EventBus, TaskSet};

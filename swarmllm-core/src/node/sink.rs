@@ -11,7 +11,7 @@ use crate::node::error::GenerateError;
 use crate::node::generation::Delta;
 use crate::node::report::{Likelihood, TokenLogprob};
 use crate::node::text::StopMatcher;
-use crate::pipeline::runner::TokenSink;
+use crate::pipeline::job::TokenSink;
 
 /// What the reader of an answer is sent.
 pub(crate) type Deltas = mpsc::Sender<Result<Delta, GenerateError>>;

@@ -3,12 +3,15 @@
 //! A link is a task that owns its stream and a bounded queue before it; messages of all sessions to that peer share it,
 //! in order. A message to the node itself never touches a stream. Inbound streams are read by one task each and
 //! delivered here. A queue that is full means a peer that ignores the window of its session: that session ends.
+//!
+//! What was written may be lost with a stream although its peer stays connected, and no answer would ever come. So a link
+//! notices when its stream ends, and all whose messages went there are told.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::base::{ErrorKind, Fault, NodeId, SessionId};
@@ -30,8 +33,21 @@ const LIMITS: FrameLimits = FrameLimits { header: MAX_HEADER_BYTES, body: MAX_BO
 /// A peer that does not take what is written at once, a frame at most, within this time is gone.
 const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 
+/// Broken links that a session may not have heard of yet.
+const BROKEN_QUEUE: usize = 256;
 /// Ended sessions that are remembered, so that a stage which was still loading does not begin one that is over.
 const ENDED: usize = 1024;
+
+/// A stage of a session's route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SessionStage {
+    /// The session.
+    pub session: SessionId,
+    /// Which of its routes.
+    pub epoch: u32,
+    /// Which stage of that, from 0.
+    pub stage: u32,
+}
 
 /// A message and who sent it.
 pub type Delivery = (NodeId, Message);
@@ -49,19 +65,23 @@ struct Inner {
     peers: Mutex<HashMap<NodeId, mpsc::Sender<Message>>>,
     stages: Mutex<Stages>,
     coordinators: Mutex<HashMap<SessionId, mpsc::Sender<Delivery>>>,
+    /// Peers to which a link broke.
+    broken: broadcast::Sender<NodeId>,
 }
 
 /// The stages of sessions on this node.
 #[derive(Default)]
 struct Stages {
-    live: HashMap<(SessionId, u32), StageEntry>,
-    /// Sessions that their coordinators ended, the newest last; at most [`ENDED`].
-    ended: VecDeque<(SessionId, NodeId)>,
+    live: HashMap<SessionStage, StageEntry>,
+    /// Sessions that their coordinators ended, up to which epoch; the newest last, at most [`ENDED`].
+    ended: VecDeque<(SessionId, u32, NodeId)>,
 }
 
 /// A stage's queue, and whose session it is. Its end tells the stage that the session is over.
 struct StageEntry {
     coordinator: NodeId,
+    /// Where its results go.
+    next: NodeId,
     queue: mpsc::Sender<Delivery>,
     keep: Arc<Mutex<Prefix>>,
     _over: DropGuard,
@@ -76,7 +96,8 @@ impl Links {
     /// Links of this node; without a network only messages to itself can be sent.
     pub fn new(local: NodeId, net: Option<NetHandle>, tasks: TaskSet) -> Self {
         let (peers, stages, coordinators) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { inner: Arc::new(Inner { local, net, tasks, peers, stages, coordinators }) }
+        let (broken, _) = broadcast::channel(BROKEN_QUEUE);
+        Self { inner: Arc::new(Inner { local, net, tasks, peers, stages, coordinators, broken }) }
     }
 
     /// This node.
@@ -117,40 +138,65 @@ impl Links {
         }
         peers.insert(to, sender.clone());
         drop(peers);
-        self.inner.tasks.spawn("stage-link", write_link(stream, receiver));
+        let links = self.clone();
+        self.inner.tasks.spawn("stage-link", async move {
+            if let Err(error) = write_link(stream, receiver).await {
+                tracing::debug!(peer = %to, %error, "a stage link broke");
+                links.broke(to);
+            }
+        });
         Ok(sender)
+    }
+
+    /// Peers from now on to which a link breaks: what was sent there last may be lost.
+    pub fn broken(&self) -> broadcast::Receiver<NodeId> {
+        self.inner.broken.subscribe()
     }
 
     /// Forgets the link to a peer whose last connection is gone, and ends the sessions that it coordinated here.
     pub fn disconnected(&self, peer: NodeId) {
         locked(&self.inner.peers).remove(&peer);
         locked(&self.inner.stages).live.retain(|_, entry| entry.coordinator != peer);
+        self.broke(peer);
     }
 
-    /// Takes the messages of one stage of one session until the inbox is dropped. Refuses a second stage of that number,
+    /// Stages whose results went to this peer fail: what was under way is lost, and only this node may have noticed.
+    fn broke(&self, peer: NodeId) {
+        let _ = self.inner.broken.send(peer);
+        let stages = locked(&self.inner.stages);
+        for (key, entry) in stages.live.iter().filter(|(_, entry)| entry.next == peer) {
+            let SessionStage { session, epoch, stage } = *key;
+            // A full queue has ended the session already.
+            let _ =
+                entry.queue.try_send((self.inner.local, Message::Failed { session, epoch, stage, fault: lost(peer) }));
+        }
+    }
+
+    /// Takes the messages of one stage of one session, whose results go to `next`, until the inbox is dropped. Refuses a second stage of that number,
     /// and a session that its coordinator has ended meanwhile.
-    pub fn register_stage(&self, session: SessionId, stage: u32, coordinator: NodeId) -> Result<StageInbox, Fault> {
+    pub fn register_stage(&self, key: SessionStage, coordinator: NodeId, next: NodeId) -> Result<StageInbox, Fault> {
         let (queue, receiver) = mpsc::channel(SESSION_QUEUE);
         let mut stages = locked(&self.inner.stages);
-        if stages.ended.contains(&(session, coordinator)) {
+        let SessionStage { session, epoch, stage } = key;
+        if stages.ended.iter().any(|ended| ended.0 == session && ended.1 >= epoch && ended.2 == coordinator) {
             return Err(Fault::new(ErrorKind::Cancelled, format!("session {session} has ended before it began")));
         }
-        if stages.live.contains_key(&(session, stage)) {
+        if stages.live.contains_key(&key) {
             let text = format!("session {session} has a stage {stage} here already");
             return Err(Fault::new(ErrorKind::InvalidArgument, text));
         }
         let (keep, over) = (Arc::<Mutex<Prefix>>::default(), CancellationToken::new());
-        let entry = StageEntry { coordinator, queue, keep: keep.clone(), _over: over.clone().drop_guard() };
-        stages.live.insert((session, stage), entry);
-        Ok(StageInbox { links: self.clone(), key: (session, stage), receiver, keep, over })
+        let entry = StageEntry { coordinator, next, queue, keep: keep.clone(), _over: over.clone().drop_guard() };
+        stages.live.insert(key, entry);
+        Ok(StageInbox { links: self.clone(), key, receiver, keep, over })
     }
 
-    /// Ends the stages of a session on this node, those that are yet to begin included, whatever still waits for them;
-    /// [`StageInbox::keep`] says then what may be kept. Only its coordinator ends a session.
-    pub fn end_session(&self, session: SessionId, coordinator: NodeId, keep: &Prefix) {
+    /// Ends the stages of a session on this node, of this epoch and those before, those that are yet to begin included,
+    /// whatever still waits for them; [`StageInbox::keep`] says then what may be kept. Only its coordinator ends a session.
+    pub fn end_session(&self, session: SessionId, epoch: u32, coordinator: NodeId, keep: &Prefix) {
         let mut stages = locked(&self.inner.stages);
         stages.live.retain(|key, entry| {
-            let ended = key.0 == session && entry.coordinator == coordinator;
+            let ended = key.session == session && key.epoch <= epoch && entry.coordinator == coordinator;
             if ended {
                 *locked(&entry.keep) = keep.clone();
             }
@@ -159,7 +205,7 @@ impl Links {
         if stages.ended.len() >= ENDED {
             stages.ended.pop_front();
         }
-        stages.ended.push_back((session, coordinator));
+        stages.ended.push_back((session, epoch, coordinator));
     }
 
     /// Takes the answers of a session that this node coordinates until the inbox is dropped.
@@ -178,7 +224,10 @@ impl Links {
     pub fn deliver(&self, from: NodeId, message: Message) {
         let session = message.session();
         match &message {
-            Message::Step { header, .. } => self.deliver_stage((session, header.stage), from, message),
+            Message::Step { header, .. } => {
+                let key = SessionStage { session, epoch: header.epoch, stage: header.stage };
+                self.deliver_stage(key, from, message);
+            }
             Message::Logits { .. } | Message::Failed { .. } => {
                 let queue = locked(&self.inner.coordinators).get(&session).cloned();
                 if queue.is_some_and(|queue| queue.try_send((from, message)).is_err()) {
@@ -189,10 +238,10 @@ impl Links {
         }
     }
 
-    fn deliver_stage(&self, key: (SessionId, u32), from: NodeId, message: Message) {
+    fn deliver_stage(&self, key: SessionStage, from: NodeId, message: Message) {
         let queue = locked(&self.inner.stages).live.get(&key).map(|entry| entry.queue.clone());
         if queue.is_some_and(|queue| queue.try_send((from, message)).is_err()) {
-            tracing::warn!(session = %key.0, "a step was dropped and its session with it");
+            tracing::warn!(session = %key.session, "a step was dropped and its session with it");
             locked(&self.inner.stages).live.remove(&key);
         }
     }
@@ -205,34 +254,35 @@ impl Links {
                 Ok(None) => return,
                 Err(error) => return tracing::debug!(peer = %from, %error, "a stage stream ended"),
             };
-            let session = session_of(&frame.header);
+            let key = key_of(&frame.header);
             match Message::decode(frame) {
                 Ok(message) => self.deliver(from, message),
-                Err(error) => self.refuse(from, session, error.to_string()),
+                Err(error) => self.refuse(from, key, error.to_string()),
             }
         }
     }
 
     /// A frame that is well-formed but wrong ends its session, not the stream of the others.
-    fn refuse(&self, from: NodeId, header: (SessionId, Option<(u32, u32)>), reason: String) {
+    fn refuse(&self, from: NodeId, (key, is_step): (SessionStage, bool), reason: String) {
         tracing::warn!(peer = %from, reason, "a frame was refused");
         let fault = Fault::new(ErrorKind::BadFrame, format!("peer {} sent a bad frame: {reason}", from.short()));
-        let (session, stage) = header;
-        let epoch = stage.map_or(0, |(_, epoch)| epoch);
-        let failed = Message::Failed { session, epoch, stage: stage.map_or(0, |(stage, _)| stage), fault };
-        match stage {
+        let SessionStage { session, epoch, stage } = key;
+        let failed = Message::Failed { session, epoch, stage, fault };
+        match is_step {
             // The stage's task passes it on to the coordinator.
-            Some((stage, _)) => self.deliver_stage((session, stage), from, failed),
-            None => self.deliver(from, failed),
+            true => self.deliver_stage(key, from, failed),
+            false => self.deliver(from, failed),
         }
     }
 }
 
-fn session_of(header: &StageHeader) -> (SessionId, Option<(u32, u32)>) {
+/// Whose frame it is, and whether it is a step.
+fn key_of(header: &StageHeader) -> (SessionStage, bool) {
+    let key = |session, epoch, stage| SessionStage { session, epoch, stage };
     match header {
-        StageHeader::Step(step) => (step.session, Some((step.stage, step.epoch))),
-        StageHeader::Logits(logits) => (logits.session, None),
-        StageHeader::Failed { session, .. } => (*session, None),
+        StageHeader::Step(step) => (key(step.session, step.epoch, step.stage), true),
+        StageHeader::Logits(logits) => (key(logits.session, logits.epoch, 0), false),
+        StageHeader::Failed { session, epoch, stage, .. } => (key(*session, *epoch, *stage), false),
     }
 }
 
@@ -243,7 +293,7 @@ fn lost(peer: NodeId) -> Fault {
 /// The messages of one stage of one session.
 pub struct StageInbox {
     links: Links,
-    key: (SessionId, u32),
+    key: SessionStage,
     receiver: mpsc::Receiver<Delivery>,
     keep: Arc<Mutex<Prefix>>,
     over: CancellationToken,
@@ -292,13 +342,23 @@ impl Drop for CoordinatorInbox {
     }
 }
 
-/// Writes a link's messages; ends, and closes its queue, when the stream fails.
-async fn write_link(mut stream: Stream, mut queue: mpsc::Receiver<Message>) {
-    let mut messages = Vec::new();
-    while queue.recv_many(&mut messages, TOGETHER).await > 0 {
-        if let Err(error) = write_frames(&mut stream, messages.drain(..).map(Message::encode)).await {
-            return tracing::debug!(%error, "a stage link broke");
+/// Writes a link's messages until nobody sends any more; closes its queue and fails when the stream ends.
+async fn write_link(mut stream: Stream, mut queue: mpsc::Receiver<Message>) -> Result<(), crate::wire::WireError> {
+    use futures::AsyncReadExt;
+    let (mut messages, mut nothing) = (Vec::new(), [0]);
+    loop {
+        let taken = tokio::select! {
+            biased;
+            taken = queue.recv_many(&mut messages, TOGETHER) => taken,
+            // The other side never writes: what can be read is the end.
+            ended = stream.read(&mut nothing) => {
+                return Err(ended.err().unwrap_or_else(|| std::io::ErrorKind::BrokenPipe.into()).into());
+            }
+        };
+        if taken == 0 {
+            return Ok(());
         }
+        write_frames(&mut stream, messages.drain(..).map(Message::encode)).await?;
     }
 }
 

@@ -20,6 +20,15 @@ pub enum Message {
 }
 
 impl Message {
+    /// The route of the session that it belongs to.
+    pub fn epoch(&self) -> u32 {
+        match self {
+            Message::Step { header, .. } => header.epoch,
+            Message::Logits { header, .. } => header.epoch,
+            Message::Failed { epoch, .. } => *epoch,
+        }
+    }
+
     /// The session it belongs to.
     pub fn session(&self) -> SessionId {
         match self {

@@ -26,6 +26,11 @@ impl Pool {
         Self { pooling, sum: vec![0.0; width as usize] }
     }
 
+    /// Forgets what it has taken.
+    pub fn restart(&mut self) {
+        self.sum.fill(0.0);
+    }
+
     /// How it pools.
     pub fn pooling(&self) -> Pooling {
         self.pooling

@@ -1,287 +1,70 @@
 //! The coordinator's side of a session: opens its stages, drives [`Session`], watches for what can go wrong.
+//!
+//! A host that is lost, fails or falls silent costs time, not the answer: the session gets another route
+//! ([`Finder`]) and goes on with it. What was said stays said; in the exact mode the new stages compute what is known of
+//! the text in the very steps of the old ones, so that what follows is what would have followed.
 
 use std::collections::VecDeque;
-use std::future::Future;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::future::join_all;
 use tokio::sync::broadcast;
-use tokio::time::{sleep, sleep_until};
-use tokio_util::sync::CancellationToken;
+use tokio::time::sleep;
 
-use crate::base::{ErrorKind, Fault, LayerRange, ModelId, NodeId, SessionId};
+use crate::base::{ErrorKind, Event, Fault, LayerRange, ModelId, NodeId, SessionId};
 use crate::engine::Embedder;
-use crate::engine::constraint::Guide;
-use crate::engine::sample::{Sampled, Sampler};
-use crate::ledger::{Tabs, price};
+use crate::ledger::price;
 use crate::net::NetHandle;
-use crate::pipeline::control::{request, unexpected};
-use crate::pipeline::draft::{Costs, Lessons, Took};
+use crate::pipeline::draft::{Costs, Took};
 use crate::pipeline::drafter::Drafter;
-use crate::pipeline::links::{CoordinatorInbox, Delivery, Links};
+use crate::pipeline::job::{Coordinator, Job, Limits, Outcome, StageReport, TokenSink, late};
+use crate::pipeline::links::{CoordinatorInbox, Delivery};
 use crate::pipeline::message::Message;
-use crate::pipeline::overlap::Overlap;
-use crate::pipeline::plan::{Plan, PlanStage};
+use crate::pipeline::plan::PlanStage;
 use crate::pipeline::pool::{Pool, Pooling};
-use crate::pipeline::prefix::{EXACT_BLOCK, Namer};
-use crate::pipeline::serve::Serving;
+use crate::pipeline::prefix::EXACT_BLOCK;
+use crate::pipeline::route::{Blame, Finder, OpenRoute, is_loss};
 use crate::pipeline::session::{Action, End, Guess, Session, SessionParams};
-use crate::rt::TaskSet;
-use crate::wire::control::{OpenSession, Opened, Reply, Request};
+use crate::pipeline::watch::Watch;
+use crate::wire::control::Opened;
 use crate::wire::job::{LogitsHeader, StepHeader};
 use crate::wire::prefix::Prefix;
 
-/// Loading a stage of many GiB from a cold disk takes a while; more than this is a hang.
-const OPEN_DEADLINE: Duration = Duration::from_secs(180);
-/// Telling a stage to free a session.
-const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
 /// No answer from the chain for so long means that a stage hangs; a dead one is noticed by its connection long before.
 const STALL_DEADLINE: Duration = Duration::from_secs(120);
-
-/// What every runner of a node uses.
-#[derive(Clone)]
-pub struct Coordinator {
-    pub links: Links,
-    pub serving: Serving,
-    pub net: Option<NetHandle>,
-    pub tasks: TaskSet,
-    /// Where this node may be dialled, for the last stage.
-    pub addresses: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
-    /// Names the texts whose KV hosts may keep.
-    pub namer: Namer,
-    /// How long a prompt's chunks are.
-    pub overlap: Arc<Overlap>,
-    /// How long windows of guesses are.
-    pub lessons: Arc<Lessons>,
-    /// What peers are asked for is owed to them.
-    pub tabs: Tabs,
-}
-
-/// One generation's work order.
-pub struct Job {
-    pub session: SessionId,
-    pub model: ModelId,
-    pub plan: Plan,
-    /// Addresses of each stage's host, in the plan's order.
-    pub addresses: Vec<Vec<String>>,
-    /// What the ledger prices each stage by.
-    pub weights: Vec<u64>,
-    pub engine: String,
-    pub prompt: Vec<u32>,
-    /// Whether steps keep the shapes of a plain run.
-    pub exact: bool,
-    /// Whether to guess ahead; never in the exact mode, nor under a constraint.
-    pub guess: bool,
-    /// The draft model that guesses, in the place of what repeats itself.
-    pub drafter: Option<Drafter>,
-    /// What holds the answer to a constraint.
-    pub guide: Option<Guide>,
-    /// Whether the prompt is only read, for its embedding.
-    pub pooling: Option<Pooling>,
-    pub max_tokens: u32,
-    pub vocab: u32,
-    pub embedder: Arc<dyn Embedder>,
-    pub sampler: Sampler,
-    pub is_end: Box<dyn Fn(u32) -> bool + Send + Sync>,
-    pub deadline: Option<Instant>,
-    pub cancel: CancellationToken,
-}
-
-impl Job {
-    fn guess(&self) -> Guess {
-        match &self.drafter {
-            _ if !self.guess || self.exact => Guess::Never,
-            Some(_) => Guess::Draft,
-            None => Guess::Repeats,
-        }
-    }
-}
-
-/// Takes the tokens as they come.
-pub trait TokenSink: Send {
-    /// One token; a `Break` ends the session there, the token included.
-    fn token(&mut self, sampled: Sampled) -> impl Future<Output = ControlFlow<()>> + Send;
-}
-
-/// One stage as it was used.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StageReport {
-    /// Which stage.
-    pub stage: PlanStage,
-    /// Milliseconds that loading took, 0 where it was loaded.
-    pub load_ms: u32,
-    /// Microseconds of compute of each prefill step.
-    pub prefill_us: u64,
-    /// Microseconds of compute of each decode step.
-    pub decode_us: Vec<u32>,
-}
-
-/// How a session ended.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Outcome {
-    /// Well, or why not.
-    pub end: Result<End, Fault>,
-    /// Tokens chosen.
-    pub tokens: Vec<u32>,
-    /// Tokens of the prompt that were not computed again.
-    pub cached: u32,
-    /// Guesses that were made, and how many were right.
-    pub guesses: (u32, u32),
-    /// Of a prompt that was only read.
-    pub embedding: Option<Vec<f32>>,
-    /// The stages, in order; empty where opening failed.
-    pub stages: Vec<StageReport>,
-    /// From the order to all stages being open.
-    pub open: Duration,
-    /// From the order to the first token.
-    pub first_token: Option<Duration>,
-    /// From the order to the end.
-    pub total: Duration,
-}
+/// Time that a session waits for a route where a host is lost and there is no other: a connection may come back.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often a route around silent hosts is looked for where there is none.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs a session to its end and releases its stages, whatever happens. Not cancel-safe: use `job.cancel`.
 pub async fn run<S: TokenSink>(coordinator: &Coordinator, job: Job, sink: &mut S) -> Outcome {
     let began = Instant::now();
     let losses = coordinator.net.as_ref().map(NetHandle::disconnects);
+    let losses = Losses { peers: losses, links: coordinator.links.broken() };
     let inbox = coordinator.links.register_coordinator(job.session);
-    let hosts = job.plan.stages.clone();
-    let opened = match open_or_cancel(coordinator, &job).await {
-        Ok(opened) => opened,
+    let mut finder = Finder::new(coordinator.clone(), job.routes.clone(), job.terms());
+    let prefix = coordinator.namer.name(job.model, job.exact, &job.prompt);
+    let limits = Limits { deadline: job.deadline, cancel: job.cancel.clone() };
+    let open = match limits.bound(finder.open(job.route.clone(), &prefix)).await {
+        Ok(open) => open,
         Err(end) => {
-            release(coordinator, job.session, &hosts, Prefix::default());
+            finder.abandon();
             return Outcome::unopened(end, began.elapsed());
         }
     };
-    let open = began.elapsed();
-    let session = job.session;
-    let mut drive = Drive::new(coordinator, job, &opened, began);
+    let opened_in = began.elapsed();
+    let mut drive = Drive::new(coordinator, job, finder, open, began);
     let end = drive.run(inbox, losses, sink).await;
     let keep = if end.is_ok() { drive.keep() } else { Prefix::default() };
-    release(coordinator, session, &hosts, keep);
+    drive.finder.release(drive.way.epoch, &drive.way.stages, &keep);
     if end.is_ok() {
         // Computed, most likely, and needed no more. Of a route that failed, what was not answered is not paid.
         drive.sent.iter().for_each(|sent| drive.owe(sent));
     }
     coordinator.tabs.end();
     drive.learn();
-    let Drive { session, stages, first_token, job, .. } = drive;
-    let (tokens, guesses, embedding) = (session.generated().to_vec(), session.guesses(), session.embedding());
-    Outcome { end, tokens, cached: job.cached, guesses, embedding, stages, open, first_token, total: began.elapsed() }
-}
-
-impl Outcome {
-    /// Of a session whose stages were not opened.
-    fn unopened(end: Result<End, Fault>, total: Duration) -> Self {
-        let (tokens, stages) = (Vec::new(), Vec::new());
-        let (guesses, embedding, first_token) = ((0, 0), None, None);
-        Self { end, tokens, cached: 0, guesses, embedding, stages, open: total, first_token, total }
-    }
-}
-
-async fn open_or_cancel(coordinator: &Coordinator, job: &Job) -> Result<Vec<Opened>, Result<End, Fault>> {
-    let deadline = async {
-        match job.deadline {
-            Some(deadline) => sleep_until(deadline.into()).await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        opened = open_all(coordinator, job) => opened.map_err(Err),
-        () = job.cancel.cancelled() => Err(Ok(End::Cancelled)),
-        () = deadline => Err(Err(late())),
-    }
-}
-
-/// The fault of a request whose deadline has passed.
-pub fn late() -> Fault {
-    Fault::new(ErrorKind::Timeout, "the deadline of the request passed; allow more time or ask for fewer tokens")
-}
-
-/// Opens all stages at once; the first refusal wins.
-async fn open_all(coordinator: &Coordinator, job: &Job) -> Result<Vec<Opened>, Fault> {
-    let context = (job.prompt.len() as u64 + u64::from(job.max_tokens)).try_into().unwrap_or(u32::MAX);
-    let local = coordinator.links.local();
-    let own = (coordinator.addresses)();
-    let prefix = coordinator.namer.name(job.model, job.exact, &job.prompt);
-    let open = |index: usize, stage: &PlanStage| {
-        let next = job.plan.stages.get(index + 1).map_or(local, |next| next.node);
-        let next_addresses = job.addresses.get(index + 1).cloned().unwrap_or_else(|| own.clone());
-        OpenSession {
-            session: job.session,
-            epoch: 0,
-            model: job.model,
-            engine: job.engine.clone(),
-            layers: stage.layers,
-            head: stage.head,
-            stage: index as u32,
-            context,
-            exact: job.exact,
-            prefix: prefix.clone(),
-            next,
-            next_addresses,
-            coordinator: local,
-            coordinator_addresses: own.clone(),
-        }
-    };
-    let opens = job.plan.stages.iter().enumerate().map(|(index, stage)| {
-        let addresses = job.addresses.get(index).cloned().unwrap_or_default();
-        open_one(coordinator, stage.node, addresses, open(index, stage))
-    });
-    let opened: Vec<Opened> = join_all(opens).await.into_iter().collect::<Result<_, _>>()?;
-    check_opened(job, &opened)?;
-    Ok(opened)
-}
-
-async fn open_one(
-    coordinator: &Coordinator,
-    node: NodeId,
-    addresses: Vec<String>,
-    open: OpenSession,
-) -> Result<Opened, Fault> {
-    if node == coordinator.links.local() {
-        return coordinator.serving.open(node, open).await;
-    }
-    let net = coordinator.net.as_ref();
-    let net = net.ok_or_else(|| Fault::new(ErrorKind::PeerUnreachable, "this node runs without a network"))?;
-    net.ensure_connected(node, &addresses).await.map_err(|error| Fault::new(error.kind(), error))?;
-    match request(net, node, &Request::Open(open), OPEN_DEADLINE).await? {
-        Reply::Opened(opened) => Ok(opened),
-        _ => Err(unexpected(node)),
-    }
-}
-
-/// A host whose stage has another shape than the manifest says has another model, or lies.
-fn check_opened(job: &Job, opened: &[Opened]) -> Result<(), Fault> {
-    let width = job.embedder.width();
-    for (stage, opened) in job.plan.stages.iter().zip(opened) {
-        let vocab_fits = !stage.head || opened.vocab == Some(job.vocab);
-        let cached_fits = opened.cached as usize <= job.prompt.len();
-        if opened.width != width || !vocab_fits || opened.max_rows == 0 || !cached_fits {
-            let text = format!("peer {} opened a stage of another shape than the model's", stage.node.short());
-            return Err(Fault::new(ErrorKind::BadFrame, text));
-        }
-    }
-    Ok(())
-}
-
-/// Tells every stage to end the session, in the background; what of its KV may be kept is named in `keep`.
-fn release(coordinator: &Coordinator, session: SessionId, stages: &[PlanStage], keep: Prefix) {
-    let local = coordinator.links.local();
-    coordinator.serving.release(session, local, &keep);
-    let Some(net) = &coordinator.net else { return };
-    let mut peers: Vec<NodeId> = stages.iter().map(|stage| stage.node).filter(|node| *node != local).collect();
-    peers.sort_unstable();
-    peers.dedup();
-    for peer in peers {
-        let (net, keep) = (net.clone(), keep.clone());
-        coordinator.tasks.spawn("release", async move {
-            if let Err(fault) = request(&net, peer, &Request::Release { session, keep }, RELEASE_DEADLINE).await {
-                tracing::debug!(%fault, "a stage could not be released; it frees the session by itself");
-            }
-        });
-    }
+    drive.outcome(end, opened_in)
 }
 
 /// A session under way.
@@ -289,7 +72,13 @@ struct Drive<'a> {
     coordinator: &'a Coordinator,
     job: Facts,
     session: Session,
+    finder: Finder,
+    way: Way,
+    /// The stages of the present route, behind those of earlier ones.
     stages: Vec<StageReport>,
+    watch: Watch,
+    /// Tokens of the prompt that the first route did not compute.
+    cached: u32,
     began: Instant,
     first_token: Option<Duration>,
     drafter: Option<Drafter>,
@@ -319,66 +108,94 @@ struct Facts {
     exact: bool,
     /// Whether what guesses cost is remembered: a draft model's own time is part of theirs.
     learns: bool,
-    max_rows: u32,
-    cached: u32,
-    first: NodeId,
-    first_addresses: Vec<String>,
-    last: NodeId,
-    /// The peers of the route, and what the ledger prices their stages by.
-    paid: Vec<(NodeId, u64)>,
+    /// Whether the states of all tokens are needed, so that nothing may be cached.
+    needs_all: bool,
     embedder: Arc<dyn Embedder>,
-    deadline: Option<Instant>,
-    cancel: CancellationToken,
+    limits: Limits,
 }
 
-impl<'a> Drive<'a> {
-    fn new(coordinator: &'a Coordinator, job: Job, opened: &[Opened], began: Instant) -> Self {
-        let max_rows = opened.iter().map(|opened| opened.max_rows).min().unwrap_or(1);
+/// The present route, as every step needs it.
+struct Way {
+    epoch: u32,
+    stages: Vec<PlanStage>,
+    max_rows: u32,
+    /// Tokens that every stage has.
+    cached: u32,
+    first_addresses: Vec<String>,
+    /// The peers of the route, and what the ledger prices their stages by.
+    paid: Vec<(NodeId, u64)>,
+}
+
+impl Way {
+    fn new(open: OpenRoute, local: NodeId) -> (Self, Vec<StageReport>) {
+        let OpenRoute { epoch, route, opened } = open;
+        let stages = route.plan.stages;
         let report = |(stage, opened): (&PlanStage, &Opened)| StageReport {
             stage: *stage,
+            epoch,
             load_ms: opened.load_ms,
             prefill_us: 0,
             decode_us: Vec::new(),
         };
-        let stages = job.plan.stages.iter().zip(opened).map(report).collect();
-        let local = coordinator.links.local();
-        let cached = opened.iter().map(|opened| opened.cached).min().unwrap_or(0);
-        // Of a mean all states are needed, and they are not kept.
-        let cached = if job.pooling == Some(Pooling::Mean) { 0 } else { cached };
-        let cached = usable(cached, job.prompt.len() as u32, job.exact);
+        let reports = stages.iter().zip(&opened).map(report).collect();
+        let paid =
+            stages.iter().map(|stage| stage.node).zip(route.weights).filter(|(node, _)| *node != local).collect();
+        let way = Way {
+            epoch,
+            max_rows: opened.iter().map(|opened| opened.max_rows).min().unwrap_or(1),
+            cached: opened.iter().map(|opened| opened.cached).min().unwrap_or(0),
+            first_addresses: route.addresses.into_iter().next().unwrap_or_default(),
+            paid,
+            stages,
+        };
+        (way, reports)
+    }
+
+    fn host(&self, stage: usize) -> Option<NodeId> {
+        self.stages.get(stage).map(|stage| stage.node)
+    }
+
+    fn has(&self, peer: NodeId) -> bool {
+        self.stages.iter().any(|stage| stage.node == peer)
+    }
+
+    fn is_last(&self, peer: NodeId) -> bool {
+        self.stages.last().is_some_and(|stage| stage.node == peer)
+    }
+
+    /// The hosts that are peers.
+    fn peers(&self) -> Vec<NodeId> {
+        self.paid.iter().map(|(peer, _)| *peer).collect()
+    }
+}
+
+/// Why the present route is of no use any more. Where nobody is to blame no other would be either.
+type Broken = Blame;
+
+impl<'a> Drive<'a> {
+    fn new(coordinator: &'a Coordinator, job: Job, finder: Finder, open: OpenRoute, began: Instant) -> Self {
+        let (way, stages) = Way::new(open, coordinator.links.local());
         let guess = job.guess();
         let facts = Facts {
             session: job.session,
             model: job.model,
             exact: job.exact,
             learns: guess == Guess::Repeats,
-            max_rows,
-            cached,
-            first: job.plan.stages.first().map_or(local, |stage| stage.node),
-            first_addresses: job.addresses.first().cloned().unwrap_or_default(),
-            last: job.plan.stages.last().map_or(local, |stage| stage.node),
-            paid: job
-                .plan
-                .stages
-                .iter()
-                .map(|stage| stage.node)
-                .zip(job.weights)
-                .filter(|(node, _)| *node != local)
-                .collect(),
+            needs_all: job.pooling == Some(Pooling::Mean),
             embedder: job.embedder,
-            deadline: job.deadline,
-            cancel: job.cancel,
+            limits: Limits { deadline: job.deadline, cancel: job.cancel },
         };
+        let cached = facts.usable(way.cached, job.prompt.len());
         let left = job.prompt.len() - cached as usize;
-        let chunk = match job.exact {
-            true => max_rows,
-            false => coordinator.overlap.chunk(job.model, left, opened.len(), max_rows),
+        let chunk = match facts.exact {
+            true => way.max_rows,
+            false => coordinator.overlap.chunk(job.model, left, way.stages.len(), way.max_rows),
         };
         let params = SessionParams {
             chunk,
             prompt: job.prompt,
             max_tokens: job.max_tokens,
-            max_rows,
+            max_rows: way.max_rows,
             vocab: job.vocab,
             cached,
             costs: if facts.learns { coordinator.lessons.of(job.model) } else { Costs::default() },
@@ -394,7 +211,11 @@ impl<'a> Drive<'a> {
             coordinator,
             job: facts,
             session,
+            finder,
+            way,
             stages,
+            watch: Watch::default(),
+            cached,
             began,
             first_token: None,
             drafter: job.drafter,
@@ -405,12 +226,18 @@ impl<'a> Drive<'a> {
         }
     }
 
+    fn outcome(self, end: Result<End, Fault>, open: Duration) -> Outcome {
+        let Drive { session, stages, cached, first_token, began, .. } = self;
+        let (tokens, guesses, embedding) = (session.generated().to_vec(), session.guesses(), session.embedding());
+        Outcome { end, tokens, cached, guesses, embedding, stages, open, first_token, total: began.elapsed() }
+    }
+
     /// The text whose KV hosts may keep. In the exact mode that is what was computed in whole chunks of the plain run's
     /// size.
     fn keep(&self) -> Prefix {
         let text = match self.job.exact {
             false => self.session.computed(),
-            true if self.job.max_rows == EXACT_BLOCK => self.session.prompt_sent().to_vec(),
+            true if self.way.max_rows == EXACT_BLOCK => self.session.prompt_sent().to_vec(),
             true => Vec::new(),
         };
         self.coordinator.namer.name(self.job.model, self.job.exact, &text)
@@ -421,10 +248,14 @@ impl<'a> Drive<'a> {
         if self.job.learns {
             self.coordinator.lessons.learn(self.job.model, self.session.costs());
         }
+        if self.way.epoch > 0 {
+            // What is computed again is not what a prompt of this length takes.
+            return;
+        }
         let Some(slowest) = self.stages.iter().max_by_key(|report| report.prefill_us) else { return };
         let mut tokens = slowest.decode_us.clone();
         tokens.sort_unstable();
-        let rows = (self.session.prompt_sent().len() as u32).saturating_sub(self.job.cached);
+        let rows = (self.session.prompt_sent().len() as u32).saturating_sub(self.cached);
         if let Some(token_us) = tokens.get(tokens.len() / 2) {
             self.coordinator.overlap.learn(self.job.model, slowest.prefill_us, rows, *token_us);
         }
@@ -433,47 +264,99 @@ impl<'a> Drive<'a> {
     async fn run<S: TokenSink>(
         &mut self,
         mut inbox: CoordinatorInbox,
-        mut losses: Option<broadcast::Receiver<NodeId>>,
+        mut losses: Losses,
         sink: &mut S,
     ) -> Result<End, Fault> {
         let mut actions = self.session.start();
         loop {
-            if let Some(end) = self.act(&mut actions, sink).await {
-                return end;
+            let mut next = self.act(&mut actions, sink).await;
+            if let Ok(None) = next {
+                next = self.wait(&mut inbox, &mut losses).await.map(|more| {
+                    actions = more;
+                    None
+                });
             }
-            actions = self.wait(&mut inbox, &mut losses).await;
+            match next {
+                Ok(None) => {}
+                Ok(Some(end)) => return end,
+                Err(broken) => match self.recover(broken).await {
+                    Ok(again) => actions = again,
+                    Err(end) => return end,
+                },
+            }
         }
     }
 
     /// Waits for the next thing that happens to the session.
-    async fn wait(
-        &mut self,
-        inbox: &mut CoordinatorInbox,
-        losses: &mut Option<broadcast::Receiver<NodeId>>,
-    ) -> Vec<Action> {
-        let deadline = self.job.deadline;
-        let overdue = async {
-            match deadline {
-                Some(deadline) => sleep_until(deadline.into()).await,
-                None => std::future::pending().await,
-            }
-        };
+    async fn wait(&mut self, inbox: &mut CoordinatorInbox, losses: &mut Losses) -> Result<Vec<Action>, Broken> {
+        let limits = self.job.limits.clone();
         tokio::select! {
             biased;
-            () = self.job.cancel.cancelled() => self.session.stop(End::Cancelled),
+            () = limits.cancel.cancelled() => Ok(self.session.stop(End::Cancelled)),
             delivery = inbox.next() => self.on_delivery(delivery),
-            peer = next_loss(losses) => self.on_loss(peer),
-            () = overdue => self.session.on_fault(late()),
+            peer = next_of(losses.peers.as_mut()) => self.on_loss(peer),
+            peer = next_of(Some(&mut losses.links)) => self.on_broken_link(peer),
+            () = limits.overdue() => Ok(self.session.on_fault(late())),
+            silent = self.silent() => Err(silent),
             () = sleep(STALL_DEADLINE) => {
                 let text = format!("the stages gave no answer for {STALL_DEADLINE:?}");
-                self.session.on_fault(Fault::new(ErrorKind::Timeout, text))
+                Ok(self.session.on_fault(Fault::new(ErrorKind::Timeout, text)))
             }
         }
     }
 
-    fn on_delivery(&mut self, delivery: Option<Delivery>) -> Vec<Action> {
-        match delivery {
-            Some((from, Message::Logits { header, rows })) if from == self.job.last && header.epoch == 0 => {
+    /// Waits until an answer is late and hosts do not even say that they are there, if there is a route without them.
+    async fn silent(&self) -> Broken {
+        let peers = self.way.peers();
+        let Some(net) = self.coordinator.net.as_ref().filter(|_| !peers.is_empty()) else {
+            return std::future::pending().await;
+        };
+        let mut silent = self.watch.silent(net, &peers).await;
+        while !self.finder.can_avoid(&silent).await {
+            // They may come to themselves, or another may come.
+            sleep(LOOK_AGAIN).await;
+            silent = self.watch.silent(net, &peers).await;
+        }
+        let text = format!("peer {} does not answer", silent[0].short());
+        Blame { nodes: silent, may_return: false, fault: Fault::new(ErrorKind::PeerLost, text) }
+    }
+
+    /// Another route, and what is to be sent there.
+    async fn recover(&mut self, broken: Broken) -> Result<Vec<Action>, Result<End, Fault>> {
+        if broken.nodes.is_empty() {
+            return Err(Err(broken.fault));
+        }
+        tracing::warn!(session = %self.job.session, fault = %broken.fault, "a route broke; looking for another");
+        self.finder.release(self.way.epoch, &self.way.stages, &Prefix::default());
+        self.sent.clear();
+        self.asked = None;
+        let (text, cause) = (self.session.text(), broken.fault.clone());
+        let prefix = self.coordinator.namer.name(self.job.model, self.job.exact, &text);
+        let open = self.job.limits.bound(self.finder.reopen(broken, &prefix, PATIENCE)).await;
+        let open = open.inspect_err(|_| self.finder.abandon())?;
+        let (way, stages) = Way::new(open, self.coordinator.links.local());
+        let chunk = if self.job.exact { self.way.max_rows } else { way.max_rows };
+        self.way = way;
+        self.stages.extend(stages);
+        self.watch.restart();
+        self.answered = Instant::now();
+        if self.way.max_rows < chunk {
+            // Steps of other shapes would not be the same to the last bit.
+            return Err(Err(cause));
+        }
+        let (session, epoch) = (self.job.session, self.way.epoch);
+        self.coordinator.events.send(Event::GenerationRerouted { session, epoch, cause });
+        let cached = self.job.usable(self.way.cached, text.len());
+        Ok(self.session.resume(cached, self.way.max_rows, chunk, self.job.exact))
+    }
+
+    fn on_delivery(&mut self, delivery: Option<Delivery>) -> Result<Vec<Action>, Broken> {
+        Ok(match delivery {
+            Some((_, message)) if message.epoch() != self.way.epoch => {
+                tracing::debug!(session = %self.job.session, "a late answer of an earlier route was dropped");
+                Vec::new()
+            }
+            Some((from, Message::Logits { header, rows })) if self.way.is_last(from) => {
                 self.record(&header);
                 let sent = self.sent.pop_front();
                 let took = self.took(&header, sent.as_ref());
@@ -484,34 +367,64 @@ impl<'a> Drive<'a> {
                 }
                 actions
             }
-            Some((from, Message::Failed { stage, fault, .. })) if self.is_host(from) => {
-                let text = format!("stage {stage} at peer {}: {fault}", from.short());
-                self.session.on_fault(Fault::new(fault.kind(), text))
+            Some((from, Message::Failed { stage, fault, .. })) if self.way.has(from) => {
+                return self.on_failed(from, stage, fault);
             }
             Some((from, _)) => {
                 tracing::warn!(peer = %from, "an answer from a peer outside the route was dropped");
                 Vec::new()
             }
             None => self.session.on_fault(Fault::new(ErrorKind::BadFrame, "the last stage sent more than was asked")),
+        })
+    }
+
+    /// A stage could not do its work: because of the next one, because of its host, because of what the one before or
+    /// itself made of it, or because of what was asked, which would be asked of others too.
+    fn on_failed(&mut self, from: NodeId, stage: u32, fault: Fault) -> Result<Vec<Action>, Broken> {
+        let fault = Fault::new(fault.kind(), format!("stage {stage} at peer {}: {fault}", from.short()));
+        let local = self.coordinator.links.local();
+        let stage = Some(stage as usize).filter(|stage| self.way.host(*stage) == Some(from));
+        let beside = |other: Option<usize>| other.and_then(|other| self.way.host(other));
+        let (mut nodes, may_return) = match fault.kind() {
+            kind if is_loss(kind) => (vec![beside(stage.map(|stage| stage + 1)).unwrap_or(from)], true),
+            ErrorKind::BadFrame => {
+                let before = beside(stage.and_then(|stage| stage.checked_sub(1)));
+                (before.into_iter().chain([from]).collect(), false)
+            }
+            ErrorKind::InvalidArgument | ErrorKind::ContextOverflow | ErrorKind::NoCredit => (Vec::new(), false),
+            _ => (vec![from], false),
+        };
+        nodes.retain(|node| *node != local);
+        Err(Blame { nodes, may_return, fault })
+    }
+
+    /// Who answers is the last stage.
+    fn blame_last(&self, fault: Fault) -> Broken {
+        let local = self.coordinator.links.local();
+        let last = self.way.stages.last().map(|stage| stage.node).filter(|node| *node != local);
+        Blame { nodes: last.into_iter().collect(), may_return: false, fault }
+    }
+
+    fn on_loss(&mut self, peer: NodeId) -> Result<Vec<Action>, Broken> {
+        match self.way.stages.iter().find(|stage| stage.node == peer) {
+            None => Ok(Vec::new()),
+            Some(stage) => Err(Blame { nodes: vec![peer], may_return: true, fault: peer_lost(peer, stage.layers) }),
         }
     }
 
-    fn on_loss(&mut self, peer: NodeId) -> Vec<Action> {
-        let lost = self.stages.iter().find(|report| report.stage.node == peer).map(|report| report.stage.layers);
-        match lost {
-            None => Vec::new(),
-            Some(layers) => self.session.on_fault(peer_lost(peer, layers)),
+    /// Steps that were under way to the first stage are lost, though its host may be there.
+    fn on_broken_link(&mut self, peer: NodeId) -> Result<Vec<Action>, Broken> {
+        match self.way.host(0) == Some(peer) && !self.sent.is_empty() {
+            true => self.on_loss(peer),
+            false => Ok(Vec::new()),
         }
-    }
-
-    fn is_host(&self, peer: NodeId) -> bool {
-        self.stages.iter().any(|report| report.stage.node == peer)
     }
 
     /// Takes the per-stage timings of an answer; called before the session sees it.
     fn record(&mut self, header: &LogitsHeader) {
         let prefill = self.session.in_prefill();
-        for (report, us) in self.stages.iter_mut().zip(&header.compute_us) {
+        let earlier = self.stages.len() - self.way.stages.len();
+        for (report, us) in self.stages.iter_mut().skip(earlier).zip(&header.compute_us) {
             match prefill {
                 true => report.prefill_us += u64::from(*us),
                 false => report.decode_us.push(*us),
@@ -521,7 +434,7 @@ impl<'a> Drive<'a> {
 
     /// Every peer of the route is owed for a step.
     fn owe(&self, sent: &Sent) {
-        for (peer, weight) in &self.job.paid {
+        for (peer, weight) in &self.way.paid {
             let milli = price::milli(*weight, sent.rows, sent.wanted);
             self.coordinator.tabs.spend(*peer, self.job.session, sent.rows, milli);
         }
@@ -530,13 +443,20 @@ impl<'a> Drive<'a> {
     /// What an answer took; steps are answered in their order.
     fn took(&mut self, header: &LogitsHeader, sent: Option<&Sent>) -> Took {
         let (now, micros) = (Instant::now(), |time: Duration| time.as_micros().try_into().unwrap_or(u32::MAX));
-        let round = micros(sent.map_or(Duration::ZERO, |sent| now - sent.begun));
+        let round = sent.map_or(Duration::ZERO, |sent| now - sent.begun);
+        self.watch.heard(round);
+        let round = micros(round);
         let gap = micros(now - std::mem::replace(&mut self.answered, now));
         Took { round, gap, busy: header.compute_us.iter().copied().max().unwrap_or(round) }
     }
 
     /// Carries out what the session wants: steps first, so that the stages work while the token is looked at.
-    async fn act<S: TokenSink>(&mut self, actions: &mut Vec<Action>, sink: &mut S) -> Option<Result<End, Fault>> {
+    async fn act<S: TokenSink>(
+        &mut self,
+        actions: &mut Vec<Action>,
+        sink: &mut S,
+    ) -> Result<Option<Result<End, Fault>>, Broken> {
+        let mut broken = None;
         while !actions.is_empty() {
             let batch = std::mem::take(actions);
             let (steps, rest): (Vec<Action>, Vec<Action>) =
@@ -546,8 +466,8 @@ impl<'a> Drive<'a> {
                 _ => None,
             });
             for step in steps {
-                if let Err(fault) = self.send(step).await {
-                    actions.extend(self.session.on_fault(fault));
+                if let Err(failed) = self.send(step).await {
+                    broken = Some(failed);
                     break;
                 }
             }
@@ -561,25 +481,30 @@ impl<'a> Drive<'a> {
                         if sink.token(sampled).await.is_break() {
                             // Tokens that were chosen behind it are not part of the answer.
                             self.session.stop_after(self.emitted);
-                            return Some(Ok(End::Stop));
+                            return Ok(Some(Ok(End::Stop)));
                         }
                     }
-                    Action::End(end) => return Some(Ok(end)),
-                    Action::Fail(fault) => return Some(Err(fault)),
+                    Action::End(end) => return Ok(Some(Ok(end))),
+                    // An answer that is none; what came before it is said.
+                    Action::Fail(fault) if fault.kind() == ErrorKind::BadFrame => return Err(self.blame_last(fault)),
+                    Action::Fail(fault) => return Ok(Some(Err(fault))),
                     Action::Step { .. } | Action::Guess { .. } => {}
                 }
+            }
+            if let Some(broken) = broken.take() {
+                return Err(broken);
             }
             if let Some(most) = guess {
                 actions.extend(self.guess(most).await);
             }
         }
-        None
+        Ok(None)
     }
 
     /// Asks the draft model. A draft that fails ends the guessing, not the answer.
     async fn guess(&mut self, most: usize) -> Vec<Action> {
         let text = self.session.text();
-        let cancel = self.job.cancel.clone();
+        let cancel = self.job.limits.cancel.clone();
         let ask = async {
             let drafter = self.drafter.as_mut()?;
             // The prompt is read once, so that it says nothing about what a window costs.
@@ -602,14 +527,18 @@ impl<'a> Drive<'a> {
         self.session.on_guesses(guesses)
     }
 
-    async fn send(&mut self, action: Action) -> Result<(), Fault> {
+    async fn send(&mut self, action: Action) -> Result<(), Broken> {
         let Action::Step { step, pos, tokens, want_from, want } = action else { return Ok(()) };
         let embedder = &self.job.embedder;
         let mut hidden = Vec::new();
-        embedder.embed(&tokens, &mut hidden).map_err(|error| Fault::new(error.kind(), error))?;
+        embedder.embed(&tokens, &mut hidden).map_err(|error| Blame {
+            nodes: Vec::new(),
+            may_return: false,
+            fault: Fault::new(error.kind(), error),
+        })?;
         let header = StepHeader {
             session: self.job.session,
-            epoch: 0,
+            epoch: self.way.epoch,
             stage: 0,
             step,
             pos,
@@ -617,12 +546,22 @@ impl<'a> Drive<'a> {
             width: embedder.width(),
             want_from,
             want,
-            compute_us: Vec::with_capacity(self.stages.len()),
+            compute_us: Vec::with_capacity(self.way.stages.len()),
         };
         let message = Message::Step { header, hidden };
         let (begun, rows) = (self.asked.take().unwrap_or_else(Instant::now), tokens.len() as u32);
         self.sent.push_back(Sent { begun, rows, wanted: rows.saturating_sub(want_from) });
-        self.coordinator.links.send(self.job.first, &self.job.first_addresses, message).await
+        let first = self.way.host(0).unwrap_or(self.coordinator.links.local());
+        let sent = self.coordinator.links.send(first, &self.way.first_addresses, message).await;
+        sent.map_err(|fault| Blame { nodes: vec![first], may_return: is_loss(fault.kind()), fault })
+    }
+}
+
+impl Facts {
+    /// How much of the KV that every stage has is of use.
+    fn usable(&self, cached: u32, text: usize) -> u32 {
+        // Of a mean all states are needed, and they are not kept.
+        if self.needs_all { 0 } else { usable(cached, text as u32, self.exact) }
     }
 }
 
@@ -641,8 +580,16 @@ fn peer_lost(peer: NodeId, layers: LayerRange) -> Fault {
     Fault::new(ErrorKind::PeerLost, text)
 }
 
-/// The next peer that lost its last connection. A lagging receiver skips: the stall deadline covers what it missed.
-async fn next_loss(losses: &mut Option<broadcast::Receiver<NodeId>>) -> NodeId {
+/// What a session hears of losses.
+struct Losses {
+    /// Peers that lost their last connection.
+    peers: Option<broadcast::Receiver<NodeId>>,
+    /// Peers to which this node's link broke.
+    links: broadcast::Receiver<NodeId>,
+}
+
+/// The next loss. A lagging receiver skips: the stall deadline covers what it missed.
+async fn next_of(losses: Option<&mut broadcast::Receiver<NodeId>>) -> NodeId {
     let Some(receiver) = losses else { return std::future::pending().await };
     loop {
         match receiver.recv().await {

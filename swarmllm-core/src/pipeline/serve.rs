@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::base::{ErrorKind, Fault, NodeId, SessionId};
 use crate::engine::{KvCache, Reduce, Row, StepJob, StepOutput, WANTED_ROWS};
 use crate::ledger::{Tabs, price};
-use crate::pipeline::links::{Links, StageInbox};
+use crate::pipeline::links::{Links, SessionStage, StageInbox};
 use crate::pipeline::message::{Message, shape_of};
 use crate::pipeline::stages::{Claim, Lease, StageKey, StageTable};
 use crate::rt::TaskSet;
@@ -66,7 +66,7 @@ impl Serving {
         let weight = self.stages.weight_of(&key)?;
         let claim = Claim { coordinator: from, context: open.context, prefix: &open.prefix };
         let (lease, load_ms) = self.stages.acquire(key, claim).await?;
-        let inbox = self.links.register_stage(open.session, open.stage, from)?;
+        let inbox = self.links.register_stage(key_of(&open), from, open.next)?;
         let spec = lease.stage().spec();
         let (max_rows, cached) = (spec.config.max_rows, lease.cached());
         let opened = Opened { width: spec.width, vocab: spec.vocab, max_rows, cached, load_ms };
@@ -77,11 +77,15 @@ impl Serving {
         Ok(opened)
     }
 
-    /// Ends a session of this coordinator, and keeps of its KV what is named. One that is still loading its stage will
-    /// not begin.
-    pub fn release(&self, session: SessionId, coordinator: NodeId, keep: &Prefix) {
-        self.links.end_session(session, coordinator, keep);
+    /// Ends a session of this coordinator, in this epoch and those before, and keeps of its KV what is named. One that is
+    /// still loading its stage will not begin.
+    pub fn release(&self, session: SessionId, epoch: u32, coordinator: NodeId, keep: &Prefix) {
+        self.links.end_session(session, epoch, coordinator, keep);
     }
+}
+
+fn key_of(open: &OpenSession) -> SessionStage {
+    SessionStage { session: open.session, epoch: open.epoch, stage: open.stage }
 }
 
 /// Who pays for a session's steps, and what they cost.
@@ -124,14 +128,14 @@ impl StageSession {
     }
 
     async fn handle(&mut self, from: NodeId, message: Message) -> Result<(), Fault> {
-        if *self.previous.get_or_insert(from) != from {
-            tracing::warn!(peer = %from, "a step from another peer than the one before was dropped");
-            return Ok(());
-        }
         match message {
-            Message::Step { header, .. } if header.epoch != self.open.epoch => Ok(()),
-            Message::Step { header, hidden } => self.step(header, hidden).await,
+            // Only this node's own links tell a stage so.
             Message::Failed { fault, .. } => Err(fault),
+            Message::Step { .. } if *self.previous.get_or_insert(from) != from => {
+                tracing::warn!(peer = %from, "a step from another peer than the one before was dropped");
+                Ok(())
+            }
+            Message::Step { header, hidden } => self.step(header, hidden).await,
             Message::Logits { .. } => Ok(()),
         }
     }

@@ -8,6 +8,9 @@
 //! guide says before each choice which tokens may come; it takes one token after the other, so that nothing is guessed.
 //!
 //! A session may also only read: its prompt's states are pooled to an embedding, and nothing is generated.
+//!
+//! Where its stages are lost it goes on with others: all that is known of the text is sent again, in the steps in which a
+//! plain run computes it where it is to be exact, and what was under way counts no more.
 
 use std::collections::VecDeque;
 
@@ -87,7 +90,12 @@ pub struct Session {
     guide: Option<Guide>,
     is_end: Box<dyn Fn(u32) -> bool + Send + Sync>,
     generated: Vec<u32>,
-    /// Prompt tokens sent so far.
+    /// What is read before more is chosen: the prompt and, of a session that got other stages, what was said on the
+    /// earlier ones.
+    known: Vec<u32>,
+    /// From here on what is known goes one token a step, as it was generated.
+    singly_from: usize,
+    /// Known tokens sent so far.
     sent: usize,
     next_step: u32,
     /// Steps under way, in their order.
@@ -141,8 +149,21 @@ impl Session {
         });
         // The last token of a prompt is always computed: its logits are wanted.
         let sent = (params.cached as usize).min(params.prompt.len().saturating_sub(1));
-        let (guide, generated, pool) = (None, Vec::new(), None);
-        Self { params, sampler, guide, is_end, generated, sent, next_step: 0, in_flight, guesser, pool, over: false }
+        Self {
+            known: params.prompt.clone(),
+            singly_from: usize::MAX,
+            params,
+            sampler,
+            guide: None,
+            is_end,
+            generated: Vec::new(),
+            sent,
+            next_step: 0,
+            in_flight,
+            guesser,
+            pool: None,
+            over: false,
+        }
     }
 
     /// Only reads: pools the states of the prompt. For a mean nothing may be cached, since all of them are needed.
@@ -186,6 +207,19 @@ impl Session {
         }
     }
 
+    /// Goes on with other stages, which have the first `cached` tokens of the text: what was under way is lost, what was
+    /// chosen stays. `singly` says whether what was generated is sent in the steps in which it was generated.
+    pub fn resume(&mut self, cached: u32, max_rows: u32, chunk: u32, singly: bool) -> Vec<Action> {
+        self.over = false;
+        (self.params.max_rows, self.params.chunk) = (max_rows, chunk);
+        self.known = self.text();
+        self.singly_from = if singly { self.params.prompt.len() } else { usize::MAX };
+        self.sent = (cached as usize).min(self.known.len().saturating_sub(1));
+        (self.next_step, self.in_flight) = (0, VecDeque::with_capacity(MAX_CHUNKS_IN_FLIGHT));
+        self.pool.iter_mut().for_each(Pool::restart);
+        self.fill()
+    }
+
     /// Ends the session early.
     pub fn stop(&mut self, end: End) -> Vec<Action> {
         if self.over {
@@ -227,15 +261,15 @@ impl Session {
 
     /// The text whose KV every stage has: all but the last token, which was not computed.
     pub fn computed(&self) -> Vec<u32> {
-        let mut text = self.params.prompt[..self.sent].to_vec();
-        let decoded = self.generated.len().saturating_sub(1);
-        text.extend(&self.generated[..decoded]);
+        let mut text = self.text();
+        let computed = text.len() - usize::from(!self.generated.is_empty());
+        text.truncate(if self.sent < self.known.len() { self.sent.min(computed) } else { computed });
         text
     }
 
     /// The prompt's tokens that were sent.
     pub fn prompt_sent(&self) -> &[u32] {
-        &self.params.prompt[..self.sent]
+        &self.params.prompt[..self.sent.min(self.params.prompt.len())]
     }
 
     /// Tokens chosen so far.
@@ -248,24 +282,28 @@ impl Session {
         self.over
     }
 
-    /// Whether the prompt is still being computed.
+    /// Whether the step that is answered next is one of text that was known.
     pub fn in_prefill(&self) -> bool {
-        self.generated.is_empty()
+        self.in_flight.front().is_none_or(|flight| flight.window.is_empty())
     }
 
     fn fail(&mut self, kind: ErrorKind, message: String) -> Vec<Action> {
         self.on_fault(Fault::new(kind, message))
     }
 
-    /// Sends prompt chunks while the window has room.
+    /// Sends what is known, in chunks, while the window has room.
     fn fill(&mut self) -> Vec<Action> {
         let mut actions = Vec::new();
-        while self.sent < self.params.prompt.len() && self.in_flight.len() < MAX_CHUNKS_IN_FLIGHT {
+        while self.sent < self.known.len() && self.in_flight.len() < MAX_CHUNKS_IN_FLIGHT {
             let all_wanted = self.pool.as_ref().is_some_and(|pool| pool.pooling() == Pooling::Mean);
             let most = if all_wanted { self.params.chunk.min(WANTED_ROWS) } else { self.params.chunk };
-            let end = self.params.prompt.len().min(self.sent + most.max(1) as usize);
-            let tokens = self.params.prompt[self.sent..end].to_vec();
-            let last = end == self.params.prompt.len();
+            let (most, until) = match self.sent < self.singly_from {
+                true => (most.max(1) as usize, self.singly_from),
+                false => (1, usize::MAX),
+            };
+            let end = self.known.len().min(self.sent + most).min(until);
+            let tokens = self.known[self.sent..end].to_vec();
+            let last = end == self.known.len();
             let pos = self.sent as u32;
             self.sent = end;
             let wanted = if all_wanted { tokens.len() as u32 } else { u32::from(last) };
@@ -298,14 +336,14 @@ impl Session {
         let taken = self.pool.as_mut().map_or(Ok(()), |pool| rows.iter().try_for_each(|row| pool.take(row)));
         match taken {
             Err(reason) => self.fail(ErrorKind::BadFrame, reason),
-            Ok(()) if self.sent == self.params.prompt.len() && self.in_flight.is_empty() => self.stop(End::Stop),
+            Ok(()) if self.sent == self.known.len() && self.in_flight.is_empty() => self.stop(End::Stop),
             Ok(()) => self.fill(),
         }
     }
 
     /// Chooses a token from each row for as long as what was guessed behind it is what was chosen.
     fn choose(&mut self, flight: &Flight, rows: &[LogitRow], took: Took) -> Vec<Action> {
-        let first = self.generated.is_empty();
+        let first = flight.window.is_empty();
         let follows = self.in_flight.front().filter(|next| !next.stale).and_then(|next| next.window.first().copied());
         let guesses: Vec<u32> = flight.window.iter().skip(1).copied().chain(follows).collect();
         let (mut actions, mut right) = (Vec::new(), 0);

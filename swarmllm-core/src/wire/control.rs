@@ -15,13 +15,16 @@ pub enum Request {
     Manifest { model: ModelId },
     /// Asks to load a stage (if need be) and to admit a session to it.
     Open(OpenSession),
-    /// Ends a session at this stage. Unknown sessions are fine. Its KV is freed, but for what is named in `keep`, which
-    /// the host may keep for as long as it has room, so that the coordinator's next session begins with it.
-    Release { session: SessionId, keep: Prefix },
+    /// Ends a session at this host, in this epoch and those before. Unknown sessions are fine. Its KV is freed, but for
+    /// what is named in `keep`, which the host may keep for as long as it has room, so that the coordinator's next
+    /// session begins with it.
+    Release { session: SessionId, epoch: u32, keep: Prefix },
     /// Compares the newest records of the two accounts between asker and asked, before one of them is added to.
     Heads(AccountHeads),
     /// Pays for work: a proposal of the ledger, in its own encoding.
     Pay { proposal: Vec<u8> },
+    /// Asks nothing but whether somebody answers.
+    Alive,
 }
 
 /// The reply to a [`Request`].
@@ -41,6 +44,8 @@ pub enum Reply {
     Heads(AccountHeads),
     /// To `Pay`: the record, in its own encoding.
     Paid { record: Vec<u8> },
+    /// To `Alive`.
+    Alive,
 }
 
 /// The newest records of two accounts, in the ledger's own encoding.
@@ -57,7 +62,7 @@ pub struct AccountHeads {
 pub struct OpenSession {
     /// The session.
     pub session: SessionId,
-    /// Grows each time the session is rebuilt; frames of older epochs are dropped.
+    /// Grows each time the session gets another route; frames of other epochs are dropped.
     pub epoch: u32,
     /// The model.
     pub model: ModelId,

@@ -175,6 +175,7 @@ class RouteStage(Record):
     """A stage that answered, with its times."""
 
     node: str
+    epoch: int
     layers: Layers
     head: bool
     engine: str

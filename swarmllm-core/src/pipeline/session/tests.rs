@@ -366,7 +366,116 @@ fn windows_that_are_mostly_wrong_cost_little() {
     assert!(even < slow * 110 / 100, "{even} of {slow}");
 }
 
+#[test]
+fn other_stages_compute_the_prompt_in_its_chunks_and_what_was_said_token_by_token_or_all_at_once() {
+    let lost = || {
+        let mut session = session(10, 8, 4);
+        session.start();
+        session.on_logits(0, &[], took(1));
+        session.on_logits(1, &[], took(1));
+        (2..5).for_each(|step| drop(session.on_logits(step, &[row(40 + step)], took(1))));
+        assert_eq!(session.generated(), [42, 43, 44]);
+        session
+    };
+    let mut exact = lost();
+    let again = steps(&exact.resume(0, 4, 4, true));
+    assert_eq!(again, [(0, 0, 4, 4), (1, 4, 4, 4), (2, 8, 2, 2), (3, 10, 1, 1), (4, 11, 1, 1), (5, 12, 1, 0)]);
+    (0..5).for_each(|step| assert!(exact.in_prefill() && exact.on_logits(step, &[], took(1)).is_empty()));
+    let goes_on = exact.on_logits(5, &[row(45)], took(1));
+    assert!(matches!(&goes_on[0], Action::Emit(sampled) if sampled.token == 45));
+    assert_eq!((steps(&goes_on), exact.generated()), (vec![(6, 13, 1, 0)], [42, 43, 44, 45].as_slice()));
+    let mut fast = lost();
+    assert_eq!(steps(&fast.resume(0, 8, 8, false)), [(0, 0, 8, 8), (1, 8, 5, 4)]);
+    assert_eq!(fast.computed(), lost().computed(), "all but the last token");
+    let mut kept = lost();
+    assert_eq!(steps(&kept.resume(11, 8, 8, false)), [(0, 11, 2, 1)]);
+    // Lost again before anything was answered, and lost in the prompt.
+    assert_eq!(steps(&kept.resume(0, 8, 8, true)).len(), 5);
+    let mut early = session(10, 8, 4);
+    early.start();
+    assert_eq!(steps(&early.resume(0, 4, 4, true)), [(0, 0, 4, 4), (1, 4, 4, 4), (2, 8, 2, 1)]);
+    // A session that failed at an answer that was none goes on with honest stages.
+    assert!(matches!(early.on_logits(0, &[row(1)], took(1)).as_slice(), [Action::Fail(_)]));
+    assert_eq!(steps(&early.resume(0, 4, 4, true)).len(), 3);
+    assert!(early.on_logits(0, &[], took(1)).is_empty() && !early.is_over());
+}
+
+#[test]
+fn a_session_that_reads_pools_anew_on_other_stages() {
+    let mut session = session(150, 0, 64).reading(Pool::new(Pooling::Mean, 2));
+    let (wrong, right) = (vec![LogitRow::Full(vec![0.0, 9.0]); 64], vec![LogitRow::Full(vec![3.0, 4.0]); 64]);
+    session.start();
+    session.on_logits(0, &wrong, took(1));
+    assert_eq!(steps(&session.resume(0, 64, 64, false)), [(0, 0, 64, 0), (1, 64, 64, 0), (2, 128, 22, 0)]);
+    session.on_logits(0, &right, took(1));
+    session.on_logits(1, &right, took(1));
+    assert_eq!(session.on_logits(2, &right[..22], took(1)), [Action::End(End::Stop)]);
+    assert_eq!(session.embedding().unwrap(), [0.6, 0.8]);
+}
+
+/// What a model says behind a text: something that depends on all of it, and repeats itself often.
+fn behind(text: &[u32]) -> u32 {
+    let sum: u32 = text.iter().zip(1..).map(|(token, at)| token * (at % 3)).sum();
+    if text.len() % 11 < 8 { text.len() as u32 % 5 } else { sum % 7 }
+}
+
+/// A stage that is lost after each of `lives` answers and then has the first half of what the one before had. Gives what
+/// was said.
+fn with_losses(guess: Guess, singly: bool, prompt: usize, lives: &[usize]) -> Vec<u32> {
+    const TOKENS: u32 = 60;
+    let params = SessionParams { guess, ..session(prompt, TOKENS, 8).params };
+    let mut session = Session::new(params, Sampler::new(SamplingParams::greedy(), VOCAB).unwrap(), never());
+    let (mut kv, mut said): (Vec<u32>, Vec<u32>) = (Vec::new(), Vec::new());
+    let mut queue: VecDeque<Action> = session.start().into();
+    let (mut lives, mut answered, mut next_step) = (lives.iter(), 0, 0);
+    let mut life = lives.next();
+    loop {
+        match queue.pop_front().expect("a session says how it ends") {
+            Action::Step { .. } if life == Some(&answered) => {
+                // Lost with all that is under way.
+                queue.retain(|action| matches!(action, Action::Emit(_)));
+                kv.truncate(if singly { 0 } else { kv.len() / 2 });
+                let again = session.resume(kv.len() as u32, 8, 8, singly);
+                kv.truncate(steps(&again)[0].1 as usize);
+                queue.extend(again);
+                (life, answered, next_step) = (lives.next(), 0, 0);
+            }
+            Action::Step { step, pos, tokens, want_from, .. } => {
+                assert_eq!(step, next_step, "steps of a route count from 0");
+                assert!(pos as usize <= kv.len(), "no position is left out");
+                kv.truncate(pos as usize);
+                let rows = tokens.iter().zip(0..).filter_map(|(token, at)| {
+                    kv.push(*token);
+                    (at >= want_from).then(|| row(behind(&kv)))
+                });
+                let rows: Vec<LogitRow> = rows.collect();
+                (answered, next_step) = (answered + 1, next_step + 1);
+                queue.extend(session.on_logits(step, &rows, took(1000 + 10 * tokens.len() as u32)));
+            }
+            Action::Emit(sampled) => said.push(sampled.token),
+            Action::End(End::Length) => return said,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 proptest! {
+    #[test]
+    fn losses_at_any_step_never_change_what_is_said(
+        prompt in 1usize..40,
+        lives in proptest::collection::vec(0usize..40, 0..6),
+        guess in any::<bool>(),
+        singly in any::<bool>(),
+    ) {
+        let mut text: Vec<u32> = (0..prompt as u32).collect();
+        while text.len() < prompt + 60 {
+            text.push(behind(&text));
+        }
+        let guess = if guess && !singly { Guess::Repeats } else { Guess::Never };
+        let said = with_losses(guess, singly, prompt, &lives);
+        prop_assert_eq!(said.as_slice(), &text[prompt..]);
+    }
+
     #[test]
     fn windows_under_way_never_change_what_is_said(
         text in proptest::collection::vec(0u32..3, 2..200),

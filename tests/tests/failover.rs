@@ -1,0 +1,258 @@
+//! Hosts are killed, frozen and cut off in the middle of answers: the text goes on as if nothing had been.
+
+use std::time::{Duration, Instant};
+
+use swarmllm_core::base::{ErrorKind, Event};
+use swarmllm_core::node::{
+    Completion, Delta, GenerateError, GenerateOptions, GenerateRequest, Generation, Node, Prompt,
+};
+use swarmllm_tests::cluster::{Carrier, Cluster, answer, greedy};
+use swarmllm_tests::in_time;
+use swarmllm_tests::models::TestModel;
+use swarmllm_tests::process::{ProcessCluster, signal};
+use swarmllm_tests::prompts::ANSWER;
+
+const MODEL: TestModel = TestModel::SmolLm2;
+const TEXT: &str = "The lighthouse keeper counted the ships again and found that";
+const MIDDLE: usize = 1;
+const LAST: usize = 2;
+
+/// An answer as it was streamed, and how long each token let wait for itself.
+struct Streamed {
+    completion: Completion,
+    text: String,
+    tokens: Vec<u32>,
+    gaps: Vec<Duration>,
+}
+
+async fn begin(node: &Node, model: &str, options: GenerateOptions) -> Generation {
+    let options = GenerateOptions { logprobs: Some(0), ..options };
+    let request = GenerateRequest { model: model.to_owned(), prompt: Prompt::Text(TEXT.to_owned()), options };
+    node.generate(request).await.expect("the swarm answers")
+}
+
+/// Reads an answer; `meddle` is called with the number of tokens before each of them.
+async fn stream(mut generation: Generation, mut meddle: impl FnMut(usize)) -> Result<Streamed, GenerateError> {
+    let (mut text, mut tokens, mut gaps, mut before) = (String::new(), Vec::new(), Vec::new(), Instant::now());
+    meddle(0);
+    loop {
+        match in_time("a piece of an answer", generation.next()).await.expect("an answer has an end")? {
+            Delta::Text(more) => text.push_str(&more),
+            Delta::Token(token) => {
+                tokens.push(token.chosen.token);
+                gaps.push(std::mem::replace(&mut before, Instant::now()).elapsed());
+                meddle(tokens.len());
+            }
+            Delta::Done(completion) => return Ok(Streamed { completion: *completion, text, tokens, gaps }),
+        }
+    }
+}
+
+/// Three stages, of which the last two have a second host.
+async fn with_spares(carrier: Carrier) -> ProcessCluster {
+    let mut cluster = ProcessCluster::start(MODEL, carrier, 3).await;
+    for stage in [MIDDLE, LAST] {
+        cluster.add_spare(&MODEL.path(), MODEL.name(), stage).await;
+    }
+    cluster
+}
+
+/// Every how many tokens a host is killed, so that the whole is not too long for every day; 1 tries every one.
+fn every() -> usize {
+    std::env::var("SWARMLLM_FAILOVER_EVERY").ok().and_then(|text| text.parse().ok()).unwrap_or(9).max(1)
+}
+
+async fn killed_hosts_change_no_token(carrier: Carrier, every: usize) {
+    let mut cluster = with_spares(carrier).await;
+    let (node, model) = (cluster.coordinator.node.clone(), cluster.model.to_string());
+    let plain = stream(begin(&node, &model, greedy(ANSWER)).await, |_| {}).await.expect("nothing is lost");
+    assert_eq!(plain.tokens.len(), ANSWER as usize);
+    let mut delays: Vec<Duration> = Vec::new();
+    for stage in [MIDDLE, LAST] {
+        for after in (0..ANSWER as usize).step_by(every) {
+            let generation = begin(&node, &model, greedy(ANSWER)).await;
+            let victim = cluster.index_of(&generation.route().stages[stage].node.to_string());
+            let kill = |tokens| {
+                if tokens == after {
+                    cluster.hosts[victim].kill();
+                }
+            };
+            let streamed = stream(generation, kill).await;
+            let where_ = format!("the host of stage {stage} was killed after {after} tokens");
+            let streamed = streamed.unwrap_or_else(|error| panic!("{where_}: {error}"));
+            assert_eq!(streamed.tokens, plain.tokens, "{where_}");
+            assert_eq!((&streamed.text, &streamed.completion.text), (&plain.text, &plain.text), "{where_}");
+            assert_eq!(streamed.completion.tokens, plain.tokens, "{where_}");
+            // Before the first token the host may be lost before its stage is open, and close to the end after its last.
+            let epochs: Vec<u32> = streamed.completion.route.iter().map(|stage| stage.epoch).collect();
+            let told = epochs.starts_with(&[0, 0, 0, 1, 1, 1]) || after == 0 || after + 2 >= ANSWER as usize;
+            assert!(told, "{where_}: the route has the stages of epochs {epochs:?}");
+            delays.extend(streamed.gaps.iter().max().copied());
+            cluster.revive(victim).await;
+        }
+    }
+    delays.sort_unstable();
+    let (median, p95) = (delays[delays.len() / 2], delays[(delays.len() * 95).div_ceil(100) - 1]);
+    println!(
+        "{} hosts were killed: the longest gap is {median:?} in the median, {p95:?} at most in 95 %",
+        delays.len()
+    );
+    cluster.coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_hosts_change_no_token_over_tcp() {
+    killed_hosts_change_no_token(Carrier::Tcp, every()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_hosts_change_no_token_over_quic() {
+    // A host that comes back is let in only once its first life counts as ended, which takes QUIC some seconds.
+    killed_hosts_change_no_token(Carrier::Quic, 4 * every()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_loss_while_the_first_is_made_good_changes_no_token() {
+    let mut cluster = with_spares(Carrier::Tcp).await;
+    let (node, model) = (cluster.coordinator.node.clone(), cluster.model.to_string());
+    let plain = stream(begin(&node, &model, greedy(ANSWER)).await, |_| {}).await.expect("nothing is lost");
+    let mut events = node.events();
+    let generation = begin(&node, &model, greedy(ANSWER)).await;
+    let first = cluster.index_of(&generation.route().stages[MIDDLE].node.to_string());
+    // Of the two hosts of the middle: the one at index 1 and its spare.
+    let second = if first == MIDDLE { 3 } else { MIDDLE };
+    let pid = cluster.hosts[first].pid();
+    let kill = move |tokens| {
+        if tokens == 40 {
+            signal(pid, "KILL");
+        }
+    };
+    let answer = tokio::spawn(stream(generation, kill));
+    let rerouted = async { while !matches!(events.next().await, Some(Event::GenerationRerouted { epoch: 1, .. })) {} };
+    in_time("another route", rerouted).await;
+    cluster.hosts[second].signal("KILL");
+    cluster.revive(first).await;
+    let streamed = answer.await.expect("no panic").expect("the first host is back");
+    assert_eq!((streamed.tokens, streamed.text), (plain.tokens, plain.text));
+    assert!(streamed.completion.route.last().is_some_and(|stage| stage.epoch >= 2), "two were lost");
+    cluster.coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_host_is_left_for_another_and_waited_for_where_there_is_none() {
+    let cluster = with_spares(Carrier::Tcp).await;
+    let (node, model) = (cluster.coordinator.node.clone(), cluster.model.to_string());
+    let plain = stream(begin(&node, &model, greedy(ANSWER)).await, |_| {}).await.expect("nothing is lost");
+    let generation = begin(&node, &model, greedy(ANSWER)).await;
+    let route = generation.route().clone();
+    let frozen = cluster.index_of(&route.stages[MIDDLE].node.to_string());
+    let freeze = |tokens| {
+        if tokens == 20 {
+            cluster.hosts[frozen].signal("STOP");
+        }
+    };
+    let streamed = stream(generation, freeze).await.expect("another host takes over");
+    assert_eq!((&streamed.tokens, &streamed.text), (&plain.tokens, &plain.text));
+    assert_eq!(streamed.completion.route.last().map(|stage| stage.epoch), Some(1));
+    // Who asks anew is not held up by the one that is frozen for long.
+    let anew = in_time("an answer around the frozen host", stream(begin(&node, &model, greedy(ANSWER)).await, |_| {}));
+    assert_eq!(anew.await.expect("the other host answers").tokens, plain.tokens);
+    cluster.hosts[frozen].signal("CONT");
+    // The only host of the first layers.
+    let pid = cluster.hosts[0].pid();
+    let freeze = |tokens| {
+        if tokens == 20 {
+            signal(pid, "STOP");
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_secs(4));
+                signal(pid, "CONT");
+            });
+        }
+    };
+    let streamed = stream(begin(&node, &model, greedy(ANSWER)).await, freeze).await.expect("it comes to itself");
+    assert_eq!((&streamed.tokens, &streamed.text), (&plain.tokens, &plain.text));
+    assert!(streamed.gaps.iter().max() > Some(&Duration::from_secs(3)), "it was waited for");
+    cluster.coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_last_holder_of_a_layer_is_gone_the_error_says_so_and_keeps_what_was_said() {
+    let mut cluster = ProcessCluster::start(MODEL, Carrier::Tcp, 3).await;
+    let (node, model) = (cluster.coordinator.node.clone(), cluster.model.to_string());
+    let plain = stream(begin(&node, &model, greedy(ANSWER)).await, |_| {}).await.expect("nothing is lost");
+    let mut died = None;
+    let kill = |tokens| {
+        if tokens == 30 {
+            cluster.hosts[MIDDLE].kill();
+            died = Some(Instant::now());
+        }
+    };
+    let error = stream(begin(&node, &model, greedy(ANSWER)).await, kill).await.err().expect("nobody has the layers");
+    assert!(died.is_some_and(|died| died.elapsed() < Duration::from_secs(10)), "within a bound");
+    assert_eq!(error.kind(), ErrorKind::PeerLost, "{error}");
+    let GenerateError::Interrupted { partial, .. } = error else { panic!("what was said is kept: {error}") };
+    assert!(partial.tokens.len() >= 30 && plain.tokens.starts_with(&partial.tokens), "{:?}", partial.tokens);
+    // One that comes back in time is found again, with the same layers and the same identity.
+    cluster.revive(MIDDLE).await;
+    let again = stream(begin(&node, &model, greedy(ANSWER)).await, |_| {}).await.expect("it is back");
+    assert_eq!(again.tokens, plain.tokens);
+    cluster.coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_survives_the_restart_of_the_only_host_of_a_layer() {
+    let mut cluster = ProcessCluster::start(MODEL, Carrier::Tcp, 3).await;
+    let (node, model) = (cluster.coordinator.node.clone(), cluster.model.to_string());
+    let plain = stream(begin(&node, &model, greedy(ANSWER)).await, |_| {}).await.expect("nothing is lost");
+    let mut generation = begin(&node, &model, greedy(ANSWER)).await;
+    let mut tokens = 0;
+    while tokens < 30 {
+        tokens += u32::from(matches!(generation.next().await, Some(Ok(Delta::Token(_)))));
+    }
+    cluster.hosts[MIDDLE].kill();
+    cluster.revive(MIDDLE).await;
+    let completion = in_time("the rest of the answer", generation.finish()).await.expect("it is back in time");
+    assert_eq!(completion.tokens, plain.tokens);
+    cluster.coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_share_steps_and_guess_go_on_together() {
+    const SESSIONS: usize = 4;
+    let cluster = with_spares(Carrier::Tcp).await;
+    let (node, model) = (cluster.coordinator.node.clone(), cluster.model.to_string());
+    let fast = GenerateOptions { exact: false, guess: true, ..greedy(ANSWER) };
+    let generations = futures::future::join_all((0..SESSIONS).map(|_| begin(&node, &model, fast.clone()))).await;
+    let victim = cluster.index_of(&generations[0].route().stages[MIDDLE].node.to_string());
+    let pid = cluster.hosts[victim].pid();
+    let kill = |index| {
+        move |tokens| {
+            if index == 0 && tokens == 25 {
+                signal(pid, "KILL");
+            }
+        }
+    };
+    let streams = generations.into_iter().enumerate().map(|(index, one)| stream(one, kill(index)));
+    for streamed in futures::future::join_all(streams).await {
+        let streamed = streamed.expect("another host takes over");
+        assert_eq!(streamed.tokens, streamed.completion.tokens, "no token twice, none left out");
+        assert_eq!((streamed.text, streamed.tokens.len()), (streamed.completion.text, ANSWER as usize));
+    }
+    cluster.coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_is_shut_down_hands_its_answers_over() {
+    let mut cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+    let plain = answer(cluster.node(), cluster.model, TEXT, ANSWER).await.expect("nothing is lost");
+    let generation = begin(cluster.node(), &cluster.model.to_string(), greedy(ANSWER)).await;
+    let spare = swarmllm_tests::cluster::Member::start(&cluster.node().status().network, Carrier::Tcp).await;
+    spare.import(&MODEL.path(), MODEL.name(), swarmllm_tests::cluster::stage_parts(&cluster.cut, 1)).await;
+    swarmllm_tests::cluster::join(cluster.node(), &spare.node.addresses(), Carrier::Tcp).await;
+    let host = cluster.hosts.pop().expect("two hosts");
+    let (streamed, dir) = tokio::join!(stream(generation, |_| {}), host.stop());
+    assert_eq!(streamed.expect("the spare takes over").tokens, plain.tokens);
+    drop(dir);
+    spare.stop().await;
+    cluster.stop().await;
+}
