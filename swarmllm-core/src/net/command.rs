@@ -12,8 +12,8 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T, NetError>>;
 
 /// One request. Each is answered within a deadline of its own.
 pub(super) enum Command {
-    /// Connect to whoever is at the address, and wait until it is identified.
-    Dial { address: Multiaddr, reply: Reply<NodeId> },
+    /// Connect to whoever is at the address, and wait until it is identified; `anew` where a connection stands, too.
+    Dial { address: Multiaddr, anew: bool, reply: Reply<NodeId> },
     /// Be connected to a peer that may be at these addresses.
     Ensure { node: NodeId, peer: PeerId, addresses: Vec<Multiaddr>, reply: Reply<NodeId> },
     /// Open a stream to a connected peer.

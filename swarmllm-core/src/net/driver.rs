@@ -140,7 +140,7 @@ impl Driver {
 
     fn on_command(&mut self, command: Command) {
         match command {
-            Command::Dial { address, reply } => self.dial(address, reply),
+            Command::Dial { address, anew, reply } => self.dial(address, anew, reply),
             Command::Ensure { node, peer, addresses, reply } => self.ensure(node, peer, addresses, reply),
             Command::Open { node, peer, channel, reply } => match self.table.link(&peer) {
                 Some(link) => self.swarm.behaviour_mut().streams.open(node, peer, link, channel, reply),
@@ -170,13 +170,13 @@ impl Driver {
     }
 
     /// Connects to whoever is at the address.
-    fn dial(&mut self, address: Multiaddr, reply: Reply<NodeId>) {
+    fn dial(&mut self, address: Multiaddr, anew: bool, reply: Reply<NodeId>) {
         let peer = address::peer_in(&address);
         if peer == Some(*self.swarm.local_peer_id()) {
             let _ = reply.send(Err(NetError::ThatIsMe { address: address.to_string() }));
             return;
         }
-        if let Some(node) = peer.filter(|peer| self.table.speaks(peer)).as_ref().and_then(node_of) {
+        if let Some(node) = peer.filter(|peer| !anew && self.table.speaks(peer)).as_ref().and_then(node_of) {
             let _ = reply.send(Ok(node));
             return;
         }

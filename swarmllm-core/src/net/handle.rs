@@ -181,7 +181,13 @@ impl NetHandle {
     /// a node of this network. A node that is connected already is not dialled again.
     pub async fn dial(&self, address: &str) -> Result<NodeId, NetError> {
         let address = address::parse_dial(address)?;
-        self.ask(|reply| Command::Dial { address, reply }).await
+        self.ask(|reply| Command::Dial { address, anew: false, reply }).await
+    }
+
+    /// The same for a peer whose connection, if there is one, does not answer.
+    pub async fn dial_anew(&self, address: &str) -> Result<NodeId, NetError> {
+        let address = address::parse_dial(address)?;
+        self.ask(|reply| Command::Dial { address, anew: true, reply }).await
     }
 
     /// Waits until `node` is connected and identified, dialling it where it is not: at these addresses, of which the

@@ -59,6 +59,9 @@ impl PeerRegistry {
     }
 }
 
+/// Connections of two nodes that dial each other at once come up within this time.
+const SIMULTANEOUS: Duration = Duration::from_secs(2);
+
 /// One open connection.
 #[derive(Debug, Clone)]
 pub(super) struct Link {
@@ -216,9 +219,10 @@ impl PeerTable {
         self.peers.get(peer).is_some_and(|entry| !entry.links.is_empty())
     }
 
-    /// The connection to use: the first that is not about to be closed, one that has answered before one that has not.
+    /// The connection to use.
     pub fn link(&self, peer: &PeerId) -> Option<ConnectionId> {
-        self.peers.get(peer).and_then(Peer::preferred).map(|link| link.id)
+        let peer = self.peers.get(peer)?;
+        peer.preferred().or_else(|| peer.links.first()).map(|link| link.id)
     }
 
     /// The link with this id.
@@ -239,7 +243,7 @@ impl PeerTable {
 
     fn publish(&self, peer: PeerId) {
         let Some(entry) = self.peers.get(&peer) else { return };
-        let link = entry.preferred();
+        let link = entry.preferred().or_else(|| entry.links.first());
         let info = PeerInfo {
             node: entry.node,
             addresses: entry.addresses().iter().map(|known| address::with_peer(known, peer).to_string()).collect(),
@@ -265,9 +269,13 @@ impl Peer {
         all
     }
 
+    /// The connection to use, if one is not about to be closed: one that has answered before one that has not. But a peer
+    /// that connects again long after does so because its side of the older ones is gone, which QUIC is told by nobody.
     fn preferred(&self) -> Option<&Link> {
         let usable = || self.links.iter().filter(|link| link.close_at.is_none());
-        usable().find(|link| link.rtt.is_some()).or_else(|| usable().next()).or_else(|| self.links.first())
+        let newest = usable().map(|link| link.since).max()?;
+        let fresh = || usable().filter(|link| newest.duration_since(link.since) < SIMULTANEOUS);
+        fresh().find(|link| link.rtt.is_some()).or_else(|| fresh().next())
     }
 }
 
@@ -381,5 +389,11 @@ mod tests {
         assert_eq!(table.link(&peer), Some(id(2)));
         let info = view.lookup(node).unwrap();
         assert_eq!((info.rtt, info.transport), (Some(Duration::from_millis(4)), Some(TransportKind::Quic)));
+        // One of a later life of the peer.
+        table.connected(peer, node, id(3), &place(), false);
+        assert_eq!(table.link(&peer), Some(id(2)));
+        let links = &mut table.peers.get_mut(&peer).unwrap().links;
+        links[2].since += SIMULTANEOUS;
+        assert_eq!(table.link(&peer), Some(id(3)));
     }
 }

@@ -63,9 +63,11 @@ impl<D: HashKey + Eq + Copy, P: HashKey + Eq + Copy, Q: HashKey + Eq + Copy> Pen
         self.dials.insert(dial, (peer, waiters));
     }
 
-    /// A dial to this peer that is under way.
+    /// A dial to this peer that is under way and that somebody asked for. One that only tries where the peer once was is
+    /// none to wait for: whoever asks may know better.
     pub fn dial_to(&self, peer: P) -> Option<D> {
-        self.dials.iter().find(|(_, (to, _))| *to == Some(peer)).map(|(dial, _)| *dial)
+        let asked = |(to, waiters): &(Option<P>, Vec<Waiter>)| *to == Some(peer) && !waiters.is_empty();
+        self.dials.iter().find(|(_, dial)| asked(dial)).map(|(dial, _)| *dial)
     }
 
     /// Waits for the end of a dial that is under way.
@@ -180,6 +182,8 @@ mod tests {
         let (second, mut second_reply) = waiter(LONG);
         acts.dialling(1, Some(7), vec![first]);
         acts.join(acts.dial_to(7).unwrap(), second);
+        acts.dialling(2, Some(8), Vec::new());
+        assert_eq!(acts.dial_to(8), None, "nobody asked for that one");
         acts.connected(1, 7);
         assert!(first_reply.try_recv().is_err(), "connected is not enough");
         acts.greeted(7, node);

@@ -17,6 +17,7 @@ use crate::node::runtime::Ground;
 use crate::node::shared::Shared;
 use crate::node::{announcer, embedding, fetch};
 use crate::pipeline::plan::Plan;
+use crate::pipeline::route::is_loss;
 use crate::rt::EventReader;
 
 /// A running node. Clones are handles of the same node; when the last is dropped the node ends without waiting.
@@ -178,7 +179,14 @@ impl Node {
             let offline = || Fault::new(ErrorKind::PeerUnreachable, "this node runs without a network");
             let net = shared.net.as_ref().ok_or_else(offline)?;
             let peer = net.dial(&address).await.map_err(|error| Fault::new(error.kind(), error))?;
-            announcer::hello(&shared, peer).await?;
+            match announcer::hello(&shared, peer).await {
+                // A connection that stood already may be to a process that is no more.
+                Err(fault) if is_loss(fault.kind()) || fault.kind() == ErrorKind::Timeout => {
+                    net.dial_anew(&address).await.map_err(|error| Fault::new(error.kind(), error))?;
+                    announcer::hello(&shared, peer).await?;
+                }
+                greeted => greeted?,
+            }
             Ok(peer)
         });
         Ok(connected.await?)
