@@ -16,10 +16,13 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use swarmllm_core::base::ModelId;
 use swarmllm_core::engine::sample::SamplingParams;
-use swarmllm_core::node::{Delta, GenerateOptions, GenerateRequest, KvCache, Node, Parts, Prompt};
+use swarmllm_core::node::{
+    ChatMessage, ChatRequest, Delta, GenerateOptions, GenerateRequest, Generation, ImportOptions, KvCache, Node, Parts,
+    Prompt,
+};
 use swarmllm_tests::cluster::{Carrier, Member, await_plan, builder, join, lonely_network, stage_parts};
 use swarmllm_tests::models::TestModel;
-use swarmllm_tests::prompts::harbour_log;
+use swarmllm_tests::prompts::{edits, harbour_log};
 use swarmllm_tests::relay::delayed;
 use swarmllm_tests::server::LlamaServer;
 use swarmllm_tests::synthetic;
@@ -118,21 +121,7 @@ impl Asked {
                 };
                 let prompt = Prompt::Tokens(prompt.to_vec());
                 let request = GenerateRequest { model: model.to_string(), prompt, options };
-                let mut generation = node.generate(request).await.expect("the swarm answers");
-                let mut came = Vec::new();
-                loop {
-                    match generation.next().await {
-                        Some(Ok(Delta::Text(_))) => came.push(Instant::now()),
-                        Some(Ok(Delta::Done(done))) => {
-                            came.push(Instant::now());
-                            if done.guessed_tokens > 0 {
-                                println!("    {} of {} guesses were right", done.right_guesses, done.guessed_tokens);
-                            }
-                            return Times::of(begun, &came, done.completion_tokens);
-                        }
-                        other => panic!("the answer broke off: {other:?}"),
-                    }
-                }
+                read(node.generate(request).await.expect("the swarm answers"), begun).await
             }
         }
     }
@@ -144,6 +133,24 @@ impl Asked {
         let tokens: u32 = answers.iter().map(|times| times.tokens).sum();
         // Each question begins with the pause.
         f64::from(tokens) / (begun.elapsed() - PAUSE).as_secs_f64()
+    }
+}
+
+/// Reads an answer to its end.
+async fn read(mut generation: Generation, begun: Instant) -> Times {
+    let mut came = Vec::new();
+    loop {
+        match generation.next().await {
+            Some(Ok(Delta::Text(_))) => came.push(Instant::now()),
+            Some(Ok(Delta::Done(done))) => {
+                came.push(Instant::now());
+                if done.guessed_tokens > 0 {
+                    println!("    {} of {} guesses were right", done.right_guesses, done.guessed_tokens);
+                }
+                return Times::of(begun, &came, done.completion_tokens);
+            }
+            other => panic!("the answer broke off: {other:?}"),
+        }
     }
 }
 
@@ -268,16 +275,28 @@ async fn shared_prefix(asked: &Asked, text: &mut Text) -> f64 {
     asked.ask(&with(text.cut(16)), 2).await.first / cold
 }
 
-/// How much faster a text is repeated with guesses than without.
-async fn edited(ours: &Asked, text: &mut Text) -> f64 {
-    let Asked::Ours { node, model, .. } = ours else { return f64::NAN };
-    let piece = text.cut(180);
-    let mut changed = piece.clone();
-    changed[90] = changed[91];
-    let prompt = [piece.as_slice(), &changed, &piece[..24]].concat();
-    let side = |guess| Asked::Ours { node: node.clone(), model: *model, guess, exact: false };
-    let plain = side(false).ask(&prompt, 128).await.token();
-    plain / side(true).ask(&prompt, 128).await.token()
+/// How much faster a text is repeated with one word changed, with guesses than without: for each of five requests.
+async fn edited(ours: &Asked) -> Vec<f64> {
+    let Asked::Ours { node, model, .. } = ours else { return Vec::new() };
+    let mut speedups = Vec::new();
+    for request in edits() {
+        let token = async |guess| {
+            let options = GenerateOptions {
+                max_tokens: Some(DECODE),
+                sampling: SamplingParams::greedy(),
+                guess,
+                ..GenerateOptions::default()
+            };
+            let messages = vec![ChatMessage { role: "user".to_owned(), content: request.clone() }];
+            tokio::time::sleep(PAUSE).await;
+            let begun = Instant::now();
+            let chat = ChatRequest { model: model.to_string(), messages, options };
+            read(node.chat(chat).await.expect("the swarm answers"), begun).await.token()
+        };
+        let plain = token(false).await;
+        speedups.push(plain / token(true).await);
+    }
+    speedups
 }
 
 /// Decoding while another thread uses one core all the time.
@@ -298,12 +317,8 @@ async fn beside_a_busy_core(sides: &Sides, text: &mut Text) -> f64 {
     server / ours
 }
 
-/// One way between two nodes that are far from each other.
-const FAR: Duration = Duration::from_millis(10);
-
-/// A coordinator without layers, and two hosts with a half of the model each; where they are `far`, all three from each
-/// other.
-async fn split_in_two(model: TestModel, threads: u32, far: Option<Duration>) -> (Vec<Member>, ModelId) {
+/// A coordinator without layers, and two hosts with a half of the model each.
+async fn split_in_two(model: TestModel, threads: u32) -> (Vec<Member>, ModelId) {
     let network = lonely_network();
     let coordinator = node(&network, threads).await;
     let id = coordinator.import(&model.path(), model.name(), Parts::Coordinator).await;
@@ -313,11 +328,7 @@ async fn split_in_two(model: TestModel, threads: u32, far: Option<Duration>) -> 
         let host = node(&network, threads).await;
         host.import(&model.path(), model.name(), stage_parts(&cut, index)).await;
         for other in hosts.iter().chain([&coordinator]) {
-            let addresses = match far {
-                Some(delay) => vec![delayed(&host.node.addresses()[0], delay)],
-                None => host.node.addresses(),
-            };
-            join(&other.node, &addresses, Carrier::Tcp).await;
+            join(&other.node, &host.node.addresses(), Carrier::Tcp).await;
         }
         hosts.push(host);
     }
@@ -328,7 +339,7 @@ async fn split_in_two(model: TestModel, threads: u32, far: Option<Duration>) -> 
 
 /// The prompt over two hosts with a thread each, against one node with one thread: how much of the second core is of use.
 async fn overlap(model: TestModel, text: &mut Text, figures: &mut Figures) {
-    let (members, id) = split_in_two(model, 1, None).await;
+    let (members, id) = split_in_two(model, 1).await;
     let alone = node(&lonely_network(), 1).await;
     let whole = alone.import(&model.path(), model.name(), Parts::All).await;
     await_plan(&alone.node, whole).await;
@@ -350,7 +361,7 @@ async fn overlap(model: TestModel, text: &mut Text, figures: &mut Figures) {
 
 /// Two hosts with a half each, against one node with everything; the same cores.
 async fn halves(sides: &Sides, model: TestModel, text: &mut Text, figures: &mut Figures) {
-    let (members, id) = split_in_two(model, threads(), None).await;
+    let (members, id) = split_in_two(model, threads()).await;
     let coordinator = &members[0];
     let split = |exact| Asked::Ours { node: coordinator.node.clone(), model: id, guess: false, exact };
     let Asked::Ours { node: whole, model: whole_id, .. } = &sides.ours else { return };
@@ -383,27 +394,63 @@ async fn halves(sides: &Sides, model: TestModel, text: &mut Text, figures: &mut 
     tell(figures, "split2_batch8_vs_single", ">= 1", eight);
 }
 
-/// Two hosts and a coordinator, far from each other: what a token takes over what the same takes when they are near and
-/// the three links between them take, and what guesses bring.
+/// One-way delays between nodes that are far from each other, in milliseconds, and the stages of a chain over them, of
+/// which the asking node has the first.
+const DELAYS: [u64; 5] = [0, 5, 10, 20, 50];
+const CHAINS: [u32; 2] = [2, 3];
+/// Rounds of each, and tokens of an answer: a token of the longest takes 160 ms.
+const FAR_ROUNDS: usize = 3;
+const FAR_DECODE: u32 = 48;
+
+/// A chain whose first stage is at the node that is asked; all are `delay` from each other.
+async fn chain(model: TestModel, stages: u32, delay: Duration) -> (Vec<Member>, ModelId) {
+    let network = lonely_network();
+    let cut = model.cut(stages);
+    let asked = node(&network, threads()).await;
+    let parts = vec![Parts::Coordinator, stage_parts(&cut, 0)];
+    let options = ImportOptions { name: Some(model.name().to_owned()), parts: Some(parts), progress: None };
+    let id = asked.node.import(&model.path(), options).await.expect("a sound GGUF is imported").id;
+    let mut members = vec![asked];
+    for index in 1..cut.len() {
+        let host = node(&network, threads()).await;
+        host.import(&model.path(), model.name(), stage_parts(&cut, index)).await;
+        for other in &members {
+            join(&other.node, &[delayed(&host.node.addresses()[0], delay)], Carrier::Tcp).await;
+        }
+        members.push(host);
+    }
+    await_plan(&members[0].node, id).await;
+    (members, id)
+}
+
+/// What a token takes over chains of nodes that are far from each other, over what it takes on one node and one way for
+/// each stage takes; and what guesses bring there.
 async fn far(model: TestModel, text: &mut Text, figures: &mut Figures) {
-    let (near, near_id) = split_in_two(model, threads(), None).await;
-    let (distant, far_id) = split_in_two(model, threads(), Some(FAR)).await;
-    let near = Asked::Ours { node: near[0].node.clone(), model: near_id, guess: false, exact: false };
-    let distant = Asked::Ours { node: distant[0].node.clone(), model: far_id, guess: false, exact: false };
-    let (mut over, mut guessed) = (Vec::new(), Vec::new());
-    for round in 0..=number("BENCH_ROUNDS", ROUNDS) {
-        let prompt = text.cut(SHORT);
-        let floor = near.ask(&prompt, DECODE).await.token() + 3.0 * FAR.as_secs_f64();
-        let token = distant.ask(&prompt, DECODE).await.token();
-        let speedup = edited(&distant, text).await;
-        if round > 0 {
-            println!("    ms a token: {:.2}, at least {:.2}; guesses bring {speedup:.2}", token * 1e3, floor * 1e3);
-            over.push(token / floor);
-            guessed.push(speedup);
+    let one = node(&lonely_network(), threads()).await;
+    let id = one.import(&model.path(), model.name(), Parts::All).await;
+    await_plan(&one.node, id).await;
+    let one = Asked::Ours { node: one.node.clone(), model: id, guess: false, exact: false };
+    for stages in CHAINS {
+        for delay in DELAYS {
+            let way = Duration::from_millis(delay);
+            let (members, id) = chain(model, stages, way).await;
+            let distant = Asked::Ours { node: members[0].node.clone(), model: id, guess: false, exact: false };
+            let mut over = Vec::new();
+            for round in 0..=FAR_ROUNDS {
+                let prompt = text.cut(SHORT);
+                let floor = one.ask(&prompt, FAR_DECODE).await.token() + f64::from(stages) * way.as_secs_f64();
+                let token = distant.ask(&prompt, FAR_DECODE).await.token();
+                if round > 0 {
+                    println!("    ms a token: {:.2}, at least {:.2}", token * 1e3, floor * 1e3);
+                    over.push(token / floor);
+                }
+            }
+            tell(figures, &format!("wan{delay}_s{stages}_over_floor"), "<= 1.05 and 1 ms", over);
+            if (stages, delay) == (2, 10) {
+                tell(figures, "wan10_s2_ngram_edit_speedup", ">= 2", edited(&distant).await);
+            }
         }
     }
-    tell(figures, "far10_split2_over_floor", "<= 1.05", over);
-    tell(figures, "far10_split2_ngram_edit_speedup", ">= 2", guessed);
 }
 
 /// Answers of which drift is told: so many prompts, and tokens of each.
@@ -594,11 +641,7 @@ async fn main() {
             one_session(&sides, &mut text, &mut figures, suffix).await;
         }
         if wanted("guess") {
-            let mut guessed = Vec::new();
-            for _ in 0..ROUNDS {
-                guessed.push(edited(&sides.ours, &mut text).await);
-            }
-            tell(&mut figures, &format!("ngram_edit{suffix}_speedup"), ">= 3", guessed);
+            tell(&mut figures, &format!("ngram_edit{suffix}_speedup"), ">= 3", edited(&sides.ours).await);
         }
         if wanted("drift") {
             drift(&sides.ours, &model.path(), &mut text, &mut figures, suffix).await;
