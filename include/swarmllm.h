@@ -232,6 +232,18 @@ swarmllm_status swarmllm_config_set_data_dir(swarmllm_config config, const char 
 swarmllm_status swarmllm_config_set_network(swarmllm_config config, const char *name);
 
 /**
+ * Whether the swarm is to be private (0 = no): its nodes share a secret, and who has not got it completes no handshake.
+ * The first node founds it, others come in by `swarmllm_config_join`. Such a swarm speaks TCP only.
+ */
+swarmllm_status swarmllm_config_set_private(swarmllm_config config,
+                                            int32_t on);
+
+/**
+ * Enters the swarm of an invite, and stays in it: the data directory remembers.
+ */
+swarmllm_status swarmllm_config_join(swarmllm_config config, const char *invite);
+
+/**
  * How the node meets others: one of `swarmllm_preset`.
  */
 swarmllm_status swarmllm_config_set_preset(swarmllm_config config, int32_t preset);
@@ -342,6 +354,14 @@ swarmllm_status swarmllm_node_peers_json(swarmllm_node node, swarmllm_string *ou
  */
 swarmllm_status swarmllm_node_balances_json(swarmllm_node node,
                                             swarmllm_string *out);
+
+/**
+ * An invite to the node's swarm, as one line of text, good for so many seconds: where this node may be dialled, and of a
+ * private swarm its secret.
+ */
+swarmllm_status swarmllm_node_invite(swarmllm_node node,
+                                     uint64_t good_for_seconds,
+                                     swarmllm_string *out);
 
 /**
  * Dials a peer (multiaddr) and waits until it has said hello; gives its id.

@@ -52,8 +52,29 @@ pub enum Command {
     Peers(PeersArgs),
     /// Tell who owes whom for what was computed
     Balances(BalancesArgs),
+    /// Write an invite to this node's swarm, for another machine's `join`
+    Invite(InviteArgs),
+    /// Enter the swarm of an invite, and stay in it
+    Join(JoinArgs),
     /// Check what would keep this machine from taking part
     Doctor,
+}
+
+/// Arguments of `invite`.
+#[derive(Debug, Args)]
+pub struct InviteArgs {
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Days for which the invite is good
+    #[arg(long, value_name = "N", default_value_t = 7)]
+    pub days: u32,
+}
+
+/// Arguments of `join`.
+#[derive(Debug, Args)]
+pub struct JoinArgs {
+    /// The invite, as `swarmllm invite` wrote it
+    pub invite: String,
 }
 
 /// Arguments of `balances`.
@@ -70,6 +91,9 @@ pub struct NodeArgs {
     /// Name of the swarm
     #[arg(long, value_name = "NAME")]
     pub network: Option<String>,
+    /// Found a private swarm, which only nodes with an invite can enter, where the data directory belongs to none
+    #[arg(long)]
+    pub private: bool,
     /// Peer to dial at start and again when lost, as /ip4/../tcp/../p2p/..; may be repeated
     #[arg(long, value_name = "ADDR")]
     pub bootstrap: Vec<String>,
@@ -111,6 +135,7 @@ impl NodeArgs {
         let given = |list: &Vec<String>| (!list.is_empty()).then(|| list.clone());
         Flags {
             network: self.network.clone(),
+            private: self.private.then_some(true),
             bootstrap: given(&self.bootstrap),
             listen: given(&self.listen),
             mdns: self.no_mdns.then_some(false),
@@ -144,6 +169,9 @@ pub struct RunArgs {
     /// Do not compute for others
     #[arg(long)]
     pub no_serve: bool,
+    /// Write an invite, good for so many days, when ready
+    #[arg(long, value_name = "DAYS")]
+    pub invite: Option<u32>,
 }
 
 impl RunArgs {

@@ -47,6 +47,8 @@ pub struct Settings {
     /// P2P addresses, instead of the ones that follow from `port`.
     pub listen: Option<Vec<String>>,
     pub network: Option<String>,
+    /// Whether to found a private swarm where the data directory belongs to none.
+    pub private: bool,
     pub bootstrap: Vec<String>,
     pub mdns: bool,
     /// Whether `run` computes for others.
@@ -93,6 +95,7 @@ impl Default for Settings {
             allowed_hosts: Vec::new(),
             listen: None,
             network: None,
+            private: false,
             bootstrap: Vec::new(),
             mdns: true,
             serve: true,
@@ -121,6 +124,8 @@ pub struct Flags {
     pub listen: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub private: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bootstrap: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]

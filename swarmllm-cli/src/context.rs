@@ -57,6 +57,11 @@ impl Context {
         Ok(self.online(builder.serve(self.settings.serve)).start().await?)
     }
 
+    /// Enters the swarm of an invite and gives the node, which has no network yet.
+    pub async fn join(&self, invite: &str) -> Result<Node, Failure> {
+        Ok(self.builder().join(invite).preset(Preset::Offline).start().await?)
+    }
+
     /// How long to wait for what peers bring; not at all where none can turn up.
     pub fn patience(&self, meet: &MeetArgs) -> Duration {
         let meets = self.settings.mdns || !self.settings.bootstrap.is_empty() || !meet.peer.is_empty();
@@ -93,7 +98,7 @@ impl Context {
         if let Some(network) = &settings.network {
             builder = builder.network(network);
         }
-        builder
+        builder.private(settings.private)
     }
 
     fn online(&self, builder: NodeBuilder) -> NodeBuilder {

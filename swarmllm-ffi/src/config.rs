@@ -107,6 +107,24 @@ pub unsafe extern "C" fn swarmllm_config_set_network(config: swarmllm_config, na
     })
 }
 
+/// Whether the swarm is to be private (0 = no): its nodes share a secret, and who has not got it completes no handshake.
+/// The first node founds it, others come in by `swarmllm_config_join`. Such a swarm speaks TCP only.
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_config_set_private(config: swarmllm_config, on: i32) -> swarmllm_status {
+    set(config, |builder| builder.private(on != 0))
+}
+
+/// Enters the swarm of an invite, and stays in it: the data directory remembers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn swarmllm_config_join(config: swarmllm_config, invite: *const c_char) -> swarmllm_status {
+    change(config, |config| {
+        // SAFETY: the caller gives a NUL-terminated text.
+        let invite = unsafe { read(invite, "invite", MAX_NAME) }?;
+        config.builder = config.builder.clone().join(invite);
+        Ok(())
+    })
+}
+
 /// How the node meets others: one of `swarmllm_preset`.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_set_preset(config: swarmllm_config, preset: i32) -> swarmllm_status {

@@ -161,6 +161,17 @@ pub extern "C" fn swarmllm_node_balances_json(
     answer(out, || json(&self::node(node)?.balances()))
 }
 
+/// An invite to the node's swarm, as one line of text, good for so many seconds: where this node may be dialled, and of a
+/// private swarm its secret.
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_node_invite(
+    node: swarmllm_node,
+    good_for_seconds: u64,
+    out: Option<&mut MaybeUninit<swarmllm_string>>,
+) -> swarmllm_status {
+    answer(out, || self::node(node)?.invite(Duration::from_secs(good_for_seconds)))
+}
+
 /// Dials a peer (multiaddr) and waits until it has said hello; gives its id.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_node_connect(

@@ -117,6 +117,11 @@ impl NativeNode {
         Ok(py.detach(|| json(&node.models()))?)
     }
 
+    fn invite(&self, py: Python<'_>, good_for: f64) -> PyResult<String> {
+        let (node, good_for) = (self.node()?, seconds(good_for)?);
+        Ok(py.detach(|| node.invite(good_for)).map_err(Failure::from)?)
+    }
+
     fn balances(&self, py: Python<'_>) -> PyResult<String> {
         let node = self.node()?;
         Ok(py.detach(|| json(&node.balances()))?)

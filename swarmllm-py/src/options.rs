@@ -17,6 +17,8 @@ pub struct NodeConfig {
     data_dir: Option<PathBuf>,
     preset: Option<String>,
     network: Option<String>,
+    private: Option<bool>,
+    join: Option<String>,
     listen: Option<Vec<String>>,
     bootstrap: Option<Vec<String>>,
     mdns: Option<bool>,
@@ -44,6 +46,8 @@ impl NodeConfig {
         let mut builder = set(Node::builder(), self.data_dir, NodeBuilder::data_dir);
         builder = set(builder, self.preset.map(preset).transpose()?, NodeBuilder::preset);
         builder = set(builder, self.network, NodeBuilder::network);
+        builder = set(builder, self.private, NodeBuilder::private);
+        builder = set(builder, self.join, NodeBuilder::join);
         builder = set(builder, self.listen, NodeBuilder::listen);
         builder = set(builder, self.bootstrap, NodeBuilder::bootstrap);
         builder = set(builder, self.mdns, NodeBuilder::mdns);

@@ -89,6 +89,22 @@ def test_two_nodes_in_one_process_find_each_other(tmp_path: Path) -> None:
         assert [peer.id for peer in b.peers() if peer.connected] == [a.id]
 
 
+def test_who_is_invited_enters_a_private_swarm(tmp_path: Path) -> None:
+    def lan(name: str, private: bool | None = None, join: str | None = None) -> swarmllm.Node:
+        listen = ["/ip4/127.0.0.1/tcp/0"]
+        return swarmllm.Node(tmp_path / name, private=private, join=join, listen=listen, mdns=False)
+
+    with lan("founder", private=True) as founder:
+        assert founder.status().private
+        with lan("guest", join=founder.invite()) as guest:
+            assert guest.connect(founder.addresses[0]) == founder.id
+            assert guest.status().network == founder.status().network
+        with pytest.raises(swarmllm.InvalidArgumentError, match="expired"):
+            lan("late", join=founder.invite(good_for=0)).start()
+        with pytest.raises(swarmllm.InvalidArgumentError):
+            founder.invite(good_for=-1)
+
+
 def test_calls_from_many_threads(node: swarmllm.Node) -> None:
     seen: list[str] = []
     workers = [threading.Thread(target=lambda: seen.append(node.status().id)) for _ in range(8)]

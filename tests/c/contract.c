@@ -76,6 +76,8 @@ static void test_configurations(void) {
   expect(swarmllm_config_set_network(config, "c-test") == 0, "a configuration is set");
   expect(swarmllm_config_set_network(config, NULL) == SWARMLLM_INVALID_ARGUMENT, "a NULL text is refused");
   expect(swarmllm_config_set_network(config, "\xff\xfe") == SWARMLLM_INVALID_ARGUMENT, "bad UTF-8 is refused");
+  expect(swarmllm_config_set_private(config, 0) == 0, "a swarm is open or private");
+  expect(swarmllm_config_join(config, NULL) == SWARMLLM_INVALID_ARGUMENT, "a NULL invite is refused");
   expect(swarmllm_config_set_preset(config, 77) == SWARMLLM_INVALID_ARGUMENT, "an unknown preset is refused");
   expect(swarmllm_config_set_mdns(zero, 1) == SWARMLLM_INVALID_ARGUMENT, "handle 0 is refused");
   for (i = 0; i < 64; i++) swarmllm_config_add_listen(config, "/ip4/127.0.0.1/tcp/0");
@@ -111,6 +113,8 @@ static void test_nodes(void) {
   expect(swarmllm_node_models_json(node, &text) == 0 && holds(&text, "[]"), "a new node knows no models");
   expect(swarmllm_node_peers_json(node, &text) == 0 && holds(&text, "[]"), "an offline node knows no peers");
   expect(swarmllm_node_balances_json(node, &text) == 0 && holds(&text, "[]"), "who met nobody owes nothing");
+  expect(swarmllm_node_invite(node, 60, &text) == SWARMLLM_PEER_UNREACHABLE && text.text == NULL,
+         "a node that listens nowhere invites nobody");
   expect(swarmllm_node_addresses_json(node, &text) == 0 && holds(&text, "["), "a node tells its addresses");
 
   expect(start_in(directory, &second) == SWARMLLM_DATA_DIR_BUSY && second.id == 0,

@@ -27,8 +27,12 @@ pub fn binary() -> PathBuf {
 pub struct Ready {
     /// The node's id.
     pub id: String,
+    /// Its swarm.
+    pub network: String,
     /// Its addresses.
     pub addresses: Vec<String>,
+    /// An invite, where one was asked for.
+    pub invite: Option<String>,
 }
 
 /// A `swarmllm run` without HTTP. Killed when dropped.
@@ -43,10 +47,16 @@ pub struct Process {
 impl Process {
     /// Starts a node on `data_dir` with `extra` arguments and waits until it is ready.
     pub fn start(data_dir: &Path, network: &str, carrier: Carrier, extra: &[&str]) -> Process {
+        let own = ["--network", network, "--listen", carrier.listen()];
+        Self::start_plain(data_dir, &[&own, extra].concat())
+    }
+
+    /// Starts a node in whatever swarm its directory and `arguments` say, which finds nobody by itself.
+    pub fn start_plain(data_dir: &Path, arguments: &[&str]) -> Process {
         let begin = Instant::now();
         let mut command = Command::new(binary());
         command.arg("run").arg("--json").arg("--data-dir").arg(data_dir);
-        command.args(["--network", network, "--listen", carrier.listen(), "--no-mdns", "--no-http"]).args(extra);
+        command.args(["--no-mdns", "--no-http"]).args(arguments);
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the command line can be started");
         let stdout = child.stdout.take().expect("its output is piped");

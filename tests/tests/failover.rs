@@ -59,7 +59,7 @@ async fn with_spares(carrier: Carrier) -> ProcessCluster {
 
 /// Every how many tokens a host is killed, so that the whole is not too long for every day; 1 tries every one.
 fn every() -> usize {
-    std::env::var("SWARMLLM_FAILOVER_EVERY").ok().and_then(|text| text.parse().ok()).unwrap_or(9).max(1)
+    std::env::var("SWARMLLM_TEST_FAILOVER_EVERY").ok().and_then(|text| text.parse().ok()).unwrap_or(9).max(1)
 }
 
 async fn killed_hosts_change_no_token(carrier: Carrier, every: usize) {

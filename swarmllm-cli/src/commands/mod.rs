@@ -4,6 +4,7 @@ mod balances;
 mod chat;
 mod doctor;
 mod import;
+mod invite;
 mod models;
 mod peers;
 mod pull;
@@ -26,17 +27,20 @@ pub async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Pull(args) => args.node.flags(),
         Command::Peers(args) => args.node.flags(),
         Command::Balances(args) => Flags { network: args.network.clone(), ..Flags::default() },
-        Command::Import(_) | Command::Models | Command::Doctor => Flags::default(),
+        Command::Invite(args) => args.run.flags(),
+        Command::Import(_) | Command::Models | Command::Join(_) | Command::Doctor => Flags::default(),
     };
     let context = Context::load(&cli.global, &flags)?;
     match cli.command {
-        Command::Run(_) => run::run(&context).await,
+        Command::Run(args) => run::run(&context, args.invite).await,
         Command::Chat(args) => chat::chat(&context, args).await,
         Command::Import(args) => import::import(&context, args).await,
         Command::Pull(args) => pull::pull(&context, args).await,
         Command::Models => models::models(&context).await,
         Command::Peers(args) => peers::peers(&context, args).await,
         Command::Balances(_) => balances::balances(&context).await,
+        Command::Invite(args) => invite::invite(&context, args.days).await,
+        Command::Join(args) => invite::join(&context, &args.invite).await,
         Command::Doctor => doctor::doctor(&context).await,
     }
 }

@@ -7,6 +7,7 @@ use serde::Serialize;
 use swarmllm_core::node::Node;
 use swarmllm_core::server::{self, Server};
 
+use crate::commands::invite::DAY;
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::print;
@@ -27,9 +28,12 @@ struct Ready {
     addresses: Vec<String>,
     /// Base addresses of the HTTP surface.
     http: Vec<String>,
+    /// An invite to the swarm, where one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    invite: Option<String>,
 }
 
-pub async fn run(context: &Context) -> Result<ExitCode, Failure> {
+pub async fn run(context: &Context, invite_days: Option<u32>) -> Result<ExitCode, Failure> {
     // Before the start, so that being told to stop during it is not lost.
     let mut stop = Stop::listen()?;
     let started = tokio::select! {
@@ -37,7 +41,8 @@ pub async fn run(context: &Context) -> Result<ExitCode, Failure> {
         () = stop.told() => return Ok(ExitCode::SUCCESS),
     };
     let (node, server) = started;
-    tell_ready(context, &node, server.as_ref())?;
+    let invite = invite_days.map(|days| node.invite(DAY * days)).transpose()?;
+    tell_ready(context, &node, server.as_ref(), invite)?;
     stop.told().await;
     if !context.json {
         print::note("stopping; once more to stop at once");
@@ -66,7 +71,7 @@ async fn end(node: &Node, server: Option<Server>) {
     node.shutdown(DEADLINE.saturating_sub(begin.elapsed())).await;
 }
 
-fn tell_ready(context: &Context, node: &Node, server: Option<&Server>) -> Result<(), Failure> {
+fn tell_ready(context: &Context, node: &Node, server: Option<&Server>, invite: Option<String>) -> Result<(), Failure> {
     let bound = server.map(Server::addresses).unwrap_or_default();
     let status = node.status();
     let ready = Ready {
@@ -76,6 +81,7 @@ fn tell_ready(context: &Context, node: &Node, server: Option<&Server>) -> Result
         data_dir: status.data_dir,
         addresses: status.addresses,
         http: bound.iter().map(|address| format!("http://{address}")).collect(),
+        invite,
     };
     if context.json {
         return print::json(&ready);
@@ -83,9 +89,10 @@ fn tell_ready(context: &Context, node: &Node, server: Option<&Server>) -> Result
     let of =
         |what: &str, list: &[String]| list.iter().map(|address| format!("\n  {what}  {address}")).collect::<String>();
     print::line(&format!(
-        "ready  node {}{}{}",
+        "ready  node {}{}{}{}",
         status.id.short(),
         of("p2p ", &ready.addresses),
-        of("http", &ready.http)
+        of("http", &ready.http),
+        of("invite", ready.invite.as_slice())
     ))
 }

@@ -71,19 +71,24 @@ fn create(path: &Path) -> Result<Keypair, IdentityError> {
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(keypair.seed().as_ref());
     bytes.extend_from_slice(keypair.node_id().as_bytes());
+    write(path, &bytes)?;
+    Ok(keypair)
+}
+
+/// Writes a file that only its owner can read, whole and durable, or not at all.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
     let temporary = temporary_beside(path);
-    // A leftover of a crash before the rename: nobody has used that key.
+    // A leftover of a crash before the rename: nobody has used it.
     match fs::remove_file(&temporary) {
         Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(fail(&temporary, "removed", cause)),
         _ => {}
     }
-    let written = write_new(&temporary, &bytes).and_then(|()| fs::rename(&temporary, path));
+    let written = write_new(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
     if let Err(cause) = written {
         let _ = fs::remove_file(&temporary);
         return Err(fail(path, "written", cause));
     }
-    sync_directory(path).map_err(|cause| fail(path, "made durable", cause))?;
-    Ok(keypair)
+    sync_directory(path).map_err(|cause| fail(path, "made durable", cause))
 }
 
 fn temporary_beside(path: &Path) -> PathBuf {

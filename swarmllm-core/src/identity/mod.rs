@@ -9,9 +9,11 @@
 pub mod keyfile;
 mod keypair;
 mod signed;
+mod swarm_key;
 
 pub use keypair::{Keypair, verify};
 pub use signed::{Signed, SignedError};
+pub use swarm_key::SwarmKey;
 
 use std::path::PathBuf;
 

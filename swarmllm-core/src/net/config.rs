@@ -5,13 +5,17 @@ use std::time::Duration;
 use libp2p::Multiaddr;
 
 use super::NetError;
-use super::address;
+use super::address::{self, TransportKind};
+use crate::identity::SwarmKey;
 
 /// How a node meets others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetConfig {
     /// Name of the swarm, 1 to 64 of `[a-z0-9._-]`; part of every protocol name, so that swarms cannot mix.
     pub network: String,
+    /// What the nodes of a private swarm prove to each other to have, before anything else is said. Such a swarm speaks TCP
+    /// only: QUIC's handshake has no room for it, and its addresses are left out.
+    pub key: Option<SwarmKey>,
     /// Addresses to listen on, multiaddr text; port 0 is an ephemeral one. Empty: dial only.
     pub listen: Vec<String>,
     /// Peers to dial at start and whenever they are not connected, multiaddr text.
@@ -33,6 +37,7 @@ impl Default for NetConfig {
     fn default() -> Self {
         Self {
             network: "main".into(),
+            key: None,
             listen: vec!["/ip4/0.0.0.0/tcp/0".into(), "/ip4/0.0.0.0/udp/0/quic-v1".into()],
             bootstrap: Vec::new(),
             known: Vec::new(),
@@ -149,7 +154,15 @@ impl NetConfig {
         at_most("addresses to listen on", self.listen.len(), MAX_LISTEN)?;
         at_most("bootstrap addresses", self.bootstrap.len(), MAX_BOOTSTRAP)?;
         at_most("bytes of agent text", self.agent.len(), MAX_AGENT_BYTES)?;
-        let listen = self.listen.iter().map(|text| address::parse_listen(text)).collect::<Result<_, _>>()?;
+        let mut listen: Vec<Multiaddr> =
+            self.listen.iter().map(|text| address::parse_listen(text)).collect::<Result<_, _>>()?;
+        let asked = listen.len();
+        if self.key.is_some() {
+            listen.retain(|address| TransportKind::of(address) != TransportKind::Quic);
+        }
+        if listen.is_empty() && asked > 0 {
+            return Err(NetError::PrivateNeedsTcp);
+        }
         let bootstrap = self.bootstrap.iter().map(|text| address::parse_dial(text)).collect::<Result<_, _>>()?;
         Ok(Checked { listen, bootstrap })
     }

@@ -19,6 +19,9 @@ pub enum NetError {
     /// The port belongs to another program, or to another node.
     #[error("the port of {address} is in use; choose another, or 0 for any free one")]
     PortInUse { address: String },
+    /// A private swarm is to be listened for on QUIC alone.
+    #[error("a private swarm speaks TCP only, and no TCP address to listen on is given")]
+    PrivateNeedsTcp,
     /// It cannot be listened on this address.
     #[error("{address} cannot be listened on: {reason}")]
     Listen { address: String, reason: String },
@@ -73,7 +76,7 @@ impl NetError {
     /// The kind that hosts see.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::BadNetwork { .. } | Self::TooMany { .. } => ErrorKind::InvalidConfig,
+            Self::BadNetwork { .. } | Self::TooMany { .. } | Self::PrivateNeedsTcp => ErrorKind::InvalidConfig,
             Self::BadAddress { .. } | Self::ThatIsMe { .. } | Self::TooLong { .. } => ErrorKind::InvalidArgument,
             Self::PortInUse { .. } | Self::Listen { .. } => ErrorKind::PortInUse,
             Self::Setup { .. } => ErrorKind::Io,

@@ -100,7 +100,7 @@ fn build(
         executor.spawn("connection", async move { over.run_until_cancelled(task).await.unwrap_or(()) });
     };
     let swarm_config = swarm::Config::with_executor(run).with_idle_connection_timeout(config::IDLE_CONNECTION);
-    let swarm = Swarm::new(transport::build(&key)?, behaviour, local, swarm_config);
+    let swarm = Swarm::new(transport::build(&key, config.key.as_ref())?, behaviour, local, swarm_config);
 
     let (commands, queue) = mpsc::channel(config::COMMAND_QUEUE);
     let (gossip, gossip_out) = mpsc::channel(config::GOSSIP_QUEUE);

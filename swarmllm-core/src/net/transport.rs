@@ -1,9 +1,11 @@
-//! How bytes travel: QUIC, and TCP with Noise and Yamux. Both prove the peer's Ed25519 key.
+//! How bytes travel: QUIC, and TCP with Noise and Yamux. Both prove the peer's Ed25519 key. Between the nodes of a private
+//! swarm: TCP, enciphered with the swarm's key below all that (libp2p's pnet).
 
 use futures::future::Either;
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::Boxed;
 use libp2p::core::upgrade::Version;
+use libp2p::pnet::{PnetConfig, PreSharedKey};
 use libp2p::{PeerId, Transport, identity, noise, quic, tcp};
 
 use super::NetError;
@@ -13,21 +15,29 @@ use super::config::{
 };
 use super::muxer::Yamux;
 use super::outward::Outward;
+use crate::identity::SwarmKey;
 
-/// Builds both transports. Must be called inside the runtime that they shall use.
-pub(super) fn build(key: &identity::Keypair) -> Result<Boxed<(PeerId, StreamMuxerBox)>, NetError> {
+/// Builds the transports. Must be called inside the runtime that they shall use.
+pub(super) fn build(
+    key: &identity::Keypair,
+    swarm: Option<&SwarmKey>,
+) -> Result<Boxed<(PeerId, StreamMuxerBox)>, NetError> {
     let noise = noise::Config::new(key).map_err(|error| NetError::Setup { reason: format!("noise: {error}") })?;
     // Without nodelay a small message waits for the answer to the one before: 40 ms and more.
-    let tcp = tcp::tokio::Transport::new(tcp::Config::new().nodelay(true))
-        .upgrade(Version::V1Lazy)
-        .authenticate(noise)
-        .multiplex(Yamux)
-        .timeout(HANDSHAKE_DEADLINE);
-    let both = quic::tokio::Transport::new(quic_config(key)).or_transport(tcp).map(|either, _| match either {
-        Either::Left((peer, muxer)) => (peer, StreamMuxerBox::new(muxer)),
-        Either::Right((peer, muxer)) => (peer, StreamMuxerBox::new(muxer)),
-    });
-    Ok(Outward::new(both.boxed()).boxed())
+    let tcp = tcp::tokio::Transport::new(tcp::Config::new().nodelay(true));
+    let Some(swarm) = swarm else {
+        let tcp = tcp.upgrade(Version::V1Lazy).authenticate(noise).multiplex(Yamux).timeout(HANDSHAKE_DEADLINE);
+        let both = quic::tokio::Transport::new(quic_config(key)).or_transport(tcp).map(|either, _| match either {
+            Either::Left((peer, muxer)) => (peer, StreamMuxerBox::new(muxer)),
+            Either::Right((peer, muxer)) => (peer, StreamMuxerBox::new(muxer)),
+        });
+        return Ok(Outward::new(both.boxed()).boxed());
+    };
+    // Below Noise, so that who has not the key cannot even say who it is.
+    let sealed = PnetConfig::new(PreSharedKey::new(*swarm.bytes()));
+    let tcp = tcp.and_then(move |socket, _| sealed.handshake(socket));
+    let tcp = tcp.upgrade(Version::V1Lazy).authenticate(noise).multiplex(Yamux).timeout(HANDSHAKE_DEADLINE);
+    Ok(Outward::new(tcp.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).boxed()).boxed())
 }
 
 fn quic_config(key: &identity::Keypair) -> quic::Config {

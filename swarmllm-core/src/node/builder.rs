@@ -19,6 +19,7 @@ use crate::node::error::StartError;
 use crate::node::guide::Guides;
 use crate::node::handle::Node;
 use crate::node::loaded::LoadedModels;
+use crate::node::membership::{self, Membership, Wish};
 use crate::node::peer_cache;
 use crate::node::registry::Registry;
 use crate::node::runtime::Ground;
@@ -65,6 +66,8 @@ pub struct NodeBuilder {
     data_dir: Option<PathBuf>,
     preset: Preset,
     network: Option<String>,
+    private: bool,
+    invite: Option<String>,
     listen: Option<Vec<String>>,
     bootstrap: Vec<String>,
     mdns: Option<bool>,
@@ -98,6 +101,21 @@ impl NodeBuilder {
     /// `main`.
     pub fn network(mut self, name: impl Into<String>) -> Self {
         self.network = Some(name.into());
+        self
+    }
+
+    /// Whether the swarm is to be private: its nodes share a secret, and who has not got it completes no handshake. The
+    /// first node founds the swarm and keeps its secret in the data directory, others come in by an
+    /// [invite](crate::node::Node::invite). A private swarm speaks TCP only. Without a name it gets one. Default: false;
+    /// a data directory that belongs to a private swarm stays in it.
+    pub fn private(mut self, on: bool) -> Self {
+        self.private = on;
+        self
+    }
+
+    /// Enters the swarm of an invite, and stays in it: the data directory remembers. Default: none.
+    pub fn join(mut self, invite: impl Into<String>) -> Self {
+        self.invite = Some(invite.into());
         self
     }
 
@@ -227,7 +245,13 @@ impl NodeBuilder {
         let (net, incoming) = match self.preset {
             Preset::Offline => (None, None),
             Preset::Lan | Preset::Public => {
-                let started = net::start(self.net_config(known), &opened.keypair, events.clone(), tasks.clone()).await;
+                let started = net::start(
+                    self.net_config(&opened.membership, known),
+                    &opened.keypair,
+                    events.clone(),
+                    tasks.clone(),
+                )
+                .await;
                 let (net, incoming) = started.map_err(|error| {
                     tasks.abort();
                     Fault::new(error.kind(), error)
@@ -248,7 +272,7 @@ impl NodeBuilder {
         events: EventBus,
         net: Option<NetHandle>,
     ) -> Arc<Shared> {
-        let Opened { config, keypair, catalog, lock, namer, ledger, .. } = opened;
+        let Opened { config, membership, keypair, catalog, lock, namer, ledger, .. } = opened;
         let id = keypair.node_id();
         let stage = StageConfig {
             context: config.context,
@@ -282,6 +306,8 @@ impl NodeBuilder {
         let announcer = Announcer::new(config.serve, catalog.clone(), stages, net.clone());
         Arc::new(Shared {
             id,
+            keypair,
+            swarm_key: membership.key,
             config,
             catalog,
             registry: Registry::new(),
@@ -302,12 +328,13 @@ impl NodeBuilder {
         })
     }
 
-    fn net_config(&self, known: Vec<String>) -> NetConfig {
+    fn net_config(&self, membership: &Membership, known: Vec<String>) -> NetConfig {
         let listen = || DEFAULT_LISTEN.map(str::to_owned).to_vec();
         NetConfig {
-            network: self.network.clone().unwrap_or_else(|| DEFAULT_NETWORK.to_owned()),
+            network: membership.network.clone(),
+            key: membership.key.clone(),
             listen: self.listen.clone().unwrap_or_else(listen),
-            bootstrap: self.bootstrap.clone(),
+            bootstrap: [self.bootstrap.as_slice(), &membership.bootstrap].concat(),
             known,
             mdns: self.mdns.unwrap_or(self.preset == Preset::Lan),
             ..NetConfig::default()
@@ -316,10 +343,13 @@ impl NodeBuilder {
 
     /// Everything that touches the disk.
     fn open(&self) -> Result<Opened, Fault> {
-        let config = self.config()?;
+        let mut config = self.config()?;
         let dir = &config.data_dir;
         make_dir(dir)?;
         let lock = DirLock::acquire(dir).map_err(|error| Fault::new(error.kind(), error))?;
+        let wish = Wish { network: self.network.as_deref(), private: self.private, invite: self.invite.as_deref() };
+        let membership = membership::settle(dir, &wish, DEFAULT_NETWORK)?;
+        config.network.clone_from(&membership.network);
         let keypair =
             keyfile::load_or_create(&dir.join("node.key")).map_err(|error| Fault::new(error.kind(), error))?;
         let catalog = Catalog::open(dir).map_err(|error| Fault::new(error.kind(), error))?;
@@ -329,7 +359,7 @@ impl NodeBuilder {
         let ledger = ledger.map_err(|error| Fault::new(error.kind(), error))?;
         let mut secret = [0; 32];
         getrandom::fill(&mut secret).map_err(|error| Fault::new(ErrorKind::Internal, error))?;
-        Ok(Opened { config, keypair, catalog, store, known, ledger, lock, namer: Namer::new(secret) })
+        Ok(Opened { config, membership, keypair, catalog, store, known, ledger, lock, namer: Namer::new(secret) })
     }
 
     fn config(&self) -> Result<Config, Fault> {
@@ -362,6 +392,7 @@ impl NodeBuilder {
 /// What was opened on disk.
 struct Opened {
     config: Config,
+    membership: Membership,
     keypair: Arc<Keypair>,
     catalog: Catalog,
     store: Store,

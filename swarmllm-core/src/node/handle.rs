@@ -10,6 +10,7 @@ use crate::model::{Manifest, ShardKind};
 use crate::node::builder::NodeBuilder;
 use crate::node::error::{ConnectError, EmbedError, GenerateError, ModelActError};
 use crate::node::generation::{self, Generation};
+use crate::node::invite::Invite;
 use crate::node::registry::{Registry, union};
 use crate::node::report::{Embeddings, ModelInfo, NodeStatus, PeerHolding, PeerStatus};
 use crate::node::request::{ChatRequest, EmbedRequest, GenerateRequest, ImportOptions, Parts, ProgressFn};
@@ -88,6 +89,7 @@ impl Node {
         NodeStatus {
             id: shared.id,
             network: shared.config.network.clone(),
+            private: shared.swarm_key.is_some(),
             data_dir: shared.config.data_dir.clone(),
             addresses: self.addresses(),
             engines: table.engines().iter().map(|engine| engine.name().to_owned()).collect(),
@@ -190,6 +192,20 @@ impl Node {
             Ok(peer)
         });
         Ok(connected.await?)
+    }
+
+    /// An invite to this node's swarm, as one line of text: where this node may be dialled, and of a private swarm its
+    /// secret. It is good for the given time, by the clock of who comes; whoever has it may pass it on.
+    pub fn invite(&self, good_for: Duration) -> Result<String, Fault> {
+        let shared = &self.shared;
+        shared.check_open()?;
+        let addresses = shared.net.as_ref().map(|net| net.addresses()).unwrap_or_default();
+        if addresses.is_empty() {
+            let text =
+                "this node listens nowhere, so that nobody could reach it; start it with an address to listen on";
+            return Err(Fault::new(ErrorKind::PeerUnreachable, text));
+        }
+        Invite::write(&shared.keypair, &shared.config.network, shared.swarm_key.as_ref(), addresses, good_for)
     }
 
     /// Cuts a local GGUF into shards and keeps those that `options.parts` names. The file is only read.

@@ -17,7 +17,9 @@ mod fetch;
 mod generation;
 mod guide;
 mod handle;
+mod invite;
 mod loaded;
+mod membership;
 mod peer_cache;
 mod registry;
 mod report;
@@ -39,6 +41,7 @@ pub use builder::{NodeBuilder, Preset};
 pub use error::{ConnectError, EmbedError, GenerateError, ModelActError, StartError};
 pub use generation::{Delta, Generation};
 pub use handle::{Events, Node};
+pub use invite::Invite;
 pub use report::{
     Completion, Embeddings, FinishReason, Likelihood, ModelInfo, NodeStatus, PeerHolding, PeerStatus, RouteStage,
     Timings, TokenLogprob,

@@ -100,6 +100,8 @@ pub struct NodeStatus {
     pub id: NodeId,
     /// The swarm it belongs to.
     pub network: String,
+    /// Whether only nodes that were invited can enter it.
+    pub private: bool,
     /// Where it keeps its files.
     pub data_dir: PathBuf,
     /// Where it may be dialled.

@@ -1,13 +1,14 @@
 //! The hallway of handles that a node's acts walk through. Each room gets the handle it needs, never the hallway.
 
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::base::{ErrorKind, Fault, NodeId};
 use crate::engine::KvCache;
+use crate::identity::{Keypair, SwarmKey};
 use crate::model::catalog::Catalog;
 use crate::net::NetHandle;
 use crate::node::announcer::Announcer;
@@ -37,6 +38,9 @@ pub(crate) struct Config {
 /// See the module.
 pub(crate) struct Shared {
     pub id: NodeId,
+    pub keypair: Arc<Keypair>,
+    /// What the nodes of a private swarm share.
+    pub swarm_key: Option<SwarmKey>,
     pub config: Config,
     pub catalog: Catalog,
     pub registry: Registry,

@@ -132,6 +132,8 @@ class _Base:
         preset: Literal["offline", "lan", "public"] | None = None,
         *,
         network: str | None = None,
+        private: bool | None = None,
+        join: str | None = None,
         listen: Sequence[str] | None = None,
         bootstrap: Sequence[str] | None = None,
         mdns: bool | None = None,
@@ -148,7 +150,8 @@ class _Base:
         """A node that is not started yet.
 
         `data_dir`: for keys, models and the store. `preset`: how it meets others. `network`: the swarm's name.
-        `listen`, `bootstrap`: multiaddrs. `mdns`: find peers on the LAN. `serve`: compute for others. `threads`:
+        `private`: found a swarm that only nodes with an invite can enter. `join`: an invite; the data directory stays in
+        its swarm. `listen`, `bootstrap`: multiaddrs. `mdns`: find peers on the LAN. `serve`: compute for others. `threads`:
         compute threads. `gpu_layers`: layers that accelerators compute, of all models together. `memory`: bytes for
         weights and KV. `context`: positions of a session, prompt and answer together. `sessions`: how many a stage
         computes at once. `kv`: how keys and values are kept; `q8_0` takes about half of the memory, and refuses exact
@@ -160,6 +163,8 @@ class _Base:
             "data_dir": data_dir,
             "preset": preset,
             "network": network,
+            "private": private,
+            "join": join,
             "listen": listen and list(listen),
             "bootstrap": bootstrap and list(bootstrap),
             "mdns": mdns,
@@ -200,6 +205,10 @@ class _Base:
     def peers(self) -> list[Peer]:
         """The peers it knows."""
         return Peer.listed(json.loads(self._running().peers()))
+
+    def invite(self, good_for: float = 7 * 86_400) -> str:
+        """An invite to this node's swarm, good for so many seconds. Whoever has it may enter."""
+        return self._running().invite(good_for)
 
     def balances(self) -> list[Balance]:
         """How it stands with each peer that has computed for it, or it for the peer; amounts in credits."""

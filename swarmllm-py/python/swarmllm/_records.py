@@ -85,6 +85,7 @@ class Status(Record):
 
     id: str
     network: str
+    private: bool
     data_dir: str
     addresses: list[str]
     engines: list[str]

@@ -1,0 +1,60 @@
+//! `swarmllm invite` and `swarmllm join`: how another machine enters the swarm.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde::Serialize;
+use swarmllm_core::node::Invite;
+
+use crate::context::{Context, close};
+use crate::failure::Failure;
+use crate::print;
+
+/// In which invites are measured.
+pub const DAY: Duration = Duration::from_secs(86_400);
+
+#[derive(Serialize)]
+struct Written {
+    invite: String,
+    network: String,
+    private: bool,
+    addresses: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Joined {
+    network: String,
+    private: bool,
+}
+
+/// Writes an invite with the addresses that `run` would have.
+pub async fn invite(context: &Context, days: u32) -> Result<ExitCode, Failure> {
+    let node = context.host().await?;
+    let invite = node.invite(DAY * days);
+    close(node).await;
+    let invite = invite?;
+    let read = Invite::read(&invite)?;
+    if context.json {
+        let (network, private, addresses) = (read.network.clone(), read.is_private(), read.addresses);
+        print::json(&Written { invite, network, private, addresses })?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    print::line(&invite)?;
+    let whom = if read.is_private() { "whoever has it can enter the private swarm" } else { "it is to the open swarm" };
+    print::note(&format!("{whom} `{}` for {days} days; on the other machine: swarmllm join INVITE", read.network));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Enters the swarm of an invite.
+pub async fn join(context: &Context, invite: &str) -> Result<ExitCode, Failure> {
+    let node = context.join(invite).await?;
+    let status = node.status();
+    close(node).await;
+    let joined = Joined { network: status.network, private: status.private };
+    if context.json {
+        print::json(&joined)?;
+    } else {
+        print::note(&format!("this machine is in swarm `{}` now; start it with: swarmllm run", joined.network));
+    }
+    Ok(ExitCode::SUCCESS)
+}
