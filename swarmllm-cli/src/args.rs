@@ -48,6 +48,8 @@ pub enum Command {
     Pull(PullArgs),
     /// List the models held here
     Models,
+    /// Tell which machines would answer, and how fast
+    Plan(PlanArgs),
     /// List the peers that can be found
     Peers(PeersArgs),
     /// Tell who owes whom for what was computed
@@ -75,6 +77,17 @@ pub struct InviteArgs {
 pub struct JoinArgs {
     /// The invite, as `swarmllm invite` wrote it
     pub invite: String,
+}
+
+/// Arguments of `plan`.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// Name, id or unique prefix of an id
+    pub model: String,
+    #[command(flatten)]
+    pub meet: MeetArgs,
+    #[command(flatten)]
+    pub node: NodeArgs,
 }
 
 /// Arguments of `balances`.

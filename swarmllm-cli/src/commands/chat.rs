@@ -221,7 +221,7 @@ fn report(done: &Completion) -> String {
         .collect();
     let timings = &done.timings;
     let sums = format!(
-        "{} ({} cached) + {} tokens ({} of {} guesses right), first after {:.0} ms, {:.1} tok/s, {:.0} ms in all, ended by {}",
+        "{} ({} cached) + {} tokens ({} of {} guesses right), first after {:.0} ms, {:.1} tok/s ({:.1} planned), {:.0} ms in all, ended by {}",
         done.prompt_tokens,
         done.cached_tokens,
         done.completion_tokens,
@@ -229,6 +229,7 @@ fn report(done: &Completion) -> String {
         done.guessed_tokens,
         timings.first_token_ms,
         timings.decode_tokens_per_second,
+        if timings.predicted_token_ms > 0.0 { 1e3 / timings.predicted_token_ms } else { 0.0 },
         timings.total_ms,
         match done.finish {
             FinishReason::Stop => "the model",
@@ -305,10 +306,25 @@ mod tests {
             right_guesses: 4,
             completion_tokens: 9,
             route: vec![stage(0xaa, 0, 15, false), stage(0xbb, 15, 30, true)],
-            timings: Timings { open_ms: 1.0, first_token_ms: 20.0, decode_tokens_per_second: 55.5, total_ms: 99.0 },
+            timings: Timings {
+                open_ms: 1.0,
+                first_token_ms: 20.0,
+                decode_tokens_per_second: 55.5,
+                predicted_token_ms: 20.0,
+                total_ms: 99.0,
+            },
         };
         let report = report(&done);
-        for part in ["aaaaaaaa", "0..15", "15..30+head", "llama.cpp", "34.5", "1.23", "55.5 tok/s", "token limit"] {
+        for part in [
+            "aaaaaaaa",
+            "0..15",
+            "15..30+head",
+            "llama.cpp",
+            "34.5",
+            "1.23",
+            "55.5 tok/s (50.0 planned)",
+            "token limit",
+        ] {
             assert!(report.contains(part), "{part} is missing:\n{report}");
         }
     }

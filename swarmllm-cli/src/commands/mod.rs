@@ -7,6 +7,7 @@ mod import;
 mod invite;
 mod models;
 mod peers;
+mod plan;
 mod pull;
 mod run;
 
@@ -26,6 +27,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Chat(args) => args.node.flags(),
         Command::Pull(args) => args.node.flags(),
         Command::Peers(args) => args.node.flags(),
+        Command::Plan(args) => args.node.flags(),
         Command::Balances(args) => Flags { network: args.network.clone(), ..Flags::default() },
         Command::Invite(args) => args.run.flags(),
         Command::Import(_) | Command::Models | Command::Join(_) | Command::Doctor => Flags::default(),
@@ -37,6 +39,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Import(args) => import::import(&context, args).await,
         Command::Pull(args) => pull::pull(&context, args).await,
         Command::Models => models::models(&context).await,
+        Command::Plan(args) => plan::plan(&context, args).await,
         Command::Peers(args) => peers::peers(&context, args).await,
         Command::Balances(_) => balances::balances(&context).await,
         Command::Invite(args) => invite::invite(&context, args.days).await,

@@ -300,6 +300,7 @@ impl NodeBuilder {
             namer,
             overlap: Arc::default(),
             lessons: Arc::default(),
+            speeds: Arc::default(),
             tabs,
             events: events.clone(),
         };

@@ -320,6 +320,7 @@ impl Routes for Finding {
 fn make_plan(shared: &Shared, model: &LoadedModel, without: &[NodeId]) -> Result<Plan, Fault> {
     let stages = shared.serving.stages();
     let memory = |layers, head| stages.memory_of(model.engine.as_ref(), &model.manifest, layers, head);
+    let weight = |layers, head| model.manifest.stage_weight(layers, head);
     let mut candidates = candidates(shared, model);
     candidates.retain(|candidate| !without.contains(&candidate.node));
     let request = PlanRequest {
@@ -328,6 +329,7 @@ fn make_plan(shared: &Shared, model: &LoadedModel, without: &[NodeId]) -> Result
         cuts: &model.cuts,
         candidates: &candidates,
         memory: &memory,
+        weight: &weight,
     };
     plan(&request)
         .map_err(|error| Fault::new(ErrorKind::NoPlan, format!("no plan for {}: {error}", model.manifest.name)))
@@ -337,11 +339,13 @@ fn make_plan(shared: &Shared, model: &LoadedModel, without: &[NodeId]) -> Result
 fn candidates(shared: &Shared, model: &LoadedModel) -> Vec<Candidate> {
     let held = shared.catalog.holding(model.id);
     let stages = shared.serving.stages();
+    let pace_ns = |node| shared.coordinator.speeds.pace_ns(model.id, node);
     let local = Candidate {
         node: shared.id,
         layers: held.layers,
         head: held.head,
         rtt_us: 0,
+        pace_ns: pace_ns(shared.id),
         free_memory: stages.memory_free(),
     };
     let known = shared.registry.snapshot();
@@ -357,6 +361,7 @@ fn candidates(shared: &Shared, model: &LoadedModel) -> Vec<Candidate> {
             layers: holding.layers.iter().map(clipped).filter(|range| !range.is_empty()).collect(),
             head: holding.head,
             rtt_us,
+            pace_ns: pace_ns(*node),
             free_memory: announcement.free_memory,
         })
     };
@@ -425,6 +430,7 @@ fn timings(outcome: &Outcome) -> Timings {
         open_ms: millis(outcome.open),
         first_token_ms: millis(first),
         decode_tokens_per_second: if decode > 0.0 && later > 0.0 { later / decode } else { 0.0 },
+        predicted_token_ms: outcome.predicted_us as f64 / 1e3,
         total_ms: millis(outcome.total),
     }
 }

@@ -230,6 +230,9 @@ pub struct Timings {
     pub first_token_ms: f64,
     /// Tokens per second after the first.
     pub decode_tokens_per_second: f64,
+    /// Milliseconds of a token that the plan predicted for an answer without guesses and without neighbours; 0 where no
+    /// stage was opened.
+    pub predicted_token_ms: f64,
     /// Until the end, milliseconds.
     pub total_ms: f64,
 }

@@ -24,6 +24,7 @@ use crate::pipeline::prefix::Namer;
 use crate::pipeline::route::{Route, Routes, Terms};
 use crate::pipeline::serve::Serving;
 use crate::pipeline::session::{End, Guess};
+use crate::pipeline::speeds::Speeds;
 use crate::rt::{EventBus, TaskSet};
 
 /// What every runner of a node uses.
@@ -41,6 +42,8 @@ pub struct Coordinator {
     pub overlap: Arc<Overlap>,
     /// How long windows of guesses are.
     pub lessons: Arc<Lessons>,
+    /// How fast hosts have computed.
+    pub speeds: Arc<Speeds>,
     /// What peers are asked for is owed to them.
     pub tabs: Tabs,
     /// Hears of sessions that got another route.
@@ -138,6 +141,8 @@ pub struct Outcome {
     pub stages: Vec<StageReport>,
     /// From the order to all stages being open.
     pub open: Duration,
+    /// Microseconds of a token, as the last route's plan predicted it.
+    pub predicted_us: u64,
     /// From the order to the first token.
     pub first_token: Option<Duration>,
     /// From the order to the end.
@@ -175,7 +180,7 @@ impl Outcome {
     pub(super) fn unopened(end: Result<End, Fault>, total: Duration) -> Self {
         let (tokens, stages) = (Vec::new(), Vec::new());
         let (guesses, embedding, first_token) = ((0, 0), None, None);
-        Self { end, tokens, cached: 0, guesses, embedding, stages, open: total, first_token, total }
+        Self { end, tokens, cached: 0, guesses, embedding, stages, open: total, predicted_us: 0, first_token, total }
     }
 }
 

@@ -23,6 +23,7 @@ pub mod runner;
 pub mod serve;
 pub mod session;
 pub mod settle;
+pub mod speeds;
 pub mod stages;
 pub mod watch;
 

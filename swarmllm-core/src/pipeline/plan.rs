@@ -1,7 +1,11 @@
 //! The planner: which nodes compute which layers. Pure: facts in, plan out.
 //!
-//! One machine where it fits, else the fewest stages, and among those the least sum of round-trip times. A stage never
-//! breaks the architecture's cut rules nor its host's free memory.
+//! One machine where it fits, else the fewest stages, and among those the least time for a token: what the hosts compute,
+//! by the pace that each has shown, and the way to each of them. A stage never breaks the architecture's cut rules nor its
+//! host's free memory.
+//!
+//! The way from one host to the next is not known to the coordinator; it is at most half of what the two take to the
+//! coordinator and back, so that the sum of all round trips bounds the whole way, and is what is counted.
 
 use crate::base::{LayerRange, ModelId, NodeId, missing_ranges};
 use crate::engine::CutRules;
@@ -17,6 +21,8 @@ pub struct Candidate {
     pub head: bool,
     /// Round-trip time from the coordinator, microseconds; 0 for the coordinator itself.
     pub rtt_us: u32,
+    /// Nanoseconds that it takes for a token and a unit of weight.
+    pub pace_ns: u64,
     /// Bytes that a new stage may take there.
     pub free_memory: u64,
 }
@@ -41,6 +47,9 @@ pub struct Plan {
     pub model: ModelId,
     /// At least one; the last computes the head.
     pub stages: Vec<PlanStage>,
+    /// Microseconds that a token is predicted to take at most, one answer at a time. As good as what is known: of hosts
+    /// that have not computed for this node yet, the pace is a guess.
+    pub token_us: u64,
 }
 
 fn as_text<T: std::fmt::Display, S: serde::Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
@@ -77,10 +86,19 @@ pub struct PlanRequest<'a> {
     pub candidates: &'a [Candidate],
     /// Bytes that a stage takes.
     pub memory: &'a dyn Fn(LayerRange, bool) -> u64,
+    /// What the ledger prices a stage by; it tells how long one takes, too.
+    pub weight: &'a dyn Fn(LayerRange, bool) -> u64,
 }
 
-/// Cost of a partial plan, compared in this order.
+/// Cost of a partial plan, compared in this order: stages, and nanoseconds of a token.
 type Cost = (u32, u64);
+
+/// What every candidate would need for a stage: asked once, since there may be thousands of candidates.
+#[derive(Clone, Copy)]
+struct Need {
+    memory: u64,
+    weight: u64,
+}
 
 #[derive(Clone, Copy)]
 struct Best {
@@ -99,10 +117,12 @@ pub fn plan(request: &PlanRequest) -> Result<Plan, NoPlan> {
             (_, Some(best)) => best.cost,
             (_, None) => continue,
         };
+        let needs = needs_from(request, start);
         for candidate in request.candidates {
-            extend(request, candidate, start, cost, &mut best);
+            extend(candidate, start, &needs, cost, &mut best);
         }
     }
+    let token_us = best.last().and_then(|last| last.as_ref()).map_or(0, |last| last.cost.1.div_ceil(1000));
     let mut stages = Vec::new();
     let mut end = layers;
     while end > 0 {
@@ -113,7 +133,7 @@ pub fn plan(request: &PlanRequest) -> Result<Plan, NoPlan> {
         end = step.stage.layers.start;
     }
     stages.reverse();
-    Ok(Plan { model: request.model, stages })
+    Ok(Plan { model: request.model, stages, token_us })
 }
 
 fn check_holders(request: &PlanRequest) -> Result<(), NoPlan> {
@@ -131,20 +151,32 @@ fn check_holders(request: &PlanRequest) -> Result<(), NoPlan> {
     }
 }
 
-fn extend(request: &PlanRequest, candidate: &Candidate, start: u32, cost: Cost, best: &mut [Option<Best>]) {
+/// What the stages need that begin at `start`, by their length less one; nothing where there may be none.
+fn needs_from(request: &PlanRequest, start: u32) -> Vec<Option<Need>> {
+    let need = |end: u32| {
+        let (layers, head) = (LayerRange::new(start, end), end == request.layers);
+        let need = || Need { memory: (request.memory)(layers, head), weight: (request.weight)(layers, head) };
+        request.cuts.refuses(layers).is_none().then(need)
+    };
+    (start + 1..=request.layers).map(need).collect()
+}
+
+fn extend(candidate: &Candidate, start: u32, needs: &[Option<Need>], cost: Cost, best: &mut [Option<Best>]) {
     let Some(range) = candidate.layers.iter().find(|range| range.start <= start && start < range.end) else {
         return;
     };
-    for end in start + 1..=range.end.min(request.layers) {
-        let head = end == request.layers;
-        let layers = LayerRange::new(start, end);
-        let fits = || (request.memory)(layers, head) <= candidate.free_memory;
-        if (head && !candidate.head) || request.cuts.refuses(layers).is_some() || !fits() {
+    let layers = best.len() as u32 - 1;
+    let ends = start + 1..=range.end.min(layers);
+    for (end, need) in ends.zip(needs) {
+        let head = end == layers;
+        let Some(need) = need.filter(|need| need.memory <= candidate.free_memory && (!head || candidate.head)) else {
             continue;
-        }
-        let cost = (cost.0 + 1, cost.1 + u64::from(candidate.rtt_us));
+        };
+        let takes = need.weight.saturating_mul(candidate.pace_ns).saturating_add(u64::from(candidate.rtt_us) * 1000);
+        let cost = (cost.0 + 1, cost.1.saturating_add(takes));
         let slot = &mut best[end as usize];
         if slot.is_none_or(|known| cost < known.cost) {
+            let layers = LayerRange::new(start, end);
             *slot = Some(Best { cost, stage: PlanStage { node: candidate.node, layers, head } });
         }
     }
@@ -166,7 +198,7 @@ mod tests {
 
     fn candidate(name: u8, layers: &[(u32, u32)], head: bool, rtt_us: u32) -> Candidate {
         let layers = layers.iter().map(|(start, end)| LayerRange::new(*start, *end)).collect();
-        Candidate { node: NodeId([name; 32]), layers, head, rtt_us, free_memory: FREE }
+        Candidate { node: NodeId([name; 32]), layers, head, rtt_us, pace_ns: 1000, free_memory: FREE }
     }
 
     fn run(
@@ -176,7 +208,9 @@ mod tests {
         per_layer: u64,
     ) -> Result<Vec<(u8, u32, u32)>, NoPlan> {
         let memory = |range: LayerRange, _| u64::from(range.len()) * per_layer;
-        let plan = plan(&PlanRequest { model: ModelId([0; 32]), layers, cuts, candidates, memory: &memory })?;
+        let weight = |range: LayerRange, head: bool| u64::from(range.len()) + u64::from(head);
+        let model = ModelId([0; 32]);
+        let plan = plan(&PlanRequest { model, layers, cuts, candidates, memory: &memory, weight: &weight })?;
         Ok(plan.stages.iter().map(|stage| (stage.node.0[0], stage.layers.start, stage.layers.end)).collect())
     }
 
@@ -198,6 +232,29 @@ mod tests {
         ];
         let plan = run(12, &CutRules::free(), &hosts, 1).unwrap();
         assert_eq!(plan.iter().map(|stage| stage.0).collect::<Vec<_>>(), [2, 3, 4]);
+    }
+
+    #[test]
+    fn among_equally_many_stages_the_quick_and_the_near_are_taken_and_the_time_is_told() {
+        let host = |name, pace_ns, rtt_us| Candidate { pace_ns, ..candidate(name, &[(0, 12)], true, rtt_us) };
+        let chosen = |hosts: &[Candidate]| {
+            let (memory, weight) = (|_, _| 0, |range: LayerRange, _| u64::from(range.len()) * 10);
+            let (model, cuts) = (ModelId([0; 32]), CutRules::free());
+            let plan = plan(&PlanRequest {
+                model,
+                layers: 12,
+                cuts: &cuts,
+                candidates: hosts,
+                memory: &memory,
+                weight: &weight,
+            });
+            let plan = plan.unwrap();
+            (plan.stages[0].node.0[0], plan.token_us)
+        };
+        // 120 units of weight: 50 us each are 6 ms, 20 us each are 2.4 ms.
+        let (slow, quick) = (host(1, 50_000, 1_000), host(2, 20_000, 2_000));
+        assert_eq!(chosen(&[slow.clone(), quick.clone()]), (2, 4_400));
+        assert_eq!(chosen(&[slow, Candidate { rtt_us: 9_000, ..quick }]), (1, 7_000), "too far to be quick");
     }
 
     #[test]
@@ -234,7 +291,7 @@ mod tests {
             let candidates: Vec<Candidate> = hosts.iter().enumerate().map(|(index, (ranges, head, rtt))| {
                 let held = ranges.iter().flat_map(|(start, len)| *start..start + len).filter(|layer| *layer < layers);
                 let layers = crate::base::merge_ranges(held.collect());
-                Candidate { node: NodeId([index as u8; 32]), layers, head: *head, rtt_us: *rtt, free_memory: FREE }
+                Candidate { node: NodeId([index as u8; 32]), layers, head: *head, rtt_us: *rtt, pace_ns: 1000, free_memory: FREE }
             }).collect();
             let Ok(plan) = run(layers, &cuts, &candidates, 100) else { return Ok(()) };
             let mut next = 0;

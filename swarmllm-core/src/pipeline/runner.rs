@@ -25,6 +25,7 @@ use crate::pipeline::pool::{Pool, Pooling};
 use crate::pipeline::prefix::EXACT_BLOCK;
 use crate::pipeline::route::{Blame, Finder, OpenRoute, is_loss};
 use crate::pipeline::session::{Action, End, Guess, Session, SessionParams};
+use crate::pipeline::speeds::Seen;
 use crate::pipeline::watch::Watch;
 use crate::wire::control::Opened;
 use crate::wire::job::{LogitsHeader, StepHeader};
@@ -84,6 +85,8 @@ struct Drive<'a> {
     drafter: Option<Drafter>,
     /// The steps under way.
     sent: VecDeque<Sent>,
+    /// Microseconds of each step of the answer on the present route, from its sending to its answer.
+    rounds: Vec<u32>,
     /// When the last answer came.
     answered: Instant,
     /// When guesses were asked for that have not been sent yet.
@@ -118,10 +121,14 @@ struct Facts {
 struct Way {
     epoch: u32,
     stages: Vec<PlanStage>,
+    /// Microseconds of a token, by the plan.
+    predicted_us: u64,
     max_rows: u32,
     /// Tokens that every stage has.
     cached: u32,
     first_addresses: Vec<String>,
+    /// What the ledger prices the stages by.
+    weights: Vec<u64>,
     /// The peers of the route, and what the ledger prices their stages by.
     paid: Vec<(NodeId, u64)>,
 }
@@ -129,7 +136,7 @@ struct Way {
 impl Way {
     fn new(open: OpenRoute, local: NodeId) -> (Self, Vec<StageReport>) {
         let OpenRoute { epoch, route, opened } = open;
-        let stages = route.plan.stages;
+        let (stages, predicted_us) = (route.plan.stages, route.plan.token_us);
         let report = |(stage, opened): (&PlanStage, &Opened)| StageReport {
             stage: *stage,
             epoch,
@@ -138,13 +145,16 @@ impl Way {
             decode_us: Vec::new(),
         };
         let reports = stages.iter().zip(&opened).map(report).collect();
-        let paid =
-            stages.iter().map(|stage| stage.node).zip(route.weights).filter(|(node, _)| *node != local).collect();
+        let weights = route.weights;
+        let all = stages.iter().map(|stage| stage.node).zip(weights.iter().copied());
+        let paid = all.filter(|(node, _)| *node != local).collect();
         let way = Way {
             epoch,
+            predicted_us,
             max_rows: opened.iter().map(|opened| opened.max_rows).min().unwrap_or(1),
             cached: opened.iter().map(|opened| opened.cached).min().unwrap_or(0),
             first_addresses: route.addresses.into_iter().next().unwrap_or_default(),
+            weights,
             paid,
             stages,
         };
@@ -220,6 +230,7 @@ impl<'a> Drive<'a> {
             first_token: None,
             drafter: job.drafter,
             sent: VecDeque::new(),
+            rounds: Vec::new(),
             answered: Instant::now(),
             asked: None,
             emitted: 0,
@@ -227,9 +238,11 @@ impl<'a> Drive<'a> {
     }
 
     fn outcome(self, end: Result<End, Fault>, open: Duration) -> Outcome {
+        let predicted_us = self.way.predicted_us;
         let Drive { session, stages, cached, first_token, began, .. } = self;
         let (tokens, guesses, embedding) = (session.generated().to_vec(), session.guesses(), session.embedding());
-        Outcome { end, tokens, cached, guesses, embedding, stages, open, first_token, total: began.elapsed() }
+        let total = began.elapsed();
+        Outcome { end, tokens, cached, guesses, embedding, stages, open, predicted_us, first_token, total }
     }
 
     /// The text whose KV hosts may keep. In the exact mode that is what was computed in whole chunks of the plain run's
@@ -248,17 +261,36 @@ impl<'a> Drive<'a> {
         if self.job.learns {
             self.coordinator.lessons.learn(self.job.model, self.session.costs());
         }
+        self.learn_speeds();
         if self.way.epoch > 0 {
             // What is computed again is not what a prompt of this length takes.
             return;
         }
         let Some(slowest) = self.stages.iter().max_by_key(|report| report.prefill_us) else { return };
-        let mut tokens = slowest.decode_us.clone();
-        tokens.sort_unstable();
         let rows = (self.session.prompt_sent().len() as u32).saturating_sub(self.cached);
-        if let Some(token_us) = tokens.get(tokens.len() / 2) {
-            self.coordinator.overlap.learn(self.job.model, slowest.prefill_us, rows, *token_us);
+        if !slowest.decode_us.is_empty() {
+            let token_us = median(&slowest.decode_us);
+            self.coordinator.overlap.learn(self.job.model, slowest.prefill_us, rows, token_us);
         }
+    }
+
+    /// Remembers how fast the hosts of the present route were. A step with guesses says nothing of a token.
+    fn learn_speeds(&self) {
+        let token_us = median(&self.rounds);
+        if token_us == 0 || self.session.guesses().0 > 0 {
+            return;
+        }
+        let peers = self.coordinator.net.as_ref().map(NetHandle::peers);
+        let rtt = |node| peers.as_ref().and_then(|peers| peers.lookup(node)).and_then(|peer| peer.rtt);
+        let seen = |(report, weight): (&StageReport, &u64)| Seen {
+            node: report.stage.node,
+            weight: *weight,
+            told_us: median(&report.decode_us),
+            rtt_us: rtt(report.stage.node).map_or(0, |rtt| rtt.as_micros().try_into().unwrap_or(u32::MAX)),
+        };
+        let present = self.stages.len() - self.way.stages.len();
+        let stages: Vec<Seen> = self.stages[present..].iter().zip(&self.way.weights).map(seen).collect();
+        self.coordinator.speeds.learn(self.job.model, &stages, token_us);
     }
 
     async fn run<S: TokenSink>(
@@ -329,6 +361,7 @@ impl<'a> Drive<'a> {
         tracing::warn!(session = %self.job.session, fault = %broken.fault, "a route broke; looking for another");
         self.finder.release(self.way.epoch, &self.way.stages, &Prefix::default());
         self.sent.clear();
+        self.rounds.clear();
         self.asked = None;
         let (text, cause) = (self.session.text(), broken.fault.clone());
         let prefix = self.coordinator.namer.name(self.job.model, self.job.exact, &text);
@@ -357,9 +390,12 @@ impl<'a> Drive<'a> {
                 Vec::new()
             }
             Some((from, Message::Logits { header, rows })) if self.way.is_last(from) => {
-                self.record(&header);
+                let decoded = self.record(&header);
                 let sent = self.sent.pop_front();
                 let took = self.took(&header, sent.as_ref());
+                if decoded {
+                    self.rounds.push(took.round);
+                }
                 let actions = self.session.on_logits(header.step, &rows, took);
                 // An answer that is none is not paid.
                 if !actions.iter().any(|action| matches!(action, Action::Fail(_))) {
@@ -421,7 +457,8 @@ impl<'a> Drive<'a> {
     }
 
     /// Takes the per-stage timings of an answer; called before the session sees it.
-    fn record(&mut self, header: &LogitsHeader) {
+    /// Says whether the step was one of the answer.
+    fn record(&mut self, header: &LogitsHeader) -> bool {
         let prefill = self.session.in_prefill();
         let earlier = self.stages.len() - self.way.stages.len();
         for (report, us) in self.stages.iter_mut().skip(earlier).zip(&header.compute_us) {
@@ -430,6 +467,7 @@ impl<'a> Drive<'a> {
                 false => report.decode_us.push(*us),
             }
         }
+        !prefill
     }
 
     /// Every peer of the route is owed for a step.
@@ -573,6 +611,13 @@ fn usable(cached: u32, prompt: u32, exact: bool) -> u32 {
         false => cached.min(last),
         true => cached.min(last) / EXACT_BLOCK * EXACT_BLOCK,
     }
+}
+
+/// The middle of some times; 0 of none.
+fn median(micros: &[u32]) -> u32 {
+    let mut sorted = micros.to_vec();
+    sorted.sort_unstable();
+    sorted.get(sorted.len() / 2).copied().unwrap_or(0)
 }
 
 fn peer_lost(peer: NodeId, layers: LayerRange) -> Fault {

@@ -162,6 +162,7 @@ class Plan(Record):
 
     model: str
     stages: list[PlanStage]
+    token_us: int
 
 
 class Embeddings(Record):
@@ -191,6 +192,7 @@ class Timings(Record):
     open_ms: float
     first_token_ms: float
     decode_tokens_per_second: float
+    predicted_token_ms: float
     total_ms: float
 
 

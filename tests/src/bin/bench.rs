@@ -8,8 +8,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use swarmllm_core::base::ModelId;
+use swarmllm_core::base::{LayerRange, ModelId, NodeId};
+use swarmllm_core::engine::CutRules;
 use swarmllm_core::node::{Delta, GenerateRequest, Node, Parts, Prompt};
+use swarmllm_core::pipeline::plan::{Candidate, PlanRequest, plan};
 use swarmllm_tests::cluster::{
     CLOSING, CONTEXT, Carrier, Cluster, Member, await_plan, builder, greedy, join, lonely_network, stage_parts,
 };
@@ -257,6 +259,50 @@ async fn empty_node(figures: &mut BTreeMap<String, f64>) {
     }
 }
 
+/// A plan over ten thousand nodes that hold ten of eighty layers each, at all paces and distances.
+fn large_swarm(figures: &mut BTreeMap<String, f64>) {
+    const NODES: u32 = 10_000;
+    const LAYERS: u32 = 80;
+    const HELD: u32 = 10;
+    let candidate = |index: u32| {
+        let mut node = [0; 32];
+        node[..4].copy_from_slice(&index.to_le_bytes());
+        // Scattered by a multiplicative hash, the same in every run.
+        let chance = |what: u32| index.wrapping_mul(2_654_435_761).rotate_left(what) >> 8;
+        let start = chance(1) % (LAYERS - HELD + 1);
+        Candidate {
+            node: NodeId(node),
+            layers: vec![LayerRange::new(start, start + HELD)],
+            head: start + HELD == LAYERS,
+            rtt_us: chance(5) % 100_000,
+            pace_ns: u64::from(chance(9) % 100_000),
+            free_memory: u64::from(chance(13) % 16) << 30,
+        }
+    };
+    let candidates: Vec<Candidate> = (0..NODES).map(candidate).collect();
+    let cuts = CutRules::free();
+    let (memory, weight) =
+        (|range: LayerRange, _| u64::from(range.len()) << 30, |range: LayerRange, _| range.len().into());
+    let request = PlanRequest {
+        model: ModelId([1; 32]),
+        layers: LAYERS,
+        cuts: &cuts,
+        candidates: &candidates,
+        memory: &memory,
+        weight: &weight,
+    };
+    let mut times = Vec::new();
+    for _ in 0..STARTS {
+        let begin = Instant::now();
+        let plan = plan(&request).expect("every layer is held many times");
+        times.push(begin.elapsed().as_secs_f64() * 1e3);
+        assert!(plan.stages.len() >= (LAYERS / HELD) as usize);
+    }
+    let value = median(times);
+    println!("{:<28}{value:>10.1}", "plan_10000_nodes_ms");
+    figures.insert("plan_10000_nodes_ms".to_owned(), value);
+}
+
 #[tokio::main]
 async fn main() {
     let whole = Whole::load(&measured().path(), threads());
@@ -292,6 +338,7 @@ async fn main() {
     let mut figures = report(&all);
     drop(arrangements);
     empty_node(&mut figures).await;
+    large_swarm(&mut figures);
     let path = std::env::var_os("BENCH_JSON").map_or_else(|| PathBuf::from("target/bench.json"), PathBuf::from);
     let json = serde_json::to_string_pretty(&figures).expect("figures are plain numbers");
     std::fs::write(&path, json + "\n").expect("the report can be written");

@@ -218,7 +218,8 @@ mod tests {
     fn the_route_is_compact_and_complete() {
         let stage =
             |byte, start, end, head| PlanStage { node: NodeId([byte; 32]), layers: LayerRange::new(start, end), head };
-        let plan = Plan { model: ModelId([9; 32]), stages: vec![stage(0xaa, 0, 15, false), stage(0xbb, 15, 30, true)] };
+        let stages = vec![stage(0xaa, 0, 15, false), stage(0xbb, 15, 30, true)];
+        let plan = Plan { model: ModelId([9; 32]), stages, token_us: 9000 };
         let headers = route_headers(&plan);
         assert_eq!(headers["x-swarmllm-route"], "aaaaaaaa:0..15,bbbbbbbb:15..30+head");
         assert_eq!(headers["x-swarmllm-model"], plan.model.to_string());

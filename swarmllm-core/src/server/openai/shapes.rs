@@ -195,7 +195,13 @@ mod tests {
             right_guesses: 0,
             completion_tokens: 2,
             route: Vec::new(),
-            timings: Timings { open_ms: 1.0, first_token_ms: 2.0, decode_tokens_per_second: 3.0, total_ms: 4.0 },
+            timings: Timings {
+                open_ms: 1.0,
+                first_token_ms: 2.0,
+                decode_tokens_per_second: 3.0,
+                predicted_token_ms: 3.5,
+                total_ms: 4.0,
+            },
         }
     }
 
