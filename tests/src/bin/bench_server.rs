@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use swarmllm_core::base::ModelId;
+use swarmllm_core::base::{ErrorKind, ModelId};
 use swarmllm_core::engine::sample::SamplingParams;
 use swarmllm_core::node::{
     ChatMessage, ChatRequest, Delta, GenerateOptions, GenerateRequest, Generation, ImportOptions, KvCache, Node, Parts,
@@ -290,8 +290,17 @@ async fn edited(ours: &Asked) -> Vec<f64> {
             let messages = vec![ChatMessage { role: "user".to_owned(), content: request.clone() }];
             tokio::time::sleep(PAUSE).await;
             let begun = Instant::now();
-            let chat = ChatRequest { model: model.to_string(), messages, options };
-            read(node.chat(chat).await.expect("the swarm answers"), begun).await.token()
+            let chat = ChatRequest { model: model.to_string(), messages, options: options.clone() };
+            let generation = match node.chat(chat).await {
+                // The server takes this form where a model has none.
+                Err(error) if error.kind() == ErrorKind::BadTemplate => {
+                    let text = format!("<|im_start|>user\n{request}<|im_end|>\n<|im_start|>assistant\n");
+                    node.generate(GenerateRequest { model: model.to_string(), prompt: Prompt::Text(text), options })
+                        .await
+                }
+                begun => begun,
+            };
+            read(generation.expect("the swarm answers"), begun).await.token()
         };
         let plain = token(false).await;
         speedups.push(plain / token(true).await);
