@@ -312,7 +312,12 @@ impl<'a> Drive<'a> {
                 Ok(None) => {}
                 Ok(Some(end)) => return end,
                 Err(broken) => match self.recover(broken).await {
-                    Ok(again) => actions = again,
+                    Ok(again) => {
+                        actions = again;
+                        // The queue may have overflowed, and has nothing that is of use any more.
+                        drop(inbox);
+                        inbox = self.coordinator.links.register_coordinator(self.job.session);
+                    }
                     Err(end) => return end,
                 },
             }
