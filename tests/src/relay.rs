@@ -1,4 +1,5 @@
-//! A link that takes its time: a relay on loopback hands every byte of a TCP connection on after a delay.
+//! A link that takes its time: a relay on loopback hands every byte of a TCP connection on after a delay, or only so many
+//! a second.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -14,6 +15,15 @@ const PIECE: usize = 64 * 1024;
 /// The address `/ip4/…/tcp/…/p2p/…` of a peer as seen over a link on which everything takes `delay` longer, each way.
 /// The link is there until the process ends.
 pub fn delayed(address: &str, delay: Duration) -> String {
+    relayed(address, delay, None)
+}
+
+/// The same over a link of which each connection carries so many bytes a second, each way.
+pub fn narrow(address: &str, bytes_per_second: u32) -> String {
+    relayed(address, Duration::ZERO, Some(bytes_per_second))
+}
+
+fn relayed(address: &str, delay: Duration, width: Option<u32>) -> String {
     let mut parts: Vec<String> = address.split('/').map(str::to_owned).collect();
     assert_eq!(parts[3], "tcp", "a TCP address");
     let to = format!("{}:{}", parts[2], parts[4]);
@@ -22,21 +32,28 @@ pub fn delayed(address: &str, delay: Duration) -> String {
     thread::spawn(move || {
         for near in listener.incoming().flatten() {
             let Ok(far) = TcpStream::connect(&to) else { continue };
-            carry(&near, &far, delay);
-            carry(&far, &near, delay);
+            carry(&near, &far, delay, width);
+            carry(&far, &near, delay, width);
         }
     });
     parts.join("/")
 }
 
 /// Carries one direction until it ends. Threads of its own, since a runtime's timers are too coarse for this.
-fn carry(from: &TcpStream, to: &TcpStream, delay: Duration) {
+fn carry(from: &TcpStream, to: &TcpStream, delay: Duration, width: Option<u32>) {
     let (mut from, mut to) = (from.try_clone().expect("a handle"), to.try_clone().expect("a handle"));
     to.set_nodelay(true).expect("an option of the socket");
     let (sender, receiver) = mpsc::sync_channel::<(Instant, Vec<u8>)>(UNDER_WAY);
     thread::spawn(move || {
         let mut piece = vec![0; PIECE];
+        // When the link is free again.
+        let mut free = Instant::now();
         while let Ok(read @ 1..) = from.read(&mut piece) {
+            if let Some(width) = width {
+                free = free.max(Instant::now()) + Duration::from_secs_f64(read as f64 / f64::from(width));
+                // What cannot be carried yet is not taken, so that the sender notices.
+                thread::sleep(free.saturating_duration_since(Instant::now()));
+            }
             if sender.send((Instant::now() + delay, piece[..read].to_vec())).is_err() {
                 return;
             }

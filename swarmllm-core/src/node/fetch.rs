@@ -1,7 +1,8 @@
 //! Fetching a model from peers: finds its manifest, then the shards that are wanted and not held.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::stream::{self, TryStreamExt};
@@ -44,11 +45,12 @@ pub(crate) async fn pull(
     });
     taken(0);
     let missing = wanted.into_iter().filter(|entry| !shared.catalog.has(&entry.id));
+    let givers = Givers::default();
     stream::iter(missing.map(Ok::<_, Fault>))
         .try_for_each_concurrent(PARALLEL, |entry| {
-            let taken = taken.clone();
+            let (taken, givers) = (taken.clone(), givers.clone());
             async move {
-                fetch_one(shared, model, &entry, &taken).await?;
+                fetch_one(shared, model, &entry, &taken, &givers).await?;
                 shared.events.send(Event::ShardStored { model, shard: entry.id });
                 Ok(())
             }
@@ -157,16 +159,54 @@ async fn known_or_sought(shared: &Arc<Shared>, model: ModelId, kind: ShardKind) 
     holders(shared, model, |holding| holds(holding, kind))
 }
 
+/// How many shards of one pull each peer gives at the moment.
+#[derive(Clone, Default)]
+struct Givers {
+    shards: Arc<Mutex<HashMap<NodeId, u32>>>,
+}
+
+/// A shard that a peer gives. Ends when dropped.
+struct Giving {
+    givers: Givers,
+    peer: NodeId,
+}
+
+impl Givers {
+    fn locked(&self) -> MutexGuard<'_, HashMap<NodeId, u32>> {
+        self.shards.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the peer out of `left` that gives least now, so that all of them give at once, each what it can.
+    fn next(&self, left: &mut Vec<NodeId>) -> Option<Giving> {
+        let mut shards = self.locked();
+        let least = left.iter().enumerate().min_by_key(|(_, peer)| shards.get(*peer).copied().unwrap_or(0))?.0;
+        let peer = left.swap_remove(least);
+        *shards.entry(peer).or_default() += 1;
+        Some(Giving { givers: self.clone(), peer })
+    }
+}
+
+impl Drop for Giving {
+    fn drop(&mut self) {
+        self.givers.locked().entry(self.peer).and_modify(|shards| *shards = shards.saturating_sub(1));
+    }
+}
+
 /// Takes one shard from the first holder that gives it whole.
-async fn fetch_one(shared: &Arc<Shared>, model: ModelId, entry: &ShardEntry, taken: &Taken) -> Result<(), Fault> {
+async fn fetch_one(
+    shared: &Arc<Shared>,
+    model: ModelId,
+    entry: &ShardEntry,
+    taken: &Taken,
+    givers: &Givers,
+) -> Result<(), Fault> {
     let net = shared.net.as_ref().ok_or_else(offline)?;
-    let mut holders = known_or_sought(shared, model, entry.kind).await;
-    // Different shards begin at different holders, so that several give at once.
-    let first = usize::from(entry.id.0[0]) % holders.len().max(1);
-    holders.rotate_left(first);
+    let holders = known_or_sought(shared, model, entry.kind).await;
+    let mut left: Vec<NodeId> = holders.into_iter().map(|(peer, _)| peer).collect();
     let text = format!("no peer within reach holds {:?} of model {}", entry.kind, model.short());
     let mut last = Fault::new(ErrorKind::ShardMissing, text);
-    for (peer, _) in holders {
+    while let Some(giving) = givers.next(&mut left) {
+        let peer = giving.peer;
         match transfer::take(net, &shared.catalog, peer, entry, &**taken).await {
             Ok(()) => return Ok(()),
             // Our own ground, not the peer's fault: another peer cannot help.
