@@ -15,6 +15,7 @@ use swarmllm_core::pipeline::plan::{Candidate, PlanRequest, plan};
 use swarmllm_tests::cluster::{
     CLOSING, CONTEXT, Carrier, Cluster, Member, await_plan, builder, greedy, join, lonely_network, stage_parts,
 };
+use swarmllm_tests::eventually;
 use swarmllm_tests::models::TestModel;
 use swarmllm_tests::process::{Process, ProcessCluster};
 use swarmllm_tests::prompts::harbour_log;
@@ -259,6 +260,40 @@ async fn empty_node(figures: &mut BTreeMap<String, f64>) {
     }
 }
 
+/// Bytes that have passed the loopback interface, where the system tells.
+fn loopback_bytes() -> Option<u64> {
+    let table = std::fs::read_to_string("/proc/net/dev").ok()?;
+    let line = table.lines().find_map(|line| line.trim().strip_prefix("lo:").map(str::to_owned))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// What twenty nodes that have nothing to do say to each other, each with a model's shards, all at one bootstrap node.
+async fn idle_swarm(figures: &mut BTreeMap<String, f64>) {
+    const NODES: usize = 20;
+    const LISTEN: Duration = Duration::from_secs(30);
+    let network = lonely_network();
+    let hub = Member::start(&network, Carrier::Tcp).await;
+    hub.import(&measured().path(), measured().name(), Parts::Coordinator).await;
+    let mut members = Vec::new();
+    for _ in 1..NODES {
+        let dir = TempDir::new().expect("a temporary directory");
+        let builder = builder(dir.path(), &network, Carrier::Tcp).bootstrap(vec![hub.node.addresses()[0].clone()]);
+        members.push((builder.start().await.expect("a node starts"), dir));
+    }
+    eventually("all have met", || hub.node.peers().iter().filter(|peer| peer.connected).count() == NODES - 1).await;
+    tokio::time::sleep(5 * SETTLE).await;
+    let Some(before) = loopback_bytes() else { return };
+    tokio::time::sleep(LISTEN).await;
+    let said = loopback_bytes().unwrap_or(before) - before;
+    let value = said as f64 / LISTEN.as_secs_f64() / NODES as f64;
+    println!("{:<28}{value:>10.1}", "idle_bytes_per_s");
+    figures.insert("idle_bytes_per_s".to_owned(), value);
+    for (node, _dir) in members {
+        node.shutdown(CLOSING).await;
+    }
+    hub.stop().await;
+}
+
 /// A plan over ten thousand nodes that hold ten of eighty layers each, at all paces and distances.
 fn large_swarm(figures: &mut BTreeMap<String, f64>) {
     const NODES: u32 = 10_000;
@@ -338,6 +373,7 @@ async fn main() {
     let mut figures = report(&all);
     drop(arrangements);
     empty_node(&mut figures).await;
+    idle_swarm(&mut figures).await;
     large_swarm(&mut figures);
     let path = std::env::var_os("BENCH_JSON").map_or_else(|| PathBuf::from("target/bench.json"), PathBuf::from);
     let json = serde_json::to_string_pretty(&figures).expect("figures are plain numbers");
