@@ -188,7 +188,7 @@ async fn where_the_last_holder_of_a_layer_is_gone_the_error_says_so_and_keeps_wh
         }
     };
     let error = stream(begin(&node, &model, greedy(ANSWER)).await, kill).await.err().expect("nobody has the layers");
-    assert!(died.is_some_and(|died| died.elapsed() < Duration::from_secs(10)), "within a bound");
+    assert!(died.is_some_and(|died| died.elapsed() < Duration::from_secs(20)), "within a bound");
     assert_eq!(error.kind(), ErrorKind::PeerLost, "{error}");
     let GenerateError::Interrupted { partial, .. } = error else { panic!("what was said is kept: {error}") };
     assert!(partial.tokens.len() >= 30 && plain.tokens.starts_with(&partial.tokens), "{:?}", partial.tokens);

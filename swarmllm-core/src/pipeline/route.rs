@@ -27,6 +27,8 @@ const MAX_ATTEMPTS: u32 = 32;
 /// does without it.
 const WHILE_LOADING: Duration = Duration::from_millis(500);
 const MISSES: u32 = 5;
+/// Longest search for another route: the swarm's table may be slow to say that it knows of nobody.
+const SEARCH: Duration = Duration::from_secs(3);
 /// How often a route is looked for where there is none.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
@@ -117,7 +119,7 @@ impl Finder {
         let cause = blame.fault.clone();
         let mut lost = self.take(blame);
         loop {
-            match self.routes.find([self.without.as_slice(), &lost].concat()).await {
+            match self.find(&lost).await {
                 Ok(_) if self.epoch >= MAX_ATTEMPTS => return Err(cause),
                 Ok(route) => match self.attempt(route, prefix).await {
                     Ok(open) => return Ok(open),
@@ -134,7 +136,13 @@ impl Finder {
 
     /// Whether there is a route that does without these nodes, too.
     pub async fn can_avoid(&self, nodes: &[NodeId]) -> bool {
-        self.routes.find([self.without.as_slice(), nodes].concat()).await.is_ok()
+        self.find(nodes).await.is_ok()
+    }
+
+    async fn find(&self, without: &[NodeId]) -> Result<Route, Fault> {
+        let found = self.routes.find([self.without.as_slice(), without].concat());
+        let none = || Fault::new(ErrorKind::NoPlan, format!("no route was found within {SEARCH:?}"));
+        tokio::time::timeout(SEARCH, found).await.unwrap_or_else(|_| Err(none()))
     }
 
     /// Ends what an [`open`](Self::open) has begun that was not awaited to its end.
