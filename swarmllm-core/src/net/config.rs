@@ -150,6 +150,11 @@ pub(super) struct Checked {
 }
 
 impl NetConfig {
+    /// Refuses what a start would refuse for its texts and counts alone, without touching the network.
+    pub fn validate(&self) -> Result<(), NetError> {
+        self.check().map(drop)
+    }
+
     pub(super) fn check(&self) -> Result<Checked, NetError> {
         check_network(&self.network)?;
         at_most("addresses to listen on", self.listen.len(), MAX_LISTEN)?;

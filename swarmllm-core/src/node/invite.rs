@@ -23,8 +23,8 @@ const MAX_TEXT: usize = 4096;
 const MAX_ADDRESSES: usize = 8;
 const MAX_ADDRESS_BYTES: usize = 256;
 
-/// What is signed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What is signed. Never printed: it may have the secret.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Body {
     network: String,
     key: Option<[u8; SwarmKey::BYTES]>,

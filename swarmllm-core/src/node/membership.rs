@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::{ErrorKind, Fault};
 use crate::identity::{SwarmKey, keyfile};
+use crate::net::NetConfig;
 use crate::node::invite::Invite;
 
 const FILE: &str = "swarm";
@@ -57,7 +58,7 @@ pub(crate) fn settle(dir: &Path, wish: &Wish, default: &str) -> Result<Membershi
         let asked = asked.or(wish.network.map(|network| (network, None)));
         let agrees =
             asked.is_none_or(|(network, key)| network == kept.network && key.is_none_or(|key| *key == kept.key));
-        return match agrees {
+        return match agrees && !is_too_open(wish, kept.key.as_ref()) {
             true => Ok(kept),
             false => Err(belongs_elsewhere(&path, &kept.network)),
         };
@@ -67,6 +68,10 @@ pub(crate) fn settle(dir: &Path, wish: &Wish, default: &str) -> Result<Membershi
             invite.check()?;
             if wish.network.is_some_and(|network| network != invite.network) {
                 let text = format!("the invite is to swarm `{}`, another was named", invite.network);
+                return Err(Fault::new(ErrorKind::InvalidArgument, text));
+            }
+            if is_too_open(wish, invite.key.as_ref()) {
+                let text = format!("the invite is to the open swarm `{}`, a private one was asked for", invite.network);
                 return Err(Fault::new(ErrorKind::InvalidArgument, text));
             }
             Membership { network: invite.network, key: invite.key, bootstrap: invite.addresses }
@@ -81,8 +86,21 @@ pub(crate) fn settle(dir: &Path, wish: &Wish, default: &str) -> Result<Membershi
             return Ok(Membership { network, key: None, bootstrap: Vec::new() });
         }
     };
+    check(&membership)?;
     save(&path, &membership)?;
     Ok(membership)
+}
+
+/// Who asks for a private swarm must never find itself in an open one.
+fn is_too_open(wish: &Wish, key: Option<&SwarmKey>) -> bool {
+    wish.private && key.is_none()
+}
+
+/// What could not be started with is not kept: a name that is none, addresses that a member has signed and that are none.
+fn check(membership: &Membership) -> Result<(), Fault> {
+    let Membership { network, bootstrap, .. } = membership.clone();
+    let config = NetConfig { network, bootstrap, ..NetConfig::default() };
+    config.validate().map_err(|error| Fault::new(error.kind(), error))
 }
 
 /// A name that no other private swarm has; it tells nothing of the secret.
@@ -182,6 +200,38 @@ mod tests {
         let other_key = invite("home", Some(&SwarmKey::generate().unwrap()), 60);
         assert_eq!(kind(wish(None, false, Some(&other_key))), ErrorKind::InvalidConfig);
         assert_eq!(settle(dir.path(), &wish(Some("home"), false, None), "main").unwrap(), joined);
+    }
+
+    #[test]
+    fn who_asks_for_a_private_swarm_is_never_in_an_open_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = invite("home", None, 60);
+        let refused = settle(dir.path(), &wish(None, true, Some(&open)), "main").unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::InvalidArgument);
+        assert!(settle(dir.path(), &wish(None, false, Some(&open)), "main").unwrap().key.is_none());
+        assert_eq!(settle(dir.path(), &wish(None, true, None), "main").unwrap_err().kind(), ErrorKind::InvalidConfig);
+    }
+
+    #[test]
+    fn what_could_not_be_started_with_is_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let keypair = Keypair::from_seed(&[3; 32]);
+        let minute = Duration::from_secs(60);
+        let lame = Invite::write(&keypair, "home", None, vec!["nowhere".to_owned()], minute).unwrap();
+        assert_eq!(
+            settle(dir.path(), &wish(None, false, Some(&lame)), "main").unwrap_err().kind(),
+            ErrorKind::InvalidArgument
+        );
+        let bad_name = invite("No Name", None, 60);
+        assert_eq!(
+            settle(dir.path(), &wish(None, false, Some(&bad_name)), "main").unwrap_err().kind(),
+            ErrorKind::InvalidConfig
+        );
+        assert_eq!(
+            settle(dir.path(), &wish(Some("No Name"), true, None), "main").unwrap_err().kind(),
+            ErrorKind::InvalidConfig
+        );
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]
