@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::AsyncWriteExt;
 use swarmllm_core::base::{ErrorKind, LayerRange, ModelId, NodeId, SessionId};
-use swarmllm_core::node::{GenerateOptions, GenerateRequest, ImportOptions, Node, Parts, Prompt};
+use swarmllm_core::node::{Delta, GenerateOptions, GenerateRequest, ImportOptions, Node, Parts, Prompt};
 use swarmllm_core::pipeline::control::request;
 use swarmllm_core::pipeline::message::Message;
 use swarmllm_core::wire::announce::Holding;
@@ -233,6 +233,44 @@ async fn open(rogue: &Rogue, host: NodeId, model: ModelId, number: u8) -> Sessio
 }
 
 type Spoil = fn(&mut StepHeader, &mut Vec<u8>);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_who_knows_a_session_cannot_spoil_it_with_a_bad_frame() {
+    let network = lonely_network();
+    let host = Member::start(&network, Carrier::Tcp).await;
+    let model = host.import(&MODEL.path(), MODEL.name(), Parts::All).await;
+    let asker = Member::start(&network, Carrier::Tcp).await;
+    asker.import(&MODEL.path(), MODEL.name(), Parts::Coordinator).await;
+    join(&asker.node, &host.node.addresses(), Carrier::Tcp).await;
+    await_plan(&asker.node, model).await;
+    let rogue = Rogue::start(&network, Carrier::Tcp, None).await;
+    let id = rogue.net.dial(&host.node.addresses()[0]).await.expect("the host is reached");
+    let prompt = Prompt::Text(TEXT.to_owned());
+    let request = GenerateRequest { model: model.to_string(), prompt, options: greedy(160) };
+    let mut answer = asker.node.generate(request).await.expect("the host answers");
+    assert!(matches!(answer.next().await, Some(Ok(Delta::Text(_)))), "the answer has begun");
+    let step = StepHeader {
+        session: answer.session(),
+        epoch: 0,
+        stage: 0,
+        step: 1,
+        pos: 1,
+        rows: 1,
+        width: WIDTH,
+        want_from: 0,
+        want: Want::Full,
+        compute_us: Vec::new(),
+    };
+    let mut stream = rogue.stage_stream(id).await;
+    stream.write_all(&frame(&StageHeader::Step(step), &[0; 4])).await.expect("the stream is open");
+    stream.flush().await.expect("the stream is open");
+    let completion = in_time("the answer", answer.finish()).await.expect("it is not touched");
+    assert_eq!(completion.tokens, expected(160));
+    rogue.net.shutdown().await;
+    for member in [asker, host] {
+        member.stop().await;
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_frame_ends_its_own_session_and_no_other() {

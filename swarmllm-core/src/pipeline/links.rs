@@ -172,8 +172,8 @@ impl Links {
         }
     }
 
-    /// Takes the messages of one stage of one session, whose results go to `next`, until the inbox is dropped. Refuses a second stage of that number,
-    /// and a session that its coordinator has ended meanwhile.
+    /// Takes the messages of one stage of one session, whose results go to `next`, until the inbox is dropped. Refuses a
+    /// second stage of that number, and a session that its coordinator has ended meanwhile.
     pub fn register_stage(&self, key: SessionStage, coordinator: NodeId, next: NodeId) -> Result<StageInbox, Fault> {
         let (queue, receiver) = mpsc::channel(SESSION_QUEUE);
         let mut stages = locked(&self.inner.stages);

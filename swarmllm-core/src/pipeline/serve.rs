@@ -129,13 +129,14 @@ impl StageSession {
 
     async fn handle(&mut self, from: NodeId, message: Message) -> Result<(), Fault> {
         match message {
-            // Only this node's own links tell a stage so.
-            Message::Failed { fault, .. } => Err(fault),
-            Message::Step { .. } if *self.previous.get_or_insert(from) != from => {
-                tracing::warn!(peer = %from, "a step from another peer than the one before was dropped");
+            // This node's own links say that the way to the next stage is lost.
+            Message::Failed { fault, .. } if from == self.links.local() => Err(fault),
+            _ if *self.previous.get_or_insert(from) != from => {
+                tracing::warn!(peer = %from, "a message from another peer than the one before was dropped");
                 Ok(())
             }
             Message::Step { header, hidden } => self.step(header, hidden).await,
+            Message::Failed { fault, .. } => Err(fault),
             Message::Logits { .. } => Ok(()),
         }
     }
