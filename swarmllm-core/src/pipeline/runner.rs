@@ -372,8 +372,10 @@ impl<'a> Drive<'a> {
         let prefix = self.coordinator.namer.name(self.job.model, self.job.exact, &text);
         let open = self.job.limits.bound(self.finder.reopen(broken, &prefix, PATIENCE)).await;
         let open = open.inspect_err(|_| self.finder.abandon())?;
-        let (way, stages) = Way::new(open, self.coordinator.links.local());
+        let (mut way, stages) = Way::new(open, self.coordinator.links.local());
         let chunk = if self.job.exact { self.way.max_rows } else { way.max_rows };
+        // Hosts that admit longer steps change nothing, for this recovery nor for the next.
+        way.max_rows = way.max_rows.min(chunk);
         self.way = way;
         self.stages.extend(stages);
         self.watch.restart();
