@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test models demo test bench rust features c python wheel demo-test
+.PHONY: help setup setup-test models demo test bench rust net features c python wheel demo-test
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/swarmllm/models
 export SWARMLLM_TEST_SMOLLM2 ?= $(CACHE)/smollm2-135m-q4_1.gguf
@@ -38,9 +38,10 @@ demo: setup ## Three processes with a third of a model each answer together
 	$(CARGO) build --release -p swarmllm-cli
 	@BIN=target/release/swarmllm tests/scripts/demo.sh
 
-test: setup-test ## Everything: Rust, C, Python, the demo
+test: setup-test ## Everything: Rust, an unkind network, C, Python, the demo
 	@$(MAKE) --no-print-directory models
 	$(MAKE) --no-print-directory rust
+	$(MAKE) --no-print-directory net
 	$(MAKE) --no-print-directory features
 	$(MAKE) --no-print-directory c
 	$(MAKE) --no-print-directory python
@@ -59,6 +60,14 @@ ifeq ($(NEXTEST),yes)
 else
 	@echo "cargo-nextest is not installed (see https://nexte.st); one test after another instead"
 	$(CARGO) test --workspace --locked --tests -- --test-threads=1
+endif
+
+# One after another: each has a network of its own, and the machine's cores to itself.
+net: ## Routers, lost packets and cut lines, in network namespaces where the machine has them (after `make rust`)
+ifeq ($(NEXTEST),yes)
+	tests/scripts/net.sh $(CARGO) nextest run --workspace --locked -E 'binary(wild)' --run-ignored only -j 1
+else
+	tests/scripts/net.sh $(CARGO) test --workspace --locked --test wild -- --ignored --test-threads=1
 endif
 
 # The core as others may build it: without llama.cpp and server, and without any engine.

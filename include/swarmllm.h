@@ -264,6 +264,21 @@ swarmllm_status swarmllm_config_add_bootstrap(swarmllm_config config, const char
 swarmllm_status swarmllm_config_set_mdns(swarmllm_config config, int32_t on);
 
 /**
+ * Whether to carry circuits for peers that nobody can connect to, without being able to read them (0 = no).
+ */
+swarmllm_status swarmllm_config_set_relay(swarmllm_config config, int32_t on);
+
+/**
+ * Adds an address under which others reach this node although it does not listen there (multiaddr).
+ */
+swarmllm_status swarmllm_config_add_external(swarmllm_config config, const char *address);
+
+/**
+ * Whether to ask the router to forward the ports, by UPnP (0 = no).
+ */
+swarmllm_status swarmllm_config_set_upnp(swarmllm_config config, int32_t on);
+
+/**
  * Whether to compute stages for others (0 = no).
  */
 swarmllm_status swarmllm_config_set_serve(swarmllm_config config, int32_t on);

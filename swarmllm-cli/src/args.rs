@@ -107,9 +107,19 @@ pub struct NodeArgs {
     /// Found a private swarm, which only nodes with an invite can enter, where the data directory belongs to none
     #[arg(long)]
     pub private: bool,
-    /// Peer to dial at start and again when lost, as /ip4/../tcp/../p2p/..; may be repeated
-    #[arg(long, value_name = "ADDR")]
+    /// Peer to dial at start and again when lost, as /ip4/../tcp/../p2p/..; may be repeated. Without an address: be one to
+    /// others, that is --relay and --no-serve
+    #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = "")]
     pub bootstrap: Vec<String>,
+    /// Carry circuits for peers that nobody can connect to, without being able to read them
+    #[arg(long)]
+    pub relay: bool,
+    /// Address under which others reach this node although it does not listen there; may be repeated
+    #[arg(long, value_name = "ADDR")]
+    pub external: Vec<String>,
+    /// Ask the router to forward this node's ports
+    #[arg(long)]
+    pub upnp: bool,
     /// P2P address to listen on, as /ip4/../tcp/..; may be repeated
     #[arg(long, value_name = "ADDR")]
     pub listen: Vec<String>,
@@ -146,10 +156,17 @@ impl NodeArgs {
     /// The flags that were given.
     pub fn flags(&self) -> Flags {
         let given = |list: &Vec<String>| (!list.is_empty()).then(|| list.clone());
+        let mut bootstrap = self.bootstrap.clone();
+        bootstrap.retain(|address| !address.is_empty());
+        let is_bootstrap = bootstrap.len() < self.bootstrap.len();
         Flags {
             network: self.network.clone(),
             private: self.private.then_some(true),
-            bootstrap: given(&self.bootstrap),
+            bootstrap: given(&bootstrap),
+            relay: (self.relay || is_bootstrap).then_some(true),
+            external: given(&self.external),
+            upnp: self.upnp.then_some(true),
+            serve: is_bootstrap.then_some(false),
             listen: given(&self.listen),
             mdns: self.no_mdns.then_some(false),
             threads: self.threads,
@@ -190,12 +207,13 @@ pub struct RunArgs {
 impl RunArgs {
     /// The flags that were given.
     pub fn flags(&self) -> Flags {
+        let node = self.node.flags();
         Flags {
             port: self.port,
             http: self.no_http.then_some(false),
             http_address: self.http_address,
-            serve: self.no_serve.then_some(false),
-            ..self.node.flags()
+            serve: self.no_serve.then_some(false).or(node.serve),
+            ..node
         }
     }
 }
@@ -363,6 +381,20 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn bootstrap_names_a_peer_or_makes_the_node_one() {
+        let flags = |line| match parse(line) {
+            Ok(Command::Run(run)) => run.flags(),
+            other => panic!("{other:?}"),
+        };
+        let one = flags("run --bootstrap --external /dns4/a.example/tcp/1");
+        assert_eq!((one.relay, one.serve, one.bootstrap), (Some(true), Some(false), None));
+        assert_eq!(one.external, Some(vec!["/dns4/a.example/tcp/1".to_owned()]));
+        let known = flags("run --bootstrap /ip4/10.0.0.1/tcp/1");
+        assert_eq!((known.relay, known.serve), (None, None));
+        assert_eq!(known.bootstrap.map(|peers| peers.len()), Some(1));
     }
 
     #[test]

@@ -26,7 +26,7 @@ const TEST_PREFIX: &str = "test_";
 /// Keys whose variables are text as it stands, even where it looks like a number.
 const TEXTS: [&str; 3] = ["network", "engine", "api_key"];
 /// Keys whose variables are lists, separated by commas.
-const LISTS: [&str; 3] = ["bootstrap", "listen", "allowed_hosts"];
+const LISTS: [&str; 4] = ["bootstrap", "listen", "external", "allowed_hosts"];
 /// P2P TCP listens this far above the HTTP port.
 const P2P_OFFSET: u16 = 10;
 
@@ -51,6 +51,12 @@ pub struct Settings {
     pub private: bool,
     pub bootstrap: Vec<String>,
     pub mdns: bool,
+    /// Whether to carry circuits for peers that nobody can connect to.
+    pub relay: bool,
+    /// Addresses under which others reach this node beside those that it listens on.
+    pub external: Vec<String>,
+    /// Whether to ask the router to forward ports.
+    pub upnp: bool,
     /// Whether `run` computes for others.
     pub serve: bool,
     pub threads: Option<u32>,
@@ -98,6 +104,9 @@ impl Default for Settings {
             private: false,
             bootstrap: Vec::new(),
             mdns: true,
+            relay: false,
+            external: Vec::new(),
+            upnp: false,
             serve: true,
             threads: None,
             gpu_layers: None,
@@ -130,6 +139,12 @@ pub struct Flags {
     pub bootstrap: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mdns: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relay: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub external: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upnp: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serve: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -103,7 +103,8 @@ impl Context {
 
     fn online(&self, builder: NodeBuilder) -> NodeBuilder {
         let settings = &self.settings;
-        builder.mdns(settings.mdns).bootstrap(settings.bootstrap.clone())
+        let met = builder.mdns(settings.mdns).bootstrap(settings.bootstrap.clone());
+        met.relay(settings.relay).external(settings.external.clone()).upnp(settings.upnp)
     }
 }
 

@@ -39,18 +39,21 @@ struct Config {
     builder: NodeBuilder,
     listen: Vec<String>,
     bootstrap: Vec<String>,
+    external: Vec<String>,
 }
 
 /// The builder that a configuration stands for.
 pub fn builder(config: swarmllm_config) -> Result<NodeBuilder, Fault> {
     let config = CONFIGS.get(config.id)?;
-    let Config { mut builder, listen, bootstrap } = config.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let Config { mut builder, listen, bootstrap, external } =
+        config.lock().unwrap_or_else(PoisonError::into_inner).clone();
     if !listen.is_empty() {
         builder = builder.listen(listen);
     }
     if !bootstrap.is_empty() {
         builder = builder.bootstrap(bootstrap);
     }
+    builder = builder.external(external);
     Ok(builder)
 }
 
@@ -79,7 +82,7 @@ pub extern "C" fn swarmllm_config_new(config: Option<&mut swarmllm_config>) -> s
     guard(|| {
         let config = place(config, "config")?;
         config.id = 0;
-        let new = Config { builder: Node::builder(), listen: Vec::new(), bootstrap: Vec::new() };
+        let new = Config { builder: Node::builder(), listen: Vec::new(), bootstrap: Vec::new(), external: Vec::new() };
         config.id = CONFIGS.insert(Mutex::new(new))?;
         Ok(())
     })
@@ -167,6 +170,28 @@ pub unsafe extern "C" fn swarmllm_config_add_bootstrap(
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_set_mdns(config: swarmllm_config, on: i32) -> swarmllm_status {
     set(config, |builder| builder.mdns(on != 0))
+}
+
+/// Whether to carry circuits for peers that nobody can connect to, without being able to read them (0 = no).
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_config_set_relay(config: swarmllm_config, on: i32) -> swarmllm_status {
+    set(config, |builder| builder.relay(on != 0))
+}
+
+/// Adds an address under which others reach this node although it does not listen there (multiaddr).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn swarmllm_config_add_external(
+    config: swarmllm_config,
+    address: *const c_char,
+) -> swarmllm_status {
+    // SAFETY: the caller gives a NUL-terminated text.
+    change(config, |config| add(&mut config.external, unsafe { read(address, "address", MAX_NAME) }?))
+}
+
+/// Whether to ask the router to forward the ports, by UPnP (0 = no).
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_config_set_upnp(config: swarmllm_config, on: i32) -> swarmllm_status {
+    set(config, |builder| builder.upnp(on != 0))
 }
 
 /// Whether to compute stages for others (0 = no).

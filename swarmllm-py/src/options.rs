@@ -22,6 +22,9 @@ pub struct NodeConfig {
     listen: Option<Vec<String>>,
     bootstrap: Option<Vec<String>>,
     mdns: Option<bool>,
+    relay: Option<bool>,
+    external: Option<Vec<String>>,
+    upnp: Option<bool>,
     serve: Option<bool>,
     threads: Option<u32>,
     gpu_layers: Option<u32>,
@@ -51,6 +54,9 @@ impl NodeConfig {
         builder = set(builder, self.listen, NodeBuilder::listen);
         builder = set(builder, self.bootstrap, NodeBuilder::bootstrap);
         builder = set(builder, self.mdns, NodeBuilder::mdns);
+        builder = set(builder, self.relay, NodeBuilder::relay);
+        builder = set(builder, self.external, NodeBuilder::external);
+        builder = set(builder, self.upnp, NodeBuilder::upnp);
         builder = set(builder, self.serve, NodeBuilder::serve);
         builder = set(builder, self.threads, NodeBuilder::threads);
         builder = set(builder, self.gpu_layers, NodeBuilder::gpu_layers);

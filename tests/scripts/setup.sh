@@ -28,7 +28,11 @@ missing_debian() {
     has c++ || echo g++
     has_libclang || echo libclang-dev
     python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
-    if [ "$1" = test ]; then has valgrind || echo valgrind; fi
+    if [ "$1" = test ]; then
+        has valgrind || echo valgrind
+        has ip || echo iproute2
+        has nft || echo nftables
+    fi
 }
 
 install_debian() {

@@ -13,6 +13,7 @@ pub mod prompts;
 pub mod relay;
 pub mod rogue;
 pub mod server;
+pub mod space;
 pub mod synthetic;
 pub mod tiny;
 pub mod whole;

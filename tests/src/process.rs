@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use crate::PATIENCE;
 use crate::cluster::{CONTEXT, Carrier, Member, THREADS, await_plan, join, lonely_network};
 use crate::models::TestModel;
+use crate::space::Space;
 
 /// The command line's binary, which was built beside this test.
 pub fn binary() -> PathBuf {
@@ -53,8 +54,16 @@ impl Process {
 
     /// Starts a node in whatever swarm its directory and `arguments` say, which finds nobody by itself.
     pub fn start_plain(data_dir: &Path, arguments: &[&str]) -> Process {
+        Self::start_by(Command::new(binary()), data_dir, arguments)
+    }
+
+    /// The same on another machine.
+    pub fn start_in(space: &Space, data_dir: &Path, arguments: &[&str]) -> Process {
+        Self::start_by(space.command(binary()), data_dir, arguments)
+    }
+
+    fn start_by(mut command: Command, data_dir: &Path, arguments: &[&str]) -> Process {
         let begin = Instant::now();
-        let mut command = Command::new(binary());
         command.arg("run").arg("--json").arg("--data-dir").arg(data_dir);
         command.args(["--no-mdns", "--no-http"]).args(arguments);
         let mut child =

@@ -37,21 +37,26 @@ pub enum TransportKind {
     Tcp,
     /// QUIC.
     Quic,
+    /// Through another peer, which carries what it cannot read: Noise and Yamux, over one of the others to that peer.
+    Relay,
 }
 
 impl TransportKind {
-    /// `tcp` or `quic`.
+    /// `tcp`, `quic` or `relay`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
             Self::Quic => "quic",
+            Self::Relay => "relay",
         }
     }
 
     pub(super) fn of(address: &Multiaddr) -> Self {
-        match address.iter().any(|part| matches!(part, Protocol::QuicV1)) {
-            true => Self::Quic,
-            false => Self::Tcp,
+        let has = |wanted: fn(&Protocol<'_>) -> bool| address.iter().any(|part| wanted(&part));
+        match (has(|part| matches!(part, Protocol::P2pCircuit)), has(|part| matches!(part, Protocol::QuicV1))) {
+            (true, _) => Self::Relay,
+            (false, true) => Self::Quic,
+            (false, false) => Self::Tcp,
         }
     }
 }
@@ -66,14 +71,15 @@ fn bad(address: &str, reason: impl Into<String>) -> NetError {
     NetError::BadAddress { address: address.chars().take(MAX_ADDRESS_BYTES).collect(), reason: reason.into() }
 }
 
-/// Reads an address of a form that our transports know: `/ip4|ip6|dns../tcp/N` or `/../udp/N/quic-v1`, `/p2p/` allowed.
+/// Reads an address of a form that our transports know: `/ip4|ip6|dns../tcp/N` or `/../udp/N/quic-v1`, either with
+/// `/p2p/RELAY/p2p-circuit` behind it; `/p2p/` allowed at the end.
 fn parse(text: &str) -> Result<Multiaddr, NetError> {
     if text.len() > MAX_ADDRESS_BYTES {
         return Err(bad(text, "it is too long"));
     }
     let address: Multiaddr = text.parse().map_err(|error| bad(text, format!("{error}")))?;
     if !is_usable(&address) {
-        return Err(bad(text, "it is neither /…/tcp/PORT nor /…/udp/PORT/quic-v1"));
+        return Err(bad(text, "it is neither /…/tcp/PORT nor /…/udp/PORT/quic-v1, nor a circuit behind such a one"));
     }
     Ok(address)
 }
@@ -84,9 +90,13 @@ fn is_usable(address: &Multiaddr) -> bool {
         Some(split) => split,
         None => return false,
     };
-    use Protocol::{Dns, Dns4, Dns6, Ip4, Ip6, P2p, QuicV1, Tcp, Udp};
+    use Protocol::{Dns, Dns4, Dns6, Ip4, Ip6, P2p, P2pCircuit, QuicV1, Tcp, Udp};
+    let beyond = match rest {
+        [Tcp(_), beyond @ ..] | [Udp(_), QuicV1, beyond @ ..] => beyond,
+        _ => return false,
+    };
     matches!(host, Ip4(_) | Ip6(_) | Dns(_) | Dns4(_) | Dns6(_))
-        && matches!(rest, [Tcp(_)] | [Tcp(_), P2p(_)] | [Udp(_), QuicV1] | [Udp(_), QuicV1, P2p(_)])
+        && matches!(beyond, [] | [P2p(_)] | [P2p(_), P2pCircuit] | [P2p(_), P2pCircuit, P2p(_)])
 }
 
 /// An address to listen on: an IP without a peer id.
@@ -95,6 +105,7 @@ pub(super) fn parse_listen(text: &str) -> Result<Multiaddr, NetError> {
     match (ip(&address), peer_in(&address)) {
         (None, _) => Err(bad(text, "only IP addresses can be listened on")),
         (_, Some(_)) => Err(bad(text, "a peer id is not part of an address to listen on")),
+        _ if is_circuit(&address) => Err(bad(text, "circuits are listened on where bootstrap peers offer them")),
         _ => Ok(address),
     }
 }
@@ -127,9 +138,23 @@ pub(super) fn with_peer(address: &Multiaddr, peer: PeerId) -> Multiaddr {
     without_peer(address).with(Protocol::P2p(peer))
 }
 
-/// The address without a peer id.
+/// The address without the peer id at its end.
 pub(super) fn without_peer(address: &Multiaddr) -> Multiaddr {
-    address.iter().filter(|part| !matches!(part, Protocol::P2p(_))).collect()
+    let mut address = address.clone();
+    if matches!(address.iter().last(), Some(Protocol::P2p(_))) {
+        address.pop();
+    }
+    address
+}
+
+/// Whether the address leads through a relay.
+pub(super) fn is_circuit(address: &Multiaddr) -> bool {
+    TransportKind::of(address) == TransportKind::Relay
+}
+
+/// What to listen on for circuits of the relay at this address.
+pub(super) fn circuit(relay: &Multiaddr, peer: PeerId) -> Multiaddr {
+    with_peer(relay, peer).with(Protocol::P2pCircuit)
 }
 
 /// The IP address that it begins with.
@@ -160,8 +185,12 @@ pub(super) fn is_worth_keeping(claimed: &Multiaddr, seen: &Multiaddr) -> bool {
         && (!loopback(claimed) || loopback(seen))
 }
 
-/// The name to be resolved, where the address begins with one: the name, and whether IPv4 and IPv6 will do.
+/// The name to be resolved, where the address begins with one: the name, and whether IPv4 and IPv6 will do. The name of a
+/// circuit's relay is resolved when the relay is dialled.
 pub(super) fn dns_name(address: &Multiaddr) -> Option<(String, bool, bool)> {
+    if is_circuit(address) {
+        return None;
+    }
     match address.iter().next() {
         Some(Protocol::Dns(name)) => Some((name.into_owned(), true, true)),
         Some(Protocol::Dns4(name)) => Some((name.into_owned(), true, false)),
@@ -206,6 +235,7 @@ mod tests {
             "/ip4/10.0.0.1/tcp/1".to_string(),
             "/ip6/::1/udp/9/quic-v1".to_string(),
             format!("/dns4/host.example/tcp/8810/p2p/{peer}"),
+            format!("/ip4/10.0.0.1/udp/1/quic-v1/p2p/{peer}/p2p-circuit/p2p/{peer}"),
         ] {
             assert_eq!(parse_dial(&good).unwrap().to_string(), good);
         }
@@ -218,11 +248,23 @@ mod tests {
             "/ip4/0.0.0.0/tcp/1",
             "/ip4/10.0.0.1/tcp/1/ws",
             "/ip4/10.0.0.1/tcp/99999",
-            &format!("/ip4/10.0.0.1/tcp/1/p2p/{peer}/p2p-circuit"),
+            "/ip4/10.0.0.1/tcp/1/p2p-circuit",
+            &format!("/ip4/10.0.0.1/tcp/1/p2p/{peer}/p2p-circuit/p2p/{peer}/p2p-circuit"),
+            &format!("/ip4/10.0.0.1/tcp/1/p2p/{peer}/p2p-circuit/ip4/10.0.0.2/tcp/1"),
             &"/ip4/10.0.0.1/tcp/1".repeat(100),
         ] {
             assert!(matches!(parse_dial(bad), Err(NetError::BadAddress { .. })), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_circuit_keeps_its_relay_when_the_peer_is_taken_off() {
+        let [relay, peer] = [3, 4].map(|seed| peer_of(&Keypair::from_seed(&[seed; 32]).node_id()).unwrap());
+        let through = circuit(&"/ip4/10.0.0.1/tcp/1".parse().unwrap(), relay);
+        assert!(is_circuit(&through) && through.to_string().ends_with(&format!("{relay}/p2p-circuit")));
+        let whole = with_peer(&through, peer);
+        assert_eq!((peer_in(&whole), without_peer(&whole)), (Some(peer), through));
+        assert!(parse_listen(&without_peer(&whole).to_string()).is_err());
     }
 
     #[test]

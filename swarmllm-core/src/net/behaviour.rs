@@ -8,7 +8,9 @@ use libp2p::gossipsub::{self, MessageAuthenticity, PeerScoreParams, PeerScoreThr
 use libp2p::kad::store::{MemoryStore, MemoryStoreConfig};
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
-use libp2p::{PeerId, StreamProtocol, identify, identity, kad, mdns, memory_connection_limits, ping};
+use libp2p::{
+    PeerId, StreamProtocol, autonat, dcutr, identify, identity, kad, mdns, memory_connection_limits, ping, relay, upnp,
+};
 
 use super::config::{self, NetConfig};
 use super::{NetError, streams};
@@ -35,6 +37,14 @@ pub(super) struct Behaviour {
     pub gossip: gossipsub::Behaviour,
     pub routing: kad::Behaviour<MemoryStore>,
     mdns: Toggle<mdns::tokio::Behaviour>,
+    // What follows is for nodes behind a router that lets nobody in: try whether one is, keep a place with a relay, and
+    // get from a circuit to a connection of one's own.
+    reachable: autonat::v2::client::Behaviour,
+    tries: Toggle<autonat::v2::server::Behaviour>,
+    circuits: relay::client::Behaviour,
+    relay: Toggle<relay::Behaviour>,
+    punch: dcutr::Behaviour,
+    upnp: Toggle<upnp::tokio::Behaviour>,
 }
 
 /// The name of one of this network's protocols.
@@ -61,7 +71,12 @@ fn setup(what: &str, error: impl std::fmt::Display) -> NetError {
 
 impl Behaviour {
     /// Must be called inside the runtime that the swarm runs on.
-    pub fn new(config: &NetConfig, key: &identity::Keypair, streams: streams::Behaviour) -> Result<Self, NetError> {
+    pub fn new(
+        config: &NetConfig,
+        key: &identity::Keypair,
+        streams: streams::Behaviour,
+        circuits: relay::client::Behaviour,
+    ) -> Result<Self, NetError> {
         let local = key.public().to_peer_id();
         let identify = identify::Config::new(greeting(&config.network), key.public())
             .with_agent_version(config.agent.clone())
@@ -76,6 +91,12 @@ impl Behaviour {
             gossip: gossip(&config.network, key)?,
             routing: routing(&config.network, local)?,
             mdns: discovery(config.mdns, local).into(),
+            reachable: autonat::v2::client::Behaviour::new(rand::make_rng(), tries()),
+            tries: config.relay.then(autonat::v2::server::Behaviour::default).into(),
+            circuits,
+            relay: config.relay.then(|| relay::Behaviour::new(local, relay_limits())).into(),
+            punch: dcutr::Behaviour::new(local),
+            upnp: config.upnp.then(upnp::tokio::Behaviour::default).into(),
         })
     }
 }
@@ -88,6 +109,28 @@ fn limits(total: u32) -> ConnectionLimits {
         .with_max_established_per_peer(Some(config::MAX_CONNECTIONS_PER_PEER))
         .with_max_pending_incoming(Some(config::MAX_CONNECTIONS_PENDING))
         .with_max_pending_outgoing(Some(config::MAX_CONNECTIONS_PENDING))
+}
+
+fn tries() -> autonat::v2::client::Config {
+    autonat::v2::client::Config::default().with_probe_interval(config::TRY_INTERVAL)
+}
+
+fn relay_limits() -> relay::Config {
+    let limits = relay::Config {
+        max_reservations: config::MAX_PLACES,
+        reservation_duration: config::PLACE_KEPT,
+        max_circuits: config::MAX_CIRCUITS,
+        max_circuits_per_peer: config::MAX_CIRCUITS_PER_PEER,
+        max_circuit_duration: config::CIRCUIT_TIME,
+        max_circuit_bytes: config::CIRCUIT_BYTES,
+        // By peer alone: many nodes behind one address are usual here.
+        reservation_rate_limiters: Vec::new(),
+        circuit_src_rate_limiters: Vec::new(),
+        ..relay::Config::default()
+    };
+    limits
+        .reservation_rate_per_peer(config::ASK_BURST, config::ASK_AGAIN)
+        .circuit_src_per_peer(config::ASK_BURST, config::ASK_AGAIN)
 }
 
 fn gossip(network: &str, key: &identity::Keypair) -> Result<gossipsub::Behaviour, NetError> {

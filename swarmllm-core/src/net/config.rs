@@ -1,5 +1,6 @@
 //! What a host may set, and every limit that it may not.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use libp2p::Multiaddr;
@@ -25,6 +26,13 @@ pub struct NetConfig {
     pub known: Vec<String>,
     /// Whether to find peers on the LAN by mDNS.
     pub mdns: bool,
+    /// Whether to carry circuits for peers that nobody can connect to, and to try whether peers can be reached. Others make
+    /// use of it where this node is one of their bootstrap peers.
+    pub relay: bool,
+    /// Addresses under which others reach this node although it does not listen there: forwarded ports, names.
+    pub external: Vec<String>,
+    /// Whether to ask the router to forward the ports, by UPnP.
+    pub upnp: bool,
     /// Most connections at once, to all peers together.
     pub max_connections: u32,
     /// Longest wait for a dialled peer to be connected and identified.
@@ -42,6 +50,9 @@ impl Default for NetConfig {
             bootstrap: Vec::new(),
             known: Vec::new(),
             mdns: true,
+            relay: false,
+            external: Vec::new(),
+            upnp: false,
             max_connections: 512,
             dial_deadline: Duration::from_secs(10),
             agent: concat!("swarmllm/", env!("CARGO_PKG_VERSION")).into(),
@@ -55,6 +66,8 @@ pub const MAX_NETWORK_BYTES: usize = 64;
 pub const MAX_AGENT_BYTES: usize = 64;
 /// Most addresses to listen on.
 pub const MAX_LISTEN: usize = 16;
+/// Most external addresses.
+pub const MAX_EXTERNAL: usize = 16;
 /// Most bootstrap addresses.
 pub const MAX_BOOTSTRAP: usize = 128;
 /// Longest gossip message, in bytes.
@@ -143,10 +156,36 @@ pub(super) const REDIAL_LONGEST: Duration = Duration::from_secs(60);
 /// Of two nodes that discover each other the one with the larger id waits this long, so that one connection results.
 pub(super) const DISCOVERY_YIELD: Duration = Duration::from_secs(2);
 
+/// Relays on which a node that nobody can connect to keeps a place: a second one, for when the first goes.
+pub(super) const RELAYS_USED: usize = 2;
+/// Relays that are kept in mind.
+pub(super) const MAX_RELAYS: usize = MAX_BOOTSTRAP;
+/// How often addresses that have not been tried are given to a peer to try.
+pub(super) const TRY_INTERVAL: Duration = Duration::from_secs(3);
+
+/// What a relay carries. Peers that keep a place with it, each with one connection out of the default 512; a place is kept
+/// for this long and then asked for again.
+pub(super) const MAX_PLACES: usize = 448;
+pub(super) const PLACE_KEPT: Duration = Duration::from_secs(60 * 60);
+/// Circuits at once, and those from one peer: each is a stream on two connections, of which one carries at most
+/// [`MAX_STREAMS_PER_CONNECTION`].
+pub(super) const MAX_CIRCUITS: usize = 2048;
+pub(super) const MAX_CIRCUITS_PER_PEER: usize = 128;
+/// Bytes and time of one circuit; who needs more asks again. Hidden states of 4,096 floats are 16 KiB a token each way, so
+/// 16 GiB are a million tokens.
+pub(super) const CIRCUIT_BYTES: u64 = 16 * 1024 * 1024 * 1024;
+pub(super) const CIRCUIT_TIME: Duration = Duration::from_secs(24 * 60 * 60);
+/// What one peer may ask for at once, and how often once more.
+pub(super) const ASK_BURST: NonZeroU32 = NonZeroU32::MIN.saturating_add(127);
+pub(super) const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// Dials that a peer made us try and that failed, before its circuits are closed: an honest one asks for three.
+pub(super) const MAX_PUNCHES: u32 = 16;
+
 /// A configuration whose texts were read.
 pub(super) struct Checked {
     pub listen: Vec<Multiaddr>,
     pub bootstrap: Vec<Multiaddr>,
+    pub external: Vec<Multiaddr>,
 }
 
 impl NetConfig {
@@ -169,8 +208,9 @@ impl NetConfig {
         if listen.is_empty() && asked > 0 {
             return Err(NetError::PrivateNeedsTcp);
         }
-        let bootstrap = self.bootstrap.iter().map(|text| address::parse_dial(text)).collect::<Result<_, _>>()?;
-        Ok(Checked { listen, bootstrap })
+        at_most("external addresses", self.external.len(), MAX_EXTERNAL)?;
+        let dialled = |texts: &[String]| texts.iter().map(|text| address::parse_dial(text)).collect::<Result<_, _>>();
+        Ok(Checked { listen, bootstrap: dialled(&self.bootstrap)?, external: dialled(&self.external)? })
     }
 }
 

@@ -120,6 +120,11 @@ impl<D: PartialEq + Copy, P: Hash + Eq + Copy, A: Clone + PartialEq> Discovery<D
         }
     }
 
+    /// Whether the host has given this peer.
+    pub fn is_bootstrap(&self, peer: &P) -> bool {
+        self.targets.iter().any(|target| target.bootstrap && target.peer.as_ref() == Some(peer))
+    }
+
     /// The peer is of another network or protocol.
     pub fn refused(&mut self, peer: P, now: Instant) {
         if self.strangers.len() < MAX_DISCOVERED {

@@ -8,20 +8,23 @@ use std::time::{Duration, Instant};
 
 use futures::{FutureExt, StreamExt};
 use libp2p::core::ConnectedPoint;
+use libp2p::core::transport::ListenerId;
 use libp2p::gossipsub::{self, IdentTopic};
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, Swarm, identify, kad, mdns, ping};
+use libp2p::{Multiaddr, PeerId, Swarm, identify, kad, mdns, ping, relay};
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::address::{self, node_of};
+use super::address::{self, TransportKind, node_of};
 use super::behaviour::{self, Behaviour, BehaviourEvent};
 use super::command::{Command, Reply};
 use super::config;
 use super::discovery::Discovery;
-use super::peers::PeerTable;
+use super::outward::SomebodyElse;
+use super::peers::{PeerTable, Way};
 use super::pending::{Pending, Query, Waiter};
+use super::reach::Reach;
 use super::{NetError, listen};
 use crate::base::{Event, NodeId};
 use crate::rt::EventBus;
@@ -53,6 +56,9 @@ pub(super) struct Driver {
     pub dial_deadline: Duration,
     pub pending: Pending<ConnectionId, PeerId, kad::QueryId>,
     pub discovery: Discovery<ConnectionId, PeerId, Multiaddr>,
+    pub reach: Reach<PeerId, Multiaddr, ListenerId>,
+    /// Whether this node carries circuits: where it listens is where it can be reached, as far as nobody says otherwise.
+    pub relays: bool,
     /// Ends the tasks of all connections, after the goodbye.
     pub _connections: DropGuard,
 }
@@ -319,19 +325,30 @@ impl Driver {
                 tracing::debug!(peer = %peer_id, ?cause, "a connection was closed");
                 self.on_closed(peer_id, connection_id);
             }
-            SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
+            SwarmEvent::OutgoingConnectionError { connection_id, peer_id, error } => {
+                if !self.pending.is_ours(connection_id) {
+                    self.on_punch_failed(peer_id);
+                }
                 self.on_dial_failed(connection_id, &error);
             }
-            SwarmEvent::NewListenAddr { address, .. } => {
-                if let Some(address) = self.addresses.add(&address) {
-                    self.outlets.events.send(Event::Listening { address });
+            SwarmEvent::NewListenAddr { address, listener_id } => {
+                self.reach.kept(listener_id);
+                if self.relays {
+                    self.swarm.add_external_address(address.clone());
                 }
+                self.on_address(&address);
             }
-            SwarmEvent::ExpiredListenAddr { address, .. } => self.addresses.remove(&address),
-            SwarmEvent::ListenerClosed { addresses, reason, .. } => {
-                tracing::warn!(?addresses, ?reason, "a listener was closed");
+            SwarmEvent::ExpiredListenAddr { address, .. } => {
+                self.addresses.remove(&address);
+                self.reach.moved();
+            }
+            SwarmEvent::ListenerClosed { listener_id, addresses, reason } => {
+                tracing::debug!(?addresses, ?reason, "a listener was closed");
+                self.reach.closed(listener_id, Instant::now());
                 addresses.iter().for_each(|address| self.addresses.remove(address));
             }
+            SwarmEvent::ExternalAddrConfirmed { address } => self.on_reached(address),
+            SwarmEvent::ExternalAddrExpired { address } => self.addresses.remove(&address),
             _ => {}
         }
     }
@@ -351,23 +368,64 @@ impl Driver {
         }
     }
 
+    /// One more address at which others can reach this node.
+    fn on_address(&mut self, address: &Multiaddr) {
+        if let Some(address) = self.addresses.add(address) {
+            self.outlets.events.send(Event::Listening { address });
+        }
+    }
+
+    /// A connection from outside came through, or the router forwards a port: no relay is needed.
+    fn on_reached(&mut self, address: Multiaddr) {
+        if !address::is_circuit(&address) {
+            tracing::debug!(%address, "this node can be reached from outside");
+            self.on_address(&address);
+            for place in self.reach.opened(address) {
+                self.swarm.remove_listener(place);
+            }
+        }
+    }
+
     fn on_connected(&mut self, peer: PeerId, id: ConnectionId, endpoint: &ConnectedPoint) {
         // Peers without an Ed25519 key are denied before they get here.
         let Some(node) = node_of(&peer) else { return };
-        self.table.connected(peer, node, id, endpoint.get_remote_address(), endpoint.is_dialer());
+        let dialled = endpoint.is_dialer();
+        let wanted = !dialled || self.pending.is_ours(id);
+        let way = Way { dialled, wanted, relayed: endpoint.is_relayed() };
+        // Of who comes over a circuit nothing is seen but the relay.
+        let seen = match endpoint {
+            ConnectedPoint::Listener { local_addr, .. } if way.relayed => local_addr,
+            other => other.get_remote_address(),
+        };
+        self.table.connected(peer, node, id, seen, way);
         self.pending.connected(id, peer);
         self.discovery.connected(id, peer);
         // A second connection of a peer that is known already.
         if self.table.speaks(&peer) {
-            self.swarm.behaviour_mut().streams.keep(peer, id);
+            self.keep_what_is_needed(peer);
             self.pending.greeted(peer, node);
+        }
+    }
+
+    fn keep_what_is_needed(&mut self, peer: PeerId) {
+        for (id, keep) in self.table.keepers(&peer) {
+            self.swarm.behaviour_mut().streams.keep(peer, id, keep);
+        }
+    }
+
+    /// A dial failed that another end of a circuit asked for, or that routing or a try of a peer's addresses made.
+    fn on_punch_failed(&mut self, peer: Option<PeerId>) {
+        let Some(peer) = peer.filter(|peer| self.table.punched(peer)) else { return };
+        let circuits = self.table.links_where(|link, _| link.kind == TransportKind::Relay);
+        for (_, id) in circuits.into_iter().filter(|(of, _)| *of == peer) {
+            self.swarm.close_connection(id);
         }
     }
 
     fn on_closed(&mut self, peer: PeerId, id: ConnectionId) {
         let left = self.table.disconnected(peer, id);
         if self.table.is_connected(&peer) {
-            return;
+            return self.keep_what_is_needed(peer);
         }
         let lost = |address| NetError::Unreachable { address, reason: "the peer closed the connection".into() };
         self.pending.refused(peer, &lost);
@@ -401,8 +459,9 @@ impl Driver {
 
     fn on_greeted(&mut self, peer: PeerId, id: ConnectionId, info: &identify::Info) {
         let Some(known) = self.table.identified(peer, &info.agent_version, &info.listen_addrs) else { return };
+        self.keep_what_is_needed(peer);
+        self.offer(peer, id, info);
         let behaviour = self.swarm.behaviour_mut();
-        behaviour.streams.keep(peer, id);
         if let Some(addresses) = known.addresses {
             // The routing table only ever adds: start anew, or a peer could fill it with ever new addresses.
             behaviour.routing.remove_peer(&peer);
@@ -411,10 +470,41 @@ impl Driver {
             }
         }
         let Some(node) = known.first else { return };
+        self.dial_back(peer, id);
         self.discovery.greeted(peer);
         self.pending.greeted(peer, node);
         let _ = self.outlets.connects.send(node);
         self.outlets.events.send(Event::PeerConnected { node });
+    }
+
+    /// A peer came in over a circuit, since nobody can connect to this node. Perhaps this node can connect to it.
+    fn dial_back(&mut self, peer: PeerId, id: ConnectionId) {
+        let came = self.table.find(&peer, id).is_some_and(|link| link.kind == TransportKind::Relay && !link.dialled);
+        let mut addresses = self.table.addresses(&peer);
+        addresses.retain(|address| !address::is_circuit(address));
+        if came && !addresses.is_empty() {
+            let options = DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(addresses);
+            let options = options.allocate_new_port().build();
+            self.pending.dialling(options.connection_id(), Some(peer), Vec::new());
+            self.dial_now(Some(peer), options);
+        }
+    }
+
+    /// A bootstrap peer that carries circuits is one to keep a place with.
+    fn offer(&mut self, peer: PeerId, id: ConnectionId, info: &identify::Info) {
+        let carries = info.protocols.contains(&relay::HOP_PROTOCOL_NAME) && self.discovery.is_bootstrap(&peer);
+        let Some(link) = self.table.find(&peer, id).filter(|link| carries && link.dialled) else { return };
+        if link.kind != TransportKind::Relay {
+            self.reach.offered(peer, address::circuit(&link.address, peer), Instant::now());
+        }
+    }
+
+    fn ask_for_places(&mut self, now: Instant) {
+        for (index, circuit) in self.reach.due(now, |peer| self.table.speaks(peer)) {
+            let listener = self.swarm.listen_on(circuit);
+            let listener = listener.inspect_err(|error| tracing::warn!(%error, "no circuit can be listened for")).ok();
+            self.reach.asked(index, listener, now);
+        }
     }
 
     /// Lets a peer that is none of ours go. Who was dialled waits a moment, so that the dialler learns the reason too.
@@ -460,17 +550,19 @@ impl Driver {
             self.swarm.close_connection(id);
         }
         self.dial_due(now);
+        self.ask_for_places(now);
     }
 }
 
-/// To this peer at these addresses and those that routing knows of; or to whoever is at the one address.
+/// To this peer at these addresses and those that routing knows of; or to whoever is at the one address. From a port of
+/// its own: from the listener's, TCP dials of two nodes at once meet halfway, where neither is the listener.
 fn dial_options(peer: Option<PeerId>, mut addresses: Vec<Multiaddr>) -> Option<DialOpts> {
     match peer {
         Some(peer) => {
             let options = DialOpts::peer_id(peer).condition(PeerCondition::Always);
-            Some(options.addresses(addresses).extend_addresses_through_behaviour().build())
+            Some(options.addresses(addresses).extend_addresses_through_behaviour().allocate_new_port().build())
         }
-        None => addresses.pop().map(|address| DialOpts::unknown_peer_id().address(address).build()),
+        None => addresses.pop().map(|address| DialOpts::unknown_peer_id().address(address).allocate_new_port().build()),
     }
 }
 
@@ -485,6 +577,10 @@ fn dial_error(address: String, error: &DialError) -> NetError {
             unreachable(address, "the dial was aborted".into())
         }
         DialError::Transport(errors) => {
+            let others: Vec<PeerId> = errors.iter().filter_map(|(_, error)| somebody_else(error)).collect();
+            if let (Some(found), true) = (others.first(), others.len() == errors.len()) {
+                return NetError::WrongPeer { address, found: found.to_string() };
+            }
             let reasons: Vec<String> = errors.iter().map(|(_, error)| root_cause(error)).collect();
             unreachable(address, reasons.join("; "))
         }
@@ -493,6 +589,17 @@ fn dial_error(address: String, error: &DialError) -> NetError {
 
 fn listen_error(address: &Multiaddr, error: &(dyn std::error::Error + 'static)) -> NetError {
     NetError::Listen { address: address.to_string(), reason: root_cause(error) }
+}
+
+/// Who answered, where that was somebody else than was meant. An `io::Error` hides the error in it from `source`.
+fn somebody_else(error: &(dyn std::error::Error + 'static)) -> Option<PeerId> {
+    if let Some(SomebodyElse(peer)) = error.downcast_ref() {
+        return Some(*peer);
+    }
+    match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+        Some(inner) => somebody_else(inner),
+        None => error.source().and_then(somebody_else),
+    }
 }
 
 /// The innermost message: the outer ones only say that a transport failed.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use libp2p::{Multiaddr, Swarm, identity, swarm};
+use libp2p::{Multiaddr, Swarm, identity, relay, swarm};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +17,7 @@ use super::driver::{Driver, Drops, Outlets};
 use super::listen::Addresses;
 use super::peers::PeerTable;
 use super::pending::Pending;
+use super::reach::Reach;
 use super::{Channel, NetConfig, NetError, PeerRegistry, Stream, streams, transport};
 use crate::base::{Hash, NodeId};
 use crate::identity::Keypair;
@@ -70,8 +71,9 @@ pub async fn start(
     events: EventBus,
     tasks: TaskSet,
 ) -> Result<(NetHandle, Incoming), NetError> {
-    let Checked { listen, bootstrap } = config.check()?;
-    let (driver, handle, incoming) = build(config, bootstrap, keypair, events, &tasks)?;
+    let Checked { listen, bootstrap, external } = config.check()?;
+    let (mut driver, handle, incoming) = build(config, bootstrap, keypair, events, &tasks)?;
+    external.into_iter().for_each(|address| driver.swarm.add_external_address(address));
     let (ready, up) = oneshot::channel();
     tasks.spawn("net", driver.run(listen, ready));
     up.await.unwrap_or(Err(NetError::Closed))?;
@@ -91,7 +93,8 @@ fn build(
         .map_err(|error| NetError::Setup { reason: error.to_string() })?;
     let local = key.public().to_peer_id();
     let (streams, outlets, dropped_streams) = streams::Behaviour::new(&config.network)?;
-    let behaviour = Behaviour::new(&config, &key, streams)?;
+    let (circuits, circuit_client) = relay::client::new(local);
+    let behaviour = Behaviour::new(&config, &key, streams, circuit_client)?;
     // A connection that cannot be closed, because its peer is frozen, ends with the driver all the same.
     let (executor, connections) = (tasks.clone(), CancellationToken::new());
     let over = connections.clone();
@@ -100,7 +103,7 @@ fn build(
         executor.spawn("connection", async move { over.run_until_cancelled(task).await.unwrap_or(()) });
     };
     let swarm_config = swarm::Config::with_executor(run).with_idle_connection_timeout(config::IDLE_CONNECTION);
-    let swarm = Swarm::new(transport::build(&key, config.key.as_ref())?, behaviour, local, swarm_config);
+    let swarm = Swarm::new(transport::build(&key, config.key.as_ref(), circuits)?, behaviour, local, swarm_config);
 
     let (commands, queue) = mpsc::channel(config::COMMAND_QUEUE);
     let (gossip, gossip_out) = mpsc::channel(config::GOSSIP_QUEUE);
@@ -138,6 +141,8 @@ fn build(
         dial_deadline: config.dial_deadline,
         pending: Pending::new(),
         discovery,
+        reach: Reach::new(),
+        relays: config.relay,
         _connections: connections.drop_guard(),
     };
     let incoming =
@@ -151,9 +156,17 @@ impl NetHandle {
         self.local
     }
 
-    /// Bound addresses with real ports and `/p2p/`, to be given to others. Empty without listeners or after shutdown.
+    /// Addresses with real ports and `/p2p/`, to be given to others: bound ones, those at which this node was reached from
+    /// outside, and circuits of relays where there is no such one. Empty without listeners or after shutdown.
     pub fn addresses(&self) -> Vec<String> {
         self.addresses.get().to_vec()
+    }
+
+    /// The same, as they come and go.
+    pub fn watch_addresses(&self) -> Watched<Vec<String>> {
+        let mut addresses = self.addresses.clone();
+        addresses.pass();
+        addresses
     }
 
     /// Who is there.

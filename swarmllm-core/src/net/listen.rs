@@ -57,7 +57,7 @@ pub(super) fn probe(address: &Multiaddr) -> Result<(), NetError> {
     }
     let socket = SocketAddr::new(ip, port);
     let free = match TransportKind::of(address) {
-        TransportKind::Tcp => TcpListener::bind(socket).map(drop),
+        TransportKind::Tcp | TransportKind::Relay => TcpListener::bind(socket).map(drop),
         TransportKind::Quic => UdpSocket::bind(socket).map(drop),
     };
     let address = address.to_string();

@@ -1,7 +1,7 @@
-//! Dials: names are resolved, and TCP takes a port of its own.
+//! Dials: names are resolved, and who answers must be who was meant.
 //!
-//! A TCP dial from the listener's port, libp2p's default, meets halfway when two nodes dial each other at once: neither
-//! is the listener then, and the handshake fails.
+//! An address that a peer has at home may be another machine's here, or this one. libp2p would give up all addresses of the
+//! peer when one of them leads to somebody else; here that one has failed and the others are tried on.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -11,16 +11,22 @@ use std::task::{Context, Poll};
 
 use futures::future::BoxFuture;
 use libp2p::core::muxing::StreamMuxerBox;
-use libp2p::core::transport::{Boxed, DialOpts, ListenerId, PortUse, TransportError, TransportEvent};
+use libp2p::core::transport::{Boxed, DialOpts, ListenerId, TransportError, TransportEvent};
 use libp2p::{Multiaddr, PeerId, Transport};
 
-use super::address::{self, TransportKind};
+use super::address;
 use super::config::RESOLVE_DEADLINE;
 
 /// Addresses of one name that are tried.
 const MAX_TRIED: usize = 4;
 
-type Inner = Boxed<(PeerId, StreamMuxerBox)>;
+type Output = (PeerId, StreamMuxerBox);
+type Inner = Boxed<Output>;
+
+/// Who answered a dial to somebody else.
+#[derive(Debug, thiserror::Error)]
+#[error("another peer answers ({0})")]
+pub(super) struct SomebodyElse(pub PeerId);
 
 /// The transports below, dialled our way.
 pub(super) struct Outward {
@@ -57,12 +63,10 @@ impl Transport for Outward {
     }
 
     fn dial(&mut self, address: Multiaddr, options: DialOpts) -> Result<Self::Dial, TransportError<io::Error>> {
-        let options = match TransportKind::of(&address) {
-            TransportKind::Tcp => DialOpts { port_use: PortUse::New, ..options },
-            TransportKind::Quic => options,
-        };
+        let meant = address::peer_in(&address);
         let Some((name, four, six)) = address::dns_name(&address) else {
-            return Ok(Box::pin(self.lock().dial(address, options)?));
+            let dial = self.lock().dial(address, options)?;
+            return Ok(Box::pin(async move { check(dial.await?, meant) }));
         };
         let inner = self.inner.clone();
         Ok(Box::pin(async move {
@@ -71,7 +75,7 @@ impl Transport for Outward {
                 let dial = lock(&inner).dial(address::with_ip(&address, ip), options);
                 match dial {
                     Ok(dial) => match dial.await {
-                        Ok(connected) => return Ok(connected),
+                        Ok(connected) => return check(connected, meant),
                         Err(error) => failure = error,
                     },
                     Err(TransportError::Other(error)) => failure = error,
@@ -87,6 +91,13 @@ impl Transport for Outward {
         context: &mut Context<'_>,
     ) -> Poll<TransportEvent<Self::ListenerUpgrade, Self::Error>> {
         Pin::new(&mut *self.lock()).poll(context)
+    }
+}
+
+fn check(connected: Output, meant: Option<PeerId>) -> io::Result<Output> {
+    match meant.is_none_or(|peer| peer == connected.0) {
+        true => Ok(connected),
+        false => Err(io::Error::other(SomebodyElse(connected.0))),
     }
 }
 

@@ -9,7 +9,7 @@ use libp2p::swarm::ConnectionId;
 use libp2p::{Multiaddr, PeerId};
 
 use super::address::{self, TransportKind};
-use super::config::{MAX_ADDRESSES_PER_PEER, MAX_AGENT_BYTES, MAX_PEERS_REMEMBERED};
+use super::config::{MAX_ADDRESSES_PER_PEER, MAX_AGENT_BYTES, MAX_PEERS_REMEMBERED, MAX_PUNCHES};
 use crate::base::NodeId;
 
 /// Addresses kept where a peer was reached.
@@ -68,6 +68,9 @@ pub(super) struct Link {
     pub id: ConnectionId,
     pub address: Multiaddr,
     pub dialled: bool,
+    pub kind: TransportKind,
+    /// One beside another, made to find out whether the peer can be reached.
+    pub spare: bool,
     pub since: Instant,
     pub heard: Instant,
     /// When to close it, where it has been found to be no peer of ours.
@@ -84,6 +87,18 @@ struct Peer {
     reached: VecDeque<Multiaddr>,
     /// Where it says that it listens, as it said last.
     claimed: Vec<Multiaddr>,
+    /// Dials that it made us try in vain.
+    punches: u32,
+}
+
+/// How a connection came about.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Way {
+    pub dialled: bool,
+    /// Whether this node itself wanted it, or the peer dialled.
+    pub wanted: bool,
+    /// Whether it goes through a relay.
+    pub relayed: bool,
 }
 
 /// What a peer's identification has changed.
@@ -110,7 +125,7 @@ impl PeerTable {
     }
 
     /// A connection is open.
-    pub fn connected(&mut self, peer: PeerId, node: NodeId, id: ConnectionId, address: &Multiaddr, dialled: bool) {
+    pub fn connected(&mut self, peer: PeerId, node: NodeId, id: ConnectionId, address: &Multiaddr, way: Way) {
         let now = Instant::now();
         self.left.retain(|left| *left != peer);
         let entry = self.peers.entry(peer).or_insert_with(|| Peer {
@@ -120,14 +135,18 @@ impl PeerTable {
             agent: None,
             reached: VecDeque::new(),
             claimed: Vec::new(),
+            punches: 0,
         });
         let address = address::without_peer(address);
+        let kind = if way.relayed { TransportKind::Relay } else { TransportKind::of(&address) };
+        let (dialled, spare) = (way.dialled, !way.wanted && entry.has_direct());
         if dialled {
             entry.reached.retain(|known| *known != address);
             entry.reached.push_front(address.clone());
             entry.reached.truncate(MAX_REACHED);
         }
-        entry.links.push(Link { id, address, dialled, since: now, heard: now, close_at: None, rtt: None });
+        let (heard, close_at, rtt) = (now, None, None);
+        entry.links.push(Link { id, address, dialled, kind, spare, since: now, heard, close_at, rtt });
         self.publish(peer);
     }
 
@@ -201,6 +220,24 @@ impl PeerTable {
         }
     }
 
+    /// Each connection of a peer, and whether it is to be kept when it is idle: a circuit not beside a connection of its own.
+    pub fn keepers(&self, peer: &PeerId) -> Vec<(ConnectionId, bool)> {
+        let Some(entry) = self.peers.get(peer) else { return Vec::new() };
+        let keep = |link: &Link| match entry.has_direct() {
+            true => link.kind != TransportKind::Relay && !link.spare,
+            false => true,
+        };
+        let any = entry.links.iter().any(keep);
+        entry.links.iter().map(|link| (link.id, keep(link) || !any)).collect()
+    }
+
+    /// A dial that the peer asked for over a circuit has failed. Whether it asks too often.
+    pub fn punched(&mut self, peer: &PeerId) -> bool {
+        let Some(entry) = self.peers.get_mut(peer) else { return false };
+        entry.punches = entry.punches.saturating_add(1);
+        entry.punches > MAX_PUNCHES
+    }
+
     /// Marks a connection to be closed at `when`.
     pub fn close_at(&mut self, peer: PeerId, id: ConnectionId, when: Instant) {
         let link = self.peers.get_mut(&peer).and_then(|entry| entry.links.iter_mut().find(|link| link.id == id));
@@ -250,7 +287,7 @@ impl PeerTable {
             connected: !entry.links.is_empty(),
             speaks: entry.speaks,
             rtt: link.and_then(|link| link.rtt),
-            transport: link.map(|link| TransportKind::of(&link.address)),
+            transport: link.map(|link| link.kind),
             agent: entry.agent.clone(),
         };
         self.view.insert(entry.node, info);
@@ -258,7 +295,7 @@ impl PeerTable {
 }
 
 impl Peer {
-    /// Reached ones first, each once.
+    /// Reached ones first, circuits last, each once.
     fn addresses(&self) -> Vec<Multiaddr> {
         let mut all: Vec<Multiaddr> = self.reached.iter().cloned().collect();
         for claimed in &self.claimed {
@@ -266,13 +303,23 @@ impl Peer {
                 all.push(claimed.clone());
             }
         }
+        all.sort_by_key(address::is_circuit);
         all
     }
 
-    /// The connection to use, if one is not about to be closed: one that has answered before one that has not. But a peer
-    /// that connects again long after does so because its side of the older ones is gone, which QUIC is told by nobody.
+    fn has_direct(&self) -> bool {
+        self.links.iter().any(|link| link.kind != TransportKind::Relay && link.close_at.is_none())
+    }
+
+    /// The connection to use, if one is not about to be closed: none through a relay where there is another, and one that
+    /// has answered before one that has not. But a peer that connects again long after does so because its side of the
+    /// older ones is gone, which QUIC is told by nobody.
     fn preferred(&self) -> Option<&Link> {
-        let usable = || self.links.iter().filter(|link| link.close_at.is_none());
+        let direct = self.has_direct();
+        let usable = || {
+            let open = self.links.iter().filter(|link| link.close_at.is_none());
+            open.filter(move |link| !direct || link.kind != TransportKind::Relay)
+        };
         let newest = usable().map(|link| link.since).max()?;
         let fresh = || usable().filter(|link| newest.duration_since(link.since) < SIMULTANEOUS);
         fresh().find(|link| link.rtt.is_some()).or_else(|| fresh().next())
@@ -305,6 +352,9 @@ mod tests {
         "/ip4/192.168.1.9/tcp/7".parse().unwrap()
     }
 
+    const DIALLED: Way = Way { dialled: true, wanted: true, relayed: false };
+    const ACCEPTED: Way = Way { dialled: false, wanted: true, relayed: false };
+
     fn id(number: usize) -> ConnectionId {
         ConnectionId::new_unchecked(number)
     }
@@ -313,8 +363,8 @@ mod tests {
     fn only_the_last_connection_of_a_peer_that_spoke_is_a_disconnect() {
         let (mut table, view) = PeerTable::new();
         let (peer, node) = someone(1);
-        table.connected(peer, node, id(1), &place(), true);
-        table.connected(peer, node, id(2), &place(), false);
+        table.connected(peer, node, id(1), &place(), DIALLED);
+        table.connected(peer, node, id(2), &place(), ACCEPTED);
         assert_eq!(table.identified(peer, "agent", &[]).unwrap().first, Some(node));
         assert_eq!(table.identified(peer, "agent", &[]).unwrap().first, None, "the first time counts");
         assert_eq!(table.disconnected(peer, id(1)), None);
@@ -328,7 +378,7 @@ mod tests {
     fn strangers_leave_nothing_behind() {
         let (mut table, view) = PeerTable::new();
         let (peer, node) = someone(1);
-        table.connected(peer, node, id(1), &place(), false);
+        table.connected(peer, node, id(1), &place(), ACCEPTED);
         assert!(view.lookup(node).is_some_and(|info| info.connected && !info.speaks));
         assert_eq!(table.disconnected(peer, id(1)), None);
         assert!(view.snapshot().is_empty() && table.peers.is_empty());
@@ -339,7 +389,7 @@ mod tests {
         let (mut table, view) = PeerTable::new();
         for number in 0..MAX_PEERS_REMEMBERED + 5 {
             let (peer, node) = someone(number as u16);
-            table.connected(peer, node, id(number), &place(), true);
+            table.connected(peer, node, id(number), &place(), DIALLED);
             table.identified(peer, "agent", &[]);
             table.disconnected(peer, id(number));
         }
@@ -351,7 +401,7 @@ mod tests {
     fn what_a_peer_says_of_itself_is_bounded() {
         let (mut table, view) = PeerTable::new();
         let (peer, node) = someone(1);
-        table.connected(peer, node, id(1), &place(), true);
+        table.connected(peer, node, id(1), &place(), DIALLED);
         let claimed: Vec<Multiaddr> =
             (1..100).map(|port| format!("/ip4/192.168.1.9/tcp/{port}").parse().unwrap()).collect();
         table.identified(peer, &"é\u{1b}".repeat(1000), &claimed);
@@ -366,7 +416,7 @@ mod tests {
     fn what_a_peer_says_last_replaces_what_it_said_before() {
         let (mut table, view) = PeerTable::new();
         let (peer, node) = someone(1);
-        table.connected(peer, node, id(1), &place(), false);
+        table.connected(peer, node, id(1), &place(), ACCEPTED);
         for port in 1..100 {
             let said = format!("/ip4/192.168.1.9/tcp/{port}").parse().unwrap();
             let known = table.identified(peer, "agent", &[said]).unwrap().addresses.unwrap();
@@ -382,18 +432,43 @@ mod tests {
     fn the_connection_that_has_answered_is_used() {
         let (mut table, view) = PeerTable::new();
         let (peer, node) = someone(1);
-        table.connected(peer, node, id(1), &place(), true);
-        table.connected(peer, node, id(2), &"/ip4/192.168.1.9/udp/7/quic-v1".parse().unwrap(), true);
+        table.connected(peer, node, id(1), &place(), DIALLED);
+        table.connected(peer, node, id(2), &"/ip4/192.168.1.9/udp/7/quic-v1".parse().unwrap(), DIALLED);
         assert_eq!(table.link(&peer), Some(id(1)));
         table.heard(peer, id(2), Duration::from_millis(4));
         assert_eq!(table.link(&peer), Some(id(2)));
         let info = view.lookup(node).unwrap();
         assert_eq!((info.rtt, info.transport), (Some(Duration::from_millis(4)), Some(TransportKind::Quic)));
         // One of a later life of the peer.
-        table.connected(peer, node, id(3), &place(), false);
+        table.connected(peer, node, id(3), &place(), ACCEPTED);
         assert_eq!(table.link(&peer), Some(id(2)));
         let links = &mut table.peers.get_mut(&peer).unwrap().links;
         links[2].since += SIMULTANEOUS;
         assert_eq!(table.link(&peer), Some(id(3)));
+    }
+
+    #[test]
+    fn a_circuit_is_used_and_kept_only_while_there_is_no_connection_of_its_own() {
+        let (mut table, view) = PeerTable::new();
+        let (peer, node) = someone(1);
+        table.connected(peer, node, id(1), &Multiaddr::empty(), Way { relayed: true, ..ACCEPTED });
+        table.heard(peer, id(1), Duration::from_millis(4));
+        assert_eq!(view.lookup(node).unwrap().transport, Some(TransportKind::Relay));
+        assert_eq!(table.keepers(&peer), [(id(1), true)]);
+        table.connected(peer, node, id(2), &place(), Way { wanted: false, ..DIALLED });
+        assert_eq!((table.link(&peer), table.keepers(&peer)), (Some(id(2)), vec![(id(1), false), (id(2), true)]));
+        table.connected(peer, node, id(3), &place(), Way { wanted: false, ..DIALLED });
+        assert_eq!(table.keepers(&peer)[2], (id(3), false), "a try beside a connection is not kept");
+        table.disconnected(peer, id(2));
+        assert_eq!(table.keepers(&peer), [(id(1), true), (id(3), true)], "what is left is kept");
+    }
+
+    #[test]
+    fn a_peer_that_makes_us_dial_in_vain_is_found_out() {
+        let (mut table, _) = PeerTable::new();
+        let (peer, node) = someone(1);
+        table.connected(peer, node, id(1), &Multiaddr::empty(), Way { relayed: true, ..ACCEPTED });
+        assert!((0..MAX_PUNCHES).all(|_| !table.punched(&peer)));
+        assert!(table.punched(&peer));
     }
 }

@@ -63,6 +63,11 @@ impl<D: HashKey + Eq + Copy, P: HashKey + Eq + Copy, Q: HashKey + Eq + Copy> Pen
         self.dials.insert(dial, (peer, waiters));
     }
 
+    /// Whether this node itself has begun the dial: routing, tries and circuits begin some of their own.
+    pub fn is_ours(&self, dial: D) -> bool {
+        self.dials.contains_key(&dial)
+    }
+
     /// A dial to this peer that is under way and that somebody asked for. One that only tries where the peer once was is
     /// none to wait for: whoever asks may know better.
     pub fn dial_to(&self, peer: P) -> Option<D> {

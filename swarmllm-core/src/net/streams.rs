@@ -201,8 +201,8 @@ pub(super) struct Open {
 /// What the swarm's part tells a connection's part.
 #[derive(Debug)]
 pub(super) enum Order {
-    /// Keep the connection although it is idle.
-    Keep,
+    /// Keep the connection although it is idle, or not any more.
+    Keep(bool),
     /// Open a stream.
     Open(Open),
 }
@@ -263,9 +263,9 @@ impl Behaviour {
         }
     }
 
-    /// Keeps a connection open from now on, however idle it is.
-    pub fn keep(&mut self, peer: PeerId, connection: ConnectionId) {
-        self.order(peer, connection, Order::Keep);
+    /// Whether a connection stays open from now on, however idle it is. Streams keep theirs open in any case.
+    pub fn keep(&mut self, peer: PeerId, connection: ConnectionId, keep: bool) {
+        self.order(peer, connection, Order::Keep(keep));
     }
 
     fn order(&mut self, peer: PeerId, connection: ConnectionId, order: Order) {
@@ -423,7 +423,7 @@ impl ConnectionHandler for Handler {
 
     fn on_behaviour_event(&mut self, order: Order) {
         match order {
-            Order::Keep => self.keep = true,
+            Order::Keep(keep) => self.keep = keep,
             Order::Open(open) => self.opens.push_back(open),
         }
     }

@@ -1,12 +1,13 @@
-//! How bytes travel: QUIC, and TCP with Noise and Yamux. Both prove the peer's Ed25519 key. Between the nodes of a private
-//! swarm: TCP, enciphered with the swarm's key below all that (libp2p's pnet).
+//! How bytes travel: QUIC, and with Noise and Yamux TCP and the circuits of relays. All prove the peer's Ed25519 key, so a
+//! relay carries what it can neither read nor change. Between the nodes of a private swarm: TCP and circuits, enciphered
+//! with the swarm's key below all that (libp2p's pnet).
 
 use futures::future::Either;
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::Boxed;
 use libp2p::core::upgrade::Version;
 use libp2p::pnet::{PnetConfig, PreSharedKey};
-use libp2p::{PeerId, Transport, identity, noise, quic, tcp};
+use libp2p::{PeerId, Transport, identity, noise, quic, relay, tcp};
 
 use super::NetError;
 use super::config::{
@@ -17,14 +18,15 @@ use super::muxer::Yamux;
 use super::outward::Outward;
 use crate::identity::SwarmKey;
 
-/// Builds the transports. Must be called inside the runtime that they shall use.
+/// Builds the transports, on top of the circuits' one. Must be called inside the runtime that they shall use.
 pub(super) fn build(
     key: &identity::Keypair,
     swarm: Option<&SwarmKey>,
+    circuits: relay::client::Transport,
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, NetError> {
     let noise = noise::Config::new(key).map_err(|error| NetError::Setup { reason: format!("noise: {error}") })?;
     // Without nodelay a small message waits for the answer to the one before: 40 ms and more.
-    let tcp = tcp::tokio::Transport::new(tcp::Config::new().nodelay(true));
+    let tcp = circuits.or_transport(tcp::tokio::Transport::new(tcp::Config::new().nodelay(true)));
     let Some(swarm) = swarm else {
         let tcp = tcp.upgrade(Version::V1Lazy).authenticate(noise).multiplex(Yamux).timeout(HANDSHAKE_DEADLINE);
         let both = quic::tokio::Transport::new(quic_config(key)).or_transport(tcp).map(|either, _| match either {

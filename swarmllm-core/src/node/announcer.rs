@@ -1,5 +1,5 @@
-//! Tells the swarm what this node holds: in the hello to each peer, and whenever it changes by gossip and in the swarm's
-//! table, where those look who come later.
+//! Tells the swarm what this node holds and where it is: in the hello to each peer, and whenever it changes by gossip and in
+//! the swarm's table, where those look who come later.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -83,15 +83,17 @@ pub(crate) async fn hello(shared: &Shared, peer: NodeId) -> Result<(), Fault> {
     }
 }
 
-/// Announces each change of the catalogue until the node stops.
+/// Announces each change of the catalogue, and of the addresses, until the node stops.
 pub(crate) async fn run(shared: Arc<Shared>) {
     let Some(net) = shared.net.clone() else { return };
     let mut changes = shared.catalog.changes();
+    let mut addresses = net.watch_addresses();
     let stopping = shared.tasks.stopping();
     loop {
         tokio::select! {
             () = stopping.cancelled() => return,
             changed = changes.changed() => if changed.is_err() { return },
+            moved = addresses.changed() => if moved.is_none() { return },
         }
         tokio::time::sleep(SETTLE).await;
         changes.borrow_and_update();

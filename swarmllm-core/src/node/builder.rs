@@ -71,6 +71,9 @@ pub struct NodeBuilder {
     listen: Option<Vec<String>>,
     bootstrap: Vec<String>,
     mdns: Option<bool>,
+    relay: bool,
+    external: Vec<String>,
+    upnp: bool,
     serve: Option<bool>,
     threads: Option<u32>,
     gpu_layers: Option<u32>,
@@ -134,6 +137,27 @@ impl NodeBuilder {
     /// Whether to find peers on the LAN by mDNS. Default: true in `Lan`.
     pub fn mdns(mut self, on: bool) -> Self {
         self.mdns = Some(on);
+        self
+    }
+
+    /// Whether to carry circuits for peers that nobody can connect to, and to try for peers whether they can be reached.
+    /// Those make use of it that have this node as a bootstrap peer; it cannot read what it carries. It should be one that
+    /// everybody can connect to. Default: false.
+    pub fn relay(mut self, on: bool) -> Self {
+        self.relay = on;
+        self
+    }
+
+    /// Addresses under which others reach this node although it does not listen there, as multiaddr text: a forwarded port,
+    /// a name. Default: none; what routers and peers tell is found out.
+    pub fn external(mut self, addresses: Vec<String>) -> Self {
+        self.external = addresses;
+        self
+    }
+
+    /// Whether to ask the router to forward this node's ports, by UPnP. Default: false.
+    pub fn upnp(mut self, on: bool) -> Self {
+        self.upnp = on;
         self
     }
 
@@ -338,6 +362,9 @@ impl NodeBuilder {
             bootstrap: [self.bootstrap.as_slice(), &membership.bootstrap].concat(),
             known,
             mdns: self.mdns.unwrap_or(self.preset == Preset::Lan),
+            relay: self.relay,
+            external: self.external.clone(),
+            upnp: self.upnp,
             ..NetConfig::default()
         }
     }

@@ -28,6 +28,11 @@ impl<T> Watched<T> {
         self.receiver.borrow().clone()
     }
 
+    /// Passes over the version that stands: [`changed`](Self::changed) waits for the next one.
+    pub fn pass(&mut self) {
+        self.receiver.mark_unchanged();
+    }
+
     /// Waits for a version that this reader has not been given by `changed` yet; `None` when the writer is gone.
     /// Cancel-safe.
     pub async fn changed(&mut self) -> Option<Arc<T>> {

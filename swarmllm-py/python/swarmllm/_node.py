@@ -137,6 +137,9 @@ class _Base:
         listen: Sequence[str] | None = None,
         bootstrap: Sequence[str] | None = None,
         mdns: bool | None = None,
+        relay: bool | None = None,
+        external: Sequence[str] | None = None,
+        upnp: bool | None = None,
         serve: bool | None = None,
         threads: int | None = None,
         gpu_layers: int | None = None,
@@ -151,8 +154,10 @@ class _Base:
 
         `data_dir`: for keys, models and the store. `preset`: how it meets others. `network`: the swarm's name.
         `private`: found a swarm that only nodes with an invite can enter. `join`: an invite; the data directory stays in
-        its swarm. `listen`, `bootstrap`: multiaddrs. `mdns`: find peers on the LAN. `serve`: compute for others. `threads`:
-        compute threads. `gpu_layers`: layers that accelerators compute, of all models together. `memory`: bytes for
+        its swarm. `listen`, `bootstrap`: multiaddrs. `mdns`: find peers on the LAN. `relay`: carry circuits for
+        peers that nobody can connect to, without being able to read them. `external`: multiaddrs under which others reach
+        this node although it does not listen there. `upnp`: ask the router to forward ports. `serve`: compute for others.
+        `threads`: compute threads. `gpu_layers`: layers that accelerators compute, of all models together. `memory`: bytes for
         weights and KV. `context`: positions of a session, prompt and answer together. `sessions`: how many a stage
         computes at once. `kv`: how keys and values are kept; `q8_0` takes about half of the memory, and refuses exact
         answers. `credit_limit`: credits that a peer may owe before it is not computed for any more, one being a million
@@ -168,6 +173,9 @@ class _Base:
             "listen": listen and list(listen),
             "bootstrap": bootstrap and list(bootstrap),
             "mdns": mdns,
+            "relay": relay,
+            "external": external and list(external),
+            "upnp": upnp,
             "serve": serve,
             "threads": threads,
             "gpu_layers": gpu_layers,

@@ -1,0 +1,142 @@
+//! Swarms over a network that is not kind: routers that let nobody in, lost packets, cut lines.
+//!
+//! Each test builds machines of network namespaces (`swarmllm_tests::space`) and runs itself once more inside the
+//! coordinator's. Ignored by a plain run: `make net` says whether the machine allows them, and runs them.
+
+use std::time::{Duration, Instant};
+
+use swarmllm_core::base::ModelId;
+use swarmllm_core::node::{Completion, GenerateError, Node, Parts};
+use swarmllm_tests::cluster::{CONTEXT, Member, THREADS, answer};
+use swarmllm_tests::models::TestModel;
+use swarmllm_tests::process::{Process, import};
+use swarmllm_tests::space::{Nat, Place, World};
+use swarmllm_tests::whole::Whole;
+use tempfile::TempDir;
+
+const MODEL: TestModel = TestModel::SmolLm2;
+const TEXT: &str = "The lighthouse keeper counted the ships again and found that";
+const NETWORK: &str = "wild";
+const TCP: &str = "/ip4/0.0.0.0/tcp/8810";
+const QUIC: &str = "/ip4/0.0.0.0/udp/8800/quic-v1";
+/// Tokens of an answer.
+const TOKENS: u32 = 32;
+/// Longest wait for anything that an unkind network may delay.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// The peer that others find each other by, at this address.
+fn bootstrap(place: &Place) -> (Process, TempDir, String) {
+    let dir = TempDir::new().expect("a temporary directory");
+    let arguments = ["--network", NETWORK, "--bootstrap", "--listen", TCP, "--listen", QUIC];
+    let process = Process::start_in(&place.space, dir.path(), &arguments);
+    let id = process.ready.addresses[0].rsplit('/').next().expect("its id").to_owned();
+    let address = format!("/ip4/{}/tcp/8810/p2p/{id}", place.ip);
+    (process, dir, address)
+}
+
+/// A host of one of `stages` stages, which knows the bootstrap peer.
+fn host(place: &Place, known: &str, stages: u32, index: usize) -> (Process, TempDir) {
+    let (dir, cut) = (TempDir::new().expect("a temporary directory"), MODEL.cut(stages));
+    import(dir.path(), &MODEL.path(), MODEL.name(), cut[index], index + 1 == cut.len());
+    let (threads, context) = (THREADS.to_string(), CONTEXT.to_string());
+    let own = ["--network", NETWORK, "--bootstrap", known, "--listen", TCP, "--listen", QUIC];
+    let limits = ["--threads", &threads, "--context", &context, "--engine", "llama.cpp"];
+    (Process::start_in(&place.space, dir.path(), &[&own[..], &limits].concat()), dir)
+}
+
+/// A coordinator in this process's namespace.
+async fn coordinator(known: &str) -> (Member, ModelId) {
+    let dir = TempDir::new().expect("a temporary directory");
+    let builder = Node::builder().data_dir(dir.path()).network(NETWORK).mdns(false);
+    let builder = builder.listen(vec![TCP.to_owned(), QUIC.to_owned()]).bootstrap(vec![known.to_owned()]);
+    let node = builder.threads(THREADS).context(CONTEXT).engine("llama.cpp").start().await.expect("a node starts");
+    let member = Member { node, dir };
+    let model = member.import(&MODEL.path(), MODEL.name(), Parts::Coordinator).await;
+    (member, model)
+}
+
+fn expected() -> Vec<u32> {
+    let whole = Whole::load(&MODEL.path(), THREADS);
+    whole.greedy(&whole.tokenize(TEXT), TOKENS)
+}
+
+/// Asks until there is an answer; only the want of a route is a reason to ask again.
+async fn patient_answer(node: &Node, model: ModelId) -> Completion {
+    let begun = Instant::now();
+    loop {
+        match answer(node, model, TEXT, TOKENS).await {
+            Ok(completion) => return completion,
+            Err(GenerateError::Refused(fault)) if begun.elapsed() < LONGEST => {
+                println!("not yet: {fault}");
+                for peer in node.peers() {
+                    println!(
+                        "  {} {} {:?} {:?} {}",
+                        peer.id,
+                        peer.connected,
+                        peer.transport,
+                        peer.addresses,
+                        peer.holdings.len()
+                    );
+                }
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            Err(error) => panic!("no answer: {error}"),
+        }
+    }
+}
+
+/// The ways in which the coordinator's peers are connected, by host.
+fn ways(node: &Node, hosts: &[String]) -> Vec<Option<String>> {
+    let peers = node.peers();
+    let way =
+        |id: &String| peers.iter().find(|peer| peer.id.to_string() == *id).and_then(|peer| peer.transport.clone());
+    hosts.iter().map(way).collect()
+}
+
+/// The world of the tests about routers: a bootstrap peer outside, two hosts and the coordinator each behind a router.
+async fn behind_routers(test: &str, nat: Nat) -> Option<(Member, ModelId, Vec<String>)> {
+    if World::inside().is_some() {
+        let known = std::env::var("SWARMLLM_TEST_KNOWN").expect("the bootstrap peer's address");
+        let hosts = std::env::var("SWARMLLM_TEST_HOSTS").expect("the hosts' ids");
+        let (member, model) = coordinator(&known).await;
+        return Some((member, model, hosts.split(',').map(str::to_owned).collect()));
+    }
+    let mut world = World::new();
+    let relay = world.open("relay");
+    let [first, second, asker] = ["first", "second", "asker"].map(|role| world.hidden(role, nat));
+    let (_relay, _dir, known) = bootstrap(&relay);
+    let hosts = [host(&first, &known, 2, 0), host(&second, &known, 2, 1)];
+    let ids = hosts.iter().map(|(host, _)| host.ready.id.clone()).collect::<Vec<_>>().join(",");
+    world.run_inside(test, &asker, &[("SWARMLLM_TEST_KNOWN", known), ("SWARMLLM_TEST_HOSTS", ids)]);
+    None
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root, `ip` and `nft`: make net"]
+async fn machines_behind_routers_answer_together_and_come_to_direct_connections() {
+    let test = "machines_behind_routers_answer_together_and_come_to_direct_connections";
+    let Some((member, model, hosts)) = behind_routers(test, Nat::Plain).await else { return };
+    let completion = patient_answer(&member.node, model).await;
+    assert_eq!(completion.tokens, expected());
+    println!("the first answer came over {:?}", ways(&member.node, &hosts));
+    let begun = Instant::now();
+    let direct = || ways(&member.node, &hosts).iter().flatten().filter(|way| *way != "relay").count() == hosts.len();
+    while !direct() {
+        assert!(begun.elapsed() < LONGEST, "still {:?}", ways(&member.node, &hosts));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(patient_answer(&member.node, model).await.tokens, completion.tokens);
+    println!("later ones over {:?}", ways(&member.node, &hosts));
+    member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root, `ip` and `nft`: make net"]
+async fn where_no_direct_path_comes_up_the_relay_carries_the_whole_answer() {
+    let test = "where_no_direct_path_comes_up_the_relay_carries_the_whole_answer";
+    let Some((member, model, hosts)) = behind_routers(test, Nat::Random).await else { return };
+    let completion = patient_answer(&member.node, model).await;
+    assert_eq!(completion.tokens, expected());
+    assert_eq!(ways(&member.node, &hosts), vec![Some("relay".to_owned()); hosts.len()]);
+    member.stop().await;
+}
