@@ -6,8 +6,8 @@
 use std::time::{Duration, Instant};
 
 use swarmllm_core::base::ModelId;
-use swarmllm_core::node::{Completion, GenerateError, Node, Parts};
-use swarmllm_tests::cluster::{CONTEXT, Member, THREADS, answer};
+use swarmllm_core::node::{Completion, Delta, GenerateError, Node, Parts};
+use swarmllm_tests::cluster::{CONTEXT, Member, THREADS, answer, ask};
 use swarmllm_tests::models::TestModel;
 use swarmllm_tests::process::{Process, import};
 use swarmllm_tests::space::{Nat, Place, World};
@@ -138,5 +138,85 @@ async fn where_no_direct_path_comes_up_the_relay_carries_the_whole_answer() {
     let completion = patient_answer(&member.node, model).await;
     assert_eq!(completion.tokens, expected());
     assert_eq!(ways(&member.node, &hosts), vec![Some("relay".to_owned()); hosts.len()]);
+    member.stop().await;
+}
+
+/// Partitions that a run tries, so that the whole is not too long for every day; they last from 1 to 20 seconds.
+fn partitions() -> u32 {
+    std::env::var("SWARMLLM_TEST_PARTITIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(6).max(2)
+}
+
+/// One answer over an unkind network: right as far as it goes, and not late.
+async fn ask_under_cuts(node: &Node, model: ModelId, expected: &[u32]) -> Result<Duration, String> {
+    let begun = Instant::now();
+    let ended = async {
+        let mut generation = ask(node, model, TEXT, TOKENS).await?;
+        let mut first = None;
+        loop {
+            match generation.next().await.expect("an answer has an end")? {
+                Delta::Done(completion) => return Ok((first.unwrap_or_default(), completion.tokens)),
+                _ => first = first.or(Some(begun.elapsed())),
+            }
+        }
+    };
+    let ended: Result<(Duration, Vec<u32>), GenerateError> =
+        tokio::time::timeout(LONGEST, ended).await.expect("every answer ends within a minute");
+    match ended {
+        Ok((first, tokens)) => {
+            assert_eq!(tokens, expected, "a wrong token");
+            Ok(first)
+        }
+        Err(error) => {
+            if let GenerateError::Interrupted { partial, .. } = &error {
+                assert!(expected.starts_with(&partial.tokens), "a wrong token in {:?}", partial.tokens);
+            }
+            Err(error.to_string())
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root, `ip` and `nft`: make net"]
+async fn cut_lines_and_lost_packets_cost_time_and_never_a_token() {
+    let test = "cut_lines_and_lost_packets_cost_time_and_never_a_token";
+    let Some(world) = World::inside() else {
+        let mut world = World::new();
+        let places = ["relay", "a", "b", "c", "d", "asker"].map(|role| world.open(role));
+        let (_relay, _dir, known) = bootstrap(&places[0]);
+        let _hosts: Vec<_> = (0..4).map(|index| host(&places[index + 1], &known, 2, index / 2)).collect();
+        world.lose(5);
+        return world.run_inside(test, &places[5], &[("SWARMLLM_TEST_KNOWN", known)]);
+    };
+    let (member, model) = coordinator(&std::env::var("SWARMLLM_TEST_KNOWN").expect("the bootstrap peer")).await;
+    let expected = expected();
+    assert_eq!(patient_answer(&member.node, model).await.tokens, expected);
+    // The lines: 1 the bootstrap peer, 2 and 3 hosts of the first stage, 4 and 5 of the second, 6 the coordinator.
+    let cuts: [&[usize]; 6] = [&[2], &[6], &[4, 5], &[1, 3], &[2, 4], &[3, 5, 6]];
+    let (rounds, mut recoveries) = (partitions(), Vec::new());
+    for round in 0..rounds {
+        let length = Duration::from_secs_f64(1.0 + 19.0 * f64::from(round) / f64::from(rounds - 1));
+        let lines = cuts[round as usize % cuts.len()];
+        let (node, tokens) = (member.node.clone(), expected.clone());
+        let through = tokio::spawn(async move { ask_under_cuts(&node, model, &tokens).await });
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        world.cut(lines);
+        let healed = Instant::now() + length;
+        let during = tokio::time::timeout(length, ask_under_cuts(&member.node, model, &expected)).await;
+        tokio::time::sleep(healed.saturating_duration_since(Instant::now())).await;
+        world.cut(&[]);
+        let begun = Instant::now();
+        while let Err(error) = ask_under_cuts(&member.node, model, &expected).await {
+            println!("  {:?} after healing: {error}", begun.elapsed());
+            assert!(begun.elapsed() < LONGEST, "the swarm does not recover");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        recoveries.push(begun.elapsed());
+        let through = through.await.expect("no panic");
+        println!(
+            "lines {lines:?} cut for {length:?}: asked before {through:?}, during {during:?}, healed {:?}",
+            begun.elapsed()
+        );
+    }
+    println!("answers after healing: {recoveries:?}");
     member.stop().await;
 }
