@@ -26,6 +26,8 @@ pub(super) enum Command {
     Withdraw { key: Hash },
     /// Find who announced the key.
     FindProviders { key: Hash, reply: Reply<Vec<NodeId>> },
+    /// A peer does not answer on its connection.
+    Doubt { peer: PeerId },
     /// Close the connection to a peer.
     Disconnect { peer: PeerId },
     /// Say goodbye and end.

@@ -107,6 +107,11 @@ pub(super) const PING_INTERVAL: Duration = Duration::from_secs(15);
 pub(super) const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection that has answered no ping for this long is given up.
 pub(super) const SILENCE_LIMIT: Duration = Duration::from_secs(40);
+/// A peer that does not answer is dialled anew this often: a connection that hangs in the system's ever longer waits before
+/// it tries again, up to as long as its line was cut, may be of no use for as long again.
+pub(super) const DOUBT_AGAIN: Duration = Duration::from_secs(2);
+/// A new connection within this time of a doubt replaces the doubted ones.
+pub(super) const DOUBT_LASTS: Duration = Duration::from_secs(10);
 /// A connected peer that has not said who it is by then is disconnected.
 pub(super) const IDENTIFY_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a peer of another network stays connected, so that it can learn the reason as well.

@@ -158,6 +158,7 @@ impl Driver {
                 self.swarm.behaviour_mut().routing.stop_providing(&kad::RecordKey::new(key.as_bytes()));
             }
             Command::FindProviders { key, reply } => self.find_providers(key.as_bytes(), reply),
+            Command::Doubt { peer } => self.doubt(peer),
             Command::Disconnect { peer } => drop(self.swarm.disconnect_peer_id(peer)),
             // Ends the loop in `run`.
             Command::Shutdown => {}
@@ -402,6 +403,11 @@ impl Driver {
         self.discovery.connected(id, peer);
         // A second connection of a peer that is known already.
         if self.table.speaks(&peer) {
+            for old in self.table.replaced(&peer, id, Instant::now()) {
+                tracing::debug!(%peer, "a connection without an answer is replaced");
+                self.swarm.close_connection(old);
+                self.on_closed(peer, old);
+            }
             self.keep_what_is_needed(peer);
             self.pending.greeted(peer, node);
         }
@@ -480,13 +486,30 @@ impl Driver {
     /// A peer came in over a circuit, since nobody can connect to this node. Perhaps this node can connect to it.
     fn dial_back(&mut self, peer: PeerId, id: ConnectionId) {
         let came = self.table.find(&peer, id).is_some_and(|link| link.kind == TransportKind::Relay && !link.dialled);
-        let mut addresses = self.table.addresses(&peer);
-        addresses.retain(|address| !address::is_circuit(address));
-        if came && !addresses.is_empty() {
-            let options = DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(addresses);
-            let options = options.allocate_new_port().build();
-            self.pending.dialling(options.connection_id(), Some(peer), Vec::new());
-            self.dial_now(Some(peer), options);
+        let addresses =
+            self.table.addresses(&peer).into_iter().filter(|address| !address::is_circuit(address)).collect();
+        if came {
+            self.dial_again(peer, addresses);
+        }
+    }
+
+    /// Dials a peer that is connected, at these addresses alone.
+    fn dial_again(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) {
+        if addresses.is_empty() {
+            return;
+        }
+        let options = DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(addresses);
+        let options = options.allocate_new_port().build();
+        self.pending.dialling(options.connection_id(), Some(peer), Vec::new());
+        self.dial_now(Some(peer), options);
+    }
+
+    /// Dials a peer that is connected and does not answer.
+    fn doubt(&mut self, peer: PeerId) {
+        if self.table.doubt(&peer, Instant::now()) {
+            let (circuits, direct): (Vec<_>, Vec<_>) =
+                self.table.addresses(&peer).into_iter().partition(address::is_circuit);
+            self.dial_again(peer, if direct.is_empty() { circuits } else { direct });
         }
     }
 

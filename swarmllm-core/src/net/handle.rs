@@ -246,6 +246,15 @@ impl NetHandle {
         self.ask(|reply| Command::FindProviders { key, reply }).await
     }
 
+    /// Says that a connected node does not answer. It is dialled anew, every few seconds at most; a connection that comes
+    /// up takes the place of the ones before, whose streams end.
+    pub fn doubt(&self, node: NodeId) {
+        if let Some(peer) = peer_of(&node) {
+            // A network that is busy or has ended is told again by who still waits.
+            let _ = self.commands.try_send(Command::Doubt { peer });
+        }
+    }
+
     /// Closes all connections to a node. Nothing keeps it from connecting again.
     pub async fn disconnect(&self, node: NodeId) -> Result<(), NetError> {
         let peer = peer_of(&node).ok_or(NetError::NotConnected { node })?;

@@ -9,9 +9,13 @@ use libp2p::swarm::ConnectionId;
 use libp2p::{Multiaddr, PeerId};
 
 use super::address::{self, TransportKind};
-use super::config::{MAX_ADDRESSES_PER_PEER, MAX_AGENT_BYTES, MAX_PEERS_REMEMBERED, MAX_PUNCHES};
+use super::config::{
+    DOUBT_AGAIN, DOUBT_LASTS, MAX_ADDRESSES_PER_PEER, MAX_AGENT_BYTES, MAX_PEERS_REMEMBERED, MAX_PUNCHES,
+};
 use crate::base::NodeId;
 
+/// Circuits to one peer that are tried at once: a relay with many addresses would be asked for as many.
+const MAX_CIRCUITS_TRIED: usize = 2;
 /// Addresses kept where a peer was reached.
 const MAX_REACHED: usize = 4;
 
@@ -89,6 +93,8 @@ struct Peer {
     claimed: Vec<Multiaddr>,
     /// Dials that it made us try in vain.
     punches: u32,
+    /// When somebody last asked it in vain, and when that first led to a dial.
+    doubted: Option<Instant>,
 }
 
 /// How a connection came about.
@@ -136,6 +142,7 @@ impl PeerTable {
             reached: VecDeque::new(),
             claimed: Vec::new(),
             punches: 0,
+            doubted: None,
         });
         let address = address::without_peer(address);
         let kind = if way.relayed { TransportKind::Relay } else { TransportKind::of(&address) };
@@ -231,6 +238,25 @@ impl PeerTable {
         entry.links.iter().map(|link| (link.id, keep(link) || !any)).collect()
     }
 
+    /// A connected peer does not answer. Whether it is to be dialled anew now.
+    pub fn doubt(&mut self, peer: &PeerId, now: Instant) -> bool {
+        let Some(entry) = self.peers.get_mut(peer).filter(|entry| !entry.links.is_empty()) else { return false };
+        let due = entry.doubted.is_none_or(|before| now.duration_since(before) >= DOUBT_AGAIN);
+        if due {
+            entry.doubted = Some(now);
+        }
+        due
+    }
+
+    /// The connections that a new one, `id`, replaces: those of a peer that was doubted.
+    pub fn replaced(&mut self, peer: &PeerId, id: ConnectionId, now: Instant) -> Vec<ConnectionId> {
+        let Some(entry) = self.peers.get_mut(peer) else { return Vec::new() };
+        if entry.doubted.take().is_none_or(|doubted| now.duration_since(doubted) > DOUBT_LASTS) {
+            return Vec::new();
+        }
+        entry.links.iter().map(|link| link.id).filter(|old| *old != id).collect()
+    }
+
     /// A dial that the peer asked for over a circuit has failed. Whether it asks too often.
     pub fn punched(&mut self, peer: &PeerId) -> bool {
         let Some(entry) = self.peers.get_mut(peer) else { return false };
@@ -304,6 +330,8 @@ impl Peer {
             }
         }
         all.sort_by_key(address::is_circuit);
+        let direct = all.iter().filter(|address| !address::is_circuit(address)).count();
+        all.truncate(direct + MAX_CIRCUITS_TRIED);
         all
     }
 
@@ -461,6 +489,20 @@ mod tests {
         assert_eq!(table.keepers(&peer)[2], (id(3), false), "a try beside a connection is not kept");
         table.disconnected(peer, id(2));
         assert_eq!(table.keepers(&peer), [(id(1), true), (id(3), true)], "what is left is kept");
+    }
+
+    #[test]
+    fn a_doubted_peer_is_dialled_now_and_then_and_a_new_connection_replaces_the_old() {
+        let (mut table, _) = PeerTable::new();
+        let ((peer, node), now) = (someone(1), Instant::now());
+        assert!(!table.doubt(&peer, now), "it is not connected");
+        table.connected(peer, node, id(1), &place(), DIALLED);
+        assert!(table.doubt(&peer, now) && !table.doubt(&peer, now));
+        assert!(table.doubt(&peer, now + DOUBT_AGAIN));
+        table.connected(peer, node, id(2), &place(), DIALLED);
+        assert_eq!(table.replaced(&peer, id(2), now + DOUBT_AGAIN), [id(1)]);
+        table.connected(peer, node, id(3), &place(), DIALLED);
+        assert!(table.replaced(&peer, id(3), now + DOUBT_AGAIN).is_empty(), "a doubt is settled once");
     }
 
     #[test]

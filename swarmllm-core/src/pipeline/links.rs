@@ -5,33 +5,27 @@
 //! delivered here. A queue that is full means a peer that ignores the window of its session: that session ends.
 //!
 //! What was written may be lost with a stream although its peer stays connected, and no answer would ever come. So a link
-//! notices when its stream ends, and all whose messages went there are told.
+//! notices when its stream ends or what it wrote is not acknowledged, and all whose messages went there are told.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::base::{ErrorKind, Fault, NodeId, SessionId};
 use crate::net::{Channel, NetHandle, Stream};
+use crate::pipeline::link;
 use crate::pipeline::message::Message;
 use crate::rt::TaskSet;
-use crate::wire::frame::{FrameLimits, encode_head, read_frame};
-use crate::wire::job::{MAX_BODY_BYTES, MAX_HEADER_BYTES, StageHeader};
+use crate::wire::frame::Frame;
+use crate::wire::job::StageHeader;
 use crate::wire::prefix::Prefix;
 
 /// Messages that may wait for one peer's stream.
 const LINK_QUEUE: usize = 64;
-/// Messages that are taken out of it at once.
-const TOGETHER: usize = 16;
 /// Messages that may wait for one session: a window of chunks, its confirmations and a few control words.
 pub const SESSION_QUEUE: usize = 32;
-/// Bounds of a stage frame.
-const LIMITS: FrameLimits = FrameLimits { header: MAX_HEADER_BYTES, body: MAX_BODY_BYTES };
-/// A peer that does not take what is written at once, a frame at most, within this time is gone.
-const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Broken links that a session may not have heard of yet.
 const BROKEN_QUEUE: usize = 256;
@@ -140,12 +134,19 @@ impl Links {
         drop(peers);
         let links = self.clone();
         self.inner.tasks.spawn("stage-link", async move {
-            if let Err(error) = write_link(stream, receiver).await {
+            let doubt = || links.doubt(to);
+            if let Err(error) = link::write(stream, receiver, doubt).await {
                 tracing::debug!(peer = %to, %error, "a stage link broke");
                 links.broke(to);
             }
         });
         Ok(sender)
+    }
+
+    fn doubt(&self, peer: NodeId) {
+        if let Some(net) = &self.inner.net {
+            net.doubt(peer);
+        }
     }
 
     /// Peers from now on to which a link breaks: what was sent there last may be lost.
@@ -247,18 +248,16 @@ impl Links {
     }
 
     /// Reads one inbound stage stream until it ends or breaks the protocol.
-    pub async fn read(&self, from: NodeId, mut stream: Stream) {
-        loop {
-            let frame = match read_frame::<_, StageHeader>(&mut stream, LIMITS).await {
-                Ok(Some(frame)) => frame,
-                Ok(None) => return,
-                Err(error) => return tracing::debug!(peer = %from, %error, "a stage stream ended"),
-            };
+    pub async fn read(&self, from: NodeId, stream: Stream) {
+        let take = |frame: Frame<StageHeader>| {
             let key = key_of(&frame.header);
             match Message::decode(frame) {
                 Ok(message) => self.deliver(from, message),
                 Err(error) => self.refuse(from, key, error.to_string()),
             }
+        };
+        if let Err(error) = link::read(stream, take).await {
+            tracing::debug!(peer = %from, %error, "a stage stream ended");
         }
     }
 
@@ -340,56 +339,4 @@ impl Drop for CoordinatorInbox {
     fn drop(&mut self) {
         locked(&self.links.inner.coordinators).remove(&self.session);
     }
-}
-
-/// Writes a link's messages until nobody sends any more; closes its queue and fails when the stream ends.
-async fn write_link(mut stream: Stream, mut queue: mpsc::Receiver<Message>) -> Result<(), crate::wire::WireError> {
-    use futures::AsyncReadExt;
-    let (mut messages, mut nothing) = (Vec::new(), [0]);
-    loop {
-        let taken = tokio::select! {
-            biased;
-            taken = queue.recv_many(&mut messages, TOGETHER) => taken,
-            // The other side never writes: what can be read is the end.
-            ended = stream.read(&mut nothing) => {
-                return Err(ended.err().unwrap_or_else(|| std::io::ErrorKind::BrokenPipe.into()).into());
-            }
-        };
-        if taken == 0 {
-            return Ok(());
-        }
-        write_frames(&mut stream, messages.drain(..).map(Message::encode)).await?;
-    }
-}
-
-/// Writes frames. Short ones go out together, so that the tokens of a step cost one packet.
-async fn write_frames(
-    stream: &mut Stream,
-    frames: impl Iterator<Item = (StageHeader, Vec<u8>)>,
-) -> Result<(), crate::wire::WireError> {
-    /// Bytes that are gathered for one write.
-    const ONE_WRITE: usize = 64 * 1024;
-    let mut bytes = Vec::new();
-    for (header, body) in frames {
-        bytes.extend_from_slice(&encode_head(&header, body.len(), LIMITS)?);
-        if bytes.len() + body.len() <= ONE_WRITE {
-            bytes.extend_from_slice(&body);
-            continue;
-        }
-        write(stream, &bytes).await?;
-        write(stream, &body).await?;
-        bytes.clear();
-    }
-    write(stream, &bytes).await
-}
-
-/// Writes and flushes bytes, which a peer that is there takes within [`WRITE_DEADLINE`].
-async fn write(stream: &mut Stream, bytes: &[u8]) -> Result<(), crate::wire::WireError> {
-    use futures::AsyncWriteExt;
-    let written = async {
-        stream.write_all(bytes).await?;
-        stream.flush().await
-    };
-    let written = tokio::time::timeout(WRITE_DEADLINE, written).await;
-    Ok(written.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?)
 }

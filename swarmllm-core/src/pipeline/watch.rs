@@ -69,10 +69,15 @@ impl Watch {
     }
 }
 
-/// Whatever is answered, a refusal too, is an answer; that a connection is gone is told elsewhere.
+/// Whatever is answered, a refusal too, is an answer; that a connection is gone is told elsewhere. Perhaps only the connection
+/// is of no use any more, so that another is tried.
 pub async fn is_silent(net: &NetHandle, host: NodeId) -> bool {
     let asked = request(net, host, &Request::Alive, ANSWERS).await;
-    asked.is_err_and(|fault| fault.kind() == ErrorKind::Timeout)
+    let silent = asked.is_err_and(|fault| fault.kind() == ErrorKind::Timeout);
+    if silent {
+        net.doubt(host);
+    }
+    silent
 }
 
 #[cfg(test)]
