@@ -18,7 +18,7 @@ use crate::node::runtime::Ground;
 use crate::node::shared::Shared;
 use crate::node::{announcer, embedding, fetch};
 use crate::pipeline::plan::Plan;
-use crate::pipeline::route::is_loss;
+use crate::pipeline::search::is_loss;
 use crate::rt::EventReader;
 
 /// A running node. Clones are handles of the same node; when the last is dropped the node ends without waiting.

@@ -1,7 +1,8 @@
 //! The pipeline: plans which nodes compute which layers, and runs sessions over them.
 //!
-//! The only room where the engine meets the network. [`plan`] and [`session`] are pure; [`runner`] drives a session from
-//! the coordinator's side over the routes that [`route`] finds and opens, [`serve`] computes its stages on their hosts,
+//! The only room where the engine meets the network. [`plan`] and [`session`] are pure, as is what decides when a route
+//! breaks ([`way`], [`search`]); [`runner`] drives a session from the coordinator's side over the routes that [`route`]
+//! finds and opens, [`serve`] computes its stages on their hosts,
 //! [`links`] carries messages between them.
 //! Promises: a cancelled, failed or forgotten session frees its KV at every stage; a bad frame ends its session and
 //! nothing else; nothing queues without a bound.
@@ -21,11 +22,13 @@ pub mod pool;
 pub mod prefix;
 pub mod route;
 pub mod runner;
+pub mod search;
 pub mod serve;
 pub mod session;
 pub mod settle;
 pub mod speeds;
 pub mod stages;
 pub mod watch;
+pub mod way;
 
 pub use plan::{Candidate, NoPlan, Plan, PlanRequest, PlanStage};

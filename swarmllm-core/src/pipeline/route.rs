@@ -13,6 +13,7 @@ use crate::net::NetHandle;
 use crate::pipeline::control::{request, unexpected};
 use crate::pipeline::job::Coordinator;
 use crate::pipeline::plan::{Plan, PlanStage};
+use crate::pipeline::search::{Blame, LOOK_AGAIN, Next, Tried};
 use crate::pipeline::watch;
 use crate::wire::control::{OpenSession, Opened, Reply, Request};
 use crate::wire::prefix::Prefix;
@@ -21,17 +22,12 @@ use crate::wire::prefix::Prefix;
 const OPEN_DEADLINE: Duration = Duration::from_secs(180);
 /// Telling a stage to free a session.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
-/// Attempts to open routes that one session makes.
-const MAX_ATTEMPTS: u32 = 32;
 /// How often a host that loads a stage is asked whether it is there, and how often in a row it may miss that where no route
 /// does without it.
 const WHILE_LOADING: Duration = Duration::from_millis(500);
 const MISSES: u32 = 5;
 /// Longest search for another route: the swarm's table may be slow to say that it knows of nobody.
 const SEARCH: Duration = Duration::from_secs(3);
-/// How often a route is looked for where there is none.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
-
 /// Who computes a session's stages, and how to reach and pay them.
 #[derive(Debug, Clone)]
 pub struct Route {
@@ -73,26 +69,12 @@ pub struct Terms {
     pub vocab: u32,
 }
 
-/// Hosts that failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Blame {
-    /// Who.
-    pub nodes: Vec<NodeId>,
-    /// Whether they may be asked again: their connection was lost, which may come back.
-    pub may_return: bool,
-    /// Why, for who asked.
-    pub fault: Fault,
-}
-
 /// Finds and opens the routes of one session.
 pub struct Finder {
     coordinator: Coordinator,
     routes: Arc<dyn Routes>,
     terms: Terms,
-    /// Epoch of the next attempt.
-    epoch: u32,
-    /// Nodes that are not asked again.
-    without: Vec<NodeId>,
+    tried: Tried,
     /// The attempt under way.
     opening: Option<(u32, Vec<PlanStage>)>,
 }
@@ -100,7 +82,7 @@ pub struct Finder {
 impl Finder {
     /// A finder that has tried nothing.
     pub fn new(coordinator: Coordinator, routes: Arc<dyn Routes>, terms: Terms) -> Self {
-        Self { coordinator, routes, terms, epoch: 0, without: Vec::new(), opening: None }
+        Self { coordinator, routes, terms, tried: Tried::default(), opening: None }
     }
 
     /// Opens this route or, where a host of it fails, another. Where there is no other, the error says why the first
@@ -115,21 +97,16 @@ impl Finder {
     /// Opens another route than one whose hosts have failed. Where there is none and hosts may return, it waits for them
     /// for as long as `patience` lasts; the error says why the last route failed.
     pub async fn reopen(&mut self, blame: Blame, prefix: &Prefix, patience: Duration) -> Result<OpenRoute, Fault> {
-        let until = Instant::now() + if blame.may_return { patience } else { Duration::ZERO };
-        let cause = blame.fault.clone();
-        let mut lost = self.take(blame);
+        let mut search = self.tried.search(blame, Instant::now(), patience);
         loop {
-            match self.find(&lost).await {
-                Ok(_) if self.epoch >= MAX_ATTEMPTS => return Err(cause),
-                Ok(route) => match self.attempt(route, prefix).await {
+            let found = self.find(search.lost()).await;
+            match (self.tried.next(&mut search, found.is_ok(), Instant::now()), found) {
+                (Next::Attempt, Ok(route)) => match self.attempt(route, prefix).await {
                     Ok(open) => return Ok(open),
-                    Err(blame) => lost.extend(self.take(blame)),
+                    Err(blame) => self.tried.blame(blame, &mut search),
                 },
-                Err(_) if Instant::now() >= until => return Err(cause),
-                Err(_) => {
-                    tokio::time::sleep(LOOK_AGAIN).await;
-                    lost.clear();
-                }
+                (Next::LookAgain, _) => tokio::time::sleep(LOOK_AGAIN).await,
+                _ => return Err(search.cause),
             }
         }
     }
@@ -140,7 +117,7 @@ impl Finder {
     }
 
     async fn find(&self, without: &[NodeId]) -> Result<Route, Fault> {
-        let found = self.routes.find([self.without.as_slice(), without].concat());
+        let found = self.routes.find(self.tried.without(without));
         let none = || Fault::new(ErrorKind::NoPlan, format!("no route was found within {SEARCH:?}"));
         tokio::time::timeout(SEARCH, found).await.unwrap_or_else(|_| Err(none()))
     }
@@ -172,19 +149,9 @@ impl Finder {
         }
     }
 
-    /// Leaves out who has failed for good; gives who may return.
-    fn take(&mut self, blame: Blame) -> Vec<NodeId> {
-        if blame.may_return {
-            return blame.nodes;
-        }
-        self.without.extend(blame.nodes);
-        Vec::new()
-    }
-
     /// Opens all stages at once.
     async fn attempt(&mut self, route: Route, prefix: &Prefix) -> Result<OpenRoute, Blame> {
-        let epoch = self.epoch;
-        self.epoch += 1;
+        let epoch = self.tried.attempt();
         self.opening = Some((epoch, route.plan.stages.clone()));
         let opens = (0..route.plan.stages.len()).map(|index| self.open_one(&route, index, epoch, prefix));
         let answers = join_all(opens).await;
@@ -195,14 +162,12 @@ impl Finder {
                 Err(fault) => failed.push((stage.node, fault)),
             }
         }
-        let Some((_, fault)) = failed.first() else {
+        let Some(blame) = Blame::unopened(failed) else {
             self.opening = None;
             return Ok(OpenRoute { epoch, route, opened });
         };
-        let fault = fault.clone();
         self.abandon();
-        let may_return = failed.iter().all(|(_, fault)| is_loss(fault.kind()));
-        Err(Blame { nodes: failed.into_iter().map(|(node, _)| node).collect(), may_return, fault })
+        Err(blame)
     }
 
     async fn open_one(&self, route: &Route, index: usize, epoch: u32, prefix: &Prefix) -> Result<Opened, Fault> {
@@ -280,9 +245,4 @@ impl Finder {
             }
         }
     }
-}
-
-/// Whether a fault says that a peer is out of reach, which may change.
-pub fn is_loss(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::PeerLost | ErrorKind::PeerUnreachable)
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::broadcast;
 use tokio::time::sleep;
 
-use crate::base::{ErrorKind, Event, Fault, LayerRange, ModelId, NodeId, SessionId};
+use crate::base::{ErrorKind, Event, Fault, ModelId, NodeId, SessionId};
 use crate::engine::Embedder;
 use crate::ledger::price;
 use crate::net::NetHandle;
@@ -20,14 +20,14 @@ use crate::pipeline::drafter::Drafter;
 use crate::pipeline::job::{Coordinator, Job, Limits, Outcome, StageReport, TokenSink, late};
 use crate::pipeline::links::{CoordinatorInbox, Delivery};
 use crate::pipeline::message::Message;
-use crate::pipeline::plan::PlanStage;
 use crate::pipeline::pool::{Pool, Pooling};
 use crate::pipeline::prefix::EXACT_BLOCK;
-use crate::pipeline::route::{Blame, Finder, OpenRoute, is_loss};
+use crate::pipeline::route::{Finder, OpenRoute};
+use crate::pipeline::search::{Blame, is_loss};
 use crate::pipeline::session::{Action, End, Guess, Session, SessionParams};
 use crate::pipeline::speeds::Seen;
 use crate::pipeline::watch::Watch;
-use crate::wire::control::Opened;
+use crate::pipeline::way::{Heard, Way, usable};
 use crate::wire::job::{LogitsHeader, StepHeader};
 use crate::wire::prefix::Prefix;
 
@@ -117,69 +117,7 @@ struct Facts {
     limits: Limits,
 }
 
-/// The present route, as every step needs it.
-struct Way {
-    epoch: u32,
-    stages: Vec<PlanStage>,
-    /// Microseconds of a token, by the plan.
-    predicted_us: u64,
-    max_rows: u32,
-    /// Tokens that every stage has.
-    cached: u32,
-    first_addresses: Vec<String>,
-    /// What the ledger prices the stages by.
-    weights: Vec<u64>,
-    /// The peers of the route, and what the ledger prices their stages by.
-    paid: Vec<(NodeId, u64)>,
-}
-
-impl Way {
-    fn new(open: OpenRoute, local: NodeId) -> (Self, Vec<StageReport>) {
-        let OpenRoute { epoch, route, opened } = open;
-        let (stages, predicted_us) = (route.plan.stages, route.plan.token_us);
-        let report = |(stage, opened): (&PlanStage, &Opened)| StageReport {
-            stage: *stage,
-            epoch,
-            load_ms: opened.load_ms,
-            prefill_us: 0,
-            decode_us: Vec::new(),
-        };
-        let reports = stages.iter().zip(&opened).map(report).collect();
-        let weights = route.weights;
-        let all = stages.iter().map(|stage| stage.node).zip(weights.iter().copied());
-        let paid = all.filter(|(node, _)| *node != local).collect();
-        let way = Way {
-            epoch,
-            predicted_us,
-            max_rows: opened.iter().map(|opened| opened.max_rows).min().unwrap_or(1),
-            cached: opened.iter().map(|opened| opened.cached).min().unwrap_or(0),
-            first_addresses: route.addresses.into_iter().next().unwrap_or_default(),
-            weights,
-            paid,
-            stages,
-        };
-        (way, reports)
-    }
-
-    fn host(&self, stage: usize) -> Option<NodeId> {
-        self.stages.get(stage).map(|stage| stage.node)
-    }
-
-    fn has(&self, peer: NodeId) -> bool {
-        self.stages.iter().any(|stage| stage.node == peer)
-    }
-
-    fn is_last(&self, peer: NodeId) -> bool {
-        self.stages.last().is_some_and(|stage| stage.node == peer)
-    }
-
-    /// The hosts that are peers.
-    fn peers(&self) -> Vec<NodeId> {
-        self.paid.iter().map(|(peer, _)| *peer).collect()
-    }
-}
-
-/// Why the present route is of no use any more. Where nobody is to blame no other would be either.
+/// Why the present route is of no use any more.
 type Broken = Blame;
 
 impl<'a> Drive<'a> {
@@ -224,7 +162,7 @@ impl<'a> Drive<'a> {
             finder,
             way,
             stages,
-            watch: Watch::default(),
+            watch: Watch::new(Instant::now()),
             cached,
             began,
             first_token: None,
@@ -331,8 +269,10 @@ impl<'a> Drive<'a> {
             biased;
             () = limits.cancel.cancelled() => Ok(self.session.stop(End::Cancelled)),
             delivery = inbox.next() => self.on_delivery(delivery),
-            peer = next_of(losses.peers.as_mut()) => self.on_loss(peer),
-            peer = next_of(Some(&mut losses.links)) => self.on_broken_link(peer),
+            peer = next_of(losses.peers.as_mut()) => self.way.lost(peer).map_or(Ok(Vec::new()), Err),
+            peer = next_of(Some(&mut losses.links)) => {
+                self.way.link_broke(peer, !self.sent.is_empty()).map_or(Ok(Vec::new()), Err)
+            }
             () = limits.overdue() => Ok(self.session.on_fault(late())),
             silent = self.silent() => Err(silent),
             () = sleep(STALL_DEADLINE) => {
@@ -348,14 +288,16 @@ impl<'a> Drive<'a> {
         let Some(net) = self.coordinator.net.as_ref().filter(|_| !peers.is_empty()) else {
             return std::future::pending().await;
         };
-        let mut silent = self.watch.silent(net, &peers).await;
-        while !self.finder.can_avoid(&silent).await {
+        loop {
+            let silent = self.watch.silent(net, &peers).await;
+            if self.finder.can_avoid(&silent).await
+                && let Some(blame) = Blame::silent(silent)
+            {
+                return blame;
+            }
             // They may come to themselves, or another may come.
             sleep(LOOK_AGAIN).await;
-            silent = self.watch.silent(net, &peers).await;
         }
-        let text = format!("peer {} does not answer", silent[0].short());
-        Blame { nodes: silent, may_return: false, fault: Fault::new(ErrorKind::PeerLost, text) }
     }
 
     /// Another route, and what is to be sent there.
@@ -373,17 +315,12 @@ impl<'a> Drive<'a> {
         let open = self.job.limits.bound(self.finder.reopen(broken, &prefix, PATIENCE)).await;
         let open = open.inspect_err(|_| self.finder.abandon())?;
         let (mut way, stages) = Way::new(open, self.coordinator.links.local());
-        let chunk = if self.job.exact { self.way.max_rows } else { way.max_rows };
-        // Hosts that admit longer steps change nothing, for this recovery nor for the next.
-        way.max_rows = way.max_rows.min(chunk);
+        let chunk = way.follow(&self.way, self.job.exact);
         self.way = way;
         self.stages.extend(stages);
-        self.watch.restart();
+        self.watch = Watch::new(Instant::now());
         self.answered = Instant::now();
-        if self.way.max_rows < chunk {
-            // Steps of other shapes would not be the same to the last bit.
-            return Err(Err(cause));
-        }
+        let Some(chunk) = chunk else { return Err(Err(cause)) };
         let (session, epoch) = (self.job.session, self.way.epoch);
         self.coordinator.events.send(Event::GenerationRerouted { session, epoch, cause });
         let cached = self.job.usable(self.way.cached, text.len());
@@ -391,12 +328,12 @@ impl<'a> Drive<'a> {
     }
 
     fn on_delivery(&mut self, delivery: Option<Delivery>) -> Result<Vec<Action>, Broken> {
-        Ok(match delivery {
-            Some((_, message)) if message.epoch() != self.way.epoch => {
-                tracing::debug!(session = %self.job.session, "a late answer of an earlier route was dropped");
-                Vec::new()
-            }
-            Some((from, Message::Logits { header, rows })) if self.way.is_last(from) => {
+        let Some((from, message)) = delivery else {
+            let text = "the last stage sent more than was asked";
+            return Ok(self.session.on_fault(Fault::new(ErrorKind::BadFrame, text)));
+        };
+        match (self.way.hears(from, &message), message) {
+            (Heard::Answer, Message::Logits { header, rows }) => {
                 let decoded = self.record(&header);
                 let sent = self.sent.pop_front();
                 let took = self.took(&header, sent.as_ref());
@@ -408,59 +345,15 @@ impl<'a> Drive<'a> {
                 if !actions.iter().any(|action| matches!(action, Action::Fail(_))) {
                     sent.iter().for_each(|sent| self.owe(sent));
                 }
-                actions
+                return Ok(actions);
             }
-            Some((from, Message::Failed { stage, fault, .. })) if self.way.has(from) => {
-                return self.on_failed(from, stage, fault);
+            (Heard::Failed, Message::Failed { stage, fault, .. }) => return Err(self.way.failed(from, stage, fault)),
+            (Heard::Late, _) => {
+                tracing::debug!(session = %self.job.session, "a late answer of an earlier route was dropped");
             }
-            Some((from, _)) => {
-                tracing::warn!(peer = %from, "an answer from a peer outside the route was dropped");
-                Vec::new()
-            }
-            None => self.session.on_fault(Fault::new(ErrorKind::BadFrame, "the last stage sent more than was asked")),
-        })
-    }
-
-    /// A stage could not do its work: because of the next one, because of its host, because of what the one before or
-    /// itself made of it, or because of what was asked, which would be asked of others too.
-    fn on_failed(&mut self, from: NodeId, stage: u32, fault: Fault) -> Result<Vec<Action>, Broken> {
-        let fault = Fault::new(fault.kind(), format!("stage {stage} at peer {}: {fault}", from.short()));
-        let local = self.coordinator.links.local();
-        let stage = Some(stage as usize).filter(|stage| self.way.host(*stage) == Some(from));
-        let beside = |other: Option<usize>| other.and_then(|other| self.way.host(other));
-        let (mut nodes, may_return) = match fault.kind() {
-            kind if is_loss(kind) => (vec![beside(stage.map(|stage| stage + 1)).unwrap_or(from)], true),
-            ErrorKind::BadFrame => {
-                let before = beside(stage.and_then(|stage| stage.checked_sub(1)));
-                (before.into_iter().chain([from]).collect(), false)
-            }
-            ErrorKind::InvalidArgument | ErrorKind::ContextOverflow | ErrorKind::NoCredit => (Vec::new(), false),
-            _ => (vec![from], false),
-        };
-        nodes.retain(|node| *node != local);
-        Err(Blame { nodes, may_return, fault })
-    }
-
-    /// Who answers is the last stage.
-    fn blame_last(&self, fault: Fault) -> Broken {
-        let local = self.coordinator.links.local();
-        let last = self.way.stages.last().map(|stage| stage.node).filter(|node| *node != local);
-        Blame { nodes: last.into_iter().collect(), may_return: false, fault }
-    }
-
-    fn on_loss(&mut self, peer: NodeId) -> Result<Vec<Action>, Broken> {
-        match self.way.stages.iter().find(|stage| stage.node == peer) {
-            None => Ok(Vec::new()),
-            Some(stage) => Err(Blame { nodes: vec![peer], may_return: true, fault: peer_lost(peer, stage.layers) }),
+            _ => tracing::warn!(peer = %from, "an answer from a peer outside the route was dropped"),
         }
-    }
-
-    /// Steps that were under way to the first stage are lost, though its host may be there.
-    fn on_broken_link(&mut self, peer: NodeId) -> Result<Vec<Action>, Broken> {
-        match self.way.host(0) == Some(peer) && !self.sent.is_empty() {
-            true => self.on_loss(peer),
-            false => Ok(Vec::new()),
-        }
+        Ok(Vec::new())
     }
 
     /// Takes the per-stage timings of an answer; called before the session sees it.
@@ -489,7 +382,7 @@ impl<'a> Drive<'a> {
     fn took(&mut self, header: &LogitsHeader, sent: Option<&Sent>) -> Took {
         let (now, micros) = (Instant::now(), |time: Duration| time.as_micros().try_into().unwrap_or(u32::MAX));
         let round = sent.map_or(Duration::ZERO, |sent| now - sent.begun);
-        self.watch.heard(round);
+        self.watch.heard(round, now);
         let round = micros(round);
         let gap = micros(now - std::mem::replace(&mut self.answered, now));
         Took { round, gap, busy: header.compute_us.iter().copied().max().unwrap_or(round) }
@@ -531,7 +424,7 @@ impl<'a> Drive<'a> {
                     }
                     Action::End(end) => return Ok(Some(Ok(end))),
                     // An answer that is none; what came before it is said.
-                    Action::Fail(fault) if fault.kind() == ErrorKind::BadFrame => return Err(self.blame_last(fault)),
+                    Action::Fail(fault) if fault.kind() == ErrorKind::BadFrame => return Err(self.way.wrong(fault)),
                     Action::Fail(fault) => return Ok(Some(Err(fault))),
                     Action::Step { .. } | Action::Guess { .. } => {}
                 }
@@ -610,26 +503,11 @@ impl Facts {
     }
 }
 
-/// How much of the KV that every stage has is of use: in the exact mode whole chunks, of which the last is computed again
-/// where it has the prompt's last token.
-fn usable(cached: u32, prompt: u32, exact: bool) -> u32 {
-    let last = prompt.saturating_sub(1);
-    match exact {
-        false => cached.min(last),
-        true => cached.min(last) / EXACT_BLOCK * EXACT_BLOCK,
-    }
-}
-
 /// The middle of some times; 0 of none.
 fn median(micros: &[u32]) -> u32 {
     let mut sorted = micros.to_vec();
     sorted.sort_unstable();
     sorted.get(sorted.len() / 2).copied().unwrap_or(0)
-}
-
-fn peer_lost(peer: NodeId, layers: LayerRange) -> Fault {
-    let text = format!("peer {} with layers {layers} is gone", peer.short());
-    Fault::new(ErrorKind::PeerLost, text)
 }
 
 /// What a session hears of losses.

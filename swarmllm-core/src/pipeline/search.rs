@@ -1,0 +1,164 @@
+//! The search for a session's routes: whom it does without, in which epoch it tries, and when it gives up. Pure; time is
+//! an argument.
+
+use std::time::{Duration, Instant};
+
+use crate::base::{ErrorKind, Fault, NodeId};
+
+/// Attempts to open routes that one session makes.
+pub const MAX_ATTEMPTS: u32 = 32;
+/// How often a route is looked for where there is none.
+pub const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+/// Hosts that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blame {
+    /// Who. Where it is nobody, no other route would be better.
+    pub nodes: Vec<NodeId>,
+    /// Whether they may be asked again: their connection was lost, which may come back.
+    pub may_return: bool,
+    /// Why, for who asked.
+    pub fault: Fault,
+}
+
+impl Blame {
+    /// Hosts that did not open their stages; nothing where there are none.
+    pub fn unopened(failed: Vec<(NodeId, Fault)>) -> Option<Self> {
+        let fault = failed.first()?.1.clone();
+        let may_return = failed.iter().all(|(_, fault)| is_loss(fault.kind()));
+        Some(Blame { nodes: failed.into_iter().map(|(node, _)| node).collect(), may_return, fault })
+    }
+
+    /// Hosts that do not say that they are there; nothing where there are none. They may only be slow, but there is another
+    /// way.
+    pub fn silent(nodes: Vec<NodeId>) -> Option<Self> {
+        let text = format!("peer {} does not answer", nodes.first()?.short());
+        Some(Blame { nodes, may_return: false, fault: Fault::new(ErrorKind::PeerLost, text) })
+    }
+}
+
+/// What one session has tried.
+#[derive(Debug, Default)]
+pub struct Tried {
+    /// Epoch of the next attempt.
+    epoch: u32,
+    /// Nodes that are not asked again.
+    without: Vec<NodeId>,
+}
+
+/// A search under way.
+#[derive(Debug)]
+pub struct Search {
+    /// Why the route before was of no use: what is said where there is no other.
+    pub cause: Fault,
+    /// Until when it waits for hosts to return.
+    until: Instant,
+    /// Nodes that may return.
+    lost: Vec<NodeId>,
+}
+
+/// What a search does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Open the route that was found.
+    Attempt,
+    /// Look again, after [`LOOK_AGAIN`], for one with those who may have returned.
+    LookAgain,
+    /// Say why.
+    GiveUp,
+}
+
+impl Tried {
+    /// The epoch of an attempt that begins.
+    pub fn attempt(&mut self) -> u32 {
+        self.epoch += 1;
+        self.epoch - 1
+    }
+
+    /// Whom a route does without, beside these.
+    pub fn without(&self, others: &[NodeId]) -> Vec<NodeId> {
+        [self.without.as_slice(), others].concat()
+    }
+
+    /// Begins to search for another route than one whose hosts have failed, for as long as `patience` lasts if they may
+    /// return.
+    pub fn search(&mut self, blame: Blame, now: Instant, patience: Duration) -> Search {
+        let until = now + if blame.may_return { patience } else { Duration::ZERO };
+        let mut search = Search { cause: blame.fault.clone(), until, lost: Vec::new() };
+        self.blame(blame, &mut search);
+        search
+    }
+
+    /// Hosts have failed: who may return is left out for now, the others for good.
+    pub fn blame(&mut self, blame: Blame, search: &mut Search) {
+        let out = if blame.may_return { &mut search.lost } else { &mut self.without };
+        out.extend(blame.nodes);
+    }
+
+    /// What follows where a route was `found`, or none was.
+    pub fn next(&self, search: &mut Search, found: bool, now: Instant) -> Next {
+        match found {
+            true if self.epoch >= MAX_ATTEMPTS => Next::GiveUp,
+            true => Next::Attempt,
+            false if now >= search.until => Next::GiveUp,
+            false => {
+                search.lost.clear();
+                Next::LookAgain
+            }
+        }
+    }
+}
+
+impl Search {
+    /// Who is left out for now.
+    pub fn lost(&self) -> &[NodeId] {
+        &self.lost
+    }
+}
+
+/// Whether a fault says that a peer is out of reach, which may change.
+pub fn is_loss(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::PeerLost | ErrorKind::PeerUnreachable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    fn blame(name: u8, may_return: bool) -> Blame {
+        Blame { nodes: vec![NodeId([name; 32])], may_return, fault: Fault::new(ErrorKind::PeerLost, name) }
+    }
+
+    #[test]
+    fn who_may_return_is_left_out_until_there_is_no_other_way_and_who_failed_for_good() {
+        let (mut tried, now) = (Tried::default(), Instant::now());
+        let mut search = tried.search(blame(1, true), now, PATIENCE);
+        tried.blame(blame(2, false), &mut search);
+        assert_eq!(tried.without(search.lost()), [NodeId([2; 32]), NodeId([1; 32])]);
+        assert_eq!(tried.next(&mut search, false, now), Next::LookAgain);
+        assert_eq!(tried.without(search.lost()), [NodeId([2; 32])]);
+    }
+
+    #[test]
+    fn it_gives_up_when_patience_is_at_its_end_and_waits_for_nobody_who_failed() {
+        let (mut tried, now) = (Tried::default(), Instant::now());
+        let mut search = tried.search(blame(1, true), now, PATIENCE);
+        assert_eq!(tried.next(&mut search, false, now + PATIENCE / 2), Next::LookAgain);
+        assert_eq!(tried.next(&mut search, false, now + PATIENCE), Next::GiveUp);
+        let mut search = tried.search(blame(1, false), now, PATIENCE);
+        assert_eq!(tried.next(&mut search, false, now), Next::GiveUp);
+    }
+
+    #[test]
+    fn attempts_are_numbered_and_bounded() {
+        let (mut tried, now) = (Tried::default(), Instant::now());
+        let mut search = tried.search(blame(1, true), now, PATIENCE);
+        for epoch in 0..MAX_ATTEMPTS {
+            assert_eq!(tried.next(&mut search, true, now), Next::Attempt);
+            assert_eq!(tried.attempt(), epoch);
+        }
+        assert_eq!(tried.next(&mut search, true, now), Next::GiveUp);
+    }
+}

@@ -1,0 +1,157 @@
+//! The present route of a session: whose word on it counts, and whom to blame where it broke. Pure.
+
+use crate::base::{ErrorKind, Fault, LayerRange, NodeId};
+use crate::pipeline::job::StageReport;
+use crate::pipeline::message::Message;
+use crate::pipeline::plan::PlanStage;
+use crate::pipeline::prefix::EXACT_BLOCK;
+use crate::pipeline::route::OpenRoute;
+use crate::pipeline::search::{Blame, is_loss};
+use crate::wire::control::Opened;
+
+/// The present route, as every step needs it.
+pub struct Way {
+    /// Which of the session's routes.
+    pub epoch: u32,
+    /// Its stages, in order.
+    pub stages: Vec<PlanStage>,
+    /// Microseconds of a token, by the plan.
+    pub predicted_us: u64,
+    /// Rows of a step at most.
+    pub max_rows: u32,
+    /// Tokens that every stage has.
+    pub cached: u32,
+    /// Where the first stage's host may be dialled.
+    pub first_addresses: Vec<String>,
+    /// What the ledger prices the stages by.
+    pub weights: Vec<u64>,
+    /// The peers of the route, and what the ledger prices their stages by.
+    pub paid: Vec<(NodeId, u64)>,
+    /// The coordinator, which is never to blame.
+    local: NodeId,
+}
+
+/// What a message is to a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// The last stage's answer.
+    Answer,
+    /// A stage of the route could not do its work.
+    Failed,
+    /// Of an earlier route.
+    Late,
+    /// From a peer that has no say in this.
+    Foreign,
+}
+
+impl Way {
+    /// The way over a route that is open, and the reports of its stages, which have computed nothing.
+    pub fn new(open: OpenRoute, local: NodeId) -> (Self, Vec<StageReport>) {
+        let OpenRoute { epoch, route, opened } = open;
+        let (stages, predicted_us) = (route.plan.stages, route.plan.token_us);
+        let report = |(stage, opened): (&PlanStage, &Opened)| StageReport {
+            stage: *stage,
+            epoch,
+            load_ms: opened.load_ms,
+            prefill_us: 0,
+            decode_us: Vec::new(),
+        };
+        let reports = stages.iter().zip(&opened).map(report).collect();
+        let weights = route.weights;
+        let all = stages.iter().map(|stage| stage.node).zip(weights.iter().copied());
+        let paid = all.filter(|(node, _)| *node != local).collect();
+        let way = Way {
+            epoch,
+            predicted_us,
+            max_rows: opened.iter().map(|opened| opened.max_rows).min().unwrap_or(1),
+            cached: opened.iter().map(|opened| opened.cached).min().unwrap_or(0),
+            first_addresses: route.addresses.into_iter().next().unwrap_or_default(),
+            weights,
+            paid,
+            stages,
+            local,
+        };
+        (way, reports)
+    }
+
+    /// Keeps the length of steps where an answer is exact: hosts that admit longer ones than those of the route before
+    /// change nothing, for this recovery nor for the next. Gives the rows of a chunk; nothing where these hosts admit only
+    /// shorter steps, which would not be the same to the last bit.
+    pub fn follow(&mut self, before: &Way, exact: bool) -> Option<u32> {
+        let chunk = if exact { before.max_rows } else { self.max_rows };
+        self.max_rows = self.max_rows.min(chunk);
+        (self.max_rows == chunk).then_some(chunk)
+    }
+
+    /// The host of a stage.
+    pub fn host(&self, stage: usize) -> Option<NodeId> {
+        self.stages.get(stage).map(|stage| stage.node)
+    }
+
+    /// The hosts that are peers.
+    pub fn peers(&self) -> Vec<NodeId> {
+        self.paid.iter().map(|(peer, _)| *peer).collect()
+    }
+
+    /// What a message from this node is to the session.
+    pub fn hears(&self, from: NodeId, message: &Message) -> Heard {
+        match message {
+            message if message.epoch() != self.epoch => Heard::Late,
+            Message::Logits { .. } if self.stages.last().is_some_and(|stage| stage.node == from) => Heard::Answer,
+            Message::Failed { .. } if self.stages.iter().any(|stage| stage.node == from) => Heard::Failed,
+            _ => Heard::Foreign,
+        }
+    }
+
+    /// A stage could not do its work: because of the next one, because of its host, because of what the one before or
+    /// itself made of it, or because of what was asked, which would be asked of others too.
+    pub fn failed(&self, from: NodeId, stage: u32, fault: Fault) -> Blame {
+        let fault = Fault::new(fault.kind(), format!("stage {stage} at peer {}: {fault}", from.short()));
+        let stage = Some(stage as usize).filter(|stage| self.host(*stage) == Some(from));
+        let beside = |other: Option<usize>| other.and_then(|other| self.host(other));
+        let (mut nodes, may_return) = match fault.kind() {
+            kind if is_loss(kind) => (vec![beside(stage.map(|stage| stage + 1)).unwrap_or(from)], true),
+            ErrorKind::BadFrame => {
+                let before = beside(stage.and_then(|stage| stage.checked_sub(1)));
+                (before.into_iter().chain([from]).collect(), false)
+            }
+            ErrorKind::InvalidArgument | ErrorKind::ContextOverflow | ErrorKind::NoCredit => (Vec::new(), false),
+            _ => (vec![from], false),
+        };
+        nodes.retain(|node| *node != self.local);
+        Blame { nodes, may_return, fault }
+    }
+
+    /// An answer was none: who answers is the last stage.
+    pub fn wrong(&self, fault: Fault) -> Blame {
+        let last = self.stages.last().map(|stage| stage.node).filter(|node| *node != self.local);
+        Blame { nodes: last.into_iter().collect(), may_return: false, fault }
+    }
+
+    /// A peer's connection is gone, of whom the route may have no need.
+    pub fn lost(&self, peer: NodeId) -> Option<Blame> {
+        let stage = self.stages.iter().find(|stage| stage.node == peer)?;
+        Some(Blame { nodes: vec![peer], may_return: true, fault: peer_lost(peer, stage.layers) })
+    }
+
+    /// A link broke. Steps that were under way to the first stage are lost, though its host may be there.
+    pub fn link_broke(&self, peer: NodeId, under_way: bool) -> Option<Blame> {
+        let concerned = self.host(0) == Some(peer) && under_way;
+        self.lost(peer).filter(|_| concerned)
+    }
+}
+
+/// How much of the KV that every stage has is of use: in the exact mode whole chunks, of which the last is computed again
+/// where it has the prompt's last token.
+pub fn usable(cached: u32, prompt: u32, exact: bool) -> u32 {
+    let last = prompt.saturating_sub(1);
+    match exact {
+        false => cached.min(last),
+        true => cached.min(last) / EXACT_BLOCK * EXACT_BLOCK,
+    }
+}
+
+fn peer_lost(peer: NodeId, layers: LayerRange) -> Fault {
+    let text = format!("peer {} with layers {layers} is gone", peer.short());
+    Fault::new(ErrorKind::PeerLost, text)
+}
