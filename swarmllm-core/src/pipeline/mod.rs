@@ -1,9 +1,9 @@
 //! The pipeline: plans which nodes compute which layers, and runs sessions over them.
 //!
 //! The only room where the engine meets the network. [`plan`] and [`session`] are pure, as is what decides when a route
-//! breaks ([`way`], [`search`]); [`runner`] drives a session from the coordinator's side over the routes that [`route`]
-//! finds and opens, [`serve`] computes its stages on their hosts,
-//! [`links`] carries messages between them.
+//! breaks ([`way`], [`search`]) and what a stage admits ([`turns`]); [`runner`] drives a session from the coordinator's
+//! side over the routes that [`route`] finds and opens, [`serve`] computes its stages on their hosts, [`links`] carries
+//! messages between them.
 //! Promises: a cancelled, failed or forgotten session frees its KV at every stage; a bad frame ends its session and
 //! nothing else; nothing queues without a bound.
 //!
@@ -28,6 +28,7 @@ pub mod session;
 pub mod settle;
 pub mod speeds;
 pub mod stages;
+pub mod turns;
 pub mod watch;
 pub mod way;
 

@@ -7,14 +7,15 @@
 use std::time::Duration;
 
 use crate::base::{ErrorKind, Fault, NodeId, SessionId};
-use crate::engine::{KvCache, Reduce, Row, StepJob, StepOutput, WANTED_ROWS};
+use crate::engine::KvCache;
 use crate::ledger::{Tabs, price};
 use crate::pipeline::links::{Links, SessionStage, StageInbox};
-use crate::pipeline::message::{Message, shape_of};
+use crate::pipeline::message::Message;
 use crate::pipeline::stages::{Claim, Lease, StageKey, StageTable};
+use crate::pipeline::turns::Turns;
 use crate::rt::TaskSet;
 use crate::wire::control::{OpenSession, Opened};
-use crate::wire::job::{LogitsHeader, StepHeader, Want};
+use crate::wire::job::StepHeader;
 use crate::wire::prefix::Prefix;
 
 /// A session from which nothing came for so long has lost its coordinator.
@@ -72,7 +73,8 @@ impl Serving {
         let opened = Opened { width: spec.width, vocab: spec.vocab, max_rows, cached, load_ms };
         let bill = debtor.map(|debtor| Bill { debtor, weight, tabs: self.tabs.clone() });
         let links = self.links.clone();
-        let session = StageSession { open, lease, links, bill, previous: None, next_step: 0, held: cached };
+        let turns = Turns::new(open, opened.width, cached);
+        let session = StageSession { turns, lease, links, bill };
         self.tasks.spawn("stage-session", session.run(inbox));
         Ok(opened)
     }
@@ -97,16 +99,11 @@ struct Bill {
 
 /// One session at one stage.
 struct StageSession {
-    open: OpenSession,
+    turns: Turns,
     lease: Lease,
     links: Links,
     /// Nothing where the node computes for itself.
     bill: Option<Bill>,
-    /// Who sends the steps: the first that did.
-    previous: Option<NodeId>,
-    next_step: u32,
-    /// Positions that the slot holds.
-    held: u32,
 }
 
 impl StageSession {
@@ -115,7 +112,9 @@ impl StageSession {
         let ended = inbox.over().run_until_cancelled(self.serve(&mut inbox)).await;
         match ended {
             Some(Err(fault)) => self.fail(fault).await,
-            Some(Ok(())) | None => self.lease.keep(self.open.coordinator, inbox.keep().within(self.held)),
+            Some(Ok(())) | None => {
+                self.lease.keep(self.turns.open().coordinator, inbox.keep().within(self.turns.held()));
+            }
         }
     }
 
@@ -131,7 +130,7 @@ impl StageSession {
         match message {
             // This node's own links say that the way to the next stage is lost.
             Message::Failed { fault, .. } if from == self.links.local() => Err(fault),
-            _ if *self.previous.get_or_insert(from) != from => {
+            _ if !self.turns.admits(from) => {
                 tracing::warn!(peer = %from, "a message from another peer than the one before was dropped");
                 Ok(())
             }
@@ -141,105 +140,24 @@ impl StageSession {
         }
     }
 
-    async fn step(&mut self, mut header: StepHeader, hidden: Vec<f32>) -> Result<(), Fault> {
-        self.check(&header)?;
+    async fn step(&mut self, header: StepHeader, hidden: Vec<f32>) -> Result<(), Fault> {
+        let job = self.turns.job(&header, hidden, self.lease.slot())?;
         self.bill.iter().try_for_each(|bill| bill.tabs.admit(bill.debtor))?;
-        let (first, want_from, slot) = (header.pos, header.want_from, self.lease.slot());
-        let row = |index: u32| Row { slot, pos: first.saturating_add(index), want: index >= want_from };
-        let rows = (0..header.rows).map(row).collect();
-        let reduce = match (self.open.head, header.want) {
-            (false, _) => Reduce::Hidden,
-            (true, Want::Top { k }) => Reduce::Top(k),
-            (true, Want::Full) => Reduce::Full,
-            (true, Want::State) => Reduce::State,
-        };
-        let rewind = first < self.held;
-        let job = StepJob { hidden, rows, reduce, exact: self.open.exact, rewind };
         let (output, compute_us) =
             self.lease.stage().step(job).await.map_err(|error| Fault::new(error.kind(), error))?;
         if let Some(Bill { debtor, weight, tabs }) = &self.bill {
-            tabs.earn(*debtor, price::milli(*weight, header.rows, header.rows.saturating_sub(want_from)));
+            let wanted = header.rows.saturating_sub(header.want_from);
+            tabs.earn(*debtor, price::milli(*weight, header.rows, wanted));
         }
-        header.compute_us.push(compute_us);
-        self.next_step += 1;
-        self.held = first + header.rows;
-        let message = match output {
-            StepOutput::Hidden(hidden) => {
-                header.stage += 1;
-                Message::Step { header, hidden }
-            }
-            StepOutput::Logits(rows) => {
-                let StepHeader { session, epoch, step, compute_us, .. } = header;
-                let shape = shape_of(&rows);
-                let rows_len = rows.len() as u32;
-                Message::Logits {
-                    header: LogitsHeader { session, epoch, step, rows: rows_len, shape, compute_us },
-                    rows,
-                }
-            }
-        };
-        self.links.send(self.open.next, &self.open.next_addresses, message).await
-    }
-
-    /// What the engine cannot know: that this is the session's next step, and within what it asked for.
-    fn check(&self, header: &StepHeader) -> Result<(), Fault> {
-        let end = u64::from(header.pos) + u64::from(header.rows);
-        if end > u64::from(self.open.context) {
-            let text = format!("positions up to {end} exceed the {} that were admitted", self.open.context);
-            return Err(Fault::new(ErrorKind::ContextOverflow, text));
-        }
-        if header.step != self.next_step || header.width != self.lease.stage().spec().width {
-            let text = format!("step {} of width {} where step {} follows", header.step, header.width, self.next_step);
-            return Err(Fault::new(ErrorKind::BadFrame, text));
-        }
-        check_wanted(header)
+        let message = self.turns.done(header, output, compute_us);
+        let OpenSession { next, next_addresses, .. } = self.turns.open();
+        self.links.send(*next, next_addresses, message).await
     }
 
     async fn fail(&self, fault: Fault) {
-        let OpenSession { session, epoch, stage, coordinator, coordinator_addresses, .. } = &self.open;
-        let message = Message::Failed { session: *session, epoch: *epoch, stage: *stage, fault };
-        if let Err(fault) = self.links.send(*coordinator, coordinator_addresses, message).await {
+        let OpenSession { coordinator, coordinator_addresses, .. } = self.turns.open();
+        if let Err(fault) = self.links.send(*coordinator, coordinator_addresses, self.turns.failed(fault)).await {
             tracing::debug!(%fault, "the coordinator could not be told");
-        }
-    }
-}
-
-/// Each wanted row is a row of the whole vocabulary before it is reduced, whatever the engine: of 262,144 tokens, 512 of
-/// them would be 512 MiB that no budget counts.
-fn check_wanted(header: &StepHeader) -> Result<(), Fault> {
-    match header.rows.saturating_sub(header.want_from) {
-        0..=WANTED_ROWS => Ok(()),
-        wanted => {
-            let text = format!("a step wants {wanted} rows of output, at most {WANTED_ROWS} are given");
-            Err(Fault::new(ErrorKind::BadFrame, text))
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_step_that_wants_more_output_than_is_counted_is_refused_whatever_the_engine() {
-        let header = |rows, want_from| StepHeader {
-            session: SessionId([1; 16]),
-            epoch: 0,
-            stage: 0,
-            step: 0,
-            pos: 0,
-            rows,
-            width: 1,
-            want_from,
-            want: Want::Full,
-            compute_us: Vec::new(),
-        };
-        for (rows, want_from) in [(512, 512), (512, 448), (64, 0), (1, u32::MAX)] {
-            assert!(check_wanted(&header(rows, want_from)).is_ok(), "{rows} {want_from}");
-        }
-        for (rows, want_from) in [(65, 0), (512, 447), (u32::MAX, 0)] {
-            let refused = check_wanted(&header(rows, want_from)).map_err(|fault| fault.kind());
-            assert_eq!(refused, Err(ErrorKind::BadFrame), "{rows} {want_from}");
         }
     }
 }
