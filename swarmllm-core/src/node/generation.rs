@@ -347,6 +347,7 @@ fn candidates(shared: &Shared, model: &LoadedModel) -> Vec<Candidate> {
         rtt_us: 0,
         pace_ns: pace_ns(shared.id),
         free_memory: stages.memory_free(),
+        loaded: stages.in_use(model.id, model.engine.name()),
     };
     let known = shared.registry.snapshot();
     let peer = |(node, announcement): (&NodeId, &crate::wire::announce::Announcement)| {
@@ -363,6 +364,7 @@ fn candidates(shared: &Shared, model: &LoadedModel) -> Vec<Candidate> {
             rtt_us,
             pace_ns: pace_ns(*node),
             free_memory: announcement.free_memory,
+            loaded: Vec::new(),
         })
     };
     std::iter::once(local).chain(known.iter().filter_map(peer)).collect()

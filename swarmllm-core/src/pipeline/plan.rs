@@ -1,8 +1,8 @@
 //! The planner: which nodes compute which layers. Pure: facts in, plan out.
 //!
 //! One machine where it fits, else the fewest stages, and among those the least time for a token: what the hosts compute,
-//! by the pace that each has shown, and the way to each of them. A stage never breaks the architecture's cut rules nor its
-//! host's free memory.
+//! by the pace that each has shown, and the way to each of them. A stage never breaks the architecture's cut rules, and the
+//! stages of a host fit into its free memory together.
 //!
 //! The way from one host to the next is not known to the coordinator; it is at most half of what the two take to the
 //! coordinator and back, so that the sum of all round trips bounds the whole way, and is what is counted.
@@ -23,8 +23,10 @@ pub struct Candidate {
     pub rtt_us: u32,
     /// Nanoseconds that it takes for a token and a unit of weight.
     pub pace_ns: u64,
-    /// Bytes that a new stage may take there.
+    /// Bytes that new stages may take there.
     pub free_memory: u64,
+    /// Stages that are in use there already and take no more, as far as that is known.
+    pub loaded: Vec<(LayerRange, bool)>,
 }
 
 /// One stage of a plan.
@@ -100,40 +102,88 @@ struct Need {
     weight: u64,
 }
 
+/// A way to compute the layers up to some boundary: its last stage, and which way to the beginning of that.
 #[derive(Clone, Copy)]
-struct Best {
+struct Way {
     cost: Cost,
     stage: PlanStage,
+    /// Which of the candidates has the last stage, and what it takes there.
+    host: usize,
+    memory: u64,
+    before: usize,
 }
 
-/// Finds the plan, by dynamic programming over layer boundaries: `best[end]` is the cheapest chain for `0..end`.
+/// The cheapest ways to each boundary, cheapest first and each with another last host.
+type Ways = Vec<Vec<Way>>;
+
+/// A way that is to be extended.
+struct Begun {
+    start: u32,
+    which: usize,
+    cost: Cost,
+    /// What its hosts have given to its stages.
+    taken: Vec<(usize, u64)>,
+}
+
+/// Ways that are kept for each boundary where the cheapest have led nowhere.
+const MANY: usize = 6;
+
+/// Finds the plan, by dynamic programming over layer boundaries.
+///
+/// The stages of a host must fit into its memory together. So the cheapest way to a boundary may be one that cannot be
+/// extended, where a dearer one can; only if that has happened more than the cheapest are kept. Whether there is any way is
+/// then a question that takes too long to be answered always: one that leads over many half-full hosts may be missed.
 pub fn plan(request: &PlanRequest) -> Result<Plan, NoPlan> {
     check_holders(request)?;
-    let layers = request.layers;
-    let mut best: Vec<Option<Best>> = vec![None; layers as usize + 1];
-    for start in 0..layers {
-        let cost = match (start, best[start as usize]) {
-            (0, _) => (0, 0),
-            (_, Some(best)) => best.cost,
-            (_, None) => continue,
-        };
-        let needs = needs_from(request, start);
-        for candidate in request.candidates {
-            extend(candidate, start, &needs, cost, &mut best);
-        }
+    let (mut ways, crowded) = chains(request, 1);
+    if crowded && ways.last().is_none_or(Vec::is_empty) {
+        (ways, _) = chains(request, MANY);
     }
-    let token_us = best.last().and_then(|last| last.as_ref()).map_or(0, |last| last.cost.1.div_ceil(1000));
     let mut stages = Vec::new();
-    let mut end = layers;
+    let token_us = ways.last().and_then(|ways| ways.first()).map_or(0, |way| way.cost.1.div_ceil(1000));
+    let (mut end, mut which) = (request.layers, 0);
     while end > 0 {
-        let Some(step) = best[end as usize] else {
+        let Some(way) = ways[end as usize].get(which) else {
             return Err(NoPlan::NoChain { rules: describe(request.cuts) });
         };
-        stages.push(step.stage);
-        end = step.stage.layers.start;
+        stages.push(way.stage);
+        (end, which) = (way.stage.layers.start, way.before);
     }
     stages.reverse();
     Ok(Plan { model: request.model, stages, token_us })
+}
+
+/// The `most` cheapest ways to each boundary, and whether one was not extended because a host of it had no more room.
+fn chains(request: &PlanRequest, most: usize) -> (Ways, bool) {
+    let mut ways: Ways = vec![Vec::new(); request.layers as usize + 1];
+    let mut crowded = false;
+    for start in 0..request.layers {
+        let begun: Vec<Begun> = match start {
+            0 => vec![Begun { start, which: 0, cost: (0, 0), taken: Vec::new() }],
+            _ => (0..ways[start as usize].len()).map(|which| begun(&ways, start, which)).collect(),
+        };
+        if begun.is_empty() {
+            continue;
+        }
+        let needs = needs_from(request, start);
+        for begun in &begun {
+            for (host, candidate) in request.candidates.iter().enumerate() {
+                crowded |= extend(begun, (host, candidate), &needs, most, &mut ways);
+            }
+        }
+    }
+    (ways, crowded)
+}
+
+fn begun(ways: &Ways, start: u32, which: usize) -> Begun {
+    let cost = ways[start as usize][which].cost;
+    let (mut taken, mut end, mut at) = (Vec::new(), start, which);
+    while end > 0 {
+        let way = &ways[end as usize][at];
+        taken.push((way.host, way.memory));
+        (end, at) = (way.stage.layers.start, way.before);
+    }
+    Begun { start, which, cost, taken }
 }
 
 fn check_holders(request: &PlanRequest) -> Result<(), NoPlan> {
@@ -161,25 +211,50 @@ fn needs_from(request: &PlanRequest, start: u32) -> Vec<Option<Need>> {
     (start + 1..=request.layers).map(need).collect()
 }
 
-fn extend(candidate: &Candidate, start: u32, needs: &[Option<Need>], cost: Cost, best: &mut [Option<Best>]) {
+/// Extends a way by each stage that the candidate may have; says whether there was one that would fit but for those that it
+/// has already.
+fn extend(
+    begun: &Begun,
+    (host, candidate): (usize, &Candidate),
+    needs: &[Option<Need>],
+    most: usize,
+    ways: &mut Ways,
+) -> bool {
+    let start = begun.start;
     let Some(range) = candidate.layers.iter().find(|range| range.start <= start && start < range.end) else {
-        return;
+        return false;
     };
-    let layers = best.len() as u32 - 1;
-    let ends = start + 1..=range.end.min(layers);
-    for (end, need) in ends.zip(needs) {
-        let head = end == layers;
-        let Some(need) = need.filter(|need| need.memory <= candidate.free_memory && (!head || candidate.head)) else {
+    let taken: u64 = begun.taken.iter().filter(|(other, _)| *other == host).map(|(_, memory)| memory).sum();
+    let free = candidate.free_memory.saturating_sub(taken);
+    let (layers, mut crowded) = (ways.len() as u32 - 1, false);
+    for (end, need) in (start + 1..=range.end.min(layers)).zip(needs) {
+        let (stage, head) = (LayerRange::new(start, end), end == layers);
+        let Some(need) = need.filter(|_| !head || candidate.head) else { continue };
+        let memory = if candidate.loaded.contains(&(stage, head)) { 0 } else { need.memory };
+        if memory > free {
+            crowded |= memory <= candidate.free_memory;
             continue;
-        };
-        let takes = need.weight.saturating_mul(candidate.pace_ns).saturating_add(u64::from(candidate.rtt_us) * 1000);
-        let cost = (cost.0 + 1, cost.1.saturating_add(takes));
-        let slot = &mut best[end as usize];
-        if slot.is_none_or(|known| cost < known.cost) {
-            let layers = LayerRange::new(start, end);
-            *slot = Some(Best { cost, stage: PlanStage { node: candidate.node, layers, head } });
         }
+        let takes = need.weight.saturating_mul(candidate.pace_ns).saturating_add(u64::from(candidate.rtt_us) * 1000);
+        let cost = (begun.cost.0 + 1, begun.cost.1.saturating_add(takes));
+        let stage = PlanStage { node: candidate.node, layers: stage, head };
+        keep(&mut ways[end as usize], Way { cost, stage, host, memory, before: begun.which }, most);
     }
+    crowded
+}
+
+/// Keeps a way where it is among the cheapest.
+fn keep(ways: &mut Vec<Way>, way: Way, most: usize) {
+    if ways.len() >= most && ways.last().is_some_and(|worst| worst.cost <= way.cost) {
+        return;
+    }
+    match ways.iter().position(|known| known.host == way.host) {
+        Some(known) if ways[known].cost <= way.cost => return,
+        Some(known) => drop(ways.remove(known)),
+        None => ways.truncate(most - 1),
+    }
+    let place = ways.partition_point(|known| known.cost <= way.cost);
+    ways.insert(place, way);
 }
 
 fn describe(cuts: &CutRules) -> String {
@@ -198,7 +273,15 @@ mod tests {
 
     fn candidate(name: u8, layers: &[(u32, u32)], head: bool, rtt_us: u32) -> Candidate {
         let layers = layers.iter().map(|(start, end)| LayerRange::new(*start, *end)).collect();
-        Candidate { node: NodeId([name; 32]), layers, head, rtt_us, pace_ns: 1000, free_memory: FREE }
+        Candidate {
+            node: NodeId([name; 32]),
+            layers,
+            head,
+            rtt_us,
+            pace_ns: 1000,
+            free_memory: FREE,
+            loaded: Vec::new(),
+        }
     }
 
     fn run(
@@ -271,13 +354,32 @@ mod tests {
     fn memory_and_cut_rules_bind() {
         let hosts = [candidate(1, &[(0, 12)], true, 0), candidate(2, &[(0, 12)], true, 9)];
         // 12 layers of 150 exceed 1,000 bytes: six on each host is the only way with two stages of at most six.
-        let plan = run(12, &CutRules::free(), &hosts, 150).unwrap();
-        assert_eq!(plan.len(), 2);
+        assert_eq!(run(12, &CutRules::free(), &hosts, 150), Ok(vec![(1, 0, 6), (2, 6, 12)]));
         let whole_only = CutRules { min_layers: 12, ..CutRules::free() };
         assert!(matches!(run(12, &whole_only, &hosts, 150), Err(NoPlan::NoChain { .. })));
         let aligned = CutRules { align: 4, ..CutRules::free() };
-        let plan = run(12, &aligned, &hosts, 150).unwrap();
+        let plan = run(12, &aligned, &hosts, 125).unwrap();
         assert!(plan.iter().all(|stage| stage.1 % 4 == 0), "{plan:?}");
+    }
+
+    #[test]
+    fn a_host_never_has_more_stages_than_fit_together_though_it_were_the_nearest() {
+        let near = |layers: &[(u32, u32)]| Candidate { free_memory: 800, ..candidate(1, layers, true, 0) };
+        let far = Candidate { free_memory: 400, ..candidate(2, &[(0, 4)], false, 9) };
+        // The cheapest way to layer 4 is the near host's, which has no room for all that follows.
+        assert_eq!(run(12, &CutRules::free(), &[near(&[(0, 12)]), far.clone()], 100), Ok(vec![(2, 0, 4), (1, 4, 12)]));
+        assert!(matches!(run(12, &CutRules::free(), &[near(&[(0, 12)])], 100), Err(NoPlan::NoChain { .. })));
+        let apart = [near(&[(0, 4), (8, 12)]), candidate(2, &[(4, 8)], false, 9)];
+        assert_eq!(run(12, &CutRules::free(), &apart, 100), Ok(vec![(1, 0, 4), (2, 4, 8), (1, 8, 12)]));
+        assert!(run(12, &CutRules::free(), &apart, 101).is_err());
+    }
+
+    #[test]
+    fn a_stage_that_is_loaded_takes_no_more_memory() {
+        let full = Candidate { free_memory: 0, ..candidate(1, &[(0, 12)], true, 0) };
+        assert!(run(12, &CutRules::free(), std::slice::from_ref(&full), 100).is_err());
+        let loaded = Candidate { loaded: vec![(LayerRange::new(0, 12), true)], ..full };
+        assert_eq!(run(12, &CutRules::free(), &[loaded], 100), Ok(vec![(1, 0, 12)]));
     }
 
     proptest! {
@@ -291,15 +393,17 @@ mod tests {
             let candidates: Vec<Candidate> = hosts.iter().enumerate().map(|(index, (ranges, head, rtt))| {
                 let held = ranges.iter().flat_map(|(start, len)| *start..start + len).filter(|layer| *layer < layers);
                 let layers = crate::base::merge_ranges(held.collect());
-                Candidate { node: NodeId([index as u8; 32]), layers, head: *head, rtt_us: *rtt, pace_ns: 1000, free_memory: FREE }
+                Candidate { node: NodeId([index as u8; 32]), layers, head: *head, rtt_us: *rtt, pace_ns: 1000, free_memory: FREE, loaded: Vec::new() }
             }).collect();
             let Ok(plan) = run(layers, &cuts, &candidates, 100) else { return Ok(()) };
             let mut next = 0;
+            let mut taken = vec![0; hosts.len()];
             for (index, (node, start, end)) in plan.iter().enumerate() {
                 prop_assert_eq!(*start, next);
                 let range = LayerRange::new(*start, *end);
                 prop_assert!(cuts.refuses(range).is_none());
-                prop_assert!(u64::from(range.len()) * 100 <= FREE);
+                taken[*node as usize] += u64::from(range.len()) * 100;
+                prop_assert!(taken[*node as usize] <= FREE);
                 let host = &candidates[*node as usize];
                 prop_assert!(host.layers.iter().any(|held| held.covers(range)));
                 prop_assert!(index + 1 < plan.len() || host.head);

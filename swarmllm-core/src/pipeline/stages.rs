@@ -256,6 +256,14 @@ impl StageTable {
         self.inner.limits.memory.saturating_sub(busy)
     }
 
+    /// Stages of a model that sessions use: another session takes no more memory.
+    pub fn in_use(&self, model: ModelId, engine: &str) -> Vec<(LayerRange, bool)> {
+        let entries = locked(&self.inner.entries);
+        let busy = entries.by_key.values().filter(|entry| in_use(entry)).map(|entry| &entry.key);
+        let ours = busy.filter(|key| key.model == model && key.engine == engine);
+        ours.map(|key| (key.layers, key.head)).collect()
+    }
+
     /// How many stages are loaded, and how many sessions they serve.
     pub fn counts(&self) -> (u32, u32) {
         let entries = locked(&self.inner.entries);

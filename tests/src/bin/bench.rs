@@ -312,6 +312,7 @@ fn large_swarm(figures: &mut BTreeMap<String, f64>) {
             rtt_us: chance(5) % 100_000,
             pace_ns: u64::from(chance(9) % 100_000),
             free_memory: u64::from(chance(13) % 16) << 30,
+            loaded: Vec::new(),
         }
     };
     let candidates: Vec<Candidate> = (0..NODES).map(candidate).collect();
