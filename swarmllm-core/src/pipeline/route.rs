@@ -20,8 +20,10 @@ use crate::wire::prefix::Prefix;
 
 /// Loading a stage of many GiB from a cold disk takes a while; more than this is a hang.
 const OPEN_DEADLINE: Duration = Duration::from_secs(180);
-/// Telling a stage to free a session.
-const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
+/// Telling a stage to free a session, and how often that is tried at a host that does not answer: for longer than a
+/// silent peer stays connected, since one that is frozen may come to itself and would keep the KV.
+pub const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
+pub const RELEASES: u32 = 9;
 /// How often a host that loads a stage is asked whether it is there, and how often in a row it may miss that where no route
 /// does without it.
 const WHILE_LOADING: Duration = Duration::from_millis(500);
@@ -140,10 +142,16 @@ impl Finder {
         peers.dedup();
         for peer in peers {
             let (net, keep) = (net.clone(), keep.clone());
+            let stopping = coordinator.tasks.stopping();
             coordinator.tasks.spawn("release", async move {
                 let release = Request::Release { session, epoch, keep };
-                if let Err(fault) = request(&net, peer, &release, RELEASE_DEADLINE).await {
-                    tracing::debug!(%fault, "a stage could not be released; it frees the session by itself");
+                for _ in 0..RELEASES {
+                    let Err(fault) = request(&net, peer, &release, RELEASE_DEADLINE).await else { return };
+                    tracing::debug!(%fault, "a stage could not be released");
+                    if fault.kind() != ErrorKind::Timeout || stopping.is_cancelled() {
+                        // Without a connection the host frees the session by itself.
+                        return;
+                    }
                 }
             });
         }
