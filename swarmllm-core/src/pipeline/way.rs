@@ -27,7 +27,7 @@ pub struct Way {
     pub weights: Vec<u64>,
     /// The peers of the route, and what the ledger prices their stages by.
     pub paid: Vec<(NodeId, u64)>,
-    /// The coordinator, which is never to blame.
+    /// The coordinator.
     local: NodeId,
 }
 
@@ -104,21 +104,25 @@ impl Way {
     }
 
     /// A stage could not do its work: because of the next one, because of its host, because of what the one before or
-    /// itself made of it, or because of what was asked, which would be asked of others too.
+    /// itself made of it, or because of what was asked, which would be asked of others too. The coordinator is here: it is
+    /// never out of its own reach, nor does it send itself bad frames.
     pub fn failed(&self, from: NodeId, stage: u32, fault: Fault) -> Blame {
         let fault = Fault::new(fault.kind(), format!("stage {stage} at peer {}: {fault}", from.short()));
         let stage = Some(stage as usize).filter(|stage| self.host(*stage) == Some(from));
         let beside = |other: Option<usize>| other.and_then(|other| self.host(other));
-        let (mut nodes, may_return) = match fault.kind() {
-            kind if is_loss(kind) => (vec![beside(stage.map(|stage| stage + 1)).unwrap_or(from)], true),
+        let is_peer = |node: &NodeId| *node != self.local;
+        let (nodes, may_return) = match fault.kind() {
+            kind if is_loss(kind) => {
+                let next = beside(stage.map(|stage| stage + 1)).filter(is_peer);
+                (vec![next.unwrap_or(from)], true)
+            }
             ErrorKind::BadFrame => {
                 let before = beside(stage.and_then(|stage| stage.checked_sub(1)));
-                (before.into_iter().chain([from]).collect(), false)
+                (before.into_iter().chain([from]).filter(is_peer).collect(), false)
             }
             ErrorKind::InvalidArgument | ErrorKind::ContextOverflow | ErrorKind::NoCredit => (Vec::new(), false),
             _ => (vec![from], false),
         };
-        nodes.retain(|node| *node != self.local);
         Blame { nodes, may_return, fault }
     }
 
@@ -154,4 +158,86 @@ pub fn usable(cached: u32, prompt: u32, exact: bool) -> u32 {
 fn peer_lost(peer: NodeId, layers: LayerRange) -> Fault {
     let text = format!("peer {} with layers {layers} is gone", peer.short());
     Fault::new(ErrorKind::PeerLost, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::ModelId;
+    use crate::pipeline::plan::Plan;
+    use crate::pipeline::route::Route;
+
+    const LOCAL: NodeId = NodeId([0; 32]);
+
+    fn node(name: u8) -> NodeId {
+        NodeId([name; 32])
+    }
+
+    /// A way over one layer at each of these hosts, each of which admits steps of so many rows.
+    fn way(epoch: u32, hosts: &[(u8, u32)]) -> Way {
+        let stage = |(index, (name, _)): (usize, &(u8, u32))| PlanStage {
+            node: node(*name),
+            layers: LayerRange::new(index as u32, index as u32 + 1),
+            head: index + 1 == hosts.len(),
+        };
+        let opened =
+            |(_, max_rows): &(u8, u32)| Opened { width: 1, vocab: None, max_rows: *max_rows, cached: 0, load_ms: 0 };
+        let stages = hosts.iter().enumerate().map(stage).collect();
+        let plan = Plan { model: ModelId([1; 32]), stages, token_us: 0 };
+        let route = Route { plan, addresses: Vec::new(), weights: vec![1; hosts.len()] };
+        Way::new(OpenRoute { epoch, route, opened: hosts.iter().map(opened).collect() }, LOCAL).0
+    }
+
+    fn blamed(way: &Way, from: u8, stage: u32, kind: ErrorKind) -> (Vec<NodeId>, bool) {
+        let blame = way.failed(node(from), stage, Fault::new(kind, "so"));
+        (blame.nodes, blame.may_return)
+    }
+
+    #[test]
+    fn who_is_to_blame_is_the_next_where_it_is_lost_both_sides_of_a_bad_frame_and_else_who_failed() {
+        let way = way(0, &[(1, 8), (2, 8), (3, 8)]);
+        assert_eq!(blamed(&way, 1, 0, ErrorKind::PeerLost), (vec![node(2)], true));
+        assert_eq!(
+            blamed(&way, 3, 2, ErrorKind::PeerLost),
+            (vec![node(3)], true),
+            "behind the last is the coordinator"
+        );
+        assert_eq!(blamed(&way, 2, 1, ErrorKind::BadFrame), (vec![node(1), node(2)], false));
+        assert_eq!(blamed(&way, 2, 1, ErrorKind::EngineFailed), (vec![node(2)], false));
+        assert_eq!(blamed(&way, 2, 1, ErrorKind::NoCredit), (vec![], false));
+        // Who speaks for another's stage speaks for itself.
+        assert_eq!(blamed(&way, 1, 1, ErrorKind::PeerLost), (vec![node(1)], true));
+    }
+
+    #[test]
+    fn a_coordinator_that_fails_as_a_host_goes_on_without_itself_and_is_never_lost_to_itself() {
+        let way = way(0, &[(1, 8), (0, 8), (2, 8)]);
+        assert_eq!(blamed(&way, 0, 1, ErrorKind::EngineFailed), (vec![LOCAL], false));
+        assert_eq!(blamed(&way, 1, 0, ErrorKind::PeerLost), (vec![node(1)], true));
+        assert_eq!(blamed(&way, 0, 1, ErrorKind::BadFrame), (vec![node(1)], false));
+    }
+
+    #[test]
+    fn an_exact_answer_keeps_the_length_of_its_steps_or_has_no_other_way() {
+        let first = way(0, &[(1, 8)]);
+        let mut longer = way(1, &[(2, 16)]);
+        assert_eq!((longer.follow(&first, true), longer.max_rows), (Some(8), 8));
+        assert_eq!(way(2, &[(3, 8)]).follow(&longer, true), Some(8));
+        assert_eq!(way(2, &[(3, 4)]).follow(&longer, true), None);
+        assert_eq!(way(2, &[(3, 4)]).follow(&longer, false), Some(4));
+    }
+
+    #[test]
+    fn only_the_last_stage_of_this_route_answers() {
+        let way = way(3, &[(1, 8), (2, 8)]);
+        let failed = |epoch| Message::Failed {
+            session: crate::base::SessionId([1; 16]),
+            epoch,
+            stage: 0,
+            fault: Fault::new(ErrorKind::Internal, "so"),
+        };
+        assert_eq!(way.hears(node(1), &failed(3)), Heard::Failed);
+        assert_eq!(way.hears(node(1), &failed(2)), Heard::Late);
+        assert_eq!(way.hears(node(9), &failed(3)), Heard::Foreign);
+    }
 }
