@@ -80,9 +80,14 @@ async fn answer(shared: Arc<Shared>, peer: NodeId, mut stream: Stream) {
         Ok(Ok(None)) | Err(_) => return,
         Ok(Err(error)) => return tracing::debug!(%peer, %error, "a control request was refused"),
     };
+    let opens = if let Request::Open(open) = &request { Some((open.session, open.epoch)) } else { None };
     let reply = reply_to(&shared, peer, request).await.unwrap_or_else(Reply::Refused);
     if !matches!(tokio::time::timeout(IO_DEADLINE, write_reply(&mut stream, &reply)).await, Ok(Ok(()))) {
         tracing::debug!(%peer, "a reply was not taken");
+        // Who went while a stage was loaded has been cleaned up after, and will not end what it does not know to have begun.
+        if let (Some((session, epoch)), Reply::Opened(_)) = (opens, reply) {
+            shared.serving.release(session, epoch, peer, &Prefix::default());
+        }
     }
 }
 
