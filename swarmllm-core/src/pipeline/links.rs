@@ -162,7 +162,7 @@ impl Links {
     }
 
     /// Stages whose results went to this peer fail: what was under way is lost, and only this node may have noticed.
-    fn broke(&self, peer: NodeId) {
+    pub(super) fn broke(&self, peer: NodeId) {
         let _ = self.inner.broken.send(peer);
         let stages = locked(&self.inner.stages);
         for (key, entry) in stages.live.iter().filter(|(_, entry)| entry.next == peer) {

@@ -26,6 +26,8 @@ pub mod search;
 pub mod serve;
 pub mod session;
 pub mod settle;
+#[cfg(test)]
+mod sim;
 pub mod speeds;
 pub mod stages;
 pub mod turns;

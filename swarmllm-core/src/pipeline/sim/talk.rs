@@ -1,0 +1,614 @@
+//! A simulated coordinator's session. What it decides is the real thing: [`Session`], [`plan`], [`Way`], [`Tried`],
+//! [`Watch`]; what is here carries it out, as the runner does.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+
+use super::host::{Ask, memory};
+use super::model::{MODEL, WIDTH, embed};
+use super::swarm::{Event, Micros, SECOND, Sabotage, Swarm, unreachable};
+use super::truth::Request;
+use crate::base::{ErrorKind, Fault, LayerRange, NodeId, SessionId};
+use crate::pipeline::draft::Took;
+use crate::pipeline::links::{CoordinatorInbox, Delivery};
+use crate::pipeline::message::Message;
+use crate::pipeline::plan::{Candidate, Plan, PlanRequest, PlanStage, plan};
+use crate::pipeline::prefix::Namer;
+use crate::pipeline::route::{OpenRoute, RELEASE_DEADLINE, RELEASES, Route};
+use crate::pipeline::search::{self, Blame, Next, Search, Tried};
+use crate::pipeline::session::{Action, End, Session};
+use crate::pipeline::watch::{ANSWERS, Watch};
+use crate::pipeline::way::{Heard, Way, usable};
+use crate::wire::control::{OpenSession, Opened};
+use crate::wire::job::StepHeader;
+use crate::wire::prefix::Prefix;
+
+/// As in the runner and the finder of routes.
+const STALL: Micros = 120 * SECOND;
+const PATIENCE: Duration = Duration::from_secs(5);
+const OPEN_DEADLINE: Micros = 180 * SECOND;
+const LOOK_AGAIN: Micros = SECOND;
+const WHILE_LOADING: Micros = SECOND / 2;
+const MISSES: u32 = 5;
+
+/// What a coordinator waits for.
+pub enum Timer {
+    Begin,
+    /// A stage is being opened: is its host there?
+    Loading {
+        epoch: u32,
+        stage: usize,
+        misses: u32,
+    },
+    /// Its host cannot be dialled.
+    Undialled {
+        epoch: u32,
+        stage: usize,
+    },
+    LookAgain,
+    /// An answer is late.
+    Late {
+        late: Instant,
+    },
+    /// Who did not say that it is there before may have done so by now.
+    Asked {
+        late: Instant,
+        mute: Vec<NodeId>,
+    },
+    Stall,
+    /// A step could not be sent.
+    Unsent {
+        fault: Fault,
+    },
+    Cancel,
+}
+
+/// Where a talk is.
+enum Phase {
+    Waiting,
+    Opening { epoch: u32, route: Route, replies: Vec<Option<Result<Opened, Fault>>> },
+    Running,
+    Over,
+}
+
+/// See the module.
+pub struct Talk {
+    pub node: usize,
+    pub id: SessionId,
+    pub request: Request,
+    pub began: Micros,
+    pub ended: Option<(Micros, Result<End, Fault>)>,
+    /// What was said, with its log-probabilities.
+    pub said: Vec<(u32, f32)>,
+    /// Rows of a chunk on the first route.
+    pub chunk: u32,
+    /// Who refused this session without having been harmed.
+    pub refused: Vec<NodeId>,
+    pub epochs: u32,
+    /// Whether its coordinator is dead.
+    pub died: bool,
+    session: Option<Session>,
+    tried: Tried,
+    search: Option<Search>,
+    phase: Phase,
+    way: Option<Way>,
+    watch: Watch,
+    sent: VecDeque<Micros>,
+    answered: Micros,
+    inbox: Option<CoordinatorInbox>,
+    /// Peers that were lost, or to which a link broke only.
+    losses: VecDeque<(NodeId, bool)>,
+    turn: u32,
+}
+
+impl Talk {
+    pub fn new(index: usize, node: usize, request: Request, now: Instant) -> Self {
+        Self {
+            node,
+            id: SessionId([index as u8; 16]),
+            request,
+            began: 0,
+            ended: None,
+            said: Vec::new(),
+            chunk: 1,
+            refused: Vec::new(),
+            epochs: 0,
+            died: false,
+            session: None,
+            tried: Tried::default(),
+            search: None,
+            phase: Phase::Waiting,
+            way: None,
+            watch: Watch::new(now),
+            sent: VecDeque::new(),
+            answered: 0,
+            inbox: None,
+            losses: VecDeque::new(),
+            turn: 0,
+        }
+    }
+
+    /// Its coordinator dies.
+    pub fn die(&mut self) {
+        (self.died, self.phase, self.inbox) = (true, Phase::Over, None);
+    }
+
+    pub fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Over)
+    }
+
+    fn is_running(&self) -> bool {
+        matches!(self.phase, Phase::Running)
+    }
+
+    /// The text that is known, whose beginning hosts may have.
+    fn text(&self) -> Vec<u32> {
+        self.session.as_ref().map_or_else(|| self.request.prompt.clone(), Session::text)
+    }
+}
+
+fn namer(node: usize) -> Namer {
+    Namer::new([node as u8; 32])
+}
+
+impl Swarm {
+    pub fn timer(&mut self, talk: usize, turn: u32, timer: Timer) {
+        let one = &self.talks[talk];
+        if !self.nodes[one.node].alive || one.is_over() {
+            return;
+        }
+        let present = one.turn == turn;
+        match timer {
+            Timer::Begin => self.begin(talk),
+            Timer::Loading { epoch, stage, misses } => self.while_loading(talk, epoch, stage, misses),
+            Timer::Undialled { epoch, stage } => {
+                self.replied(talk, epoch, stage, Err(unreachable(stage)));
+            }
+            Timer::Cancel => self.cancel(talk),
+            _ if !present => {}
+            Timer::LookAgain => self.look(talk),
+            Timer::Late { late } => {
+                let mute = self.mute(talk);
+                let when = self.now + ANSWERS.as_micros() as Micros;
+                self.at(when, Event::Timer { talk, turn, timer: Timer::Asked { late, mute } });
+            }
+            Timer::Asked { late, mute } => self.asked_whether_there(talk, late, &mute),
+            Timer::Stall => {
+                let fault = Fault::new(ErrorKind::Timeout, "the stages gave no answer");
+                self.with_session(talk, |session| session.on_fault(fault));
+            }
+            Timer::Unsent { fault } => {
+                let blame = self.talks[talk].way.as_ref().and_then(|way| way.host(0));
+                self.recover(talk, Blame { nodes: blame.into_iter().collect(), may_return: true, fault });
+            }
+        }
+    }
+
+    fn set(&mut self, talk: usize, after: Micros, timer: Timer) {
+        let turn = self.talks[talk].turn;
+        self.at(self.now + after, Event::Timer { talk, turn, timer });
+    }
+
+    fn begin(&mut self, talk: usize) {
+        let one = &mut self.talks[talk];
+        one.began = self.now;
+        one.inbox = Some(self.nodes[one.node].links.register_coordinator(one.id));
+        match self.find(talk, &[]) {
+            Ok(route) => self.attempt(talk, route),
+            Err(fault) => self.finish(talk, Err(fault)),
+        }
+    }
+
+    /// The best route by what the coordinator knows.
+    fn find(&mut self, talk: usize, lost: &[NodeId]) -> Result<Route, Fault> {
+        let one = &self.talks[talk];
+        let without = one.tried.without(lost);
+        let known = &self.nodes[one.node].known;
+        let all = known.iter().copied().chain([one.node]);
+        let candidates = self.candidates(one.node, all.filter(|node| !without.contains(&self.nodes[*node].id)));
+        let plan = self.plan(&candidates)?;
+        self.check_plan(&plan, &candidates);
+        let weights = vec![1; plan.stages.len()];
+        Ok(Route { addresses: vec![Vec::new(); plan.stages.len()], weights, plan })
+    }
+
+    pub fn candidates(&self, coordinator: usize, nodes: impl Iterator<Item = usize>) -> Vec<Candidate> {
+        let candidate = |index: usize| {
+            let node = &self.nodes[index];
+            Candidate {
+                node: node.id,
+                layers: node.facts.layers.clone(),
+                head: node.facts.head,
+                rtt_us: self.rtt(coordinator, index) as u32,
+                pace_ns: node.facts.pace * 1000,
+                free_memory: if index == coordinator { node.free_memory() } else { node.facts.memory },
+                loaded: if index == coordinator { node.in_use() } else { Vec::new() },
+            }
+        };
+        nodes.map(candidate).collect()
+    }
+
+    pub fn plan(&self, candidates: &[Candidate]) -> Result<Plan, Fault> {
+        let weight = |layers: LayerRange, head: bool| u64::from(layers.len()) + u64::from(head);
+        let request = PlanRequest {
+            model: MODEL,
+            layers: self.layers,
+            cuts: &self.cuts,
+            candidates,
+            memory: &memory,
+            weight: &weight,
+        };
+        plan(&request).map_err(|error| Fault::new(ErrorKind::NoPlan, error))
+    }
+
+    /// Opens all stages at once.
+    fn attempt(&mut self, talk: usize, route: Route) {
+        let one = &mut self.talks[talk];
+        let (attempt, from) = (one.tried.attempt(), one.node);
+        one.epochs = attempt + 1;
+        let epoch = if self.sabotage == Some(Sabotage::Epochs) { 0 } else { attempt };
+        one.turn += 1;
+        let stages = route.plan.stages.clone();
+        one.phase = Phase::Opening { epoch, route, replies: vec![None; stages.len()] };
+        let prefix = namer(from).name(MODEL, self.talks[talk].request.exact, &self.talks[talk].text());
+        self.note(|| {
+            let route: Vec<_> = stages.iter().map(|stage| format!("{} at {}", stage.layers, stage.node.0[0])).collect();
+            format!("talk {talk} at {from} opens epoch {epoch}: {}", route.join(", "))
+        });
+        for (stage, planned) in stages.iter().enumerate() {
+            let open = self.order_of(talk, epoch, &stages, stage, prefix.clone());
+            let to = self.node(planned.node);
+            if from != to && self.connect(from, to).is_none() {
+                let after = self.dial(from, to);
+                self.set(talk, after, Timer::Undialled { epoch, stage });
+                continue;
+            }
+            self.ask(from, to, OPEN_DEADLINE, Ask::Open { talk, open });
+            self.set(talk, WHILE_LOADING, Timer::Loading { epoch, stage, misses: 0 });
+        }
+    }
+
+    fn order_of(&self, talk: usize, epoch: u32, stages: &[PlanStage], stage: usize, prefix: Prefix) -> OpenSession {
+        let one = &self.talks[talk];
+        let local = self.nodes[one.node].id;
+        OpenSession {
+            session: one.id,
+            epoch,
+            model: MODEL,
+            engine: String::new(),
+            layers: stages[stage].layers,
+            head: stages[stage].head,
+            stage: stage as u32,
+            context: one.request.prompt.len() as u32 + one.request.max_tokens,
+            exact: one.request.exact,
+            prefix,
+            next: stages.get(stage + 1).map_or(local, |next| next.node),
+            next_addresses: Vec::new(),
+            coordinator: local,
+            coordinator_addresses: Vec::new(),
+        }
+    }
+
+    /// Whether a host that loads a stage is there is asked now and then.
+    fn while_loading(&mut self, talk: usize, epoch: u32, stage: usize, misses: u32) {
+        let Phase::Opening { epoch: present, route, replies } = &self.talks[talk].phase else { return };
+        if *present != epoch || replies.get(stage).is_none_or(Option::is_some) {
+            return;
+        }
+        let host = route.plan.stages[stage].node;
+        let (from, to) = (self.talks[talk].node, self.node(host));
+        let there = from == to || self.answers(from, to);
+        let misses = if there { 0 } else { misses + 1 };
+        if misses >= MISSES || (misses > 0 && self.find(talk, &[host]).is_ok()) {
+            return self.replied(talk, epoch, stage, Err(unreachable(to)));
+        }
+        let after = WHILE_LOADING + if there { 0 } else { ANSWERS.as_micros() as Micros };
+        self.set(talk, after, Timer::Loading { epoch, stage, misses });
+    }
+
+    pub fn replied(&mut self, talk: usize, epoch: u32, stage: usize, reply: Result<Opened, Fault>) {
+        let Phase::Opening { epoch: present, replies, .. } = &mut self.talks[talk].phase else { return };
+        if *present != epoch || replies.get(stage).is_none_or(Option::is_some) {
+            return;
+        }
+        replies[stage] = Some(reply);
+        if replies.iter().any(Option::is_none) {
+            return;
+        }
+        let phase = std::mem::replace(&mut self.talks[talk].phase, Phase::Waiting);
+        let Phase::Opening { epoch, route, replies } = phase else { return };
+        let (mut opened, mut failed) = (Vec::new(), Vec::new());
+        for (stage, reply) in route.plan.stages.iter().zip(replies.into_iter().flatten()) {
+            match reply {
+                Ok(one) => opened.push(one),
+                Err(fault) => failed.push((stage.node, fault)),
+            }
+        }
+        let refused = failed.iter().filter(|(_, fault)| !search::is_loss(fault.kind())).map(|(node, _)| *node);
+        self.talks[talk].refused.extend(refused);
+        let Some(blame) = Blame::unopened(failed) else {
+            return self.opened(talk, OpenRoute { epoch, route, opened });
+        };
+        self.release(talk, epoch, &route.plan.stages, &Prefix::default());
+        let now = self.instant();
+        let one = &mut self.talks[talk];
+        match &mut one.search {
+            Some(search) => one.tried.blame(blame, search),
+            None => one.search = Some(one.tried.search(blame, now, Duration::ZERO)),
+        }
+        self.look(talk);
+    }
+
+    /// Looks for another route.
+    fn look(&mut self, talk: usize) {
+        let Some(mut search) = self.talks[talk].search.take() else { return };
+        let found = self.find(talk, search.lost());
+        let now = self.instant();
+        let one = &mut self.talks[talk];
+        let next = one.tried.next(&mut search, found.is_ok(), now);
+        let cause = search.cause.clone();
+        one.search = Some(search);
+        match (next, found) {
+            (Next::Attempt, Ok(route)) => self.attempt(talk, route),
+            (Next::LookAgain, _) => self.set(talk, search::LOOK_AGAIN.as_micros() as Micros, Timer::LookAgain),
+            _ => self.finish(talk, Err(cause)),
+        }
+    }
+
+    fn opened(&mut self, talk: usize, open: OpenRoute) {
+        let now = self.instant();
+        let one = &mut self.talks[talk];
+        let node = &self.nodes[one.node];
+        let (mut way, _) = Way::new(open, node.id);
+        let exact = one.request.exact;
+        one.search = None;
+        (one.watch, one.answered) = (Watch::new(now), self.now);
+        let actions = match (one.session.as_mut(), one.way.take()) {
+            (Some(session), Some(before)) => {
+                let chunk = way.follow(&before, exact);
+                let cached = usable(way.cached, session.text().len() as u32, exact);
+                let rows = way.max_rows;
+                one.way = Some(way);
+                let Some(chunk) = chunk else {
+                    let fault = Fault::new(ErrorKind::Unsupported, "other hosts take shorter steps");
+                    return self.finish(talk, Err(fault));
+                };
+                drop(one.inbox.take());
+                one.inbox = Some(node.links.register_coordinator(one.id));
+                session.resume(cached, rows, chunk, exact)
+            }
+            _ => {
+                let cached = usable(way.cached, one.request.prompt.len() as u32, exact);
+                one.chunk = way.max_rows;
+                let session = one.session.insert(one.request.session(way.max_rows, cached));
+                one.way = Some(way);
+                session.start()
+            }
+        };
+        one.phase = Phase::Running;
+        self.act(talk, actions);
+        self.go_on(talk);
+    }
+
+    /// Takes what has come for a talk, and waits for more.
+    fn go_on(&mut self, talk: usize) {
+        while self.talks[talk].is_running() {
+            let one = &mut self.talks[talk];
+            if let Some(delivery) = one.inbox.as_mut().and_then(|inbox| inbox.next().now_or_never()) {
+                self.on_delivery(talk, delivery);
+                continue;
+            }
+            let Some((peer, gone)) = one.losses.pop_front() else { break };
+            let Some(way) = &one.way else { break };
+            let blame = if gone { way.lost(peer) } else { way.link_broke(peer, !one.sent.is_empty()) };
+            if let Some(blame) = blame {
+                self.recover(talk, blame);
+            }
+        }
+        let one = &mut self.talks[talk];
+        if one.is_running() {
+            one.turn += 1;
+            let late = one.watch.late_at();
+            let when = self.micros(late);
+            self.set(talk, when.saturating_sub(self.now), Timer::Late { late });
+            self.set(talk, STALL, Timer::Stall);
+        }
+    }
+
+    /// An answer may have come.
+    pub fn hears(&mut self, session: SessionId) {
+        let talk = session.0[0] as usize;
+        if talk < self.talks.len() {
+            self.go_on(talk);
+        }
+    }
+
+    /// A peer has gone: talks hear of it, and what it was asked to open it will not.
+    pub fn lost(&mut self, node: usize, peer: usize, gone: bool) {
+        let id = self.nodes[peer].id;
+        for talk in 0..self.talks.len() {
+            if self.talks[talk].node != node || self.talks[talk].is_over() {
+                continue;
+            }
+            self.talks[talk].losses.push_back((id, gone));
+            if let Phase::Opening { epoch, route, replies } = &self.talks[talk].phase {
+                let epoch = *epoch;
+                let stages = route.plan.stages.iter().zip(replies).enumerate();
+                let open = stages.filter(|(_, (stage, reply))| stage.node == id && reply.is_none());
+                let fault = || Fault::new(ErrorKind::PeerLost, format!("node {peer} is gone"));
+                for stage in open.map(|(stage, _)| stage).collect::<Vec<_>>() {
+                    self.replied(talk, epoch, stage, Err(fault()));
+                }
+            }
+            self.go_on(talk);
+        }
+    }
+
+    fn on_delivery(&mut self, talk: usize, delivery: Option<Delivery>) {
+        let Some((from, message)) = delivery else {
+            let fault = Fault::new(ErrorKind::BadFrame, "the last stage sent more than was asked");
+            return self.with_session(talk, |session| session.on_fault(fault));
+        };
+        let Some(way) = &self.talks[talk].way else { return };
+        match (way.hears(from, &message), message) {
+            (Heard::Answer, Message::Logits { header, rows }) => {
+                let (now, instant) = (self.now, self.instant());
+                let one = &mut self.talks[talk];
+                let round = one.sent.pop_front().map_or(0, |sent| now - sent);
+                one.watch.heard(Duration::from_micros(round), instant);
+                let gap = (now - std::mem::replace(&mut one.answered, now)) as u32;
+                let round = round as u32;
+                let took = Took { round, gap, busy: header.compute_us.iter().copied().max().unwrap_or(round) };
+                self.with_session(talk, |session| session.on_logits(header.step, &rows, took));
+            }
+            (Heard::Failed, Message::Failed { stage, fault, .. }) => {
+                let blame = way.failed(from, stage, fault);
+                self.recover(talk, blame);
+            }
+            _ => {}
+        }
+    }
+
+    /// Lets the session decide, and does as it says.
+    fn with_session(&mut self, talk: usize, ask: impl FnOnce(&mut Session) -> Vec<Action>) {
+        let actions = self.talks[talk].session.as_mut().map(ask).unwrap_or_default();
+        self.act(talk, actions);
+    }
+
+    /// Steps first, as in the runner.
+    fn act(&mut self, talk: usize, actions: Vec<Action>) {
+        let (steps, rest): (Vec<Action>, Vec<Action>) =
+            actions.into_iter().partition(|action| matches!(action, Action::Step { .. }));
+        steps.into_iter().for_each(|step| self.send_step(talk, step));
+        for action in rest {
+            match action {
+                Action::Emit(sampled) => self.talks[talk].said.push((sampled.token, sampled.logprob)),
+                Action::End(end) => return self.finish(talk, Ok(end)),
+                Action::Fail(fault) if fault.kind() == ErrorKind::BadFrame => {
+                    let blame = self.talks[talk].way.as_ref().map(|way| way.wrong(fault));
+                    return blame.into_iter().for_each(|blame| self.recover(talk, blame));
+                }
+                Action::Fail(fault) => return self.finish(talk, Err(fault)),
+                Action::Guess { most } => {
+                    let text = self.talks[talk].text();
+                    let guesses = self.talks[talk].request.draft(&text, most, &mut self.chance);
+                    return self.with_session(talk, |session| session.on_guesses(guesses));
+                }
+                Action::Step { .. } => {}
+            }
+        }
+    }
+
+    fn send_step(&mut self, talk: usize, action: Action) {
+        let Action::Step { step, pos, tokens, want_from, want } = action else { return };
+        let one = &mut self.talks[talk];
+        let Some(way) = &one.way else { return };
+        let header = StepHeader {
+            session: one.id,
+            epoch: way.epoch,
+            stage: 0,
+            step,
+            pos,
+            rows: tokens.len() as u32,
+            width: WIDTH,
+            want_from,
+            want,
+            compute_us: Vec::new(),
+        };
+        let (from, Some(host)) = (one.node, way.host(0)) else { return };
+        one.sent.push_back(self.now);
+        let to = self.node(host);
+        if let Err(when) = self.send(from, to, Message::Step { header, hidden: embed(&tokens) }) {
+            let turn = self.talks[talk].turn + 1;
+            self.at(when, Event::Timer { talk, turn, timer: Timer::Unsent { fault: unreachable(to) } });
+        }
+    }
+
+    /// Hosts of the route that are connected and say nothing.
+    fn mute(&self, talk: usize) -> Vec<NodeId> {
+        let one = &self.talks[talk];
+        let peers = one.way.as_ref().map(Way::peers).unwrap_or_default();
+        let mute = |peer: &NodeId| {
+            let to = self.node(*peer);
+            self.thinks_connected(one.node, to) && !self.answers(one.node, to)
+        };
+        peers.into_iter().filter(mute).collect()
+    }
+
+    fn asked_whether_there(&mut self, talk: usize, late: Instant, before: &[NodeId]) {
+        let mut silent = self.mute(talk);
+        silent.retain(|peer| before.contains(peer));
+        silent.dedup();
+        if silent.is_empty() {
+            let late = self.talks[talk].watch.later(late, self.instant());
+            let when = self.micros(late);
+            return self.set(talk, when.saturating_sub(self.now), Timer::Late { late });
+        }
+        if self.find(talk, &silent).is_ok()
+            && let Some(blame) = Blame::silent(silent)
+        {
+            return self.recover(talk, blame);
+        }
+        let late = self.talks[talk].watch.late_at();
+        self.set(talk, LOOK_AGAIN, Timer::Late { late });
+    }
+
+    /// The route is of no use any more.
+    fn recover(&mut self, talk: usize, blame: Blame) {
+        self.note(|| format!("talk {talk}: {} ({:?})", blame.fault, blame.nodes));
+        if blame.nodes.is_empty() {
+            return self.finish(talk, Err(blame.fault));
+        }
+        let now = self.instant();
+        let one = &mut self.talks[talk];
+        one.turn += 1;
+        one.phase = Phase::Waiting;
+        one.sent.clear();
+        one.search = Some(one.tried.search(blame, now, PATIENCE));
+        if let Some((epoch, stages)) = one.way.as_ref().map(|way| (way.epoch, way.stages.clone())) {
+            self.release(talk, epoch, &stages, &Prefix::default());
+        }
+        self.look(talk);
+    }
+
+    /// Tells every stage of a route to end the session.
+    fn release(&mut self, talk: usize, epoch: u32, stages: &[PlanStage], keep: &Prefix) {
+        let (session, from) = (self.talks[talk].id, self.talks[talk].node);
+        let local = self.nodes[from].id;
+        self.end_session(from, session, epoch, local, keep);
+        let mut hosts: Vec<usize> = stages.iter().map(|stage| self.node(stage.node)).filter(|to| *to != from).collect();
+        hosts.sort_unstable();
+        hosts.dedup();
+        let patience = (RELEASE_DEADLINE * RELEASES).as_micros() as Micros;
+        for to in hosts {
+            self.ask(from, to, patience, Ask::Release { session, epoch, keep: keep.clone() });
+        }
+    }
+
+    fn cancel(&mut self, talk: usize) {
+        if self.talks[talk].is_running() {
+            return self.with_session(talk, |session| session.stop(End::Cancelled));
+        }
+        if let Phase::Opening { epoch, route, .. } = &self.talks[talk].phase {
+            let (epoch, stages) = (*epoch, route.plan.stages.clone());
+            self.release(talk, epoch, &stages, &Prefix::default());
+        }
+        self.finish(talk, Ok(End::Cancelled));
+    }
+
+    fn finish(&mut self, talk: usize, end: Result<End, Fault>) {
+        self.note(|| format!("talk {talk} ends: {end:?}"));
+        let one = &mut self.talks[talk];
+        one.phase = Phase::Over;
+        one.inbox = None;
+        let computed = one.session.as_ref().filter(|_| end.is_ok() && !one.request.exact).map(Session::computed);
+        let keep = namer(one.node).name(MODEL, one.request.exact, &computed.unwrap_or_default());
+        one.ended = Some((self.now, end));
+        if let Some((epoch, stages)) = self.talks[talk].way.as_ref().map(|way| (way.epoch, way.stages.clone())) {
+            self.release(talk, epoch, &stages, &keep);
+        }
+        self.check_end(talk);
+    }
+}
