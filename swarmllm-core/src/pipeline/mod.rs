@@ -3,7 +3,7 @@
 //! The only room where the engine meets the network. [`plan`] and [`session`] are pure, as is what decides when a route
 //! breaks ([`way`], [`search`]) and what a stage admits ([`turns`]); [`runner`] drives a session from the coordinator's
 //! side over the routes that [`route`] finds and opens, [`serve`] computes its stages on their hosts, [`links`] carries
-//! messages between them.
+//! messages between them. [`placement`] says which layers a node should hold at all.
 //! Promises: a cancelled, failed or forgotten session frees its KV at every stage; a bad frame ends its session and
 //! nothing else; nothing queues without a bound.
 //!
@@ -17,6 +17,7 @@ mod link;
 pub mod links;
 pub mod message;
 pub mod overlap;
+pub mod placement;
 pub mod plan;
 pub mod pool;
 pub mod prefix;

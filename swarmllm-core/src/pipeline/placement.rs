@@ -1,0 +1,184 @@
+//! Placement: which layers of a model a node should hold, so that the swarm has all of them often enough. Pure.
+//!
+//! Nobody decides for others. Every node goes through the members in the same order, thinks of each what it would do, and
+//! does what it finds for itself: who sees the same does not do the same. A member may never do what is thought of it, since
+//! it is slow, or does not place at all; so a node that has waited without seeing a change expects that less of those before
+//! it, one more each time, and in the end of nobody.
+//!
+//! A node holds one range of a model, that is a legal stage and fits. It fetches what the fewest have, and what nobody has
+//! first. It gives up what it holds only for something that is short, and only if enough others have each layer of it,
+//! where whoever may give up the same is expected to do so. Each move thus lessens what is short in all, so that there is
+//! an end to moving, and none loses a layer. Nodes that see different things may for a moment give up the same: that, too,
+//! is what a second holder is for.
+
+use std::cmp::Reverse;
+
+use crate::base::{LayerRange, ModelId, NodeId, merge_ranges};
+use crate::engine::CutRules;
+
+/// Holders that each layer is to have, where nothing else is said: one may be lost.
+pub const HOLDERS: u32 = 2;
+/// What is given up for layers that somebody has must be for so large a part of what is fetched instead, since a whole range
+/// is transferred for it: one of so many layers is short.
+const WORTH: u32 = 4;
+
+/// What is known of a node and a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// The node.
+    pub node: NodeId,
+    /// Layers it holds, merged and sorted.
+    pub layers: Vec<LayerRange>,
+    /// Whether it holds what the head needs.
+    pub head: bool,
+    /// Bytes that its stage of the model may take.
+    pub room: u64,
+}
+
+/// What is decided by.
+pub struct Placement<'a> {
+    /// The model.
+    pub model: ModelId,
+    /// Its layers.
+    pub layers: u32,
+    /// Where it may be cut.
+    pub cuts: &'a CutRules,
+    /// Holders that each layer is to have.
+    pub holders: u32,
+    /// All who may hold it, the deciding node among them.
+    pub members: &'a [Member],
+    /// Bytes that a stage takes; more layers take more.
+    pub size: &'a dyn Fn(LayerRange, bool) -> u64,
+}
+
+/// What a node should do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Move {
+    /// What to hold from now on. Where it ends with the model's last layer the head belongs to it, and where it begins with
+    /// the first the metadata and the embedding, which whoever asks needs.
+    pub hold: LayerRange,
+    /// What to give up for it.
+    pub drop: Vec<LayerRange>,
+}
+
+/// How many hold each layer.
+struct Counts {
+    /// Now, without those who are thought to give it up.
+    sure: Vec<u32>,
+    /// When all have done what is thought of them.
+    soon: Vec<u32>,
+}
+
+/// The merits of a move, the better the greater: layers it brings that nobody has, that nothing is given up for it, holders
+/// that it brings where they are short, how little is fetched, and how early it begins, so that ranges lie close together.
+type Merit = (u32, bool, u32, Reverse<u32>, Reverse<u32>);
+
+impl Placement<'_> {
+    /// What `local` should do, having waited so many times without seeing a change; nothing where all is well, or others
+    /// can do better.
+    pub fn decide(&self, local: NodeId, waited: u32) -> Option<Move> {
+        let mut ranked: Vec<(u64, &Member)> =
+            self.members.iter().map(|member| (self.rank(member.node), member)).collect();
+        ranked.sort_unstable_by_key(|(rank, member)| (*rank, member.node));
+        let held: Vec<Vec<bool>> = ranked.iter().map(|(_, member)| self.held(member)).collect();
+        let now: Vec<u32> =
+            (0..self.layers as usize).map(|layer| held.iter().filter(|held| held[layer]).count() as u32).collect();
+        let mut counts = Counts { sure: now.clone(), soon: now };
+        let mut doubted = waited;
+        for ((_, member), held) in ranked.iter().zip(&held) {
+            let found = self.best(member, held, &counts);
+            if member.node == local {
+                return found;
+            }
+            let Some(found) = found else { continue };
+            let expected = doubted == 0;
+            doubted = doubted.saturating_sub(1);
+            for (layer, held) in held.iter().enumerate() {
+                let wanted = contains(found.hold, layer as u32);
+                if *held && !wanted {
+                    counts.sure[layer] -= 1;
+                }
+                if expected {
+                    counts.soon[layer] = counts.soon[layer] + u32::from(wanted && !held) - u32::from(*held && !wanted);
+                }
+            }
+        }
+        None
+    }
+
+    /// Layers that a member has; the last only with the head.
+    fn held(&self, member: &Member) -> Vec<bool> {
+        let has = |layer: u32| member.layers.iter().any(|range| contains(*range, layer));
+        (0..self.layers).map(|layer| has(layer) && (member.head || layer + 1 < self.layers)).collect()
+    }
+
+    /// The member's best move.
+    fn best(&self, member: &Member, held: &[bool], counts: &Counts) -> Option<Move> {
+        let step = self.cuts.align.max(1);
+        let starts = (0..self.layers).step_by(step as usize);
+        let longest = starts.filter_map(|start| self.longest(start, member.room));
+        let found = longest.filter_map(|hold| Some((self.merit(held, counts, hold)?, hold)));
+        let (_, hold) = found.max_by_key(|(merit, _)| *merit)?;
+        let dropped = (0..self.layers).filter(|layer| held[*layer as usize] && !contains(hold, *layer));
+        Some(Move { hold, drop: merge_ranges(dropped.collect()) })
+    }
+
+    /// The longest legal stage from a layer on that fits, ending where another may begin.
+    fn longest(&self, start: u32, room: u64) -> Option<LayerRange> {
+        let step = self.cuts.align.max(1);
+        let legal = |end: &u32| {
+            let range = LayerRange::new(start, *end);
+            let whole = *end == self.layers;
+            (whole || end.is_multiple_of(step))
+                && (self.size)(range, whole) <= room
+                && self.cuts.refuses(range).is_none()
+        };
+        (start + 1..=self.layers).rev().find(legal).map(|end| LayerRange::new(start, end))
+    }
+
+    /// What a move is good for; nothing where it is not, or may not be.
+    fn merit(&self, held: &[bool], counts: &Counts, hold: LayerRange) -> Option<Merit> {
+        let (mut unheld, mut short, mut fetched, mut drops) = (0, 0, 0, false);
+        for (layer, held) in held.iter().enumerate() {
+            match (*held, contains(hold, layer as u32)) {
+                (false, true) => {
+                    fetched += 1;
+                    unheld += u32::from(counts.soon[layer] == 0);
+                    short += u32::from(counts.soon[layer] < self.holders);
+                }
+                // It is one of those who hold it.
+                (true, false) if counts.sure[layer] <= self.holders => return None,
+                (true, false) => drops = true,
+                _ => {}
+            }
+        }
+        if short == 0 || (drops && unheld == 0 && short * WORTH < fetched) {
+            return None;
+        }
+        Some((unheld, !drops, short, Reverse(fetched), Reverse(hold.start)))
+    }
+
+    /// A node's place in the order, which is the same everywhere and another for each model.
+    fn rank(&self, node: NodeId) -> u64 {
+        let words = |bytes: &[u8]| {
+            let words = bytes.chunks(8).map(|word| word.iter().fold(0_u64, |word, byte| word << 8 | u64::from(*byte)));
+            words.fold(0, |hash, word| scatter(hash ^ word))
+        };
+        scatter(words(&self.model.0) ^ words(&node.0).rotate_left(1))
+    }
+}
+
+/// Makes every bit of the input count in every bit of the output.
+fn scatter(value: u64) -> u64 {
+    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+fn contains(range: LayerRange, layer: u32) -> bool {
+    range.start <= layer && layer < range.end
+}
+
+#[cfg(test)]
+mod tests;

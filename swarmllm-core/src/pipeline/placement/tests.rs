@@ -1,0 +1,195 @@
+//! What a node decides for itself, and what becomes of a swarm whose nodes all do.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const MODEL: ModelId = ModelId([3; 32]);
+const LAYER: u64 = 10;
+
+fn member(name: u8, held: &[(u32, u32)], room: u64) -> Member {
+    let layers = held.iter().map(|(start, end)| LayerRange::new(*start, *end)).collect();
+    Member { node: NodeId([name; 32]), layers, head: true, room }
+}
+
+fn size(layers: LayerRange, _: bool) -> u64 {
+    u64::from(layers.len()) * LAYER
+}
+
+fn decide(layers: u32, cuts: &CutRules, holders: u32, members: &[Member], local: u8, waited: u32) -> Option<Move> {
+    let placement = Placement { model: MODEL, layers, cuts, holders, members, size: &size };
+    placement.decide(NodeId([local; 32]), waited)
+}
+
+fn free(layers: u32, holders: u32, members: &[Member], local: u8) -> Option<Move> {
+    decide(layers, &CutRules::free(), holders, members, local, 0)
+}
+
+#[test]
+fn two_that_decide_at_once_take_different_parts_and_leave_no_gap() {
+    let members = [member(1, &[], 4 * LAYER), member(2, &[], 4 * LAYER)];
+    let mut taken: Vec<LayerRange> = [1, 2].map(|local| free(8, 1, &members, local).unwrap().hold).to_vec();
+    taken.sort_unstable();
+    assert_eq!(taken, [LayerRange::new(0, 4), LayerRange::new(4, 8)]);
+}
+
+#[test]
+fn what_nobody_has_comes_before_what_few_have_and_what_is_held_is_extended() {
+    // The first four layers have one holder, the last four none.
+    let members = [member(1, &[(0, 4)], 4 * LAYER), member(2, &[], 4 * LAYER)];
+    assert_eq!(free(8, 2, &members, 2).unwrap().hold, LayerRange::new(4, 8));
+    let alone = [member(1, &[(2, 5)], 6 * LAYER)];
+    assert_eq!(free(8, 1, &alone, 1), Some(Move { hold: LayerRange::new(0, 6), drop: vec![] }));
+}
+
+#[test]
+fn enough_holders_are_enough() {
+    let members = [member(1, &[(0, 8)], 80), member(2, &[(0, 8)], 80), member(3, &[], 80)];
+    assert_eq!(free(8, 2, &members, 3), None);
+    assert_eq!(free(8, 3, &members, 3).unwrap().hold, LayerRange::new(0, 8));
+}
+
+#[test]
+fn a_range_is_given_up_only_for_what_is_short_and_only_where_enough_others_have_it() {
+    let gap = |others: usize| -> Vec<Member> {
+        let twins = (0..others as u8).map(|name| member(name + 1, &[(0, 4)], 4 * LAYER));
+        twins.chain([member(9, &[(4, 6)], 2 * LAYER)]).collect()
+    };
+    // Layers 6 and 7 have no holder. Of two with the same range one may go, where one is enough.
+    let movers = |members: &[Member]| (1..=3).filter(|name| free(8, 1, members, *name).is_some()).count();
+    assert_eq!((movers(&gap(1)), movers(&gap(2)), movers(&gap(3))), (0, 1, 1));
+    assert!((1..=2).all(|name| free(8, 2, &gap(2), name).is_none()), "two are to be left");
+}
+
+#[test]
+fn a_whole_range_is_not_moved_for_one_layer_that_somebody_has() {
+    // All layers have two holders but the last.
+    let holders = |name: u8| member(name, &[(0, 7)], 7 * LAYER);
+    let members = [holders(1), holders(2), holders(3), member(4, &[(7, 8)], LAYER)];
+    assert!((1..=3).all(|name| free(8, 2, &members, name).is_none_or(|found| found.hold.start > 0)));
+}
+
+#[test]
+fn ranges_obey_the_cut_rules_and_the_room() {
+    let cuts = CutRules { align: 2, min_layers: 4, ..CutRules::free() };
+    let small = [member(1, &[], 3 * LAYER)];
+    assert_eq!(decide(8, &cuts, 1, &small, 1, 0), None, "no legal stage fits");
+    let fits = [member(1, &[], 5 * LAYER)];
+    assert_eq!(decide(8, &cuts, 1, &fits, 1, 0).unwrap().hold, LayerRange::new(0, 4));
+}
+
+#[test]
+fn who_never_acts_keeps_nobody_from_acting_for_ever() {
+    let members: Vec<Member> = (1..=5).map(|name| member(name, &[], 4 * LAYER)).collect();
+    let takes_first = |name: u8| {
+        (0..5).find(|waited| {
+            decide(4, &CutRules::free(), 1, &members, name, *waited).is_some_and(|found| found.hold.start == 0)
+        })
+    };
+    let mut turns: Vec<Option<u32>> = (1..=5).map(takes_first).collect();
+    turns.sort_unstable();
+    assert_eq!(turns, (0..5).map(Some).collect::<Vec<_>>());
+}
+
+/// A swarm whose nodes decide in rounds, all at once.
+struct Rounds {
+    layers: u32,
+    holders: u32,
+    members: Vec<Member>,
+    /// Who places at all.
+    active: Vec<bool>,
+    waited: u32,
+}
+
+impl Rounds {
+    fn new(layers: u32, holders: u32, nodes: &[(u32, u32, u32, bool)]) -> Self {
+        let of = |(index, (start, held, room, _)): (usize, &(u32, u32, u32, bool))| {
+            let start = start % layers;
+            let end = (start + held % (room + 1)).min(layers);
+            let held = if end > start { vec![(start, end)] } else { Vec::new() };
+            member(index as u8 + 1, &held, u64::from(*room) * LAYER)
+        };
+        let members: Vec<Member> = nodes.iter().enumerate().map(of).collect();
+        let active = nodes.iter().map(|(.., active)| *active).collect();
+        Self { layers, holders, members, active, waited: 0 }
+    }
+
+    fn counts(&self) -> Vec<usize> {
+        let has = |member: &&Member, layer: u32| member.layers.iter().any(|range| contains(*range, layer));
+        (0..self.layers).map(|layer| self.members.iter().filter(|member| has(member, layer)).count()).collect()
+    }
+
+    /// One round; says whether something was moved.
+    fn go(&mut self) -> bool {
+        let members = self.members.clone();
+        for (member, active) in self.members.iter_mut().zip(&self.active) {
+            let found = decide(self.layers, &CutRules::free(), self.holders, &members, member.node.0[0], self.waited);
+            if let Some(found) = found.filter(|_| *active) {
+                assert!(size(found.hold, false) <= member.room);
+                member.layers = vec![found.hold];
+            }
+        }
+        let moved = self.members != members;
+        self.waited = if moved { 0 } else { self.waited + 1 };
+        moved
+    }
+
+    /// Rounds until nothing moves any more, whoever is expected to act.
+    fn settle(&mut self) -> u32 {
+        let bound = (self.holders * self.layers + 1) * (self.members.len() as u32 + 2);
+        for round in 0..bound {
+            let before = self.counts();
+            self.go();
+            let lost = before.iter().zip(self.counts()).position(|(before, after)| *before > 0 && after == 0);
+            assert_eq!(lost, None, "a layer has lost its last holder");
+            if self.waited > self.members.len() as u32 {
+                return round;
+            }
+        }
+        panic!("it never settles: {:?}", self.members);
+    }
+}
+
+fn nodes() -> impl Strategy<Value = Vec<(u32, u32, u32, bool)>> {
+    proptest::collection::vec((0u32..12, 0u32..12, 1u32..8, prop::bool::weighted(0.8)), 1..9)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn from_any_start_it_settles_and_no_move_loses_a_layer(
+        layers in 1u32..12,
+        holders in 1u32..4,
+        first in nodes(),
+        then in nodes(),
+    ) {
+        let mut rounds = Rounds::new(layers, holders, &first);
+        rounds.settle();
+        // The first leaves, others come.
+        let come = Rounds::new(layers, holders, &then);
+        rounds.members.remove(0);
+        rounds.active.remove(0);
+        rounds.members.extend(come.members.into_iter().map(|member| {
+            Member { node: NodeId([member.node.0[0] + 100; 32]), ..member }
+        }));
+        rounds.active.extend(come.active);
+        rounds.waited = 0;
+        rounds.settle();
+    }
+
+    #[test]
+    fn where_there_is_room_for_it_every_layer_finds_holders(
+        layers in 1u32..12,
+        holders in 1u32..3,
+        first in nodes(),
+    ) {
+        let mut rounds = Rounds::new(layers, holders, &first);
+        let room: u32 = first.iter().filter(|node| node.3).map(|node| node.2.min(layers)).sum();
+        rounds.settle();
+        // Ranges may overlap where they come to lie; twice the room is always enough.
+        if room >= 2 * holders * layers {
+            prop_assert!(rounds.counts().iter().all(|count| *count > 0), "{:?} {:?}", rounds.counts(), rounds.members);
+        }
+    }
+}
