@@ -68,6 +68,12 @@ kinds! {
     BadTokenizer = 206, 422;
     /// The chat template of the model cannot be rendered.
     BadTemplate = 207, 422;
+    /// A source on the web cannot be reached, or refuses.
+    SourceUnreachable = 208, 502;
+    /// A source on the web sent something else than what it was asked for.
+    BadSource = 209, 502;
+    /// A file on the web is no longer the one that was begun with.
+    SourceChanged = 210, 409;
     /// No peer of this id is known.
     PeerNotFound = 300, 404;
     /// A peer cannot be reached.
@@ -100,6 +106,8 @@ kinds! {
     StoreDamaged = 504, 500;
     /// The memory budget does not admit it.
     OutOfMemory = 505, 503;
+    /// The bound of what shards may take on the disk does not admit it.
+    DiskBudget = 506, 507;
     /// An engine failed at its work.
     EngineFailed = 901, 500;
     /// A defect of this library.

@@ -62,6 +62,11 @@ pub enum ModelError {
     /// A shard whose last groups have not been written.
     #[error("shard {shard} has {written} of {groups} groups", shard = shard.short())]
     Unfinished { shard: ShardId, written: u64, groups: u64 },
+    /// More bytes than the host's bound admits.
+    #[error(
+        "{needed} bytes would be added to {used}, of {max} that shards may take here; remove a model, or raise the bound"
+    )]
+    Budget { needed: u64, used: u64, max: u64 },
     /// Layers that the model does not have, or none.
     #[error("layers {layers} were asked for, `{model}` has 0..{count}")]
     Layers { model: String, layers: LayerRange, count: u32 },
@@ -96,6 +101,7 @@ impl ModelError {
             Self::Shard(error) => error.kind(),
             Self::Metadata { .. } => ErrorKind::BadManifest,
             Self::Busy { .. } => ErrorKind::Overloaded,
+            Self::Budget { .. } => ErrorKind::DiskBudget,
         }
     }
 }

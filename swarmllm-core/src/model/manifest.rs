@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::{LayerRange, ModelId, ShardId};
 
-pub use cut::Cut;
+pub use cut::{Cut, Piece};
 pub use error::{ManifestError, TensorFault};
 
 /// Bounds of what a manifest may say. Each is far above the largest public model's need.

@@ -73,7 +73,7 @@ pub fn leaves(reader: &mut impl Read, size: u64) -> io::Result<Vec<Leaf>> {
 }
 
 /// The leaf of group `group` of `groups`; `bytes` is not empty and at most [`GROUP`] long.
-fn leaf(group: u64, groups: u64, bytes: &[u8]) -> Leaf {
+pub fn leaf(group: u64, groups: u64, bytes: &[u8]) -> Leaf {
     if groups == 1 {
         return *blake3::hash(bytes).as_bytes();
     }

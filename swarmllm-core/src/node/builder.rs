@@ -1,5 +1,7 @@
 //! Builds and starts a node. All defaults live here.
 
+#[cfg(feature = "https")]
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -24,6 +26,8 @@ use crate::node::peer_cache;
 use crate::node::registry::Registry;
 use crate::node::runtime::Ground;
 use crate::node::shared::{Config, Shared};
+#[cfg(feature = "https")]
+use crate::node::web::Throttle;
 use crate::pipeline::job::Coordinator;
 use crate::pipeline::links::Links;
 use crate::pipeline::prefix::Namer;
@@ -78,6 +82,9 @@ pub struct NodeBuilder {
     threads: Option<u32>,
     gpu_layers: Option<u32>,
     memory: Option<u64>,
+    max_disk_bytes: Option<u64>,
+    #[cfg(feature = "https")]
+    download_rate: Option<NonZeroU64>,
     context: Option<u32>,
     sessions: Option<u32>,
     kv: KvCache,
@@ -183,6 +190,21 @@ impl NodeBuilder {
     /// Bytes of memory for weights and KV of all stages. Default: half of what is free at the start.
     pub fn memory(mut self, bytes: u64) -> Self {
         self.memory = Some(bytes);
+        self
+    }
+
+    /// Most bytes that shards may take on the disk, those under way included. An import, a download or a pull that would
+    /// go beyond is refused before it begins. Default: no bound.
+    pub fn max_disk_bytes(mut self, bytes: u64) -> Self {
+        self.max_disk_bytes = Some(bytes);
+        self
+    }
+
+    /// Bytes a second at which all downloads from the web together come at most; `None` is as fast as they come. Peers
+    /// are not bound by it. Default `None`.
+    #[cfg(feature = "https")]
+    pub fn download_rate(mut self, bytes_a_second: Option<NonZeroU64>) -> Self {
+        self.download_rate = bytes_a_second;
         self
     }
 
@@ -343,6 +365,8 @@ impl NodeBuilder {
             models: LoadedModels::default(),
             guides: Guides::default(),
             announcer,
+            #[cfg(feature = "https")]
+            throttle: Arc::new(Throttle::new(self.download_rate)),
             events,
             tasks,
             handle,
@@ -380,7 +404,8 @@ impl NodeBuilder {
         config.network.clone_from(&membership.network);
         let keypair =
             keyfile::load_or_create(&dir.join("node.key")).map_err(|error| Fault::new(error.kind(), error))?;
-        let catalog = Catalog::open(dir).map_err(|error| Fault::new(error.kind(), error))?;
+        let catalog =
+            Catalog::open_within(dir, self.max_disk_bytes).map_err(|error| Fault::new(error.kind(), error))?;
         let (store, known) = peer_cache::open(dir, &config.network)?;
         let keypair = Arc::new(keypair);
         let ledger = Ledger::open(store.clone(), keypair.clone(), &config.network, self.credit_limit);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::base::{ErrorKind, Event, Fault, ModelId, NodeId};
 use crate::ledger::Balance;
-use crate::model::{Manifest, ShardKind};
+use crate::model::Manifest;
 use crate::node::builder::NodeBuilder;
 use crate::node::error::{ConnectError, EmbedError, GenerateError, ModelActError};
 use crate::node::generation::{self, Generation};
@@ -16,6 +16,8 @@ use crate::node::report::{Embeddings, ModelInfo, NodeStatus, PeerHolding, PeerSt
 use crate::node::request::{ChatRequest, EmbedRequest, GenerateRequest, ImportOptions, Parts, ProgressFn};
 use crate::node::runtime::Ground;
 use crate::node::shared::Shared;
+#[cfg(feature = "https")]
+use crate::node::web::{self, WebSource};
 use crate::node::{announcer, embedding, fetch};
 use crate::pipeline::plan::Plan;
 use crate::pipeline::search::is_loss;
@@ -220,6 +222,20 @@ impl Node {
         self.known(id)
     }
 
+    /// Imports a GGUF from the web as [`Node::import`] does one that lies here, with the same result. What it needs of the
+    /// file is fetched by ranges. Cancel-safe: what came is kept, and the next import of the file goes on from there.
+    #[cfg(feature = "https")]
+    pub async fn import_url(
+        &self,
+        source: impl Into<WebSource>,
+        options: ImportOptions,
+    ) -> Result<ModelInfo, ModelActError> {
+        let (shared, source) = (self.shared.clone(), source.into());
+        let imported = self.run(async move { web::import_url(&shared, &source, &options).await });
+        let id = imported.await?;
+        self.known(id)
+    }
+
     /// Fetches shards of a model from peers, verified while they stream. Cancel-safe: what is verified is kept.
     pub async fn pull(
         &self,
@@ -353,27 +369,11 @@ impl<T> Drop for AbortOnDrop<T> {
 }
 
 fn import(shared: &Shared, path: &Path, options: &ImportOptions) -> Result<ModelId, Fault> {
-    let keep = |kind: ShardKind| options.parts.as_deref().is_none_or(|parts| parts.iter().any(|p| wants(p, kind)));
-    let mut tell = |progress| options.progress.iter().for_each(|told| told(progress));
+    let (keep, mut tell) = (|kind| options.keeps(kind), |progress| options.tell(progress));
     let id = shared.catalog.import_parts(path, options.name.as_deref(), &keep, &mut tell);
     let id = id.map_err(|error| Fault::new(error.kind(), error))?;
-    if let Some(manifest) = shared.catalog.manifest(id) {
-        shared.events.send(Event::ModelKnown { model: id, name: manifest.name.clone() });
-    }
+    shared.tell_known(id);
     Ok(id)
-}
-
-/// Whether `parts` asks for a shard. A head asks for the embedding too: only the manifest knows whether it is tied, and
-/// an import keeps what the answer may need.
-fn wants(parts: &Parts, kind: ShardKind) -> bool {
-    match (parts, kind) {
-        (Parts::All, _) => true,
-        (Parts::Coordinator, kind) => matches!(kind, ShardKind::Metadata | ShardKind::Embedding),
-        (Parts::Stage { .. }, ShardKind::Metadata) => false,
-        (Parts::Stage { .. }, ShardKind::Common) => true,
-        (Parts::Stage { layers, .. }, ShardKind::Layer(layer)) => layers.start <= layer && layer < layers.end,
-        (Parts::Stage { head, .. }, ShardKind::Head | ShardKind::Embedding) => *head,
-    }
 }
 
 fn peer_layers(

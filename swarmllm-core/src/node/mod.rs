@@ -30,6 +30,8 @@ mod shared;
 mod sink;
 mod text;
 mod transfer;
+#[cfg(feature = "https")]
+mod web;
 
 pub use crate::engine::KvCache;
 pub use crate::engine::constraint::Constraint;
@@ -50,3 +52,5 @@ pub use request::{
     ChatRequest, DEFAULT_MAX_TOKENS, EmbedRequest, GenerateOptions, GenerateRequest, ImportOptions, MAX_INPUTS,
     MAX_STOP_BYTES, MAX_STOPS, Parts, ProgressFn, Prompt,
 };
+#[cfg(feature = "https")]
+pub use web::{HUB, WebSource};

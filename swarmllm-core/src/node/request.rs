@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::base::{ErrorKind, Fault, LayerRange, Progress};
 use crate::engine::constraint::Constraint;
 use crate::engine::sample::{MAX_ALTERNATIVES, SamplingParams};
+use crate::model::ShardKind;
 use crate::model::chat::ChatMessage;
 use crate::pipeline::pool::Pooling;
 
@@ -46,6 +47,27 @@ pub struct ImportOptions {
     pub parts: Option<Vec<Parts>>,
     /// Told about progress, from another thread.
     pub progress: Option<ProgressFn>,
+}
+
+impl ImportOptions {
+    /// Whether a shard is to be kept. A head asks for the embedding too: only the manifest knows whether it is tied, and
+    /// an import keeps what the answer may need.
+    pub(crate) fn keeps(&self, kind: ShardKind) -> bool {
+        let wants = |parts: &Parts| match (parts, kind) {
+            (Parts::All, _) => true,
+            (Parts::Coordinator, kind) => matches!(kind, ShardKind::Metadata | ShardKind::Embedding),
+            (Parts::Stage { .. }, ShardKind::Metadata) => false,
+            (Parts::Stage { .. }, ShardKind::Common) => true,
+            (Parts::Stage { layers, .. }, ShardKind::Layer(layer)) => layers.start <= layer && layer < layers.end,
+            (Parts::Stage { head, .. }, ShardKind::Head | ShardKind::Embedding) => *head,
+        };
+        self.parts.as_deref().is_none_or(|parts| parts.iter().any(wants))
+    }
+
+    /// Tells how far the work has come.
+    pub(crate) fn tell(&self, progress: Progress) {
+        self.progress.iter().for_each(|told| told(progress));
+    }
 }
 
 /// How to generate.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::base::{ErrorKind, Fault, NodeId};
+use crate::base::{ErrorKind, Event, Fault, ModelId, NodeId};
 use crate::engine::KvCache;
 use crate::identity::{Keypair, SwarmKey};
 use crate::model::catalog::Catalog;
@@ -15,6 +15,8 @@ use crate::node::announcer::Announcer;
 use crate::node::guide::Guides;
 use crate::node::loaded::LoadedModels;
 use crate::node::registry::Registry;
+#[cfg(feature = "https")]
+use crate::node::web::Throttle;
 use crate::pipeline::job::Coordinator;
 use crate::pipeline::serve::Serving;
 use crate::pipeline::settle::Settler;
@@ -52,6 +54,9 @@ pub(crate) struct Shared {
     pub models: LoadedModels,
     pub guides: Guides,
     pub announcer: Announcer,
+    /// What downloads from the web keep to.
+    #[cfg(feature = "https")]
+    pub throttle: Arc<Throttle>,
     pub events: EventBus,
     pub tasks: TaskSet,
     pub handle: tokio::runtime::Handle,
@@ -67,6 +72,13 @@ impl Shared {
     /// Whether this is a child that was forked after the node had started.
     pub fn is_forked(&self) -> bool {
         std::process::id() != self.process
+    }
+
+    /// Tells the host of a model that became known here.
+    pub fn tell_known(&self, model: ModelId) {
+        if let Some(manifest) = self.catalog.manifest(model) {
+            self.events.send(Event::ModelKnown { model, name: manifest.name.clone() });
+        }
     }
 
     /// Refuses acts on a node that has been shut down, or in a forked child.

@@ -148,11 +148,13 @@ async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T, Wire
     }
 }
 
-fn fault(error: ModelError) -> Fault {
+pub(crate) fn fault(error: ModelError) -> Fault {
     Fault::new(error.kind(), error)
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Fault> + Send + 'static) -> Result<T, Fault> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|error| Err(Fault::new(ErrorKind::Internal, error)))
 }

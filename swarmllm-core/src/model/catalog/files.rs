@@ -2,7 +2,7 @@
 //! become paths, only digests do.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,6 +13,8 @@ use crate::model::ModelError;
 const MANIFEST_SUFFIX: &str = ".manifest";
 /// What the name of a file that is not complete begins with; whatever has it is removed when a catalogue opens.
 const TEMPORARY_PREFIX: &str = "tmp-";
+/// What the name of a file of a model that comes from the web begins with.
+const COMING_PREFIX: &str = "web-";
 
 /// The catalogue's directories.
 #[derive(Debug, Clone)]
@@ -54,6 +56,30 @@ impl Layout {
         self.partial.join(shard.to_string())
     }
 
+    /// A file of a model that comes from the source with this key.
+    pub fn coming(&self, key: &ShardId, part: &str) -> PathBuf {
+        self.partial.join(format!("{COMING_PREFIX}{key}-{part}"))
+    }
+
+    /// Removes all that came from the source with this key.
+    pub fn remove_coming(&self, key: &ShardId) -> Result<(), ModelError> {
+        let prefix = format!("{COMING_PREFIX}{key}-");
+        for path in list(&self.partial)?.iter().filter(|path| file_name(path).starts_with(&prefix)) {
+            fs::remove_file(path).map_err(ModelError::io("remove", path))?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of all shards, those included that are not complete.
+    pub fn used(&self) -> Result<u64, ModelError> {
+        let mut used = 0u64;
+        for path in list(&self.shards)?.into_iter().chain(list(&self.partial)?) {
+            // One that was moved or removed meanwhile is counted, or not, by the next look.
+            used = used.saturating_add(fs::metadata(&path).map_or(0, |metadata| metadata.len()));
+        }
+        Ok(used)
+    }
+
     /// The manifests that are there, by their names.
     pub fn manifests(&self) -> Result<Vec<(ModelId, PathBuf)>, ModelError> {
         let id = |path: &Path| file_name(path).strip_suffix(MANIFEST_SUFFIX)?.parse().ok();
@@ -67,7 +93,14 @@ impl Layout {
         let path = self.partial.join(format!("{TEMPORARY_PREFIX}{}-{number}", std::process::id()));
         let file = OpenOptions::new().write(true).create(true).truncate(true).open(&path);
         let file = file.map_err(ModelError::io("create", &path))?;
-        Ok(Temporary { path, file: Some(file) })
+        Ok(Temporary { path, file: Some(file), lasting: false })
+    }
+
+    /// A file that stays where it is not kept, for the next attempt to go on with.
+    pub fn lasting(&self, path: PathBuf) -> Result<Temporary, ModelError> {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = file.map_err(ModelError::io("open", &path))?;
+        Ok(Temporary { path, file: Some(file), lasting: true })
     }
 
     /// A manifest's bytes, durable but not in their place yet.
@@ -89,14 +122,36 @@ impl Layout {
     }
 }
 
-/// A file being written; removed when dropped unless it was kept.
+/// A file being written; removed when dropped unless it was kept, or is lasting.
 #[derive(Debug)]
 pub(super) struct Temporary {
     path: PathBuf,
     file: Option<File>,
+    lasting: bool,
 }
 
 impl Temporary {
+    /// Where it is written.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Fills `bytes` with what an earlier attempt left next; false where it left less.
+    pub fn read(&mut self, bytes: &mut [u8]) -> Result<bool, ModelError> {
+        let Some(file) = &mut self.file else { return Ok(false) };
+        match file.read_exact(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            read => read.map(|()| true).map_err(ModelError::io("read", &self.path)),
+        }
+    }
+
+    /// Leaves the first `len` bytes; the next are written behind them.
+    pub fn cut(&mut self, len: u64) -> Result<(), ModelError> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        let cut = file.set_len(len).and_then(|()| file.seek(SeekFrom::Start(len)));
+        cut.map(drop).map_err(ModelError::io("shorten", &self.path))
+    }
+
     /// Appends bytes.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), ModelError> {
         #[cfg(test)]
@@ -122,7 +177,7 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        if self.file.take().is_some() {
+        if self.file.take().is_some() && !self.lasting {
             // Nothing more can be done about it here; the next opening tries again.
             let _ = fs::remove_file(&self.path);
         }

@@ -42,13 +42,27 @@ impl Catalog {
         keep: &dyn Fn(ShardKind) -> bool,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<ModelId, ModelError> {
+        let stem = gguf.file_stem().and_then(|stem| stem.to_str());
+        self.import_file(gguf, (name, stem), keep, progress)
+    }
+
+    /// The same, with the file's name apart from where it lies.
+    pub(super) fn import_file(
+        &self,
+        gguf: &Path,
+        (name, stem): (Option<&str>, Option<&str>),
+        keep: &dyn Fn(ShardKind) -> bool,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<ModelId, ModelError> {
         let mut file = open_regular(gguf)?;
         let header = Gguf::read(&mut file).map_err(|source| ModelError::Gguf { path: gguf.to_owned(), source })?;
-        let title = title(name, &header, gguf);
+        let title = title(name, &header, stem);
         let cut = Cut::new(&header, &title).map_err(|source| ModelError::Cut { path: gguf.to_owned(), source })?;
         let Cut { mut manifest, metadata, sources } = cut;
         let tensors = manifest.shards.iter().flat_map(|shard| &shard.tensors);
         let total = tensors.map(|tensor| tensor.size).sum();
+        let kept = manifest.shards.iter().filter(|shard| keep(shard.kind));
+        let _reserved = self.reserve(kept.map(|shard| shard.size).sum())?;
         let mut source = Source { file, path: gguf, done: 0, total, progress };
         let mut written = Vec::new();
         for (shard, positions) in manifest.shards.iter_mut().zip(&sources) {
@@ -66,7 +80,7 @@ impl Catalog {
     }
 
     /// Gives finished files their places, durably, the manifest last.
-    fn place(&self, written: Vec<(ShardId, Temporary)>, manifest: Manifest) -> Result<ModelId, ModelError> {
+    pub(super) fn place(&self, written: Vec<(ShardId, Temporary)>, manifest: Manifest) -> Result<ModelId, ModelError> {
         let model = manifest.id();
         // Whatever needs space is written before the first file gets its place.
         let prepared = self.layout().prepare(&manifest.encode())?;
@@ -93,9 +107,8 @@ fn open_regular(path: &Path) -> Result<File, ModelError> {
 }
 
 /// The first of the names that leaves anything when cleaned.
-fn title(name: Option<&str>, header: &Gguf, path: &Path) -> String {
+pub(super) fn title(name: Option<&str>, header: &Gguf, stem: Option<&str>) -> String {
     let own = header.string("general.name").ok().flatten();
-    let stem = path.file_stem().and_then(|stem| stem.to_str());
     let names = [name, own, stem].into_iter().flatten().map(clean);
     names.into_iter().find(|name| !name.is_empty()).unwrap_or_else(|| NAMELESS.to_owned())
 }

@@ -9,9 +9,14 @@
 //! look-ups in memory (`models`, `manifest`, `resolve`, `has`, `holding`): from async code, call them on a blocking
 //! thread.
 
+mod budget;
 mod files;
+mod growing;
 mod import;
+mod intake;
+mod log;
 mod source;
+mod spool;
 mod writer;
 
 #[cfg(test)]
@@ -30,6 +35,9 @@ use crate::model::shard::Leaf;
 use crate::model::{Manifest, ManifestError, ModelError, ShardEntry, ShardKind};
 use files::Layout;
 
+pub use budget::Reservation;
+pub use intake::{HeadIntake, Intake, Origin};
+pub use spool::Spool;
 pub use writer::ShardWriter;
 
 /// Fewest digits of an id that name a model.
@@ -49,8 +57,12 @@ struct Inner {
     verified: Mutex<HashMap<ShardId, Arc<[Leaf]>>>,
     /// Held while files get or lose their places, so that no removal falls between a shard and its manifest.
     disk: Mutex<()>,
-    /// Shards that have a writer.
+    /// Shards that have a writer, and keys of sources that have an intake.
     writing: Mutex<HashSet<ShardId>>,
+    /// Most bytes of all shards, where there is a bound.
+    max_bytes: Option<u64>,
+    /// Bytes that others are about to write.
+    promised: Mutex<u64>,
     changes: watch::Sender<u64>,
 }
 
@@ -92,6 +104,12 @@ impl Catalog {
     /// Opens the catalogue in `dir`, which is made where it is missing. Manifests are checked in full, shards by
     /// presence and exact size. A damaged manifest is passed over with a warning; its shards stay.
     pub fn open(dir: &Path) -> Result<Catalog, ModelError> {
+        Catalog::open_within(dir, None)
+    }
+
+    /// The same, with a bound of the bytes that shards may take: what would go beyond is refused before it begins. What
+    /// is there already stays.
+    pub fn open_within(dir: &Path, max_bytes: Option<u64>) -> Result<Catalog, ModelError> {
         let layout = Layout::create(dir)?;
         let mut state = State::default();
         for (id, path) in layout.manifests()? {
@@ -113,6 +131,8 @@ impl Catalog {
             verified: Mutex::default(),
             disk: Mutex::default(),
             writing: Mutex::default(),
+            max_bytes,
+            promised: Mutex::default(),
             changes: watch::Sender::new(0),
         };
         Ok(Catalog { inner: Arc::new(inner) })

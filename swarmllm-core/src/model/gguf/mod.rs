@@ -36,6 +36,9 @@ pub mod limits {
     pub const FACTS: u64 = 4096;
     /// Bytes of all values together. Gemma's vocabulary takes 6 MB, the largest public ones about 20.
     pub const FACT_BYTES: u64 = 64 * 1024 * 1024;
+    /// Bytes of a header of which not all is here: all values, 4,096 keys of 268 bytes with their types and lengths, and
+    /// 10,000 tensors of 119 make less.
+    pub const HEADER: u64 = 68 * 1024 * 1024;
     /// Bytes of a key.
     pub const KEY: u64 = 256;
     /// Bytes of a string value (chat templates are the longest).

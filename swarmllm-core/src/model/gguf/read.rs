@@ -1,7 +1,7 @@
 //! Reading and checking a header, in one pass over a buffered reader.
 
 use std::collections::HashSet;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 
 use super::value::{Value, ValueType};
 use super::{
@@ -34,6 +34,48 @@ impl Gguf {
         let gguf = Gguf { version, alignment, facts, tensors, data_offset, file_len: cursor.len };
         check_ranges(&gguf)?;
         Ok(gguf)
+    }
+
+    /// Reads and checks a header of which the first bytes are here, of a file of `file_len` bytes; `None` where more of
+    /// them are needed. At most [`limits::HEADER`] are ever asked for.
+    pub fn read_prefix(prefix: &[u8], file_len: u64) -> Result<Option<Gguf>, GgufError> {
+        let have = prefix.len() as u64;
+        match Gguf::read(&mut Prefix { bytes: io::Cursor::new(prefix), file_len }) {
+            Err(GgufError::Io { source, .. }) if source.kind() == io::ErrorKind::UnexpectedEof && have < file_len => {
+                match have < limits::HEADER {
+                    true => Ok(None),
+                    false => Err(GgufError::Limit {
+                        what: "the length of the header",
+                        offset: 0,
+                        given: have + 1,
+                        max: limits::HEADER,
+                    }),
+                }
+            }
+            read => read.map(Some),
+        }
+    }
+}
+
+/// The first bytes of a file that has more.
+struct Prefix<'a> {
+    bytes: io::Cursor<&'a [u8]>,
+    file_len: u64,
+}
+
+impl Read for Prefix<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        self.bytes.read(out)
+    }
+}
+
+impl Seek for Prefix<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        match to {
+            // How the length of a file is asked for; the next is back to the start.
+            SeekFrom::End(0) => Ok(self.file_len),
+            to => self.bytes.seek(to),
+        }
     }
 }
 

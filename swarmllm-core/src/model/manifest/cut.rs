@@ -4,7 +4,19 @@ use super::check::{Shape, belongs, kind_of, weight};
 use super::{EMBEDDING_TENSOR, Manifest, ManifestError, OUTPUT_TENSOR, TensorFault, limits};
 use crate::base::ShardId;
 use crate::model::gguf::{Facts, Gguf, GgufTensor, align_up, write_header};
+use crate::model::shard::{GROUP, group_len};
 use crate::model::{ShardEntry, ShardKind, TensorEntry};
+
+/// A part of a group of a shard: where it goes, and where it lies in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// First byte in the group.
+    pub at: usize,
+    /// First byte in the file.
+    pub position: u64,
+    /// Bytes.
+    pub len: usize,
+}
 
 /// A model cut into shards whose digests are not known yet.
 #[derive(Debug, Clone)]
@@ -51,6 +63,24 @@ impl Cut {
         }
         manifest.check()?;
         Ok(Cut { manifest, metadata, sources })
+    }
+
+    /// What of the file makes a group of the shard at `index`; zeros lie between the pieces.
+    pub fn pieces(&self, index: usize, group: u64) -> Vec<Piece> {
+        let (Some(shard), Some(positions)) = (self.manifest.shards.get(index), self.sources.get(index)) else {
+            return Vec::new();
+        };
+        // All sums lie inside a shard or a file, as the checks have made sure.
+        let start = group.saturating_mul(GROUP);
+        let end = start.saturating_add(group_len(shard.size, group));
+        let piece = |(tensor, position): (&TensorEntry, &u64)| {
+            let from = tensor.offset.max(start);
+            let to = tensor.offset.saturating_add(tensor.size).min(end);
+            let len = to.checked_sub(from).filter(|len| *len > 0)?;
+            // Both are at most `GROUP`, so they fit any usize.
+            Some(Piece { at: (from - start) as usize, position: position + (from - tensor.offset), len: len as usize })
+        };
+        shard.tensors.iter().zip(positions).filter_map(piece).collect()
     }
 }
 

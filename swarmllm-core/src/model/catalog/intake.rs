@@ -1,0 +1,263 @@
+//! Import from a source that gives ranges of a GGUF, asked for one group after another. It does no IO but on the disk:
+//! whoever fetches asks what is wanted next, and gives it.
+//!
+//! What came is kept when an attempt ends early. Of each group the log has the leaf, and the next attempt counts what
+//! is in the log and, for shards that are kept, in their files too; so a killed process fetches at most one group again.
+
+use std::path::PathBuf;
+
+use super::Catalog;
+use super::budget::Reservation;
+use super::files::Temporary;
+use super::growing::Growing;
+use super::import::title;
+use super::log::Log;
+use crate::base::{ModelId, Progress, ShardId};
+use crate::model::gguf::Gguf;
+use crate::model::manifest::{Cut, Piece};
+use crate::model::shard::groups;
+use crate::model::{ModelError, ShardKind};
+
+/// A source of which ranges can be had.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// What errors call it.
+    pub shown: String,
+    /// Names it; attempts of one key are attempts at the same source, and only one runs at a time.
+    pub key: [u8; 32],
+    /// Names its bytes as they are now: another version has another.
+    pub version: [u8; 32],
+    /// Bytes of the file.
+    pub len: u64,
+}
+
+impl Origin {
+    fn path(&self) -> PathBuf {
+        PathBuf::from(&self.shown)
+    }
+}
+
+/// The beginning of a file, up to where its header is whole.
+#[derive(Debug)]
+pub struct HeadIntake {
+    claim: Claim,
+    origin: Origin,
+    log: Log,
+    growing: Growing,
+    bytes: Vec<u8>,
+}
+
+/// The one attempt at a source.
+#[derive(Debug)]
+struct Claim {
+    catalog: Catalog,
+    key: ShardId,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.catalog.unclaim(&self.key);
+    }
+}
+
+impl Catalog {
+    /// Begins or resumes the import of a file from elsewhere. Blocks on what an earlier attempt left.
+    pub fn intake(&self, origin: Origin) -> Result<HeadIntake, ModelError> {
+        let key = ShardId(origin.key);
+        self.claim(key)?;
+        let claim = Claim { catalog: self.clone(), key };
+        let path = |part| self.layout().coming(&key, part);
+        let log = Log::open(self.layout().lasting(path("log"))?, origin.version)?;
+        if log.after(0).is_empty() {
+            // Whatever else lies there is of another version.
+            drop(log);
+            self.layout().remove_coming(&key)?;
+        }
+        let log = Log::open(self.layout().lasting(path("log"))?, origin.version)?;
+        let head = path("head");
+        let growing = Growing::resume(Some(self.layout().lasting(head.clone())?), origin.len, Some(log.after(0)))?;
+        let bytes = std::fs::read(&head).map_err(ModelError::io("read", &head))?;
+        Ok(HeadIntake { claim, origin, log, growing, bytes })
+    }
+}
+
+impl HeadIntake {
+    /// The header, where it is whole; `None` where [`HeadIntake::write`] has to be given more.
+    pub fn header(&mut self) -> Result<Option<Gguf>, ModelError> {
+        let header = Gguf::read_prefix(&self.bytes, self.origin.len);
+        let header = header.map_err(|source| ModelError::Gguf { path: self.origin.path(), source })?;
+        if header.is_none() {
+            // Damage on the disk can leave less of the header than the log has beyond it.
+            self.log.cut(self.growing.next_group() as usize)?;
+        }
+        Ok(header)
+    }
+
+    /// What is wanted next of the file.
+    pub fn next(&self) -> Piece {
+        Piece { at: 0, position: self.growing.here(), len: self.growing.next_len() as usize }
+    }
+
+    /// Takes that.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), ModelError> {
+        let leaf = self.growing.write(bytes)?;
+        self.bytes.extend_from_slice(bytes);
+        self.log.push(leaf)
+    }
+
+    /// Bytes that came with the header and are not of it, and where in the file they begin.
+    pub fn tail(&self, header: &Gguf) -> (u64, Vec<u8>) {
+        let begin = header.data_offset.min(self.bytes.len() as u64);
+        // At most the header's bound, so it fits any usize.
+        (begin, self.bytes.get(begin as usize..).unwrap_or_default().to_vec())
+    }
+
+    /// Cuts the model that the header describes, and goes on with what of it an earlier attempt left. Refuses what
+    /// would go beyond the catalogue's bound. `name` (or else the file's own, or `stem`) is cleaned.
+    pub fn cut(
+        self,
+        header: &Gguf,
+        name: Option<&str>,
+        stem: Option<&str>,
+        keep: impl Fn(ShardKind) -> bool,
+    ) -> Result<Intake, ModelError> {
+        let HeadIntake { claim, origin, log, growing, .. } = self;
+        let cut = Cut::new(header, &title(name, header, stem));
+        let cut = cut.map_err(|source| ModelError::Cut { path: origin.path(), source })?;
+        let keeps: Vec<bool> = cut.manifest.shards.iter().map(|shard| keep(shard.kind)).collect();
+        let mut intake = Intake {
+            claim,
+            base: growing.next_group() as usize,
+            log,
+            cut,
+            keeps,
+            done: Vec::new(),
+            current: None,
+            reserved: None,
+        };
+        intake.reserve()?;
+        intake.advance()?;
+        Ok(intake)
+    }
+}
+
+/// The shards of a model, taken one after another.
+#[derive(Debug)]
+pub struct Intake {
+    claim: Claim,
+    log: Log,
+    cut: Cut,
+    /// Which shards are kept.
+    keeps: Vec<bool>,
+    /// Complete shards, with the files of those that are kept.
+    done: Vec<(ShardId, Option<Temporary>)>,
+    current: Option<Growing>,
+    /// Entries of the log before those of the current shard.
+    base: usize,
+    reserved: Option<Reservation>,
+}
+
+impl Intake {
+    /// How the file is cut; ids of shards are not known yet.
+    pub fn plan(&self) -> &Cut {
+        &self.cut
+    }
+
+    /// The pieces of the next group and its length; `None` where all is here.
+    pub fn next(&self) -> Option<(Vec<Piece>, usize)> {
+        let current = self.current.as_ref()?;
+        // A group is at most 1 MiB.
+        Some((self.cut.pieces(self.done.len(), current.next_group()), current.next_len() as usize))
+    }
+
+    /// Takes that group.
+    pub fn write(&mut self, group: &[u8]) -> Result<(), ModelError> {
+        let Some(current) = &mut self.current else { return Ok(()) };
+        let leaf = current.write(group)?;
+        let kept = self.keeps.get(self.done.len()).is_some_and(|kept| *kept);
+        if let Some(reserved) = self.reserved.as_mut().filter(|_| kept) {
+            reserved.spend(group.len() as u64);
+        }
+        self.log.push(leaf)?;
+        self.advance()
+    }
+
+    /// How much is here, of what has to come.
+    pub fn progress(&self) -> Progress {
+        let sizes = || self.cut.manifest.shards.iter().map(|shard| shard.size);
+        let here = self.current.as_ref().map_or(0, Growing::here);
+        Progress { done: sizes().take(self.done.len()).sum::<u64>() + here, total: sizes().sum() }
+    }
+
+    /// Puts the model into the catalogue.
+    pub fn finish(self) -> Result<ModelId, ModelError> {
+        let Intake { claim, mut cut, done, log, reserved, .. } = self;
+        for (shard, (id, _)) in cut.manifest.shards.iter_mut().zip(&done) {
+            shard.id = *id;
+        }
+        let written = done.into_iter().filter_map(|(id, file)| Some((id, file?))).collect();
+        let model = claim.catalog.place(written, cut.manifest)?;
+        drop((log, reserved));
+        claim.catalog.layout().remove_coming(&claim.key)?;
+        Ok(model)
+    }
+
+    /// Moves on to the first shard that is not complete.
+    fn advance(&mut self) -> Result<(), ModelError> {
+        loop {
+            if let Some(current) = self.current.take() {
+                if current.next_len() > 0 {
+                    self.current = Some(current);
+                    return Ok(());
+                }
+                self.base += current.next_group() as usize;
+                self.done.push(current.finish());
+            }
+            let index = self.done.len();
+            let (Some(shard), Some(keep)) = (self.cut.manifest.shards.get(index), self.keeps.get(index)) else {
+                return Ok(());
+            };
+            let layout = self.claim.catalog.layout();
+            let file = keep.then(|| layout.lasting(layout.coming(&self.claim.key, &index.to_string()))).transpose()?;
+            if shard.kind == ShardKind::Metadata {
+                self.done.push(metadata(file, &self.cut.metadata)?);
+                continue;
+            }
+            let known = self.log.after(self.base);
+            let known = known.get(..groups(shard.size) as usize).unwrap_or(known);
+            let growing = Growing::resume(file, shard.size, Some(known))?;
+            if growing.next_len() > 0 {
+                // What comes after it in the log cannot be gone on with.
+                self.log.cut(self.base + growing.next_group() as usize)?;
+            }
+            self.current = Some(growing);
+        }
+    }
+
+    /// Asks for the room that the shards to be kept will take, beyond what is here of them.
+    fn reserve(&mut self) -> Result<(), ModelError> {
+        let layout = self.claim.catalog.layout();
+        let mut needed = 0u64;
+        for (index, (shard, _)) in
+            self.cut.manifest.shards.iter().zip(&self.keeps).enumerate().filter(|(_, (_, keep))| **keep)
+        {
+            let path = layout.coming(&self.claim.key, &index.to_string());
+            let here = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+            needed = needed.saturating_add(shard.size.saturating_sub(here));
+        }
+        self.reserved = Some(self.claim.catalog.reserve(needed)?);
+        Ok(())
+    }
+}
+
+/// The metadata shard, which is made of the header and comes first.
+fn metadata(file: Option<Temporary>, bytes: &[u8]) -> Result<(ShardId, Option<Temporary>), ModelError> {
+    let mut growing = Growing::resume(file, bytes.len() as u64, Some(&[]))?;
+    let (group, mut left) = (crate::model::shard::GROUP as usize, bytes);
+    while !left.is_empty() {
+        let (now, later) = left.split_at(left.len().min(group));
+        growing.write(now)?;
+        left = later;
+    }
+    Ok(growing.finish())
+}
