@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use swarmllm_core::base::LayerRange;
-use swarmllm_core::node::Parts;
+use swarmllm_core::node::{Parts, WebSource};
 
 use crate::config::{Flags, KvName};
 use crate::units::parse_bytes;
@@ -42,7 +42,7 @@ pub enum Command {
     Run(RunArgs),
     /// Ask a model, once or in turns
     Chat(ChatArgs),
-    /// Cut a GGUF into shards and keep some of them here
+    /// Cut a GGUF, from here or from the web, into shards and keep some of them here
     Import(ImportArgs),
     /// Fetch shards of a model from peers
     Pull(PullArgs),
@@ -135,6 +135,9 @@ pub struct NodeArgs {
     /// Memory for weights and KV, as 8GiB or in bytes
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub memory: Option<u64>,
+    /// Most disk that shards may take here, as 100GiB or in bytes [default: no limit]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub max_disk: Option<u64>,
     /// Positions of a session, prompt and answer together
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<u32>,
@@ -172,6 +175,7 @@ impl NodeArgs {
             threads: self.threads,
             gpu_layers: self.gpu_layers,
             memory: self.memory,
+            max_disk: self.max_disk,
             context: self.context,
             sessions: self.sessions,
             kv: self.kv,
@@ -274,8 +278,8 @@ pub struct ChatArgs {
 
 #[derive(Debug, Args)]
 pub struct ImportArgs {
-    /// GGUF file
-    pub file: PathBuf,
+    /// GGUF file, its address (https://..), or its place in a hub as hf:owner/repo/path/file.gguf[@revision]
+    pub source: PathBuf,
     /// Alias of the model
     #[arg(long)]
     pub name: Option<String>,
@@ -285,9 +289,25 @@ pub struct ImportArgs {
     /// Keep metadata and embedding: what a node that asks needs
     #[arg(long)]
     pub coordinator: bool,
+    /// Bytes a second at which it comes from the web at most, as 10MiB or in bytes [default: no limit]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub download_rate: Option<u64>,
+    /// Most disk that shards may take here, as 100GiB or in bytes [default: no limit]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub max_disk: Option<u64>,
 }
 
 impl ImportArgs {
+    /// The flags that were given.
+    pub fn flags(&self) -> Flags {
+        Flags { download_rate: self.download_rate, max_disk: self.max_disk, ..Flags::default() }
+    }
+
+    /// The address, where it is one.
+    pub fn address(&self) -> Option<&str> {
+        self.source.to_str().filter(|text| WebSource::is_address(text))
+    }
+
     /// What to keep; `None` is everything.
     pub fn parts(&self) -> Option<Vec<Parts>> {
         let parts = parts(self.coordinator, &self.layers);
@@ -416,6 +436,25 @@ mod tests {
         assert_eq!(some.parts(), Some(vec![Parts::Coordinator, stage(0, 2, false), stage(4, 6, true)]));
         let Ok(Command::Import(all)) = parse("import m.gguf") else { panic!("not understood") };
         assert_eq!(all.parts(), None);
+    }
+
+    #[test]
+    fn import_takes_files_and_addresses() {
+        let address = |source: &str| match parse(&format!("import {source}")) {
+            Ok(Command::Import(import)) => import.address().map(str::to_owned),
+            other => panic!("{other:?}"),
+        };
+        for web in ["https://example.org/m.gguf", "http://localhost/m.gguf", "hf:owner/repo/m.gguf@v1"] {
+            assert_eq!(address(web).as_deref(), Some(web));
+        }
+        for file in ["m.gguf", "./hf/m.gguf", "https.gguf"] {
+            assert_eq!(address(file), None);
+        }
+        let Ok(Command::Import(import)) = parse("import hf:o/r/m.gguf --download-rate 10MiB --max-disk 1GiB") else {
+            panic!("not understood")
+        };
+        let flags = import.flags();
+        assert_eq!((flags.download_rate, flags.max_disk), (Some(10 << 20), Some(1 << 30)));
     }
 
     #[test]

@@ -24,7 +24,7 @@ const DATA_DIR_KEY: &str = "data_dir";
 /// Variables of our own tests, which are no configuration.
 const TEST_PREFIX: &str = "test_";
 /// Keys whose variables are text as it stands, even where it looks like a number.
-const TEXTS: [&str; 3] = ["network", "engine", "api_key"];
+const TEXTS: [&str; 5] = ["network", "engine", "api_key", "hub", "hub_token"];
 /// Keys whose variables are lists, separated by commas.
 const LISTS: [&str; 4] = ["bootstrap", "listen", "external", "allowed_hosts"];
 /// P2P TCP listens this far above the HTTP port.
@@ -62,8 +62,18 @@ pub struct Settings {
     pub threads: Option<u32>,
     pub gpu_layers: Option<u32>,
     /// Bytes, or text like `8GiB`.
-    #[serde(default, deserialize_with = "memory")]
+    #[serde(default, deserialize_with = "size")]
     pub memory: Option<u64>,
+    /// Most bytes of shards on the disk.
+    #[serde(default, deserialize_with = "size")]
+    pub max_disk: Option<u64>,
+    /// Most bytes a second from the web.
+    #[serde(default, deserialize_with = "size")]
+    pub download_rate: Option<u64>,
+    /// The hub that `hf:` addresses are of, or a mirror of it.
+    pub hub: Option<String>,
+    /// A token for files of the hub that not everybody may have. No flag: others would see it in the list of processes.
+    pub hub_token: Option<String>,
     pub context: Option<u32>,
     pub sessions: Option<u32>,
     pub kv: Option<KvName>,
@@ -111,6 +121,10 @@ impl Default for Settings {
             threads: None,
             gpu_layers: None,
             memory: None,
+            max_disk: None,
+            download_rate: None,
+            hub: None,
+            hub_token: None,
             context: None,
             sessions: None,
             kv: None,
@@ -154,6 +168,10 @@ pub struct Flags {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_disk: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub download_rate: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub context: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sessions: Option<u32>,
@@ -173,7 +191,7 @@ enum Size {
     Text(String),
 }
 
-fn memory<'de, D: Deserializer<'de>>(value: D) -> Result<Option<u64>, D::Error> {
+fn size<'de, D: Deserializer<'de>>(value: D) -> Result<Option<u64>, D::Error> {
     match Option::<Size>::deserialize(value)? {
         None => Ok(None),
         Some(Size::Bytes(bytes)) => Ok(Some(bytes)),
@@ -304,6 +322,8 @@ mod tests {
             ("SWARMLLM_API_KEY", "1234567890123456"),
             ("SWARMLLM_BOOTSTRAP", "/ip4/1.2.3.4/tcp/1, /ip4/1.2.3.4/tcp/2"),
             ("SWARMLLM_MEMORY", "2GiB"),
+            ("SWARMLLM_MAX_DISK", "100GB"),
+            ("SWARMLLM_HUB_TOKEN", "12345"),
             ("SWARMLLM_HTTP", "false"),
             ("SWARMLLM_HTTP_ADDRESS", "0.0.0.0"),
             ("SWARMLLM_DATA_DIR", "/somewhere"),
@@ -314,6 +334,7 @@ mod tests {
         assert_eq!(settings.api_key.as_deref(), Some("1234567890123456"));
         assert_eq!(settings.bootstrap, ["/ip4/1.2.3.4/tcp/1", "/ip4/1.2.3.4/tcp/2"]);
         assert_eq!((settings.memory, settings.http), (Some(2 << 30), false));
+        assert_eq!((settings.max_disk, settings.hub_token.as_deref()), (Some(100_000_000_000), Some("12345")));
         assert!(settings.http_address.is_unspecified());
     }
 

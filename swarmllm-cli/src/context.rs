@@ -1,10 +1,11 @@
 //! What every command needs: settings, and a node that fits the command.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use swarmllm_core::base::ErrorKind;
-use swarmllm_core::node::{Node, NodeBuilder, Preset};
+use swarmllm_core::node::{Node, NodeBuilder, Preset, WebSource};
 
 use crate::args::{Global, MeetArgs};
 use crate::config::{Flags, Settings};
@@ -68,6 +69,19 @@ impl Context {
         Duration::from_secs(if meets { meet.wait.into() } else { 0 })
     }
 
+    /// A file on the web. The hub's token is for files of the hub.
+    pub fn web(&self, address: &str) -> WebSource {
+        let settings = &self.settings;
+        let mut source = WebSource::new(address);
+        if source.is_of_hub() {
+            source.token.clone_from(&settings.hub_token);
+        }
+        if let Some(hub) = &settings.hub {
+            source.hub.clone_from(hub);
+        }
+        source
+    }
+
     fn builder(&self) -> NodeBuilder {
         let settings = &self.settings;
         let mut builder = Node::builder().data_dir(&self.data_dir).runtime(tokio::runtime::Handle::current());
@@ -80,6 +94,10 @@ impl Context {
         if let Some(memory) = settings.memory {
             builder = builder.memory(memory);
         }
+        if let Some(bytes) = settings.max_disk {
+            builder = builder.max_disk_bytes(bytes);
+        }
+        builder = builder.download_rate(settings.download_rate.and_then(NonZeroU64::new));
         if let Some(context) = settings.context {
             builder = builder.context(context);
         }

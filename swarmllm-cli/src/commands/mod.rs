@@ -30,7 +30,8 @@ pub async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Plan(args) => args.node.flags(),
         Command::Balances(args) => Flags { network: args.network.clone(), ..Flags::default() },
         Command::Invite(args) => args.run.flags(),
-        Command::Import(_) | Command::Models | Command::Join(_) | Command::Doctor => Flags::default(),
+        Command::Import(args) => args.flags(),
+        Command::Models | Command::Join(_) | Command::Doctor => Flags::default(),
     };
     let context = Context::load(&cli.global, &flags)?;
     match cli.command {
