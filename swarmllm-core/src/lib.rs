@@ -29,7 +29,8 @@
 //! [`store`], [`model`], [`engine`] and [`net`] (which do not know each other), [`pipeline`] (where they meet), [`node`],
 //! and with the feature `server` the HTTP surface.
 //!
-//! Features: `candle` (default; pure Rust), `llama-cpp` (faster; needs cmake, a C++ compiler and libclang), `server`.
+//! Features: `candle` (default; pure Rust), `llama-cpp` (faster; needs cmake, a C++ compiler and libclang), `server`,
+//! `https` (models from the web).
 
 pub mod base;
 pub mod engine;
@@ -47,6 +48,8 @@ pub mod wire;
 
 pub use base::{ErrorKind, Event, Fault, LayerRange, ModelId, NodeId, Progress, SessionId};
 pub use ledger::Balance;
+#[cfg(feature = "https")]
+pub use node::WebSource;
 pub use node::{
     ChatMessage, ChatRequest, Completion, ConnectError, Delta, Events, FinishReason, GenerateError, GenerateOptions,
     GenerateRequest, Generation, ImportOptions, ModelActError, ModelInfo, Node, NodeBuilder, NodeStatus, Parts,

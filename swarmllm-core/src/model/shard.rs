@@ -34,6 +34,9 @@ pub enum ShardError {
     /// Leaves that do not hash to the id.
     #[error("the leaves given for shard {shard} do not hash to it", shard = shard.short())]
     Root { shard: ShardId },
+    /// Bytes that do not hash to the id.
+    #[error("the bytes given for shard {shard} do not hash to it", shard = shard.short())]
+    Bytes { shard: ShardId },
     /// A group past the end, or of another length than it must have.
     #[error("group {group} of shard {shard} has {given} bytes, {expected} are needed", shard = shard.short())]
     GroupLength { shard: ShardId, group: u64, given: usize, expected: u64 },

@@ -1,14 +1,16 @@
-//! Fetching a model from peers: finds its manifest, then the shards that are wanted and not held.
+//! Fetching a model from peers, and from one more source where there is one: finds its manifest, then the shards that are
+//! wanted and not held.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use futures::stream::{self, TryStreamExt};
 
 use crate::base::{ErrorKind, Event, Fault, ModelId, NodeId, Progress};
-use crate::model::{Manifest, ShardEntry, ShardKind};
+use crate::model::{Catalog, Manifest, ShardEntry, ShardKind};
 use crate::node::registry::Registry;
 use crate::node::request::{Parts, ProgressFn};
 use crate::node::seek::{key_of, key_of_name, seek};
@@ -23,11 +25,24 @@ const MANIFEST_DEADLINE: Duration = Duration::from_secs(30);
 /// Shards that are fetched at once.
 const PARALLEL: usize = 4;
 
+/// Gives shards of models beside the peers.
+pub(crate) trait Source: Send + Sync {
+    /// Takes one shard, whole and verified. `taken` is told the bytes as they come. Cancel-safe.
+    fn take<'a>(
+        &'a self,
+        catalog: &'a Catalog,
+        manifest: &'a Arc<Manifest>,
+        entry: &'a ShardEntry,
+        taken: &'a Taken,
+    ) -> BoxFuture<'a, Result<(), Fault>>;
+}
+
 /// Fetches what `parts` names of a model. Cancel-safe: what is verified is kept.
 pub(crate) async fn pull(
     shared: &Arc<Shared>,
     name: &str,
     parts: &Parts,
+    source: Option<Arc<dyn Source>>,
     progress: Option<ProgressFn>,
 ) -> Result<ModelId, Fault> {
     let model = find(shared, name).await?;
@@ -35,6 +50,11 @@ pub(crate) async fn pull(
     let wanted: Vec<ShardEntry> = select(&manifest, parts)?.into_iter().cloned().collect();
     let total = wanted.iter().map(|entry| entry.size).sum();
     let held = wanted.iter().filter(|entry| shared.catalog.has(&entry.id)).map(|entry| entry.size).sum();
+    let _reserved = transfer::blocking({
+        let (catalog, wanted) = (shared.catalog.clone(), wanted.clone());
+        move || catalog.reserve_shards(&wanted).map_err(transfer::fault)
+    })
+    .await?;
     let done = Arc::new(AtomicU64::new(held));
     let events = shared.events.clone();
     let taken: Taken = Arc::new(move |bytes| {
@@ -45,12 +65,12 @@ pub(crate) async fn pull(
     });
     taken(0);
     let missing = wanted.into_iter().filter(|entry| !shared.catalog.has(&entry.id));
-    let givers = Givers::default();
+    let givers = Givers { source, ..Givers::default() };
     stream::iter(missing.map(Ok::<_, Fault>))
         .try_for_each_concurrent(PARALLEL, |entry| {
-            let (taken, givers) = (taken.clone(), givers.clone());
+            let (taken, givers, manifest) = (taken.clone(), givers.clone(), manifest.clone());
             async move {
-                fetch_one(shared, model, &entry, &taken, &givers).await?;
+                fetch_one(shared, model, &manifest, &entry, &taken, &givers).await?;
                 shared.events.send(Event::ShardStored { model, shard: entry.id });
                 Ok(())
             }
@@ -159,62 +179,90 @@ async fn known_or_sought(shared: &Arc<Shared>, model: ModelId, kind: ShardKind) 
     holders(shared, model, |holding| holds(holding, kind))
 }
 
-/// How many shards of one pull each peer gives at the moment.
-#[derive(Clone, Default)]
-struct Givers {
-    shards: Arc<Mutex<HashMap<NodeId, u32>>>,
+/// Who gives shards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Giver {
+    Peer(NodeId),
+    Source,
 }
 
-/// A shard that a peer gives. Ends when dropped.
+/// How many shards of one pull each of them gives at the moment.
+#[derive(Clone, Default)]
+struct Givers {
+    shards: Arc<Mutex<HashMap<Giver, u32>>>,
+    source: Option<Arc<dyn Source>>,
+}
+
+/// A shard that somebody gives. Ends when dropped.
 struct Giving {
     givers: Givers,
-    peer: NodeId,
+    giver: Giver,
 }
 
 impl Givers {
-    fn locked(&self) -> MutexGuard<'_, HashMap<NodeId, u32>> {
+    fn locked(&self) -> MutexGuard<'_, HashMap<Giver, u32>> {
         self.shards.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the peer out of `left` that gives least now, so that all of them give at once, each what it can.
-    fn next(&self, left: &mut Vec<NodeId>) -> Option<Giving> {
+    /// Takes the one out of `left` that gives least now, so that all of them give at once, each what it can.
+    fn next(&self, left: &mut Vec<Giver>) -> Option<Giving> {
         let mut shards = self.locked();
-        let least = left.iter().enumerate().min_by_key(|(_, peer)| shards.get(*peer).copied().unwrap_or(0))?.0;
-        let peer = left.swap_remove(least);
-        *shards.entry(peer).or_default() += 1;
-        Some(Giving { givers: self.clone(), peer })
+        let least = left.iter().enumerate().min_by_key(|(_, giver)| shards.get(*giver).copied().unwrap_or(0))?.0;
+        let giver = left.swap_remove(least);
+        *shards.entry(giver).or_default() += 1;
+        Some(Giving { givers: self.clone(), giver })
+    }
+
+    /// Who may give a shard of this kind. The swarm's table is asked where nobody else would be left.
+    async fn of(&self, shared: &Arc<Shared>, model: ModelId, kind: ShardKind) -> Vec<Giver> {
+        let peers = match &self.source {
+            None => known_or_sought(shared, model, kind).await,
+            Some(_) => holders(shared, model, |holding| holds(holding, kind)),
+        };
+        // Peers are perhaps near; the source is not.
+        let source = self.source.iter().map(|_| Giver::Source);
+        peers.into_iter().map(|(peer, _)| Giver::Peer(peer)).chain(source).collect()
     }
 }
 
 impl Drop for Giving {
     fn drop(&mut self) {
-        self.givers.locked().entry(self.peer).and_modify(|shards| *shards = shards.saturating_sub(1));
+        self.givers.locked().entry(self.giver).and_modify(|shards| *shards = shards.saturating_sub(1));
     }
 }
 
-/// Takes one shard from the first holder that gives it whole.
+/// Takes one shard from the first that gives it whole.
 async fn fetch_one(
     shared: &Arc<Shared>,
     model: ModelId,
+    manifest: &Arc<Manifest>,
     entry: &ShardEntry,
     taken: &Taken,
     givers: &Givers,
 ) -> Result<(), Fault> {
-    let net = shared.net.as_ref().ok_or_else(offline)?;
-    let holders = known_or_sought(shared, model, entry.kind).await;
-    let mut left: Vec<NodeId> = holders.into_iter().map(|(peer, _)| peer).collect();
+    if shared.net.is_none() && givers.source.is_none() {
+        return Err(offline());
+    }
+    let mut left = givers.of(shared, model, entry.kind).await;
     let text = format!("no peer within reach holds {:?} of model {}", entry.kind, model.short());
     let mut last = Fault::new(ErrorKind::ShardMissing, text);
     while let Some(giving) = givers.next(&mut left) {
-        let peer = giving.peer;
-        match transfer::take(net, &shared.catalog, peer, entry, &**taken).await {
+        let (given, giver) = match (giving.giver, &shared.net, &givers.source) {
+            (Giver::Peer(peer), Some(net), _) => {
+                (transfer::take(net, &shared.catalog, peer, entry, &**taken).await, format!("peer {}", peer.short()))
+            }
+            (Giver::Source, _, Some(source)) => {
+                (source.take(&shared.catalog, manifest, entry, taken).await, "the source".to_owned())
+            }
+            _ => continue,
+        };
+        match given {
             Ok(()) => return Ok(()),
-            // Our own ground, not the peer's fault: another peer cannot help.
+            // Our own ground, not the giver's fault: another one cannot help.
             Err(fault) if matches!(fault.kind(), ErrorKind::DiskFull | ErrorKind::Io) => return Err(fault),
             Err(fault) => {
-                tracing::warn!(%peer, %fault, "a shard could not be taken from a peer");
-                let text = format!("peer {} gave {:?} badly: {fault}", peer.short(), entry.kind);
-                last = Fault::new(fault.kind(), text);
+                tracing::warn!(giver, %fault, "a shard could not be taken");
+                last = Fault::new(fault.kind(), format!("{giver} gave {:?} badly: {fault}", entry.kind));
             }
         }
     }

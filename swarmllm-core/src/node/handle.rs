@@ -244,7 +244,26 @@ impl Node {
         progress: Option<ProgressFn>,
     ) -> Result<ModelInfo, ModelActError> {
         let (shared, model) = (self.shared.clone(), model.to_owned());
-        let pulled = self.run(async move { fetch::pull(&shared, &model, &parts, progress).await });
+        let pulled = self.run(async move { fetch::pull(&shared, &model, &parts, None, progress).await });
+        let id = pulled.await?;
+        self.known(id)
+    }
+
+    /// The same with one source more: a GGUF of this very model on the web, of which the ranges of those shards are fetched
+    /// that it gives. The model itself is known here or from peers. Cancel-safe: shards that are complete are kept.
+    #[cfg(feature = "https")]
+    pub async fn pull_url(
+        &self,
+        model: &str,
+        parts: Parts,
+        source: impl Into<WebSource>,
+        progress: Option<ProgressFn>,
+    ) -> Result<ModelInfo, ModelActError> {
+        let (shared, model, source) = (self.shared.clone(), model.to_owned(), source.into());
+        let pulled = self.run(async move {
+            let source = web::source(&shared, &source)?;
+            fetch::pull(&shared, &model, &parts, Some(source), progress).await
+        });
         let id = pulled.await?;
         self.known(id)
     }

@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 
 use super::Catalog;
-use crate::model::ModelError;
+use crate::model::{ModelError, ShardEntry};
 
 /// Bytes that somebody is about to write. What is left of them is given back when it is dropped.
 #[derive(Debug)]
@@ -26,6 +26,15 @@ impl Catalog {
         }
         *promised = wanted;
         Ok(Reservation { catalog: self.clone(), left: bytes })
+    }
+
+    /// The same for what is missing here of these shards.
+    pub fn reserve_shards(&self, shards: &[ShardEntry]) -> Result<Reservation, ModelError> {
+        let missing = |shard: &ShardEntry| {
+            let here = std::fs::metadata(self.layout().partial(&shard.id)).map_or(0, |metadata| metadata.len());
+            shard.size.saturating_sub(here)
+        };
+        self.reserve(shards.iter().filter(|shard| !self.has(&shard.id)).map(missing).fold(0, u64::saturating_add))
     }
 }
 

@@ -6,12 +6,14 @@
 
 use std::path::PathBuf;
 
-use super::Catalog;
+use bytes::Bytes;
+
 use super::budget::Reservation;
 use super::files::Temporary;
 use super::growing::Growing;
 use super::import::title;
 use super::log::Log;
+use super::{Catalog, Claim};
 use crate::base::{ModelId, Progress, ShardId};
 use crate::model::gguf::Gguf;
 use crate::model::manifest::{Cut, Piece};
@@ -47,25 +49,11 @@ pub struct HeadIntake {
     bytes: Vec<u8>,
 }
 
-/// The one attempt at a source.
-#[derive(Debug)]
-struct Claim {
-    catalog: Catalog,
-    key: ShardId,
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.catalog.unclaim(&self.key);
-    }
-}
-
 impl Catalog {
     /// Begins or resumes the import of a file from elsewhere. Blocks on what an earlier attempt left.
     pub fn intake(&self, origin: Origin) -> Result<HeadIntake, ModelError> {
         let key = ShardId(origin.key);
-        self.claim(key)?;
-        let claim = Claim { catalog: self.clone(), key };
+        let claim = Claim::new(self, key)?;
         let path = |part| self.layout().coming(&key, part);
         let log = Log::open(self.layout().lasting(path("log"))?, origin.version)?;
         if log.after(0).is_empty() {
@@ -106,10 +94,8 @@ impl HeadIntake {
     }
 
     /// Bytes that came with the header and are not of it, and where in the file they begin.
-    pub fn tail(&self, header: &Gguf) -> (u64, Vec<u8>) {
-        let begin = header.data_offset.min(self.bytes.len() as u64);
-        // At most the header's bound, so it fits any usize.
-        (begin, self.bytes.get(begin as usize..).unwrap_or_default().to_vec())
+    pub fn tail(&self, header: &Gguf) -> (u64, Bytes) {
+        header.behind(&self.bytes)
     }
 
     /// Cuts the model that the header describes, and goes on with what of it an earlier attempt left. Refuses what

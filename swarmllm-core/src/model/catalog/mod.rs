@@ -38,7 +38,7 @@ use files::Layout;
 pub use budget::Reservation;
 pub use intake::{HeadIntake, Intake, Origin};
 pub use spool::Spool;
-pub use writer::ShardWriter;
+pub use writer::{ShardWriter, WholeWriter};
 
 /// Fewest digits of an id that name a model.
 pub const MIN_PREFIX: usize = 8;
@@ -305,6 +305,26 @@ impl Catalog {
 
     fn changed(&self) {
         self.inner.changes.send_modify(|version| *version += 1);
+    }
+}
+
+/// The right to write a shard, or to take from a source, which one has at a time. Given back when dropped.
+#[derive(Debug)]
+struct Claim {
+    catalog: Catalog,
+    key: ShardId,
+}
+
+impl Claim {
+    fn new(catalog: &Catalog, key: ShardId) -> Result<Claim, ModelError> {
+        catalog.claim(key)?;
+        Ok(Claim { catalog: catalog.clone(), key })
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.catalog.unclaim(&self.key);
     }
 }
 

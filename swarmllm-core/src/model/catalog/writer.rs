@@ -2,11 +2,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::Catalog;
+use super::growing::Growing;
+use super::{Catalog, Claim};
 use crate::base::ShardId;
-use crate::model::shard::{GROUP, Leaf, Verifier};
+use crate::model::shard::{GROUP, Leaf, ShardError, Verifier};
 use crate::model::{ModelError, ShardEntry};
 
 /// A shard being written. Dropping it keeps the groups written so far for the next attempt.
@@ -40,7 +41,75 @@ impl Catalog {
     }
 }
 
-fn open_partial(path: &std::path::Path, verifier: &Verifier) -> std::io::Result<(File, u64)> {
+impl Catalog {
+    /// Begins or resumes a shard of a known model from a source that does not know its leaves, so that it can only be
+    /// checked as a whole. Blocks for as long as reading the earlier groups takes.
+    pub fn whole_writer(&self, shard: &ShardEntry) -> Result<WholeWriter, ModelError> {
+        self.check_listed(shard.id)?;
+        let claim = Claim::new(self, shard.id)?;
+        let file = self.layout().lasting(self.layout().partial(&shard.id))?;
+        Ok(WholeWriter { claim, growing: Growing::resume(Some(file), shard.size, None)? })
+    }
+
+    /// Gives a complete and durable shard its place.
+    fn settle(&self, shard: ShardId, path: &Path) -> Result<(), ModelError> {
+        let _alone = self.disk();
+        if let Err(error) = self.check_listed(shard) {
+            super::remove_if_there(path)?;
+            return Err(error);
+        }
+        let target = self.layout().shard(&shard);
+        fs::rename(path, &target).map_err(ModelError::io("rename to", &target))?;
+        self.layout().sync_shards()?;
+        self.forget_verified(&shard);
+        self.note_held(shard);
+        Ok(())
+    }
+}
+
+/// A shard being written that is checked at its end. Dropping it keeps the groups written so far for the next attempt.
+#[derive(Debug)]
+pub struct WholeWriter {
+    claim: Claim,
+    growing: Growing,
+}
+
+impl WholeWriter {
+    /// The group that is written next.
+    pub fn next_group(&self) -> u64 {
+        self.growing.next_group()
+    }
+
+    /// How many bytes it has; 0 when all are written.
+    pub fn next_len(&self) -> u64 {
+        self.growing.next_len()
+    }
+
+    /// Bytes that are here.
+    pub fn here(&self) -> u64 {
+        self.growing.here()
+    }
+
+    /// Writes the next group.
+    pub fn write_group(&mut self, bytes: &[u8]) -> Result<(), ModelError> {
+        self.growing.write(bytes).map(drop)
+    }
+
+    /// Checks the complete shard and puts it into the catalogue. One that is not what its id says is removed.
+    pub fn finish(self) -> Result<(), ModelError> {
+        let WholeWriter { claim, growing } = self;
+        let (shard, path) = (claim.key, claim.catalog.layout().partial(&claim.key));
+        let (found, file) = growing.finish();
+        drop(file);
+        if found != shard {
+            super::remove_if_there(&path)?;
+            return Err(ShardError::Bytes { shard }.into());
+        }
+        claim.catalog.settle(shard, &path)
+    }
+}
+
+fn open_partial(path: &Path, verifier: &Verifier) -> std::io::Result<(File, u64)> {
     let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
     let len = file.metadata()?.len();
     let mut buffer = Vec::new();
@@ -98,17 +167,7 @@ impl ShardWriter {
             return Err(ModelError::Unfinished { shard, written, groups });
         }
         self.file.sync_all().map_err(ModelError::io("flush", &self.path))?;
-        let _alone = self.catalog.disk();
-        if let Err(error) = self.catalog.check_listed(shard) {
-            super::remove_if_there(&self.path)?;
-            return Err(error);
-        }
-        let target = self.catalog.layout().shard(&shard);
-        fs::rename(&self.path, &target).map_err(ModelError::io("rename to", &target))?;
-        self.catalog.layout().sync_shards()?;
-        self.catalog.forget_verified(&shard);
-        self.catalog.note_held(shard);
-        Ok(())
+        self.catalog.settle(shard, &self.path)
     }
 }
 

@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 
+use bytes::Bytes;
+
 use super::value::{Value, ValueType};
 use super::{
     ALIGNMENT_KEY, DEFAULT_ALIGNMENT, Facts, GgmlType, Gguf, GgufError, GgufTensor, MAGIC, ShapeFault, align_up,
@@ -54,6 +56,13 @@ impl Gguf {
             }
             read => read.map(Some),
         }
+    }
+
+    /// What of a prefix that has the header lies behind it, and where in the file that begins.
+    pub fn behind(&self, prefix: &[u8]) -> (u64, Bytes) {
+        let begin = self.data_offset.min(prefix.len() as u64);
+        // At most the prefix's length.
+        (begin, Bytes::copy_from_slice(prefix.get(begin as usize..).unwrap_or_default()))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::base::{ErrorKind, Fault};
+use crate::base::{ErrorKind, Fault, ModelId};
 
 /// What went wrong between us and a server. No address is told with its query, which may hold a secret.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +37,9 @@ pub(crate) enum WebError {
     /// A server that gives whole files only, where parts are needed.
     #[error("{host} does not give parts of files that it names the version of; import the whole model instead")]
     WholeOnly { host: String },
+    /// Another model than the one that shards are wanted of.
+    #[error("the file at {host} is not that of model {model}", model = model.short())]
+    OtherModel { host: String, model: ModelId },
     /// The disk, the model, or ourselves.
     #[error(transparent)]
     Fault(#[from] Fault),
@@ -59,9 +62,11 @@ impl WebError {
             Self::Address { .. } => ErrorKind::InvalidArgument,
             Self::Unreachable { .. } | Self::Status { .. } => ErrorKind::SourceUnreachable,
             Self::Stalled { .. } => ErrorKind::Timeout,
-            Self::Short { .. } | Self::Redirects { .. } | Self::Astray { .. } | Self::Malformed { .. } => {
-                ErrorKind::BadSource
-            }
+            Self::Short { .. }
+            | Self::Redirects { .. }
+            | Self::Astray { .. }
+            | Self::Malformed { .. }
+            | Self::OtherModel { .. } => ErrorKind::BadSource,
             Self::Changed { .. } => ErrorKind::SourceChanged,
             Self::WholeOnly { .. } => ErrorKind::Unsupported,
             Self::Fault(fault) => fault.kind(),

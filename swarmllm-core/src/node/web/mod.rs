@@ -11,6 +11,7 @@ mod client;
 mod error;
 mod import;
 mod reader;
+mod shards;
 mod throttle;
 
 #[cfg(test)]
@@ -19,9 +20,11 @@ mod tests;
 pub use address::{HUB, WebSource};
 pub(crate) use throttle::Throttle;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::{Fault, ModelId};
+use crate::node::fetch::Source;
 use crate::node::request::ImportOptions;
 use crate::node::shared::Shared;
 use client::Client;
@@ -32,6 +35,12 @@ pub(crate) async fn import_url(shared: &Shared, source: &WebSource, options: &Im
     let id = import::import(&shared.catalog, client, options).await?;
     shared.tell_known(id);
     Ok(id)
+}
+
+/// A file on the web as one more source of a model's shards. Nothing is asked of it before a shard is wanted.
+pub(crate) fn source(shared: &Shared, source: &WebSource) -> Result<Arc<dyn Source>, Fault> {
+    let client = Client::new(source, shared.throttle.clone(), Patience::default())?;
+    Ok(Arc::new(shards::WebFile::new(client)))
 }
 
 /// How long, and how often, a server is waited for.

@@ -43,8 +43,8 @@ impl Reader {
     }
 
     /// Says which shards will be read, in order, and what of the file is here already.
-    pub fn plan(&mut self, cut: &Cut, shards: &[usize], tail: (u64, Vec<u8>)) {
-        self.tail = (tail.0, tail.1.into());
+    pub fn plan(&mut self, cut: &Cut, shards: &[usize], tail: (u64, Bytes)) {
+        self.tail = tail;
         self.runs.clear();
         for shard in shards {
             let groups = cut.manifest.shards.get(*shard).map_or(0, |entry| groups(entry.size));

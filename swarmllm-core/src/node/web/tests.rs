@@ -12,11 +12,12 @@ use tempfile::TempDir;
 use super::error::WebError;
 use super::*;
 use crate::base::{ErrorKind, LayerRange, Progress};
-use crate::model::Fact;
 use crate::model::catalog::Catalog;
 use crate::model::gguf::tests::{file, tensor};
 use crate::model::shard::GROUP;
+use crate::model::{Fact, ShardKind};
 use crate::node::request::Parts;
+use crate::node::{Node, Preset};
 use server::{Answer, Asked, Server, Then};
 
 const MIB: usize = GROUP as usize;
@@ -487,4 +488,130 @@ async fn a_dropped_call_leaves_no_connection() {
     // Nor a claim: the next attempt begins at once.
     let error = bench.import(server.url()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+}
+
+/// A node without network whose catalogue knows the model and holds nothing of it.
+async fn node(bytes: &[u8], max_disk_bytes: Option<u64>) -> (TempDir, Node, ModelId) {
+    let (dir, from) = (TempDir::new().unwrap(), Bench::new());
+    let model = from.local(bytes);
+    let manifest = from.catalog.manifest(model).unwrap().encode();
+    Catalog::open(dir.path()).unwrap().add_manifest(&manifest, model).unwrap();
+    let mut builder = Node::builder().data_dir(dir.path()).preset(Preset::Offline).engines(Vec::new());
+    if let Some(bytes) = max_disk_bytes {
+        builder = builder.max_disk_bytes(bytes);
+    }
+    (dir, builder.start().await.unwrap(), model)
+}
+
+fn layers(start: u32, end: u32) -> Parts {
+    Parts::Stage { layers: LayerRange::new(start, end), head: false }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_takes_the_ranges_of_the_wanted_shards_from_the_web_and_no_others() {
+    let bytes = tiny(1);
+    let server = Server::good(bytes.clone()).await;
+    let (_dir, node, model) = node(&bytes, None).await;
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let seen = told.clone();
+    let progress: crate::node::ProgressFn = Arc::new(move |progress: Progress| seen.lock().unwrap().push(progress));
+    let pulled = node.pull_url(&model.to_string(), layers(2, 3), server.url(), Some(progress)).await.unwrap();
+    assert_eq!((pulled.held, pulled.has_head, pulled.has_metadata), (vec![LayerRange::new(2, 3)], false, false));
+    let layer = 5 * MIB / 4 + 64;
+    assert!(server.bytes_asked(0) <= 1 + MIB + layer, "{}", server.bytes_asked(0));
+    assert!(told.lock().unwrap().last().is_some_and(|last| last.done == last.total));
+    let whole = node.pull_url(&model.to_string(), Parts::All, server.url(), None).await.unwrap();
+    assert!(whole.ready);
+    node.shutdown(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_from_the_web_that_is_not_what_its_id_says_is_not_kept() {
+    let bytes = tiny(1);
+    let mut wrong = bytes.clone();
+    let last = wrong.len() - 5;
+    wrong[last] ^= 1;
+    let server = Server::good(wrong).await;
+    let (dir, node, model) = node(&bytes, None).await;
+    let error = node.pull_url(&model.to_string(), layers(3, 4), server.url(), None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ShardCorrupt, "{error}");
+    assert_eq!(fs::read_dir(dir.path().join("partial")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(dir.path().join("shards")).unwrap().count(), 0);
+    // The layer before it is right.
+    assert!(node.pull_url(&model.to_string(), layers(2, 3), server.url(), None).await.is_ok());
+    node.shutdown(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_from_the_web_is_refused_where_it_cannot_be_right_or_has_no_room() {
+    let bytes = tiny(1);
+    let (_dir, asking, model) = node(&bytes, None).await;
+    let name = model.to_string();
+    let facts = [Fact::string("general.architecture", "llama"), Fact::u32("llama.block_count", 1)];
+    let other = Server::good(file(&facts, &[tensor("token_embd.weight", &[8, 16], 0, 1)], 32)).await;
+    let error = asking.pull_url(&name, Parts::All, other.url(), None).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::BadSource && error.to_string().contains(&model.short()), "{error}");
+    let whole = Server::start({
+        let bytes = bytes.clone();
+        move |_| Answer::whole(&bytes)
+    })
+    .await;
+    let error = asking.pull_url(&name, Parts::All, whole.url(), None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    let gone = "http://127.0.0.1:9/tiny.gguf?secret=1";
+    let error = asking.pull_url("no such model", Parts::All, gone, None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ModelNotFound, "{error}");
+    asking.shutdown(Duration::ZERO).await;
+
+    let server = Server::good(bytes.clone()).await;
+    let (_dir, small, _) = node(&bytes, Some(2 * MIB as u64)).await;
+    let error = small.pull_url(&name, Parts::All, server.url(), None).await.unwrap_err();
+    assert_eq!((error.kind(), server.asked().len()), (ErrorKind::DiskBudget, 0), "{error}");
+    assert!(small.pull_url(&name, layers(0, 1), server.url(), None).await.is_ok());
+    let error = small.import_url(server.url(), ImportOptions::default()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DiskBudget, "{error}");
+    small.shutdown(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn a_shard_goes_on_where_an_earlier_attempt_stopped_and_begins_anew_where_that_was_bad() {
+    let bytes = tiny(1);
+    let server = Server::good(bytes.clone()).await;
+    for good in [true, false] {
+        let (bench, from) = (Bench::new(), Bench::new());
+        let model = from.local(&bytes);
+        let manifest = from.catalog.manifest(model).unwrap();
+        bench.catalog.add_manifest(&manifest.encode(), model).unwrap();
+        let entry = manifest.shard(ShardKind::Layer(1)).unwrap();
+        let mut first = from.files("shards").into_iter().find(|(name, _)| *name == entry.id.to_string()).unwrap().1;
+        first.truncate(MIB + 9);
+        first[7] ^= u8::from(!good);
+        fs::write(bench.dir.path().join("data").join("partial").join(entry.id.to_string()), first).unwrap();
+        let before = server.asked().len();
+        let taken: crate::node::transfer::Taken = Arc::new(|_| {});
+        let source = shards::WebFile::new(client(server.url()).unwrap());
+        source.take(&bench.catalog, &manifest, entry, &taken).await.unwrap();
+        assert!(bench.catalog.open_shard(&entry.id).is_ok());
+        let asked = server.bytes_asked(before) - 1 - MIB;
+        let rest = entry.size as usize - MIB;
+        assert_eq!(asked, if good { rest } else { rest + entry.size as usize });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_imports_from_the_web_and_its_host_hears_of_it() {
+    let bytes = tiny(1);
+    let server = Server::good(bytes.clone()).await;
+    let dir = TempDir::new().unwrap();
+    let builder = Node::builder().data_dir(dir.path()).preset(Preset::Offline).engines(Vec::new());
+    let node = builder.download_rate(std::num::NonZeroU64::new(1 << 30)).start().await.unwrap();
+    let mut events = node.events();
+    let info = node.import_url(server.url(), ImportOptions::default()).await.unwrap();
+    assert_eq!((info.name.as_str(), info.ready), ("tiny", true));
+    assert_eq!(info.id, Bench::new().local(&bytes));
+    let heard = tokio::time::timeout(Duration::from_secs(5), events.next()).await.unwrap();
+    assert!(matches!(heard, Some(crate::base::Event::ModelKnown { model, .. }) if model == info.id), "{heard:?}");
+    let refused = node.import_url("ftp://example.org/a.gguf", ImportOptions::default()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::InvalidArgument);
+    node.shutdown(Duration::ZERO).await;
 }
