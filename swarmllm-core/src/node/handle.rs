@@ -18,7 +18,7 @@ use crate::node::runtime::Ground;
 use crate::node::shared::Shared;
 #[cfg(feature = "https")]
 use crate::node::web::{self, WebSource};
-use crate::node::{announcer, embedding, fetch};
+use crate::node::{announcer, embedding, fetch, transfer};
 use crate::pipeline::plan::Plan;
 use crate::pipeline::search::is_loss;
 use crate::rt::EventReader;
@@ -231,7 +231,7 @@ impl Node {
         options: ImportOptions,
     ) -> Result<ModelInfo, ModelActError> {
         let (shared, source) = (self.shared.clone(), source.into());
-        let imported = self.run(async move { web::import_url(&shared, &source, &options).await });
+        let imported = self.run(async move { web::import_url(&shared, source, &options).await });
         let id = imported.await?;
         self.known(id)
     }
@@ -261,11 +261,32 @@ impl Node {
     ) -> Result<ModelInfo, ModelActError> {
         let (shared, model, source) = (self.shared.clone(), model.to_owned(), source.into());
         let pulled = self.run(async move {
-            let source = web::source(&shared, &source)?;
+            let source = web::source(&shared, source).await?;
             fetch::pull(&shared, &model, &parts, Some(source), progress).await
         });
         let id = pulled.await?;
         self.known(id)
+    }
+
+    /// Whether [`Node::make_room`] leaves a model alone from now on, after a restart too.
+    pub async fn pin(&self, model: &str, on: bool) -> Result<(), ModelActError> {
+        let (catalog, model) = (self.shared.catalog.clone(), model.to_owned());
+        let pin = move || catalog.pin(catalog.resolve(&model)?, on);
+        Ok(self.run(transfer::blocking(move || pin().map_err(transfer::fault))).await?)
+    }
+
+    /// Removes the models that were used longest ago until `bytes` more have room within `max_disk_bytes`; gives those that
+    /// went. Pinned ones stay, and those that are loaded here. Where the others would not make enough room, none goes.
+    /// Nothing calls this but the host.
+    pub async fn make_room(&self, bytes: u64) -> Result<Vec<ModelId>, ModelActError> {
+        let shared = self.shared.clone();
+        let make = move || {
+            let stages = shared.serving.stages().loaded();
+            let mut loaded = shared.models.ids();
+            loaded.extend(stages.into_iter().map(|(key, _)| key.model));
+            shared.catalog.make_room(bytes, &|model| loaded.contains(&model))
+        };
+        Ok(self.run(transfer::blocking(move || make().map_err(transfer::fault))).await?)
     }
 
     fn known(&self, id: ModelId) -> Result<ModelInfo, ModelActError> {

@@ -62,6 +62,11 @@ impl LoadedModels {
         Ok(model)
     }
 
+    /// The models that are kept.
+    pub fn ids(&self) -> Vec<ModelId> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|model| model.id).collect()
+    }
+
     /// The model, if it is kept; it counts as used.
     pub fn take_kept(&self, id: ModelId) -> Option<Arc<LoadedModel>> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);

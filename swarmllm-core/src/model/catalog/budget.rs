@@ -1,6 +1,6 @@
 //! How much disk the catalogue's files may take, where the host has set a bound: promised before the first byte comes.
 
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 
 use super::Catalog;
 use crate::model::{ModelError, ShardEntry};
@@ -16,16 +16,26 @@ impl Catalog {
     /// Promises room for so many bytes more, or refuses where they would go beyond the catalogue's bound, with all that
     /// lies there already and what was promised to others.
     pub fn reserve(&self, bytes: u64) -> Result<Reservation, ModelError> {
-        let mut promised = self.inner.promised.lock().unwrap_or_else(PoisonError::into_inner);
-        let wanted = promised.saturating_add(bytes);
+        let mut promised = self.promised();
         if let Some(max) = self.inner.max_bytes {
             let used = self.layout().used()?.saturating_add(*promised);
             if used.saturating_add(bytes) > max {
                 return Err(ModelError::Budget { needed: bytes, used, max });
             }
         }
-        *promised = wanted;
+        *promised = promised.saturating_add(bytes);
         Ok(Reservation { catalog: self.clone(), left: bytes })
+    }
+
+    /// How far so many bytes more would go beyond the bound, where they would.
+    pub(super) fn excess(&self, bytes: u64) -> Result<Option<u64>, ModelError> {
+        let Some(max) = self.inner.max_bytes else { return Ok(None) };
+        let wanted = self.layout().used()?.saturating_add(*self.promised()).saturating_add(bytes);
+        Ok(wanted.checked_sub(max).filter(|excess| *excess > 0))
+    }
+
+    fn promised(&self) -> MutexGuard<'_, u64> {
+        self.inner.promised.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The same for what is missing here of these shards.
@@ -43,7 +53,7 @@ impl Reservation {
     pub fn spend(&mut self, bytes: u64) {
         let spent = bytes.min(self.left);
         self.left -= spent;
-        let mut promised = self.catalog.inner.promised.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut promised = self.catalog.promised();
         *promised = promised.saturating_sub(spent);
     }
 }

@@ -11,6 +11,8 @@ use crate::model::ModelError;
 
 /// What a manifest's file name ends with.
 const MANIFEST_SUFFIX: &str = ".manifest";
+/// What the name of a file ends with that says that a model is pinned.
+const PIN_SUFFIX: &str = ".pinned";
 /// What the name of a file that is not complete begins with; whatever has it is removed when a catalogue opens.
 const TEMPORARY_PREFIX: &str = "tmp-";
 /// What the name of a file of a model that comes from the web begins with.
@@ -46,6 +48,10 @@ impl Layout {
 
     pub fn manifest(&self, model: &ModelId) -> PathBuf {
         self.models.join(format!("{model}{MANIFEST_SUFFIX}"))
+    }
+
+    pub fn pin(&self, model: &ModelId) -> PathBuf {
+        self.models.join(format!("{model}{PIN_SUFFIX}"))
     }
 
     pub fn shard(&self, shard: &ShardId) -> PathBuf {

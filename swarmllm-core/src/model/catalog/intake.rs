@@ -247,3 +247,99 @@ fn metadata(file: Option<Temporary>, bytes: &[u8]) -> Result<(ShardId, Option<Te
     }
     Ok(growing.finish())
 }
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::super::files::faults;
+    use super::*;
+    use crate::base::ErrorKind;
+    use crate::model::Fact;
+    use crate::model::gguf::tests::{file, tensor};
+    use crate::model::shard::GROUP;
+
+    /// A model whose header has two groups and a bit.
+    fn wordy() -> Vec<u8> {
+        let words: Vec<String> = (0..150_000).map(|number| format!("word{number}")).collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let facts = [
+            Fact::string("general.architecture", "llama"),
+            Fact::u32("llama.block_count", 1),
+            Fact::u32("llama.context_length", 64),
+            Fact::u32("llama.embedding_length", 8),
+            Fact::strings("tokenizer.ggml.tokens", &words),
+        ];
+        let tensors = [
+            tensor("token_embd.weight", &[8, 16], 0, 1),
+            tensor("blk.0.ffn_up.weight", &[8, 40 * 1024], 0, 2),
+            tensor("output_norm.weight", &[8], 0, 3),
+        ];
+        file(&facts, &tensors, 32)
+    }
+
+    /// One attempt at the whole; `fetched` counts what it asks for.
+    fn attempt(catalog: &Catalog, bytes: &[u8], fetched: &mut usize) -> Result<ModelId, ModelError> {
+        let len = bytes.len() as u64;
+        let mut intake = catalog.intake(Origin { shown: "web".to_owned(), key: [1; 32], version: [2; 32], len })?;
+        let mut take = |piece: &Piece| {
+            *fetched += piece.len;
+            bytes[piece.position as usize..][..piece.len].to_vec()
+        };
+        let header = loop {
+            if let Some(header) = intake.header()? {
+                break header;
+            }
+            let piece = intake.next();
+            intake.write(&take(&piece))?;
+        };
+        let mut intake = intake.cut(&header, None, Some("wordy"), |_| true)?;
+        while let Some((pieces, len)) = intake.next() {
+            let mut group = vec![0; len];
+            for piece in pieces {
+                group[piece.at..][..piece.len].copy_from_slice(&take(&piece));
+            }
+            intake.write(&group)?;
+        }
+        intake.finish()
+    }
+
+    #[test]
+    fn a_disk_that_is_full_again_and_again_loses_at_most_a_group_each_time() {
+        let bytes = wordy();
+        let (here, there) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+        let local = Catalog::open(there.path()).unwrap();
+        let path = there.path().join("wordy.gguf");
+        std::fs::write(&path, &bytes).unwrap();
+        let model = local.import(&path, None, &mut |_| {}).unwrap();
+        let catalog = Catalog::open(here.path()).unwrap();
+        let (mut fetched, mut attempts) = (0, 0);
+        let found = loop {
+            // Room for a group and its entry in the log, and for what is made anew each time: metadata and manifest.
+            faults::set_space(Some(4 * GROUP as usize + 5000));
+            let done = attempt(&catalog, &bytes, &mut fetched);
+            faults::set_space(None);
+            attempts += 1;
+            match done {
+                Ok(model) => break model,
+                Err(error) => assert_eq!(error.kind(), ErrorKind::DiskFull, "{error}"),
+            }
+            assert!(catalog.models().is_empty() && attempts < 20);
+        };
+        assert!(found == model && attempts > 1);
+        assert!(fetched <= bytes.len() + attempts * GROUP as usize, "{fetched} in {attempts}");
+        assert_eq!(catalog.verify(model).unwrap(), []);
+        assert_eq!(std::fs::read_dir(here.path().join("partial")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn one_attempt_at_a_source_runs_at_a_time() {
+        let dir = TempDir::new().unwrap();
+        let catalog = Catalog::open(dir.path()).unwrap();
+        let origin = Origin { shown: "web".to_owned(), key: [1; 32], version: [2; 32], len: 9 };
+        let first = catalog.intake(origin.clone()).unwrap();
+        assert!(matches!(catalog.intake(origin.clone()), Err(ModelError::Busy { .. })));
+        drop(first);
+        assert!(catalog.intake(origin).is_ok());
+    }
+}

@@ -14,6 +14,7 @@ mod files;
 mod growing;
 mod import;
 mod intake;
+mod keeping;
 mod log;
 mod source;
 mod spool;
@@ -223,6 +224,7 @@ impl Catalog {
         let gone = self.forget(model)?;
         // The manifest first: a crash in between leaves shards that nobody names, never a model without its shards.
         remove_if_there(&self.layout().manifest(&model))?;
+        remove_if_there(&self.layout().pin(&model))?;
         self.layout().sync_models()?;
         gone.iter().try_for_each(|shard| self.remove_shard(shard))
     }

@@ -98,6 +98,7 @@ impl Catalog {
         for entry in manifest.stage_shards(layers, head) {
             tensors.extend(self.source_tensors(&manifest, entry)?);
         }
+        self.note_use(model);
         Ok(StageSource { manifest, layers, head, tensors })
     }
 
@@ -110,6 +111,7 @@ impl Catalog {
         }
         let found = tensors.into_iter().find(|tensor: &SourceTensor| tensor.entry.name == EMBEDDING_TENSOR);
         let tensor = found.ok_or(ManifestError::MissingTensor { tensor: EMBEDDING_TENSOR })?;
+        self.note_use(model);
         Ok(EmbeddingSource { manifest, tensor })
     }
 
@@ -128,7 +130,7 @@ impl Catalog {
         Ok(gguf.facts)
     }
 
-    fn known(&self, model: ModelId) -> Result<Arc<Manifest>, ModelError> {
+    pub(super) fn known(&self, model: ModelId) -> Result<Arc<Manifest>, ModelError> {
         self.manifest(model).ok_or_else(|| ModelError::NotFound { name: model.to_string() })
     }
 

@@ -74,6 +74,7 @@ pub(super) enum Found {
 }
 
 impl Client {
+    /// Blocks on what the machine has of certificates.
     pub fn new(source: &WebSource, throttle: Arc<Throttle>, patience: Patience) -> Result<Client, WebError> {
         let url = source.url()?;
         // Of the environment nothing is taken, proxies neither; redirects are followed here, where they are looked at.
@@ -84,7 +85,10 @@ impl Client {
             .referer(false)
             .no_proxy()
             .build()
-            .map_err(|error| Fault::new(ErrorKind::Internal, format!("no HTTPS client could be made: {error}")))?;
+            // Most likely the machine knows no authorities whose certificates it trusts.
+            .map_err(|error| {
+                Fault::new(ErrorKind::Unsupported, format!("HTTPS cannot be spoken here: {}", cause(&error)))
+            })?;
         let token = source.token.as_ref().map(|token| secret(token)).transpose()?;
         Ok(Client { http, url, token, throttle, patience })
     }
@@ -252,14 +256,17 @@ impl Client {
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> WebError {
-        // The error's own text has the address in it; its cause says what happened.
-        let mut cause: &dyn std::error::Error = error;
-        while let Some(deeper) = cause.source() {
-            cause = deeper;
-        }
-        let reason = if cause.is::<reqwest::Error>() { "the exchange failed".to_owned() } else { cause.to_string() };
-        WebError::Unreachable { host: self.host(), reason }
+        WebError::Unreachable { host: self.host(), reason: cause(error) }
     }
+}
+
+/// What happened. An error's own text has the address in it; its deepest cause has not.
+fn cause(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    if cause.is::<reqwest::Error>() { "the exchange failed".to_owned() } else { cause.to_string() }
 }
 
 /// `bytes A-B/LENGTH`

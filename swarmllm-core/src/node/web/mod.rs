@@ -27,20 +27,25 @@ use crate::base::{Fault, ModelId};
 use crate::node::fetch::Source;
 use crate::node::request::ImportOptions;
 use crate::node::shared::Shared;
+use crate::node::transfer::blocking;
 use client::Client;
 
 /// Imports a model from the web.
-pub(crate) async fn import_url(shared: &Shared, source: &WebSource, options: &ImportOptions) -> Result<ModelId, Fault> {
-    let client = Client::new(source, shared.throttle.clone(), Patience::default())?;
+pub(crate) async fn import_url(shared: &Shared, source: WebSource, options: &ImportOptions) -> Result<ModelId, Fault> {
+    let client = client(shared, source).await?;
     let id = import::import(&shared.catalog, client, options).await?;
     shared.tell_known(id);
     Ok(id)
 }
 
 /// A file on the web as one more source of a model's shards. Nothing is asked of it before a shard is wanted.
-pub(crate) fn source(shared: &Shared, source: &WebSource) -> Result<Arc<dyn Source>, Fault> {
-    let client = Client::new(source, shared.throttle.clone(), Patience::default())?;
-    Ok(Arc::new(shards::WebFile::new(client)))
+pub(crate) async fn source(shared: &Shared, source: WebSource) -> Result<Arc<dyn Source>, Fault> {
+    Ok(Arc::new(shards::WebFile::new(client(shared, source).await?)))
+}
+
+async fn client(shared: &Shared, source: WebSource) -> Result<Client, Fault> {
+    let throttle = shared.throttle.clone();
+    blocking(move || Ok(Client::new(&source, throttle, Patience::default())?)).await
 }
 
 /// How long, and how often, a server is waited for.

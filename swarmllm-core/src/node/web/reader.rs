@@ -7,7 +7,6 @@ use reqwest::Response;
 
 use crate::base::{ErrorKind, Fault};
 use crate::model::manifest::{Cut, Piece};
-use crate::model::shard::groups;
 use crate::node::web::client::{Client, Retries, Version};
 use crate::node::web::error::WebError;
 
@@ -46,13 +45,13 @@ impl Reader {
     pub fn plan(&mut self, cut: &Cut, shards: &[usize], tail: (u64, Bytes)) {
         self.tail = tail;
         self.runs.clear();
-        for shard in shards {
-            let groups = cut.manifest.shards.get(*shard).map_or(0, |entry| groups(entry.size));
-            for piece in (0..groups).flat_map(|group| cut.pieces(*shard, group)) {
-                let end = piece.position.saturating_add(piece.len as u64);
+        for (shard, positions) in shards.iter().filter_map(|at| cut.manifest.shards.get(*at).zip(cut.sources.get(*at)))
+        {
+            for (tensor, position) in shard.tensors.iter().zip(positions) {
+                let end = position.saturating_add(tensor.size);
                 match self.runs.last_mut() {
-                    Some(run) if follows(run.end, piece.position) => run.end = end,
-                    _ => self.runs.push(piece.position..end),
+                    Some(run) if follows(run.end, *position) => run.end = end,
+                    _ => self.runs.push(*position..end),
                 }
             }
         }

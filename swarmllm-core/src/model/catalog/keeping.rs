@@ -1,0 +1,183 @@
+//! Which models stay when room is needed: those that the host has pinned, and of the others the ones used last.
+//!
+//! A pin is an empty file beside the manifest; when a model was used last is when its manifest was touched last.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::time::SystemTime;
+
+use super::{Catalog, remove_if_there};
+use crate::base::{ModelId, ShardId};
+use crate::model::ModelError;
+
+impl Catalog {
+    /// Whether [`Catalog::make_room`] leaves this model alone from now on, after a restart too.
+    pub fn pin(&self, model: ModelId, on: bool) -> Result<(), ModelError> {
+        let path = self.layout().pin(&model);
+        let _alone = self.disk();
+        self.known(model)?;
+        match on {
+            true => drop(File::create(&path).map_err(ModelError::io("create", &path))?),
+            false => remove_if_there(&path)?,
+        }
+        self.layout().sync_models()
+    }
+
+    /// Whether a model is pinned.
+    pub fn is_pinned(&self, model: ModelId) -> bool {
+        self.layout().pin(&model).exists()
+    }
+
+    /// Removes the models that were used longest ago until `bytes` more have room within the catalogue's bound; gives
+    /// those that went. Pinned ones stay, ones under way, and those that `busy` names. Where all others together would
+    /// not make enough room, none goes. Without a bound there is always room.
+    pub fn make_room(&self, bytes: u64, busy: &dyn Fn(ModelId) -> bool) -> Result<Vec<ModelId>, ModelError> {
+        let Some(excess) = self.excess(bytes)? else { return Ok(Vec::new()) };
+        let mut gone = Vec::new();
+        let mut freed = 0u64;
+        let mut needed = self.needed();
+        for model in self.longest_unused() {
+            if freed >= excess {
+                break;
+            }
+            if self.is_pinned(model) || self.is_under_way(model) || busy(model) {
+                continue;
+            }
+            let frees = self.frees(model, &mut needed);
+            if frees > 0 {
+                freed = freed.saturating_add(frees);
+                gone.push(model);
+            }
+        }
+        if freed < excess {
+            // Says how much is in the way.
+            self.reserve(bytes)?;
+            return Ok(Vec::new());
+        }
+        gone.iter().try_for_each(|model| self.remove(*model))?;
+        Ok(gone)
+    }
+
+    /// Notes that a model is used now. That it could not be noted does no harm but to the order.
+    pub(super) fn note_use(&self, model: ModelId) {
+        let touched = File::options().append(true).open(self.layout().manifest(&model));
+        if let Err(error) = touched.and_then(|file| file.set_modified(SystemTime::now())) {
+            tracing::debug!(%error, "the use of a model could not be noted");
+        }
+    }
+
+    fn longest_unused(&self) -> Vec<ModelId> {
+        let used = |model: &ModelId| {
+            let touched = fs::metadata(self.layout().manifest(model)).and_then(|metadata| metadata.modified());
+            touched.unwrap_or(SystemTime::UNIX_EPOCH)
+        };
+        let mut models: Vec<ModelId> = self.models().into_iter().map(|(id, _)| id).collect();
+        models.sort_by_cached_key(used);
+        models
+    }
+
+    /// Whether somebody writes a shard of it.
+    fn is_under_way(&self, model: ModelId) -> bool {
+        let writing = self.writing();
+        self.manifest(model).is_some_and(|manifest| manifest.shards.iter().any(|shard| writing.contains(&shard.id)))
+    }
+
+    /// How many models need each shard.
+    fn needed(&self) -> HashMap<ShardId, u32> {
+        let mut needed = HashMap::new();
+        for (_, manifest) in self.models() {
+            manifest.shards.iter().for_each(|shard| *needed.entry(shard.id).or_default() += 1);
+        }
+        needed
+    }
+
+    /// Bytes of the shards held that no model needs any more when this one goes.
+    fn frees(&self, model: ModelId, needed: &mut HashMap<ShardId, u32>) -> u64 {
+        let mut frees = 0u64;
+        for shard in self.manifest(model).iter().flat_map(|manifest| &manifest.shards) {
+            let others = needed.entry(shard.id).or_default();
+            *others = others.saturating_sub(1);
+            if *others == 0 && self.has(&shard.id) {
+                frees = frees.saturating_add(shard.size);
+            }
+        }
+        frees
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::base::{ErrorKind, LayerRange};
+    use crate::model::manifest::tests::small_model;
+
+    /// A catalogue with models that were used one after another, and the bytes of each.
+    fn bench(seeds: &[u64]) -> (TempDir, Catalog, Vec<ModelId>, u64) {
+        let dir = TempDir::new().unwrap();
+        let open = |max| Catalog::open_within(&dir.path().join("data"), max).unwrap();
+        let catalog = open(None);
+        let import = |seed: &u64| {
+            let path = dir.path().join("model.gguf");
+            fs::write(&path, small_model(&seed.to_string(), 3, false, true, *seed)).unwrap();
+            let model = catalog.import(&path, None, &mut |_| {}).unwrap();
+            let ago = SystemTime::now() - Duration::from_secs(1000 - 10 * seed);
+            File::options().append(true).open(catalog.layout().manifest(&model)).unwrap().set_modified(ago).unwrap();
+            model
+        };
+        let models: Vec<ModelId> = seeds.iter().map(import).collect();
+        let size = catalog.manifest(models[0]).unwrap().size();
+        let used = catalog.layout().used().unwrap();
+        let bounded = open(Some(used));
+        (dir, bounded, models, size)
+    }
+
+    #[test]
+    fn what_was_used_longest_ago_goes_first_and_no_more_than_must() {
+        let (_dir, catalog, models, size) = bench(&[1, 2, 3]);
+        assert!(matches!(catalog.reserve(1), Err(ModelError::Budget { .. })));
+        assert_eq!(catalog.make_room(0, &|_| false).unwrap(), []);
+        // The first is used again.
+        catalog.stage_source(models[0], LayerRange::new(0, 1), false).unwrap();
+        assert_eq!(catalog.make_room(size / 2, &|_| false).unwrap(), [models[1]]);
+        assert!(catalog.reserve(size / 2).is_ok());
+        assert_eq!(catalog.verify(models[0]).unwrap(), []);
+        assert_eq!(catalog.make_room(2 * size, &|_| false).unwrap(), [models[2]]);
+    }
+
+    #[test]
+    fn pinned_and_busy_models_stay_and_nothing_goes_in_vain() {
+        let (dir, catalog, models, size) = bench(&[1, 2, 3]);
+        catalog.pin(models[0], true).unwrap();
+        let again = Catalog::open_within(&dir.path().join("data"), Some(catalog.layout().used().unwrap())).unwrap();
+        assert!(again.is_pinned(models[0]) && !again.is_pinned(models[1]));
+        let busy = |model| model == models[1];
+        let error = again.make_room(2 * size, &busy).unwrap_err();
+        assert_eq!((error.kind(), again.models().len()), (ErrorKind::DiskBudget, 3));
+        assert_eq!(again.make_room(size, &busy).unwrap(), [models[2]]);
+        again.pin(models[0], false).unwrap();
+        assert_eq!(again.make_room(2 * size, &busy).unwrap(), [models[0]]);
+        assert_eq!(again.pin(models[0], true).unwrap_err().kind(), ErrorKind::ModelNotFound);
+    }
+
+    #[test]
+    fn shards_that_a_model_shares_with_one_that_stays_make_no_room() {
+        let dir = TempDir::new().unwrap();
+        let open = |max| Catalog::open_within(&dir.path().join("data"), max).unwrap();
+        let catalog = open(None);
+        let import = |name: &str| {
+            let path = dir.path().join("model.gguf");
+            fs::write(&path, small_model(name, 3, false, true, 1)).unwrap();
+            catalog.import(&path, None, &mut |_| {}).unwrap()
+        };
+        let (one, two) = (import("one"), import("two"));
+        let catalog = open(Some(catalog.layout().used().unwrap()));
+        let size = catalog.manifest(one).unwrap().size();
+        catalog.pin(two, true).unwrap();
+        let error = catalog.make_room(size, &|_| false).unwrap_err();
+        assert_eq!((error.kind(), catalog.models().len()), (ErrorKind::DiskBudget, 2));
+    }
+}
