@@ -46,6 +46,9 @@ enum {
   SWARMLLM_BAD_MANIFEST = 205,
   SWARMLLM_BAD_TOKENIZER = 206,
   SWARMLLM_BAD_TEMPLATE = 207,
+  SWARMLLM_SOURCE_UNREACHABLE = 208,
+  SWARMLLM_BAD_SOURCE = 209,
+  SWARMLLM_SOURCE_CHANGED = 210,
   SWARMLLM_PEER_NOT_FOUND = 300,
   SWARMLLM_PEER_UNREACHABLE = 301,
   SWARMLLM_NO_PLAN = 302,
@@ -62,6 +65,7 @@ enum {
   SWARMLLM_PORT_IN_USE = 503,
   SWARMLLM_STORE_DAMAGED = 504,
   SWARMLLM_OUT_OF_MEMORY = 505,
+  SWARMLLM_DISK_BUDGET = 506,
   SWARMLLM_ENGINE_FAILED = 901,
   SWARMLLM_INTERNAL = 900,
 };
@@ -308,6 +312,19 @@ swarmllm_status swarmllm_config_set_credit_limit(swarmllm_config config,
 swarmllm_status swarmllm_config_set_memory(swarmllm_config config, uint64_t bytes);
 
 /**
+ * Most bytes that shards may take on the disk; without a call there is no bound. What would go beyond is refused before it
+ * begins.
+ */
+swarmllm_status swarmllm_config_set_max_disk_bytes(swarmllm_config config,
+                                                   uint64_t bytes);
+
+/**
+ * Bytes a second at which all downloads from the web together come at most; 0, and without a call, as fast as they come.
+ */
+swarmllm_status swarmllm_config_set_download_rate(swarmllm_config config,
+                                                  uint64_t bytes);
+
+/**
  * Positions that a session may have, prompt and answer together.
  */
 swarmllm_status swarmllm_config_set_context(swarmllm_config config, uint32_t tokens);
@@ -395,6 +412,19 @@ swarmllm_status swarmllm_node_import(swarmllm_node node,
                                      swarmllm_string *out);
 
 /**
+ * Imports a GGUF from the web as `swarmllm_node_import` does a local one, with the same result. `address` is an http or
+ * https address, or `hf:owner/repo/path/file.gguf`, with `@revision` behind it where it is not `main`. `options` has
+ * further `hub`, the address of a mirror, and `token`, for files that not everybody may have. What came is kept when the
+ * import ends early, and the next one of that file goes on from there.
+ */
+swarmllm_status swarmllm_node_import_url(swarmllm_node node,
+                                         const char *address,
+                                         const char *options,
+                                         swarmllm_progress progress,
+                                         void *user,
+                                         swarmllm_string *out);
+
+/**
  * Fetches shards of a model from peers and gives the model as a JSON object. `parts` is NULL (all) or JSON as one of
  * the parts of `swarmllm_node_import`.
  */
@@ -404,6 +434,19 @@ swarmllm_status swarmllm_node_pull(swarmllm_node node,
                                    swarmllm_progress progress,
                                    void *user,
                                    swarmllm_string *out);
+
+/**
+ * The same with one source more: a GGUF of this very model on the web, `address` as in `swarmllm_node_import_url`.
+ * `options` is NULL or a JSON object with `hub` and `token`.
+ */
+swarmllm_status swarmllm_node_pull_url(swarmllm_node node,
+                                       const char *model,
+                                       const char *parts,
+                                       const char *address,
+                                       const char *options,
+                                       swarmllm_progress progress,
+                                       void *user,
+                                       swarmllm_string *out);
 
 /**
  * Which stages would answer for a model, without acting: a JSON object.

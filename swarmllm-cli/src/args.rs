@@ -328,6 +328,12 @@ pub struct PullArgs {
     /// Fetch metadata and embedding: what a node that asks needs
     #[arg(long)]
     pub coordinator: bool,
+    /// Fetch from its GGUF on the web too, as https://.. or hf:owner/repo/path/file.gguf[@revision]
+    #[arg(long, value_name = "ADDR")]
+    pub url: Option<String>,
+    /// Bytes a second at which it comes from the web at most, as 10MiB or in bytes [default: no limit]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub download_rate: Option<u64>,
     #[command(flatten)]
     pub meet: MeetArgs,
     #[command(flatten)]
@@ -335,6 +341,11 @@ pub struct PullArgs {
 }
 
 impl PullArgs {
+    /// The flags that were given.
+    pub fn flags(&self) -> Flags {
+        Flags { download_rate: self.download_rate, ..self.node.flags() }
+    }
+
     /// What to fetch, one after the other.
     pub fn parts(&self) -> Vec<Parts> {
         let stage = self.layers.map(|stage| StageArg { head: stage.head || self.head, ..stage });
@@ -468,6 +479,11 @@ mod tests {
         assert_eq!(parts("pull m --layers 0..2 --head"), [Parts::Stage { layers, head: true }]);
         assert_eq!(parts("pull m --coordinator"), [Parts::Coordinator]);
         assert!(parse("pull m --head").is_err());
+        let Ok(Command::Pull(pull)) = parse("pull m --url hf:o/r/m.gguf --download-rate 1MiB --max-disk 2GiB") else {
+            panic!("not understood")
+        };
+        assert_eq!(pull.url.as_deref(), Some("hf:o/r/m.gguf"));
+        assert_eq!((pull.flags().download_rate, pull.flags().max_disk), (Some(1 << 20), Some(2 << 30)));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Configurations: `NodeBuilder` behind a handle.
 
 use std::ffi::c_char;
+use std::num::NonZeroU64;
 use std::sync::{Mutex, PoisonError};
 
 use swarmllm_core::base::Fault;
@@ -224,6 +225,19 @@ pub extern "C" fn swarmllm_config_set_credit_limit(config: swarmllm_config, cred
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_set_memory(config: swarmllm_config, bytes: u64) -> swarmllm_status {
     set(config, |builder| builder.memory(bytes))
+}
+
+/// Most bytes that shards may take on the disk; without a call there is no bound. What would go beyond is refused before it
+/// begins.
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_config_set_max_disk_bytes(config: swarmllm_config, bytes: u64) -> swarmllm_status {
+    set(config, |builder| builder.max_disk_bytes(bytes))
+}
+
+/// Bytes a second at which all downloads from the web together come at most; 0, and without a call, as fast as they come.
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_config_set_download_rate(config: swarmllm_config, bytes: u64) -> swarmllm_status {
+    set(config, |builder| builder.download_rate(NonZeroU64::new(bytes)))
 }
 
 /// Positions that a session may have, prompt and answer together.

@@ -212,6 +212,33 @@ pub unsafe extern "C" fn swarmllm_node_import(
     })
 }
 
+/// Imports a GGUF from the web as `swarmllm_node_import` does a local one, with the same result. `address` is an http or
+/// https address, or `hf:owner/repo/path/file.gguf`, with `@revision` behind it where it is not `main`. `options` has
+/// further `hub`, the address of a mirror, and `token`, for files that not everybody may have. What came is kept when the
+/// import ends early, and the next one of that file goes on from there.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn swarmllm_node_import_url(
+    node: swarmllm_node,
+    address: *const c_char,
+    options: *const c_char,
+    progress: swarmllm_progress,
+    user: *mut c_void,
+    out: Option<&mut MaybeUninit<swarmllm_string>>,
+) -> swarmllm_status {
+    answer(out, || {
+        let node = self::node(node)?;
+        // SAFETY: the caller gives a NUL-terminated text.
+        let address = unsafe { read(address, "address", MAX_NAME) }?;
+        // SAFETY: the caller gives a NUL-terminated text or NULL.
+        let options = unsafe { read_optional(options, "options", MAX_TEXT) }?;
+        let (source, (name, parts)) = options::import_url(address, options)?;
+        json(&wait_reporting(&node, (progress, user), async |progress| {
+            let options = ImportOptions { name, parts, progress };
+            node.import_url(source, options).await.map_err(|error| error.0)
+        })?)
+    })
+}
+
 /// Fetches shards of a model from peers and gives the model as a JSON object. `parts` is NULL (all) or JSON as one of
 /// the parts of `swarmllm_node_import`.
 #[unsafe(no_mangle)]
@@ -231,6 +258,35 @@ pub unsafe extern "C" fn swarmllm_node_pull(
         let parts = options::parts(unsafe { read_optional(parts, "parts", MAX_TEXT) }?)?;
         json(&wait_reporting(&node, (progress, user), async |progress| {
             node.pull(model, parts, progress).await.map_err(|error| error.0)
+        })?)
+    })
+}
+
+/// The same with one source more: a GGUF of this very model on the web, `address` as in `swarmllm_node_import_url`.
+/// `options` is NULL or a JSON object with `hub` and `token`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn swarmllm_node_pull_url(
+    node: swarmllm_node,
+    model: *const c_char,
+    parts: *const c_char,
+    address: *const c_char,
+    options: *const c_char,
+    progress: swarmllm_progress,
+    user: *mut c_void,
+    out: Option<&mut MaybeUninit<swarmllm_string>>,
+) -> swarmllm_status {
+    answer(out, || {
+        let node = self::node(node)?;
+        // SAFETY: the caller gives a NUL-terminated text.
+        let model = unsafe { read(model, "model", MAX_NAME) }?;
+        // SAFETY: the caller gives a NUL-terminated text or NULL.
+        let parts = options::parts(unsafe { read_optional(parts, "parts", MAX_TEXT) }?)?;
+        // SAFETY: the caller gives a NUL-terminated text.
+        let address = unsafe { read(address, "address", MAX_NAME) }?;
+        // SAFETY: the caller gives a NUL-terminated text or NULL.
+        let source = options::web(address, unsafe { read_optional(options, "options", MAX_TEXT) }?)?;
+        json(&wait_reporting(&node, (progress, user), async |progress| {
+            node.pull_url(model, parts, source, progress).await.map_err(|error| error.0)
         })?)
     })
 }

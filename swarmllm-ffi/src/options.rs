@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use swarmllm_core::base::{Fault, LayerRange};
 use swarmllm_core::engine::sample::SamplingParams;
-use swarmllm_core::node::{ChatMessage, GenerateOptions, Parts};
+use swarmllm_core::node::{ChatMessage, GenerateOptions, Parts, WebSource};
 
 use crate::status::refuse;
 
@@ -32,18 +32,50 @@ pub fn generate(text: Option<&str>) -> Result<GenerateOptions, Fault> {
     })
 }
 
+/// As what a model is imported, and which parts of it are kept.
+type Kept = (Option<String>, Option<Vec<Parts>>);
+
 /// Options of an import: `name`, and `parts` as in [`parts`].
-pub fn import(text: Option<&str>) -> Result<(Option<String>, Option<Vec<Parts>>), Fault> {
+pub fn import(text: Option<&str>) -> Result<Kept, Fault> {
+    kept(object(text)?)
+}
+
+/// The same with those of a source on the web.
+pub fn import_url(address: &str, text: Option<&str>) -> Result<(WebSource, Kept), Fault> {
     let mut fields = object(text)?;
+    let source = source(address, &mut fields)?;
+    Ok((source, kept(fields)?))
+}
+
+/// A source on the web with its options: `hub` and `token`.
+pub fn web(address: &str, text: Option<&str>) -> Result<WebSource, Fault> {
+    let mut fields = object(text)?;
+    let source = source(address, &mut fields)?;
+    no_more(&fields).map(|()| source)
+}
+
+fn source(address: &str, fields: &mut Map<String, Value>) -> Result<WebSource, Fault> {
+    let mut source = WebSource { token: take(fields, "token")?, ..WebSource::new(address) };
+    if let Some(hub) = take(fields, "hub")? {
+        source.hub = hub;
+    }
+    Ok(source)
+}
+
+fn kept(mut fields: Map<String, Value>) -> Result<Kept, Fault> {
     let name = take(&mut fields, "name")?;
     let parts = match fields.remove("parts") {
         None => None,
         Some(Value::Array(parts)) => Some(parts.iter().map(part).collect::<Result<_, _>>()?),
         Some(_) => return Err(refuse("`parts` is not a list")),
     };
+    no_more(&fields).map(|()| (name, parts))
+}
+
+fn no_more(fields: &Map<String, Value>) -> Result<(), Fault> {
     match fields.keys().next() {
         Some(key) => Err(refuse(format_args!("there is no option `{key}`"))),
-        None => Ok((name, parts)),
+        None => Ok(()),
     }
 }
 
@@ -136,6 +168,16 @@ mod tests {
         for text in [r#"{"parts": "all"}"#, r#"{"parts": ["half"]}"#, r#"{"nam": "x"}"#] {
             assert!(import(Some(text)).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_source_on_the_web_has_its_options_beside_those_of_an_import() {
+        let text = r#"{"name": "x", "token": "t", "hub": "https://example.org"}"#;
+        let (source, kept) = import_url("hf:o/r/a.gguf", Some(text)).unwrap();
+        assert_eq!((source.address.as_str(), source.hub.as_str()), ("hf:o/r/a.gguf", "https://example.org"));
+        assert_eq!((source.token.as_deref(), kept), (Some("t"), (Some("x".to_owned()), None)));
+        assert_eq!(web("hf:o/r/a.gguf", None), Ok(WebSource::new("hf:o/r/a.gguf")));
+        assert!(web("hf:o/r/a.gguf", Some(text)).is_err() && import(Some(text)).is_err());
     }
 
     #[test]

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use pyo3::prelude::*;
 use swarmllm_core::node::{
     ChatRequest, EmbedRequest, GenerateOptions, GenerateRequest, ImportOptions, Node, Parts, ProgressFn, Prompt,
+    WebSource,
 };
 
 use crate::errors::{Failure, json};
 use crate::generation::NativeGeneration;
-use crate::options::{self, NodeConfig, Options, Part, messages, seconds};
+use crate::options::{self, NodeConfig, Options, Part, Web, messages, seconds, web};
 use crate::wait::{awaitable, awaitable_reporting, awaitable_thread, block, block_reporting, drop_detached};
 
 /// A running node.
@@ -38,6 +39,20 @@ async fn connect(node: Node, address: String) -> Result<String, Failure> {
 
 async fn import(node: Node, path: PathBuf, options: ImportOptions) -> Result<String, Failure> {
     json(&node.import(&path, options).await?)
+}
+
+async fn import_url(node: Node, source: WebSource, options: ImportOptions) -> Result<String, Failure> {
+    json(&node.import_url(source, options).await?)
+}
+
+async fn pull_url(
+    node: Node,
+    model: String,
+    parts: Parts,
+    source: WebSource,
+    progress: Option<ProgressFn>,
+) -> Result<String, Failure> {
+    json(&node.pull_url(&model, parts, source, progress).await?)
 }
 
 async fn pull(node: Node, model: String, parts: Parts, progress: Option<ProgressFn>) -> Result<String, Failure> {
@@ -167,6 +182,60 @@ impl NativeNode {
         let (node, parts) = (self.node()?, self::parts(parts)?);
         awaitable_reporting(py, &node.runtime(), progress, |progress| {
             import(node.clone(), path, ImportOptions { name, parts, progress })
+        })
+    }
+
+    fn import_url(
+        &self,
+        py: Python<'_>,
+        source: Web,
+        name: Option<String>,
+        parts: Option<Vec<Part>>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<String> {
+        let (node, source, parts) = (self.node()?, web(source), self::parts(parts)?);
+        block_reporting(py, &node.runtime(), progress, |progress| {
+            import_url(node.clone(), source, ImportOptions { name, parts, progress })
+        })
+    }
+
+    fn import_url_async<'py>(
+        &self,
+        py: Python<'py>,
+        source: Web,
+        name: Option<String>,
+        parts: Option<Vec<Part>>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (node, source, parts) = (self.node()?, web(source), self::parts(parts)?);
+        awaitable_reporting(py, &node.runtime(), progress, |progress| {
+            import_url(node.clone(), source, ImportOptions { name, parts, progress })
+        })
+    }
+
+    fn pull_url(
+        &self,
+        py: Python<'_>,
+        model: String,
+        source: Web,
+        part: Part,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<String> {
+        let (node, source, part) = (self.node()?, web(source), part.convert()?);
+        block_reporting(py, &node.runtime(), progress, |progress| pull_url(node.clone(), model, part, source, progress))
+    }
+
+    fn pull_url_async<'py>(
+        &self,
+        py: Python<'py>,
+        model: String,
+        source: Web,
+        part: Part,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (node, source, part) = (self.node()?, web(source), part.convert()?);
+        awaitable_reporting(py, &node.runtime(), progress, |progress| {
+            pull_url(node.clone(), model, part, source, progress)
         })
     }
 

@@ -1,12 +1,15 @@
 //! What Python gives, as the core wants it. `None` is "not given": defaults live in the core.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use pyo3::prelude::*;
 use swarmllm_core::base::{ErrorKind, LayerRange};
-use swarmllm_core::node::{ChatMessage, Constraint, GenerateOptions, Node, NodeBuilder, Parts, Pooling, Preset};
+use swarmllm_core::node::{
+    ChatMessage, Constraint, GenerateOptions, Node, NodeBuilder, Parts, Pooling, Preset, WebSource,
+};
 
 use crate::errors::Failure;
 
@@ -29,6 +32,8 @@ pub struct NodeConfig {
     threads: Option<u32>,
     gpu_layers: Option<u32>,
     memory: Option<u64>,
+    max_disk_bytes: Option<u64>,
+    download_rate: Option<NonZeroU64>,
     context: Option<u32>,
     sessions: Option<u32>,
     kv: Option<String>,
@@ -61,11 +66,25 @@ impl NodeConfig {
         builder = set(builder, self.threads, NodeBuilder::threads);
         builder = set(builder, self.gpu_layers, NodeBuilder::gpu_layers);
         builder = set(builder, self.memory, NodeBuilder::memory);
+        builder = set(builder, self.max_disk_bytes, NodeBuilder::max_disk_bytes);
+        builder = builder.download_rate(self.download_rate);
         builder = set(builder, self.context, NodeBuilder::context);
         builder = set(builder, self.sessions, NodeBuilder::sessions);
         builder = set(builder, self.kv.map(|name| name.parse().map_err(refuse)).transpose()?, NodeBuilder::kv);
         builder = set(builder, self.credit_limit, NodeBuilder::credit_limit);
         Ok(set(builder, self.engine, NodeBuilder::engine))
+    }
+}
+
+/// A source on the web: its address, a hub other than the default one, and a token.
+pub type Web = (String, Option<String>, Option<String>);
+
+/// The core's source.
+pub fn web((address, hub, token): Web) -> WebSource {
+    let source = WebSource { token, ..WebSource::new(address) };
+    match hub {
+        Some(hub) => WebSource { hub, ..source },
+        None => source,
     }
 }
 

@@ -1,6 +1,8 @@
 """Answers: whole, streamed, awaited, cancelled. These need the test model."""
 
 import asyncio
+import functools
+import http.server
 import json
 import os
 import signal
@@ -33,6 +35,23 @@ def test_an_import_tells_its_progress(node: swarmllm.Node, gguf: str) -> None:
     assert model.name == "smol" and model.ready and model.held[0].end == model.layers
     assert told and all(done <= total for done, total in told)
     assert [known.id for known in node.models()] == [model.id]
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_model_from_the_web_is_the_one_from_the_disk(node: swarmllm.Node, smol: swarmllm.Node, gguf: str) -> None:
+    handler = functools.partial(Quiet, directory=str(Path(gguf).parent))
+    told: list[tuple[int, int]] = []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/{Path(gguf).name}"
+        model = node.import_url(address, name="smol", progress=lambda done, total: told.append((done, total)))
+        server.shutdown()
+    assert model.ready and model.id == smol.models()[0].id
+    assert told and told[-1][0] == told[-1][1]
 
 
 def test_an_answer_has_the_shape_of_openais(smol: swarmllm.Node) -> None:

@@ -49,6 +49,14 @@ def test_a_file_that_is_not_there_is_an_io_error(node: swarmllm.Node, tmp_path: 
         node.import_model(tmp_path / "nothing.gguf")
 
 
+def test_a_source_on_the_web_that_cannot_be_one_is_refused(node: swarmllm.Node) -> None:
+    for address in ["ftp://example.org/a.gguf", "https://user:word@example.org/a.gguf", "hf:owner/repo"]:
+        with pytest.raises(swarmllm.InvalidArgumentError):
+            node.import_url(address)
+    with pytest.raises(swarmllm.ModelNotFoundError):
+        node.pull_url("no-such-model", "https://example.org/a.gguf")
+
+
 def test_two_nodes_on_one_data_directory_are_refused(node: swarmllm.Node) -> None:
     with pytest.raises(swarmllm.DataDirBusyError):
         swarmllm.Node(node.status().data_dir, "offline").start()

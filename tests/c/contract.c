@@ -131,6 +131,8 @@ static void test_nodes(void) {
          "an unknown option is refused");
   expect(swarmllm_node_chat(node, NULL, NULL, NULL, NULL) == SWARMLLM_INVALID_ARGUMENT, "NULLs everywhere are refused");
   expect(swarmllm_node_import(node, directory, NULL, NULL, NULL, &text) != 0, "a directory is no model");
+  expect(swarmllm_node_import_url(node, "ftp://example.org/a.gguf", NULL, NULL, NULL, &text) == SWARMLLM_INVALID_ARGUMENT,
+         "only http and https are spoken");
   expect(swarmllm_node_import(node, "/no/such/file.gguf", NULL, NULL, NULL, &text) == SWARMLLM_IO,
          "a file that is not there is an I/O error");
   expect(swarmllm_node_connect(node, "nonsense", &text) != 0, "an address that is none is refused");

@@ -25,7 +25,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let flags = match &cli.command {
         Command::Run(args) => args.flags(),
         Command::Chat(args) => args.node.flags(),
-        Command::Pull(args) => args.node.flags(),
+        Command::Pull(args) => args.flags(),
         Command::Peers(args) => args.node.flags(),
         Command::Plan(args) => args.node.flags(),
         Command::Balances(args) => Flags { network: args.network.clone(), ..Flags::default() },

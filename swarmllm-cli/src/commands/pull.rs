@@ -1,4 +1,4 @@
-//! `swarmllm pull`: fetches shards from peers.
+//! `swarmllm pull`: fetches shards from peers, and from the web where an address is given.
 
 use std::process::ExitCode;
 
@@ -35,7 +35,13 @@ async fn fetch(context: &Context, args: &PullArgs, node: &Node) -> Result<Option
     let mut last = None;
     for parts in args.parts() {
         let bar = Bar::new("fetching", context.json);
-        let pull = async || node.pull(&args.model, parts.clone(), Some(bar.mover())).await.map_err(Failure::from);
+        let pull = async || match &args.url {
+            None => node.pull(&args.model, parts.clone(), Some(bar.mover())).await.map_err(Failure::from),
+            Some(url) => {
+                let pulled = node.pull_url(&args.model, parts.clone(), context.web(url), Some(bar.mover()));
+                pulled.await.map_err(Failure::from)
+            }
+        };
         last = Some(patiently(wait, pull).await?);
     }
     Ok(last)

@@ -144,6 +144,8 @@ class _Base:
         threads: int | None = None,
         gpu_layers: int | None = None,
         memory: int | None = None,
+        max_disk_bytes: int | None = None,
+        download_rate: int | None = None,
         context: int | None = None,
         sessions: int | None = None,
         kv: Literal["full", "q8_0"] | None = None,
@@ -158,7 +160,8 @@ class _Base:
         peers that nobody can connect to, without being able to read them. `external`: multiaddrs under which others reach
         this node although it does not listen there. `upnp`: ask the router to forward ports. `serve`: compute for others.
         `threads`: compute threads. `gpu_layers`: layers that accelerators compute, of all models together. `memory`: bytes for
-        weights and KV. `context`: positions of a session, prompt and answer together. `sessions`: how many a stage
+        weights and KV. `max_disk_bytes`: most that shards may take on the disk. `download_rate`: bytes a second from the
+        web at most. `context`: positions of a session, prompt and answer together. `sessions`: how many a stage
         computes at once. `kv`: how keys and values are kept; `q8_0` takes about half of the memory, and refuses exact
         answers. `credit_limit`: credits that a peer may owe before it is not computed for any more, one being a million
         parameters applied to one token; by default nobody is refused. `engine`: `llama.cpp` or `candle`.
@@ -180,6 +183,8 @@ class _Base:
             "threads": threads,
             "gpu_layers": gpu_layers,
             "memory": memory,
+            "max_disk_bytes": max_disk_bytes,
+            "download_rate": download_rate,
             "context": context,
             "sessions": sessions,
             "kv": kv,
@@ -256,11 +261,45 @@ class Node(_Base):
         kept = None if parts is None else list(parts)
         return Model(json.loads(self._running().import_model(path, name, kept, progress)))
 
+    def import_url(
+        self,
+        address: str,
+        *,
+        name: str | None = None,
+        parts: Sequence[Part] | None = None,
+        hub: str | None = None,
+        token: str | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Model:
+        """Imports a GGUF from the web as `import_model` does a local one, with the same result.
+
+        `address`: an https address, or `hf:owner/repo/path/file.gguf` with `@revision` behind it where it is not `main`.
+        `hub`: the address of a mirror. `token`: for files that not everybody may have. What came is kept when the import
+        ends early, and the next one of that file goes on from there.
+        """
+        kept = None if parts is None else list(parts)
+        source = (address, hub, token)
+        return Model(json.loads(self._running().import_url(source, name, kept, progress)))
+
     def pull(
         self, model: str, part: Part = "all", *, progress: Callable[[int, int], object] | None = None
     ) -> Model:
         """Fetches shards of a model from peers, verified while they stream."""
         return Model(json.loads(self._running().pull(model, part, progress)))
+
+    def pull_url(
+        self,
+        model: str,
+        address: str,
+        part: Part = "all",
+        *,
+        hub: str | None = None,
+        token: str | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Model:
+        """Fetches shards of a known model from peers and from its GGUF on the web; the rest as in `import_url`."""
+        source = (address, hub, token)
+        return Model(json.loads(self._running().pull_url(model, source, part, progress)))
 
     def plan(self, model: str) -> Plan:
         """Which stages would answer, without acting."""
@@ -344,11 +383,45 @@ class AsyncNode(_Base):
         kept = None if parts is None else list(parts)
         return Model(json.loads(await self._running().import_model_async(path, name, kept, _on_loop(progress))))
 
+    async def import_url(
+        self,
+        address: str,
+        *,
+        name: str | None = None,
+        parts: Sequence[Part] | None = None,
+        hub: str | None = None,
+        token: str | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Model:
+        """Imports a GGUF from the web as `import_model` does a local one, with the same result.
+
+        `address`: an https address, or `hf:owner/repo/path/file.gguf` with `@revision` behind it where it is not `main`.
+        `hub`: the address of a mirror. `token`: for files that not everybody may have. What came is kept when the import
+        ends early, and the next one of that file goes on from there.
+        """
+        kept = None if parts is None else list(parts)
+        source = (address, hub, token)
+        return Model(json.loads(await self._running().import_url_async(source, name, kept, _on_loop(progress))))
+
     async def pull(
         self, model: str, part: Part = "all", *, progress: Callable[[int, int], object] | None = None
     ) -> Model:
         """Fetches shards of a model from peers, verified while they stream."""
         return Model(json.loads(await self._running().pull_async(model, part, _on_loop(progress))))
+
+    async def pull_url(
+        self,
+        model: str,
+        address: str,
+        part: Part = "all",
+        *,
+        hub: str | None = None,
+        token: str | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Model:
+        """Fetches shards of a known model from peers and from its GGUF on the web; the rest as in `import_url`."""
+        source = (address, hub, token)
+        return Model(json.loads(await self._running().pull_url_async(model, source, part, _on_loop(progress))))
 
     async def plan(self, model: str) -> Plan:
         """Which stages would answer, without acting."""

@@ -51,6 +51,7 @@ __all__ = [
 __version__: str
 
 _Part = str | tuple[int, int, bool]
+_Web = tuple[str, str | None, str | None]
 _Progress = Callable[[int, int], object]
 
 @final
@@ -83,6 +84,16 @@ class NativeNode:
         name: str | None,
         parts: list[_Part] | None,
         progress: _Progress | None,
+    ) -> Awaitable[str]: ...
+    def import_url(
+        self, source: _Web, name: str | None, parts: list[_Part] | None, progress: _Progress | None
+    ) -> str: ...
+    def import_url_async(
+        self, source: _Web, name: str | None, parts: list[_Part] | None, progress: _Progress | None
+    ) -> Awaitable[str]: ...
+    def pull_url(self, model: str, source: _Web, part: _Part, progress: _Progress | None) -> str: ...
+    def pull_url_async(
+        self, model: str, source: _Web, part: _Part, progress: _Progress | None
     ) -> Awaitable[str]: ...
     def pull(self, model: str, part: _Part, progress: _Progress | None) -> str: ...
     def pull_async(self, model: str, part: _Part, progress: _Progress | None) -> Awaitable[str]: ...
