@@ -3,7 +3,8 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,15 +16,21 @@ const PIECE: usize = 64 * 1024;
 /// The address `/ip4/…/tcp/…/p2p/…` of a peer as seen over a link on which everything takes `delay` longer, each way.
 /// The link is there until the process ends.
 pub fn delayed(address: &str, delay: Duration) -> String {
-    relayed(address, delay, None)
+    relayed(address, delay, None, &Arc::default())
 }
 
 /// The same over a link of which each connection carries so many bytes a second, each way.
 pub fn narrow(address: &str, bytes_per_second: u32) -> String {
-    relayed(address, Duration::ZERO, Some(bytes_per_second))
+    counted(address, bytes_per_second, &Arc::default())
 }
 
-fn relayed(address: &str, delay: Duration, width: Option<u32>) -> String {
+/// The same, with a count of the bytes that it carried, both ways together.
+pub fn counted(address: &str, bytes_per_second: u32, carried: &Arc<AtomicU64>) -> String {
+    relayed(address, Duration::ZERO, Some(bytes_per_second), carried)
+}
+
+fn relayed(address: &str, delay: Duration, width: Option<u32>, carried: &Arc<AtomicU64>) -> String {
+    let carried = carried.clone();
     let mut parts: Vec<String> = address.split('/').map(str::to_owned).collect();
     assert_eq!(parts[3], "tcp", "a TCP address");
     let to = format!("{}:{}", parts[2], parts[4]);
@@ -32,15 +39,15 @@ fn relayed(address: &str, delay: Duration, width: Option<u32>) -> String {
     thread::spawn(move || {
         for near in listener.incoming().flatten() {
             let Ok(far) = TcpStream::connect(&to) else { continue };
-            carry(&near, &far, delay, width);
-            carry(&far, &near, delay, width);
+            carry(&near, &far, delay, width, carried.clone());
+            carry(&far, &near, delay, width, carried.clone());
         }
     });
     parts.join("/")
 }
 
 /// Carries one direction until it ends. Threads of its own, since a runtime's timers are too coarse for this.
-fn carry(from: &TcpStream, to: &TcpStream, delay: Duration, width: Option<u32>) {
+fn carry(from: &TcpStream, to: &TcpStream, delay: Duration, width: Option<u32>, carried: Arc<AtomicU64>) {
     let (mut from, mut to) = (from.try_clone().expect("a handle"), to.try_clone().expect("a handle"));
     to.set_nodelay(true).expect("an option of the socket");
     let (sender, receiver) = mpsc::sync_channel::<(Instant, Vec<u8>)>(UNDER_WAY);
@@ -49,6 +56,7 @@ fn carry(from: &TcpStream, to: &TcpStream, delay: Duration, width: Option<u32>) 
         // When the link is free again.
         let mut free = Instant::now();
         while let Ok(read @ 1..) = from.read(&mut piece) {
+            carried.fetch_add(read as u64, Ordering::Relaxed);
             if let Some(width) = width {
                 free = free.max(Instant::now()) + Duration::from_secs_f64(read as f64 / f64::from(width));
                 // What cannot be carried yet is not taken, so that the sender notices.

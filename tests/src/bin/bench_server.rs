@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -23,7 +23,7 @@ use swarmllm_core::node::{
 use swarmllm_tests::cluster::{Carrier, Member, await_plan, builder, join, lonely_network, stage_parts};
 use swarmllm_tests::models::TestModel;
 use swarmllm_tests::prompts::{edits, harbour_log};
-use swarmllm_tests::relay::delayed;
+use swarmllm_tests::relay::{counted, delayed};
 use swarmllm_tests::server::LlamaServer;
 use swarmllm_tests::synthetic;
 use swarmllm_tests::whole::Whole;
@@ -411,8 +411,8 @@ const CHAINS: [u32; 2] = [2, 3];
 const FAR_ROUNDS: usize = 3;
 const FAR_DECODE: u32 = 48;
 
-/// A chain whose first stage is at the node that is asked; all are `delay` from each other.
-async fn chain(model: TestModel, stages: u32, delay: Duration) -> (Vec<Member>, ModelId) {
+/// A chain whose first stage is at the node that is asked; `line` says how an address is reached.
+async fn chain(model: TestModel, stages: u32, line: impl Fn(&str) -> String) -> (Vec<Member>, ModelId) {
     let network = lonely_network();
     let cut = model.cut(stages);
     let asked = node(&network, threads()).await;
@@ -424,7 +424,7 @@ async fn chain(model: TestModel, stages: u32, delay: Duration) -> (Vec<Member>, 
         let host = node(&network, threads()).await;
         host.import(&model.path(), model.name(), stage_parts(&cut, index)).await;
         for other in &members {
-            join(&other.node, &[delayed(&host.node.addresses()[0], delay)], Carrier::Tcp).await;
+            join(&other.node, &[line(&host.node.addresses()[0])], Carrier::Tcp).await;
         }
         members.push(host);
     }
@@ -442,7 +442,7 @@ async fn far(model: TestModel, text: &mut Text, figures: &mut Figures) {
     for stages in CHAINS {
         for delay in DELAYS {
             let way = Duration::from_millis(delay);
-            let (members, id) = chain(model, stages, way).await;
+            let (members, id) = chain(model, stages, |address| delayed(address, way)).await;
             let distant = Asked::Ours { node: members[0].node.clone(), model: id, guess: false, exact: false };
             let mut over = Vec::new();
             for round in 0..=FAR_ROUNDS {
@@ -460,6 +460,30 @@ async fn far(model: TestModel, text: &mut Text, figures: &mut Figures) {
             }
         }
     }
+}
+
+/// A narrow line, in bytes a second: 20 Mbit/s. Tokens of a prompt that goes over it.
+const NARROW: u32 = 20_000_000 / 8;
+const NARROW_PROMPT: usize = 1000;
+
+/// A prompt whose states go from one stage to the next over a narrow line: the bytes it takes, and the time over what the
+/// line takes for them.
+async fn narrow(model: TestModel, text: &mut Text, figures: &mut Figures) {
+    let carried = Arc::new(AtomicU64::new(0));
+    let (members, id) = chain(model, 2, |address| counted(address, NARROW, &carried)).await;
+    let asked = Asked::Ours { node: members[0].node.clone(), model: id, guess: false, exact: false };
+    let (mut bytes, mut over) = (Vec::new(), Vec::new());
+    for round in 0..=FAR_ROUNDS {
+        let (prompt, before) = (text.cut(NARROW_PROMPT), carried.load(Ordering::Relaxed));
+        let took = asked.ask(&prompt, 1).await.first;
+        let sent = (carried.load(Ordering::Relaxed) - before) as f64;
+        if round > 0 {
+            bytes.push(sent / 1e6);
+            over.push(took / (sent / f64::from(NARROW)));
+        }
+    }
+    tell(figures, "narrow20_prefill1000_megabytes", "", bytes);
+    tell(figures, "narrow20_prefill1000_over_floor", "", over);
 }
 
 /// Answers of which drift is told: so many prompts, and tokens of each.
@@ -670,6 +694,7 @@ async fn main() {
         }
         if wanted("far") {
             far(model, &mut text, &mut figures).await;
+            narrow(model, &mut text, &mut figures).await;
         }
         if wanted("overlap") {
             overlap(model, &mut text, &mut figures).await;
