@@ -2,25 +2,59 @@
 
 use std::process::ExitCode;
 
-use swarmllm_core::node::Plan;
+use serde::Serialize;
+use swarmllm_core::node::{Node, Plan};
 
 use crate::args::PlanArgs;
 use crate::context::{Context, close, patiently};
 use crate::failure::Failure;
 use crate::print;
 
+/// Peers of which it is told whether they would help.
+const MAX_HELPERS: usize = 64;
+
 pub async fn plan(context: &Context, args: PlanArgs) -> Result<ExitCode, Failure> {
     let node = context.guest(&args.meet.peer).await?;
     let patience = context.patience(&args.meet);
     let plan = patiently(patience, async || node.plan(&args.model).await.map_err(Failure::from)).await;
+    let helpers = match &plan {
+        Ok(plan) => helpers(&node, &args.model, plan).await,
+        Err(_) => Vec::new(),
+    };
     close(node).await;
-    tell(context, &plan?)?;
+    tell(context, &plan?, &helpers)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn tell(context: &Context, plan: &Plan) -> Result<(), Failure> {
+/// A peer that would make the plan better if it held more, and that better plan.
+#[derive(Serialize)]
+struct Helper {
+    node: String,
+    plan: Plan,
+}
+
+async fn helpers(node: &Node, model: &str, plan: &Plan) -> Vec<Helper> {
+    let mut helpers = Vec::new();
+    for peer in node.peers().into_iter().filter(|peer| peer.connected && peer.serves).take(MAX_HELPERS) {
+        // A peer that has left meanwhile would not help.
+        let Ok(with) = node.plan_if_held(model, peer.id).await else { continue };
+        if (with.stages.len(), with.token_us) < (plan.stages.len(), plan.token_us) {
+            helpers.push(Helper { node: peer.id.to_string(), plan: with });
+        }
+    }
+    helpers
+}
+
+#[derive(Serialize)]
+struct Told<'a> {
+    #[serde(flatten)]
+    plan: &'a Plan,
+    would_help: &'a [Helper],
+}
+
+fn tell(context: &Context, plan: &Plan, helpers: &[Helper]) -> Result<(), Failure> {
     if context.json {
-        return print::json(plan);
+        return print::json(&Told { plan, would_help: helpers });
     }
     let rows: Vec<[String; 3]> = (1..)
         .zip(&plan.stages)
@@ -34,5 +68,10 @@ fn tell(context: &Context, plan: &Plan) -> Result<(), Failure> {
         "about {:.1} ms a token at most; of machines that have not computed for this process yet the speed is a guess",
         plan.token_us as f64 / 1e3
     ));
+    for Helper { node, plan } in helpers {
+        let (stages, millis) = (plan.stages.len(), plan.token_us as f64 / 1e3);
+        let short = node.get(..8).unwrap_or(node);
+        print::note(&format!("{short} would help if it held the model: {stages} stages, about {millis:.1} ms a token"));
+    }
     Ok(())
 }

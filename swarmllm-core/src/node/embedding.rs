@@ -9,10 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::base::{ErrorKind, Fault};
 use crate::engine::sample::{Sampled, Sampler, SamplingParams};
-use crate::node::generation::{
-    Finding, blocking, check_prompt, context_limit, encode, find_route, in_time, load, new_session,
-};
+use crate::node::generation::{blocking, check_prompt, context_limit, encode, in_time, load, new_session};
 use crate::node::loaded::LoadedModel;
+use crate::node::planning::{Finding, find_route};
 use crate::node::report::Embeddings;
 use crate::node::request::{EmbedRequest, Prompt};
 use crate::node::shared::Shared;

@@ -5,32 +5,27 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::base::{ErrorKind, Event, Fault, ModelId, NodeId, SessionId};
+use crate::base::{ErrorKind, Event, Fault, ModelId, SessionId};
 use crate::engine::sample::Sampler;
 use crate::node::drafting;
 use crate::node::error::GenerateError;
 use crate::node::fetch;
 use crate::node::loaded::LoadedModel;
-use crate::node::registry::Registry;
+use crate::node::planning::{Finding, find_route};
 use crate::node::report::{Completion, FinishReason, RouteStage, Timings, TokenLogprob};
 use crate::node::request::{ChatRequest, DEFAULT_MAX_TOKENS, GenerateOptions, GenerateRequest, Prompt};
-use crate::node::seek::{key_of, seek};
 use crate::node::shared::Shared;
 use crate::node::sink::{Said, Sink};
 use crate::pipeline::job::{self, Job, Outcome, StageReport};
-use crate::pipeline::plan::{Candidate, Plan, PlanRequest, plan};
-use crate::pipeline::route::{Route, Routes};
+use crate::pipeline::plan::Plan;
 use crate::pipeline::runner;
 use crate::pipeline::session::End;
 
 /// Deltas that wait for a slow reader; beyond that the generation waits for it.
 const DELTA_QUEUE: usize = 64;
-/// Round trip assumed for a peer that has not been measured yet: a far one.
-const UNKNOWN_RTT_US: u32 = 500_000;
 
 /// A piece of an answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -162,12 +157,6 @@ pub(super) async fn in_time<T, E: From<Fault>>(
     }
 }
 
-/// Which stages would answer.
-pub(crate) async fn plan_for(shared: &Arc<Shared>, name: &str) -> Result<Plan, GenerateError> {
-    let model = load(shared, name).await?;
-    Ok(find_route(shared, &model, &[]).await?.plan)
-}
-
 pub(super) async fn load(shared: &Arc<Shared>, name: &str) -> Result<Arc<LoadedModel>, Fault> {
     shared.check_open()?;
     let id = fetch::find(shared, name).await?;
@@ -292,94 +281,6 @@ pub(super) fn new_session() -> Result<SessionId, Fault> {
     let mut bytes = [0u8; 16];
     getrandom::fill(&mut bytes).map_err(|error| Fault::new(ErrorKind::Internal, error))?;
     Ok(SessionId(bytes))
-}
-
-/// The best route that does without some nodes; where those that are known do not give one, those that the swarm's table
-/// names are asked too.
-pub(super) async fn find_route(shared: &Arc<Shared>, model: &LoadedModel, without: &[NodeId]) -> Result<Route, Fault> {
-    let plan = match make_plan(shared, model, without) {
-        Err(none) if seek(shared, key_of(model.id)).await == 0 => return Err(none),
-        Err(_) => make_plan(shared, model, without)?,
-        Ok(found) => found,
-    };
-    Ok(Route { addresses: addresses(shared, &plan), weights: weights(model, &plan), plan })
-}
-
-/// Finds routes for a session under way.
-pub(super) struct Finding {
-    pub shared: Arc<Shared>,
-    pub model: Arc<LoadedModel>,
-}
-
-impl Routes for Finding {
-    fn find(&self, without: Vec<NodeId>) -> BoxFuture<'_, Result<Route, Fault>> {
-        Box::pin(async move { find_route(&self.shared, &self.model, &without).await })
-    }
-}
-
-fn make_plan(shared: &Shared, model: &LoadedModel, without: &[NodeId]) -> Result<Plan, Fault> {
-    let stages = shared.serving.stages();
-    let memory = |layers, head| stages.memory_of(model.engine.as_ref(), &model.manifest, layers, head);
-    let weight = |layers, head| model.manifest.stage_weight(layers, head);
-    let mut candidates = candidates(shared, model);
-    candidates.retain(|candidate| !without.contains(&candidate.node));
-    let request = PlanRequest {
-        model: model.id,
-        layers: model.manifest.layers,
-        cuts: &model.cuts,
-        candidates: &candidates,
-        memory: &memory,
-        weight: &weight,
-    };
-    plan(&request)
-        .map_err(|error| Fault::new(ErrorKind::NoPlan, format!("no plan for {}: {error}", model.manifest.name)))
-}
-
-/// This node and every peer that says it serves the model. What a peer claims decides only who is asked.
-fn candidates(shared: &Shared, model: &LoadedModel) -> Vec<Candidate> {
-    let held = shared.catalog.holding(model.id);
-    let stages = shared.serving.stages();
-    let pace_ns = |node| shared.coordinator.speeds.pace_ns(model.id, node);
-    let local = Candidate {
-        node: shared.id,
-        layers: held.layers,
-        head: held.head,
-        rtt_us: 0,
-        pace_ns: pace_ns(shared.id),
-        free_memory: stages.memory_free(),
-        loaded: stages.in_use(model.id, model.engine.name()),
-    };
-    let known = shared.registry.snapshot();
-    let peer = |(node, announcement): (&NodeId, &crate::wire::announce::Announcement)| {
-        let holding = Registry::holding(&known, *node, model.id)?;
-        let rtt = shared.net.as_ref()?.peers().lookup(*node).and_then(|peer| peer.rtt);
-        let rtt_us = rtt.map_or(UNKNOWN_RTT_US, |rtt| rtt.as_micros().try_into().unwrap_or(u32::MAX));
-        let clipped = |range: &crate::base::LayerRange| {
-            crate::base::LayerRange::new(range.start, range.end.min(model.manifest.layers))
-        };
-        announcement.serves.then(|| Candidate {
-            node: *node,
-            layers: holding.layers.iter().map(clipped).filter(|range| !range.is_empty()).collect(),
-            head: holding.head,
-            rtt_us,
-            pace_ns: pace_ns(*node),
-            free_memory: announcement.free_memory,
-            loaded: Vec::new(),
-        })
-    };
-    std::iter::once(local).chain(known.iter().filter_map(peer)).collect()
-}
-
-/// Where each stage's host may be dialled.
-fn addresses(shared: &Shared, plan: &Plan) -> Vec<Vec<String>> {
-    let known = shared.registry.snapshot();
-    let of = |node: NodeId| known.get(&node).map(|announcement| announcement.addresses.clone()).unwrap_or_default();
-    plan.stages.iter().map(|stage| of(stage.node)).collect()
-}
-
-/// What the ledger prices each stage by.
-fn weights(model: &LoadedModel, plan: &Plan) -> Vec<u64> {
-    plan.stages.iter().map(|stage| model.manifest.stage_weight(stage.layers, stage.head)).collect()
 }
 
 async fn run(shared: Arc<Shared>, model: Arc<LoadedModel>, job: Job, mut sink: Sink) {

@@ -18,7 +18,7 @@ use crate::node::runtime::Ground;
 use crate::node::shared::Shared;
 #[cfg(feature = "https")]
 use crate::node::web::{self, WebSource};
-use crate::node::{announcer, embedding, fetch, transfer};
+use crate::node::{announcer, embedding, fetch, planning, transfer};
 use crate::pipeline::plan::Plan;
 use crate::pipeline::search::is_loss;
 use crate::rt::EventReader;
@@ -298,7 +298,14 @@ impl Node {
     /// Which stages would answer now, without acting.
     pub async fn plan(&self, model: &str) -> Result<Plan, GenerateError> {
         let (shared, model) = (self.shared.clone(), model.to_owned());
-        self.act(async move { generation::plan_for(&shared, &model).await }).await
+        self.act(async move { planning::plan_for(&shared, &model).await }).await
+    }
+
+    /// The plan if this peer held the whole model: whether it would help, without acting. Refuses a peer that is not known
+    /// to compute for others.
+    pub async fn plan_if_held(&self, model: &str, peer: NodeId) -> Result<Plan, GenerateError> {
+        let (shared, model) = (self.shared.clone(), model.to_owned());
+        self.act(async move { Ok(planning::plan_if_held(&shared, &model, peer).await?) }).await
     }
 
     /// Continues a conversation, by the model's own template. Cancel-safe: dropped, nothing goes on.

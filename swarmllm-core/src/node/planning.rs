@@ -1,0 +1,138 @@
+//! What the planner is told of this node and of its peers, and the routes that follow.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+
+use crate::base::{ErrorKind, Fault, LayerRange, NodeId};
+use crate::node::error::GenerateError;
+use crate::node::generation::load;
+use crate::node::loaded::LoadedModel;
+use crate::node::registry::Registry;
+use crate::node::seek::{key_of, seek};
+use crate::node::shared::Shared;
+use crate::pipeline::plan::{Candidate, Plan, PlanRequest, plan};
+use crate::pipeline::route::{Route, Routes};
+use crate::wire::announce::Announcement;
+
+/// Round trip assumed for a peer that has not been measured yet: a far one.
+const UNKNOWN_RTT_US: u32 = 500_000;
+
+/// Which stages would answer.
+pub(crate) async fn plan_for(shared: &Arc<Shared>, name: &str) -> Result<Plan, GenerateError> {
+    let model = load(shared, name).await?;
+    Ok(find_route(shared, &model, &[]).await?.plan)
+}
+
+/// The best route that does without some nodes; where those that are known do not give one, those that the swarm's table
+/// names are asked too.
+pub(super) async fn find_route(shared: &Arc<Shared>, model: &LoadedModel, without: &[NodeId]) -> Result<Route, Fault> {
+    let plan = match make_plan(shared, model, without) {
+        Err(none) if seek(shared, key_of(model.id)).await == 0 => return Err(none),
+        Err(_) => make_plan(shared, model, without)?,
+        Ok(found) => found,
+    };
+    Ok(Route { addresses: addresses(shared, &plan), weights: weights(model, &plan), plan })
+}
+
+/// Finds routes for a session under way.
+pub(super) struct Finding {
+    pub shared: Arc<Shared>,
+    pub model: Arc<LoadedModel>,
+}
+
+impl Routes for Finding {
+    fn find(&self, without: Vec<NodeId>) -> BoxFuture<'_, Result<Route, Fault>> {
+        Box::pin(async move { find_route(&self.shared, &self.model, &without).await })
+    }
+}
+
+fn make_plan(shared: &Shared, model: &LoadedModel, without: &[NodeId]) -> Result<Plan, Fault> {
+    let mut candidates = candidates(shared, model);
+    candidates.retain(|candidate| !without.contains(&candidate.node));
+    plan_among(shared, model, &candidates)
+}
+
+fn plan_among(shared: &Shared, model: &LoadedModel, candidates: &[Candidate]) -> Result<Plan, Fault> {
+    let stages = shared.serving.stages();
+    let memory = |layers, head| stages.memory_of(model.engine.as_ref(), &model.manifest, layers, head);
+    let weight = |layers, head| model.manifest.stage_weight(layers, head);
+    let request = PlanRequest {
+        model: model.id,
+        layers: model.manifest.layers,
+        cuts: &model.cuts,
+        candidates,
+        memory: &memory,
+        weight: &weight,
+    };
+    plan(&request)
+        .map_err(|error| Fault::new(ErrorKind::NoPlan, format!("no plan for {}: {error}", model.manifest.name)))
+}
+
+/// This node and every peer that says it serves the model. What a peer claims decides only who is asked.
+fn candidates(shared: &Shared, model: &LoadedModel) -> Vec<Candidate> {
+    let held = shared.catalog.holding(model.id);
+    let stages = shared.serving.stages();
+    let pace_ns = |node| shared.coordinator.speeds.pace_ns(model.id, node);
+    let local = Candidate {
+        node: shared.id,
+        layers: held.layers,
+        head: held.head,
+        rtt_us: 0,
+        pace_ns: pace_ns(shared.id),
+        free_memory: stages.memory_free(),
+        loaded: stages.in_use(model.id, model.engine.name()),
+    };
+    let known = shared.registry.snapshot();
+    let peer = |(node, announcement): (&NodeId, &Announcement)| {
+        let holding = Registry::holding(&known, *node, model.id)?;
+        let clipped = |range: &LayerRange| LayerRange::new(range.start, range.end.min(model.manifest.layers));
+        let layers = holding.layers.iter().map(clipped).filter(|range| !range.is_empty()).collect();
+        peer_candidate(shared, model, (*node, announcement), layers, holding.head)
+    };
+    std::iter::once(local).chain(known.iter().filter_map(peer)).collect()
+}
+
+/// A peer that says it computes for others, as if it held these layers.
+fn peer_candidate(
+    shared: &Shared,
+    model: &LoadedModel,
+    (node, announcement): (NodeId, &Announcement),
+    layers: Vec<LayerRange>,
+    head: bool,
+) -> Option<Candidate> {
+    let rtt = shared.net.as_ref()?.peers().lookup(node).and_then(|peer| peer.rtt);
+    let rtt_us = rtt.map_or(UNKNOWN_RTT_US, |rtt| rtt.as_micros().try_into().unwrap_or(u32::MAX));
+    let pace_ns = shared.coordinator.speeds.pace_ns(model.id, node);
+    let (free_memory, loaded) = (announcement.free_memory, Vec::new());
+    announcement.serves.then_some(Candidate { node, layers, head, rtt_us, pace_ns, free_memory, loaded })
+}
+
+/// The plan if this peer held the whole model.
+pub(super) async fn plan_if_held(shared: &Arc<Shared>, model: &str, peer: NodeId) -> Result<Plan, Fault> {
+    let model = load(shared, model).await?;
+    let known = shared.registry.snapshot();
+    let silent = || {
+        let text = format!("peer {} is not known to compute for others", peer.short());
+        Fault::new(ErrorKind::PeerUnreachable, text)
+    };
+    let announcement = known.get(&peer).ok_or_else(silent)?;
+    let whole = vec![LayerRange::new(0, model.manifest.layers)];
+    let candidate = peer_candidate(shared, &model, (peer, announcement), whole, true).ok_or_else(silent)?;
+    let mut among = candidates(shared, &model);
+    among.retain(|other| other.node != peer);
+    among.push(candidate);
+    plan_among(shared, &model, &among)
+}
+
+/// Where each stage's host may be dialled.
+fn addresses(shared: &Shared, plan: &Plan) -> Vec<Vec<String>> {
+    let known = shared.registry.snapshot();
+    let of = |node: NodeId| known.get(&node).map(|announcement| announcement.addresses.clone()).unwrap_or_default();
+    plan.stages.iter().map(|stage| of(stage.node)).collect()
+}
+
+/// What the ledger prices each stage by.
+fn weights(model: &LoadedModel, plan: &Plan) -> Vec<u64> {
+    plan.stages.iter().map(|stage| model.manifest.stage_weight(stage.layers, stage.head)).collect()
+}
