@@ -120,6 +120,9 @@ pub struct NodeArgs {
     /// Ask the router to forward this node's ports
     #[arg(long)]
     pub upnp: bool,
+    /// Most bytes a second over the wire, both ways together, as 2MiB or in bytes [default: no ceiling]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub max_traffic: Option<u64>,
     /// P2P address to listen on, as /ip4/../tcp/..; may be repeated
     #[arg(long, value_name = "ADDR")]
     pub listen: Vec<String>,
@@ -169,6 +172,7 @@ impl NodeArgs {
             relay: (self.relay || is_bootstrap).then_some(true),
             external: given(&self.external),
             upnp: self.upnp.then_some(true),
+            max_traffic: self.max_traffic,
             serve: is_bootstrap.then_some(false),
             listen: given(&self.listen),
             mdns: self.no_mdns.then_some(false),

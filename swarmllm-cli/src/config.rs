@@ -57,6 +57,9 @@ pub struct Settings {
     pub external: Vec<String>,
     /// Whether to ask the router to forward ports.
     pub upnp: bool,
+    /// Most bytes a second that may go over the wire; a number, or text like `2MiB`.
+    #[serde(default, deserialize_with = "size")]
+    pub max_traffic: Option<u64>,
     /// Whether `run` computes for others.
     pub serve: bool,
     pub threads: Option<u32>,
@@ -117,6 +120,7 @@ impl Default for Settings {
             relay: false,
             external: Vec::new(),
             upnp: false,
+            max_traffic: None,
             serve: true,
             threads: None,
             gpu_layers: None,
@@ -159,6 +163,8 @@ pub struct Flags {
     pub external: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upnp: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_traffic: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serve: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -122,7 +122,11 @@ impl Context {
     fn online(&self, builder: NodeBuilder) -> NodeBuilder {
         let settings = &self.settings;
         let met = builder.mdns(settings.mdns).bootstrap(settings.bootstrap.clone());
-        met.relay(settings.relay).external(settings.external.clone()).upnp(settings.upnp)
+        let met = met.relay(settings.relay).external(settings.external.clone()).upnp(settings.upnp);
+        match settings.max_traffic.and_then(std::num::NonZeroU64::new) {
+            Some(ceiling) => met.max_traffic(ceiling),
+            None => met,
+        }
     }
 }
 

@@ -195,6 +195,15 @@ pub extern "C" fn swarmllm_config_set_upnp(config: swarmllm_config, on: i32) -> 
     set(config, |builder| builder.upnp(on != 0))
 }
 
+/// Most bytes a second that may go over the wire, both ways together (0 = no ceiling, as without a call).
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_config_set_max_traffic(config: swarmllm_config, bytes_a_second: u64) -> swarmllm_status {
+    set(config, |builder| match NonZeroU64::new(bytes_a_second) {
+        Some(ceiling) => builder.max_traffic(ceiling),
+        None => builder,
+    })
+}
+
 /// Whether to compute stages for others (0 = no).
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_set_serve(config: swarmllm_config, on: i32) -> swarmllm_status {

@@ -28,6 +28,7 @@ pub struct NodeConfig {
     relay: Option<bool>,
     external: Option<Vec<String>>,
     upnp: Option<bool>,
+    max_traffic: Option<NonZeroU64>,
     serve: Option<bool>,
     threads: Option<u32>,
     gpu_layers: Option<u32>,
@@ -62,6 +63,7 @@ impl NodeConfig {
         builder = set(builder, self.relay, NodeBuilder::relay);
         builder = set(builder, self.external, NodeBuilder::external);
         builder = set(builder, self.upnp, NodeBuilder::upnp);
+        builder = set(builder, self.max_traffic, NodeBuilder::max_traffic);
         builder = set(builder, self.serve, NodeBuilder::serve);
         builder = set(builder, self.threads, NodeBuilder::threads);
         builder = set(builder, self.gpu_layers, NodeBuilder::gpu_layers);

@@ -1,6 +1,6 @@
 //! What a host may set, and every limit that it may not.
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
 use libp2p::Multiaddr;
@@ -33,6 +33,8 @@ pub struct NetConfig {
     pub external: Vec<String>,
     /// Whether to ask the router to forward the ports, by UPnP.
     pub upnp: bool,
+    /// Most bytes a second that may go over the wire, both ways together, in all that this node does. `None`: no ceiling.
+    pub ceiling: Option<NonZeroU64>,
     /// Most connections at once, to all peers together.
     pub max_connections: u32,
     /// Longest wait for a dialled peer to be connected and identified.
@@ -53,6 +55,7 @@ impl Default for NetConfig {
             relay: false,
             external: Vec::new(),
             upnp: false,
+            ceiling: None,
             max_connections: 512,
             dial_deadline: Duration::from_secs(10),
             agent: concat!("swarmllm/", env!("CARGO_PKG_VERSION")).into(),

@@ -15,10 +15,11 @@ use super::config::{self, Checked};
 use super::discovery::Discovery;
 use super::driver::{Driver, Drops, Outlets};
 use super::listen::Addresses;
+use super::meter::Meter;
 use super::peers::PeerTable;
 use super::pending::Pending;
 use super::reach::Reach;
-use super::{Channel, NetConfig, NetError, PeerRegistry, Stream, streams, transport};
+use super::{Channel, NetConfig, NetError, PeerRegistry, Stream, Traffic, streams, transport};
 use crate::base::{Hash, NodeId};
 use crate::identity::Keypair;
 use crate::rt::{EventBus, TaskSet, Watched};
@@ -55,6 +56,7 @@ pub struct NetHandle {
     disconnects: broadcast::WeakSender<NodeId>,
     dropped_streams: Arc<AtomicU64>,
     drops: Arc<Drops>,
+    meter: Arc<Meter>,
 }
 
 impl std::fmt::Debug for NetHandle {
@@ -92,7 +94,8 @@ fn build(
     let key = identity::Keypair::ed25519_from_bytes(*keypair.seed())
         .map_err(|error| NetError::Setup { reason: error.to_string() })?;
     let local = key.public().to_peer_id();
-    let (streams, outlets, dropped_streams) = streams::Behaviour::new(&config.network)?;
+    let meter = Arc::new(Meter::new(config.ceiling));
+    let (streams, outlets, dropped_streams) = streams::Behaviour::new(&config.network, meter.clone())?;
     let (circuits, circuit_client) = relay::client::new(local);
     let behaviour = Behaviour::new(&config, &key, streams, circuit_client)?;
     // A connection that cannot be closed, because its peer is frozen, ends with the driver all the same.
@@ -103,7 +106,8 @@ fn build(
         executor.spawn("connection", async move { over.run_until_cancelled(task).await.unwrap_or(()) });
     };
     let swarm_config = swarm::Config::with_executor(run).with_idle_connection_timeout(config::IDLE_CONNECTION);
-    let swarm = Swarm::new(transport::build(&key, config.key.as_ref(), circuits)?, behaviour, local, swarm_config);
+    let swarm =
+        Swarm::new(transport::build(&key, config.key.as_ref(), circuits, &meter)?, behaviour, local, swarm_config);
 
     let (commands, queue) = mpsc::channel(config::COMMAND_QUEUE);
     let (gossip, gossip_out) = mpsc::channel(config::GOSSIP_QUEUE);
@@ -121,6 +125,7 @@ fn build(
         disconnects: disconnects.downgrade(),
         dropped_streams,
         drops: drops.clone(),
+        meter,
     };
     let given = bootstrap.into_iter().map(|address| (address::peer_in(&address), address));
     let mut discovery = Discovery::new(given, Instant::now());
@@ -178,6 +183,11 @@ impl NetHandle {
     pub fn dropped(&self) -> Dropped {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Dropped { streams: count(&self.dropped_streams), gossip: count(&self.drops.gossip) }
+    }
+
+    /// What went over the wire since the start.
+    pub fn traffic(&self) -> Traffic {
+        self.meter.traffic()
     }
 
     /// Nodes from now on as they connect and have identified themselves as ours. A reader that lags is told so.

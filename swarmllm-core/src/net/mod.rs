@@ -26,6 +26,7 @@ mod driver;
 mod error;
 mod handle;
 mod listen;
+mod meter;
 mod muxer;
 mod outward;
 mod peers;
@@ -42,5 +43,6 @@ pub use config::{
 };
 pub use error::NetError;
 pub use handle::{Dropped, Incoming, NetHandle, start};
+pub use meter::{Flow, Traffic};
 pub use peers::{PeerInfo, PeerRegistry};
 pub use streams::{Channel, Stream};

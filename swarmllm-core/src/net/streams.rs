@@ -27,6 +27,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::address::node_of;
 use super::config::{INCOMING_QUEUE, MAX_STREAMS_PER_PEER, OPEN_DEADLINE};
+use super::meter::Meter;
 use super::{NetError, behaviour};
 use crate::base::NodeId;
 
@@ -65,8 +66,26 @@ impl fmt::Display for Channel {
 /// a reset, over QUIC an end like any other, so an end between messages is no proof that all was said.
 pub struct Stream {
     inner: libp2p::Stream,
+    channel: Channel,
+    meter: Arc<Meter>,
     /// Counts as open until dropped.
     _permit: OwnedSemaphorePermit,
+}
+
+impl Stream {
+    fn read(&self, read: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = read {
+            self.meter.received(self.channel, bytes);
+        }
+        read
+    }
+
+    fn written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.meter.sent(self.channel, bytes);
+        }
+        written
+    }
 }
 
 impl fmt::Debug for Stream {
@@ -77,7 +96,8 @@ impl fmt::Debug for Stream {
 
 impl AsyncRead for Stream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_read(cx, buffer)
+        let read = Pin::new(&mut self.inner).poll_read(cx, buffer);
+        self.read(read)
     }
 
     fn poll_read_vectored(
@@ -85,13 +105,15 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buffers: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_read_vectored(cx, buffers)
+        let read = Pin::new(&mut self.inner).poll_read_vectored(cx, buffers);
+        self.read(read)
     }
 }
 
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buffer)
+        let written = Pin::new(&mut self.inner).poll_write(cx, buffer);
+        self.written(written)
     }
 
     fn poll_write_vectored(
@@ -99,7 +121,8 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         buffers: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, buffers)
+        let written = Pin::new(&mut self.inner).poll_write_vectored(cx, buffers);
+        self.written(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -225,6 +248,7 @@ impl Slots {
 pub(super) struct Behaviour {
     names: Offer,
     inlets: Inlets,
+    meter: Arc<Meter>,
     peers: HashMap<PeerId, Slots>,
     orders: VecDeque<(PeerId, ConnectionId, Order)>,
     waker: Option<Waker>,
@@ -232,7 +256,7 @@ pub(super) struct Behaviour {
 
 impl Behaviour {
     /// The protocol of `network`, its queues, and the count of streams that nobody took.
-    pub fn new(network: &str) -> Result<(Self, Outlets, Arc<AtomicU64>), NetError> {
+    pub fn new(network: &str, meter: Arc<Meter>) -> Result<(Self, Outlets, Arc<AtomicU64>), NetError> {
         let name = |channel: Channel| {
             StreamProtocol::try_from_owned(behaviour::protocol(network, channel.name()))
                 .map(|protocol| Name { channel, protocol })
@@ -245,7 +269,7 @@ impl Behaviour {
         let dropped = Arc::new(AtomicU64::new(0));
         let inlets = Inlets { control, stage, shard, dropped: dropped.clone() };
         let outlets = Outlets { control: control_out, stage: stage_out, shard: shard_out };
-        let behaviour = Self { names, inlets, peers: HashMap::new(), orders: VecDeque::new(), waker: None };
+        let behaviour = Self { names, inlets, meter, peers: HashMap::new(), orders: VecDeque::new(), waker: None };
         Ok((behaviour, outlets, dropped))
     }
 
@@ -282,6 +306,7 @@ impl Behaviour {
             node,
             names: self.names.clone(),
             inlets: self.inlets.clone(),
+            meter: self.meter.clone(),
             inbound,
             keep: false,
             opens: VecDeque::new(),
@@ -361,15 +386,20 @@ pub(super) struct Handler {
     node: NodeId,
     names: Offer,
     inlets: Inlets,
+    meter: Arc<Meter>,
     inbound: Arc<Semaphore>,
     keep: bool,
     opens: VecDeque<Open>,
 }
 
 impl Handler {
+    fn stream(&self, inner: libp2p::Stream, channel: Channel, permit: OwnedSemaphorePermit) -> Stream {
+        Stream { inner, channel, meter: self.meter.clone(), _permit: permit }
+    }
+
     fn accept(&self, stream: libp2p::Stream, channel: Channel) {
         match self.inbound.clone().try_acquire_owned() {
-            Ok(permit) => self.inlets.give(self.node, channel, Stream { inner: stream, _permit: permit }),
+            Ok(permit) => self.inlets.give(self.node, channel, self.stream(stream, channel, permit)),
             // Dropped, that is reset: an honest peer counts too and does not open so many.
             Err(_) => {
                 self.inlets.dropped.fetch_add(1, Ordering::Relaxed);
@@ -434,8 +464,8 @@ impl ConnectionHandler for Handler {
                 self.accept(stream, channel);
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol: (stream, _), info: open }) => {
-                let Open { permit, reply, .. } = open;
-                let _ = reply.send(Ok(Stream { inner: stream, _permit: permit }));
+                let Open { permit, reply, channel } = open;
+                let _ = reply.send(Ok(self.stream(stream, channel, permit)));
             }
             ConnectionEvent::DialUpgradeError(failed) => self.refuse(failed.info, failed.error),
             _ => {}

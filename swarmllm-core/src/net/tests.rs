@@ -12,6 +12,7 @@ use crate::base::{ErrorKind, Event, Hash, NodeId};
 use crate::identity::Keypair;
 use crate::rt::{EventBus, TaskSet};
 
+mod crowd;
 mod private;
 mod relayed;
 
@@ -561,8 +562,13 @@ mod foreign {
 
     fn new<B: NetworkBehaviour>(behaviour: impl FnOnce(&identity::Keypair) -> B) -> Swarm<B> {
         let key = identity::Keypair::generate_ed25519();
-        let transport =
-            super::transport::build(&key, None, libp2p::relay::client::new(key.public().to_peer_id()).0).unwrap();
+        let transport = super::transport::build(
+            &key,
+            None,
+            libp2p::relay::client::new(key.public().to_peer_id()).0,
+            &std::sync::Arc::new(super::meter::Meter::new(None)),
+        )
+        .unwrap();
         let config = swarm::Config::with_tokio_executor().with_idle_connection_timeout(super::PATIENCE);
         let mut swarm = Swarm::new(transport, behaviour(&key), key.public().to_peer_id(), config);
         swarm.listen_on("/ip4/127.0.0.1/tcp/0".parse::<Multiaddr>().unwrap()).unwrap();

@@ -2,6 +2,8 @@
 //! relay carries what it can neither read nor change. Between the nodes of a private swarm: TCP and circuits, enciphered
 //! with the swarm's key below all that (libp2p's pnet).
 
+use std::sync::Arc;
+
 use futures::future::Either;
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::Boxed;
@@ -14,6 +16,7 @@ use super::config::{
     HANDSHAKE_DEADLINE, MAX_STREAMS_PER_CONNECTION, QUIC_CONNECTION_WINDOW, QUIC_IDLE, QUIC_KEEP_ALIVE,
     QUIC_STREAM_WINDOW,
 };
+use super::meter::{Meter, Metered};
 use super::muxer::Yamux;
 use super::outward::Outward;
 use crate::identity::SwarmKey;
@@ -23,6 +26,7 @@ pub(super) fn build(
     key: &identity::Keypair,
     swarm: Option<&SwarmKey>,
     circuits: relay::client::Transport,
+    meter: &Arc<Meter>,
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, NetError> {
     let noise = noise::Config::new(key).map_err(|error| NetError::Setup { reason: format!("noise: {error}") })?;
     // Without nodelay a small message waits for the answer to the one before: 40 ms and more.
@@ -33,13 +37,29 @@ pub(super) fn build(
             Either::Left((peer, muxer)) => (peer, StreamMuxerBox::new(muxer)),
             Either::Right((peer, muxer)) => (peer, StreamMuxerBox::new(muxer)),
         });
-        return Ok(Outward::new(both.boxed()).boxed());
+        return Ok(metered(both, meter));
     };
     // Below Noise, so that who has not the key cannot even say who it is.
     let sealed = PnetConfig::new(PreSharedKey::new(*swarm.bytes()));
     let tcp = tcp.and_then(move |socket, _| sealed.handshake(socket));
     let tcp = tcp.upgrade(Version::V1Lazy).authenticate(noise).multiplex(Yamux).timeout(HANDSHAKE_DEADLINE);
-    Ok(Outward::new(tcp.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).boxed()).boxed())
+    Ok(metered(tcp.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))), meter))
+}
+
+/// Counts what connections carry. That of a circuit is carried by the connection to its relay, and counted there.
+fn metered<T>(transport: T, meter: &Arc<Meter>) -> Boxed<(PeerId, StreamMuxerBox)>
+where
+    T: Transport<Output = (PeerId, StreamMuxerBox)> + Send + Unpin + 'static,
+    T::Dial: Send + 'static,
+    T::ListenerUpgrade: Send + 'static,
+    T::Error: Send + Sync,
+{
+    let meter = meter.clone();
+    let counted = transport.map(move |(peer, muxer), endpoint| match endpoint.is_relayed() {
+        true => (peer, muxer),
+        false => (peer, StreamMuxerBox::new(Metered::new(muxer, meter.clone()))),
+    });
+    Outward::new(counted.boxed()).boxed()
 }
 
 fn quic_config(key: &identity::Keypair) -> quic::Config {

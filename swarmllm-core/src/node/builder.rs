@@ -1,6 +1,5 @@
 //! Builds and starts a node. All defaults live here.
 
-#[cfg(feature = "https")]
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -78,6 +77,7 @@ pub struct NodeBuilder {
     relay: bool,
     external: Vec<String>,
     upnp: bool,
+    max_traffic: Option<NonZeroU64>,
     serve: Option<bool>,
     threads: Option<u32>,
     gpu_layers: Option<u32>,
@@ -165,6 +165,13 @@ impl NodeBuilder {
     /// Whether to ask the router to forward this node's ports, by UPnP. Default: false.
     pub fn upnp(mut self, on: bool) -> Self {
         self.upnp = on;
+        self
+    }
+
+    /// Most bytes a second that may go over the wire, both ways together, in all that this node does: answers, shards,
+    /// and what it carries for others. Default: no ceiling.
+    pub fn max_traffic(mut self, bytes_a_second: NonZeroU64) -> Self {
+        self.max_traffic = Some(bytes_a_second);
         self
     }
 
@@ -389,6 +396,7 @@ impl NodeBuilder {
             relay: self.relay,
             external: self.external.clone(),
             upnp: self.upnp,
+            ceiling: self.max_traffic,
             ..NetConfig::default()
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::base::{ErrorKind, Event, Fault, ModelId, NodeId};
 use crate::ledger::Balance;
 use crate::model::Manifest;
+use crate::net::NetHandle;
 use crate::node::builder::NodeBuilder;
 use crate::node::error::{ConnectError, EmbedError, GenerateError, ModelActError};
 use crate::node::generation::{self, Generation};
@@ -102,6 +103,7 @@ impl Node {
             peers_connected: peers.iter().filter(|peer| peer.connected).count() as u32,
             sessions,
             stages,
+            traffic: shared.net.as_ref().map(NetHandle::traffic).unwrap_or_default(),
             uptime_ms: shared.started.elapsed().as_millis().try_into().unwrap_or(u64::MAX),
         }
     }

@@ -38,6 +38,7 @@ pub use crate::engine::KvCache;
 pub use crate::engine::constraint::Constraint;
 pub use crate::engine::sample::{MAX_ALTERNATIVES, SamplingParams};
 pub use crate::model::chat::ChatMessage;
+pub use crate::net::{Flow, Traffic};
 pub use crate::pipeline::plan::{Plan, PlanStage};
 pub use crate::pipeline::pool::Pooling;
 pub use builder::{NodeBuilder, Preset};

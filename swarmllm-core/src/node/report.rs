@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::base::{LayerRange, ModelId, NodeId};
 use crate::model::tokenizer::Tokenizer;
+use crate::net::Traffic;
 
 /// Serialises an identifier as its text.
 pub(crate) fn as_text<T: std::fmt::Display, S: serde::Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
@@ -122,6 +123,8 @@ pub struct NodeStatus {
     pub sessions: u32,
     /// Stages loaded.
     pub stages: u32,
+    /// What went over the wire since the start, in bytes.
+    pub traffic: Traffic,
     /// Milliseconds since the start.
     pub uptime_ms: u64,
 }

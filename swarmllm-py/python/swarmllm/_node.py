@@ -140,6 +140,7 @@ class _Base:
         relay: bool | None = None,
         external: Sequence[str] | None = None,
         upnp: bool | None = None,
+        max_traffic: int | None = None,
         serve: bool | None = None,
         threads: int | None = None,
         gpu_layers: int | None = None,
@@ -158,7 +159,8 @@ class _Base:
         `private`: found a swarm that only nodes with an invite can enter. `join`: an invite; the data directory stays in
         its swarm. `listen`, `bootstrap`: multiaddrs. `mdns`: find peers on the LAN. `relay`: carry circuits for
         peers that nobody can connect to, without being able to read them. `external`: multiaddrs under which others reach
-        this node although it does not listen there. `upnp`: ask the router to forward ports. `serve`: compute for others.
+        this node although it does not listen there. `upnp`: ask the router to forward ports. `max_traffic`: most bytes a second over
+        the wire, both ways together. `serve`: compute for others.
         `threads`: compute threads. `gpu_layers`: layers that accelerators compute, of all models together. `memory`: bytes for
         weights and KV. `max_disk_bytes`: most that shards may take on the disk. `download_rate`: bytes a second from the
         web at most. `context`: positions of a session, prompt and answer together. `sessions`: how many a stage
@@ -179,6 +181,7 @@ class _Base:
             "relay": relay,
             "external": external and list(external),
             "upnp": upnp,
+            "max_traffic": max_traffic,
             "serve": serve,
             "threads": threads,
             "gpu_layers": gpu_layers,

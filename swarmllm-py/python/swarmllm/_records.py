@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 __all__ = [
     "Record",
     "Layers",
+    "Flow",
+    "Traffic",
     "Status",
     "Model",
     "Holding",
@@ -80,6 +82,22 @@ class Layers(Record):
     end: int
 
 
+class Flow(Record):
+    """Bytes that a node has sent and received."""
+
+    sent: int
+    received: int
+
+
+class Traffic(Record):
+    """What went over the wire since the start, by kind."""
+
+    control: Flow
+    stage: Flow
+    shard: Flow
+    other: Flow
+
+
 class Status(Record):
     """How a node is."""
 
@@ -96,6 +114,7 @@ class Status(Record):
     peers_connected: int
     sessions: int
     stages: int
+    traffic: Traffic
     uptime_ms: int
 
 
