@@ -22,6 +22,7 @@ use crate::node::handle::Node;
 use crate::node::loaded::LoadedModels;
 use crate::node::membership::{self, Membership, Wish};
 use crate::node::peer_cache;
+use crate::node::placer;
 use crate::node::registry::Registry;
 use crate::node::runtime::Ground;
 use crate::node::shared::{Config, Shared};
@@ -89,6 +90,7 @@ pub struct NodeBuilder {
     sessions: Option<u32>,
     kv: KvCache,
     credit_limit: Option<u64>,
+    place: Option<u64>,
     engine: Option<String>,
     engines: Option<Vec<Arc<dyn Engine>>>,
     runtime: Option<Handle>,
@@ -238,6 +240,14 @@ impl NodeBuilder {
     /// one token. Default: accounts are kept and nobody is refused, as among machines of one owner.
     pub fn credit_limit(mut self, credits: u64) -> Self {
         self.credit_limit = Some(credits);
+        self
+    }
+
+    /// Lets the node fetch by itself what its swarm is short of: layers that too few compute, of models whose manifest is
+    /// here, for as long as all models here take at most so many bytes of disk, and as far as a stage of them fits into the
+    /// memory. For nodes that serve. Default: nothing is fetched unasked.
+    pub fn place(mut self, disk: u64) -> Self {
+        self.place = Some(disk);
         self
     }
 
@@ -446,6 +456,7 @@ impl NodeBuilder {
             sessions: self.sessions.unwrap_or(DEFAULT_SESSIONS),
             kv: self.kv,
             engine: self.engine.clone(),
+            place: self.place,
         })
     }
 }
@@ -479,6 +490,9 @@ fn spawn(shared: &Arc<Shared>, incoming: Option<Incoming>, store: Store) {
     shared.tasks.spawn("doors", control::run(shared.clone(), incoming));
     shared.tasks.spawn("peers", control::watch_peers(shared.clone(), net, connects, disconnects));
     shared.tasks.spawn("announcer", announcer::run(shared.clone()));
+    if let Some(disk) = shared.config.place.filter(|_| shared.config.serve) {
+        shared.tasks.spawn("placer", placer::run(shared.clone(), disk));
+    }
     shared.tasks.spawn("provider", announcer::keep_provided(shared.clone()));
 }
 

@@ -21,6 +21,7 @@ mod invite;
 mod loaded;
 mod membership;
 mod peer_cache;
+mod placer;
 mod planning;
 mod registry;
 mod report;

@@ -35,6 +35,8 @@ pub(crate) struct Config {
     pub sessions: u32,
     pub kv: KvCache,
     pub engine: Option<String>,
+    /// Bytes of disk within which it fetches what the swarm is short of; nothing where it does not.
+    pub place: Option<u64>,
 }
 
 /// See the module.

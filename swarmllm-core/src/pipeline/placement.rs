@@ -45,6 +45,8 @@ pub struct Placement<'a> {
     pub cuts: &'a CutRules,
     /// Holders that each layer is to have.
     pub holders: u32,
+    /// Whether nodes give up what they hold for what is short.
+    pub gives_up: bool,
     /// All who may hold it, the deciding node among them.
     pub members: &'a [Member],
     /// Bytes that a stage takes; more layers take more.
@@ -83,10 +85,14 @@ impl Placement<'_> {
         let held: Vec<Vec<bool>> = ranked.iter().map(|(_, member)| self.held(member)).collect();
         let now: Vec<u32> =
             (0..self.layers as usize).map(|layer| held.iter().filter(|held| held[layer]).count() as u32).collect();
+        if now.iter().all(|count| *count >= self.holders) {
+            return None;
+        }
+        let stages = self.stages();
         let mut counts = Counts { sure: now.clone(), soon: now };
         let mut doubted = waited;
         for ((_, member), held) in ranked.iter().zip(&held) {
-            let found = self.best(member, held, &counts);
+            let found = self.best(member, held, &counts, &stages);
             if member.node == local {
                 return found;
             }
@@ -112,28 +118,26 @@ impl Placement<'_> {
         (0..self.layers).map(|layer| has(layer) && (member.head || layer + 1 < self.layers)).collect()
     }
 
-    /// The member's best move.
-    fn best(&self, member: &Member, held: &[bool], counts: &Counts) -> Option<Move> {
+    /// The legal stages from each layer on that end where another may begin, the shortest first, and what they take: asked
+    /// once, since there may be thousands of members.
+    fn stages(&self) -> Vec<Vec<(LayerRange, u64)>> {
         let step = self.cuts.align.max(1);
-        let starts = (0..self.layers).step_by(step as usize);
-        let longest = starts.filter_map(|start| self.longest(start, member.room));
+        let of = |start: u32| {
+            let ends = (start + 1..=self.layers).filter(|end| *end == self.layers || end.is_multiple_of(step));
+            let legal = ends.map(|end| LayerRange::new(start, end)).filter(|range| self.cuts.refuses(*range).is_none());
+            legal.map(|range| (range, (self.size)(range, range.end == self.layers))).collect()
+        };
+        (0..self.layers).map(of).collect()
+    }
+
+    /// The member's best move.
+    fn best(&self, member: &Member, held: &[bool], counts: &Counts, stages: &[Vec<(LayerRange, u64)>]) -> Option<Move> {
+        let fits = |(_, size): &&(LayerRange, u64)| *size <= member.room;
+        let longest = stages.iter().filter_map(|stages| stages.iter().rev().find(fits)).map(|(hold, _)| *hold);
         let found = longest.filter_map(|hold| Some((self.merit(held, counts, hold)?, hold)));
         let (_, hold) = found.max_by_key(|(merit, _)| *merit)?;
         let dropped = (0..self.layers).filter(|layer| held[*layer as usize] && !contains(hold, *layer));
         Some(Move { hold, drop: merge_ranges(dropped.collect()) })
-    }
-
-    /// The longest legal stage from a layer on that fits, ending where another may begin.
-    fn longest(&self, start: u32, room: u64) -> Option<LayerRange> {
-        let step = self.cuts.align.max(1);
-        let legal = |end: &u32| {
-            let range = LayerRange::new(start, *end);
-            let whole = *end == self.layers;
-            (whole || end.is_multiple_of(step))
-                && (self.size)(range, whole) <= room
-                && self.cuts.refuses(range).is_none()
-        };
-        (start + 1..=self.layers).rev().find(legal).map(|end| LayerRange::new(start, end))
     }
 
     /// What a move is good for; nothing where it is not, or may not be.
@@ -147,7 +151,7 @@ impl Placement<'_> {
                     short += u32::from(counts.soon[layer] < self.holders);
                 }
                 // It is one of those who hold it.
-                (true, false) if counts.sure[layer] <= self.holders => return None,
+                (true, false) if !self.gives_up || counts.sure[layer] <= self.holders => return None,
                 (true, false) => drops = true,
                 _ => {}
             }

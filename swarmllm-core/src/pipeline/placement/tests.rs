@@ -17,7 +17,7 @@ fn size(layers: LayerRange, _: bool) -> u64 {
 }
 
 fn decide(layers: u32, cuts: &CutRules, holders: u32, members: &[Member], local: u8, waited: u32) -> Option<Move> {
-    let placement = Placement { model: MODEL, layers, cuts, holders, members, size: &size };
+    let placement = Placement { model: MODEL, layers, cuts, holders, gives_up: true, members, size: &size };
     placement.decide(NodeId([local; 32]), waited)
 }
 
