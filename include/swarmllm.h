@@ -283,6 +283,11 @@ swarmllm_status swarmllm_config_add_external(swarmllm_config config, const char 
 swarmllm_status swarmllm_config_set_upnp(swarmllm_config config, int32_t on);
 
 /**
+ * Most bytes a second that may go over the wire, both ways together (0 = no ceiling, as without a call).
+ */
+swarmllm_status swarmllm_config_set_max_traffic(swarmllm_config config, uint64_t bytes_a_second);
+
+/**
  * Whether to compute stages for others (0 = no).
  */
 swarmllm_status swarmllm_config_set_serve(swarmllm_config config, int32_t on);

@@ -7,23 +7,23 @@
 //! is not set. `drift` has no other side: it counts how often answers that need not be exact differ from those that are; and the
 //! other side of `candle` is our node with llama.cpp.
 
+mod far;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use swarmllm_core::base::{ErrorKind, ModelId};
 use swarmllm_core::engine::sample::SamplingParams;
 use swarmllm_core::node::{
-    ChatMessage, ChatRequest, Delta, GenerateOptions, GenerateRequest, Generation, ImportOptions, KvCache, Node, Parts,
-    Prompt,
+    ChatMessage, ChatRequest, Delta, GenerateOptions, GenerateRequest, Generation, KvCache, Node, Parts, Prompt,
 };
 use swarmllm_tests::cluster::{Carrier, Member, await_plan, builder, join, lonely_network, stage_parts};
 use swarmllm_tests::models::TestModel;
 use swarmllm_tests::prompts::{edits, harbour_log};
-use swarmllm_tests::relay::{counted, delayed};
 use swarmllm_tests::server::LlamaServer;
 use swarmllm_tests::synthetic;
 use swarmllm_tests::whole::Whole;
@@ -403,89 +403,6 @@ async fn halves(sides: &Sides, model: TestModel, text: &mut Text, figures: &mut 
     tell(figures, "split2_batch8_vs_single", ">= 1", eight);
 }
 
-/// One-way delays between nodes that are far from each other, in milliseconds, and the stages of a chain over them, of
-/// which the asking node has the first.
-const DELAYS: [u64; 5] = [0, 5, 10, 20, 50];
-const CHAINS: [u32; 2] = [2, 3];
-/// Rounds of each, and tokens of an answer: a token of the longest takes 160 ms.
-const FAR_ROUNDS: usize = 3;
-const FAR_DECODE: u32 = 48;
-
-/// A chain whose first stage is at the node that is asked; `line` says how an address is reached.
-async fn chain(model: TestModel, stages: u32, line: impl Fn(&str) -> String) -> (Vec<Member>, ModelId) {
-    let network = lonely_network();
-    let cut = model.cut(stages);
-    let asked = node(&network, threads()).await;
-    let parts = vec![Parts::Coordinator, stage_parts(&cut, 0)];
-    let options = ImportOptions { name: Some(model.name().to_owned()), parts: Some(parts), progress: None };
-    let id = asked.node.import(&model.path(), options).await.expect("a sound GGUF is imported").id;
-    let mut members = vec![asked];
-    for index in 1..cut.len() {
-        let host = node(&network, threads()).await;
-        host.import(&model.path(), model.name(), stage_parts(&cut, index)).await;
-        for other in &members {
-            join(&other.node, &[line(&host.node.addresses()[0])], Carrier::Tcp).await;
-        }
-        members.push(host);
-    }
-    await_plan(&members[0].node, id).await;
-    (members, id)
-}
-
-/// What a token takes over chains of nodes that are far from each other, over what it takes on one node and one way for
-/// each stage takes; and what guesses bring there.
-async fn far(model: TestModel, text: &mut Text, figures: &mut Figures) {
-    let one = node(&lonely_network(), threads()).await;
-    let id = one.import(&model.path(), model.name(), Parts::All).await;
-    await_plan(&one.node, id).await;
-    let one = Asked::Ours { node: one.node.clone(), model: id, guess: false, exact: false };
-    for stages in CHAINS {
-        for delay in DELAYS {
-            let way = Duration::from_millis(delay);
-            let (members, id) = chain(model, stages, |address| delayed(address, way)).await;
-            let distant = Asked::Ours { node: members[0].node.clone(), model: id, guess: false, exact: false };
-            let mut over = Vec::new();
-            for round in 0..=FAR_ROUNDS {
-                let prompt = text.cut(SHORT);
-                let floor = one.ask(&prompt, FAR_DECODE).await.token() + f64::from(stages) * way.as_secs_f64();
-                let token = distant.ask(&prompt, FAR_DECODE).await.token();
-                if round > 0 {
-                    println!("    ms a token: {:.2}, at least {:.2}", token * 1e3, floor * 1e3);
-                    over.push(token / floor);
-                }
-            }
-            tell(figures, &format!("wan{delay}_s{stages}_over_floor"), "<= 1.05 and 1 ms", over);
-            if (stages, delay) == (2, 10) {
-                tell(figures, "wan10_s2_ngram_edit_speedup", ">= 2", edited(&distant).await);
-            }
-        }
-    }
-}
-
-/// A narrow line, in bytes a second: 20 Mbit/s. Tokens of a prompt that goes over it.
-const NARROW: u32 = 20_000_000 / 8;
-const NARROW_PROMPT: usize = 1000;
-
-/// A prompt whose states go from one stage to the next over a narrow line: the bytes it takes, and the time over what the
-/// line takes for them.
-async fn narrow(model: TestModel, text: &mut Text, figures: &mut Figures) {
-    let carried = Arc::new(AtomicU64::new(0));
-    let (members, id) = chain(model, 2, |address| counted(address, NARROW, &carried)).await;
-    let asked = Asked::Ours { node: members[0].node.clone(), model: id, guess: false, exact: false };
-    let (mut bytes, mut over) = (Vec::new(), Vec::new());
-    for round in 0..=FAR_ROUNDS {
-        let (prompt, before) = (text.cut(NARROW_PROMPT), carried.load(Ordering::Relaxed));
-        let took = asked.ask(&prompt, 1).await.first;
-        let sent = (carried.load(Ordering::Relaxed) - before) as f64;
-        if round > 0 {
-            bytes.push(sent / 1e6);
-            over.push(took / (sent / f64::from(NARROW)));
-        }
-    }
-    tell(figures, "narrow20_prefill1000_megabytes", "", bytes);
-    tell(figures, "narrow20_prefill1000_over_floor", "", over);
-}
-
 /// Answers of which drift is told: so many prompts, and tokens of each.
 const DRIFT_PROMPTS: usize = 24;
 const DRIFT_TOKENS: u32 = 64;
@@ -693,8 +610,8 @@ async fn main() {
             halves(&sides, model, &mut text, &mut figures).await;
         }
         if wanted("far") {
-            far(model, &mut text, &mut figures).await;
-            narrow(model, &mut text, &mut figures).await;
+            far::far(model, &mut text, &mut figures).await;
+            far::narrow(model, &mut text, &mut figures).await;
         }
         if wanted("overlap") {
             overlap(model, &mut text, &mut figures).await;
