@@ -324,6 +324,13 @@ swarmllm_status swarmllm_config_set_max_disk_bytes(swarmllm_config config,
                                                    uint64_t bytes);
 
 /**
+ * Lets the node fetch by itself what its swarm is short of, for as long as all models here take at most so many bytes of
+ * disk; without a call nothing is fetched unasked.
+ */
+swarmllm_status swarmllm_config_set_place(swarmllm_config config,
+                                          uint64_t bytes);
+
+/**
  * Bytes a second at which all downloads from the web together come at most; 0, and without a call, as fast as they come.
  */
 swarmllm_status swarmllm_config_set_download_rate(swarmllm_config config,

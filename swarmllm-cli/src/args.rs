@@ -141,6 +141,9 @@ pub struct NodeArgs {
     /// Most disk that shards may take here, as 100GiB or in bytes [default: no limit]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub max_disk: Option<u64>,
+    /// Fetch by itself what the swarm is short of, up to this much disk, as 100GiB or in bytes [default: fetch nothing unasked]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub place: Option<u64>,
     /// Positions of a session, prompt and answer together
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<u32>,
@@ -180,6 +183,7 @@ impl NodeArgs {
             gpu_layers: self.gpu_layers,
             memory: self.memory,
             max_disk: self.max_disk,
+            place: self.place,
             context: self.context,
             sessions: self.sessions,
             kv: self.kv,

@@ -70,6 +70,9 @@ pub struct Settings {
     /// Most bytes of shards on the disk.
     #[serde(default, deserialize_with = "size")]
     pub max_disk: Option<u64>,
+    /// Disk up to which the node fetches by itself what its swarm is short of.
+    #[serde(default, deserialize_with = "size")]
+    pub place: Option<u64>,
     /// Most bytes a second from the web.
     #[serde(default, deserialize_with = "size")]
     pub download_rate: Option<u64>,
@@ -126,6 +129,7 @@ impl Default for Settings {
             gpu_layers: None,
             memory: None,
             max_disk: None,
+            place: None,
             download_rate: None,
             hub: None,
             hub_token: None,
@@ -173,6 +177,8 @@ pub struct Flags {
     pub gpu_layers: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub place: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_disk: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -94,6 +94,9 @@ impl Context {
         if let Some(memory) = settings.memory {
             builder = builder.memory(memory);
         }
+        if let Some(bytes) = settings.place {
+            builder = builder.place(bytes);
+        }
         if let Some(bytes) = settings.max_disk {
             builder = builder.max_disk_bytes(bytes);
         }

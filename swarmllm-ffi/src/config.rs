@@ -243,6 +243,13 @@ pub extern "C" fn swarmllm_config_set_max_disk_bytes(config: swarmllm_config, by
     set(config, |builder| builder.max_disk_bytes(bytes))
 }
 
+/// Lets the node fetch by itself what its swarm is short of, for as long as all models here take at most so many bytes of
+/// disk; without a call nothing is fetched unasked.
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_config_set_place(config: swarmllm_config, bytes: u64) -> swarmllm_status {
+    set(config, |builder| builder.place(bytes))
+}
+
 /// Bytes a second at which all downloads from the web together come at most; 0, and without a call, as fast as they come.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_set_download_rate(config: swarmllm_config, bytes: u64) -> swarmllm_status {

@@ -34,6 +34,7 @@ pub struct NodeConfig {
     gpu_layers: Option<u32>,
     memory: Option<u64>,
     max_disk_bytes: Option<u64>,
+    place: Option<u64>,
     download_rate: Option<NonZeroU64>,
     context: Option<u32>,
     sessions: Option<u32>,
@@ -69,6 +70,7 @@ impl NodeConfig {
         builder = set(builder, self.gpu_layers, NodeBuilder::gpu_layers);
         builder = set(builder, self.memory, NodeBuilder::memory);
         builder = set(builder, self.max_disk_bytes, NodeBuilder::max_disk_bytes);
+        builder = set(builder, self.place, NodeBuilder::place);
         builder = builder.download_rate(self.download_rate);
         builder = set(builder, self.context, NodeBuilder::context);
         builder = set(builder, self.sessions, NodeBuilder::sessions);

@@ -37,7 +37,7 @@ pub(super) struct Behaviour {
     pub gossip: gossipsub::Behaviour,
     pub routing: kad::Behaviour<MemoryStore>,
     mdns: Toggle<mdns::tokio::Behaviour>,
-    // What follows is for nodes behind a router that lets nobody in: try whether one is, keep a place with a relay, and
+    // What follows is for nodes behind a router that lets nobody in: try whether one is, keep a reservation with a relay, and
     // get from a circuit to a connection of one's own.
     reachable: autonat::v2::client::Behaviour,
     tries: Toggle<autonat::v2::server::Behaviour>,
@@ -117,8 +117,8 @@ fn tries() -> autonat::v2::client::Config {
 
 fn relay_limits() -> relay::Config {
     let limits = relay::Config {
-        max_reservations: config::MAX_PLACES,
-        reservation_duration: config::PLACE_KEPT,
+        max_reservations: config::MAX_RESERVATIONS,
+        reservation_duration: config::RESERVATION_KEPT,
         max_circuits: config::MAX_CIRCUITS,
         max_circuits_per_peer: config::MAX_CIRCUITS_PER_PEER,
         max_circuit_duration: config::CIRCUIT_TIME,

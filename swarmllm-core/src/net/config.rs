@@ -164,17 +164,17 @@ pub(super) const REDIAL_LONGEST: Duration = Duration::from_secs(60);
 /// Of two nodes that discover each other the one with the larger id waits this long, so that one connection results.
 pub(super) const DISCOVERY_YIELD: Duration = Duration::from_secs(2);
 
-/// Relays on which a node that nobody can connect to keeps a place: a second one, for when the first goes.
+/// Relays with which a node that nobody can connect to keeps a reservation: a second one, for when the first goes.
 pub(super) const RELAYS_USED: usize = 2;
 /// Relays that are kept in mind.
 pub(super) const MAX_RELAYS: usize = MAX_BOOTSTRAP;
 /// How often addresses that have not been tried are given to a peer to try.
 pub(super) const TRY_INTERVAL: Duration = Duration::from_secs(3);
 
-/// What a relay carries. Peers that keep a place with it, each with one connection out of the default 512; a place is kept
-/// for this long and then asked for again.
-pub(super) const MAX_PLACES: usize = 448;
-pub(super) const PLACE_KEPT: Duration = Duration::from_secs(60 * 60);
+/// What a relay carries. Peers that keep a reservation with it, each with one connection out of the default 512; a
+/// reservation is kept for this long and then asked for again.
+pub(super) const MAX_RESERVATIONS: usize = 448;
+pub(super) const RESERVATION_KEPT: Duration = Duration::from_secs(60 * 60);
 /// Circuits at once, and those from one peer: each is a stream on two connections, of which one carries at most
 /// [`MAX_STREAMS_PER_CONNECTION`].
 pub(super) const MAX_CIRCUITS: usize = 2048;

@@ -381,8 +381,8 @@ impl Driver {
         if !address::is_circuit(&address) {
             tracing::debug!(%address, "this node can be reached from outside");
             self.on_address(&address);
-            for place in self.reach.opened(address) {
-                self.swarm.remove_listener(place);
+            for reservation in self.reach.opened(address) {
+                self.swarm.remove_listener(reservation);
             }
         }
     }
@@ -513,7 +513,7 @@ impl Driver {
         }
     }
 
-    /// A bootstrap peer that carries circuits is one to keep a place with.
+    /// A bootstrap peer that carries circuits is one to keep a reservation with.
     fn offer(&mut self, peer: PeerId, id: ConnectionId, info: &identify::Info) {
         let carries = info.protocols.contains(&relay::HOP_PROTOCOL_NAME) && self.discovery.is_bootstrap(&peer);
         let Some(link) = self.table.find(&peer, id).filter(|link| carries && link.dialled) else { return };
@@ -522,7 +522,7 @@ impl Driver {
         }
     }
 
-    fn ask_for_places(&mut self, now: Instant) {
+    fn ask_for_reservations(&mut self, now: Instant) {
         for (index, circuit) in self.reach.due(now, |peer| self.table.speaks(peer)) {
             let listener = self.swarm.listen_on(circuit);
             let listener = listener.inspect_err(|error| tracing::warn!(%error, "no circuit can be listened for")).ok();
@@ -573,7 +573,7 @@ impl Driver {
             self.swarm.close_connection(id);
         }
         self.dial_due(now);
-        self.ask_for_places(now);
+        self.ask_for_reservations(now);
     }
 }
 

@@ -10,7 +10,7 @@
 //! A killed peer is noticed at once over TCP (the system resets its connections), within 5 s over QUIC, and a frozen
 //! one within 16 s over both.
 //!
-//! A node that nobody can connect to keeps a place with a relay among its bootstrap peers: a circuit there carries what the
+//! A node that nobody can connect to keeps a reservation with a relay among its bootstrap peers: a circuit there carries what the
 //! relay cannot read, and where both ends' routers allow it they then connect directly (AutoNAT, circuit relay, DCUtR).
 //!
 //! Refuses: peers with other keys, peers of other networks, and more than the bounds.

@@ -1,4 +1,4 @@
-//! How others reach a node to which no connection comes through: by a place with one or two of the relays that its host has
+//! How others reach a node to which no connection comes through: by a reservation with one or two of the relays that its host has
 //! named as bootstrap peers. Nobody else is asked to carry what this node says.
 //!
 //! Sans-IO: it is told the time and what happened, and says where to listen and where not any more.
@@ -14,8 +14,8 @@ struct Relay<P, A, L> {
     peer: P,
     /// What to listen on for its circuits.
     circuit: A,
-    /// The place that is asked for or kept there.
-    place: Option<L>,
+    /// The reservation that is asked for or kept there.
+    reservation: Option<L>,
     wait: Duration,
     due: Instant,
 }
@@ -37,51 +37,51 @@ impl<P: Eq + Copy, A: Eq + Hash + Clone, L: Eq + Copy> Reach<P, A, L> {
         if let Some(relay) = self.relays.iter_mut().find(|relay| relay.peer == peer) {
             relay.circuit = circuit;
         } else if self.relays.len() < MAX_RELAYS {
-            self.relays.push(Relay { peer, circuit, place: None, wait: REDIAL_FIRST, due: now });
+            self.relays.push(Relay { peer, circuit, reservation: None, wait: REDIAL_FIRST, due: now });
         }
     }
 
-    /// Where to ask for a place now: the index for [`Self::asked`], and what to listen on.
+    /// Where to ask for a reservation now: the index for [`Self::asked`], and what to listen on.
     pub fn due(&self, now: Instant, connected: impl Fn(&P) -> bool) -> Vec<(usize, A)> {
         if !self.open.is_empty() {
             return Vec::new();
         }
-        let used = self.relays.iter().filter(|relay| relay.place.is_some()).count();
-        let ready = |relay: &Relay<P, A, L>| relay.place.is_none() && relay.due <= now && connected(&relay.peer);
+        let used = self.relays.iter().filter(|relay| relay.reservation.is_some()).count();
+        let ready = |relay: &Relay<P, A, L>| relay.reservation.is_none() && relay.due <= now && connected(&relay.peer);
         let ready = self.relays.iter().enumerate().filter(|(_, relay)| ready(relay));
         ready.take(RELAYS_USED.saturating_sub(used)).map(|(index, relay)| (index, relay.circuit.clone())).collect()
     }
 
-    /// The listener that stands for the place asked for; `None` where it failed at once.
+    /// The listener that stands for the reservation asked for; `None` where it failed at once.
     pub fn asked(&mut self, index: usize, listener: Option<L>, now: Instant) {
         let Some(relay) = self.relays.get_mut(index) else { return };
-        relay.place = listener;
+        relay.reservation = listener;
         if listener.is_none() {
             relay.rest(now);
         }
     }
 
-    /// The place is kept.
+    /// The reservation is given.
     pub fn kept(&mut self, listener: L) {
-        if let Some(relay) = self.relays.iter_mut().find(|relay| relay.place == Some(listener)) {
+        if let Some(relay) = self.relays.iter_mut().find(|relay| relay.reservation == Some(listener)) {
             relay.wait = REDIAL_FIRST;
         }
     }
 
-    /// The place is gone, or was never given.
+    /// The reservation is gone, or was never given.
     pub fn closed(&mut self, listener: L, now: Instant) {
-        if let Some(relay) = self.relays.iter_mut().find(|relay| relay.place == Some(listener)) {
-            relay.place = None;
+        if let Some(relay) = self.relays.iter_mut().find(|relay| relay.reservation == Some(listener)) {
+            relay.reservation = None;
             relay.rest(now);
         }
     }
 
-    /// This node was reached at an address of its own. Gives the places to be left: they are not needed.
+    /// This node was reached at an address of its own. Gives the reservations to be given up: they are not needed.
     pub fn opened(&mut self, address: A) -> Vec<L> {
         if self.open.len() < MAX_ADDRESSES_PER_PEER {
             self.open.insert(address);
         }
-        self.relays.iter().filter_map(|relay| relay.place).collect()
+        self.relays.iter().filter_map(|relay| relay.reservation).collect()
     }
 
     /// The machine has moved: what was open is not any more.
@@ -101,15 +101,15 @@ impl<P, A, L> Relay<P, A, L> {
 mod tests {
     use super::*;
 
-    type Places = Reach<u32, &'static str, u32>;
+    type Reservations = Reach<u32, &'static str, u32>;
 
     fn everywhere(_: &u32) -> bool {
         true
     }
 
     #[test]
-    fn places_are_kept_with_two_relays_and_a_third_stands_in() {
-        let (mut reach, now) = (Places::new(), Instant::now());
+    fn reservations_are_kept_with_two_relays_and_a_third_stands_in() {
+        let (mut reach, now) = (Reservations::new(), Instant::now());
         for (peer, circuit) in [(1, "a"), (2, "b"), (3, "c")] {
             reach.offered(peer, circuit, now);
         }
@@ -123,8 +123,8 @@ mod tests {
     }
 
     #[test]
-    fn a_relay_that_gives_no_place_is_asked_ever_more_rarely() {
-        let (mut reach, mut now) = (Places::new(), Instant::now());
+    fn a_relay_that_gives_no_reservation_is_asked_ever_more_rarely() {
+        let (mut reach, mut now) = (Reservations::new(), Instant::now());
         reach.offered(1, "a", now);
         let mut waits = Vec::new();
         for listener in 0..8 {
@@ -138,12 +138,12 @@ mod tests {
         reach.asked(0, Some(9), now);
         reach.kept(9);
         reach.closed(9, now);
-        assert!(!reach.due(now + REDIAL_FIRST, everywhere).is_empty(), "one that gave a place is asked soon");
+        assert!(!reach.due(now + REDIAL_FIRST, everywhere).is_empty(), "one that gave a reservation is asked soon");
     }
 
     #[test]
-    fn a_node_that_is_reached_from_outside_leaves_its_places() {
-        let (mut reach, now) = (Places::new(), Instant::now());
+    fn a_node_that_is_reached_from_outside_gives_its_reservations_up() {
+        let (mut reach, now) = (Reservations::new(), Instant::now());
         reach.offered(1, "a", now);
         reach.asked(0, Some(10), now);
         assert_eq!(reach.opened("mine"), [10]);

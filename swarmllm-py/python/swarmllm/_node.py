@@ -146,6 +146,7 @@ class _Base:
         gpu_layers: int | None = None,
         memory: int | None = None,
         max_disk_bytes: int | None = None,
+        place: int | None = None,
         download_rate: int | None = None,
         context: int | None = None,
         sessions: int | None = None,
@@ -157,16 +158,17 @@ class _Base:
 
         `data_dir`: for keys, models and the store. `preset`: how it meets others. `network`: the swarm's name.
         `private`: found a swarm that only nodes with an invite can enter. `join`: an invite; the data directory stays in
-        its swarm. `listen`, `bootstrap`: multiaddrs. `mdns`: find peers on the LAN. `relay`: carry circuits for
-        peers that nobody can connect to, without being able to read them. `external`: multiaddrs under which others reach
-        this node although it does not listen there. `upnp`: ask the router to forward ports. `max_traffic`: most bytes a second over
-        the wire, both ways together. `serve`: compute for others.
-        `threads`: compute threads. `gpu_layers`: layers that accelerators compute, of all models together. `memory`: bytes for
-        weights and KV. `max_disk_bytes`: most that shards may take on the disk. `download_rate`: bytes a second from the
-        web at most. `context`: positions of a session, prompt and answer together. `sessions`: how many a stage
-        computes at once. `kv`: how keys and values are kept; `q8_0` takes about half of the memory, and refuses exact
-        answers. `credit_limit`: credits that a peer may owe before it is not computed for any more, one being a million
-        parameters applied to one token; by default nobody is refused. `engine`: `llama.cpp` or `candle`.
+        its swarm. `listen`, `bootstrap`: multiaddrs. `mdns`: find peers on the LAN. `relay`: carry circuits for peers
+        that nobody can connect to, without being able to read them. `external`: multiaddrs under which others reach this
+        node although it does not listen there. `upnp`: ask the router to forward ports. `max_traffic`: most bytes a second
+        over the wire, both ways together. `serve`: compute for others. `threads`: compute threads. `gpu_layers`: layers
+        that accelerators compute, of all models together. `memory`: bytes for weights and KV. `max_disk_bytes`: most that
+        shards may take on the disk. `place`: fetch what the swarm is short of, up to so many bytes of disk.
+        `download_rate`: bytes a second from the web at most. `context`: positions of a session, prompt and answer
+        together. `sessions`: how many a stage computes at once. `kv`: how keys and values are kept; `q8_0` takes about half
+        of the memory, and refuses exact answers. `credit_limit`: credits that a peer may owe before it is not computed for
+        any more, one being a million parameters applied to one token; by default nobody is refused. `engine`: `llama.cpp`
+        or `candle`.
         """
         self._native: NativeNode | None = None
         self._config: dict[str, Any] = {
@@ -187,6 +189,7 @@ class _Base:
             "gpu_layers": gpu_layers,
             "memory": memory,
             "max_disk_bytes": max_disk_bytes,
+            "place": place,
             "download_rate": download_rate,
             "context": context,
             "sessions": sessions,

@@ -18,7 +18,7 @@ async fn behind(relay: &str, listen: &[&str]) -> TestNode {
 /// The node's address over a circuit, when it has one.
 async fn circuit(node: &TestNode) -> String {
     let mut found = None;
-    until("a place with the relay", || {
+    until("a reservation", || {
         found = node.net.addresses().into_iter().find(|address| address.contains("/p2p-circuit/"));
         found.is_some()
     })
@@ -70,7 +70,7 @@ async fn a_node_that_was_reached_from_outside_needs_no_relay() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_relay_that_comes_back_is_asked_for_a_place_again() {
+async fn a_relay_that_comes_back_is_asked_for_a_reservation_again() {
     let (relay_net, relay_tasks, at) = relay().await;
     let port = at.split('/').nth(4).unwrap().to_owned();
     let at = format!("/ip4/127.0.0.1/tcp/{port}");
@@ -78,10 +78,10 @@ async fn a_relay_that_comes_back_is_asked_for_a_place_again() {
     circuit(&hidden).await;
     soon("the relay's end", relay_net.shutdown()).await;
     drop((relay_net, relay_tasks));
-    until("the place's end", || hidden.net.addresses().is_empty()).await;
+    until("the reservation's end", || hidden.net.addresses().is_empty()).await;
     let again = node_with(NetConfig { relay: true, ..config(&[&at]) }).await;
-    let place = circuit(&hidden).await;
-    assert!(place.contains(&peer_text(&again)), "{place}");
+    let circuit = circuit(&hidden).await;
+    assert!(circuit.contains(&peer_text(&again)), "{circuit}");
 }
 
 fn peer_text(node: &TestNode) -> String {
@@ -113,10 +113,10 @@ async fn the_circuits_of_a_private_swarm_are_enciphered_with_its_key_too() {
     let relay = node_with(NetConfig { relay: true, ..private(&[TCP]) }).await;
     let known = || NetConfig { bootstrap: vec![address(&relay)], ..private(&[]) };
     let (hidden, asker) = (node_with(known()).await, node_with(known()).await);
-    let place = circuit(&hidden).await;
+    let circuit = circuit(&hidden).await;
     let id = hidden.net.local();
     let (_hidden_net, _hidden) = echo(hidden);
-    soon("a circuit", asker.net.ensure_connected(id, &[place])).await.unwrap();
+    soon("a circuit", asker.net.ensure_connected(id, &[circuit])).await.unwrap();
     let mut stream = soon("a stream", asker.net.open(id, Channel::Control)).await.unwrap();
     soon("an echo", round_trip(&mut stream, b"hello")).await;
 }
