@@ -100,6 +100,9 @@ pub(super) const QUIC_CONNECTION_WINDOW: u32 = 24 * 1024 * 1024;
 pub(super) const QUIC_IDLE: Duration = Duration::from_secs(5);
 /// Keeps idle QUIC connections alive; at least two may be lost within [`QUIC_IDLE`].
 pub(super) const QUIC_KEEP_ALIVE: Duration = Duration::from_millis(1500);
+/// Longest dial of one address, handshakes included; it is what QUIC has for its own. What was dialled through a cut line is
+/// given up soon, so that what comes up when the line is back is one connection and not all that were tried.
+pub(super) const DIAL_LONGEST: Duration = Duration::from_secs(6);
 /// Longest handshake of a new connection.
 pub(super) const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(20);
 

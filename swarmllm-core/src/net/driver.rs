@@ -506,7 +506,7 @@ impl Driver {
 
     /// Dials a peer that is connected and does not answer.
     fn doubt(&mut self, peer: PeerId) {
-        if self.table.doubt(&peer, Instant::now()) {
+        if !self.pending.is_dialling(peer) && self.table.doubt(&peer, Instant::now()) {
             let (circuits, direct): (Vec<_>, Vec<_>) =
                 self.table.addresses(&peer).into_iter().partition(address::is_circuit);
             self.dial_again(peer, if direct.is_empty() { circuits } else { direct });

@@ -15,7 +15,7 @@ use libp2p::core::transport::{Boxed, DialOpts, ListenerId, TransportError, Trans
 use libp2p::{Multiaddr, PeerId, Transport};
 
 use super::address;
-use super::config::RESOLVE_DEADLINE;
+use super::config::{DIAL_LONGEST, RESOLVE_DEADLINE};
 
 /// Addresses of one name that are tried.
 const MAX_TRIED: usize = 4;
@@ -66,7 +66,7 @@ impl Transport for Outward {
         let meant = address::peer_in(&address);
         let Some((name, four, six)) = address::dns_name(&address) else {
             let dial = self.lock().dial(address, options)?;
-            return Ok(Box::pin(async move { check(dial.await?, meant) }));
+            return Ok(Box::pin(async move { check(in_time(dial).await?, meant) }));
         };
         let inner = self.inner.clone();
         Ok(Box::pin(async move {
@@ -74,7 +74,7 @@ impl Transport for Outward {
             for ip in resolve(&name, four, six).await? {
                 let dial = lock(&inner).dial(address::with_ip(&address, ip), options);
                 match dial {
-                    Ok(dial) => match dial.await {
+                    Ok(dial) => match in_time(dial).await {
                         Ok(connected) => return check(connected, meant),
                         Err(error) => failure = error,
                     },
@@ -92,6 +92,10 @@ impl Transport for Outward {
     ) -> Poll<TransportEvent<Self::ListenerUpgrade, Self::Error>> {
         Pin::new(&mut *self.lock()).poll(context)
     }
+}
+
+async fn in_time(dial: impl Future<Output = io::Result<Output>>) -> io::Result<Output> {
+    tokio::time::timeout(DIAL_LONGEST, dial).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 fn check(connected: Output, meant: Option<PeerId>) -> io::Result<Output> {

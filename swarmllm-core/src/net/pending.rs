@@ -68,6 +68,11 @@ impl<D: HashKey + Eq + Copy, P: HashKey + Eq + Copy, Q: HashKey + Eq + Copy> Pen
         self.dials.contains_key(&dial)
     }
 
+    /// Whether any dial to this peer is under way.
+    pub fn is_dialling(&self, peer: P) -> bool {
+        self.dials.values().any(|(to, _)| *to == Some(peer))
+    }
+
     /// A dial to this peer that is under way and that somebody asked for. One that only tries where the peer once was is
     /// none to wait for: whoever asks may know better.
     pub fn dial_to(&self, peer: P) -> Option<D> {
