@@ -32,6 +32,8 @@ const ACK_EVERY: Duration = Duration::from_millis(200);
 /// again.
 const ACK_WITHIN: Duration = Duration::from_secs(2);
 const SLOW_BYTES_PER_SECOND: u64 = 100 * 1024;
+/// After this time of its own a process that may have been frozen has read what came.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// Doubted for so long it is given up: a machine that was frozen, or a line that was cut, may be back before.
 const GIVE_UP: Duration = Duration::from_secs(20);
 /// Longest wait before the first doubt.
@@ -69,9 +71,10 @@ pub async fn write(stream: Stream, mut queue: mpsc::Receiver<Message>, doubt: im
                     take_acks(&mut part, &mut owed)?;
                 }
             },
-            () = overdue => match owed.doubted(Instant::now()) {
-                true => doubt(),
-                false => return Err(io::Error::from(io::ErrorKind::TimedOut).into()),
+            () = overdue => match owed.overdue(Instant::now()) {
+                Overdue::Wait => {}
+                Overdue::Doubt => doubt(),
+                Overdue::GiveUp => return Err(io::Error::from(io::ErrorKind::TimedOut).into()),
             },
         }
     }
@@ -87,6 +90,14 @@ fn take_acks(read: &mut Vec<u8>, owed: &mut Owed) -> Result<(), WireError> {
         }
     }
     Ok(())
+}
+
+/// What follows when an acknowledgement is late.
+#[derive(Debug, PartialEq, Eq)]
+enum Overdue {
+    Wait,
+    Doubt,
+    GiveUp,
 }
 
 /// Frames that were written and of which the reader has not said that it had them.
@@ -129,11 +140,15 @@ impl Owed {
         Some(self.doubt.map_or(*deadline, |(_, again)| again.max(*deadline)))
     }
 
-    /// The deadline has passed. Whether to wait on, for the next one.
-    fn doubted(&mut self, now: Instant) -> bool {
-        let since = self.doubt.map_or(now, |(since, _)| since);
+    /// The deadline has passed. A first time is no ground for doubt: where this process itself was frozen, its clock has
+    /// gone on, and what came meanwhile is yet to be read.
+    fn overdue(&mut self, now: Instant) -> Overdue {
+        let Some((since, _)) = self.doubt else {
+            self.doubt = Some((now, now + LOOK_AGAIN));
+            return Overdue::Wait;
+        };
         self.doubt = Some((since, now + ACK_WITHIN));
-        now.duration_since(since) < GIVE_UP
+        if now.duration_since(since) < GIVE_UP { Overdue::Doubt } else { Overdue::GiveUp }
     }
 }
 
@@ -223,11 +238,15 @@ mod tests {
         let (mut owed, now) = (Owed::default(), Instant::now());
         owed.sent(1, 10, now);
         let late = now + ACK_WITHIN;
-        assert!(owed.doubted(late));
-        assert_eq!(owed.deadline(), Some(late + ACK_WITHIN), "it is asked again");
-        assert!(owed.doubted(late + GIVE_UP - ACK_WITHIN) && !owed.doubted(late + GIVE_UP));
+        assert_eq!(owed.overdue(late), Overdue::Wait);
+        assert_eq!(owed.deadline(), Some(late + LOOK_AGAIN), "it is looked once more");
+        assert_eq!(owed.overdue(late + LOOK_AGAIN), Overdue::Doubt);
+        assert_eq!(owed.deadline(), Some(late + LOOK_AGAIN + ACK_WITHIN), "it is asked again");
+        assert_eq!(owed.overdue(late + GIVE_UP - ACK_WITHIN), Overdue::Doubt);
+        assert_eq!(owed.overdue(late + GIVE_UP), Overdue::GiveUp);
         owed.sent(1, 10, late);
-        assert!(owed.heard(1) && owed.doubted(late + GIVE_UP), "an acknowledgement begins anew");
+        assert!(owed.heard(1));
+        assert_eq!(owed.overdue(late + GIVE_UP), Overdue::Wait, "an acknowledgement begins anew");
     }
 
     #[test]

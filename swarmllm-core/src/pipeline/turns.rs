@@ -61,6 +61,11 @@ impl Turns {
             let text = format!("positions up to {end} exceed the {} that were admitted", self.open.context);
             return Err(Fault::new(ErrorKind::ContextOverflow, text));
         }
+        if header.step > self.next_step {
+            // Over a link that broke in between; who sent it may not know yet.
+            let text = format!("the steps from {} to {} were lost on the way", self.next_step, header.step);
+            return Err(Fault::new(ErrorKind::PeerLost, text));
+        }
         if header.step != self.next_step || header.width != self.width {
             let text = format!("step {} of width {} where step {} follows", header.step, header.width, self.next_step);
             return Err(Fault::new(ErrorKind::BadFrame, text));
