@@ -293,7 +293,7 @@ async fn a_bad_frame_ends_its_own_session_and_no_other() {
         ("a byte too many", |_, body| body.push(0), ErrorKind::BadFrame),
         ("NaN", |_, body| body[..4].copy_from_slice(&f32::NAN.to_le_bytes()), ErrorKind::BadFrame),
         ("another width", |step, body| (step.width, *body) = (4, vec![0; 16]), ErrorKind::BadFrame),
-        ("a later step", |step, _| step.step = 7, ErrorKind::BadFrame),
+        ("a later step", |step, _| step.step = 7, ErrorKind::PeerLost),
         ("a gap", |step, _| step.pos = 5, ErrorKind::BadFrame),
         ("no rows", |step, body| (step.rows, *body) = (0, Vec::new()), ErrorKind::BadFrame),
         ("rows past the context", |step, _| step.pos = u32::MAX, ErrorKind::ContextOverflow),
