@@ -93,7 +93,7 @@ struct Peer {
     claimed: Vec<Multiaddr>,
     /// Dials that it made us try in vain.
     punches: u32,
-    /// When somebody last asked it in vain, and when that first led to a dial.
+    /// When it was last dialled because somebody had asked it in vain.
     doubted: Option<Instant>,
 }
 

@@ -65,7 +65,7 @@ pub struct PeerStatus {
     pub connected: bool,
     /// Where it may be dialled.
     pub addresses: Vec<String>,
-    /// `tcp` or `quic`.
+    /// `tcp`, `quic`, or `relay` where another peer carries what it cannot read.
     pub transport: Option<String>,
     /// Measured round-trip time, milliseconds.
     pub rtt_ms: Option<f64>,
