@@ -31,8 +31,9 @@ pub enum Event {
     StageLoaded { model: ModelId, layers: crate::base::LayerRange, engine: &'static str },
     /// A generation began.
     GenerationStarted { session: SessionId, model: ModelId },
-    /// A generation goes on over other stages, since some of those before have failed. `epoch` counts its routes from 0.
-    GenerationRerouted { session: SessionId, epoch: u32, cause: Fault },
+    /// A generation goes on over another route, since the one before has failed. `epoch` counts its routes from 0; the
+    /// first `kept` tokens of its text are not computed again.
+    GenerationRerouted { session: SessionId, epoch: u32, kept: u32, cause: Fault },
     /// A generation ended, well or not.
     GenerationEnded { session: SessionId, tokens: u32, fault: Option<Fault> },
 }

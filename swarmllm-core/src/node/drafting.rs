@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::base::{ErrorKind, Fault, LayerRange};
+use crate::base::{ErrorKind, Fault, LayerRange, SessionId};
 use crate::node::generation::{blocking, load};
 use crate::node::loaded::LoadedModel;
 use crate::node::shared::Shared;
 use crate::pipeline::drafter::Drafter;
-use crate::pipeline::stages::{Claim, StageKey};
+use crate::pipeline::stages::{Claim, Owner, StageKey};
 use crate::wire::prefix::Prefix;
 
 /// A drafter for an answer of `tokens` tokens after a prompt of `prompt`.
@@ -33,7 +33,9 @@ pub(super) async fn drafter(
         let text = format!("draft model `{name}` has a context of {}, {context} are needed", draft.manifest.context);
         return Err(Fault::new(ErrorKind::ContextOverflow, text));
     }
-    let claim = Claim { coordinator: shared.id, context, prefix: &Prefix::default() };
+    // It has no other route, so that nobody asks whose it is.
+    let owner = Owner { coordinator: shared.id, session: SessionId([0; 16]), epoch: 0 };
+    let claim = Claim { owner, context, prefix: &Prefix::default() };
     let (lease, _) = shared.serving.stages().acquire(key, claim).await?;
     Ok(Drafter::new(lease, draft.embedder.clone()))
 }

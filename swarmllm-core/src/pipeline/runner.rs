@@ -27,7 +27,7 @@ use crate::pipeline::search::{Blame, is_loss};
 use crate::pipeline::session::{Action, End, Guess, Session, SessionParams};
 use crate::pipeline::speeds::Seen;
 use crate::pipeline::watch::Watch;
-use crate::pipeline::way::{Heard, Way, usable};
+use crate::pipeline::way::{Heard, Shape, Way, usable};
 use crate::wire::job::{LogitsHeader, StepHeader};
 use crate::wire::prefix::Prefix;
 
@@ -113,6 +113,8 @@ struct Facts {
     learns: bool,
     /// Whether the states of all tokens are needed, so that nothing may be cached.
     needs_all: bool,
+    /// Tokens of the prompt.
+    prompt: usize,
     embedder: Arc<dyn Embedder>,
     limits: Limits,
 }
@@ -130,10 +132,11 @@ impl<'a> Drive<'a> {
             exact: job.exact,
             learns: guess == Guess::Repeats,
             needs_all: job.pooling == Some(Pooling::Mean),
+            prompt: job.prompt.len(),
             embedder: job.embedder,
             limits: Limits { deadline: job.deadline, cancel: job.cancel },
         };
-        let cached = facts.usable(way.cached, job.prompt.len());
+        let cached = facts.usable(&way, way.max_rows, facts.prompt);
         let left = job.prompt.len() - cached as usize;
         let chunk = match facts.exact {
             true => way.max_rows,
@@ -311,7 +314,9 @@ impl<'a> Drive<'a> {
         self.rounds.clear();
         self.asked = None;
         let (text, cause) = (self.session.text(), broken.fault.clone());
-        let prefix = self.coordinator.namer.name(self.job.model, self.job.exact, &text);
+        // What an exact answer has generated was computed in other steps than any prompt is.
+        let named = if self.job.exact { &text[..self.job.prompt] } else { &text };
+        let prefix = self.coordinator.namer.name(self.job.model, self.job.exact, named);
         let open = self.job.limits.bound(self.finder.reopen(broken, &prefix, PATIENCE)).await;
         let open = open.inspect_err(|_| self.finder.abandon())?;
         let (mut way, stages) = Way::new(open, self.coordinator.links.local());
@@ -322,8 +327,8 @@ impl<'a> Drive<'a> {
         self.answered = Instant::now();
         let Some(chunk) = chunk else { return Err(Err(cause)) };
         let (session, epoch) = (self.job.session, self.way.epoch);
-        self.coordinator.events.send(Event::GenerationRerouted { session, epoch, cause });
-        let cached = self.job.usable(self.way.cached, text.len());
+        let cached = self.job.usable(&self.way, chunk, text.len());
+        self.coordinator.events.send(Event::GenerationRerouted { session, epoch, kept: cached, cause });
         Ok(self.session.resume(cached, self.way.max_rows, chunk, self.job.exact))
     }
 
@@ -496,10 +501,11 @@ impl<'a> Drive<'a> {
 }
 
 impl Facts {
-    /// How much of the KV that every stage has is of use.
-    fn usable(&self, cached: u32, text: usize) -> u32 {
+    /// How much of the KV that every stage has is of use, where chunks have so many rows.
+    fn usable(&self, way: &Way, chunk: u32, text: usize) -> u32 {
+        let shape = self.exact.then_some(Shape { prompt: self.prompt as u32, chunk });
         // Of a mean all states are needed, and they are not kept.
-        if self.needs_all { 0 } else { usable(cached, text as u32, self.exact) }
+        if self.needs_all { 0 } else { usable(way.cached, text as u32, shape) }
     }
 }
 

@@ -11,7 +11,8 @@ use crate::engine::KvCache;
 use crate::ledger::{Tabs, price};
 use crate::pipeline::links::{Links, SessionStage, StageInbox};
 use crate::pipeline::message::Message;
-use crate::pipeline::stages::{Claim, Lease, StageKey, StageTable};
+use crate::pipeline::search::is_loss;
+use crate::pipeline::stages::{Claim, Lease, Owner, StageKey, StageTable};
 use crate::pipeline::turns::Turns;
 use crate::rt::TaskSet;
 use crate::wire::control::{OpenSession, Opened};
@@ -65,7 +66,11 @@ impl Serving {
         debtor.map_or(Ok(()), |debtor| self.tabs.admit(debtor))?;
         let key = StageKey { model: open.model, layers: open.layers, head: open.head, engine: open.engine.clone() };
         let weight = self.stages.weight_of(&key)?;
-        let claim = Claim { coordinator: from, context: open.context, prefix: &open.prefix };
+        // Another route is the end of those before, of which the word may be under way still.
+        if let Some(earlier) = open.epoch.checked_sub(1) {
+            self.links.end_session(open.session, earlier, from, &Prefix::default());
+        }
+        let claim = Claim { owner: owner_of(&open), context: open.context, prefix: &open.prefix };
         let (lease, load_ms) = self.stages.acquire(key, claim).await?;
         let inbox = self.links.register_stage(key_of(&open), from, open.next)?;
         let spec = lease.stage().spec();
@@ -84,6 +89,10 @@ impl Serving {
     pub fn release(&self, session: SessionId, epoch: u32, coordinator: NodeId, keep: &Prefix) {
         self.links.end_session(session, epoch, coordinator, keep);
     }
+}
+
+fn owner_of(open: &OpenSession) -> Owner {
+    Owner { coordinator: open.coordinator, session: open.session, epoch: open.epoch }
 }
 
 fn key_of(open: &OpenSession) -> SessionStage {
@@ -110,11 +119,19 @@ impl StageSession {
     async fn run(mut self, mut inbox: StageInbox) {
         // A session that is over drops its step in the middle: the engine gives it up, and `held` does not count it.
         let ended = inbox.over().run_until_cancelled(self.serve(&mut inbox)).await;
-        match ended {
-            Some(Err(fault)) => self.fail(fault).await,
-            Some(Ok(())) | None => {
-                self.lease.keep(self.turns.open().coordinator, inbox.keep().within(self.turns.held()));
-            }
+        let (open, held) = (self.turns.open(), self.turns.held());
+        let named = inbox.keep().within(held);
+        match &ended {
+            // What an engine or a peer has done wrong leaves nothing that is to be trusted.
+            Some(Err(fault)) if !is_loss(fault.kind()) => {}
+            _ if named.ids.is_empty() => self.lease.leave(owner_of(open), held),
+            _ => self.lease.keep(open.coordinator, named),
+        }
+        let Self { turns, lease, links, .. } = self;
+        // Given back first: the coordinator may ask for it before it has heard of the end.
+        drop(lease);
+        if let Some(Err(fault)) = ended {
+            fail(&links, &turns, fault).await;
         }
     }
 
@@ -153,11 +170,12 @@ impl StageSession {
         let OpenSession { next, next_addresses, .. } = self.turns.open();
         self.links.send(*next, next_addresses, message).await
     }
+}
 
-    async fn fail(&self, fault: Fault) {
-        let OpenSession { coordinator, coordinator_addresses, .. } = self.turns.open();
-        if let Err(fault) = self.links.send(*coordinator, coordinator_addresses, self.turns.failed(fault)).await {
-            tracing::debug!(%fault, "the coordinator could not be told");
-        }
+/// Tells the coordinator why its session ends.
+async fn fail(links: &Links, turns: &Turns, fault: Fault) {
+    let OpenSession { coordinator, coordinator_addresses, .. } = turns.open();
+    if let Err(fault) = links.send(*coordinator, coordinator_addresses, turns.failed(fault)).await {
+        tracing::debug!(%fault, "the coordinator could not be told");
     }
 }

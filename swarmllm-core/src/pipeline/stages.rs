@@ -2,7 +2,8 @@
 //!
 //! Owns the stages' handles and the memory budget. A session gets a [`Lease`]: a slot with KV cells of its own,
 //! admitted before anything is computed, given back when the lease ends. A slot that is given back may keep its KV, which
-//! takes no memory that it would not have anyway: the next session whose prompt begins alike gets that slot. Where all
+//! takes no memory that it would not have anyway: the next session whose prompt begins alike gets that slot, or the same
+//! session when it comes back by another route. Where all
 //! are in use a session waits a while, first come first served: the word that the one before has ended may be under way
 //! still. A stage that no session has or waits for may be unloaded to make room for another.
 
@@ -11,9 +12,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore};
 
-use crate::base::{Bytes, ErrorKind, Event, Fault, LayerRange, ModelId, NodeId};
+use crate::base::{Bytes, ErrorKind, Event, Fault, LayerRange, ModelId, NodeId, SessionId};
 use crate::engine::{Engine, EngineError, StageConfig, StageHandle, StageSpec};
 use crate::model::Manifest;
 use crate::model::catalog::Catalog;
@@ -26,6 +27,8 @@ const UNLOAD_POLL: Duration = Duration::from_millis(2);
 const SLOT_WAIT: Duration = Duration::from_secs(5);
 /// Sessions that wait for slots at once, so that they leave room for the requests that end others.
 const MAX_WAITING: usize = 16;
+/// Time that a session waits for the KV of its own earlier route: a step that is under way is given up well within it.
+const EARLIER_WAIT: Duration = Duration::from_secs(2);
 
 /// Which stage.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -82,10 +85,14 @@ struct Entry {
     /// One for each slot that is free.
     places: Arc<Semaphore>,
     slots: Mutex<Slots>,
+    /// Told of each slot that is given back.
+    given_back: Notify,
 }
 
 struct Slots {
     free: Vec<FreeSlot>,
+    /// Whose the others are.
+    taken: Vec<(u32, Owner)>,
     last_used: u64,
 }
 
@@ -105,13 +112,33 @@ enum Content {
     Unknown,
     /// The KV of this coordinator's text.
     Kept(NodeId, Prefix),
+    /// So many positions of a session whose route broke. Nobody else can use them.
+    Broken(Owner, u32),
+}
+
+/// Whose a session is, and which of its routes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// Who asks, and pays.
+    pub coordinator: NodeId,
+    /// The session.
+    pub session: SessionId,
+    /// Its route.
+    pub epoch: u32,
+}
+
+impl Owner {
+    /// Whether the other is an earlier route of the same session.
+    fn follows(&self, other: &Owner) -> bool {
+        (self.coordinator, self.session) == (other.coordinator, other.session) && self.epoch > other.epoch
+    }
 }
 
 /// What a session asks of a stage.
 #[derive(Clone, Copy)]
 pub struct Claim<'a> {
     /// Whose session it is.
-    pub coordinator: NodeId,
+    pub owner: Owner,
     /// Positions.
     pub context: u32,
     /// How its prompt begins.
@@ -164,6 +191,7 @@ impl Drop for Held {
         // The slot is free before its place is, so that who has a place finds a slot.
         let content = std::mem::replace(&mut self.content, Content::Unknown);
         locked(&self.entry.slots).give_back(self.slot, content);
+        self.entry.given_back.notify_waiters();
         drop(self.place.take());
         self.table.forget_unloaded(&self.entry);
     }
@@ -178,6 +206,11 @@ impl Lease {
     /// Says what text the slot's KV is of, so that it is kept when the lease ends.
     pub fn keep(&mut self, coordinator: NodeId, text: Prefix) {
         self.keep = if text.ids.is_empty() { Content::Empty } else { Content::Kept(coordinator, text) };
+    }
+
+    /// Says how many positions of its own the session leaves in the slot, for its next route.
+    pub fn leave(&mut self, owner: Owner, held: u32) {
+        self.keep = if held == 0 { Content::Empty } else { Content::Broken(owner, held) };
     }
 
     /// The stage.
@@ -198,7 +231,7 @@ impl Drop for Lease {
         self.tasks.spawn("release-slot", async move {
             // The slot is free only once its release is queued, so that the next session's first step comes after it.
             let told = match keep {
-                Content::Kept(..) => handle.rest(slot).await,
+                Content::Kept(..) | Content::Broken(..) => handle.rest(slot).await,
                 Content::Empty | Content::Unknown => handle.release(slot).await,
             };
             if let Err(error) = told {
@@ -280,6 +313,7 @@ impl StageTable {
         self.check_cut(&engine, &manifest, &key)?;
         self.check_context(claim.context)?;
         let entry = self.find_or_make(engine.as_ref(), &manifest, &key)?;
+        entry.earlier_gone(&claim.owner).await;
         let place = Some(self.place_in(&entry).await?);
         let Taken { slot, cached, stale } = self.take(&entry, claim)?;
         let held = Held { table: self.clone(), entry, slot, place, content: Content::Unknown };
@@ -460,8 +494,23 @@ impl Entry {
         let free =
             (0..limits.stage.max_sessions).map(|slot| FreeSlot { slot, content: Content::Empty, since: 0 }).collect();
         let places = Arc::new(Semaphore::new(limits.stage.max_sessions as usize));
-        let slots = Mutex::new(Slots { free, last_used: 0 });
-        Self { key, memory, gpu_layers, cell: OnceCell::new(), places, slots }
+        let slots = Mutex::new(Slots { free, taken: Vec::new(), last_used: 0 });
+        Self { key, memory, gpu_layers, cell: OnceCell::new(), places, slots, given_back: Notify::new() }
+    }
+
+    /// Waits until no earlier route of a session has a slot, or for as long as that may take.
+    async fn earlier_gone(&self, owner: &Owner) {
+        let gone = async {
+            loop {
+                let changed = self.given_back.notified();
+                if !locked(&self.slots).taken.iter().any(|(_, other)| owner.follows(other)) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        // One that takes longer costs that its KV is computed again.
+        let _ = tokio::time::timeout(EARLIER_WAIT, gone).await;
     }
 
     /// Layers of accelerators that it has, or may get while it is being loaded.
@@ -475,7 +524,8 @@ impl Slots {
     /// the lowest, so that neighbouring slots are in use, which engines compute together.
     fn take(&mut self, claim: Claim) -> Option<Taken> {
         let common = |free: &FreeSlot| match &free.content {
-            Content::Kept(owner, text) if *owner == claim.coordinator => text.common(claim.prefix),
+            Content::Kept(owner, text) if *owner == claim.owner.coordinator => text.common(claim.prefix),
+            Content::Broken(owner, held) if claim.owner.follows(owner) => *held,
             _ => 0,
         };
         let is_empty = |free: &FreeSlot| matches!(free.content, Content::Empty);
@@ -483,12 +533,14 @@ impl Slots {
         let (index, _) = self.free.iter().enumerate().min_by_key(|(_, free)| rank(free))?;
         let free = self.free.swap_remove(index);
         let cached = common(&free);
+        self.taken.push((free.slot, claim.owner));
         Some(Taken { slot: free.slot, cached, stale: !is_empty(&free) && cached == 0 })
     }
 
     fn give_back(&mut self, slot: u32, content: Content) {
         // Empty slots are alike, whenever they were given back.
-        let since = if matches!(content, Content::Kept(..)) { self.last_used } else { 0 };
+        let since = if matches!(content, Content::Empty) { 0 } else { self.last_used };
+        self.taken.retain(|(taken, _)| *taken != slot);
         self.free.push(FreeSlot { slot, content, since });
     }
 }

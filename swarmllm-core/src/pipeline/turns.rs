@@ -40,8 +40,9 @@ impl Turns {
     }
 
     /// What a step makes the engine compute in this slot. Refuses what the engine cannot know to be wrong: that it is not
-    /// the session's next step, or beyond what was asked for.
-    pub fn job(&self, header: &StepHeader, hidden: Vec<f32>, slot: u32) -> Result<StepJob, Fault> {
+    /// the session's next step, or beyond what was asked for. What it rewinds counts as gone from then on: it may be given
+    /// up before it is computed.
+    pub fn job(&mut self, header: &StepHeader, hidden: Vec<f32>, slot: u32) -> Result<StepJob, Fault> {
         self.check(header)?;
         let (first, want_from) = (header.pos, header.want_from);
         let row = |index: u32| Row { slot, pos: first.saturating_add(index), want: index >= want_from };
@@ -52,7 +53,9 @@ impl Turns {
             (true, Want::Full) => Reduce::Full,
             (true, Want::State) => Reduce::State,
         };
-        Ok(StepJob { hidden, rows, reduce, exact: self.open.exact, rewind: first < self.held })
+        let rewind = first < self.held;
+        self.held = self.held.min(first);
+        Ok(StepJob { hidden, rows, reduce, exact: self.open.exact, rewind })
     }
 
     fn check(&self, header: &StepHeader) -> Result<(), Fault> {

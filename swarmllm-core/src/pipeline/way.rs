@@ -4,7 +4,6 @@ use crate::base::{ErrorKind, Fault, LayerRange, NodeId};
 use crate::pipeline::job::StageReport;
 use crate::pipeline::message::Message;
 use crate::pipeline::plan::PlanStage;
-use crate::pipeline::prefix::EXACT_BLOCK;
 use crate::pipeline::route::OpenRoute;
 use crate::pipeline::search::{Blame, is_loss};
 use crate::wire::control::Opened;
@@ -145,13 +144,22 @@ impl Way {
     }
 }
 
-/// How much of the KV that every stage has is of use: in the exact mode whole chunks, of which the last is computed again
-/// where it has the prompt's last token.
-pub fn usable(cached: u32, prompt: u32, exact: bool) -> u32 {
-    let last = prompt.saturating_sub(1);
+/// The steps of an exact answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Tokens of its prompt.
+    pub prompt: u32,
+    /// Rows of each of the prompt's chunks; what was generated goes singly.
+    pub chunk: u32,
+}
+
+/// How many tokens of a text of this length need not be computed again, where every stage has the KV of the first
+/// `cached`: not the last, whose logits are wanted, and in the exact mode whole steps.
+pub fn usable(cached: u32, text: u32, exact: Option<Shape>) -> u32 {
+    let most = cached.min(text.saturating_sub(1));
     match exact {
-        false => cached.min(last),
-        true => cached.min(last) / EXACT_BLOCK * EXACT_BLOCK,
+        Some(Shape { prompt, chunk }) if most < prompt => most / chunk.max(1) * chunk,
+        _ => most,
     }
 }
 

@@ -11,6 +11,7 @@ use crate::base::{ErrorKind, Fault, LayerRange, NodeId, SessionId};
 use crate::engine::StepJob;
 use crate::pipeline::links::{Links, SessionStage, StageInbox};
 use crate::pipeline::message::Message;
+use crate::pipeline::search::is_loss;
 use crate::pipeline::turns::Turns;
 use crate::rt::TaskSet;
 use crate::wire::control::{OpenSession, Opened};
@@ -72,12 +73,23 @@ struct Serving {
     stuck: bool,
 }
 
-/// The KV of a session that has ended.
+/// The KV of a session that has ended, or whose route has broken.
 struct Kept {
     coordinator: NodeId,
     kind: Kind,
-    text: Prefix,
+    text: Left,
     layers: Layers,
+}
+
+/// What its KV is of.
+enum Left {
+    Named(Prefix),
+    /// So many positions, for a later route than that.
+    Broken {
+        session: SessionId,
+        epoch: u32,
+        held: u32,
+    },
 }
 
 /// A simulated node.
@@ -169,13 +181,29 @@ impl Node {
         self.facts.memory.saturating_sub(used)
     }
 
+    /// Keeps the KV of a session that is over: of the text that its coordinator named, or for its next route.
+    fn leave(&mut self, serving: Serving, named: Prefix) {
+        let Serving { turns, layers, .. } = serving;
+        let OpenSession { coordinator, session, epoch, layers: range, head, .. } = turns.open().clone();
+        let (held, named) = (turns.held(), named.within(turns.held()));
+        let text = match named.ids.is_empty() {
+            true => Left::Broken { session, epoch, held },
+            false => Left::Named(named),
+        };
+        self.kept.push(Kept { coordinator, kind: (range, head), text, layers });
+        let first = self.kept.len().saturating_sub(KEPT);
+        self.kept.drain(..first);
+    }
+
     /// The KV kept that begins most like a prompt, cut to what they share.
     fn reuse(&mut self, open: &OpenSession, sabotage: Option<Sabotage>) -> Option<(Layers, u32)> {
         let kind = (open.layers, open.head);
-        let common = |kept: &Kept| match kept.coordinator == open.coordinator && kept.kind == kind {
-            true if sabotage == Some(Sabotage::Names) => kept.text.block.min(open.context / 2),
-            true => kept.text.common(&open.prefix),
-            false => 0,
+        let common = |kept: &Kept| match &kept.text {
+            _ if kept.coordinator != open.coordinator || kept.kind != kind => 0,
+            Left::Named(text) if sabotage == Some(Sabotage::Names) => text.block.min(open.context / 2),
+            Left::Named(text) => text.common(&open.prefix),
+            Left::Broken { session, epoch, held } if *session == open.session && *epoch < open.epoch => *held,
+            Left::Broken { .. } => 0,
         };
         let (at, cached) = self.kept.iter().map(common).enumerate().max_by_key(|(_, common)| *common)?;
         if cached == 0 {
@@ -204,6 +232,9 @@ impl Swarm {
     }
 
     fn asked_to_open(&mut self, from: usize, to: usize, wire: u32, until: Micros, talk: usize, open: OpenSession) {
+        if let Some(earlier) = open.epoch.checked_sub(1) {
+            self.end_session(to, open.session, earlier, open.coordinator, &Prefix::default());
+        }
         let node = &self.nodes[to];
         let kind = (open.layers, open.head);
         let (epoch, stage) = (open.epoch, open.stage as usize);
@@ -385,8 +416,11 @@ impl Swarm {
     fn fail_stage(&mut self, index: usize, key: SessionStage, fault: Fault) {
         let Some(serving) = self.nodes[index].serving.remove(&order(key)) else { return };
         self.note(|| format!("{index} fails stage {} of epoch {}: {fault}", key.stage, key.epoch));
-        let (coordinator, message) = (serving.turns.open().coordinator, serving.turns.failed(fault));
-        drop(serving);
+        let (coordinator, lost) = (serving.turns.open().coordinator, is_loss(fault.kind()));
+        let message = serving.turns.failed(fault);
+        if lost {
+            self.nodes[index].leave(serving, Prefix::default());
+        }
         let to = self.node(coordinator);
         let _ = self.send(index, to, message);
     }
@@ -395,14 +429,8 @@ impl Swarm {
     fn end_stage(&mut self, index: usize, key: SessionStage) {
         let node = &mut self.nodes[index];
         let Some(serving) = node.serving.remove(&order(key)) else { return };
-        let Serving { turns, inbox, layers, .. } = serving;
-        let text = inbox.keep().within(turns.held());
-        let OpenSession { coordinator, layers: range, head, .. } = turns.open().clone();
-        if !text.ids.is_empty() {
-            node.kept.push(Kept { coordinator, kind: (range, head), text, layers });
-            let first = node.kept.len().saturating_sub(KEPT);
-            node.kept.drain(..first);
-        }
+        let named = serving.inbox.keep();
+        node.leave(serving, named);
         self.note(|| format!("{index} ends stage {} of epoch {}", key.stage, key.epoch));
     }
 }

@@ -41,6 +41,8 @@ struct Tally {
     answers: u64,
     /// Answers that went on after their route had broken.
     recovered: u64,
+    /// Routes that went on with KV of those before.
+    kept: u64,
     errors: BTreeMap<&'static str, u64>,
 }
 
@@ -76,6 +78,7 @@ fn whatever_befalls_a_swarm_its_answers_are_right_or_end_in_an_error_that_has_a_
             tally.answers += u64::from(good == Some(true));
             let error = talk.ended.as_ref().and_then(|(_, end)| end.as_ref().err());
             error.into_iter().for_each(|fault| *tally.errors.entry(fault.kind().name()).or_default() += 1);
+            tally.kept += u64::from(talk.kept);
             tally.recovered += u64::from(good == Some(true) && talk.epochs > 1);
         }
     }

@@ -20,7 +20,7 @@ use crate::pipeline::route::{OpenRoute, RELEASE_DEADLINE, RELEASES, Route};
 use crate::pipeline::search::{self, Blame, Next, Search, Tried};
 use crate::pipeline::session::{Action, End, Session};
 use crate::pipeline::watch::{ANSWERS, Watch};
-use crate::pipeline::way::{Heard, Way, usable};
+use crate::pipeline::way::{Heard, Shape, Way, usable};
 use crate::wire::control::{OpenSession, Opened};
 use crate::wire::job::StepHeader;
 use crate::wire::prefix::Prefix;
@@ -87,6 +87,8 @@ pub struct Talk {
     /// Who refused this session without having been harmed.
     pub refused: Vec<NodeId>,
     pub epochs: u32,
+    /// Of its later routes, how many had not to compute all again.
+    pub kept: u32,
     /// Whether its coordinator is dead.
     pub died: bool,
     session: Option<Session>,
@@ -115,6 +117,7 @@ impl Talk {
             chunk: 1,
             refused: Vec::new(),
             epochs: 0,
+            kept: 0,
             died: false,
             session: None,
             tried: Tried::default(),
@@ -143,7 +146,12 @@ impl Talk {
         matches!(self.phase, Phase::Running)
     }
 
-    /// The text that is known, whose beginning hosts may have.
+    /// The text whose beginning hosts may have of other sessions.
+    fn named(&self) -> Vec<u32> {
+        if self.request.exact { self.request.prompt.clone() } else { self.text() }
+    }
+
+    /// The text that is known.
     fn text(&self) -> Vec<u32> {
         self.session.as_ref().map_or_else(|| self.request.prompt.clone(), Session::text)
     }
@@ -252,7 +260,7 @@ impl Swarm {
         one.turn += 1;
         let stages = route.plan.stages.clone();
         one.phase = Phase::Opening { epoch, route, replies: vec![None; stages.len()] };
-        let prefix = namer(from).name(MODEL, self.talks[talk].request.exact, &self.talks[talk].text());
+        let prefix = namer(from).name(MODEL, self.talks[talk].request.exact, &self.talks[talk].named());
         self.note(|| {
             let route: Vec<_> = stages.iter().map(|stage| format!("{} at {}", stage.layers, stage.node.0[0])).collect();
             format!("talk {talk} at {from} opens epoch {epoch}: {}", route.join(", "))
@@ -368,19 +376,23 @@ impl Swarm {
         let actions = match (one.session.as_mut(), one.way.take()) {
             (Some(session), Some(before)) => {
                 let chunk = way.follow(&before, exact);
-                let cached = usable(way.cached, session.text().len() as u32, exact);
-                let rows = way.max_rows;
+                let (cached, rows) = (way.cached, way.max_rows);
                 one.way = Some(way);
                 let Some(chunk) = chunk else {
                     let fault = Fault::new(ErrorKind::Unsupported, "other hosts take shorter steps");
                     return self.finish(talk, Err(fault));
                 };
+                let shape = exact.then_some(Shape { prompt: one.request.prompt.len() as u32, chunk });
+                let cached = usable(cached, session.text().len() as u32, shape);
+                one.kept += u32::from(cached > 0);
                 drop(one.inbox.take());
                 one.inbox = Some(node.links.register_coordinator(one.id));
                 session.resume(cached, rows, chunk, exact)
             }
             _ => {
-                let cached = usable(way.cached, one.request.prompt.len() as u32, exact);
+                let prompt = one.request.prompt.len() as u32;
+                let shape = exact.then_some(Shape { prompt, chunk: way.max_rows });
+                let cached = usable(way.cached, prompt, shape);
                 one.chunk = way.max_rows;
                 let session = one.session.insert(one.request.session(way.max_rows, cached));
                 one.way = Some(way);
