@@ -269,6 +269,9 @@ pub struct ChatArgs {
     /// Answer token for token as a plain run of the whole model, whoever else is answered meanwhile
     #[arg(long)]
     pub exact: bool,
+    /// Have other hosts follow the stages, where some can, so that one goes on where a stage's host is lost
+    #[arg(long)]
+    pub stand_by: bool,
     /// Model that guesses ahead: a smaller one with the same vocabulary, held here as a whole
     #[arg(long, value_name = "MODEL")]
     pub draft: Option<String>,

@@ -26,6 +26,7 @@ pub fn generate(text: Option<&str>) -> Result<GenerateOptions, Fault> {
         exact: take(&mut fields, "exact")?.unwrap_or(default.exact),
         guess: take(&mut fields, "guess")?.unwrap_or(default.guess),
         draft: take(&mut fields, "draft")?,
+        stand_by: take(&mut fields, "stand_by")?.unwrap_or(default.stand_by),
         logprobs: take(&mut fields, "logprobs")?,
         constraint: take(&mut fields, "constraint")?,
         sampling: sampling(fields)?,

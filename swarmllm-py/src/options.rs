@@ -122,6 +122,7 @@ pub struct Options {
     exact: Option<bool>,
     guess: Option<bool>,
     draft: Option<String>,
+    stand_by: Option<bool>,
     logprobs: Option<u32>,
     /// JSON, as [`Constraint`] is written in it.
     constraint: Option<String>,
@@ -154,6 +155,7 @@ impl Options {
         set(&mut options.exact, self.exact);
         set(&mut options.guess, self.guess);
         options.draft = self.draft;
+        set(&mut options.stand_by, self.stand_by);
         options.logprobs = self.logprobs;
         options.constraint = self.constraint.map(constraint).transpose()?;
         Ok(options)

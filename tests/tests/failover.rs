@@ -112,6 +112,44 @@ async fn killed_hosts_change_no_token_over_quic() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stand_by_goes_on_with_what_it_has_computed_and_changes_no_token() {
+    const AFTER: usize = 40;
+    let mut cluster = with_spares(Carrier::Tcp).await;
+    let (node, model) = (cluster.coordinator.node.clone(), cluster.model.to_string());
+    let plain = stream(begin(&node, &model, greedy(ANSWER)).await, |_| {}).await.expect("nothing is lost");
+    let followed = GenerateOptions { stand_by: true, ..greedy(ANSWER) };
+    for stage in [MIDDLE, LAST] {
+        let mut events = node.events();
+        let generation = begin(&node, &model, followed.clone()).await;
+        let victim = cluster.index_of(&generation.route().stages[stage].node.to_string());
+        let kill = |tokens| {
+            if tokens == AFTER {
+                cluster.hosts[victim].kill();
+            }
+        };
+        let streamed = stream(generation, kill).await.expect("the stand-by takes over");
+        assert_eq!((&streamed.tokens, &streamed.text), (&plain.tokens, &plain.text), "stage {stage}");
+        let kept = async {
+            loop {
+                if let Some(Event::GenerationRerouted { kept, .. }) = events.next().await {
+                    return kept;
+                }
+            }
+        };
+        // All of the prompt and some of the answer, at least; a stand-by that is slow may lag.
+        let (kept, prompt) = (in_time("another route", kept).await, streamed.completion.prompt_tokens);
+        assert!(kept > prompt, "stage {stage}: {kept} tokens were kept, the prompt has {prompt}");
+        println!(
+            "stage {stage}: {kept} of {} tokens were kept, the longest gap was {:?}",
+            prompt + AFTER as u32,
+            streamed.gaps.iter().max()
+        );
+        cluster.revive(victim).await;
+    }
+    cluster.coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_second_loss_while_the_first_is_made_good_changes_no_token() {
     let mut cluster = with_spares(Carrier::Tcp).await;
     let (node, model) = (cluster.coordinator.node.clone(), cluster.model.to_string());

@@ -8,7 +8,7 @@ use swarmllm_core::node::{Delta, GenerateOptions, GenerateRequest, ImportOptions
 use swarmllm_core::pipeline::control::request;
 use swarmllm_core::pipeline::message::Message;
 use swarmllm_core::wire::announce::Holding;
-use swarmllm_core::wire::control::{OpenSession, Opened, Reply, Request};
+use swarmllm_core::wire::control::{Host, OpenSession, Opened, Reply, Request};
 use swarmllm_core::wire::job::{LogitShape, LogitsHeader, StageHeader, StepHeader, Want};
 use swarmllm_core::wire::prefix::Prefix;
 use swarmllm_tests::cluster::{Carrier, Member, THREADS, answer, await_plan, greedy, join, lonely_network};
@@ -204,7 +204,7 @@ async fn a_liar_is_left_out_where_an_honest_host_can_do_its_work() {
 
 /// What a rogue coordinator asks of an honest host.
 fn order(rogue: &Rogue, model: ModelId, session: SessionId) -> Request {
-    let own = rogue.net.local();
+    let own = Host { node: rogue.net.local(), addresses: rogue.net.addresses() };
     Request::Open(OpenSession {
         session,
         epoch: 0,
@@ -216,10 +216,10 @@ fn order(rogue: &Rogue, model: ModelId, session: SessionId) -> Request {
         context: 64,
         exact: true,
         prefix: Prefix::default(),
-        next: own,
-        next_addresses: rogue.net.addresses(),
+        next: own.clone(),
+        copy: None,
+        stands_by: false,
         coordinator: own,
-        coordinator_addresses: rogue.net.addresses(),
     })
 }
 
@@ -259,6 +259,7 @@ async fn a_stranger_who_knows_a_session_cannot_spoil_it_with_a_bad_frame() {
         width: WIDTH,
         want_from: 0,
         want: Want::Full,
+        certain: 2,
         compute_us: Vec::new(),
     };
     let mut stream = rogue.stage_stream(id).await;
@@ -313,6 +314,7 @@ async fn a_bad_frame_ends_its_own_session_and_no_other() {
             width: WIDTH,
             want_from: 0,
             want,
+            certain: 1,
             compute_us: Vec::new(),
         };
         let mut body = vec![0; 4 * WIDTH as usize];

@@ -84,14 +84,14 @@ impl Work {
 
     async fn one(&self, text: Vec<u32>) -> Result<Vec<f32>, Fault> {
         let (shared, model) = (&self.shared, &self.model);
-        let route = find_route(shared, model, &[]).await?;
+        let route = find_route(shared, model, &[], false).await?;
         // Never asked: nothing is chosen.
         let sampler = Sampler::new(SamplingParams::greedy(), model.manifest.vocab);
         let job = Job {
             session: new_session()?,
             model: model.id,
             route,
-            routes: Arc::new(Finding { shared: shared.clone(), model: model.clone() }),
+            routes: Arc::new(Finding { shared: shared.clone(), model: model.clone(), stand_by: false }),
             engine: model.engine.name().to_owned(),
             prompt: text,
             exact: false,

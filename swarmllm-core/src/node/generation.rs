@@ -244,7 +244,7 @@ async fn start(
         Some(name) => Some(drafting::drafter(&shared, &model, name, prompt.len(), max_tokens).await?),
         None => None,
     };
-    let route = find_route(&shared, &model, &[]).await?;
+    let route = find_route(&shared, &model, &[], options.stand_by).await?;
     let plan = route.plan.clone();
     let session = new_session()?;
     let cancel = shared.closed.child_token();
@@ -254,7 +254,7 @@ async fn start(
         session,
         model: model.id,
         route,
-        routes: Arc::new(Finding { shared: shared.clone(), model: model.clone() }),
+        routes: Arc::new(Finding { shared: shared.clone(), model: model.clone(), stand_by: options.stand_by }),
         engine: model.engine.name().to_owned(),
         prompt,
         exact: options.exact,

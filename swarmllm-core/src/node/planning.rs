@@ -13,7 +13,9 @@ use crate::node::seek::{key_of, seek};
 use crate::node::shared::Shared;
 use crate::pipeline::plan::{Candidate, Plan, PlanRequest, plan};
 use crate::pipeline::route::{Route, Routes};
+use crate::pipeline::stand_by;
 use crate::wire::announce::Announcement;
+use crate::wire::control::Host;
 
 /// Round trip assumed for a peer that has not been measured yet: a far one.
 const UNKNOWN_RTT_US: u32 = 500_000;
@@ -21,39 +23,71 @@ const UNKNOWN_RTT_US: u32 = 500_000;
 /// Which stages would answer.
 pub(crate) async fn plan_for(shared: &Arc<Shared>, name: &str) -> Result<Plan, GenerateError> {
     let model = load(shared, name).await?;
-    Ok(find_route(shared, &model, &[]).await?.plan)
+    Ok(find_route(shared, &model, &[], false).await?.plan)
 }
 
 /// The best route that does without some nodes; where those that are known do not give one, those that the swarm's table
 /// names are asked too.
-pub(super) async fn find_route(shared: &Arc<Shared>, model: &LoadedModel, without: &[NodeId]) -> Result<Route, Fault> {
+pub(super) async fn find_route(
+    shared: &Arc<Shared>,
+    model: &LoadedModel,
+    without: &[NodeId],
+    stand_by: bool,
+) -> Result<Route, Fault> {
     let plan = match make_plan(shared, model, without) {
         Err(none) if seek(shared, key_of(model.id)).await == 0 => return Err(none),
         Err(_) => make_plan(shared, model, without)?,
         Ok(found) => found,
     };
-    Ok(Route { addresses: addresses(shared, &plan), weights: weights(model, &plan), plan })
+    let nodes = plan.stages.iter().map(|stage| stage.node);
+    let (addresses, weights) = (addresses(shared, nodes), weights(model, &plan));
+    let stand_bys = if stand_by { stand_bys(shared, model, without, &plan) } else { Vec::new() };
+    Ok(Route { addresses, weights, stand_bys, plan })
 }
 
 /// Finds routes for a session under way.
 pub(super) struct Finding {
     pub shared: Arc<Shared>,
     pub model: Arc<LoadedModel>,
+    /// Whether stages are to have stand-bys.
+    pub stand_by: bool,
 }
 
 impl Routes for Finding {
     fn find(&self, without: Vec<NodeId>) -> BoxFuture<'_, Result<Route, Fault>> {
-        Box::pin(async move { find_route(&self.shared, &self.model, &without).await })
+        Box::pin(async move { find_route(&self.shared, &self.model, &without, self.stand_by).await })
     }
 }
 
 fn make_plan(shared: &Shared, model: &LoadedModel, without: &[NodeId]) -> Result<Plan, Fault> {
+    plan_among(shared, model, &candidates_without(shared, model, without))
+}
+
+fn candidates_without(shared: &Shared, model: &LoadedModel, without: &[NodeId]) -> Vec<Candidate> {
     let mut candidates = candidates(shared, model);
     candidates.retain(|candidate| !without.contains(&candidate.node));
-    plan_among(shared, model, &candidates)
+    candidates
 }
 
 fn plan_among(shared: &Shared, model: &LoadedModel, candidates: &[Candidate]) -> Result<Plan, Fault> {
+    with_request(shared, model, candidates, plan)
+        .map_err(|error| Fault::new(ErrorKind::NoPlan, format!("no plan for {}: {error}", model.manifest.name)))
+}
+
+/// Who may follow each stage of a plan.
+fn stand_bys(shared: &Shared, model: &LoadedModel, without: &[NodeId], plan: &Plan) -> Vec<Option<Host>> {
+    let candidates = candidates_without(shared, model, without);
+    let chosen = with_request(shared, model, &candidates, |request| stand_by::choose(request, &plan.stages));
+    let of = |node: NodeId| Host { node, addresses: addresses(shared, [node].into_iter()).concat() };
+    chosen.into_iter().map(|node| node.map(of)).collect()
+}
+
+fn with_request<T>(
+    shared: &Shared,
+    model: &LoadedModel,
+    candidates: &[Candidate],
+    ask: impl FnOnce(&PlanRequest) -> T,
+) -> T {
     let stages = shared.serving.stages();
     let memory = |layers, head| stages.memory_of(model.engine.as_ref(), &model.manifest, layers, head);
     let weight = |layers, head| model.manifest.stage_weight(layers, head);
@@ -65,8 +99,7 @@ fn plan_among(shared: &Shared, model: &LoadedModel, candidates: &[Candidate]) ->
         memory: &memory,
         weight: &weight,
     };
-    plan(&request)
-        .map_err(|error| Fault::new(ErrorKind::NoPlan, format!("no plan for {}: {error}", model.manifest.name)))
+    ask(&request)
 }
 
 /// This node and every peer that says it serves the model. What a peer claims decides only who is asked.
@@ -125,11 +158,11 @@ pub(super) async fn plan_if_held(shared: &Arc<Shared>, model: &str, peer: NodeId
     plan_among(shared, &model, &among)
 }
 
-/// Where each stage's host may be dialled.
-fn addresses(shared: &Shared, plan: &Plan) -> Vec<Vec<String>> {
+/// Where each of these nodes may be dialled.
+fn addresses(shared: &Shared, nodes: impl Iterator<Item = NodeId>) -> Vec<Vec<String>> {
     let known = shared.registry.snapshot();
     let of = |node: NodeId| known.get(&node).map(|announcement| announcement.addresses.clone()).unwrap_or_default();
-    plan.stages.iter().map(|stage| of(stage.node)).collect()
+    nodes.map(of).collect()
 }
 
 /// What the ledger prices each stage by.

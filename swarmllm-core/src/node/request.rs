@@ -91,6 +91,10 @@ pub struct GenerateOptions {
     /// A model that guesses ahead in the place of what repeats itself: a smaller one with the same vocabulary, of which this
     /// node holds all. Not with `exact` or a constraint, which are never guessed. Default: none.
     pub draft: Option<String>,
+    /// Whether other hosts follow the stages of the answer, where some have the layers and the memory, so that one goes on
+    /// where a stage's host is lost and little is computed again. They compute, and are paid, as the stages are. Default:
+    /// false.
+    pub stand_by: bool,
     /// Where given, each token is told with the log-probability that the model itself gave it, and with those of so many
     /// of the likeliest tokens there, at most [`MAX_ALTERNATIVES`]. Default: none.
     pub logprobs: Option<u32>,
@@ -101,8 +105,8 @@ pub struct GenerateOptions {
 impl Default for GenerateOptions {
     fn default() -> Self {
         let (max_tokens, sampling, stop, deadline) = (None, SamplingParams::default(), Vec::new(), None);
-        let (draft, logprobs, constraint) = (None, None, None);
-        Self { max_tokens, sampling, stop, deadline, exact: false, guess: true, draft, logprobs, constraint }
+        let (draft, stand_by, logprobs, constraint) = (None, false, None, None);
+        Self { max_tokens, sampling, stop, deadline, exact: false, guess: true, draft, stand_by, logprobs, constraint }
     }
 }
 

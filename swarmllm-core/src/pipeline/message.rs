@@ -163,6 +163,7 @@ mod tests {
             width,
             want_from: rows,
             want: Want::Full,
+            certain: 9,
             compute_us: vec![5],
         };
         Message::Step { header, hidden }

@@ -3,7 +3,7 @@
 //! The only room where the engine meets the network. [`plan`] and [`session`] are pure, as is what decides when a route
 //! breaks ([`way`], [`search`]) and what a stage admits ([`turns`]); [`runner`] drives a session from the coordinator's
 //! side over the routes that [`route`] finds and opens, [`serve`] computes its stages on their hosts, [`links`] carries
-//! messages between them. [`placement`] says which layers a node should hold at all.
+//! messages between them. [`stand_by`] lets other hosts follow a stage, and [`placement`] says which layers a node should hold at all.
 //! Promises: a cancelled, failed or forgotten session frees its KV at every stage; a bad frame ends its session and
 //! nothing else; nothing queues without a bound.
 //!
@@ -31,6 +31,7 @@ pub mod settle;
 mod sim;
 pub mod speeds;
 pub mod stages;
+pub mod stand_by;
 pub mod turns;
 pub mod watch;
 pub mod way;

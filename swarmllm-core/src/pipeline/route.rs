@@ -3,10 +3,12 @@
 //! Every attempt to open one has an epoch of its own, so that what belongs to an earlier one, a late frame or the order to
 //! end it, never meets a later one.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::{BoxFuture, join_all};
+use tokio_util::sync::CancellationToken;
 
 use crate::base::{ErrorKind, Fault, ModelId, NodeId, SessionId};
 use crate::net::NetHandle;
@@ -15,7 +17,7 @@ use crate::pipeline::job::Coordinator;
 use crate::pipeline::plan::{Plan, PlanStage};
 use crate::pipeline::search::{Blame, LOOK_AGAIN, Next, Tried};
 use crate::pipeline::watch;
-use crate::wire::control::{OpenSession, Opened, Reply, Request};
+use crate::wire::control::{Host, OpenSession, Opened, Reply, Request};
 use crate::wire::prefix::Prefix;
 
 /// Loading a stage of many GiB from a cold disk takes a while; more than this is a hang.
@@ -28,6 +30,8 @@ pub const RELEASES: u32 = 9;
 /// does without it.
 const WHILE_LOADING: Duration = Duration::from_millis(500);
 const MISSES: u32 = 5;
+/// How much longer than for the stages it is waited for their stand-bys.
+pub const STAND_BY_WAIT: Duration = Duration::from_secs(2);
 /// Longest search for another route: the swarm's table may be slow to say that it knows of nobody.
 const SEARCH: Duration = Duration::from_secs(3);
 /// Who computes a session's stages, and how to reach and pay them.
@@ -39,6 +43,30 @@ pub struct Route {
     pub addresses: Vec<Vec<String>>,
     /// What the ledger prices each stage by.
     pub weights: Vec<u64>,
+    /// Who follows each stage, where somebody is to.
+    pub stand_bys: Vec<Option<Host>>,
+}
+
+impl Route {
+    /// A stage's host.
+    fn host(&self, stage: usize) -> Option<Host> {
+        let node = self.plan.stages.get(stage)?.node;
+        Some(Host { node, addresses: self.addresses.get(stage).cloned().unwrap_or_default() })
+    }
+
+    /// Who follows a stage.
+    pub fn stand_by(&self, stage: usize) -> Option<&Host> {
+        self.stand_bys.get(stage)?.as_ref()
+    }
+
+    /// All who have to do with it, each once.
+    fn nodes(&self) -> Vec<NodeId> {
+        let stages = self.plan.stages.iter().map(|stage| stage.node);
+        let mut nodes: Vec<NodeId> = stages.chain(self.stand_bys.iter().flatten().map(|host| host.node)).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        nodes
+    }
 }
 
 /// Finds routes from what is known of the swarm now.
@@ -55,6 +83,10 @@ pub struct OpenRoute {
     pub route: Route,
     /// What each host said, in the plan's order.
     pub opened: Vec<Opened>,
+    /// What each stand-by said that is there.
+    pub following: Vec<Option<Opened>>,
+    /// All who were asked.
+    pub nodes: Vec<NodeId>,
 }
 
 /// What a session asks of every host.
@@ -78,13 +110,15 @@ pub struct Finder {
     terms: Terms,
     tried: Tried,
     /// The attempt under way.
-    opening: Option<(u32, Vec<PlanStage>)>,
+    opening: Option<(u32, Vec<NodeId>)>,
+    /// All who were ever asked.
+    asked: BTreeSet<NodeId>,
 }
 
 impl Finder {
     /// A finder that has tried nothing.
     pub fn new(coordinator: Coordinator, routes: Arc<dyn Routes>, terms: Terms) -> Self {
-        Self { coordinator, routes, terms, tried: Tried::default(), opening: None }
+        Self { coordinator, routes, terms, tried: Tried::default(), opening: None, asked: BTreeSet::new() }
     }
 
     /// Opens this route or, where a host of it fails, another. Where there is no other, the error says why the first
@@ -92,16 +126,26 @@ impl Finder {
     pub async fn open(&mut self, route: Route, prefix: &Prefix) -> Result<OpenRoute, Fault> {
         match self.attempt(route, prefix).await {
             Ok(open) => Ok(open),
-            Err(blame) => self.reopen(blame, prefix, Duration::ZERO).await,
+            Err(blame) => self.reopen(blame, None, prefix, Duration::ZERO).await,
         }
     }
 
-    /// Opens another route than one whose hosts have failed. Where there is none and hosts may return, it waits for them
-    /// for as long as `patience` lasts; the error says why the last route failed.
-    pub async fn reopen(&mut self, blame: Blame, prefix: &Prefix, patience: Duration) -> Result<OpenRoute, Fault> {
+    /// Opens another route than one whose hosts have failed: that on which stand-bys take their place, if there is one.
+    /// Where there is none and hosts may return, it waits for them for as long as `patience` lasts; the error says why the
+    /// last route failed.
+    pub async fn reopen(
+        &mut self,
+        blame: Blame,
+        mut takeover: Option<Route>,
+        prefix: &Prefix,
+        patience: Duration,
+    ) -> Result<OpenRoute, Fault> {
         let mut search = self.tried.search(blame, Instant::now(), patience);
         loop {
-            let found = self.find(search.lost()).await;
+            let found = match takeover.take() {
+                Some(route) => Ok(route),
+                None => self.find(search.lost()).await,
+            };
             match (self.tried.next(&mut search, found.is_ok(), Instant::now()), found) {
                 (Next::Attempt, Ok(route)) => match self.attempt(route, prefix).await {
                     Ok(open) => return Ok(open),
@@ -126,21 +170,27 @@ impl Finder {
 
     /// Ends what an [`open`](Self::open) has begun that was not awaited to its end.
     pub fn abandon(&mut self) {
-        if let Some((epoch, stages)) = self.opening.take() {
-            self.release(epoch, &stages, &Prefix::default());
+        if let Some((epoch, nodes)) = self.opening.take() {
+            self.release(epoch, &nodes, &Prefix::default());
         }
     }
 
-    /// Tells every stage of a route to end the session, in the background; what of its KV may be kept is named in `keep`.
-    pub fn release(&self, epoch: u32, stages: &[PlanStage], keep: &Prefix) {
+    /// Ends the session on the last of its routes, and once more at all who had to do with earlier ones: who was out of
+    /// reach then, and has not noticed, would keep its KV.
+    pub fn end(&self, epoch: u32, nodes: &[NodeId], keep: &Prefix) {
+        self.release(epoch, nodes, keep);
+        let others: Vec<NodeId> = self.asked.iter().copied().filter(|node| !nodes.contains(node)).collect();
+        self.release(epoch, &others, &Prefix::default());
+    }
+
+    /// Tells all who have to do with a route to end the session, in the background; what of its KV may be kept is named in
+    /// `keep`.
+    pub fn release(&self, epoch: u32, nodes: &[NodeId], keep: &Prefix) {
         let (coordinator, session) = (&self.coordinator, self.terms.session);
         let local = coordinator.links.local();
         coordinator.serving.release(session, epoch, local, keep);
         let Some(net) = &coordinator.net else { return };
-        let mut peers: Vec<NodeId> = stages.iter().map(|stage| stage.node).filter(|node| *node != local).collect();
-        peers.sort_unstable();
-        peers.dedup();
-        for peer in peers {
+        for peer in nodes.iter().copied().filter(|node| *node != local) {
             let (net, keep) = (net.clone(), keep.clone());
             let stopping = coordinator.tasks.stopping();
             coordinator.tasks.spawn("release", async move {
@@ -157,12 +207,12 @@ impl Finder {
         }
     }
 
-    /// Opens all stages at once.
+    /// Opens all stages at once, and stand-bys beside them.
     async fn attempt(&mut self, route: Route, prefix: &Prefix) -> Result<OpenRoute, Blame> {
-        let epoch = self.tried.attempt();
-        self.opening = Some((epoch, route.plan.stages.clone()));
-        let opens = (0..route.plan.stages.len()).map(|index| self.open_one(&route, index, epoch, prefix));
-        let answers = join_all(opens).await;
+        let (epoch, nodes) = (self.tried.attempt(), route.nodes());
+        self.opening = Some((epoch, nodes.clone()));
+        self.asked.extend(&nodes);
+        let (answers, following) = self.open_all(&route, epoch, prefix).await;
         let (mut opened, mut failed) = (Vec::new(), Vec::new());
         for (stage, answer) in route.plan.stages.iter().zip(answers) {
             match answer {
@@ -172,17 +222,55 @@ impl Finder {
         }
         let Some(blame) = Blame::unopened(failed) else {
             self.opening = None;
-            return Ok(OpenRoute { epoch, route, opened });
+            return Ok(OpenRoute { epoch, route, opened, following, nodes });
         };
         self.abandon();
         Err(blame)
     }
 
-    async fn open_one(&self, route: &Route, index: usize, epoch: u32, prefix: &Prefix) -> Result<Opened, Fault> {
+    /// Opens the stages, and their stand-bys for as long as that takes and not much longer.
+    async fn open_all(
+        &self,
+        route: &Route,
+        epoch: u32,
+        prefix: &Prefix,
+    ) -> (Vec<Result<Opened, Fault>>, Vec<Option<Opened>>) {
+        let (all, enough) = (0..route.plan.stages.len(), CancellationToken::new());
+        let stages = async {
+            let open = |index| self.open_one(route, index, (route.host(index), false), epoch, prefix);
+            let answers = join_all(all.clone().map(open)).await;
+            if answers.iter().all(Result::is_ok) {
+                // Done before, where all are there.
+                let _ = tokio::time::timeout(STAND_BY_WAIT, enough.cancelled()).await;
+            }
+            enough.cancel();
+            answers
+        };
+        let stand_bys = async {
+            let open = |index| {
+                let open = self.open_one(route, index, (route.stand_by(index).cloned(), true), epoch, prefix);
+                async { enough.run_until_cancelled(open).await.and_then(Result::ok) }
+            };
+            let following = join_all(all.clone().map(open)).await;
+            enough.cancel();
+            following
+        };
+        tokio::join!(stages, stand_bys)
+    }
+
+    /// Opens a stage at its host or, as the flag says, at its stand-by.
+    async fn open_one(
+        &self,
+        route: &Route,
+        index: usize,
+        (host, stands_by): (Option<Host>, bool),
+        epoch: u32,
+        prefix: &Prefix,
+    ) -> Result<Opened, Fault> {
+        let nobody = || Fault::new(ErrorKind::NoPlan, "nobody was asked for");
+        let Host { node, addresses } = host.ok_or_else(nobody)?;
         let (stage, coordinator, terms) = (&route.plan.stages[index], &self.coordinator, &self.terms);
-        let local = coordinator.links.local();
-        let own = (coordinator.addresses)();
-        let addresses_of = |index: usize| route.addresses.get(index).cloned();
+        let own = Host { node: coordinator.links.local(), addresses: (coordinator.addresses)() };
         let open = OpenSession {
             session: terms.session,
             epoch,
@@ -194,26 +282,27 @@ impl Finder {
             context: terms.context,
             exact: terms.exact,
             prefix: prefix.clone(),
-            next: route.plan.stages.get(index + 1).map_or(local, |next| next.node),
-            next_addresses: addresses_of(index + 1).unwrap_or_else(|| own.clone()),
-            coordinator: local,
-            coordinator_addresses: own,
+            next: route.host(index + 1).filter(|_| !stands_by).unwrap_or_else(|| own.clone()),
+            copy: route.stand_by(index + 1).filter(|_| !stands_by).cloned(),
+            stands_by,
+            coordinator: own,
         };
+        let local = coordinator.links.local();
         let opened = match &coordinator.net {
-            _ if stage.node == local => coordinator.serving.open(local, open).await?,
-            Some(net) => self.ask(net, stage.node, &addresses_of(index).unwrap_or_default(), open).await?,
+            _ if node == local => coordinator.serving.open(local, open).await?,
+            Some(net) => self.ask(net, node, &addresses, open).await?,
             None => return Err(Fault::new(ErrorKind::PeerUnreachable, "this node runs without a network")),
         };
-        self.check(stage, &opened)?;
+        self.check(node, stage, &opened)?;
         Ok(opened)
     }
 
     /// A host whose stage has another shape than the manifest says has another model, or lies.
-    fn check(&self, stage: &PlanStage, opened: &Opened) -> Result<(), Fault> {
+    fn check(&self, node: NodeId, stage: &PlanStage, opened: &Opened) -> Result<(), Fault> {
         let vocab_fits = !stage.head || opened.vocab == Some(self.terms.vocab);
         if opened.width != self.terms.width || !vocab_fits || opened.max_rows == 0 || opened.cached > self.terms.context
         {
-            let text = format!("peer {} opened a stage of another shape than the model's", stage.node.short());
+            let text = format!("peer {} opened a stage of another shape than the model's", node.short());
             return Err(Fault::new(ErrorKind::BadFrame, text));
         }
         Ok(())

@@ -26,6 +26,7 @@ use crate::pipeline::route::{Finder, OpenRoute};
 use crate::pipeline::search::{Blame, is_loss};
 use crate::pipeline::session::{Action, End, Guess, Session, SessionParams};
 use crate::pipeline::speeds::Seen;
+use crate::pipeline::stand_by::Copies;
 use crate::pipeline::watch::Watch;
 use crate::pipeline::way::{Heard, Shape, Way, usable};
 use crate::wire::job::{LogitsHeader, StepHeader};
@@ -58,7 +59,7 @@ pub async fn run<S: TokenSink>(coordinator: &Coordinator, job: Job, sink: &mut S
     let mut drive = Drive::new(coordinator, job, finder, open, began);
     let end = drive.run(inbox, losses, sink).await;
     let keep = if end.is_ok() { drive.keep() } else { Prefix::default() };
-    drive.finder.release(drive.way.epoch, &drive.way.stages, &keep);
+    drive.finder.end(drive.way.epoch, &drive.way.nodes, &keep);
     if end.is_ok() {
         // Computed, most likely, and needed no more. Of a route that failed, what was not answered is not paid.
         drive.sent.iter().for_each(|sent| drive.owe(sent));
@@ -78,6 +79,8 @@ struct Drive<'a> {
     /// The stages of the present route, behind those of earlier ones.
     stages: Vec<StageReport>,
     watch: Watch,
+    /// What goes to the stand-by of the first stage.
+    copies: Copies,
     /// Tokens of the prompt that the first route did not compute.
     cached: u32,
     began: Instant,
@@ -125,6 +128,7 @@ type Broken = Blame;
 impl<'a> Drive<'a> {
     fn new(coordinator: &'a Coordinator, job: Job, finder: Finder, open: OpenRoute, began: Instant) -> Self {
         let (way, stages) = Way::new(open, coordinator.links.local());
+        let copies = copies(coordinator, &way);
         let guess = job.guess();
         let facts = Facts {
             session: job.session,
@@ -166,6 +170,7 @@ impl<'a> Drive<'a> {
             way,
             stages,
             watch: Watch::new(Instant::now()),
+            copies,
             cached,
             began,
             first_token: None,
@@ -272,7 +277,10 @@ impl<'a> Drive<'a> {
             biased;
             () = limits.cancel.cancelled() => Ok(self.session.stop(End::Cancelled)),
             delivery = inbox.next() => self.on_delivery(delivery),
-            peer = next_of(losses.peers.as_mut()) => self.way.lost(peer).map_or(Ok(Vec::new()), Err),
+            peer = next_of(losses.peers.as_mut()) => {
+                self.way.unfollow(peer, None);
+                self.way.lost(peer).map_or(Ok(Vec::new()), Err)
+            }
             peer = next_of(Some(&mut losses.links)) => {
                 self.way.link_broke(peer, !self.sent.is_empty()).map_or(Ok(Vec::new()), Err)
             }
@@ -293,7 +301,7 @@ impl<'a> Drive<'a> {
         };
         loop {
             let silent = self.watch.silent(net, &peers).await;
-            if self.finder.can_avoid(&silent).await
+            if (self.way.takeover(&silent).is_some() || self.finder.can_avoid(&silent).await)
                 && let Some(blame) = Blame::silent(silent)
             {
                 return blame;
@@ -309,19 +317,21 @@ impl<'a> Drive<'a> {
             return Err(Err(broken.fault));
         }
         tracing::warn!(session = %self.job.session, fault = %broken.fault, "a route broke; looking for another");
-        self.finder.release(self.way.epoch, &self.way.stages, &Prefix::default());
+        self.finder.release(self.way.epoch, &self.way.nodes, &Prefix::default());
         self.sent.clear();
         self.rounds.clear();
         self.asked = None;
         let (text, cause) = (self.session.text(), broken.fault.clone());
+        let takeover = self.way.takeover(&broken.nodes);
         // What an exact answer has generated was computed in other steps than any prompt is.
         let named = if self.job.exact { &text[..self.job.prompt] } else { &text };
         let prefix = self.coordinator.namer.name(self.job.model, self.job.exact, named);
-        let open = self.job.limits.bound(self.finder.reopen(broken, &prefix, PATIENCE)).await;
+        let open = self.job.limits.bound(self.finder.reopen(broken, takeover, &prefix, PATIENCE)).await;
         let open = open.inspect_err(|_| self.finder.abandon())?;
         let (mut way, stages) = Way::new(open, self.coordinator.links.local());
         let chunk = way.follow(&self.way, self.job.exact);
         self.way = way;
+        self.copies = copies(self.coordinator, &self.way);
         self.stages.extend(stages);
         self.watch = Watch::new(Instant::now());
         self.answered = Instant::now();
@@ -353,6 +363,10 @@ impl<'a> Drive<'a> {
                 return Ok(actions);
             }
             (Heard::Failed, Message::Failed { stage, fault, .. }) => return Err(self.way.failed(from, stage, fault)),
+            (Heard::Unfollowed, Message::Failed { stage, fault, .. }) => {
+                tracing::debug!(peer = %from, %fault, "a stand-by follows no more");
+                self.way.unfollow(from, Some(stage));
+            }
             (Heard::Late, _) => {
                 tracing::debug!(session = %self.job.session, "a late answer of an earlier route was dropped");
             }
@@ -375,11 +389,14 @@ impl<'a> Drive<'a> {
         !prefill
     }
 
-    /// Every peer of the route is owed for a step.
+    /// Every peer of the route is owed for a step, and who follows for what it computed.
     fn owe(&self, sent: &Sent) {
         for (peer, weight) in &self.way.paid {
             let milli = price::milli(*weight, sent.rows, sent.wanted);
             self.coordinator.tabs.spend(*peer, self.job.session, sent.rows, milli);
+        }
+        for (peer, weight) in self.way.following() {
+            self.coordinator.tabs.spend(peer, self.job.session, sent.rows, price::milli(weight, sent.rows, 0));
         }
     }
 
@@ -471,7 +488,7 @@ impl<'a> Drive<'a> {
     }
 
     async fn send(&mut self, action: Action) -> Result<(), Broken> {
-        let Action::Step { step, pos, tokens, want_from, want } = action else { return Ok(()) };
+        let Action::Step { step, pos, tokens, want_from, want, certain } = action else { return Ok(()) };
         let embedder = &self.job.embedder;
         let mut hidden = Vec::new();
         embedder.embed(&tokens, &mut hidden).map_err(|error| Blame {
@@ -489,13 +506,15 @@ impl<'a> Drive<'a> {
             width: embedder.width(),
             want_from,
             want,
+            certain,
             compute_us: Vec::with_capacity(self.way.stages.len()),
         };
         let message = Message::Step { header, hidden };
         let (begun, rows) = (self.asked.take().unwrap_or_else(Instant::now), tokens.len() as u32);
         self.sent.push_back(Sent { begun, rows, wanted: rows.saturating_sub(want_from) });
         let first = self.way.host(0).unwrap_or(self.coordinator.links.local());
-        let sent = self.coordinator.links.send(first, &self.way.first_addresses, message).await;
+        self.copies.send(&message);
+        let sent = self.coordinator.links.send(first, self.way.first_addresses(), message).await;
         sent.map_err(|fault| Blame { nodes: vec![first], may_return: is_loss(fault.kind()), fault })
     }
 }
@@ -507,6 +526,11 @@ impl Facts {
         // Of a mean all states are needed, and they are not kept.
         if self.needs_all { 0 } else { usable(way.cached, text as u32, shape) }
     }
+}
+
+/// What sends copies to who follows the first stage of a way.
+fn copies(coordinator: &Coordinator, way: &Way) -> Copies {
+    Copies::to(way.stand_bys.first().cloned().flatten(), &coordinator.links, &coordinator.tasks)
 }
 
 /// The middle of some times; 0 of none.

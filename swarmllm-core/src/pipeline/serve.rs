@@ -13,9 +13,10 @@ use crate::pipeline::links::{Links, SessionStage, StageInbox};
 use crate::pipeline::message::Message;
 use crate::pipeline::search::is_loss;
 use crate::pipeline::stages::{Claim, Lease, Owner, StageKey, StageTable};
+use crate::pipeline::stand_by::Copies;
 use crate::pipeline::turns::Turns;
 use crate::rt::TaskSet;
-use crate::wire::control::{OpenSession, Opened};
+use crate::wire::control::{Host, OpenSession, Opened};
 use crate::wire::job::StepHeader;
 use crate::wire::prefix::Prefix;
 
@@ -46,10 +47,11 @@ impl Serving {
 
     /// Admits a session, loading its stage if need be. `from` asked, and must be the coordinator.
     pub async fn open(&self, from: NodeId, open: OpenSession) -> Result<Opened, Fault> {
-        if from != open.coordinator {
+        if from != open.coordinator.node {
             return Err(Fault::new(ErrorKind::InvalidArgument, "only the coordinator opens its sessions"));
         }
-        if open.next_addresses.len().max(open.coordinator_addresses.len()) > MAX_ADDRESSES {
+        let named = [Some(&open.next), Some(&open.coordinator), open.copy.as_ref()];
+        if named.into_iter().flatten().any(|host| host.addresses.len() > MAX_ADDRESSES) {
             return Err(Fault::new(ErrorKind::InvalidArgument, format!("more than {MAX_ADDRESSES} addresses")));
         }
         if !open.prefix.is_sound() {
@@ -72,14 +74,15 @@ impl Serving {
         }
         let claim = Claim { owner: owner_of(&open), context: open.context, prefix: &open.prefix };
         let (lease, load_ms) = self.stages.acquire(key, claim).await?;
-        let inbox = self.links.register_stage(key_of(&open), from, open.next)?;
+        let inbox = self.links.register_stage(key_of(&open), from, open.next.node)?;
         let spec = lease.stage().spec();
         let (max_rows, cached) = (spec.config.max_rows, lease.cached());
         let opened = Opened { width: spec.width, vocab: spec.vocab, max_rows, cached, load_ms };
         let bill = debtor.map(|debtor| Bill { debtor, weight, tabs: self.tabs.clone() });
         let links = self.links.clone();
+        let copies = Copies::to(open.copy.clone(), &links, &self.tasks);
         let turns = Turns::new(open, opened.width, cached);
-        let session = StageSession { turns, lease, links, bill };
+        let session = StageSession { turns, lease, links, copies, bill };
         self.tasks.spawn("stage-session", session.run(inbox));
         Ok(opened)
     }
@@ -92,7 +95,7 @@ impl Serving {
 }
 
 fn owner_of(open: &OpenSession) -> Owner {
-    Owner { coordinator: open.coordinator, session: open.session, epoch: open.epoch }
+    Owner { coordinator: open.coordinator.node, session: open.session, epoch: open.epoch }
 }
 
 fn key_of(open: &OpenSession) -> SessionStage {
@@ -111,6 +114,7 @@ struct StageSession {
     turns: Turns,
     lease: Lease,
     links: Links,
+    copies: Copies,
     /// Nothing where the node computes for itself.
     bill: Option<Bill>,
 }
@@ -124,8 +128,8 @@ impl StageSession {
         match &ended {
             // What an engine or a peer has done wrong leaves nothing that is to be trusted.
             Some(Err(fault)) if !is_loss(fault.kind()) => {}
-            _ if named.ids.is_empty() => self.lease.leave(owner_of(open), held),
-            _ => self.lease.keep(open.coordinator, named),
+            _ if named.ids.is_empty() => self.lease.leave(owner_of(open), self.turns.lasting()),
+            _ => self.lease.keep(open.coordinator.node, named),
         }
         let Self { turns, lease, links, .. } = self;
         // Given back first: the coordinator may ask for it before it has heard of the end.
@@ -160,22 +164,27 @@ impl StageSession {
     async fn step(&mut self, header: StepHeader, hidden: Vec<f32>) -> Result<(), Fault> {
         let job = self.turns.job(&header, hidden, self.lease.slot())?;
         self.bill.iter().try_for_each(|bill| bill.tabs.admit(bill.debtor))?;
-        let (output, compute_us) =
-            self.lease.stage().step(job).await.map_err(|error| Fault::new(error.kind(), error))?;
+        let returns = header.step == 0 && job.rewind;
+        let (output, compute_us) = self.lease.stage().step(job).await.map_err(|error| match returns {
+            // The window of an earlier route's KV has moved on; without it the session can be computed from its beginning.
+            true => Fault::new(ErrorKind::PeerLost, format!("what was kept cannot be gone back to: {error}")),
+            false => Fault::new(error.kind(), error),
+        })?;
         if let Some(Bill { debtor, weight, tabs }) = &self.bill {
-            let wanted = header.rows.saturating_sub(header.want_from);
+            let wanted = if self.turns.open().stands_by { 0 } else { header.rows.saturating_sub(header.want_from) };
             tabs.earn(*debtor, price::milli(*weight, header.rows, wanted));
         }
-        let message = self.turns.done(header, output, compute_us);
-        let OpenSession { next, next_addresses, .. } = self.turns.open();
-        self.links.send(*next, next_addresses, message).await
+        let Some(message) = self.turns.done(header, output, compute_us) else { return Ok(()) };
+        self.copies.send(&message);
+        let Host { node, addresses } = &self.turns.open().next;
+        self.links.send(*node, addresses, message).await
     }
 }
 
 /// Tells the coordinator why its session ends.
 async fn fail(links: &Links, turns: &Turns, fault: Fault) {
-    let OpenSession { coordinator, coordinator_addresses, .. } = turns.open();
-    if let Err(fault) = links.send(*coordinator, coordinator_addresses, turns.failed(fault)).await {
+    let Host { node, addresses } = &turns.open().coordinator;
+    if let Err(fault) = links.send(*node, addresses, turns.failed(fault)).await {
         tracing::debug!(%fault, "the coordinator could not be told");
     }
 }

@@ -71,8 +71,9 @@ pub enum End {
 /// What the runner has to do next.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    /// Send these tokens as rows from `pos` on; logits are wanted from row `want_from` on.
-    Step { step: u32, pos: u32, tokens: Vec<u32>, want_from: u32, want: Want },
+    /// Send these tokens as rows from `pos` on; logits are wanted from row `want_from` on. The first `certain` tokens of the
+    /// text will not change.
+    Step { step: u32, pos: u32, tokens: Vec<u32>, want_from: u32, want: Want, certain: u32 },
     /// Ask the draft model how the text goes on, at most so many tokens; [`Session::on_guesses`] takes the answer.
     Guess { most: usize },
     /// A token was chosen.
@@ -319,7 +320,8 @@ impl Session {
         let alone = self.in_flight.is_empty();
         self.in_flight.push_back(Flight { step, wanted, window, alone, chained: None, stale: false });
         let want_from = tokens.len() as u32 - wanted;
-        Action::Step { step, pos, tokens, want_from, want: self.want() }
+        let certain = (self.params.prompt.len() + self.generated.len()) as u32;
+        Action::Step { step, pos, tokens, want_from, want: self.want(), certain }
     }
 
     fn want(&self) -> Want {

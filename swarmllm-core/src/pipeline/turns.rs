@@ -16,12 +16,14 @@ pub struct Turns {
     next_step: u32,
     /// Positions that the slot holds.
     held: u32,
+    /// Of which so many are of the text for certain, by the last step that was computed.
+    certain: u32,
 }
 
 impl Turns {
     /// Of a session whose slot holds the first `held` positions.
     pub fn new(open: OpenSession, width: u32, held: u32) -> Self {
-        Self { open, width, previous: None, next_step: 0, held }
+        Self { open, width, previous: None, next_step: 0, held, certain: held }
     }
 
     /// What was asked for.
@@ -32,6 +34,12 @@ impl Turns {
     /// Positions that the slot holds.
     pub fn held(&self) -> u32 {
         self.held
+    }
+
+    /// Positions of the text that the slot holds: what is left for the session's next route. Of guesses nobody can tell here
+    /// which were right, the less so where steps are waiting that go back behind them.
+    pub fn lasting(&self) -> u32 {
+        self.held.min(self.certain)
     }
 
     /// Whether messages from this peer are of the session.
@@ -45,7 +53,8 @@ impl Turns {
     pub fn job(&mut self, header: &StepHeader, hidden: Vec<f32>, slot: u32) -> Result<StepJob, Fault> {
         self.check(header)?;
         let (first, want_from) = (header.pos, header.want_from);
-        let row = |index: u32| Row { slot, pos: first.saturating_add(index), want: index >= want_from };
+        let wants = |index: u32| index >= want_from && !self.open.stands_by;
+        let row = |index: u32| Row { slot, pos: first.saturating_add(index), want: wants(index) };
         let rows = (0..header.rows).map(row).collect();
         let reduce = match (self.open.head, header.want) {
             (false, _) => Reduce::Hidden,
@@ -76,12 +85,17 @@ impl Turns {
         check_wanted(header)
     }
 
-    /// A step was computed; gives what the next stage or the coordinator is told.
-    pub fn done(&mut self, mut header: StepHeader, output: StepOutput, compute_us: u32) -> Message {
+    /// A step was computed; gives what the next stage or the coordinator is told, which is nothing where this host only
+    /// stands by.
+    pub fn done(&mut self, mut header: StepHeader, output: StepOutput, compute_us: u32) -> Option<Message> {
         header.compute_us.push(compute_us);
         self.next_step += 1;
         self.held = header.pos + header.rows;
-        match output {
+        self.certain = header.certain;
+        if self.open.stands_by {
+            return None;
+        }
+        Some(match output {
             StepOutput::Hidden(hidden) => {
                 header.stage += 1;
                 Message::Step { header, hidden }
@@ -91,7 +105,7 @@ impl Turns {
                 let (shape, count) = (shape_of(&rows), rows.len() as u32);
                 Message::Logits { header: LogitsHeader { session, epoch, step, rows: count, shape, compute_us }, rows }
             }
-        }
+        })
     }
 
     /// What the coordinator is told where a step failed.
@@ -130,6 +144,7 @@ mod tests {
             width: 1,
             want_from,
             want: Want::Full,
+            certain: 0,
             compute_us: Vec::new(),
         };
         for (rows, want_from) in [(512, 512), (512, 448), (64, 0), (1, u32::MAX)] {

@@ -1,12 +1,12 @@
 //! The present route of a session: whose word on it counts, and whom to blame where it broke. Pure.
 
-use crate::base::{ErrorKind, Fault, LayerRange, NodeId};
+use crate::base::{ErrorKind, Fault, LayerRange, ModelId, NodeId};
 use crate::pipeline::job::StageReport;
 use crate::pipeline::message::Message;
-use crate::pipeline::plan::PlanStage;
-use crate::pipeline::route::OpenRoute;
+use crate::pipeline::plan::{Plan, PlanStage};
+use crate::pipeline::route::{OpenRoute, Route};
 use crate::pipeline::search::{Blame, is_loss};
-use crate::wire::control::Opened;
+use crate::wire::control::{Host, Opened};
 
 /// The present route, as every step needs it.
 pub struct Way {
@@ -20,12 +20,18 @@ pub struct Way {
     pub max_rows: u32,
     /// Tokens that every stage has.
     pub cached: u32,
-    /// Where the first stage's host may be dialled.
-    pub first_addresses: Vec<String>,
+    /// Where each stage's host may be dialled.
+    pub addresses: Vec<Vec<String>>,
+    /// Who follows each stage.
+    pub stand_bys: Vec<Option<Host>>,
+    /// All who were asked for something.
+    pub nodes: Vec<NodeId>,
     /// What the ledger prices the stages by.
     pub weights: Vec<u64>,
     /// The peers of the route, and what the ledger prices their stages by.
     pub paid: Vec<(NodeId, u64)>,
+    /// The model.
+    model: ModelId,
     /// The coordinator.
     local: NodeId,
 }
@@ -37,6 +43,8 @@ pub enum Heard {
     Answer,
     /// A stage of the route could not do its work.
     Failed,
+    /// Who follows a stage cannot.
+    Unfollowed,
     /// Of an earlier route.
     Late,
     /// From a peer that has no say in this.
@@ -46,7 +54,8 @@ pub enum Heard {
 impl Way {
     /// The way over a route that is open, and the reports of its stages, which have computed nothing.
     pub fn new(open: OpenRoute, local: NodeId) -> (Self, Vec<StageReport>) {
-        let OpenRoute { epoch, route, opened } = open;
+        let OpenRoute { epoch, route, opened, following, nodes } = open;
+        let (model, addresses) = (route.plan.model, route.addresses);
         let (stages, predicted_us) = (route.plan.stages, route.plan.token_us);
         let report = |(stage, opened): (&PlanStage, &Opened)| StageReport {
             stage: *stage,
@@ -59,15 +68,24 @@ impl Way {
         let weights = route.weights;
         let all = stages.iter().map(|stage| stage.node).zip(weights.iter().copied());
         let paid = all.filter(|(node, _)| *node != local).collect();
+        let max_rows = opened.iter().map(|opened| opened.max_rows).min().unwrap_or(1);
+        let cached = opened.iter().map(|opened| opened.cached).min().unwrap_or(0);
+        // Who lacks the beginning, or takes shorter steps, cannot follow.
+        let follows = |opened: &Opened| opened.max_rows >= max_rows && opened.cached >= cached;
+        let stand_bys = following.iter().zip(route.stand_bys);
+        let stand_bys = stand_bys.map(|(opened, host)| host.filter(|_| opened.as_ref().is_some_and(follows))).collect();
         let way = Way {
             epoch,
             predicted_us,
-            max_rows: opened.iter().map(|opened| opened.max_rows).min().unwrap_or(1),
-            cached: opened.iter().map(|opened| opened.cached).min().unwrap_or(0),
-            first_addresses: route.addresses.into_iter().next().unwrap_or_default(),
+            max_rows,
+            cached,
+            addresses,
+            stand_bys,
+            nodes,
             weights,
             paid,
             stages,
+            model,
             local,
         };
         (way, reports)
@@ -92,14 +110,54 @@ impl Way {
         self.paid.iter().map(|(peer, _)| *peer).collect()
     }
 
+    /// Where the first stage's host may be dialled.
+    pub fn first_addresses(&self) -> &[String] {
+        self.addresses.first().map_or(&[], Vec::as_slice)
+    }
+
+    /// The peers that follow, and what the ledger prices their stages by.
+    pub fn following(&self) -> impl Iterator<Item = (NodeId, u64)> + '_ {
+        let all = self.stand_bys.iter().zip(&self.weights);
+        let peers = all.filter_map(|(host, weight)| host.as_ref().map(|host| (host.node, *weight)));
+        peers.filter(|(node, _)| *node != self.local)
+    }
+
+    /// This node follows no stage any more; with a stage, only that.
+    pub fn unfollow(&mut self, node: NodeId, stage: Option<u32>) {
+        for (index, stand_by) in self.stand_bys.iter_mut().enumerate() {
+            if stage.is_none_or(|stage| stage as usize == index) {
+                stand_by.take_if(|host| host.node == node);
+            }
+        }
+    }
+
+    /// The route on which stand-bys take the place of hosts that are gone; nothing where one of those has none.
+    pub fn takeover(&self, gone: &[NodeId]) -> Option<Route> {
+        let here = |host: &Host| !gone.contains(&host.node);
+        let mut stand_bys: Vec<Option<Host>> = self.stand_bys.iter().map(|host| host.clone().filter(here)).collect();
+        let (mut stages, mut addresses, mut taken) = (self.stages.clone(), self.addresses.clone(), false);
+        for (index, stage) in stages.iter_mut().enumerate().filter(|(_, stage)| gone.contains(&stage.node)) {
+            let host = stand_bys.get_mut(index)?.take()?;
+            (stage.node, taken) = (host.node, true);
+            *addresses.get_mut(index)? = host.addresses;
+        }
+        let plan = Plan { model: self.model, stages, token_us: self.predicted_us };
+        taken.then(|| Route { plan, addresses, weights: self.weights.clone(), stand_bys })
+    }
+
     /// What a message from this node is to the session.
     pub fn hears(&self, from: NodeId, message: &Message) -> Heard {
         match message {
             message if message.epoch() != self.epoch => Heard::Late,
             Message::Logits { .. } if self.stages.last().is_some_and(|stage| stage.node == from) => Heard::Answer,
+            Message::Failed { stage, .. } if self.is_stand_by(*stage, from) => Heard::Unfollowed,
             Message::Failed { .. } if self.stages.iter().any(|stage| stage.node == from) => Heard::Failed,
             _ => Heard::Foreign,
         }
+    }
+
+    fn is_stand_by(&self, stage: u32, node: NodeId) -> bool {
+        self.stand_bys.get(stage as usize).is_some_and(|host| host.as_ref().is_some_and(|host| host.node == node))
     }
 
     /// A stage could not do its work: because of the next one, because of its host, because of what the one before or
@@ -171,9 +229,6 @@ fn peer_lost(peer: NodeId, layers: LayerRange) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::ModelId;
-    use crate::pipeline::plan::Plan;
-    use crate::pipeline::route::Route;
 
     const LOCAL: NodeId = NodeId([0; 32]);
 
@@ -192,8 +247,10 @@ mod tests {
             |(_, max_rows): &(u8, u32)| Opened { width: 1, vocab: None, max_rows: *max_rows, cached: 0, load_ms: 0 };
         let stages = hosts.iter().enumerate().map(stage).collect();
         let plan = Plan { model: ModelId([1; 32]), stages, token_us: 0 };
-        let route = Route { plan, addresses: Vec::new(), weights: vec![1; hosts.len()] };
-        Way::new(OpenRoute { epoch, route, opened: hosts.iter().map(opened).collect() }, LOCAL).0
+        let (weights, stand_bys) = (vec![1; hosts.len()], vec![None; hosts.len()]);
+        let route = Route { plan, addresses: vec![Vec::new(); hosts.len()], weights, stand_bys };
+        let opened = hosts.iter().map(opened).collect();
+        Way::new(OpenRoute { epoch, route, opened, following: Vec::new(), nodes: Vec::new() }, LOCAL).0
     }
 
     fn blamed(way: &Way, from: u8, stage: u32, kind: ErrorKind) -> (Vec<NodeId>, bool) {
@@ -233,6 +290,28 @@ mod tests {
         assert_eq!(way(2, &[(3, 8)]).follow(&longer, true), Some(8));
         assert_eq!(way(2, &[(3, 4)]).follow(&longer, true), None);
         assert_eq!(way(2, &[(3, 4)]).follow(&longer, false), Some(4));
+    }
+
+    #[test]
+    fn a_stand_by_takes_the_place_of_its_stage_and_no_other_place() {
+        let host = |name: u8| Some(Host { node: node(name), addresses: vec![format!("at {name}")] });
+        let mut way = way(0, &[(1, 8), (2, 8), (3, 8)]);
+        way.stand_bys = vec![None, host(4), host(1)];
+        let hosts = |route: &Route| route.plan.stages.iter().map(|stage| stage.node.0[0]).collect::<Vec<_>>();
+        let taken = way.takeover(&[node(2)]).unwrap();
+        assert_eq!((hosts(&taken), &taken.stand_bys), (vec![1, 4, 3], &vec![None, None, host(1)]));
+        assert_eq!(taken.addresses[1], ["at 4"]);
+        assert_eq!(way.takeover(&[node(2), node(3)]).map(|route| hosts(&route)), Some(vec![1, 4, 1]));
+        assert_eq!(way.takeover(&[node(1)]).map(|route| hosts(&route)), None, "nobody follows the first");
+        assert_eq!(way.takeover(&[node(2), node(4)]).map(|route| hosts(&route)), None, "its stand-by is gone as well");
+        assert_eq!(way.takeover(&[node(9)]).map(|route| hosts(&route)), None, "it has no stage");
+        let failed = |from, stage| {
+            let (session, fault) = (crate::base::SessionId([1; 16]), Fault::new(ErrorKind::Internal, "so"));
+            way.hears(node(from), &Message::Failed { session, epoch: 0, stage, fault })
+        };
+        assert_eq!((failed(1, 2), failed(1, 0), failed(4, 1)), (Heard::Unfollowed, Heard::Failed, Heard::Unfollowed));
+        way.unfollow(node(1), None);
+        assert_eq!(way.takeover(&[node(3)]).map(|route| hosts(&route)), None);
     }
 
     #[test]

@@ -81,13 +81,22 @@ pub struct OpenSession {
     /// How its prompt begins.
     pub prefix: Prefix,
     /// Where results go: the next stage's host, or the coordinator behind the last.
-    pub next: NodeId,
-    /// Where `next` may be dialled.
-    pub next_addresses: Vec<String>,
+    pub next: Host,
+    /// The stand-by of the next stage, which gets a copy of each result.
+    pub copy: Option<Host>,
+    /// Whether this host stands by: it computes the steps as the stage does, and passes nothing on.
+    pub stands_by: bool,
     /// Where failures go.
-    pub coordinator: NodeId,
-    /// Where the coordinator may be dialled.
-    pub coordinator_addresses: Vec<String>,
+    pub coordinator: Host,
+}
+
+/// A node, and where it may be dialled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// The node.
+    pub node: NodeId,
+    /// Its addresses, as multiaddr text.
+    pub addresses: Vec<String>,
 }
 
 /// A stage host's yes.

@@ -48,6 +48,9 @@ pub struct StepHeader {
     pub want_from: u32,
     /// How to reduce them.
     pub want: Want,
+    /// Positions of the text that will not change; rows behind them may be guesses. As many of them as are computed may be
+    /// kept for the session's next route.
+    pub certain: u32,
     /// Microseconds of compute at each stage so far, in stage order.
     pub compute_us: Vec<u32>,
 }

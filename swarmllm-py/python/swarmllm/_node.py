@@ -100,6 +100,8 @@ class Options(TypedDict, total=False):
     """Whether to try guesses ahead where that pays; never where `exact` is asked for. Default: true."""
     draft: str | None
     """A smaller model with the same vocabulary, held here as a whole, which guesses in the place of repeated text."""
+    stand_by: bool | None
+    """Whether other hosts follow the stages, where some can, so that one goes on where a stage's host is lost."""
     logprobs: int | None
     """Tell how likely each token was, and so many of the likeliest there, 0 to 20."""
     constraint: Constraint | None

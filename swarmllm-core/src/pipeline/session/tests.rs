@@ -113,7 +113,7 @@ fn read(pooling: Pooling, state: impl Fn(u32) -> Vec<f32>) -> Read {
     let mut steps = Vec::new();
     loop {
         match queue.pop_front().expect("a session says how it ends") {
-            Action::Step { step, pos, tokens, want_from, want } => {
+            Action::Step { step, pos, tokens, want_from, want, .. } => {
                 assert_eq!(want, Want::State);
                 steps.push((pos, tokens.len(), want_from));
                 let wanted = &tokens[want_from as usize..];

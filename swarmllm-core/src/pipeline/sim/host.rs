@@ -25,10 +25,18 @@ const SLOT_POLL: Micros = 100 * MILLI;
 /// KV of ended sessions that a node keeps.
 const KEPT: usize = 3;
 
+/// Numbers that stand-bys have among those who are asked to open: their stage's and this.
+const STAND_BYS: usize = 1000;
+
+/// The number of who is asked to open a stage, or to stand by it.
+pub fn place(stage: u32, stands_by: bool) -> usize {
+    stage as usize + if stands_by { STAND_BYS } else { 0 }
+}
+
 /// A request between nodes.
 pub enum Ask {
     /// Opens a stage, for a talk.
-    Open { talk: usize, open: OpenSession },
+    Open { talk: usize, open: Box<OpenSession> },
     /// Ends a session.
     Release { session: SessionId, epoch: u32, keep: Prefix },
 }
@@ -71,6 +79,8 @@ struct Serving {
     computing: Option<(StepHeader, StepJob)>,
     /// Whether a result could not be sent, which its task is about to find out.
     stuck: bool,
+    /// Whether copies still go to the stand-by of the next stage.
+    copies: bool,
 }
 
 /// The KV of a session that has ended, or whose route has broken.
@@ -185,12 +195,12 @@ impl Node {
     fn leave(&mut self, serving: Serving, named: Prefix) {
         let Serving { turns, layers, .. } = serving;
         let OpenSession { coordinator, session, epoch, layers: range, head, .. } = turns.open().clone();
-        let (held, named) = (turns.held(), named.within(turns.held()));
+        let named = named.within(turns.held());
         let text = match named.ids.is_empty() {
-            true => Left::Broken { session, epoch, held },
+            true => Left::Broken { session, epoch, held: turns.lasting() },
             false => Left::Named(named),
         };
-        self.kept.push(Kept { coordinator, kind: (range, head), text, layers });
+        self.kept.push(Kept { coordinator: coordinator.node, kind: (range, head), text, layers });
         let first = self.kept.len().saturating_sub(KEPT);
         self.kept.drain(..first);
     }
@@ -199,7 +209,7 @@ impl Node {
     fn reuse(&mut self, open: &OpenSession, sabotage: Option<Sabotage>) -> Option<(Layers, u32)> {
         let kind = (open.layers, open.head);
         let common = |kept: &Kept| match &kept.text {
-            _ if kept.coordinator != open.coordinator || kept.kind != kind => 0,
+            _ if kept.coordinator != open.coordinator.node || kept.kind != kind => 0,
             Left::Named(text) if sabotage == Some(Sabotage::Names) => text.block.min(open.context / 2),
             Left::Named(text) => text.common(&open.prefix),
             Left::Broken { session, epoch, held } if *session == open.session && *epoch < open.epoch => *held,
@@ -218,7 +228,7 @@ impl Node {
 impl Swarm {
     pub fn asked(&mut self, from: usize, to: usize, wire: u32, until: Micros, ask: Ask) {
         match ask {
-            Ask::Open { talk, open } => self.asked_to_open(from, to, wire, until, talk, open),
+            Ask::Open { talk, open } => self.asked_to_open(from, to, wire, until, talk, *open),
             Ask::Release { session, epoch, keep } => {
                 let coordinator = self.nodes[from].id;
                 self.end_session(to, session, epoch, coordinator, &keep);
@@ -233,11 +243,11 @@ impl Swarm {
 
     fn asked_to_open(&mut self, from: usize, to: usize, wire: u32, until: Micros, talk: usize, open: OpenSession) {
         if let Some(earlier) = open.epoch.checked_sub(1) {
-            self.end_session(to, open.session, earlier, open.coordinator, &Prefix::default());
+            self.end_session(to, open.session, earlier, open.coordinator.node, &Prefix::default());
         }
         let node = &self.nodes[to];
         let kind = (open.layers, open.head);
-        let (epoch, stage) = (open.epoch, open.stage as usize);
+        let (epoch, stage) = (open.epoch, place(open.stage, open.stands_by));
         let used = node.in_use();
         let others = used.iter().filter(|other| **other == kind).count();
         let refused = if !node.holds(open.layers, open.head) || self.cuts.refuses(open.layers).is_some() {
@@ -248,7 +258,7 @@ impl Swarm {
             let (until, again) = (until.min(self.now + SLOT_WAIT), self.now + SLOT_POLL);
             if again <= until {
                 let life = self.nodes[to].life;
-                let ask = Ask::Open { talk, open };
+                let ask = Ask::Open { talk, open: Box::new(open) };
                 return self.at(again, Event::Waited { node: to, life, from, wire, until, ask });
             }
             Some((ErrorKind::Overloaded, "all sessions are in use"))
@@ -272,15 +282,16 @@ impl Swarm {
         let node = &mut self.nodes[index];
         let Some(at) = node.loading.iter().position(|one| one.ticket == ticket) else { return };
         let Loading { from, wire, talk, open, .. } = node.loading.swap_remove(at);
-        let (epoch, stage, max_rows) = (open.epoch, open.stage as usize, node.facts.max_rows);
+        let (epoch, stage, max_rows) = (open.epoch, place(open.stage, open.stands_by), node.facts.max_rows);
         let key = SessionStage { session: open.session, epoch, stage: open.stage };
-        let (session, coordinator) = (open.session, open.coordinator);
-        let reply = node.links.register_stage(key, open.coordinator, open.next).map(|inbox| {
+        let (session, coordinator) = (open.session, open.coordinator.node);
+        let reply = node.links.register_stage(key, coordinator, open.next.node).map(|inbox| {
             let fresh = || (Layers::new(open.layers, open.head, max_rows), 0);
             let (layers, cached) = node.reuse(&open, sabotage).unwrap_or_else(fresh);
             let vocab = open.head.then_some(VOCAB);
             let turns = Turns::new(open, WIDTH, cached);
-            node.serving.insert(order(key), Serving { turns, inbox, layers, computing: None, stuck: false });
+            node.serving
+                .insert(order(key), Serving { turns, inbox, layers, computing: None, stuck: false, copies: true });
             Opened { width: WIDTH, vocab, max_rows, cached, load_ms: 0 }
         });
         let taken = from == index || self.stands(index, from, wire);
@@ -393,8 +404,16 @@ impl Swarm {
             Ok(output) => output,
             Err(error) => return self.fail_stage(index, key, Fault::new(error.kind(), error)),
         };
-        let message = serving.turns.done(header, output, took as u32);
-        let next = serving.turns.open().next;
+        let Some(message) = serving.turns.done(header, output, took as u32) else { return self.turn(index, key) };
+        let open = serving.turns.open();
+        let (next, copy) = (open.next.node, open.copy.as_ref().map(|host| host.node));
+        let is_step = matches!(message, Message::Step { .. });
+        if let Some(copy) = copy.filter(|_| serving.copies && is_step) {
+            let to = self.node(copy);
+            if self.send(index, to, message.clone()).is_err() {
+                self.nodes[index].serving.entry(order(key)).and_modify(|serving| serving.copies = false);
+            }
+        }
         let to = self.node(next);
         match self.send(index, to, message) {
             Ok(()) => self.turn(index, key),
@@ -416,7 +435,7 @@ impl Swarm {
     fn fail_stage(&mut self, index: usize, key: SessionStage, fault: Fault) {
         let Some(serving) = self.nodes[index].serving.remove(&order(key)) else { return };
         self.note(|| format!("{index} fails stage {} of epoch {}: {fault}", key.stage, key.epoch));
-        let (coordinator, lost) = (serving.turns.open().coordinator, is_loss(fault.kind()));
+        let (coordinator, lost) = (serving.turns.open().coordinator.node, is_loss(fault.kind()));
         let message = serving.turns.failed(fault);
         if lost {
             self.nodes[index].leave(serving, Prefix::default());

@@ -43,6 +43,8 @@ struct Tally {
     recovered: u64,
     /// Routes that went on with KV of those before.
     kept: u64,
+    /// Times that stand-bys took over.
+    taken: u64,
     errors: BTreeMap<&'static str, u64>,
 }
 
@@ -79,6 +81,7 @@ fn whatever_befalls_a_swarm_its_answers_are_right_or_end_in_an_error_that_has_a_
             let error = talk.ended.as_ref().and_then(|(_, end)| end.as_ref().err());
             error.into_iter().for_each(|fault| *tally.errors.entry(fault.kind().name()).or_default() += 1);
             tally.kept += u64::from(talk.kept);
+            tally.taken += u64::from(talk.taken);
             tally.recovered += u64::from(good == Some(true) && talk.epochs > 1);
         }
     }

@@ -1,37 +1,36 @@
-//! A simulated coordinator's session. What it decides is the real thing: [`Session`], [`plan`], [`Way`], [`Tried`],
+//! A simulated coordinator's session. What it decides is the real thing: [`Session`], [`Way`], [`Tried`],
 //! [`Watch`]; what is here carries it out, as the runner does.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 
-use super::host::{Ask, memory};
+use super::host::Ask;
 use super::model::{MODEL, WIDTH, embed};
-use super::swarm::{Event, Micros, SECOND, Sabotage, Swarm, unreachable};
+use super::swarm::{Event, Micros, SECOND, Swarm, unreachable};
 use super::truth::Request;
-use crate::base::{ErrorKind, Fault, LayerRange, NodeId, SessionId};
+use crate::base::{ErrorKind, Fault, NodeId, SessionId};
 use crate::pipeline::draft::Took;
 use crate::pipeline::links::{CoordinatorInbox, Delivery};
 use crate::pipeline::message::Message;
-use crate::pipeline::plan::{Candidate, Plan, PlanRequest, PlanStage, plan};
 use crate::pipeline::prefix::Namer;
 use crate::pipeline::route::{OpenRoute, RELEASE_DEADLINE, RELEASES, Route};
-use crate::pipeline::search::{self, Blame, Next, Search, Tried};
+use crate::pipeline::search::{Blame, Next, Search, Tried};
 use crate::pipeline::session::{Action, End, Session};
 use crate::pipeline::watch::{ANSWERS, Watch};
 use crate::pipeline::way::{Heard, Shape, Way, usable};
-use crate::wire::control::{OpenSession, Opened};
+use crate::wire::control::Opened;
 use crate::wire::job::StepHeader;
 use crate::wire::prefix::Prefix;
+use routes::asked;
+
+mod routes;
 
 /// As in the runner and the finder of routes.
 const STALL: Micros = 120 * SECOND;
 const PATIENCE: Duration = Duration::from_secs(5);
-const OPEN_DEADLINE: Micros = 180 * SECOND;
 const LOOK_AGAIN: Micros = SECOND;
-const WHILE_LOADING: Micros = SECOND / 2;
-const MISSES: u32 = 5;
 
 /// What a coordinator waits for.
 pub enum Timer {
@@ -48,6 +47,10 @@ pub enum Timer {
         stage: usize,
     },
     LookAgain,
+    /// Stand-bys are waited for no longer.
+    Enough {
+        epoch: u32,
+    },
     /// An answer is late.
     Late {
         late: Instant,
@@ -68,7 +71,7 @@ pub enum Timer {
 /// Where a talk is.
 enum Phase {
     Waiting,
-    Opening { epoch: u32, route: Route, replies: Vec<Option<Result<Opened, Fault>>> },
+    Opening { epoch: u32, route: Route, replies: BTreeMap<usize, Option<Result<Opened, Fault>>> },
     Running,
     Over,
 }
@@ -89,6 +92,8 @@ pub struct Talk {
     pub epochs: u32,
     /// Of its later routes, how many had not to compute all again.
     pub kept: u32,
+    /// Times that stand-bys took over.
+    pub taken: u32,
     /// Whether its coordinator is dead.
     pub died: bool,
     session: Option<Session>,
@@ -103,6 +108,8 @@ pub struct Talk {
     /// Peers that were lost, or to which a link broke only.
     losses: VecDeque<(NodeId, bool)>,
     turn: u32,
+    /// All who were ever asked.
+    asked: BTreeSet<NodeId>,
 }
 
 impl Talk {
@@ -118,6 +125,7 @@ impl Talk {
             refused: Vec::new(),
             epochs: 0,
             kept: 0,
+            taken: 0,
             died: false,
             session: None,
             tried: Tried::default(),
@@ -130,6 +138,7 @@ impl Talk {
             inbox: None,
             losses: VecDeque::new(),
             turn: 0,
+            asked: BTreeSet::new(),
         }
     }
 
@@ -175,6 +184,7 @@ impl Swarm {
                 self.replied(talk, epoch, stage, Err(unreachable(stage)));
             }
             Timer::Cancel => self.cancel(talk),
+            Timer::Enough { epoch } => self.enough(talk, epoch),
             _ if !present => {}
             Timer::LookAgain => self.look(talk),
             Timer::Late { late } => {
@@ -206,162 +216,6 @@ impl Swarm {
         match self.find(talk, &[]) {
             Ok(route) => self.attempt(talk, route),
             Err(fault) => self.finish(talk, Err(fault)),
-        }
-    }
-
-    /// The best route by what the coordinator knows.
-    fn find(&mut self, talk: usize, lost: &[NodeId]) -> Result<Route, Fault> {
-        let one = &self.talks[talk];
-        let without = one.tried.without(lost);
-        let known = &self.nodes[one.node].known;
-        let all = known.iter().copied().chain([one.node]);
-        let candidates = self.candidates(one.node, all.filter(|node| !without.contains(&self.nodes[*node].id)));
-        let plan = self.plan(&candidates)?;
-        self.check_plan(&plan, &candidates);
-        let weights = vec![1; plan.stages.len()];
-        Ok(Route { addresses: vec![Vec::new(); plan.stages.len()], weights, plan })
-    }
-
-    pub fn candidates(&self, coordinator: usize, nodes: impl Iterator<Item = usize>) -> Vec<Candidate> {
-        let candidate = |index: usize| {
-            let node = &self.nodes[index];
-            Candidate {
-                node: node.id,
-                layers: node.facts.layers.clone(),
-                head: node.facts.head,
-                rtt_us: self.rtt(coordinator, index) as u32,
-                pace_ns: node.facts.pace * 1000,
-                free_memory: if index == coordinator { node.free_memory() } else { node.facts.memory },
-                loaded: if index == coordinator { node.in_use() } else { Vec::new() },
-            }
-        };
-        nodes.map(candidate).collect()
-    }
-
-    pub fn plan(&self, candidates: &[Candidate]) -> Result<Plan, Fault> {
-        let weight = |layers: LayerRange, head: bool| u64::from(layers.len()) + u64::from(head);
-        let request = PlanRequest {
-            model: MODEL,
-            layers: self.layers,
-            cuts: &self.cuts,
-            candidates,
-            memory: &memory,
-            weight: &weight,
-        };
-        plan(&request).map_err(|error| Fault::new(ErrorKind::NoPlan, error))
-    }
-
-    /// Opens all stages at once.
-    fn attempt(&mut self, talk: usize, route: Route) {
-        let one = &mut self.talks[talk];
-        let (attempt, from) = (one.tried.attempt(), one.node);
-        one.epochs = attempt + 1;
-        let epoch = if self.sabotage == Some(Sabotage::Epochs) { 0 } else { attempt };
-        one.turn += 1;
-        let stages = route.plan.stages.clone();
-        one.phase = Phase::Opening { epoch, route, replies: vec![None; stages.len()] };
-        let prefix = namer(from).name(MODEL, self.talks[talk].request.exact, &self.talks[talk].named());
-        self.note(|| {
-            let route: Vec<_> = stages.iter().map(|stage| format!("{} at {}", stage.layers, stage.node.0[0])).collect();
-            format!("talk {talk} at {from} opens epoch {epoch}: {}", route.join(", "))
-        });
-        for (stage, planned) in stages.iter().enumerate() {
-            let open = self.order_of(talk, epoch, &stages, stage, prefix.clone());
-            let to = self.node(planned.node);
-            if from != to && self.connect(from, to).is_none() {
-                let after = self.dial(from, to);
-                self.set(talk, after, Timer::Undialled { epoch, stage });
-                continue;
-            }
-            self.ask(from, to, OPEN_DEADLINE, Ask::Open { talk, open });
-            self.set(talk, WHILE_LOADING, Timer::Loading { epoch, stage, misses: 0 });
-        }
-    }
-
-    fn order_of(&self, talk: usize, epoch: u32, stages: &[PlanStage], stage: usize, prefix: Prefix) -> OpenSession {
-        let one = &self.talks[talk];
-        let local = self.nodes[one.node].id;
-        OpenSession {
-            session: one.id,
-            epoch,
-            model: MODEL,
-            engine: String::new(),
-            layers: stages[stage].layers,
-            head: stages[stage].head,
-            stage: stage as u32,
-            context: one.request.prompt.len() as u32 + one.request.max_tokens,
-            exact: one.request.exact,
-            prefix,
-            next: stages.get(stage + 1).map_or(local, |next| next.node),
-            next_addresses: Vec::new(),
-            coordinator: local,
-            coordinator_addresses: Vec::new(),
-        }
-    }
-
-    /// Whether a host that loads a stage is there is asked now and then.
-    fn while_loading(&mut self, talk: usize, epoch: u32, stage: usize, misses: u32) {
-        let Phase::Opening { epoch: present, route, replies } = &self.talks[talk].phase else { return };
-        if *present != epoch || replies.get(stage).is_none_or(Option::is_some) {
-            return;
-        }
-        let host = route.plan.stages[stage].node;
-        let (from, to) = (self.talks[talk].node, self.node(host));
-        let there = from == to || self.answers(from, to);
-        let misses = if there { 0 } else { misses + 1 };
-        if misses >= MISSES || (misses > 0 && self.find(talk, &[host]).is_ok()) {
-            return self.replied(talk, epoch, stage, Err(unreachable(to)));
-        }
-        let after = WHILE_LOADING + if there { 0 } else { ANSWERS.as_micros() as Micros };
-        self.set(talk, after, Timer::Loading { epoch, stage, misses });
-    }
-
-    pub fn replied(&mut self, talk: usize, epoch: u32, stage: usize, reply: Result<Opened, Fault>) {
-        let Phase::Opening { epoch: present, replies, .. } = &mut self.talks[talk].phase else { return };
-        if *present != epoch || replies.get(stage).is_none_or(Option::is_some) {
-            return;
-        }
-        replies[stage] = Some(reply);
-        if replies.iter().any(Option::is_none) {
-            return;
-        }
-        let phase = std::mem::replace(&mut self.talks[talk].phase, Phase::Waiting);
-        let Phase::Opening { epoch, route, replies } = phase else { return };
-        let (mut opened, mut failed) = (Vec::new(), Vec::new());
-        for (stage, reply) in route.plan.stages.iter().zip(replies.into_iter().flatten()) {
-            match reply {
-                Ok(one) => opened.push(one),
-                Err(fault) => failed.push((stage.node, fault)),
-            }
-        }
-        let refused = failed.iter().filter(|(_, fault)| !search::is_loss(fault.kind())).map(|(node, _)| *node);
-        self.talks[talk].refused.extend(refused);
-        let Some(blame) = Blame::unopened(failed) else {
-            return self.opened(talk, OpenRoute { epoch, route, opened });
-        };
-        self.release(talk, epoch, &route.plan.stages, &Prefix::default());
-        let now = self.instant();
-        let one = &mut self.talks[talk];
-        match &mut one.search {
-            Some(search) => one.tried.blame(blame, search),
-            None => one.search = Some(one.tried.search(blame, now, Duration::ZERO)),
-        }
-        self.look(talk);
-    }
-
-    /// Looks for another route.
-    fn look(&mut self, talk: usize) {
-        let Some(mut search) = self.talks[talk].search.take() else { return };
-        let found = self.find(talk, search.lost());
-        let now = self.instant();
-        let one = &mut self.talks[talk];
-        let next = one.tried.next(&mut search, found.is_ok(), now);
-        let cause = search.cause.clone();
-        one.search = Some(search);
-        match (next, found) {
-            (Next::Attempt, Ok(route)) => self.attempt(talk, route),
-            (Next::LookAgain, _) => self.set(talk, search::LOOK_AGAIN.as_micros() as Micros, Timer::LookAgain),
-            _ => self.finish(talk, Err(cause)),
         }
     }
 
@@ -413,7 +267,10 @@ impl Swarm {
                 continue;
             }
             let Some((peer, gone)) = one.losses.pop_front() else { break };
-            let Some(way) = &one.way else { break };
+            let Some(way) = &mut one.way else { break };
+            if gone {
+                way.unfollow(peer, None);
+            }
             let blame = if gone { way.lost(peer) } else { way.link_broke(peer, !one.sent.is_empty()) };
             if let Some(blame) = blame {
                 self.recover(talk, blame);
@@ -447,8 +304,8 @@ impl Swarm {
             self.talks[talk].losses.push_back((id, gone));
             if let Phase::Opening { epoch, route, replies } = &self.talks[talk].phase {
                 let epoch = *epoch;
-                let stages = route.plan.stages.iter().zip(replies).enumerate();
-                let open = stages.filter(|(_, (stage, reply))| stage.node == id && reply.is_none());
+                let all = asked(route).into_iter();
+                let open = all.filter(|(place, node)| *node == id && replies.get(place).is_some_and(Option::is_none));
                 let fault = || Fault::new(ErrorKind::PeerLost, format!("node {peer} is gone"));
                 for stage in open.map(|(stage, _)| stage).collect::<Vec<_>>() {
                     self.replied(talk, epoch, stage, Err(fault()));
@@ -478,6 +335,9 @@ impl Swarm {
             (Heard::Failed, Message::Failed { stage, fault, .. }) => {
                 let blame = way.failed(from, stage, fault);
                 self.recover(talk, blame);
+            }
+            (Heard::Unfollowed, Message::Failed { stage, .. }) => {
+                self.talks[talk].way.iter_mut().for_each(|way| way.unfollow(from, Some(stage)));
             }
             _ => {}
         }
@@ -514,7 +374,7 @@ impl Swarm {
     }
 
     fn send_step(&mut self, talk: usize, action: Action) {
-        let Action::Step { step, pos, tokens, want_from, want } = action else { return };
+        let Action::Step { step, pos, tokens, want_from, want, certain } = action else { return };
         let one = &mut self.talks[talk];
         let Some(way) = &one.way else { return };
         let header = StepHeader {
@@ -527,12 +387,21 @@ impl Swarm {
             width: WIDTH,
             want_from,
             want,
+            certain,
             compute_us: Vec::new(),
         };
         let (from, Some(host)) = (one.node, way.host(0)) else { return };
         one.sent.push_back(self.now);
+        let copy = way.stand_bys.first().cloned().flatten();
         let to = self.node(host);
-        if let Err(when) = self.send(from, to, Message::Step { header, hidden: embed(&tokens) }) {
+        let message = Message::Step { header, hidden: embed(&tokens) };
+        if let Some(copy) = copy {
+            let to = self.node(copy.node);
+            if self.send(from, to, message.clone()).is_err() {
+                self.talks[talk].way.iter_mut().for_each(|way| way.unfollow(copy.node, Some(0)));
+            }
+        }
+        if let Err(when) = self.send(from, to, message) {
             let turn = self.talks[talk].turn + 1;
             self.at(when, Event::Timer { talk, turn, timer: Timer::Unsent { fault: unreachable(to) } });
         }
@@ -558,7 +427,8 @@ impl Swarm {
             let when = self.micros(late);
             return self.set(talk, when.saturating_sub(self.now), Timer::Late { late });
         }
-        if self.find(talk, &silent).is_ok()
+        let taken = self.talks[talk].way.as_ref().and_then(|way| way.takeover(&silent));
+        if (taken.is_some() || self.find(talk, &silent).is_ok())
             && let Some(blame) = Blame::silent(silent)
         {
             return self.recover(talk, blame);
@@ -578,19 +448,28 @@ impl Swarm {
         one.turn += 1;
         one.phase = Phase::Waiting;
         one.sent.clear();
-        one.search = Some(one.tried.search(blame, now, PATIENCE));
-        if let Some((epoch, stages)) = one.way.as_ref().map(|way| (way.epoch, way.stages.clone())) {
-            self.release(talk, epoch, &stages, &Prefix::default());
+        let takeover = one.way.as_ref().and_then(|way| way.takeover(&blame.nodes));
+        let mut search = one.tried.search(blame, now, PATIENCE);
+        let next = one.tried.next(&mut search, takeover.is_some(), now);
+        one.search = Some(search);
+        if let Some((epoch, nodes)) = one.way.as_ref().map(|way| (way.epoch, way.nodes.clone())) {
+            self.release(talk, epoch, &nodes, &Prefix::default());
         }
-        self.look(talk);
+        match takeover.filter(|_| next == Next::Attempt) {
+            Some(route) => {
+                self.talks[talk].taken += 1;
+                self.attempt(talk, route);
+            }
+            None => self.look(talk),
+        }
     }
 
     /// Tells every stage of a route to end the session.
-    fn release(&mut self, talk: usize, epoch: u32, stages: &[PlanStage], keep: &Prefix) {
+    fn release(&mut self, talk: usize, epoch: u32, nodes: &[NodeId], keep: &Prefix) {
         let (session, from) = (self.talks[talk].id, self.talks[talk].node);
         let local = self.nodes[from].id;
         self.end_session(from, session, epoch, local, keep);
-        let mut hosts: Vec<usize> = stages.iter().map(|stage| self.node(stage.node)).filter(|to| *to != from).collect();
+        let mut hosts: Vec<usize> = nodes.iter().map(|node| self.node(*node)).filter(|to| *to != from).collect();
         hosts.sort_unstable();
         hosts.dedup();
         let patience = (RELEASE_DEADLINE * RELEASES).as_micros() as Micros;
@@ -604,8 +483,8 @@ impl Swarm {
             return self.with_session(talk, |session| session.stop(End::Cancelled));
         }
         if let Phase::Opening { epoch, route, .. } = &self.talks[talk].phase {
-            let (epoch, stages) = (*epoch, route.plan.stages.clone());
-            self.release(talk, epoch, &stages, &Prefix::default());
+            let (epoch, nodes) = (*epoch, asked(route).into_iter().map(|(_, node)| node).collect::<Vec<_>>());
+            self.release(talk, epoch, &nodes, &Prefix::default());
         }
         self.finish(talk, Ok(End::Cancelled));
     }
@@ -618,8 +497,11 @@ impl Swarm {
         let computed = one.session.as_ref().filter(|_| end.is_ok() && !one.request.exact).map(Session::computed);
         let keep = namer(one.node).name(MODEL, one.request.exact, &computed.unwrap_or_default());
         one.ended = Some((self.now, end));
-        if let Some((epoch, stages)) = self.talks[talk].way.as_ref().map(|way| (way.epoch, way.stages.clone())) {
-            self.release(talk, epoch, &stages, &keep);
+        if let Some((epoch, nodes)) = self.talks[talk].way.as_ref().map(|way| (way.epoch, way.nodes.clone())) {
+            self.release(talk, epoch, &nodes, &keep);
+            let others = self.talks[talk].asked.iter().copied().filter(|node| !nodes.contains(node));
+            let others: Vec<NodeId> = others.collect();
+            self.release(talk, epoch, &others, &Prefix::default());
         }
         self.check_end(talk);
     }

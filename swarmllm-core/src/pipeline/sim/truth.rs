@@ -26,6 +26,7 @@ pub struct Request {
     pub prompt: Vec<u32>,
     pub max_tokens: u32,
     pub exact: bool,
+    pub stand_by: bool,
     guess: Guess,
     sampling: SamplingParams,
     /// What the answer will be, for a draft model.
@@ -49,7 +50,8 @@ impl Request {
             false => SamplingParams::greedy(),
         };
         let max_tokens = chance.between(1, 60) as u32;
-        let request = Self { prompt, max_tokens, exact, guess, sampling, plain: Vec::new() };
+        let stand_by = chance.one_in(2);
+        let request = Self { prompt, max_tokens, exact, stand_by, guess, sampling, plain: Vec::new() };
         let plain = match guess {
             Guess::Draft => request.answer(layers, 1).into_iter().map(|(token, _)| token).collect(),
             _ => Vec::new(),
@@ -88,7 +90,7 @@ impl Request {
         let mut said = Vec::new();
         loop {
             match queue.pop_front().unwrap() {
-                Action::Step { step, pos, tokens, want_from, want } => {
+                Action::Step { step, pos, tokens, want_from, want, .. } => {
                     let answer = self.compute(&mut model, pos, &tokens, want_from, want);
                     let took = Took { round: 1, gap: 1, busy: 1 };
                     queue.extend(session.on_logits(step, &answer, took));
