@@ -41,8 +41,11 @@ pub enum ModelError {
     /// A shard that is not held here.
     #[error("shard {shard} is not held here", shard = shard.short())]
     ShardMissing { shard: ShardId },
-    /// A shard that no known model has.
-    #[error("shard {shard} belongs to no model that is known here; add its manifest first", shard = shard.short())]
+    /// A shard that no known model has, or the host has deleted.
+    #[error(
+        "shard {shard} belongs to no model that is known here, or was deleted; add its manifest, or pull it",
+        shard = shard.short()
+    )]
     Unlisted { shard: ShardId },
     /// A shard whose bytes on disk are damaged; it is no longer held.
     #[error(
@@ -59,6 +62,12 @@ pub enum ModelError {
     /// Somebody else is writing the shard.
     #[error("shard {shard} is already being written", shard = shard.short())]
     Busy { shard: ShardId },
+    /// A model that the host has pinned.
+    #[error("`{model}` is pinned, so that nothing of it goes; unpin it first")]
+    Pinned { model: String },
+    /// A part of a model that is loaded.
+    #[error("the {part} of `{model}` is loaded here; try again when its stage is not")]
+    InUse { model: String, part: ShardKind },
     /// A shard whose last groups have not been written.
     #[error("shard {shard} has {written} of {groups} groups", shard = shard.short())]
     Unfinished { shard: ShardId, written: u64, groups: u64 },
@@ -84,7 +93,7 @@ impl ModelError {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::DiskFull,
                 _ => ErrorKind::Io,
             },
-            Self::NotAFile { .. } | Self::Layers { .. } => ErrorKind::InvalidArgument,
+            Self::NotAFile { .. } | Self::Layers { .. } | Self::Pinned { .. } => ErrorKind::InvalidArgument,
             Self::Gguf { source, .. } => source.kind(),
             // The manifest is our own: what is wrong is the file.
             Self::Cut { source, .. } => match source.kind() {
@@ -100,7 +109,7 @@ impl ModelError {
             Self::Damaged { .. } => ErrorKind::ShardCorrupt,
             Self::Shard(error) => error.kind(),
             Self::Metadata { .. } => ErrorKind::BadManifest,
-            Self::Busy { .. } => ErrorKind::Overloaded,
+            Self::Busy { .. } | Self::InUse { .. } => ErrorKind::Overloaded,
             Self::Budget { .. } => ErrorKind::DiskBudget,
         }
     }

@@ -13,6 +13,8 @@ use crate::model::ModelError;
 const MANIFEST_SUFFIX: &str = ".manifest";
 /// What the name of a file ends with that says that a model is pinned.
 const PIN_SUFFIX: &str = ".pinned";
+/// What the name of a file ends with that says by whose word a model's shards are here.
+const MARKS_SUFFIX: &str = ".marks";
 /// What the name of a file that is not complete begins with; whatever has it is removed when a catalogue opens.
 const TEMPORARY_PREFIX: &str = "tmp-";
 /// What the name of a file of a model that comes from the web begins with.
@@ -52,6 +54,10 @@ impl Layout {
 
     pub fn pin(&self, model: &ModelId) -> PathBuf {
         self.models.join(format!("{model}{PIN_SUFFIX}"))
+    }
+
+    pub fn marks(&self, model: &ModelId) -> PathBuf {
+        self.models.join(format!("{model}{MARKS_SUFFIX}"))
     }
 
     pub fn shard(&self, shard: &ShardId) -> PathBuf {

@@ -1,11 +1,13 @@
 //! Import: one pass over a GGUF that hashes every shard and writes those to be kept.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use super::Catalog;
 use super::files::Temporary;
+use super::marks::Mark;
 use crate::base::{ModelId, Progress, ShardId};
 use crate::model::gguf::Gguf;
 use crate::model::manifest::{Cut, limits};
@@ -85,14 +87,19 @@ impl Catalog {
         // Whatever needs space is written before the first file gets its place.
         let prepared = self.layout().prepare(&manifest.encode())?;
         let _alone = self.disk();
+        let kept: HashSet<ShardId> = written.iter().map(|(id, _)| *id).collect();
+        let own = |entry: &ShardEntry, mark| if kept.contains(&entry.id) { Mark::Wanted } else { mark };
+        let marks = self.marks_of(model).changed(&manifest, &own);
+        let said = self.layout().prepare(&marks.encode())?;
         for (id, temporary) in written {
             temporary.keep(&self.layout().shard(&id))?;
             self.forget_verified(&id);
         }
         self.layout().sync_shards()?;
+        said.keep(&self.layout().marks(&model))?;
         prepared.keep(&self.layout().manifest(&model))?;
         self.layout().sync_models()?;
-        self.insert(model, manifest);
+        self.insert(model, manifest, marks);
         Ok(model)
     }
 }

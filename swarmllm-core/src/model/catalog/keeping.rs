@@ -6,9 +6,9 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::time::SystemTime;
 
-use super::{Catalog, remove_if_there};
+use super::{Catalog, Mark, remove_if_there};
 use crate::base::{ModelId, ShardId};
-use crate::model::ModelError;
+use crate::model::{ModelError, ShardEntry};
 
 impl Catalog {
     /// Whether [`Catalog::make_room`] leaves this model alone from now on, after a restart too.
@@ -82,11 +82,18 @@ impl Catalog {
         self.manifest(model).is_some_and(|manifest| manifest.shards.iter().any(|shard| writing.contains(&shard.id)))
     }
 
+    /// The shards of a model that the host has not deleted.
+    fn wanted(&self, model: ModelId) -> Vec<ShardEntry> {
+        let state = self.state();
+        let wanted = state.marked(model).filter(|(_, mark)| *mark != Mark::Deleted);
+        wanted.map(|(entry, _)| entry.clone()).collect()
+    }
+
     /// How many models need each shard.
     fn needed(&self) -> HashMap<ShardId, u32> {
         let mut needed = HashMap::new();
-        for (_, manifest) in self.models() {
-            manifest.shards.iter().for_each(|shard| *needed.entry(shard.id).or_default() += 1);
+        for (model, _) in self.models() {
+            self.wanted(model).iter().for_each(|shard| *needed.entry(shard.id).or_default() += 1);
         }
         needed
     }
@@ -94,7 +101,7 @@ impl Catalog {
     /// Bytes of the shards held that no model needs any more when this one goes.
     fn frees(&self, model: ModelId, needed: &mut HashMap<ShardId, u32>) -> u64 {
         let mut frees = 0u64;
-        for shard in self.manifest(model).iter().flat_map(|manifest| &manifest.shards) {
+        for shard in self.wanted(model) {
             let others = needed.entry(shard.id).or_default();
             *others = others.saturating_sub(1);
             if *others == 0 && self.has(&shard.id) {

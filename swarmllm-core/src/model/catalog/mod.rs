@@ -11,11 +11,13 @@
 
 mod budget;
 mod files;
+mod giving;
 mod growing;
 mod import;
 mod intake;
 mod keeping;
 mod log;
+mod marks;
 mod source;
 mod spool;
 mod writer;
@@ -35,9 +37,11 @@ use crate::model::manifest::limits;
 use crate::model::shard::Leaf;
 use crate::model::{Manifest, ManifestError, ModelError, ShardEntry, ShardKind};
 use files::Layout;
+use marks::Marks;
 
 pub use budget::Reservation;
 pub use intake::{HeadIntake, Intake, Origin};
+pub use marks::Mark;
 pub use spool::Spool;
 pub use writer::{ShardWriter, WholeWriter};
 
@@ -70,14 +74,17 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     models: BTreeMap<ModelId, Arc<Manifest>>,
+    /// What was said of their shards, where something was.
+    marks: HashMap<ModelId, Marks>,
     /// Shards that are complete on disk.
     held: HashSet<ShardId>,
 }
 
 impl State {
-    /// Whether a known model has this shard.
-    fn is_listed(&self, shard: &ShardId) -> bool {
-        self.models.values().any(|manifest| manifest.shards.iter().any(|entry| entry.id == *shard))
+    /// Whether a known model has this shard, and the host has not deleted it there.
+    fn is_wanted(&self, shard: &ShardId) -> bool {
+        let marked = self.models.keys().flat_map(|model| self.marked(*model));
+        marked.into_iter().any(|(entry, mark)| entry.id == *shard && mark != Mark::Deleted)
     }
 }
 
@@ -117,6 +124,7 @@ impl Catalog {
             match read_manifest(&path, id) {
                 Ok(manifest) => {
                     state.models.insert(id, Arc::new(manifest));
+                    state.marks.insert(id, Marks::read(&layout.marks(&id))?);
                 }
                 Err(error) => tracing::warn!(path = %path.display(), %error, "a manifest was passed over"),
             }
@@ -136,7 +144,9 @@ impl Catalog {
             promised: Mutex::default(),
             changes: watch::Sender::new(0),
         };
-        Ok(Catalog { inner: Arc::new(inner) })
+        let catalog = Catalog { inner: Arc::new(inner) };
+        catalog.finish_discards()?;
+        Ok(catalog)
     }
 
     /// A counter that grows with each change of what is known or held.
@@ -152,15 +162,16 @@ impl Catalog {
         let _alone = self.disk();
         prepared.keep(&self.layout().manifest(&expect))?;
         self.layout().sync_models()?;
-        Ok(self.insert(expect, manifest))
+        Ok(self.insert(expect, manifest, Marks::read(&self.layout().marks(&expect))?))
     }
 
     /// Makes a model known whose manifest is on disk; whichever of its shards are there are held.
-    fn insert(&self, model: ModelId, manifest: Manifest) -> Arc<Manifest> {
+    fn insert(&self, model: ModelId, manifest: Manifest, marks: Marks) -> Arc<Manifest> {
         let complete = |shard: &&ShardEntry| is_complete(&self.layout().shard(&shard.id), shard.size);
         let held: Vec<ShardId> = manifest.shards.iter().filter(complete).map(|shard| shard.id).collect();
         let mut state = self.state_mut();
         state.held.extend(held);
+        state.marks.insert(model, marks);
         let manifest = state.models.entry(model).or_insert_with(|| Arc::new(manifest)).clone();
         drop(state);
         self.changed();
@@ -225,6 +236,7 @@ impl Catalog {
         // The manifest first: a crash in between leaves shards that nobody names, never a model without its shards.
         remove_if_there(&self.layout().manifest(&model))?;
         remove_if_there(&self.layout().pin(&model))?;
+        remove_if_there(&self.layout().marks(&model))?;
         self.layout().sync_models()?;
         gone.iter().try_for_each(|shard| self.remove_shard(shard))
     }
@@ -232,9 +244,10 @@ impl Catalog {
     /// Takes a model out of memory; gives the shards that no other model needs.
     fn forget(&self, model: ModelId) -> Result<Vec<ShardId>, ModelError> {
         let mut state = self.state_mut();
+        state.marks.remove(&model);
         let manifest = state.models.remove(&model).ok_or_else(|| ModelError::NotFound { name: model.to_string() })?;
         let gone: HashSet<ShardId> =
-            manifest.shards.iter().map(|shard| shard.id).filter(|shard| !state.is_listed(shard)).collect();
+            manifest.shards.iter().map(|shard| shard.id).filter(|shard| !state.is_wanted(shard)).collect();
         state.held.retain(|shard| !gone.contains(shard));
         drop(state);
         self.changed();
@@ -275,9 +288,9 @@ impl Catalog {
         self.inner.disk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Refuses a shard that no known model has.
-    fn check_listed(&self, shard: ShardId) -> Result<(), ModelError> {
-        if self.state().is_listed(&shard) { Ok(()) } else { Err(ModelError::Unlisted { shard }) }
+    /// Refuses a shard that no known model has, or the host has deleted.
+    fn check_wanted(&self, shard: ShardId) -> Result<(), ModelError> {
+        if self.state().is_wanted(&shard) { Ok(()) } else { Err(ModelError::Unlisted { shard }) }
     }
 
     fn claim(&self, shard: ShardId) -> Result<(), ModelError> {

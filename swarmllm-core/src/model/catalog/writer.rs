@@ -27,7 +27,7 @@ impl Catalog {
     /// Blocks for as long as reading the earlier groups takes.
     pub fn shard_writer(&self, shard: &ShardEntry, leaves: Vec<Leaf>) -> Result<ShardWriter, ModelError> {
         let verifier = Verifier::new(shard.id, shard.size, leaves)?;
-        self.check_listed(shard.id)?;
+        self.check_wanted(shard.id)?;
         let path = self.layout().partial(&shard.id);
         self.claim(shard.id)?;
         let resumed = open_partial(&path, &verifier);
@@ -45,7 +45,7 @@ impl Catalog {
     /// Begins or resumes a shard of a known model from a source that does not know its leaves, so that it can only be
     /// checked as a whole. Blocks for as long as reading the earlier groups takes.
     pub fn whole_writer(&self, shard: &ShardEntry) -> Result<WholeWriter, ModelError> {
-        self.check_listed(shard.id)?;
+        self.check_wanted(shard.id)?;
         let claim = Claim::new(self, shard.id)?;
         let file = self.layout().lasting(self.layout().partial(&shard.id))?;
         Ok(WholeWriter { claim, growing: Growing::resume(Some(file), shard.size, None)? })
@@ -54,7 +54,7 @@ impl Catalog {
     /// Gives a complete and durable shard its place.
     fn settle(&self, shard: ShardId, path: &Path) -> Result<(), ModelError> {
         let _alone = self.disk();
-        if let Err(error) = self.check_listed(shard) {
+        if let Err(error) = self.check_wanted(shard) {
             super::remove_if_there(path)?;
             return Err(error);
         }
@@ -160,7 +160,7 @@ impl ShardWriter {
         Ok(())
     }
 
-    /// Makes the complete shard durable and puts it into the catalogue. Refused where its model was removed meanwhile.
+    /// Makes the complete shard durable and puts it into the catalogue. Refused where it was deleted meanwhile, or its model.
     pub fn finish(self) -> Result<(), ModelError> {
         let (written, groups, shard) = (self.next, self.groups(), self.shard());
         if written < groups {
