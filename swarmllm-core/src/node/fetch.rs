@@ -37,11 +37,20 @@ pub(crate) trait Source: Send + Sync {
     ) -> BoxFuture<'a, Result<(), Fault>>;
 }
 
+/// By whose word shards are fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asker {
+    Host,
+    /// It may give up later what was not here before.
+    Placement,
+}
+
 /// Fetches what `parts` names of a model. Cancel-safe: what is verified is kept.
 pub(crate) async fn pull(
     shared: &Arc<Shared>,
     name: &str,
     parts: &Parts,
+    asker: Asker,
     source: Option<Arc<dyn Source>>,
     progress: Option<ProgressFn>,
 ) -> Result<ModelId, Fault> {
@@ -52,7 +61,14 @@ pub(crate) async fn pull(
     let held = wanted.iter().filter(|entry| shared.catalog.has(&entry.id)).map(|entry| entry.size).sum();
     let _reserved = transfer::blocking({
         let (catalog, wanted) = (shared.catalog.clone(), wanted.clone());
-        move || catalog.reserve_shards(&wanted).map_err(transfer::fault)
+        move || {
+            let parts = |kind| wanted.iter().any(|entry| entry.kind == kind);
+            let noted = match asker {
+                Asker::Host => catalog.note_wanted(model, &parts),
+                Asker::Placement => catalog.note_placed(model, &parts),
+            };
+            noted.and_then(|()| catalog.reserve_shards(&wanted)).map_err(transfer::fault)
+        }
     })
     .await?;
     let done = Arc::new(AtomicU64::new(held));

@@ -10,6 +10,7 @@ use crate::model::Manifest;
 use crate::net::NetHandle;
 use crate::node::builder::NodeBuilder;
 use crate::node::error::{ConnectError, EmbedError, GenerateError, ModelActError};
+use crate::node::fetch::Asker;
 use crate::node::generation::{self, Generation};
 use crate::node::invite::Invite;
 use crate::node::registry::{Registry, union};
@@ -19,7 +20,7 @@ use crate::node::runtime::Ground;
 use crate::node::shared::Shared;
 #[cfg(feature = "https")]
 use crate::node::web::{self, WebSource};
-use crate::node::{announcer, embedding, fetch, planning, transfer};
+use crate::node::{announcer, embedding, fetch, keeping, planning, transfer};
 use crate::pipeline::plan::Plan;
 use crate::pipeline::search::is_loss;
 use crate::rt::EventReader;
@@ -246,7 +247,7 @@ impl Node {
         progress: Option<ProgressFn>,
     ) -> Result<ModelInfo, ModelActError> {
         let (shared, model) = (self.shared.clone(), model.to_owned());
-        let pulled = self.run(async move { fetch::pull(&shared, &model, &parts, None, progress).await });
+        let pulled = self.run(async move { fetch::pull(&shared, &model, &parts, Asker::Host, None, progress).await });
         let id = pulled.await?;
         self.known(id)
     }
@@ -264,7 +265,7 @@ impl Node {
         let (shared, model, source) = (self.shared.clone(), model.to_owned(), source.into());
         let pulled = self.run(async move {
             let source = web::source(&shared, source).await?;
-            fetch::pull(&shared, &model, &parts, Some(source), progress).await
+            fetch::pull(&shared, &model, &parts, Asker::Host, Some(source), progress).await
         });
         let id = pulled.await?;
         self.known(id)
@@ -282,13 +283,16 @@ impl Node {
     /// Nothing calls this but the host.
     pub async fn make_room(&self, bytes: u64) -> Result<Vec<ModelId>, ModelActError> {
         let shared = self.shared.clone();
-        let make = move || {
-            let stages = shared.serving.stages().loaded();
-            let mut loaded = shared.models.ids();
-            loaded.extend(stages.into_iter().map(|(key, _)| key.model));
-            shared.catalog.make_room(bytes, &|model| loaded.contains(&model))
-        };
-        Ok(self.run(transfer::blocking(move || make().map_err(transfer::fault))).await?)
+        Ok(self.run(transfer::blocking(move || keeping::make_room(&shared, bytes))).await?)
+    }
+
+    /// Deletes shards of a model here, which stays known. Nobody takes them again (see [`NodeBuilder::place`]) before they
+    /// are pulled or imported. Those that another model needs stay for it. Refused where the model is pinned, or one of
+    /// them is loaded.
+    pub async fn discard(&self, model: &str, parts: Parts) -> Result<ModelInfo, ModelActError> {
+        let (shared, model) = (self.shared.clone(), model.to_owned());
+        let id = self.run(transfer::blocking(move || keeping::discard(&shared, &model, &parts))).await?;
+        self.known(id)
     }
 
     fn known(&self, id: ModelId) -> Result<ModelInfo, ModelActError> {

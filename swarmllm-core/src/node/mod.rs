@@ -18,6 +18,7 @@ mod generation;
 mod guide;
 mod handle;
 mod invite;
+mod keeping;
 mod loaded;
 mod membership;
 mod peer_cache;

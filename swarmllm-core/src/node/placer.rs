@@ -1,22 +1,33 @@
-//! Fetches by itself what the swarm is short of, of models whose manifest is here, where the host allows it. What that is
-//! is decided in `pipeline/placement.rs`. Nothing is given up: what is on the disk is its owner's.
+//! Fetches by itself what the swarm is short of, of models whose manifest is here, where the host allows it, and gives up
+//! for it what it had fetched so before. What that is is decided in `pipeline/placement.rs`. What the host brought stays, and
+//! so does what runs.
+//!
+//! Nothing goes before those who are counted on were asked, this moment, whether they hold it. Where the disk has room for
+//! both, the new comes before the old goes.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::base::{Fault, LayerRange, ModelId, NodeId, ShardId};
-use crate::model::{Manifest, ShardEntry};
-use crate::node::fetch;
+use crate::base::{Fault, LayerRange, ModelId, NodeId, ShardId, merge_ranges};
+use crate::model::catalog::Mark;
+use crate::model::{Manifest, ShardEntry, ShardKind};
+use crate::node::announcer::hello;
+use crate::node::fetch::{self, Asker};
 use crate::node::generation::blocking;
+use crate::node::keeping::in_use;
 use crate::node::loaded::choose;
 use crate::node::registry::Registry;
 use crate::node::request::Parts;
 use crate::node::shared::Shared;
-use crate::pipeline::placement::{HOLDERS, Member, Placement};
+use crate::node::transfer::fault;
+use crate::pipeline::placement::{HOLDERS, Member, Move, Placement};
 
 /// Time between two decisions: what a node has got is known everywhere within a second or two.
 const ROUND: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(10) };
+
+/// Holders that are asked before something is given up. Two are enough, of those who answer.
+const MAX_ASKED: usize = 16;
 
 /// What was seen of a model, and in how many rounds since it changed. A node's room changes with what it computes, which
 /// is no news here.
@@ -61,21 +72,60 @@ impl View {
 fn members(shared: &Shared, model: ModelId, manifest: &Manifest) -> Vec<Member> {
     let held = shared.catalog.holding(model);
     let room = shared.serving.stages().limits().memory;
-    let local = Member { node: shared.id, layers: held.layers, head: held.head, room };
+    let member = |node, layers, head, room| {
+        let (keeps, refuses) = (Vec::new(), Vec::new());
+        Member { node, layers, head, room, keeps, refuses }
+    };
     let known = shared.registry.snapshot();
     let peers = known.iter().filter(|(_, announced)| announced.serves).map(|(node, announced)| {
         let holding = Registry::holding(&known, *node, model);
         let within = |range: &LayerRange| LayerRange::new(range.start, range.end.min(manifest.layers));
         let layers = holding.iter().flat_map(|holding| &holding.layers).map(within).filter(|range| !range.is_empty());
-        let head = holding.is_some_and(|holding| holding.head);
-        Member { node: *node, layers: layers.collect(), head, room: announced.free_memory }
+        member(*node, layers.collect(), holding.is_some_and(|holding| holding.head), announced.free_memory)
     });
-    let mut members: Vec<Member> = peers.chain([local]).collect();
+    let mut members: Vec<Member> = peers.chain([member(shared.id, held.layers, held.head, room)]).collect();
     members.sort_unstable_by_key(|member| member.node);
     members
 }
 
-/// Fetches what this node should hold, if anything; less of it where the disk has no room for all.
+/// Adds what only this node knows of itself: it keeps what its host brought or pinned and what sessions use, and does not
+/// take what its host deleted.
+fn know_self(shared: &Shared, manifest: &Manifest, members: &mut [Member]) {
+    let model = manifest.id();
+    let stages = shared.serving.stages();
+    let busy: Vec<(LayerRange, bool)> =
+        stages.engines().iter().flat_map(|engine| stages.in_use(model, engine.name())).collect();
+    let pinned = shared.catalog.is_pinned(model);
+    let (mut keeps, mut refuses) = (Vec::new(), Vec::new());
+    for (kind, mark) in shared.catalog.marks(model) {
+        let layer = match kind {
+            ShardKind::Layer(layer) => layer,
+            // The last layer counts only with the head.
+            ShardKind::Head if mark == Mark::Deleted => manifest.layers.saturating_sub(1),
+            _ => continue,
+        };
+        let used = busy.iter().any(|(layers, _)| layers.start <= layer && layer < layers.end);
+        if mark == Mark::Deleted {
+            refuses.push(layer);
+        } else if mark != Mark::Placed || pinned || used {
+            keeps.push(layer);
+        }
+    }
+    if let Some(local) = members.iter_mut().find(|member| member.node == shared.id) {
+        (local.keeps, local.refuses) = (merge_ranges(keeps), merge_ranges(refuses));
+    }
+}
+
+/// What there is to do.
+struct Errand {
+    parts: Vec<Parts>,
+    drop: Vec<LayerRange>,
+    /// Whether the disk has no room for the new beside the old.
+    drop_first: bool,
+}
+
+/// Fetches what this node should hold, if anything, and gives up what it should not; less of it where the disk has no room
+/// for all.
 async fn place(
     shared: &Arc<Shared>,
     manifest: &Arc<Manifest>,
@@ -84,45 +134,113 @@ async fn place(
     disk: u64,
 ) -> Result<(), Fault> {
     let (deciding, known) = (shared.clone(), manifest.clone());
-    let wanted = blocking(move || wanted(&deciding, &known, members, waited, disk)).await?;
-    for parts in wanted {
-        fetch::pull(shared, &manifest.id().to_string(), &parts, None, None).await?;
+    let errand = blocking(move || errand(&deciding, &known, members, waited, disk)).await?;
+    let Some(Errand { parts, drop, drop_first }) = errand else { return Ok(()) };
+    if drop_first && !give_up(shared, manifest, &drop, true).await? {
+        return Ok(());
+    }
+    for parts in parts {
+        fetch::pull(shared, &manifest.id().to_string(), &parts, Asker::Placement, None, None).await?;
+    }
+    if !drop_first && !drop.is_empty() {
+        give_up(shared, manifest, &drop, false).await?;
     }
     Ok(())
 }
 
+/// Hands this node's view of a model to the decisions about it.
+fn with<T>(
+    shared: &Shared,
+    manifest: &Manifest,
+    members: &[Member],
+    decide: impl FnOnce(&Placement) -> Result<T, Fault>,
+) -> Result<T, Fault> {
+    let stages = shared.serving.stages();
+    let (engine, cuts) = choose(stages.engines(), shared.config.engine.as_deref(), manifest)?;
+    let size = |layers, head| stages.memory_of(engine.as_ref(), manifest, layers, head);
+    let (model, layers) = (manifest.id(), manifest.layers);
+    decide(&Placement { model, layers, cuts: &cuts, holders: HOLDERS, members, size: &size })
+}
+
 /// Takes milliseconds where thousands of nodes are known.
-fn wanted(
+fn errand(
     shared: &Shared,
     manifest: &Manifest,
     mut members: Vec<Member>,
     waited: u32,
     disk: u64,
-) -> Result<Vec<Parts>, Fault> {
-    let stages = shared.serving.stages();
-    let (engine, cuts) = choose(stages.engines(), shared.config.engine.as_deref(), manifest)?;
-    let size = |layers, head| stages.memory_of(engine.as_ref(), manifest, layers, head);
+) -> Result<Option<Errand>, Fault> {
+    know_self(shared, manifest, &mut members);
     let left = disk.saturating_sub(used(shared));
+    let fits = |bytes: u64| Ok::<_, Fault>(bytes <= left && shared.catalog.excess(bytes).map_err(fault)?.is_none());
     loop {
-        let placement = Placement {
-            model: manifest.id(),
-            layers: manifest.layers,
-            cuts: &cuts,
-            holders: HOLDERS,
-            gives_up: false,
-            members: &members,
-            size: &size,
-        };
-        let Some(found) = placement.decide(shared.id, waited) else { return Ok(Vec::new()) };
-        let head = found.hold.end == manifest.layers;
-        let mut parts = vec![Parts::Stage { layers: found.hold, head }];
+        let found = with(shared, manifest, &members, |placement| {
+            let size = |found: &Move| (placement.size)(found.hold, found.hold.end == manifest.layers);
+            Ok(placement.decide(shared.id, waited).map(|found| (size(&found), found)))
+        })?;
+        let Some((size, found)) = found else { return Ok(None) };
+        let mut parts = vec![Parts::Stage { layers: found.hold, head: found.hold.end == manifest.layers }];
         parts.extend((found.hold.start == 0).then_some(Parts::Coordinator));
-        if missing(shared, manifest, &parts)? <= left {
-            return Ok(parts);
+        let missing = missing(shared, manifest, &parts)?;
+        let freed = manifest.shards.iter().filter(|entry| goes(manifest, &found.drop, entry.kind));
+        let freed = freed.map(|entry| entry.size).fold(0, u64::saturating_add);
+        if fits(missing)? {
+            return Ok(Some(Errand { parts, drop: found.drop, drop_first: false }));
         }
-        let smaller = size(found.hold, head).saturating_sub(1);
+        if fits(missing.saturating_sub(freed))? {
+            return Ok(Some(Errand { parts, drop: found.drop, drop_first: true }));
+        }
+        let smaller = size.saturating_sub(1);
         members.iter_mut().filter(|member| member.node == shared.id).for_each(|member| member.room = smaller);
     }
+}
+
+/// Whether a shard goes with these layers.
+fn goes(manifest: &Manifest, drop: &[LayerRange], kind: ShardKind) -> bool {
+    let within = |layer: u32| drop.iter().any(|range| range.start <= layer && layer < range.end);
+    match kind {
+        ShardKind::Layer(layer) => within(layer),
+        ShardKind::Head => within(manifest.layers.saturating_sub(1)),
+        _ => false,
+    }
+}
+
+/// Gives up those of these layers that enough others have, who say so when they are asked; with `whole` all or none of
+/// them. Says whether all went.
+async fn give_up(
+    shared: &Arc<Shared>,
+    manifest: &Arc<Manifest>,
+    drop: &[LayerRange],
+    whole: bool,
+) -> Result<bool, Fault> {
+    let members = members(shared, manifest.id(), manifest);
+    let holders = with(shared, manifest, &members, |placement| Ok(placement.holders_before(shared.id, drop)))?;
+    let asked =
+        holders.into_iter().take(MAX_ASKED).map(|peer| async move { (peer, hello(shared, peer).await.is_ok()) });
+    let answers = futures::future::join_all(asked).await;
+    let there: HashSet<NodeId> = answers.into_iter().filter(|(_, there)| *there).map(|(peer, _)| peer).collect();
+    let (shared, manifest, drop) = (shared.clone(), manifest.clone(), drop.to_vec());
+    blocking(move || {
+        let model = manifest.id();
+        let mut members = self::members(&shared, model, &manifest);
+        members.retain(|member| member.node == shared.id || there.contains(&member.node));
+        know_self(&shared, &manifest, &mut members);
+        let spare = with(&shared, &manifest, &members, |placement| Ok(placement.spare(shared.id)))?;
+        let spare = |layer: &u32| spare.iter().any(|range| range.start <= *layer && *layer < range.end);
+        let going = merge_ranges(drop.iter().flat_map(|range| range.start..range.end).filter(spare).collect());
+        if going.is_empty() || (whole && going != drop) {
+            return Ok(false);
+        }
+        let overlaps =
+            |layers: LayerRange| going.iter().any(|range| range.start < layers.end && layers.start < range.end);
+        shared.serving.stages().unload_idle_where(|key| key.model == model && overlaps(key.layers));
+        let used = in_use(&shared, model, &manifest);
+        let parts = |kind| goes(&manifest, &going, kind);
+        let gone = shared.catalog.give_up(model, &parts, &|kind| used.contains(&kind)).map_err(fault)?;
+        tracing::info!(model = %model.short(), parts = gone.len(), "what enough others hold was given up");
+        Ok(drop.iter().all(|range| (range.start..range.end).all(|layer| gone.contains(&ShardKind::Layer(layer)))))
+    })
+    .await
 }
 
 /// Bytes of all shards here.

@@ -6,10 +6,11 @@
 //! it, one more each time, and in the end of nobody.
 //!
 //! A node holds one range of a model, that is a legal stage and fits. It fetches what the fewest have, and what nobody has
-//! first. It gives up what it holds only for something that is short, and only if enough others have each layer of it,
-//! where whoever may give up the same is expected to do so. Each move thus lessens what is short in all, so that there is
-//! an end to moving, and none loses a layer. Nodes that see different things may for a moment give up the same: that, too,
-//! is what a second holder is for.
+//! first. It gives up what it holds only for something that is short, and only if enough of those who come *before* it in
+//! the order have each layer of it. So of all who ever had a layer the first few never give it up, however late whoever
+//! hears of whom, and two that count on each other do not both go. What is short therefore only grows by those who leave,
+//! and there is an end to moving: who the first few are changes finitely often, and then everybody knows of them. That they
+//! are still there is for the caller to ask, of themselves, before anything goes.
 
 use std::cmp::Reverse;
 
@@ -33,6 +34,9 @@ pub struct Member {
     pub head: bool,
     /// Bytes that its stage of the model may take.
     pub room: u64,
+    /// Layers that it does not give up whatever others have, and those that it does not take. A node knows that of itself.
+    pub keeps: Vec<LayerRange>,
+    pub refuses: Vec<LayerRange>,
 }
 
 /// What is decided by.
@@ -45,8 +49,6 @@ pub struct Placement<'a> {
     pub cuts: &'a CutRules,
     /// Holders that each layer is to have.
     pub holders: u32,
-    /// Whether nodes give up what they hold for what is short.
-    pub gives_up: bool,
     /// All who may hold it, the deciding node among them.
     pub members: &'a [Member],
     /// Bytes that a stage takes; more layers take more.
@@ -65,8 +67,8 @@ pub struct Move {
 
 /// How many hold each layer.
 struct Counts {
-    /// Now, without those who are thought to give it up.
-    sure: Vec<u32>,
+    /// Of those who come before the one that decides.
+    before: Vec<u32>,
     /// When all have done what is thought of them.
     soon: Vec<u32>,
 }
@@ -79,43 +81,71 @@ impl Placement<'_> {
     /// What `local` should do, having waited so many times without seeing a change; nothing where all is well, or others
     /// can do better.
     pub fn decide(&self, local: NodeId, waited: u32) -> Option<Move> {
-        let mut ranked: Vec<(u64, &Member)> =
-            self.members.iter().map(|member| (self.rank(member.node), member)).collect();
-        ranked.sort_unstable_by_key(|(rank, member)| (*rank, member.node));
-        let held: Vec<Vec<bool>> = ranked.iter().map(|(_, member)| self.held(member)).collect();
+        let ranked = self.ranked();
+        let held: Vec<Vec<bool>> = ranked.iter().map(|member| self.held(member)).collect();
         let now: Vec<u32> =
             (0..self.layers as usize).map(|layer| held.iter().filter(|held| held[layer]).count() as u32).collect();
         if now.iter().all(|count| *count >= self.holders) {
             return None;
         }
         let stages = self.stages();
-        let mut counts = Counts { sure: now.clone(), soon: now };
+        let mut counts = Counts { before: vec![0; now.len()], soon: now };
         let mut doubted = waited;
-        for ((_, member), held) in ranked.iter().zip(&held) {
+        for (member, held) in ranked.iter().zip(&held) {
             let found = self.best(member, held, &counts, &stages);
             if member.node == local {
                 return found;
             }
+            counts.before.iter_mut().zip(held).for_each(|(before, held)| *before += u32::from(*held));
             let Some(found) = found else { continue };
             let expected = doubted == 0;
             doubted = doubted.saturating_sub(1);
-            for (layer, held) in held.iter().enumerate() {
+            for (layer, held) in held.iter().enumerate().filter(|_| expected) {
                 let wanted = contains(found.hold, layer as u32);
-                if *held && !wanted {
-                    counts.sure[layer] -= 1;
-                }
-                if expected {
-                    counts.soon[layer] = counts.soon[layer] + u32::from(wanted && !held) - u32::from(*held && !wanted);
-                }
+                counts.soon[layer] = counts.soon[layer] + u32::from(wanted && !held) - u32::from(*held && !wanted);
             }
         }
         None
     }
 
+    /// What `local` may give up: what it need not keep, and enough of those before it have.
+    pub fn spare(&self, local: NodeId) -> Vec<LayerRange> {
+        let mut before = vec![0; self.layers as usize];
+        for member in self.ranked() {
+            let held = self.held(member);
+            if member.node == local {
+                let may = |layer: &u32| held[*layer as usize] && self.may_go(member, &before, *layer as usize);
+                return merge_ranges((0..self.layers).filter(may).collect());
+            }
+            before.iter_mut().zip(held).for_each(|(before, held)| *before += u32::from(held));
+        }
+        Vec::new()
+    }
+
+    /// Those before `local` that hold any of these layers, in their order: whom to ask before something is given up.
+    pub fn holders_before(&self, local: NodeId, layers: &[LayerRange]) -> Vec<NodeId> {
+        let before = self.ranked().into_iter().take_while(|member| member.node != local);
+        let overlaps =
+            |range: &LayerRange| layers.iter().any(|other| range.start < other.end && other.start < range.end);
+        before.filter(|member| member.layers.iter().any(overlaps)).map(|member| member.node).collect()
+    }
+
+    fn may_go(&self, member: &Member, before: &[u32], layer: usize) -> bool {
+        before[layer] >= self.holders && !within(&member.keeps, layer as u32)
+    }
+
+    /// The members in their order.
+    fn ranked(&self) -> Vec<&Member> {
+        let mut ranked: Vec<&Member> = self.members.iter().collect();
+        ranked.sort_by_cached_key(|member| (self.rank(member.node), member.node));
+        ranked
+    }
+
     /// Layers that a member has; the last only with the head.
     fn held(&self, member: &Member) -> Vec<bool> {
-        let has = |layer: u32| member.layers.iter().any(|range| contains(*range, layer));
-        (0..self.layers).map(|layer| has(layer) && (member.head || layer + 1 < self.layers)).collect()
+        (0..self.layers)
+            .map(|layer| within(&member.layers, layer) && (member.head || layer + 1 < self.layers))
+            .collect()
     }
 
     /// The legal stages from each layer on that end where another may begin, the shortest first, and what they take: asked
@@ -132,16 +162,17 @@ impl Placement<'_> {
 
     /// The member's best move.
     fn best(&self, member: &Member, held: &[bool], counts: &Counts, stages: &[Vec<(LayerRange, u64)>]) -> Option<Move> {
-        let fits = |(_, size): &&(LayerRange, u64)| *size <= member.room;
+        let refused = |hold: LayerRange| (hold.start..hold.end).any(|layer| within(&member.refuses, layer));
+        let fits = |(hold, size): &&(LayerRange, u64)| *size <= member.room && !refused(*hold);
         let longest = stages.iter().filter_map(|stages| stages.iter().rev().find(fits)).map(|(hold, _)| *hold);
-        let found = longest.filter_map(|hold| Some((self.merit(held, counts, hold)?, hold)));
+        let found = longest.filter_map(|hold| Some((self.merit(member, held, counts, hold)?, hold)));
         let (_, hold) = found.max_by_key(|(merit, _)| *merit)?;
         let dropped = (0..self.layers).filter(|layer| held[*layer as usize] && !contains(hold, *layer));
         Some(Move { hold, drop: merge_ranges(dropped.collect()) })
     }
 
     /// What a move is good for; nothing where it is not, or may not be.
-    fn merit(&self, held: &[bool], counts: &Counts, hold: LayerRange) -> Option<Merit> {
+    fn merit(&self, member: &Member, held: &[bool], counts: &Counts, hold: LayerRange) -> Option<Merit> {
         let (mut unheld, mut short, mut fetched, mut drops) = (0, 0, 0, false);
         for (layer, held) in held.iter().enumerate() {
             match (*held, contains(hold, layer as u32)) {
@@ -150,8 +181,7 @@ impl Placement<'_> {
                     unheld += u32::from(counts.soon[layer] == 0);
                     short += u32::from(counts.soon[layer] < self.holders);
                 }
-                // It is one of those who hold it.
-                (true, false) if !self.gives_up || counts.sure[layer] <= self.holders => return None,
+                (true, false) if !self.may_go(member, &counts.before, layer) => return None,
                 (true, false) => drops = true,
                 _ => {}
             }
@@ -180,9 +210,15 @@ fn scatter(value: u64) -> u64 {
     value ^ (value >> 31)
 }
 
+fn within(ranges: &[LayerRange], layer: u32) -> bool {
+    ranges.iter().any(|range| contains(*range, layer))
+}
+
 fn contains(range: LayerRange, layer: u32) -> bool {
     range.start <= layer && layer < range.end
 }
 
+#[cfg(test)]
+mod churn;
 #[cfg(test)]
 mod tests;

@@ -297,6 +297,13 @@ impl StageTable {
         ours.map(|key| (key.layers, key.head)).collect()
     }
 
+    /// Stages of a model that are loaded, or being loaded.
+    pub fn of(&self, model: ModelId) -> Vec<(LayerRange, bool)> {
+        let entries = locked(&self.inner.entries);
+        let ours = entries.by_key.keys().filter(|key| key.model == model);
+        ours.map(|key| (key.layers, key.head)).collect()
+    }
+
     /// How many stages are loaded, and how many sessions they serve.
     pub fn counts(&self) -> (u32, u32) {
         let entries = locked(&self.inner.entries);
@@ -329,7 +336,12 @@ impl StageTable {
 
     /// Unloads every stage that no session uses.
     pub fn unload_idle(&self) {
-        locked(&self.inner.entries).by_key.retain(|_, entry| in_use(entry));
+        self.unload_idle_where(|_| true);
+    }
+
+    /// The same, of those that `which` names.
+    pub fn unload_idle_where(&self, which: impl Fn(&StageKey) -> bool) {
+        locked(&self.inner.entries).by_key.retain(|key, entry| in_use(entry) || !which(key));
     }
 
     /// Waits until every stage that nobody holds any more is unloaded and its memory free.

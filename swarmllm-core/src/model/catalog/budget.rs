@@ -28,7 +28,7 @@ impl Catalog {
     }
 
     /// How far so many bytes more would go beyond the bound, where they would.
-    pub(super) fn excess(&self, bytes: u64) -> Result<Option<u64>, ModelError> {
+    pub fn excess(&self, bytes: u64) -> Result<Option<u64>, ModelError> {
         let Some(max) = self.inner.max_bytes else { return Ok(None) };
         let wanted = self.layout().used()?.saturating_add(*self.promised()).saturating_add(bytes);
         Ok(wanted.checked_sub(max).filter(|excess| *excess > 0))

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::engine::{CutRules, Embedder, Engine, EngineError, Stage, StageConfig};
 use crate::model::manifest::tests::small_model;
-use crate::model::{EmbeddingSource, StageSource};
+use crate::model::{Catalog, EmbeddingSource, StageSource};
 use crate::node::{ImportOptions, Node};
 
 const LAYERS: u32 = 4;
@@ -130,6 +130,100 @@ async fn nothing_is_fetched_beyond_the_disk_that_is_allowed() {
     let taken = on_disk(&dirs[1]);
     assert!(taken <= disk, "{taken} of {disk}");
     for node in [small, source] {
+        node.shutdown(CLOSING).await;
+    }
+}
+
+/// Puts the first half of a model into a data directory, as placement or the host brought it, from another one's shards. Gives the
+/// bytes of the first layer and of the head.
+fn bring(from: &TempDir, to: &TempDir, model: ModelId, by_host: bool) -> [u64; 2] {
+    let shards = from.path().join("data").join("shards");
+    let to = Catalog::open(&to.path().join("data")).unwrap();
+    let manifest = std::fs::read(from.path().join("data").join("models").join(format!("{model}.manifest"))).unwrap();
+    let manifest = to.add_manifest(&manifest, model).unwrap();
+    match by_host {
+        true => to.note_wanted(model, &|_| true).unwrap(),
+        false => to.note_placed(model, &|_| true).unwrap(),
+    }
+    for entry in manifest.stage_shards(LayerRange::new(0, LAYERS / 2), false) {
+        let mut writer = to.whole_writer(entry).unwrap();
+        writer.write_group(&std::fs::read(shards.join(entry.id.to_string())).unwrap()).unwrap();
+        writer.finish().unwrap();
+    }
+    [ShardKind::Layer(0), ShardKind::Head].map(|kind| manifest.shard(kind).unwrap().size)
+}
+
+/// A swarm in which the first half of a model has five holders and the second half one. Three hold by placement, with
+/// so much room beside it.
+async fn lopsided(name: &str, room: impl Fn([u64; 2]) -> u64) -> (Vec<TempDir>, Vec<Node>, ModelId) {
+    let network = format!("placer-{name}-{}", std::process::id());
+    let dirs: Vec<TempDir> = (0..5).map(|_| TempDir::new().unwrap()).collect();
+    let file = dirs[0].path().join("model.gguf");
+    std::fs::write(&file, small_model("small", LAYERS, false, true, 1)).unwrap();
+    let mut nodes = vec![node(&dirs[0], &network, 0, None).await];
+    let model = nodes[0].import(&file, ImportOptions::default()).await.unwrap();
+    for (index, dir) in dirs.iter().enumerate().skip(1) {
+        let sizes = bring(&dirs[0], dir, model.id, index == 1);
+        nodes.push(node(dir, &network, 2, Some(on_disk(dir) + room(sizes))).await);
+    }
+    for (index, one) in nodes.iter().enumerate() {
+        for other in &nodes[..index] {
+            one.connect(&other.addresses()[0]).await.unwrap();
+        }
+    }
+    (dirs, nodes, model.id)
+}
+
+async fn a_half_is_moved(name: &str, room: impl Fn([u64; 2]) -> u64) {
+    let (dirs, nodes, model) = lopsided(name, room).await;
+    let (first, second) = (LayerRange::new(0, 2), LayerRange::new(2, 4));
+    let holders = |half| nodes.iter().filter(|node| holds(node).iter().any(|held| held.covers(half))).count();
+    let moved = || nodes[2..].iter().any(|node| holds(node) == [second]);
+    eventually("one half is given up for the other", moved).await;
+    tokio::time::sleep(4 * ROUND).await;
+    assert!(holders(first) >= 2 && holders(second) >= 2, "{} {}", holders(first), holders(second));
+    assert_eq!(holds(&nodes[1]), [first], "what the host brought stays");
+    let now: Vec<Vec<LayerRange>> = nodes.iter().map(holds).collect();
+    for node in &nodes {
+        node.shutdown(CLOSING).await;
+    }
+    // It is so on the disk too.
+    for (dir, held) in dirs.iter().zip(now) {
+        assert_eq!(Catalog::open(&dir.path().join("data")).unwrap().holding(model).layers, held);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_enough_others_hold_is_given_up_for_what_is_short_once_that_has_come() {
+    a_half_is_moved("both", |[layer, head]| 2 * layer + head).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_there_is_no_room_for_both_the_old_goes_before_the_new_comes() {
+    a_half_is_moved("either", |[layer, head]| layer + head).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_host_discards_is_not_fetched_again_until_it_asks() {
+    let network = format!("placer-discard-{}", std::process::id());
+    let dirs: Vec<TempDir> = (0..2).map(|_| TempDir::new().unwrap()).collect();
+    let file = dirs[0].path().join("model.gguf");
+    std::fs::write(&file, small_model("small", LAYERS, false, true, 1)).unwrap();
+    let source = node(&dirs[0], &network, 0, None).await;
+    let model = source.import(&file, ImportOptions::default()).await.unwrap();
+    let name = model.id.to_string();
+    let placing = node(&dirs[1], &network, u64::from(LAYERS), Some(2 * model.size)).await;
+    placing.connect(&source.addresses()[0]).await.unwrap();
+    learn(&placing, model.id).await;
+    eventually("all is fetched", || holds(&placing) == [LayerRange::new(0, LAYERS)]).await;
+    let layer = Parts::Stage { layers: LayerRange::new(1, 2), head: false };
+    assert_eq!(placing.discard(&name, layer.clone()).await.unwrap().held.len(), 2);
+    tokio::time::sleep(6 * ROUND).await;
+    assert_eq!(holds(&placing).len(), 2);
+    placing.pin(&name, true).await.unwrap();
+    assert_eq!(placing.discard(&name, Parts::All).await.unwrap_err().kind(), crate::base::ErrorKind::InvalidArgument);
+    assert_eq!(placing.pull(&name, layer, None).await.unwrap().held, [LayerRange::new(0, LAYERS)]);
+    for node in [placing, source] {
         node.shutdown(CLOSING).await;
     }
 }

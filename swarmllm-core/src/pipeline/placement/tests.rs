@@ -9,7 +9,7 @@ const LAYER: u64 = 10;
 
 fn member(name: u8, held: &[(u32, u32)], room: u64) -> Member {
     let layers = held.iter().map(|(start, end)| LayerRange::new(*start, *end)).collect();
-    Member { node: NodeId([name; 32]), layers, head: true, room }
+    Member { node: NodeId([name; 32]), layers, head: true, room, keeps: Vec::new(), refuses: Vec::new() }
 }
 
 fn size(layers: LayerRange, _: bool) -> u64 {
@@ -17,7 +17,7 @@ fn size(layers: LayerRange, _: bool) -> u64 {
 }
 
 fn decide(layers: u32, cuts: &CutRules, holders: u32, members: &[Member], local: u8, waited: u32) -> Option<Move> {
-    let placement = Placement { model: MODEL, layers, cuts, holders, gives_up: true, members, size: &size };
+    let placement = Placement { model: MODEL, layers, cuts, holders, members, size: &size };
     placement.decide(NodeId([local; 32]), waited)
 }
 
@@ -59,6 +59,41 @@ fn a_range_is_given_up_only_for_what_is_short_and_only_where_enough_others_have_
     let movers = |members: &[Member]| (1..=3).filter(|name| free(8, 1, members, *name).is_some()).count();
     assert_eq!((movers(&gap(1)), movers(&gap(2)), movers(&gap(3))), (0, 1, 1));
     assert!((1..=2).all(|name| free(8, 2, &gap(2), name).is_none()), "two are to be left");
+}
+
+#[test]
+fn of_those_who_have_a_layer_the_first_few_keep_it_whatever_they_hear_of_the_others() {
+    let twins: Vec<Member> = (1..=6).map(|name| member(name, &[(0, 4)], 4 * LAYER)).collect();
+    let spare = |members: &[Member], local: u8| {
+        let cuts = CutRules::free();
+        let placement = Placement { model: MODEL, layers: 8, cuts: &cuts, holders: 2, members, size: &size };
+        !placement.spare(NodeId([local; 32])).is_empty()
+    };
+    let keepers: Vec<u8> = (1..=6).filter(|name| !spare(&twins, *name)).collect();
+    assert_eq!(keepers.len(), 2);
+    // Whoever has gone or come since: who knows of fewer gives up less.
+    for unknown in 1..=6_u8 {
+        let known: Vec<Member> = twins.iter().filter(|twin| twin.node.0[0] != unknown).cloned().collect();
+        assert!((1..=6).filter(|name| *name != unknown && !spare(&known, *name)).count() >= 2);
+        assert!(keepers.iter().filter(|name| **name != unknown).all(|name| !spare(&known, *name)));
+    }
+}
+
+#[test]
+fn what_the_host_brought_is_kept_and_what_it_deleted_is_not_taken() {
+    // Both halves of the first four layers have three holders, the rest none.
+    let members = |keeps: &[(u32, u32)], refuses: &[(u32, u32)]| -> Vec<Member> {
+        let ranges = |ranges: &[(u32, u32)]| ranges.iter().map(|(start, end)| LayerRange::new(*start, *end)).collect();
+        let twin = |name: u8| Member { keeps: ranges(keeps), refuses: ranges(refuses), ..member(name, &[(0, 4)], 40) };
+        (1..=3).map(twin).collect()
+    };
+    let holds = |members: &[Member]| -> Vec<LayerRange> {
+        (1..=3).filter_map(|name| free(8, 1, members, name)).map(|found| found.hold).collect()
+    };
+    assert_eq!(holds(&members(&[], &[])), [LayerRange::new(4, 8)]);
+    assert_eq!(holds(&members(&[(0, 1)], &[])), []);
+    assert_eq!(holds(&members(&[], &[(7, 8)])), [LayerRange::new(3, 7)]);
+    assert_eq!(holds(&members(&[], &[(4, 8)])), []);
 }
 
 #[test]

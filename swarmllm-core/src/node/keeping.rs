@@ -1,0 +1,49 @@
+//! What of the catalogue may go while the node runs: never what is loaded.
+
+use crate::base::{Fault, ModelId};
+use crate::model::{Manifest, ShardKind};
+use crate::node::fetch::select;
+use crate::node::request::Parts;
+use crate::node::shared::Shared;
+use crate::node::transfer::fault;
+
+/// Removes the models that were used longest ago until there is room. Blocks.
+pub(crate) fn make_room(shared: &Shared, bytes: u64) -> Result<Vec<ModelId>, Fault> {
+    let stages = shared.serving.stages().loaded();
+    let mut loaded = shared.models.ids();
+    loaded.extend(stages.into_iter().map(|(key, _)| key.model));
+    shared.catalog.make_room(bytes, &|model| loaded.contains(&model)).map_err(fault)
+}
+
+/// Deletes parts of a model for the host. Blocks.
+pub(crate) fn discard(shared: &Shared, model: &str, parts: &Parts) -> Result<ModelId, Fault> {
+    let model = shared.catalog.resolve(model).map_err(fault)?;
+    let manifest = shared.catalog.manifest(model).ok_or_else(|| gone(model))?;
+    // What a stage shares with the model's other stages does not go with it.
+    let own = |kind: &ShardKind| match parts {
+        Parts::Stage { .. } => matches!(kind, ShardKind::Layer(_) | ShardKind::Head),
+        Parts::All | Parts::Coordinator => true,
+    };
+    let kinds: Vec<ShardKind> = select(&manifest, parts)?.into_iter().map(|entry| entry.kind).filter(own).collect();
+    let used = in_use(shared, model, &manifest);
+    let discarded = shared.catalog.discard(model, &|kind| kinds.contains(&kind), &|kind| used.contains(&kind));
+    discarded.map(|()| model).map_err(fault)
+}
+
+/// Parts of a model that are loaded, or being loaded.
+pub(crate) fn in_use(shared: &Shared, model: ModelId, manifest: &Manifest) -> Vec<ShardKind> {
+    let stages = shared.serving.stages().of(model);
+    let mut used: Vec<ShardKind> = stages
+        .into_iter()
+        .flat_map(|(layers, head)| manifest.stage_shards(layers, head))
+        .map(|entry| entry.kind)
+        .collect();
+    if shared.models.ids().contains(&model) {
+        used.extend(manifest.coordinator_shards().map(|entry| entry.kind));
+    }
+    used
+}
+
+fn gone(model: ModelId) -> Fault {
+    Fault::new(crate::base::ErrorKind::ModelNotFound, format!("model {} was removed meanwhile", model.short()))
+}
