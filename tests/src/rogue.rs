@@ -108,6 +108,7 @@ fn reply(net: &NetHandle, claim: Option<&Claim>, asked: &Request) -> Reply {
             serves: claim.is_some(),
             free_memory: u64::MAX,
             addresses: net.addresses(),
+            round_trips: Vec::new(),
             holdings: claim.map(|claim| claim.holding.clone()).into_iter().collect(),
         }),
         _ => Reply::Released,

@@ -6,9 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tokio::sync::broadcast;
+use tokio::time::{Instant, sleep_until};
+
 use crate::base::{Fault, Hash, NodeId};
 use crate::model::catalog::Catalog;
 use crate::net::NetHandle;
+use crate::node::planning::rtt_us;
 use crate::node::seek::{key_of, key_of_name};
 use crate::node::shared::Shared;
 use crate::pipeline::control::{request, unexpected};
@@ -22,6 +26,9 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 const DIRECT_PEERS: usize = 32;
 /// Changes within this time are told together.
 const SETTLE: Duration = Duration::from_millis(50);
+/// What peers may wait for is told this long after it came up, together with what has come up since: a peer that came has
+/// been measured by then. Gossip, which reaches the whole swarm, has none of it.
+const LATER: Duration = Duration::from_secs(5);
 
 /// Makes announcements.
 pub(crate) struct Announcer {
@@ -48,8 +55,20 @@ impl Announcer {
             serves: self.serves,
             free_memory: if self.serves { self.stages.memory_free() } else { 0 },
             addresses: addresses.into_iter().take(Announcement::MAX_ADDRESSES).collect(),
+            round_trips: self.round_trips(),
             holdings: self.holdings(),
         }
+    }
+
+    /// Of the nearest peers, since who is told nothing takes a peer for a far one.
+    fn round_trips(&self) -> Vec<(NodeId, u32)> {
+        let peers = self.net.as_ref().map(|net| net.peers().snapshot()).unwrap_or_default();
+        let connected = peers.into_iter().filter(|peer| peer.connected && peer.speaks);
+        let mut measured: Vec<_> = connected.filter_map(|peer| Some((peer.node, rtt_us(peer.rtt?)))).collect();
+        measured.sort_unstable_by_key(|(_, us)| *us);
+        measured.truncate(Announcement::MAX_ROUND_TRIPS);
+        measured.sort_unstable();
+        measured
     }
 
     fn holdings(&self) -> Vec<Holding> {
@@ -83,22 +102,48 @@ pub(crate) async fn hello(shared: &Shared, peer: NodeId) -> Result<(), Fault> {
     }
 }
 
-/// Announces each change of the catalogue, and of the addresses, until the node stops.
-pub(crate) async fn run(shared: Arc<Shared>) {
+/// Announces each change of the catalogue, and of the addresses, until the node stops; and to its peers alone what they may
+/// wait for.
+pub(crate) async fn run(shared: Arc<Shared>, mut connects: broadcast::Receiver<NodeId>) {
     let Some(net) = shared.net.clone() else { return };
     let mut changes = shared.catalog.changes();
     let mut addresses = net.watch_addresses();
     let stopping = shared.tasks.stopping();
+    let (mut told, mut later) = (None, None);
     loop {
-        tokio::select! {
+        let soon = tokio::select! {
             () = stopping.cancelled() => return,
-            changed = changes.changed() => if changed.is_err() { return },
-            moved = addresses.changed() => if moved.is_none() { return },
+            changed = changes.changed() => if changed.is_err() { return } else { true },
+            moved = addresses.changed() => if moved.is_none() { return } else { true },
+            came = connects.recv() => match came {
+                Err(broadcast::error::RecvError::Closed) => return,
+                _ => {
+                    later.get_or_insert_with(|| Instant::now() + LATER);
+                    continue;
+                }
+            },
+            () = sleep_until(later.unwrap_or_else(Instant::now)), if later.is_some() => false,
+        };
+        later = None;
+        if soon {
+            tokio::time::sleep(SETTLE).await;
+            changes.borrow_and_update();
         }
-        tokio::time::sleep(SETTLE).await;
-        changes.borrow_and_update();
-        announce(&shared, &net).await;
+        let now = shared.announcer.current();
+        let news = what_may_wait(&now);
+        if soon {
+            publish(&net, &now).await;
+        }
+        if soon || told.as_ref() != Some(&news) {
+            greet_all(&shared, &net).await;
+            told = Some(news);
+        }
     }
+}
+
+/// The peers to whom round trips are told. How long they take changes all the time, which is no news.
+fn what_may_wait(announcement: &Announcement) -> Vec<NodeId> {
+    announcement.round_trips.iter().map(|(peer, _)| *peer).collect()
 }
 
 /// Keeps the swarm's table up to date until the node stops. Apart from [`run`]: an entry may take seconds to be copied,
@@ -143,8 +188,8 @@ async fn provide(shared: &Shared, net: &NetHandle, provided: &mut HashSet<Hash>)
     }
 }
 
-async fn announce(shared: &Arc<Shared>, net: &NetHandle) {
-    match shared.announcer.current().encode() {
+async fn publish(net: &NetHandle, announcement: &Announcement) {
+    match announcement.encode() {
         Ok(bytes) => {
             if let Err(error) = net.publish(bytes).await {
                 tracing::debug!(%error, "the announcement could not be gossiped");
@@ -152,6 +197,9 @@ async fn announce(shared: &Arc<Shared>, net: &NetHandle) {
         }
         Err(error) => tracing::warn!(%error, "this node holds more than an announcement can name"),
     }
+}
+
+async fn greet_all(shared: &Arc<Shared>, net: &NetHandle) {
     let connected = net.peers().snapshot().into_iter().filter(|peer| peer.connected).take(DIRECT_PEERS);
     let hellos = connected.map(|peer| async move {
         if let Err(fault) = hello(shared, peer.node).await {

@@ -478,7 +478,7 @@ struct Opened {
 fn spawn(shared: &Arc<Shared>, incoming: Option<Incoming>, store: Store) {
     let (Some(net), Some(incoming)) = (shared.net.clone(), incoming) else { return };
     // Subscribed before the first task runs, so that no peer is missed.
-    let (connects, disconnects) = (net.connects(), net.disconnects());
+    let (connects, disconnects, announced) = (net.connects(), net.disconnects(), net.connects());
     let cache = peer_cache::run(shared.clone(), store, net.clone(), net.connects());
     shared.tasks.spawn("peer-cache", cache);
     let (settling, stopping) = (shared.clone(), shared.tasks.stopping());
@@ -489,7 +489,7 @@ fn spawn(shared: &Arc<Shared>, incoming: Option<Incoming>, store: Store) {
     });
     shared.tasks.spawn("doors", control::run(shared.clone(), incoming));
     shared.tasks.spawn("peers", control::watch_peers(shared.clone(), net, connects, disconnects));
-    shared.tasks.spawn("announcer", announcer::run(shared.clone()));
+    shared.tasks.spawn("announcer", announcer::run(shared.clone(), announced));
     if let Some(disk) = shared.config.place.filter(|_| shared.config.serve) {
         shared.tasks.spawn("placer", placer::run(shared.clone(), disk));
     }

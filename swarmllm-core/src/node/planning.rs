@@ -1,6 +1,7 @@
 //! What the planner is told of this node and of its peers, and the routes that follow.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 
@@ -91,6 +92,8 @@ fn with_request<T>(
     let stages = shared.serving.stages();
     let memory = |layers, head| stages.memory_of(model.engine.as_ref(), &model.manifest, layers, head);
     let weight = |layers, head| model.manifest.stage_weight(layers, head);
+    let known = shared.registry.snapshot();
+    let told = known.iter().map(|(node, announcement)| (*node, &announcement.round_trips[..])).collect();
     let request = PlanRequest {
         model: model.id,
         layers: model.manifest.layers,
@@ -98,6 +101,7 @@ fn with_request<T>(
         candidates,
         memory: &memory,
         weight: &weight,
+        told: &told,
     };
     ask(&request)
 }
@@ -135,10 +139,15 @@ fn peer_candidate(
     head: bool,
 ) -> Option<Candidate> {
     let rtt = shared.net.as_ref()?.peers().lookup(node).and_then(|peer| peer.rtt);
-    let rtt_us = rtt.map_or(UNKNOWN_RTT_US, |rtt| rtt.as_micros().try_into().unwrap_or(u32::MAX));
+    let rtt_us = rtt.map_or(UNKNOWN_RTT_US, |rtt| rtt_us(rtt));
     let pace_ns = shared.coordinator.speeds.pace_ns(model.id, node);
     let (free_memory, loaded) = (announcement.free_memory, Vec::new());
     announcement.serves.then_some(Candidate { node, layers, head, rtt_us, pace_ns, free_memory, loaded })
+}
+
+/// A measured round trip in microseconds; only a node itself is none away from itself.
+pub(super) fn rtt_us(rtt: Duration) -> u32 {
+    rtt.as_micros().try_into().unwrap_or(u32::MAX).max(1)
 }
 
 /// The plan if this peer held the whole model.

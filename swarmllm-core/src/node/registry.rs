@@ -107,6 +107,7 @@ mod tests {
             serves: true,
             free_memory: 0,
             addresses: Vec::new(),
+            round_trips: Vec::new(),
             holdings: vec![holding],
         }
     }

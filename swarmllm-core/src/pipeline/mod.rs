@@ -12,6 +12,7 @@
 pub mod control;
 pub mod draft;
 pub mod drafter;
+pub mod hops;
 pub mod job;
 mod link;
 pub mod links;

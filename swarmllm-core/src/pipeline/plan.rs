@@ -4,11 +4,11 @@
 //! by the pace that each has shown, and the way to each of them. A stage never breaks the architecture's cut rules, and the
 //! stages of a host fit into its free memory together.
 //!
-//! The way from one host to the next is not known to the coordinator; it is at most half of what the two take to the
-//! coordinator and back, so that the sum of all round trips bounds the whole way, and is what is counted.
+//! What the way from one host to the next counts for is said in [`hops`](super::hops).
 
 use crate::base::{LayerRange, ModelId, NodeId, missing_ranges};
 use crate::engine::CutRules;
+use crate::pipeline::hops::{Hops, Told};
 
 /// A node that may compute stages of the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub struct Plan {
     pub model: ModelId,
     /// At least one; the last computes the head.
     pub stages: Vec<PlanStage>,
-    /// Microseconds that a token is predicted to take at most, one answer at a time. As good as what is known: of hosts
+    /// Microseconds that a token is predicted to take, one answer at a time. As good as what is known: of hosts
     /// that have not computed for this node yet, the pace is a guess.
     pub token_us: u64,
 }
@@ -90,9 +90,11 @@ pub struct PlanRequest<'a> {
     pub memory: &'a dyn Fn(LayerRange, bool) -> u64,
     /// What the ledger prices a stage by; it tells how long one takes, too.
     pub weight: &'a dyn Fn(LayerRange, bool) -> u64,
+    /// What candidates tell of their round trips to others.
+    pub told: &'a Told<'a>,
 }
 
-/// Cost of a partial plan, compared in this order: stages, and nanoseconds of a token.
+/// Cost of a partial plan, compared in this order: stages, and nanoseconds of a token that came back from its last host.
 type Cost = (u32, u64);
 
 /// What every candidate would need for a stage: asked once, since there may be thousands of candidates.
@@ -125,19 +127,32 @@ struct Begun {
     taken: Vec<(usize, u64)>,
 }
 
-/// Ways that are kept for each boundary where the cheapest have led nowhere.
+/// Ways that are kept for each boundary, one for each bit of [`Near::known`]. A dearer one may be the better for its last
+/// host's way to the next: in swarms where more hosts than these may end at a boundary, such a one may be missed.
+const KEPT: usize = u64::BITS as usize;
+/// Ways behind which each host is tried where the cheapest have led nowhere.
 const MANY: usize = 6;
+
+/// Which of the ways to a boundary end at a host that has a known way to some next host.
+#[derive(Clone, Copy, Default)]
+struct Near {
+    /// A bit for each.
+    known: u64,
+    /// The best of them, and what it costs with the way to the next host, but for what the next takes.
+    best: Option<(Cost, usize)>,
+}
 
 /// Finds the plan, by dynamic programming over layer boundaries.
 ///
 /// The stages of a host must fit into its memory together. So the cheapest way to a boundary may be one that cannot be
-/// extended, where a dearer one can; only if that has happened more than the cheapest are kept. Whether there is any way is
+/// extended, where a dearer one can; only if that has happened more than the cheapest are tried. Whether there is any way is
 /// then a question that takes too long to be answered always: one that leads over many half-full hosts may be missed.
 pub fn plan(request: &PlanRequest) -> Result<Plan, NoPlan> {
     check_holders(request)?;
-    let (mut ways, crowded) = chains(request, 1);
+    let hops = Hops::new(request.candidates, request.told);
+    let (mut ways, crowded) = chains(request, &hops, 1);
     if crowded && ways.last().is_none_or(Vec::is_empty) {
-        (ways, _) = chains(request, MANY);
+        (ways, _) = chains(request, &hops, MANY);
     }
     let mut stages = Vec::new();
     let token_us = ways.last().and_then(|ways| ways.first()).map_or(0, |way| way.cost.1.div_ceil(1000));
@@ -153,9 +168,11 @@ pub fn plan(request: &PlanRequest) -> Result<Plan, NoPlan> {
     Ok(Plan { model: request.model, stages, token_us })
 }
 
-/// The `most` cheapest ways to each boundary, and whether one was not extended because a host of it had no more room.
-fn chains(request: &PlanRequest, most: usize) -> (Ways, bool) {
+/// The cheapest ways to each boundary, each host tried behind the `tried` cheapest before it and the one that is best for the
+/// way between the two; and whether one was not extended because a host of it had no more room.
+fn chains(request: &PlanRequest, hops: &Hops, tried: usize) -> (Ways, bool) {
     let mut ways: Ways = vec![Vec::new(); request.layers as usize + 1];
+    let mut near = vec![Near::default(); request.candidates.len()];
     let mut crowded = false;
     for start in 0..request.layers {
         let begun: Vec<Begun> = match start {
@@ -165,14 +182,41 @@ fn chains(request: &PlanRequest, most: usize) -> (Ways, bool) {
         if begun.is_empty() {
             continue;
         }
+        near.fill(Near::default());
+        find_near(request, hops, &ways[start as usize], &mut near);
         let needs = needs_from(request, start);
-        for begun in &begun {
-            for (host, candidate) in request.candidates.iter().enumerate() {
-                crowded |= extend(begun, (host, candidate), &needs, most, &mut ways);
+        for (host, candidate) in request.candidates.iter().enumerate() {
+            let rtt_ns = u64::from(candidate.rtt_us) * 1000;
+            let Some(range) = candidate.layers.iter().find(|range| range.start <= start && start < range.end) else {
+                continue;
+            };
+            let there = There { host, candidate, range: *range };
+            let far = begun.iter().filter(|begun| near[host].known & (1 << begun.which) == 0).take(tried);
+            for begun in far {
+                crowded |= extend(begun, begun.cost.1.saturating_add(rtt_ns), there, &needs, &mut ways);
+            }
+            if let Some((cost, which)) = near[host].best {
+                crowded |= extend(&begun[which], cost.1.saturating_add(rtt_ns / 2), there, &needs, &mut ways);
             }
         }
     }
     (ways, crowded)
+}
+
+/// Notes, for each host that the last hosts of these ways know a way to, what it may be extended from.
+fn find_near(request: &PlanRequest, hops: &Hops, ways: &[Way], near: &mut [Near]) {
+    for (which, way) in ways.iter().enumerate() {
+        // A token that goes on does not come back from here.
+        let back_ns = u64::from(request.candidates[way.host].rtt_us) * 500;
+        for (next, us) in hops.known(way.host) {
+            let cost = (way.cost.0, way.cost.1.saturating_sub(back_ns).saturating_add(u64::from(us) * 500));
+            let near = &mut near[next];
+            near.known |= 1 << which;
+            if near.best.is_none_or(|best| cost < best.0) {
+                near.best = Some((cost, which));
+            }
+        }
+    }
 }
 
 fn begun(ways: &Ways, start: u32, which: usize) -> Begun {
@@ -211,19 +255,18 @@ fn needs_from(request: &PlanRequest, start: u32) -> Vec<Option<Need>> {
     (start + 1..=request.layers).map(need).collect()
 }
 
-/// Extends a way by each stage that the candidate may have; says whether there was one that would fit but for those that it
-/// has already.
-fn extend(
-    begun: &Begun,
-    (host, candidate): (usize, &Candidate),
-    needs: &[Option<Need>],
-    most: usize,
-    ways: &mut Ways,
-) -> bool {
-    let start = begun.start;
-    let Some(range) = candidate.layers.iter().find(|range| range.start <= start && start < range.end) else {
-        return false;
-    };
+/// A host of the next stage, and those of its layers that the stage may have.
+#[derive(Clone, Copy)]
+struct There<'a> {
+    host: usize,
+    candidate: &'a Candidate,
+    range: LayerRange,
+}
+
+/// Extends a way by each stage that the candidate may have, where it takes so many nanoseconds to go there and back beside
+/// what is computed; says whether there was one that would fit but for those that it has already.
+fn extend(begun: &Begun, way_ns: u64, there: There, needs: &[Option<Need>], ways: &mut Ways) -> bool {
+    let (start, There { host, candidate, range }) = (begun.start, there);
     let taken: u64 = begun.taken.iter().filter(|(other, _)| *other == host).map(|(_, memory)| memory).sum();
     let free = candidate.free_memory.saturating_sub(taken);
     let (layers, mut crowded) = (ways.len() as u32 - 1, false);
@@ -235,23 +278,22 @@ fn extend(
             crowded |= memory <= candidate.free_memory;
             continue;
         }
-        let takes = need.weight.saturating_mul(candidate.pace_ns).saturating_add(u64::from(candidate.rtt_us) * 1000);
-        let cost = (begun.cost.0 + 1, begun.cost.1.saturating_add(takes));
+        let cost = (begun.cost.0 + 1, way_ns.saturating_add(need.weight.saturating_mul(candidate.pace_ns)));
         let stage = PlanStage { node: candidate.node, layers: stage, head };
-        keep(&mut ways[end as usize], Way { cost, stage, host, memory, before: begun.which }, most);
+        keep(&mut ways[end as usize], Way { cost, stage, host, memory, before: begun.which });
     }
     crowded
 }
 
 /// Keeps a way where it is among the cheapest.
-fn keep(ways: &mut Vec<Way>, way: Way, most: usize) {
-    if ways.len() >= most && ways.last().is_some_and(|worst| worst.cost <= way.cost) {
+fn keep(ways: &mut Vec<Way>, way: Way) {
+    if ways.len() >= KEPT && ways.last().is_some_and(|worst| worst.cost <= way.cost) {
         return;
     }
     match ways.iter().position(|known| known.host == way.host) {
         Some(known) if ways[known].cost <= way.cost => return,
         Some(known) => drop(ways.remove(known)),
-        None => ways.truncate(most - 1),
+        None => ways.truncate(KEPT - 1),
     }
     let place = ways.partition_point(|known| known.cost <= way.cost);
     ways.insert(place, way);
@@ -284,16 +326,26 @@ mod tests {
         }
     }
 
+    fn run_told(
+        layers: u32,
+        cuts: &CutRules,
+        candidates: &[Candidate],
+        per_layer: u64,
+        told: &Told,
+    ) -> Result<Plan, NoPlan> {
+        let memory = |range: LayerRange, _| u64::from(range.len()) * per_layer;
+        let weight = |range: LayerRange, head: bool| u64::from(range.len()) + u64::from(head);
+        let model = ModelId([0; 32]);
+        plan(&PlanRequest { model, layers, cuts, candidates, memory: &memory, weight: &weight, told })
+    }
+
     fn run(
         layers: u32,
         cuts: &CutRules,
         candidates: &[Candidate],
         per_layer: u64,
     ) -> Result<Vec<(u8, u32, u32)>, NoPlan> {
-        let memory = |range: LayerRange, _| u64::from(range.len()) * per_layer;
-        let weight = |range: LayerRange, head: bool| u64::from(range.len()) + u64::from(head);
-        let model = ModelId([0; 32]);
-        let plan = plan(&PlanRequest { model, layers, cuts, candidates, memory: &memory, weight: &weight })?;
+        let plan = run_told(layers, cuts, candidates, per_layer, &Told::new())?;
         Ok(plan.stages.iter().map(|stage| (stage.node.0[0], stage.layers.start, stage.layers.end)).collect())
     }
 
@@ -330,6 +382,7 @@ mod tests {
                 candidates: hosts,
                 memory: &memory,
                 weight: &weight,
+                told: &Told::new(),
             });
             let plan = plan.unwrap();
             (plan.stages[0].node.0[0], plan.token_us)
@@ -338,6 +391,44 @@ mod tests {
         let (slow, quick) = (host(1, 50_000, 1_000), host(2, 20_000, 2_000));
         assert_eq!(chosen(&[slow.clone(), quick.clone()]), (2, 4_400));
         assert_eq!(chosen(&[slow, Candidate { rtt_us: 9_000, ..quick }]), (1, 7_000), "too far to be quick");
+    }
+
+    #[test]
+    fn of_two_equal_pairs_of_hosts_the_one_with_the_short_way_between_is_taken_and_its_time_is_told() {
+        let first = |name| candidate(name, &[(0, 6)], false, 1000);
+        let second = |name| candidate(name, &[(6, 12)], true, 1000);
+        let hosts = [first(1), first(2), second(3), second(4)];
+        let chosen = |told: &[(u8, u8, u32)]| {
+            let lists: Vec<_> = told.iter().map(|(from, to, us)| (*from, [(NodeId([*to; 32]), *us)])).collect();
+            let told: Told = lists.iter().map(|(from, list)| (NodeId([*from; 32]), &list[..])).collect();
+            let plan = run_told(12, &CutRules::free(), &hosts, 1, &told).unwrap();
+            (plan.stages.iter().map(|stage| stage.node.0[0]).collect::<Vec<_>>(), plan.token_us)
+        };
+        // 13 units of weight take 13 us. Over the coordinator the way takes as long as both round trips.
+        assert_eq!(chosen(&[]), (vec![1, 3], 2013));
+        assert_eq!(chosen(&[(2, 4, 100)]), (vec![2, 4], 1063), "one of the two is enough");
+        assert_eq!(chosen(&[(2, 4, 100), (4, 2, 9000)]), (vec![1, 3], 2013), "the longer counts");
+        assert_eq!(chosen(&[(1, 3, 9000), (2, 3, 2200)]), (vec![1, 4], 2013), "a long way is gone round");
+    }
+
+    #[test]
+    fn the_plan_is_the_one_of_least_time_among_all_of_the_fewest_stages() {
+        // Three stages of three hosts each, whose ways to each other are as they come.
+        let hosts: Vec<Candidate> = (0..9)
+            .map(|name| {
+                let start = u32::from(name / 3) * 4;
+                candidate(name + 1, &[(start, start + 4)], name >= 6, 300 + u32::from(name) * 37 % 100)
+            })
+            .collect();
+        let us = |a: u8, b: u8| (u32::from(a.min(b)) * 7919 + u32::from(a.max(b)) * 104_729) % 900 + 1;
+        let lists: Vec<Vec<(NodeId, u32)>> =
+            (1..10).map(|a| (a + 1..10).map(|b| (NodeId([b; 32]), us(a, b))).collect()).collect();
+        let told = lists.iter().zip(1..).map(|(list, name)| (NodeId([name; 32]), &list[..])).collect();
+        let found = run_told(12, &CutRules::free(), &hosts, 1, &told).unwrap();
+        let rtt = |name: u8| hosts[usize::from(name) - 1].rtt_us;
+        let all = (1..4).flat_map(|a| (4..7).flat_map(move |b| (7..10).map(move |c| (a, b, c))));
+        let halves = all.map(|(a, b, c)| rtt(a) + us(a, b) + us(b, c) + rtt(c)).min().unwrap();
+        assert_eq!(found.token_us, (u64::from(halves) * 500 + 13_000).div_ceil(1000));
     }
 
     #[test]
@@ -354,7 +445,7 @@ mod tests {
     fn memory_and_cut_rules_bind() {
         let hosts = [candidate(1, &[(0, 12)], true, 0), candidate(2, &[(0, 12)], true, 9)];
         // 12 layers of 150 exceed 1,000 bytes: six on each host is the only way with two stages of at most six.
-        assert_eq!(run(12, &CutRules::free(), &hosts, 150), Ok(vec![(1, 0, 6), (2, 6, 12)]));
+        assert_eq!(run(12, &CutRules::free(), &hosts, 150), Ok(vec![(2, 0, 6), (1, 6, 12)]));
         let whole_only = CutRules { min_layers: 12, ..CutRules::free() };
         assert!(matches!(run(12, &whole_only, &hosts, 150), Err(NoPlan::NoChain { .. })));
         let aligned = CutRules { align: 4, ..CutRules::free() };

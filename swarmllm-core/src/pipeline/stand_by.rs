@@ -100,6 +100,7 @@ mod tests {
     use super::*;
     use crate::base::{LayerRange, ModelId};
     use crate::engine::CutRules;
+    use crate::pipeline::hops::Told;
 
     fn host(name: u8, layers: (u32, u32), head: bool) -> Candidate {
         Candidate {
@@ -116,7 +117,8 @@ mod tests {
     fn chosen(candidates: &[Candidate], stages: &[(u8, u32, u32)]) -> Vec<Option<u8>> {
         let (memory, weight) = (|layers: LayerRange, _| u64::from(layers.len()), |_, _| 1);
         let (model, cuts) = (ModelId([0; 32]), CutRules::free());
-        let request = PlanRequest { model, layers: 8, cuts: &cuts, candidates, memory: &memory, weight: &weight };
+        let told = &Told::new();
+        let request = PlanRequest { model, layers: 8, cuts: &cuts, candidates, memory: &memory, weight: &weight, told };
         let stage = |(name, start, end): &(u8, u32, u32)| PlanStage {
             node: NodeId([*name; 32]),
             layers: LayerRange::new(*start, *end),

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::{LayerRange, ModelId};
+use crate::base::{LayerRange, ModelId, NodeId};
 use crate::wire::WireError;
 
 /// What a node holds of one model.
@@ -35,6 +35,8 @@ pub struct Announcement {
     pub free_memory: u64,
     /// Addresses it listens on, as multiaddr text.
     pub addresses: Vec<String>,
+    /// Round trips to those of its peers that are nearest, in microseconds, in the order of the peers' ids.
+    pub round_trips: Vec<(NodeId, u32)>,
     /// What it holds.
     pub holdings: Vec<Holding>,
 }
@@ -46,6 +48,8 @@ impl Announcement {
     pub const MAX_RANGES: usize = 512;
     /// Most addresses.
     pub const MAX_ADDRESSES: usize = 32;
+    /// Most round trips. Plans among thousands of nodes look at all of them, within milliseconds.
+    pub const MAX_ROUND_TRIPS: usize = 16;
     /// Longest text, in bytes.
     pub const MAX_TEXT: usize = 256;
     /// Longest encoded announcement, in bytes.
@@ -82,6 +86,11 @@ impl Announcement {
         if long(&self.agent) || self.addresses.iter().any(long) || self.holdings.iter().any(|held| long(&held.name)) {
             return refuse("holds a text that is too long");
         }
+        let sorted = self.round_trips.windows(2).all(|pair| pair[0].0 < pair[1].0);
+        let measured = self.round_trips.iter().all(|(_, us)| *us > 0);
+        if self.round_trips.len() > Self::MAX_ROUND_TRIPS || !sorted || !measured {
+            return refuse("tells too many round trips, or one twice, or one of no time");
+        }
         for held in &self.holdings {
             let sorted = held.layers.windows(2).all(|pair| pair[0].end < pair[1].start);
             if held.layers.len() > Self::MAX_RANGES || !sorted || held.layers.iter().any(LayerRange::is_empty) {
@@ -106,6 +115,7 @@ mod tests {
             serves: true,
             free_memory: 7,
             addresses: vec!["/ip4/127.0.0.1/tcp/1".to_owned()],
+            round_trips: vec![(NodeId([2; 32]), 900), (NodeId([3; 32]), 40)],
             holdings: vec![holding],
         }
     }
@@ -123,6 +133,17 @@ mod tests {
         let mut long = announcement(Vec::new());
         long.agent = "x".repeat(Announcement::MAX_TEXT + 1);
         assert!(long.check().is_err());
+    }
+
+    #[test]
+    fn round_trips_that_are_many_or_told_twice_or_of_no_time_are_refused() {
+        let of = |round_trips| Announcement { round_trips, ..announcement(Vec::new()) }.check();
+        let peer = |name| NodeId([name; 32]);
+        let many = |count: u8| (0..count).map(|name| (peer(name), 5)).collect();
+        assert!(of(many(Announcement::MAX_ROUND_TRIPS as u8)).is_ok());
+        assert!(of(many(Announcement::MAX_ROUND_TRIPS as u8 + 1)).is_err());
+        assert!(of(vec![(peer(1), 5), (peer(1), 6)]).is_err());
+        assert!(of(vec![(peer(1), 0)]).is_err());
     }
 
     proptest! {

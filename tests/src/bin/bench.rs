@@ -4,7 +4,7 @@
 //! neighbour hits all alike; ratios and differences are taken within a round, and the median of the rounds is printed and
 //! written as JSON.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -299,6 +299,7 @@ fn large_swarm(figures: &mut BTreeMap<String, f64>) {
     const NODES: u32 = 10_000;
     const LAYERS: u32 = 80;
     const HELD: u32 = 10;
+    const TOLD: u32 = 16;
     let candidate = |index: u32| {
         let mut node = [0; 32];
         node[..4].copy_from_slice(&index.to_le_bytes());
@@ -316,6 +317,16 @@ fn large_swarm(figures: &mut BTreeMap<String, f64>) {
         }
     };
     let candidates: Vec<Candidate> = (0..NODES).map(candidate).collect();
+    // Each tells the way to as many others as it may.
+    let near = |index: u32| {
+        let others = (0..TOLD).map(|other| (index + 1 + other * (other + 1)) % NODES);
+        let mut told: Vec<_> = others.map(|other| (candidates[other as usize].node, index % 50_000 + 1)).collect();
+        told.sort_unstable();
+        told
+    };
+    let near: HashMap<NodeId, Vec<(NodeId, u32)>> =
+        candidates.iter().zip(0..).map(|(candidate, index)| (candidate.node, near(index))).collect();
+    let told = near.iter().map(|(node, told)| (*node, &told[..])).collect();
     let cuts = CutRules::free();
     let (memory, weight) =
         (|range: LayerRange, _| u64::from(range.len()) << 30, |range: LayerRange, _| range.len().into());
@@ -326,6 +337,7 @@ fn large_swarm(figures: &mut BTreeMap<String, f64>) {
         candidates: &candidates,
         memory: &memory,
         weight: &weight,
+        told: &told,
     };
     let mut times = Vec::new();
     for _ in 0..STARTS {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Phase, Timer, namer};
 use crate::base::{ErrorKind, Fault, LayerRange, NodeId};
+use crate::pipeline::hops::Told;
 use crate::pipeline::plan::{Candidate, Plan, PlanRequest, plan};
 use crate::pipeline::route::{OpenRoute, Route, STAND_BY_WAIT};
 use crate::pipeline::search::{self, Blame, Next};
@@ -79,6 +80,7 @@ impl Swarm {
             candidates,
             memory: &memory,
             weight: &weight,
+            told: &Told::new(),
         };
         ask(&request)
     }
