@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use swarmllm_core::base::LayerRange;
-use swarmllm_core::node::{Parts, WebSource};
+use swarmllm_core::node::{Codec, Parts, WebSource};
 
 use crate::config::{Flags, KvName};
 use crate::units::parse_bytes;
@@ -272,6 +272,9 @@ pub struct ChatArgs {
     /// Have other hosts follow the stages, where some can, so that one goes on where a stage's host is lost
     #[arg(long)]
     pub stand_by: bool,
+    /// How hidden states travel between hosts: rounded they are shorter, not with --exact
+    #[arg(long, value_name = "f32|bf16|int8")]
+    pub wire: Option<Codec>,
     /// Model that guesses ahead: a smaller one with the same vocabulary, held here as a whole
     #[arg(long, value_name = "MODEL")]
     pub draft: Option<String>,

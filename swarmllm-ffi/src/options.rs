@@ -27,6 +27,7 @@ pub fn generate(text: Option<&str>) -> Result<GenerateOptions, Fault> {
         guess: take(&mut fields, "guess")?.unwrap_or(default.guess),
         draft: take(&mut fields, "draft")?,
         stand_by: take(&mut fields, "stand_by")?.unwrap_or(default.stand_by),
+        wire: take(&mut fields, "wire")?.unwrap_or(default.wire),
         logprobs: take(&mut fields, "logprobs")?,
         constraint: take(&mut fields, "constraint")?,
         sampling: sampling(fields)?,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use swarmllm_core::base::{ErrorKind, LayerRange};
 use swarmllm_core::node::{
-    ChatMessage, Constraint, GenerateOptions, Node, NodeBuilder, Parts, Pooling, Preset, WebSource,
+    ChatMessage, Codec, Constraint, GenerateOptions, Node, NodeBuilder, Parts, Pooling, Preset, WebSource,
 };
 
 use crate::errors::Failure;
@@ -123,6 +123,7 @@ pub struct Options {
     guess: Option<bool>,
     draft: Option<String>,
     stand_by: Option<bool>,
+    wire: Option<String>,
     logprobs: Option<u32>,
     /// JSON, as [`Constraint`] is written in it.
     constraint: Option<String>,
@@ -156,10 +157,15 @@ impl Options {
         set(&mut options.guess, self.guess);
         options.draft = self.draft;
         set(&mut options.stand_by, self.stand_by);
+        set(&mut options.wire, self.wire.map(wire).transpose()?);
         options.logprobs = self.logprobs;
         options.constraint = self.constraint.map(constraint).transpose()?;
         Ok(options)
     }
+}
+
+fn wire(name: String) -> Result<Codec, Failure> {
+    name.parse().map_err(|cause| refuse(format_args!("option `wire`: {cause}")))
 }
 
 fn constraint(json: String) -> Result<Constraint, Failure> {

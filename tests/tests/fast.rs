@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use swarmllm_core::base::{ErrorKind, ModelId};
-use swarmllm_core::node::{Completion, GenerateOptions, GenerateRequest, ImportOptions, KvCache, Node, Parts, Prompt};
+use swarmllm_core::node::{
+    Codec, Completion, GenerateOptions, GenerateRequest, ImportOptions, KvCache, Node, Parts, Prompt,
+};
 use swarmllm_tests::cluster::{Carrier, Cluster, Member, THREADS, answer, await_plan, builder, greedy, lonely_network};
 use swarmllm_tests::models::TestModel;
 use swarmllm_tests::prompts::harbour_log;
@@ -145,6 +147,46 @@ async fn a_long_prompt_does_not_stall_an_answer_that_is_under_way() {
     assert!(done.prompt_tokens > 600, "{} tokens are a long prompt", done.prompt_tokens);
     assert!(worst < prefill / 3, "the answer stood still for {worst:?} of the {prefill:?} of a prefill");
     member.stop().await;
+}
+
+/// Of so many texts, the part of the tokens that come before the first difference.
+async fn likeness(model: TestModel, wire: Codec) -> f64 {
+    const TEXTS: usize = 6;
+    const TOKENS: u32 = 32;
+    let cluster = Cluster::start(model, Carrier::Tcp, 3).await;
+    let (plain, mut same) = (GenerateOptions { guess: false, ..fast(TOKENS) }, 0);
+    for number in 0..TEXTS {
+        let prompt = || Prompt::Text(format!("Day {number} in the harbour. {TEXT}"));
+        let rounded = GenerateOptions { wire, ..plain.clone() };
+        let other = ask(cluster.node(), cluster.model, prompt(), rounded).await;
+        let one = ask(cluster.node(), cluster.model, prompt(), plain.clone()).await;
+        assert_eq!(
+            (other.cached_tokens, one.cached_tokens),
+            (0, 0),
+            "KV of rounded states is not taken for the other's"
+        );
+        same += alike(&one.tokens, &other.tokens);
+    }
+    cluster.stop().await;
+    same as f64 / (TEXTS * TOKENS as usize) as f64
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn states_that_are_rounded_on_the_way_say_nearly_the_same_and_are_refused_where_that_is_not_known() {
+    for model in [MODEL, TestModel::Gemma3] {
+        for wire in [Codec::Bf16, Codec::Int8] {
+            let share = likeness(model, wire).await;
+            eprintln!(
+                "{}, {}: {:.0} % of the tokens before the first difference",
+                model.name(),
+                wire.name(),
+                100.0 * share
+            );
+            assert!(share > 0.3, "numbers went astray: {share}");
+        }
+    }
+    let exact = GenerateOptions { wire: Codec::Int8, ..greedy(4) };
+    assert_eq!(exact.check().map_err(|fault| fault.kind()), Err(ErrorKind::InvalidArgument));
 }
 
 #[tokio::test(flavor = "multi_thread")]

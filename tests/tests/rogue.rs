@@ -8,6 +8,7 @@ use swarmllm_core::node::{Delta, GenerateOptions, GenerateRequest, ImportOptions
 use swarmllm_core::pipeline::control::request;
 use swarmllm_core::pipeline::message::Message;
 use swarmllm_core::wire::announce::Holding;
+use swarmllm_core::wire::codec::Codec;
 use swarmllm_core::wire::control::{Host, OpenSession, Opened, Reply, Request};
 use swarmllm_core::wire::job::{LogitShape, LogitsHeader, StageHeader, StepHeader, Want};
 use swarmllm_core::wire::prefix::Prefix;
@@ -257,6 +258,7 @@ async fn a_stranger_who_knows_a_session_cannot_spoil_it_with_a_bad_frame() {
         pos: 1,
         rows: 1,
         width: WIDTH,
+        codec: Codec::F32,
         want_from: 0,
         want: Want::Full,
         certain: 2,
@@ -312,6 +314,7 @@ async fn a_bad_frame_ends_its_own_session_and_no_other() {
             pos: 0,
             rows: 1,
             width: WIDTH,
+            codec: Codec::F32,
             want_from: 0,
             want,
             certain: 1,

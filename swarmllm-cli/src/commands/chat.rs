@@ -52,8 +52,9 @@ fn options(args: &ChatArgs) -> Result<GenerateOptions, Failure> {
     };
     let (max_tokens, stop, exact) = (args.max_tokens, args.stop.clone(), args.exact);
     let constraint = args.json_schema.as_deref().map(schema).transpose()?;
-    let (draft, stand_by) = (args.draft.clone(), args.stand_by);
-    Ok(GenerateOptions { max_tokens, sampling, stop, exact, draft, stand_by, constraint, ..GenerateOptions::default() })
+    let (draft, stand_by, wire) = (args.draft.clone(), args.stand_by, args.wire.unwrap_or_default());
+    let default = GenerateOptions::default();
+    Ok(GenerateOptions { max_tokens, sampling, stop, exact, draft, stand_by, wire, constraint, ..default })
 }
 
 /// Reads a JSON schema.

@@ -18,6 +18,7 @@ use crate::node::shared::Shared;
 use crate::pipeline::job::{Job, TokenSink};
 use crate::pipeline::pool::Pooling;
 use crate::pipeline::runner;
+use crate::wire::codec::Codec;
 
 /// What every text of a request shares.
 struct Work {
@@ -94,6 +95,7 @@ impl Work {
             routes: Arc::new(Finding { shared: shared.clone(), model: model.clone(), stand_by: false }),
             engine: model.engine.name().to_owned(),
             prompt: text,
+            codec: Codec::F32,
             exact: false,
             guess: false,
             drafter: None,

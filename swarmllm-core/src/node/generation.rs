@@ -23,6 +23,7 @@ use crate::pipeline::job::{self, Job, Outcome, StageReport};
 use crate::pipeline::plan::Plan;
 use crate::pipeline::runner;
 use crate::pipeline::session::End;
+use crate::wire::codec::Codec;
 
 /// Deltas that wait for a slow reader; beyond that the generation waits for it.
 const DELTA_QUEUE: usize = 64;
@@ -224,6 +225,21 @@ pub(super) fn check_prompt(model: &LoadedModel, prompt: &[u32]) -> Result<(), Fa
     }
 }
 
+/// Architectures of which a test shows what rounded states do to answers.
+const ROUNDED: [&str; 2] = ["llama", "gemma3"];
+
+fn check_wire(model: &LoadedModel, wire: Codec) -> Result<(), Fault> {
+    let architecture = model.manifest.architecture.as_str();
+    if wire == Codec::F32 || ROUNDED.contains(&architecture) {
+        return Ok(());
+    }
+    let text = format!(
+        "states of `{architecture}` travel in f32 only: what {} does to its answers has not been measured",
+        wire.name()
+    );
+    Err(Fault::new(ErrorKind::Unsupported, text))
+}
+
 async fn start(
     shared: Arc<Shared>,
     model: Arc<LoadedModel>,
@@ -232,6 +248,7 @@ async fn start(
     deadline: Option<Instant>,
 ) -> Result<Generation, GenerateError> {
     check_prompt(&model, &prompt)?;
+    check_wire(&model, options.wire)?;
     let max_tokens = max_tokens(&shared, &model, prompt.len(), options.max_tokens)?;
     let sampler = Sampler::new(options.sampling, model.manifest.vocab)
         .map_err(|error| Fault::new(error.kind(), error))?
@@ -258,6 +275,7 @@ async fn start(
         engine: model.engine.name().to_owned(),
         prompt,
         exact: options.exact,
+        codec: options.wire,
         guess: options.guess,
         drafter,
         guide,

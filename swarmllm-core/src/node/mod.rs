@@ -43,6 +43,7 @@ pub use crate::model::chat::ChatMessage;
 pub use crate::net::{Flow, Traffic};
 pub use crate::pipeline::plan::{Plan, PlanStage};
 pub use crate::pipeline::pool::Pooling;
+pub use crate::wire::codec::Codec;
 pub use builder::{NodeBuilder, Preset};
 pub use error::{ConnectError, EmbedError, GenerateError, ModelActError, StartError};
 pub use generation::{Delta, Generation};

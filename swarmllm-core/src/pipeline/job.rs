@@ -26,6 +26,7 @@ use crate::pipeline::serve::Serving;
 use crate::pipeline::session::{End, Guess};
 use crate::pipeline::speeds::Speeds;
 use crate::rt::{EventBus, TaskSet};
+use crate::wire::codec::Codec;
 
 /// What every runner of a node uses.
 #[derive(Clone)]
@@ -62,6 +63,8 @@ pub struct Job {
     pub prompt: Vec<u32>,
     /// Whether steps keep the shapes of a plain run.
     pub exact: bool,
+    /// How states travel.
+    pub codec: Codec,
     /// Whether to guess ahead; never in the exact mode, nor under a constraint.
     pub guess: bool,
     /// The draft model that guesses, in the place of what repeats itself.

@@ -41,7 +41,10 @@ impl Message {
     /// Header and body for the wire.
     pub fn encode(self) -> (StageHeader, Vec<u8>) {
         match self {
-            Message::Step { header, hidden } => (StageHeader::Step(header), encode_f32(&hidden)),
+            Message::Step { header, hidden } => {
+                let body = header.codec.encode(&hidden, header.width as usize);
+                (StageHeader::Step(header), body)
+            }
             Message::Logits { header, rows } => {
                 let body = rows.iter().flat_map(encode_row).collect();
                 (StageHeader::Logits(header), body)
@@ -58,8 +61,7 @@ impl Message {
         match header {
             StageHeader::Step(header) => {
                 check_stages(&header.compute_us)?;
-                let floats = (header.rows as usize).saturating_mul(header.width as usize);
-                let hidden = decode_f32(&body, floats)?;
+                let hidden = header.codec.decode(&body, header.rows as usize, header.width as usize)?;
                 Ok(Message::Step { header, hidden })
             }
             StageHeader::Logits(header) => {
@@ -142,6 +144,7 @@ fn decode_row(shape: LogitShape, row: &[u8]) -> Result<LogitRow, WireError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::codec::Codec;
     use crate::wire::job::Want;
     use proptest::prelude::*;
 
@@ -161,6 +164,7 @@ mod tests {
             pos: 9,
             rows,
             width,
+            codec: Codec::F32,
             want_from: rows,
             want: Want::Full,
             certain: 9,

@@ -8,6 +8,7 @@
 
 use crate::base::ModelId;
 use crate::engine::StageConfig;
+use crate::wire::codec::Codec;
 use crate::wire::prefix::{BlockId, MAX_BLOCKS, Prefix};
 
 /// Tokens of a block: a reuse ends at one, so that on average half a block is computed again.
@@ -24,6 +25,16 @@ impl Namer {
     /// Names under this secret.
     pub fn new(key: [u8; 32]) -> Self {
         Self { key }
+    }
+
+    /// The namer of texts whose states travel so: KV of rounded states is of no use where they are not to be rounded.
+    pub fn of(&self, codec: Codec) -> Self {
+        match codec {
+            Codec::F32 => self.clone(),
+            Codec::Bf16 | Codec::Int8 => {
+                Self { key: *blake3::keyed_hash(&self.key, codec.name().as_bytes()).as_bytes() }
+            }
+        }
     }
 
     /// The whole blocks of `tokens`.
@@ -63,6 +74,8 @@ mod tests {
         assert_eq!(one.common(&namer.name(MODEL, true, &text)), 0);
         assert_eq!(one.common(&namer.name(ModelId([4; 32]), false, &text)), 0);
         assert_eq!(one.common(&Namer::new([2; 32]).name(MODEL, false, &text)), 0);
+        assert_eq!(one.common(&namer.of(Codec::Int8).name(MODEL, false, &text)), 0);
+        assert_eq!(one.common(&namer.of(Codec::F32).name(MODEL, false, &text)), 96);
         assert_eq!(one.common(&Prefix::default()), 0);
     }
 }

@@ -21,7 +21,7 @@ use crate::pipeline::job::{Coordinator, Job, Limits, Outcome, StageReport, Token
 use crate::pipeline::links::{CoordinatorInbox, Delivery};
 use crate::pipeline::message::Message;
 use crate::pipeline::pool::{Pool, Pooling};
-use crate::pipeline::prefix::EXACT_BLOCK;
+use crate::pipeline::prefix::{EXACT_BLOCK, Namer};
 use crate::pipeline::route::{Finder, OpenRoute};
 use crate::pipeline::search::{Blame, is_loss};
 use crate::pipeline::session::{Action, End, Guess, Session, SessionParams};
@@ -29,6 +29,7 @@ use crate::pipeline::speeds::Seen;
 use crate::pipeline::stand_by::Copies;
 use crate::pipeline::watch::Watch;
 use crate::pipeline::way::{Heard, Shape, Way, usable};
+use crate::wire::codec::Codec;
 use crate::wire::job::{LogitsHeader, StepHeader};
 use crate::wire::prefix::Prefix;
 
@@ -46,7 +47,7 @@ pub async fn run<S: TokenSink>(coordinator: &Coordinator, job: Job, sink: &mut S
     let losses = Losses { peers: losses, links: coordinator.links.broken() };
     let inbox = coordinator.links.register_coordinator(job.session);
     let mut finder = Finder::new(coordinator.clone(), job.routes.clone(), job.terms());
-    let prefix = coordinator.namer.name(job.model, job.exact, &job.prompt);
+    let prefix = coordinator.namer.of(job.codec).name(job.model, job.exact, &job.prompt);
     let limits = Limits { deadline: job.deadline, cancel: job.cancel.clone() };
     let open = match limits.bound(finder.open(job.route.clone(), &prefix)).await {
         Ok(open) => open,
@@ -112,6 +113,8 @@ struct Facts {
     session: SessionId,
     model: ModelId,
     exact: bool,
+    codec: Codec,
+    namer: Namer,
     /// Whether what guesses cost is remembered: a draft model's own time is part of theirs.
     learns: bool,
     /// Whether the states of all tokens are needed, so that nothing may be cached.
@@ -134,6 +137,8 @@ impl<'a> Drive<'a> {
             session: job.session,
             model: job.model,
             exact: job.exact,
+            codec: job.codec,
+            namer: coordinator.namer.of(job.codec),
             learns: guess == Guess::Repeats,
             needs_all: job.pooling == Some(Pooling::Mean),
             prompt: job.prompt.len(),
@@ -199,7 +204,7 @@ impl<'a> Drive<'a> {
             true if self.way.max_rows == EXACT_BLOCK => self.session.prompt_sent().to_vec(),
             true => Vec::new(),
         };
-        self.coordinator.namer.name(self.job.model, self.job.exact, &text)
+        self.job.namer.name(self.job.model, self.job.exact, &text)
     }
 
     /// Remembers what windows took, and what the stage whose rows took longest took, for the chunks of later prompts.
@@ -325,7 +330,7 @@ impl<'a> Drive<'a> {
         let takeover = self.way.takeover(&broken.nodes);
         // What an exact answer has generated was computed in other steps than any prompt is.
         let named = if self.job.exact { &text[..self.job.prompt] } else { &text };
-        let prefix = self.coordinator.namer.name(self.job.model, self.job.exact, named);
+        let prefix = self.job.namer.name(self.job.model, self.job.exact, named);
         let open = self.job.limits.bound(self.finder.reopen(broken, takeover, &prefix, PATIENCE)).await;
         let open = open.inspect_err(|_| self.finder.abandon())?;
         let (mut way, stages) = Way::new(open, self.coordinator.links.local());
@@ -504,6 +509,7 @@ impl<'a> Drive<'a> {
             pos,
             rows: tokens.len() as u32,
             width: embedder.width(),
+            codec: self.job.codec,
             want_from,
             want,
             certain,

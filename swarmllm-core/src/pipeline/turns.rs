@@ -131,6 +131,7 @@ fn check_wanted(header: &StepHeader) -> Result<(), Fault> {
 mod tests {
     use super::*;
     use crate::base::SessionId;
+    use crate::wire::codec::Codec;
 
     #[test]
     fn a_step_that_wants_more_output_than_is_counted_is_refused_whatever_the_engine() {
@@ -142,6 +143,7 @@ mod tests {
             pos: 0,
             rows,
             width: 1,
+            codec: Codec::F32,
             want_from,
             want: Want::Full,
             certain: 0,

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::base::{Fault, SessionId};
+use crate::wire::codec::Codec;
 
 /// How a last stage reduces a row of logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,7 +16,7 @@ pub enum Want {
     State,
 }
 
-/// The header of a stage frame. The body is little-endian: f32 hidden states (`rows * width`) for a `Step`; for a
+/// The header of a stage frame. The body is little-endian: hidden states (`rows * width`, by their codec) for a `Step`; for a
 /// `Logits` row after row as its [`LogitShape`] says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum StageHeader {
@@ -44,6 +45,8 @@ pub struct StepHeader {
     pub rows: u32,
     /// Floats per row.
     pub width: u32,
+    /// How they are written here, and on the way to all stages behind.
+    pub codec: Codec,
     /// Logits are wanted from this row on (`rows` where none).
     pub want_from: u32,
     /// How to reduce them.

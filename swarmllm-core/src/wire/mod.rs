@@ -7,6 +7,7 @@
 //! May import: base, identity.
 
 pub mod announce;
+pub mod codec;
 pub mod control;
 pub mod frame;
 pub mod job;

@@ -102,6 +102,8 @@ class Options(TypedDict, total=False):
     """A smaller model with the same vocabulary, held here as a whole, which guesses in the place of repeated text."""
     stand_by: bool | None
     """Whether other hosts follow the stages, where some can, so that one goes on where a stage's host is lost."""
+    wire: Literal["f32", "bf16", "int8"] | None
+    """How hidden states travel: as they are, or rounded and shorter, not with `exact`. Default: f32."""
     logprobs: int | None
     """Tell how likely each token was, and so many of the likeliest there, 0 to 20."""
     constraint: Constraint | None

@@ -20,6 +20,7 @@ use crate::pipeline::search::{Blame, Next, Search, Tried};
 use crate::pipeline::session::{Action, End, Session};
 use crate::pipeline::watch::{ANSWERS, Watch};
 use crate::pipeline::way::{Heard, Shape, Way, usable};
+use crate::wire::codec::Codec;
 use crate::wire::control::Opened;
 use crate::wire::job::StepHeader;
 use crate::wire::prefix::Prefix;
@@ -385,6 +386,7 @@ impl Swarm {
             pos,
             rows: tokens.len() as u32,
             width: WIDTH,
+            codec: Codec::F32,
             want_from,
             want,
             certain,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use swarmllm_core::base::ModelId;
-use swarmllm_core::node::{ImportOptions, Parts};
+use swarmllm_core::node::{Codec, ImportOptions, Parts};
 use swarmllm_tests::cluster::{Carrier, Member, await_plan, join, lonely_network, stage_parts};
 use swarmllm_tests::models::TestModel;
 use swarmllm_tests::relay::{counted, delayed};
@@ -47,12 +47,13 @@ pub async fn far(model: TestModel, text: &mut Text, figures: &mut Figures) {
     let one = node(&lonely_network(), threads()).await;
     let id = one.import(&model.path(), model.name(), Parts::All).await;
     await_plan(&one.node, id).await;
-    let one = Asked::Ours { node: one.node.clone(), model: id, guess: false, exact: false };
+    let one = Asked::Ours { node: one.node.clone(), model: id, guess: false, exact: false, wire: Codec::F32 };
     for stages in CHAINS {
         for delay in DELAYS {
             let way = Duration::from_millis(delay);
             let (members, id) = chain(model, stages, |address| delayed(address, way)).await;
-            let distant = Asked::Ours { node: members[0].node.clone(), model: id, guess: false, exact: false };
+            let distant =
+                Asked::Ours { node: members[0].node.clone(), model: id, guess: false, exact: false, wire: Codec::F32 };
             let mut over = Vec::new();
             for round in 0..=FAR_ROUNDS {
                 let prompt = text.cut(SHORT);
@@ -75,22 +76,25 @@ pub async fn far(model: TestModel, text: &mut Text, figures: &mut Figures) {
 const NARROW: u32 = 20_000_000 / 8;
 const NARROW_PROMPT: usize = 1000;
 
-/// A prompt whose states go from one stage to the next over a narrow line: the bytes it takes, and the time over what the
-/// line takes for them.
+/// A prompt whose states go from one stage to the next over a narrow line, as they are and rounded: the bytes it takes, and
+/// the time over what the line takes for them.
 pub async fn narrow(model: TestModel, text: &mut Text, figures: &mut Figures) {
     let carried = Arc::new(AtomicU64::new(0));
     let (members, id) = chain(model, 2, |address| counted(address, NARROW, &carried)).await;
-    let asked = Asked::Ours { node: members[0].node.clone(), model: id, guess: false, exact: false };
-    let (mut bytes, mut over) = (Vec::new(), Vec::new());
-    for round in 0..=FAR_ROUNDS {
-        let (prompt, before) = (text.cut(NARROW_PROMPT), carried.load(Ordering::Relaxed));
-        let took = asked.ask(&prompt, 1).await.first;
-        let sent = (carried.load(Ordering::Relaxed) - before) as f64;
-        if round > 0 {
-            bytes.push(sent / 1e6);
-            over.push(took / (sent / f64::from(NARROW)));
+    for wire in [Codec::F32, Codec::Bf16, Codec::Int8] {
+        let asked = Asked::Ours { node: members[0].node.clone(), model: id, guess: false, exact: false, wire };
+        let (mut bytes, mut over) = (Vec::new(), Vec::new());
+        for round in 0..=FAR_ROUNDS {
+            let (prompt, before) = (text.cut(NARROW_PROMPT), carried.load(Ordering::Relaxed));
+            let took = asked.ask(&prompt, 1).await.first;
+            let sent = (carried.load(Ordering::Relaxed) - before) as f64;
+            if round > 0 {
+                bytes.push(sent / 1e6);
+                over.push(took / (sent / f64::from(NARROW)));
+            }
         }
+        let name = wire.name();
+        tell(figures, &format!("narrow20_prefill1000_{name}_megabytes"), "", bytes);
+        tell(figures, &format!("narrow20_prefill1000_{name}_over_floor"), "", over);
     }
-    tell(figures, "narrow20_prefill1000_megabytes", "", bytes);
-    tell(figures, "narrow20_prefill1000_over_floor", "", over);
 }

@@ -19,7 +19,7 @@ use futures::future::join_all;
 use swarmllm_core::base::{ErrorKind, ModelId};
 use swarmllm_core::engine::sample::SamplingParams;
 use swarmllm_core::node::{
-    ChatMessage, ChatRequest, Delta, GenerateOptions, GenerateRequest, Generation, KvCache, Node, Parts, Prompt,
+    ChatMessage, ChatRequest, Codec, Delta, GenerateOptions, GenerateRequest, Generation, KvCache, Node, Parts, Prompt,
 };
 use swarmllm_tests::cluster::{Carrier, Member, await_plan, builder, join, lonely_network, stage_parts};
 use swarmllm_tests::models::TestModel;
@@ -95,7 +95,7 @@ const ENDS: [u32; 4] = [0, 1, 2, 106];
 #[derive(Clone)]
 enum Asked {
     Server(Arc<LlamaServer>),
-    Ours { node: Node, model: ModelId, guess: bool, exact: bool },
+    Ours { node: Node, model: ModelId, guess: bool, exact: bool, wire: Codec },
 }
 
 impl Asked {
@@ -109,7 +109,7 @@ impl Asked {
                 let came = came.expect("no panic");
                 Times::of(begun, &came, came.len() as u32)
             }
-            Self::Ours { node, model, guess, exact } => {
+            Self::Ours { node, model, guess, exact, wire } => {
                 let mut sampling = SamplingParams::greedy();
                 sampling.logit_bias = ENDS.map(|end| (end, SamplingParams::BAN)).into();
                 let options = GenerateOptions {
@@ -117,6 +117,7 @@ impl Asked {
                     sampling,
                     exact: *exact,
                     guess: *guess,
+                    wire: *wire,
                     ..GenerateOptions::default()
                 };
                 let prompt = Prompt::Tokens(prompt.to_vec());
@@ -181,7 +182,7 @@ impl Sides {
         let member = node(&lonely_network(), threads()).await;
         let model = member.import(path, name, Parts::All).await;
         await_plan(&member.node, model).await;
-        let ours = Asked::Ours { node: member.node.clone(), model, guess: false, exact: false };
+        let ours = Asked::Ours { node: member.node.clone(), model, guess: false, exact: false, wire: Codec::F32 };
         let sides = Sides { server: Asked::Server(server.into()), crowd_server: Asked::Server(crowd.into()), ours };
         (sides, member)
     }
@@ -352,8 +353,8 @@ async fn overlap(model: TestModel, text: &mut Text, figures: &mut Figures) {
     let alone = node(&lonely_network(), 1).await;
     let whole = alone.import(&model.path(), model.name(), Parts::All).await;
     await_plan(&alone.node, whole).await;
-    let single = Asked::Ours { node: alone.node.clone(), model: whole, guess: false, exact: false };
-    let split = Asked::Ours { node: members[0].node.clone(), model: id, guess: false, exact: false };
+    let single = Asked::Ours { node: alone.node.clone(), model: whole, guess: false, exact: false, wire: Codec::F32 };
+    let split = Asked::Ours { node: members[0].node.clone(), model: id, guess: false, exact: false, wire: Codec::F32 };
     for length in [512, 2048] {
         let mut ratio = Vec::new();
         for round in 0..=ROUNDS.min(3) {
@@ -372,9 +373,11 @@ async fn overlap(model: TestModel, text: &mut Text, figures: &mut Figures) {
 async fn halves(sides: &Sides, model: TestModel, text: &mut Text, figures: &mut Figures) {
     let (members, id) = split_in_two(model, threads()).await;
     let coordinator = &members[0];
-    let split = |exact| Asked::Ours { node: coordinator.node.clone(), model: id, guess: false, exact };
+    let split =
+        |exact| Asked::Ours { node: coordinator.node.clone(), model: id, guess: false, exact, wire: Codec::F32 };
     let Asked::Ours { node: whole, model: whole_id, .. } = &sides.ours else { return };
-    let whole_exact = Asked::Ours { node: whole.clone(), model: *whole_id, guess: false, exact: true };
+    let whole_exact =
+        Asked::Ours { node: whole.clone(), model: *whole_id, guess: false, exact: true, wire: Codec::F32 };
     let (mut one, mut exact, mut eight) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=number("BENCH_ROUNDS", ROUNDS) {
         let prompt = text.cut(SHORT);
@@ -474,7 +477,7 @@ async fn candle(sides: &Sides, path: &std::path::Path, text: &mut Text, figures:
     let member = Member { node: builder.engine("candle").start().await.expect("a node starts"), dir };
     let model = member.import(path, "candle", Parts::All).await;
     await_plan(&member.node, model).await;
-    let candle = Asked::Ours { node: member.node.clone(), model, guess: false, exact: false };
+    let candle = Asked::Ours { node: member.node.clone(), model, guess: false, exact: false, wire: Codec::F32 };
     let (mut decode, mut prefill) = (Vec::new(), Vec::new());
     for round in 0..=ROUNDS.min(3) {
         let prompt = text.cut(SHORT);
