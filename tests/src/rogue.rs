@@ -107,6 +107,7 @@ fn reply(net: &NetHandle, claim: Option<&Claim>, asked: &Request) -> Reply {
             agent: "rogue".to_owned(),
             serves: claim.is_some(),
             free_memory: u64::MAX,
+            in_use: Vec::new(),
             addresses: net.addresses(),
             round_trips: Vec::new(),
             holdings: claim.map(|claim| claim.holding.clone()).into_iter().collect(),

@@ -16,8 +16,8 @@ use crate::node::planning::rtt_us;
 use crate::node::seek::{key_of, key_of_name};
 use crate::node::shared::Shared;
 use crate::pipeline::control::{request, unexpected};
-use crate::pipeline::stages::StageTable;
-use crate::wire::announce::{Announcement, Holding};
+use crate::pipeline::stages::{StageKey, StageTable};
+use crate::wire::announce::{Announcement, Holding, InUse};
 use crate::wire::control::{Reply, Request};
 
 /// How long a peer may take to answer a hello.
@@ -27,7 +27,7 @@ const DIRECT_PEERS: usize = 32;
 /// Changes within this time are told together.
 const SETTLE: Duration = Duration::from_millis(50);
 /// What peers may wait for is told this long after it came up, together with what has come up since: a peer that came has
-/// been measured by then. Gossip, which reaches the whole swarm, has none of it.
+/// been measured by then, and most answers that came and went have left no trace. Gossip, which reaches the whole swarm, has none of it.
 const LATER: Duration = Duration::from_secs(5);
 
 /// Makes announcements.
@@ -54,10 +54,19 @@ impl Announcer {
             agent: concat!("swarmllm/", env!("CARGO_PKG_VERSION")).to_owned(),
             serves: self.serves,
             free_memory: if self.serves { self.stages.memory_free() } else { 0 },
+            in_use: if self.serves { self.in_use() } else { Vec::new() },
             addresses: addresses.into_iter().take(Announcement::MAX_ADDRESSES).collect(),
             round_trips: self.round_trips(),
             holdings: self.holdings(),
         }
+    }
+
+    fn in_use(&self) -> Vec<InUse> {
+        let stage = |key: StageKey| InUse { model: key.model, layers: key.layers, head: key.head, engine: key.engine };
+        let mut stages: Vec<InUse> = self.stages.in_use().into_iter().map(stage).collect();
+        stages.sort_unstable();
+        stages.truncate(Announcement::MAX_IN_USE);
+        stages
     }
 
     /// Of the nearest peers, since who is told nothing takes a peer for a far one.
@@ -108,21 +117,24 @@ pub(crate) async fn run(shared: Arc<Shared>, mut connects: broadcast::Receiver<N
     let Some(net) = shared.net.clone() else { return };
     let mut changes = shared.catalog.changes();
     let mut addresses = net.watch_addresses();
+    let mut sessions = shared.serving.stages().changes();
     let stopping = shared.tasks.stopping();
     let (mut told, mut later) = (None, None);
     loop {
         let soon = tokio::select! {
             () = stopping.cancelled() => return,
-            changed = changes.changed() => if changed.is_err() { return } else { true },
-            moved = addresses.changed() => if moved.is_none() { return } else { true },
+            changed = changes.changed() => if changed.is_err() { return } else { Some(true) },
+            moved = addresses.changed() => if moved.is_none() { return } else { Some(true) },
             came = connects.recv() => match came {
                 Err(broadcast::error::RecvError::Closed) => return,
-                _ => {
-                    later.get_or_insert_with(|| Instant::now() + LATER);
-                    continue;
-                }
+                _ => None,
             },
-            () = sleep_until(later.unwrap_or_else(Instant::now)), if later.is_some() => false,
+            moved = sessions.changed() => if moved.is_err() { return } else { None },
+            () = sleep_until(later.unwrap_or_else(Instant::now)), if later.is_some() => Some(false),
+        };
+        let Some(soon) = soon else {
+            later.get_or_insert_with(|| Instant::now() + LATER);
+            continue;
         };
         later = None;
         if soon {
@@ -141,9 +153,13 @@ pub(crate) async fn run(shared: Arc<Shared>, mut connects: broadcast::Receiver<N
     }
 }
 
-/// The peers to whom round trips are told. How long they take changes all the time, which is no news.
-fn what_may_wait(announcement: &Announcement) -> Vec<NodeId> {
-    announcement.round_trips.iter().map(|(peer, _)| *peer).collect()
+/// Of an announcement, what peers may wait for.
+type Later = (Vec<InUse>, u64, Vec<NodeId>);
+
+/// The load, and the peers to whom round trips are told. How long those take changes all the time, which is no news.
+fn what_may_wait(announcement: &Announcement) -> Later {
+    let peers = announcement.round_trips.iter().map(|(peer, _)| *peer).collect();
+    (announcement.in_use.clone(), announcement.free_memory, peers)
 }
 
 /// Keeps the swarm's table up to date until the node stops. Apart from [`run`]: an entry may take seconds to be copied,
@@ -207,4 +223,95 @@ async fn greet_all(shared: &Arc<Shared>, net: &NetHandle) {
         }
     });
     futures::future::join_all(hellos).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::base::LayerRange;
+    use crate::base::SessionId;
+    use crate::engine::echo::EchoStage;
+    use crate::engine::{CutRules, Embedder, Engine, EngineError, Stage, StageConfig};
+    use crate::model::manifest::tests::small_model;
+    use crate::model::{EmbeddingSource, Manifest, StageSource};
+    use crate::node::{ImportOptions, Node};
+    use crate::pipeline::stages::{Claim, Owner};
+    use crate::wire::prefix::Prefix;
+
+    /// The echo engine, of whatever architecture; takes one byte for a layer.
+    struct Any;
+
+    impl Engine for Any {
+        fn name(&self) -> &'static str {
+            "any"
+        }
+
+        fn cuts(&self, _: &Manifest) -> Result<CutRules, EngineError> {
+            Ok(CutRules::free())
+        }
+
+        fn memory(&self, _: &Manifest, layers: LayerRange, _: bool, _: &StageConfig) -> u64 {
+            layers.len().into()
+        }
+
+        fn load_stage(&self, source: StageSource, config: &StageConfig) -> Result<Box<dyn Stage>, EngineError> {
+            Ok(Box::new(EchoStage::new(7, source.layers, source.manifest.width, None, config.clone())))
+        }
+
+        fn load_embedder(&self, _: EmbeddingSource) -> Result<Arc<dyn Embedder>, EngineError> {
+            Err(EngineError::Gone)
+        }
+    }
+
+    const CLOSING: Duration = Duration::from_secs(5);
+    const SECOND: Duration = Duration::from_secs(1);
+    /// Time within which anything here happens.
+    const SOON: Duration = Duration::from_secs(30);
+
+    async fn node(dir: &TempDir, network: &str) -> Node {
+        let builder = Node::builder().data_dir(dir.path().join("data")).network(network).mdns(false);
+        let builder = builder.listen(vec!["/ip4/127.0.0.1/tcp/0".to_owned()]).memory(1 << 30);
+        builder.engines(vec![Arc::new(Any)]).start().await.unwrap()
+    }
+
+    async fn eventually(what: &str, so: impl Fn() -> bool) {
+        let begun = Instant::now();
+        while !so() {
+            assert!(begun.elapsed() < SOON, "{what}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn peers_come_to_know_how_far_a_node_is_from_them_and_what_is_in_use_there_and_that_it_is_not_any_more() {
+        let network = format!("announcer-{}", std::process::id());
+        let dirs = [TempDir::new().unwrap(), TempDir::new().unwrap()];
+        let file = dirs[0].path().join("model.gguf");
+        std::fs::write(&file, small_model("small", 4, false, true, 1)).unwrap();
+        let (host, peer) = (node(&dirs[0], &network).await, node(&dirs[1], &network).await);
+        let model = host.import(&file, ImportOptions::default()).await.unwrap().id;
+        peer.connect(&host.addresses()[0]).await.unwrap();
+        let (here, there) = (host.id(), peer.id());
+        let told = |of: &dyn Fn(&Announcement) -> bool| peer.shared().registry.snapshot().get(&here).is_some_and(of);
+        eventually("the way is told", || told(&|told| told.round_trips.iter().any(|(node, _)| *node == there))).await;
+        // What follows is told for its own sake, not along with what the connection is news of.
+        tokio::time::sleep(LATER + SECOND).await;
+        let layers = LayerRange::new(0, 2);
+        let key = StageKey { model, layers, head: false, engine: Any.name().to_owned() };
+        let owner = Owner { coordinator: there, session: SessionId([1; 16]), epoch: 0 };
+        let claim = Claim { owner, context: 8, prefix: &Prefix::default() };
+        let (lease, _) = host.shared().serving.stages().acquire(key, claim).await.unwrap();
+        eventually("what is in use is told", || {
+            told(&|told| told.free_memory < 1 << 30 && told.in_use.first().is_some_and(|stage| stage.layers == layers))
+        })
+        .await;
+        drop(lease);
+        eventually("that it is idle is told", || told(&|told| told.free_memory == 1 << 30 && told.in_use.is_empty()))
+            .await;
+        for node in [host, peer] {
+            node.shutdown(CLOSING).await;
+        }
+    }
 }

@@ -54,6 +54,12 @@ fn release_lock(shared: &Shared) {
 }
 
 impl Node {
+    /// What a test looks into.
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     pub(crate) fn new(shared: Arc<Shared>, ground: Ground) -> Self {
         let ending = Arc::new(Ending { shared: shared.clone(), _ground: ground });
         Self { shared, ending }

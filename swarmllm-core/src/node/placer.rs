@@ -71,7 +71,8 @@ impl View {
 /// This node and the peers that compute for others, in the order of their names.
 fn members(shared: &Shared, model: ModelId, manifest: &Manifest) -> Vec<Member> {
     let held = shared.catalog.holding(model);
-    let room = shared.serving.stages().limits().memory;
+    let stages = shared.serving.stages();
+    let room = stages.limits().memory;
     let member = |node, layers, head, room| {
         let (keeps, refuses) = (Vec::new(), Vec::new());
         Member { node, layers, head, room, keeps, refuses }
@@ -81,7 +82,14 @@ fn members(shared: &Shared, model: ModelId, manifest: &Manifest) -> Vec<Member> 
         let holding = Registry::holding(&known, *node, model);
         let within = |range: &LayerRange| LayerRange::new(range.start, range.end.min(manifest.layers));
         let layers = holding.iter().flat_map(|holding| &holding.layers).map(within).filter(|range| !range.is_empty());
-        member(*node, layers.collect(), holding.is_some_and(|holding| holding.head), announced.free_memory)
+        // What it computes of this very model takes memory that is the model's anyway.
+        let busy = announced.in_use.iter().filter(|stage| stage.model == model && !within(&stage.layers).is_empty());
+        let taken = busy.filter_map(|stage| {
+            let engine = stages.engines().iter().find(|engine| engine.name() == stage.engine)?;
+            Some(stages.memory_of(engine.as_ref(), manifest, within(&stage.layers), stage.head))
+        });
+        let room = taken.fold(announced.free_memory, u64::saturating_add);
+        member(*node, layers.collect(), holding.is_some_and(|holding| holding.head), room)
     });
     let mut members: Vec<Member> = peers.chain([member(shared.id, held.layers, held.head, room)]).collect();
     members.sort_unstable_by_key(|member| member.node);
@@ -92,9 +100,8 @@ fn members(shared: &Shared, model: ModelId, manifest: &Manifest) -> Vec<Member> 
 /// take what its host deleted.
 fn know_self(shared: &Shared, manifest: &Manifest, members: &mut [Member]) {
     let model = manifest.id();
-    let stages = shared.serving.stages();
-    let busy: Vec<(LayerRange, bool)> =
-        stages.engines().iter().flat_map(|engine| stages.in_use(model, engine.name())).collect();
+    let busy: Vec<LayerRange> =
+        shared.serving.stages().in_use().into_iter().filter(|key| key.model == model).map(|key| key.layers).collect();
     let pinned = shared.catalog.is_pinned(model);
     let (mut keeps, mut refuses) = (Vec::new(), Vec::new());
     for (kind, mark) in shared.catalog.marks(model) {
@@ -104,7 +111,7 @@ fn know_self(shared: &Shared, manifest: &Manifest, members: &mut [Member]) {
             ShardKind::Head if mark == Mark::Deleted => manifest.layers.saturating_sub(1),
             _ => continue,
         };
-        let used = busy.iter().any(|(layers, _)| layers.start <= layer && layer < layers.end);
+        let used = busy.iter().any(|layers| layers.start <= layer && layer < layers.end);
         if mark == Mark::Deleted {
             refuses.push(layer);
         } else if mark != Mark::Placed || pinned || used {

@@ -14,8 +14,9 @@ use crate::node::seek::{key_of, seek};
 use crate::node::shared::Shared;
 use crate::pipeline::plan::{Candidate, Plan, PlanRequest, plan};
 use crate::pipeline::route::{Route, Routes};
+use crate::pipeline::stages::StageKey;
 use crate::pipeline::stand_by;
-use crate::wire::announce::Announcement;
+use crate::wire::announce::{Announcement, InUse};
 use crate::wire::control::Host;
 
 /// Round trip assumed for a peer that has not been measured yet: a far one.
@@ -111,6 +112,8 @@ fn candidates(shared: &Shared, model: &LoadedModel) -> Vec<Candidate> {
     let held = shared.catalog.holding(model.id);
     let stages = shared.serving.stages();
     let pace_ns = |node| shared.coordinator.speeds.pace_ns(model.id, node);
+    let ours = |key: &StageKey| key.model == model.id && key.engine == model.engine.name();
+    let loaded = stages.in_use().into_iter().filter(ours);
     let local = Candidate {
         node: shared.id,
         layers: held.layers,
@@ -118,7 +121,7 @@ fn candidates(shared: &Shared, model: &LoadedModel) -> Vec<Candidate> {
         rtt_us: 0,
         pace_ns: pace_ns(shared.id),
         free_memory: stages.memory_free(),
-        loaded: stages.in_use(model.id, model.engine.name()),
+        loaded: loaded.map(|key| (key.layers, key.head)).collect(),
     };
     let known = shared.registry.snapshot();
     let peer = |(node, announcement): (&NodeId, &Announcement)| {
@@ -141,7 +144,9 @@ fn peer_candidate(
     let rtt = shared.net.as_ref()?.peers().lookup(node).and_then(|peer| peer.rtt);
     let rtt_us = rtt.map_or(UNKNOWN_RTT_US, |rtt| rtt_us(rtt));
     let pace_ns = shared.coordinator.speeds.pace_ns(model.id, node);
-    let (free_memory, loaded) = (announcement.free_memory, Vec::new());
+    let ours = |stage: &&InUse| stage.model == model.id && stage.engine == model.engine.name();
+    let loaded = announcement.in_use.iter().filter(ours).map(|stage| (stage.layers, stage.head)).collect();
+    let free_memory = announcement.free_memory;
     announcement.serves.then_some(Candidate { node, layers, head, rtt_us, pace_ns, free_memory, loaded })
 }
 

@@ -106,6 +106,7 @@ mod tests {
             agent: String::new(),
             serves: true,
             free_memory: 0,
+            in_use: Vec::new(),
             addresses: Vec::new(),
             round_trips: Vec::new(),
             holdings: vec![holding],

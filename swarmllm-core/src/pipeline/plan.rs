@@ -25,7 +25,7 @@ pub struct Candidate {
     pub pace_ns: u64,
     /// Bytes that new stages may take there.
     pub free_memory: u64,
-    /// Stages that are in use there already and take no more, as far as that is known.
+    /// Stages that are in use there already and take no more, as it says.
     pub loaded: Vec<(LayerRange, bool)>,
 }
 

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::base::{Bytes, ErrorKind, Event, Fault, LayerRange, ModelId, NodeId, SessionId};
 use crate::engine::{Engine, EngineError, StageConfig, StageHandle, StageSpec};
@@ -66,6 +66,8 @@ struct Inner {
     tasks: TaskSet,
     entries: Mutex<Entries>,
     waiting: Semaphore,
+    /// Told each time that a session gets a slot or gives it back.
+    moves: watch::Sender<()>,
     /// Held by the thread of each stage until it is unloaded.
     threads: Arc<()>,
 }
@@ -194,6 +196,7 @@ impl Drop for Held {
         self.entry.given_back.notify_waiters();
         drop(self.place.take());
         self.table.forget_unloaded(&self.entry);
+        self.table.inner.moves.send_replace(());
     }
 }
 
@@ -252,8 +255,8 @@ impl StageTable {
         tasks: TaskSet,
     ) -> Self {
         let entries = Mutex::new(Entries::default());
-        let (waiting, threads) = (Semaphore::new(MAX_WAITING), Arc::default());
-        Self { inner: Arc::new(Inner { engines, catalog, limits, events, tasks, entries, waiting, threads }) }
+        let (waiting, moves, threads) = (Semaphore::new(MAX_WAITING), watch::Sender::new(()), Arc::default());
+        Self { inner: Arc::new(Inner { engines, catalog, limits, events, tasks, entries, waiting, moves, threads }) }
     }
 
     /// The engines, best first.
@@ -289,12 +292,15 @@ impl StageTable {
         self.inner.limits.memory.saturating_sub(busy)
     }
 
-    /// Stages of a model that sessions use: another session takes no more memory.
-    pub fn in_use(&self, model: ModelId, engine: &str) -> Vec<(LayerRange, bool)> {
+    /// Stages that sessions use: another session takes no more memory.
+    pub fn in_use(&self) -> Vec<StageKey> {
         let entries = locked(&self.inner.entries);
-        let busy = entries.by_key.values().filter(|entry| in_use(entry)).map(|entry| &entry.key);
-        let ours = busy.filter(|key| key.model == model && key.engine == engine);
-        ours.map(|key| (key.layers, key.head)).collect()
+        entries.by_key.values().filter(|entry| in_use(entry)).map(|entry| entry.key.clone()).collect()
+    }
+
+    /// Changes soon before or after what is in use, and thus the memory that is free, may have.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.inner.moves.subscribe()
     }
 
     /// Stages of a model that are loaded, or being loaded.
@@ -324,6 +330,7 @@ impl StageTable {
         let place = Some(self.place_in(&entry).await?);
         let Taken { slot, cached, stale } = self.take(&entry, claim)?;
         let held = Held { table: self.clone(), entry, slot, place, content: Content::Unknown };
+        self.inner.moves.send_replace(());
         let began = Instant::now();
         let cell = &held.entry.cell;
         let was_loaded = cell.initialized();

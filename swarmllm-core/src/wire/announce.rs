@@ -22,6 +22,19 @@ pub struct Holding {
     pub head: bool,
 }
 
+/// A stage that sessions use on the node: another one takes no more memory there.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct InUse {
+    /// The model.
+    pub model: ModelId,
+    /// Its layers.
+    pub layers: LayerRange,
+    /// Whether it computes the head.
+    pub head: bool,
+    /// Name of the engine.
+    pub engine: String,
+}
+
 /// A node's announcement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Announcement {
@@ -33,6 +46,8 @@ pub struct Announcement {
     pub serves: bool,
     /// Bytes of memory that it says are free for stages.
     pub free_memory: u64,
+    /// Stages in use, in their order.
+    pub in_use: Vec<InUse>,
     /// Addresses it listens on, as multiaddr text.
     pub addresses: Vec<String>,
     /// Round trips to those of its peers that are nearest, in microseconds, in the order of the peers' ids.
@@ -50,6 +65,8 @@ impl Announcement {
     pub const MAX_ADDRESSES: usize = 32;
     /// Most round trips. Plans among thousands of nodes look at all of them, within milliseconds.
     pub const MAX_ROUND_TRIPS: usize = 16;
+    /// Most stages in use.
+    pub const MAX_IN_USE: usize = 32;
     /// Longest text, in bytes.
     pub const MAX_TEXT: usize = 256;
     /// Longest encoded announcement, in bytes.
@@ -91,6 +108,10 @@ impl Announcement {
         if self.round_trips.len() > Self::MAX_ROUND_TRIPS || !sorted || !measured {
             return refuse("tells too many round trips, or one twice, or one of no time");
         }
+        let sound = |stage: &InUse| !stage.layers.is_empty() && !long(&stage.engine);
+        if self.in_use.len() > Self::MAX_IN_USE || !self.in_use.iter().all(sound) {
+            return refuse("names too many stages in use, or one that is none");
+        }
         for held in &self.holdings {
             let sorted = held.layers.windows(2).all(|pair| pair[0].end < pair[1].start);
             if held.layers.len() > Self::MAX_RANGES || !sorted || held.layers.iter().any(LayerRange::is_empty) {
@@ -114,6 +135,7 @@ mod tests {
             agent: "test".to_owned(),
             serves: true,
             free_memory: 7,
+            in_use: vec![InUse { model, layers: LayerRange::new(0, 3), head: false, engine: "echo".to_owned() }],
             addresses: vec!["/ip4/127.0.0.1/tcp/1".to_owned()],
             round_trips: vec![(NodeId([2; 32]), 900), (NodeId([3; 32]), 40)],
             holdings: vec![holding],
@@ -144,6 +166,16 @@ mod tests {
         assert!(of(many(Announcement::MAX_ROUND_TRIPS as u8 + 1)).is_err());
         assert!(of(vec![(peer(1), 5), (peer(1), 6)]).is_err());
         assert!(of(vec![(peer(1), 0)]).is_err());
+    }
+
+    #[test]
+    fn stages_in_use_that_are_many_or_empty_are_refused() {
+        let stage = announcement(Vec::new()).in_use.remove(0);
+        let of = |in_use| Announcement { in_use, ..announcement(Vec::new()) }.check();
+        assert!(of(vec![stage.clone(); Announcement::MAX_IN_USE]).is_ok());
+        assert!(of(vec![stage.clone(); Announcement::MAX_IN_USE + 1]).is_err());
+        assert!(of(vec![InUse { layers: LayerRange::new(3, 2), ..stage.clone() }]).is_err());
+        assert!(of(vec![InUse { engine: "x".repeat(Announcement::MAX_TEXT + 1), ..stage }]).is_err());
     }
 
     proptest! {
