@@ -21,18 +21,19 @@ use crate::node::guide::Guides;
 use crate::node::handle::Node;
 use crate::node::loaded::LoadedModels;
 use crate::node::membership::{self, Membership, Wish};
-use crate::node::peer_cache;
 use crate::node::placer;
 use crate::node::registry::Registry;
 use crate::node::runtime::Ground;
 use crate::node::shared::{Config, Shared};
 #[cfg(feature = "https")]
 use crate::node::web::Throttle;
+use crate::node::{peer_cache, speed_cache};
 use crate::pipeline::job::Coordinator;
 use crate::pipeline::links::Links;
 use crate::pipeline::prefix::Namer;
 use crate::pipeline::serve::Serving;
 use crate::pipeline::settle::Settler;
+use crate::pipeline::speeds::Speeds;
 use crate::pipeline::stages::{StageLimits, StageTable};
 use crate::rt::{DirLock, EventBus, TaskSet};
 use crate::store::Store;
@@ -335,7 +336,7 @@ impl NodeBuilder {
         events: EventBus,
         net: Option<NetHandle>,
     ) -> Arc<Shared> {
-        let Opened { config, membership, keypair, catalog, lock, namer, ledger, .. } = opened;
+        let Opened { config, membership, keypair, catalog, lock, namer, ledger, speeds, .. } = opened;
         let id = keypair.node_id();
         let stage = StageConfig {
             context: config.context,
@@ -363,7 +364,7 @@ impl NodeBuilder {
             namer,
             overlap: Arc::default(),
             lessons: Arc::default(),
-            speeds: Arc::default(),
+            speeds,
             tabs,
             events: events.clone(),
         };
@@ -425,12 +426,13 @@ impl NodeBuilder {
         let catalog =
             Catalog::open_within(dir, self.max_disk_bytes).map_err(|error| Fault::new(error.kind(), error))?;
         let (store, known) = peer_cache::open(dir, &config.network)?;
-        let keypair = Arc::new(keypair);
+        let (keypair, speeds) = (Arc::new(keypair), speed_cache::load(&store));
         let ledger = Ledger::open(store.clone(), keypair.clone(), &config.network, self.credit_limit);
         let ledger = ledger.map_err(|error| Fault::new(error.kind(), error))?;
         let mut secret = [0; 32];
         getrandom::fill(&mut secret).map_err(|error| Fault::new(ErrorKind::Internal, error))?;
-        Ok(Opened { config, membership, keypair, catalog, store, known, ledger, lock, namer: Namer::new(secret) })
+        let namer = Namer::new(secret);
+        Ok(Opened { config, membership, keypair, catalog, store, known, ledger, speeds, lock, namer })
     }
 
     fn config(&self) -> Result<Config, Fault> {
@@ -471,11 +473,14 @@ struct Opened {
     /// Where peers were that the store knows.
     known: Vec<String>,
     ledger: Ledger,
+    /// How fast hosts were, which the store knows.
+    speeds: Arc<Speeds>,
     lock: DirLock,
     namer: Namer,
 }
 
 fn spawn(shared: &Arc<Shared>, incoming: Option<Incoming>, store: Store) {
+    shared.tasks.spawn("speed-cache", speed_cache::run(shared.clone(), store.clone()));
     let (Some(net), Some(incoming)) = (shared.net.clone(), incoming) else { return };
     // Subscribed before the first task runs, so that no peer is missed.
     let (connects, disconnects, announced) = (net.connects(), net.disconnects(), net.connects());

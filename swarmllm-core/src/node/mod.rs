@@ -31,6 +31,7 @@ mod runtime;
 mod seek;
 mod shared;
 mod sink;
+mod speed_cache;
 mod text;
 mod transfer;
 #[cfg(feature = "https")]

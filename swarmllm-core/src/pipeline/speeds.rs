@@ -6,11 +6,15 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tokio::sync::Notify;
 
 use crate::base::{ModelId, NodeId};
+use crate::store::{SpeedRecord, limits};
 
-/// Pairs of host and model that are remembered; beyond that all is learnt anew.
-const PAIRS: usize = 4096;
+/// Pairs of host and model that are remembered, as many as are stored; the one not seen for longest makes room.
+const PAIRS: usize = limits::SPEEDS as usize;
 /// Nanoseconds for a unit of weight (a million parameters, one token) where nothing is known of the model at all: what two
 /// cores of a server take for a model of 135 million parameters in 4 bits.
 const UNKNOWN_NS: u64 = 65_000;
@@ -20,7 +24,17 @@ const FRESH: f64 = 0.3;
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Speeds {
-    pace_ns: Mutex<HashMap<(ModelId, NodeId), f64>>,
+    known: Mutex<HashMap<(ModelId, NodeId), Pace>>,
+    learnt: Notify,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    ns: f64,
+    /// Milliseconds since 1970.
+    seen_ms: u64,
+    /// Whether it is not stored yet.
+    fresh: bool,
 }
 
 /// A stage as an answer has shown it.
@@ -41,9 +55,9 @@ impl Speeds {
     pub fn pace_ns(&self, model: ModelId, node: NodeId) -> u64 {
         let known = self.locked();
         if let Some(pace) = known.get(&(model, node)) {
-            return *pace as u64;
+            return pace.ns as u64;
         }
-        let others = known.iter().filter(|((of, _), _)| *of == model).map(|(_, pace)| *pace);
+        let others = known.iter().filter(|((of, _), _)| *of == model).map(|(_, pace)| pace.ns);
         let (count, sum) = others.fold((0_u32, 0.0), |(count, sum), pace| (count + 1, sum + pace));
         if count == 0 { UNKNOWN_NS } else { (sum / f64::from(count)) as u64 }
     }
@@ -52,20 +66,52 @@ impl Speeds {
     pub fn learn(&self, model: ModelId, stages: &[Seen], token_us: u32) {
         let explained: u64 = stages.iter().map(|seen| u64::from(seen.told_us) + u64::from(seen.rtt_us)).sum();
         let left = u64::from(token_us).saturating_sub(explained) / (stages.len() as u64).max(1);
-        let mut known = self.locked();
-        if known.len() + stages.len() > PAIRS {
-            known.clear();
-        }
+        let (mut known, seen_ms) = (self.locked(), now_ms());
         for seen in stages.iter().filter(|seen| seen.weight > 0) {
             let measured = (u64::from(seen.told_us.min(token_us)) + left) as f64 * 1e3 / seen.weight as f64;
-            let pace = known.entry((model, seen.node)).or_insert(measured);
-            *pace += FRESH * (measured - *pace);
+            let pace = known.entry((model, seen.node)).or_insert(Pace { ns: measured, seen_ms, fresh: true });
+            let ns = pace.ns + FRESH * (measured - pace.ns);
+            *pace = Pace { ns, seen_ms, fresh: true };
         }
+        while known.len() > PAIRS {
+            let oldest = known.iter().min_by_key(|(_, pace)| pace.seen_ms).map(|(pair, _)| *pair);
+            oldest.and_then(|pair| known.remove(&pair));
+        }
+        self.learnt.notify_one();
     }
 
-    fn locked(&self) -> MutexGuard<'_, HashMap<(ModelId, NodeId), f64>> {
-        self.pace_ns.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Takes what was learnt before this node was started.
+    pub fn restore(&self, records: Vec<SpeedRecord>) {
+        let pace = |record: &SpeedRecord| Pace { ns: record.pace_ns as f64, seen_ms: record.seen_ms, fresh: false };
+        let restored = records.iter().take(PAIRS).map(|record| ((record.model, record.node), pace(record)));
+        self.locked().extend(restored);
     }
+
+    /// Waits until something has been learnt since it returned last. Cancel-safe.
+    pub async fn learnt(&self) {
+        self.learnt.notified().await;
+    }
+
+    /// What has been learnt since this was asked last.
+    pub fn take_fresh(&self) -> Vec<SpeedRecord> {
+        let mut known = self.locked();
+        let record = |((model, node), pace): (&(ModelId, NodeId), &mut Pace)| {
+            let (pace_ns, seen_ms) = (pace.ns as u64, pace.seen_ms);
+            let record = SpeedRecord { model: *model, node: *node, pace_ns, seen_ms };
+            std::mem::take(&mut pace.fresh).then_some(record)
+        };
+        known.iter_mut().filter_map(record).collect()
+    }
+
+    fn locked(&self) -> MutexGuard<'_, HashMap<(ModelId, NodeId), Pace>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Milliseconds since 1970.
+pub fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

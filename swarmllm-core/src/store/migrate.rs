@@ -2,10 +2,10 @@
 
 use redb::{ReadableTable, WriteTransaction};
 
-use super::tables::{ACCOUNTS, META, OLD_PEERS, PEERS};
+use super::tables::{ACCOUNTS, META, OLD_PEERS, PEERS, SPEEDS};
 
 /// Version that this build reads and writes.
-pub(super) const VERSION: u64 = 2;
+pub(super) const VERSION: u64 = 3;
 /// Where the version is kept.
 const VERSION_KEY: &str = "schema";
 
@@ -17,10 +17,12 @@ pub(super) fn run(transaction: &WriteTransaction) -> Result<u64, redb::Error> {
     match found {
         Some(found) if found >= VERSION => return Ok(found),
         // A file without a version is a new one; version 1 had peers only, of whatever swarm: they will be met again.
+        // Version 2 had no speeds.
         _ => {
             transaction.delete_table(OLD_PEERS)?;
             transaction.open_table(PEERS)?;
             transaction.open_table(ACCOUNTS)?;
+            transaction.open_table(SPEEDS)?;
         }
     }
     meta.insert(VERSION_KEY, VERSION)?;

@@ -1,4 +1,5 @@
-//! The node's small facts that must outlive it: peers that once answered, and the ledger's accounts. One redb file.
+//! The node's small facts that must outlive it: peers that once answered, how fast hosts computed, and the ledger's
+//! accounts. One redb file.
 //!
 //! Owns every table (`tables`) and their version (`migrate`); no other room opens the file. Promises: each call is one
 //! durable transaction, so a killed process loses nothing that was acknowledged; everything stored is bounded. Refuses:
@@ -22,8 +23,8 @@ use std::sync::Arc;
 use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
-use crate::base::{ErrorKind, Hash, NodeId};
-use tables::{ACCOUNTS, PEERS};
+use crate::base::{ErrorKind, Hash, ModelId, NodeId};
+use tables::{ACCOUNTS, PEERS, SPEEDS};
 
 /// Bounds of what is stored.
 pub mod limits {
@@ -33,6 +34,8 @@ pub mod limits {
     pub const ADDRESSES: usize = 16;
     /// Bytes of an address; longer ones are not stored.
     pub const ADDRESS: usize = 256;
+    /// Paces of hosts; the ones not seen for longest make room.
+    pub const SPEEDS: u64 = 4096;
     /// Bytes that are kept of an account.
     pub const ACCOUNT: usize = 1024;
     /// Bytes of memory for redb's pages: what is stored takes less than a few MiB.
@@ -99,6 +102,19 @@ pub struct PeerRecord {
     pub addresses: Vec<String>,
     /// When it last answered, in milliseconds since 1970.
     pub last_seen_ms: u64,
+}
+
+/// How fast a host has computed a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpeedRecord {
+    /// The model.
+    pub model: ModelId,
+    /// The host.
+    pub node: NodeId,
+    /// Nanoseconds for a token and a unit of weight.
+    pub pace_ns: u64,
+    /// When that was seen last, in milliseconds since 1970.
+    pub seen_ms: u64,
 }
 
 /// An account's key (swarm, debtor, creditor) and its bytes.
@@ -224,6 +240,35 @@ impl Store {
         self.commit(true, |transaction| {
             transaction.open_table(ACCOUNTS)?.insert(key, bytes)?;
             Ok(())
+        })
+    }
+
+    /// All speeds.
+    pub fn speeds(&self) -> Result<Vec<SpeedRecord>, StoreError> {
+        self.read(|transaction| {
+            let table = transaction.open_table(SPEEDS)?;
+            let mut speeds = Vec::new();
+            for row in table.iter()? {
+                let (key, value) = row?;
+                let (key, (pace_ns, seen_ms)) = (key.value(), value.value());
+                let id = |from: usize| std::array::from_fn(|at| key[from + at]);
+                speeds.push(SpeedRecord { model: ModelId(id(0)), node: NodeId(id(32)), pace_ns, seen_ms });
+            }
+            Ok(speeds)
+        })
+    }
+
+    /// Stores speeds in one transaction, and forgets those that were seen last before `oldest_ms`.
+    pub fn put_speeds(&self, speeds: &[SpeedRecord], oldest_ms: u64) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            let mut table = transaction.open_table(SPEEDS)?;
+            for speed in speeds {
+                let mut key = [0; 64];
+                key[..32].copy_from_slice(&speed.model.0);
+                key[32..].copy_from_slice(&speed.node.0);
+                table.insert(&key, (speed.pace_ns, speed.seen_ms))?;
+            }
+            tables::evict_speeds(&mut table, oldest_ms)
         })
     }
 

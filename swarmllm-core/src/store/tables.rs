@@ -12,6 +12,30 @@ pub(super) const PEERS: TableDefinition<'_, &[u8; 64], &[u8]> = TableDefinition:
 pub(super) const OLD_PEERS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("peers");
 /// Swarm, debtor and creditor of an account to what the ledger keeps of it.
 pub(super) const ACCOUNTS: TableDefinition<'_, &[u8; 96], &[u8]> = TableDefinition::new("accounts");
+/// Model and node id to the node's pace, and when it was seen last.
+pub(super) const SPEEDS: TableDefinition<'_, &[u8; 64], (u64, u64)> = TableDefinition::new("speeds");
+
+/// Removes the paces that were seen before `oldest_ms`, and the oldest until the others are as many as admitted.
+pub(super) fn evict_speeds(
+    table: &mut Table<'_, &'static [u8; 64], (u64, u64)>,
+    oldest_ms: u64,
+) -> Result<(), redb::Error> {
+    table.retain(|_, (_, seen_ms)| seen_ms >= oldest_ms)?;
+    let excess = table.len()?.saturating_sub(limits::SPEEDS);
+    if excess == 0 {
+        return Ok(());
+    }
+    let mut by_age = Vec::new();
+    for row in table.iter()? {
+        let (key, value) = row?;
+        by_age.push((value.value().1, *key.value()));
+    }
+    by_age.sort_unstable();
+    for (_, key) in by_age.into_iter().take(excess as usize) {
+        table.remove(&key)?;
+    }
+    Ok(())
+}
 
 /// Removes the peers not seen for longest until the others are as many as admitted.
 pub(super) fn evict_peers(table: &mut Table<'_, &'static [u8; 64], &'static [u8]>) -> Result<(), redb::Error> {

@@ -88,6 +88,40 @@ fn a_store_of_the_first_version_gets_accounts_and_meets_its_peers_again() {
     assert_eq!(store.peers(&SWARM).unwrap().len(), 1);
 }
 
+fn speed(number: u64, seen_ms: u64) -> SpeedRecord {
+    SpeedRecord { model: ModelId([3; 32]), node: peer(number, 0, &[]).node, pace_ns: 10 + number, seen_ms }
+}
+
+#[test]
+fn speeds_are_there_after_reopening_but_for_the_old_and_those_beyond_the_bound() {
+    let (_dir, path) = place();
+    let store = Store::open(&path).unwrap();
+    store.put_speeds(&[speed(1, 100), speed(2, 200)], 0).unwrap();
+    store.put_speeds(&[speed(3, 300)], 150).unwrap();
+    drop(store);
+    let store = Store::open(&path).unwrap();
+    assert_eq!(store.speeds().unwrap(), [speed(2, 200), speed(3, 300)]);
+    let many: Vec<SpeedRecord> = (10..10 + limits::SPEEDS).map(|number| speed(number, 1000)).collect();
+    store.put_speeds(&many, 0).unwrap();
+    let kept = store.speeds().unwrap();
+    assert_eq!((kept.len() as u64, kept.iter().map(|speed| speed.seen_ms).min()), (limits::SPEEDS, Some(1000)));
+}
+
+#[test]
+fn a_store_of_the_second_version_gets_speeds_and_keeps_the_rest() {
+    let (_dir, path) = place();
+    let store = Store::open(&path).unwrap();
+    store.remember_peers(&SWARM, &[peer(1, 10, &["/x"])]).unwrap();
+    let older = |transaction: &WriteTransaction| {
+        transaction.delete_table(SPEEDS)?;
+        migrate::pretend(transaction, 2)
+    };
+    store.write(older).unwrap();
+    drop(store);
+    let store = Store::open(&path).unwrap();
+    assert_eq!((store.speeds().unwrap().len(), store.peers(&SWARM).unwrap().len()), (0, 1));
+}
+
 #[test]
 fn peers_of_another_swarm_are_not_among_them() {
     let (_dir, path) = place();
@@ -118,7 +152,7 @@ fn a_store_of_a_newer_build_is_refused_and_left_as_it_is() {
     drop(store);
     for _ in 0..2 {
         let error = Store::open(&path).unwrap_err();
-        assert!(matches!(error, StoreError::Newer { found: 3, known: 2, .. }), "{error}");
+        assert!(matches!(error, StoreError::Newer { found: 4, known: 3, .. }), "{error}");
         assert_eq!(error.kind(), ErrorKind::StoreDamaged);
     }
 }
