@@ -142,7 +142,7 @@ fn peer_candidate(
     head: bool,
 ) -> Option<Candidate> {
     let rtt = shared.net.as_ref()?.peers().lookup(node).and_then(|peer| peer.rtt);
-    let rtt_us = rtt.map_or(UNKNOWN_RTT_US, |rtt| rtt_us(rtt));
+    let rtt_us = rtt.map_or(UNKNOWN_RTT_US, rtt_us);
     let pace_ns = shared.coordinator.speeds.pace_ns(model.id, node);
     let ours = |stage: &&InUse| stage.model == model.id && stage.engine == model.engine.name();
     let loaded = announcement.in_use.iter().filter(ours).map(|stage| (stage.layers, stage.head)).collect();
