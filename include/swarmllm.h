@@ -14,7 +14,7 @@
  * `swarmllm_string`: read-only, yours until `swarmllm_string_free`.
  *
  * Threads. Every call may be made from any thread, several at once, on the same handles too. Calls that wait (start,
- * connect, import, pull, plan, embed, chat, generate, next, completion, shutdown) block the calling thread; on a thread of an
+ * connect, import, pull, pin, make room, plan, embed, chat, generate, next, completion, shutdown) block the calling thread; on a thread of an
  * async runtime of this library they are refused with SWARMLLM_UNSUPPORTED. A progress function is called on the thread
  * that made the call, before the call returns. The last error is kept per thread. A process that was forked after a node
  * had started gets SWARMLLM_FORKED from that node.
@@ -459,6 +459,20 @@ swarmllm_status swarmllm_node_pull_url(swarmllm_node node,
                                        swarmllm_progress progress,
                                        void *user,
                                        swarmllm_string *out);
+
+/**
+ * Whether `swarmllm_node_make_room` leaves a model alone from now on, after a restart too (0 = no).
+ */
+swarmllm_status swarmllm_node_pin(swarmllm_node node, const char *model, int32_t on);
+
+/**
+ * Removes the models that were used longest ago until so many bytes more have room within the bound on the disk; gives the
+ * ids of those that went as a JSON array. Pinned ones stay, and those that are loaded here. Where the others would not make
+ * enough room, none goes, and the call fails with SWARMLLM_DISK_BUDGET.
+ */
+swarmllm_status swarmllm_node_make_room(swarmllm_node node,
+                                        uint64_t bytes,
+                                        swarmllm_string *out);
 
 /**
  * Which stages would answer for a model, without acting: a JSON object.

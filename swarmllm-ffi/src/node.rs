@@ -291,6 +291,32 @@ pub unsafe extern "C" fn swarmllm_node_pull_url(
     })
 }
 
+/// Whether `swarmllm_node_make_room` leaves a model alone from now on, after a restart too (0 = no).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn swarmllm_node_pin(node: swarmllm_node, model: *const c_char, on: i32) -> swarmllm_status {
+    guard(|| {
+        let node = self::node(node)?;
+        // SAFETY: the caller gives a NUL-terminated text.
+        let model = unsafe { read(model, "model", MAX_NAME) }?;
+        wait(&node.runtime(), node.pin(model, on != 0))?.map_err(|error| error.0)
+    })
+}
+
+/// Removes the models that were used longest ago until so many bytes more have room within the bound on the disk; gives the
+/// ids of those that went as a JSON array. Pinned ones stay, and those that are loaded here. Where the others would not make
+/// enough room, none goes, and the call fails with SWARMLLM_DISK_BUDGET.
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_node_make_room(
+    node: swarmllm_node,
+    bytes: u64,
+    out: Option<&mut MaybeUninit<swarmllm_string>>,
+) -> swarmllm_status {
+    answer(out, || {
+        let node = self::node(node)?;
+        json(&wait(&node.runtime(), node.make_room(bytes))?.map_err(|error| error.0)?)
+    })
+}
+
 /// Which stages would answer for a model, without acting: a JSON object.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_node_plan_json(

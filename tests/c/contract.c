@@ -123,6 +123,9 @@ static void test_nodes(void) {
                  SWARMLLM_MODEL_NOT_FOUND &&
              generation.id == 0,
          "an unknown model is told apart");
+  expect(swarmllm_node_pin(node, "no-such-model", 1) == SWARMLLM_MODEL_NOT_FOUND, "what is not known cannot be pinned");
+  expect(swarmllm_node_pin(node, NULL, 1) == SWARMLLM_INVALID_ARGUMENT, "NULL for a model is refused");
+  expect(swarmllm_node_make_room(node, 1 << 30, &text) == 0 && holds(&text, "[]"), "without a bound there is room");
   expect(swarmllm_node_plan_json(node, "no-such-model", &text) == SWARMLLM_MODEL_NOT_FOUND && text.text == NULL,
          "a failed call leaves an empty text");
   expect(swarmllm_node_chat(node, "m", "not json", NULL, &generation) == SWARMLLM_INVALID_ARGUMENT,
@@ -237,6 +240,8 @@ static void test_story(const char *model) {
              holds(&text, "\"name\":\"smol\"") && told > 0,
          "a model is imported, and progress is told");
   expect(swarmllm_node_plan_json(node, "smol", &text) == 0 && holds(&text, "\"stages\":[{"), "a plan is told");
+  expect(swarmllm_node_pin(node, "smol", 1) == 0 && swarmllm_node_pin(node, "smol", 0) == 0,
+         "a model is pinned, and let go");
   test_embedding(node);
 
   expect(swarmllm_node_chat(node, "smol", MESSAGES, GREEDY, &answer) == 0, "a chat begins");
