@@ -48,6 +48,10 @@ pub enum Command {
     Pull(PullArgs),
     /// List the models held here
     Models,
+    /// Keep a model, whatever else goes where room is made
+    Pin(PinArgs),
+    /// Take a pin back
+    Unpin(PinArgs),
     /// Tell which machines would answer, and how fast
     Plan(PlanArgs),
     /// List the peers that can be found
@@ -77,6 +81,13 @@ pub struct InviteArgs {
 pub struct JoinArgs {
     /// The invite, as `swarmllm invite` wrote it
     pub invite: String,
+}
+
+/// Arguments of `pin` and `unpin`.
+#[derive(Debug, Args)]
+pub struct PinArgs {
+    /// Name, id or unique prefix of an id
+    pub model: String,
 }
 
 /// Arguments of `plan`.
@@ -480,6 +491,13 @@ mod tests {
         };
         let flags = import.flags();
         assert_eq!((flags.download_rate, flags.max_disk), (Some(10 << 20), Some(1 << 30)));
+    }
+
+    #[test]
+    fn a_pin_needs_its_model() {
+        assert!(matches!(parse("pin m"), Ok(Command::Pin(pin)) if pin.model == "m"));
+        assert!(matches!(parse("unpin m"), Ok(Command::Unpin(pin)) if pin.model == "m"));
+        assert!(parse("pin").is_err() && parse("unpin a b").is_err());
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod import;
 mod invite;
 mod models;
 mod peers;
+mod pin;
 mod plan;
 mod pull;
 mod run;
@@ -31,7 +32,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Balances(args) => Flags { network: args.network.clone(), ..Flags::default() },
         Command::Invite(args) => args.run.flags(),
         Command::Import(args) => args.flags(),
-        Command::Models | Command::Join(_) | Command::Doctor => Flags::default(),
+        Command::Models | Command::Pin(_) | Command::Unpin(_) | Command::Join(_) | Command::Doctor => Flags::default(),
     };
     let context = Context::load(&cli.global, &flags)?;
     match cli.command {
@@ -40,6 +41,8 @@ pub async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Import(args) => import::import(&context, args).await,
         Command::Pull(args) => pull::pull(&context, args).await,
         Command::Models => models::models(&context).await,
+        Command::Pin(args) => pin::pin(&context, &args.model, true).await,
+        Command::Unpin(args) => pin::pin(&context, &args.model, false).await,
         Command::Plan(args) => plan::plan(&context, args).await,
         Command::Peers(args) => peers::peers(&context, args).await,
         Command::Balances(_) => balances::balances(&context).await,
