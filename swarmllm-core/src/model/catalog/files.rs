@@ -92,6 +92,16 @@ impl Layout {
         Ok(used)
     }
 
+    /// The files of transfers that can be gone on with, each with what names its transfer.
+    pub fn transfers(&self) -> Result<Vec<(ShardId, PathBuf)>, ModelError> {
+        let key = |path: &Path| {
+            let name = file_name(path);
+            let coming = name.strip_prefix(COMING_PREFIX).and_then(|rest| rest.split('-').next());
+            coming.unwrap_or(name).parse().ok()
+        };
+        Ok(list(&self.partial)?.into_iter().filter_map(|path| Some((key(&path)?, path))).collect())
+    }
+
     /// The manifests that are there, by their names.
     pub fn manifests(&self) -> Result<Vec<(ModelId, PathBuf)>, ModelError> {
         let id = |path: &Path| file_name(path).strip_suffix(MANIFEST_SUFFIX)?.parse().ok();

@@ -29,12 +29,13 @@ impl Catalog {
     }
 
     /// Removes the models that were used longest ago until `bytes` more have room within the catalogue's bound; gives
-    /// those that went. Pinned ones stay, ones under way, and those that `busy` names. Where all others together would
+    /// those that went. What is left of transfers that nobody goes on with goes before them. Pinned ones stay, ones under way, and those that `busy` names. Where all others together would
     /// not make enough room, none goes. Without a bound there is always room.
     pub fn make_room(&self, bytes: u64, busy: &dyn Fn(ModelId) -> bool) -> Result<Vec<ModelId>, ModelError> {
         let Some(excess) = self.excess(bytes)? else { return Ok(Vec::new()) };
         let mut gone = Vec::new();
-        let mut freed = 0u64;
+        let awaited = self.awaited();
+        let mut freed = self.idle_bytes(&awaited)?;
         let mut needed = self.needed();
         for model in self.longest_unused() {
             if freed >= excess {
@@ -54,6 +55,7 @@ impl Catalog {
             self.reserve(bytes)?;
             return Ok(Vec::new());
         }
+        self.drop_idle(excess, &awaited)?;
         gone.iter().try_for_each(|model| self.remove(*model))?;
         Ok(gone)
     }

@@ -13,6 +13,7 @@ mod budget;
 mod files;
 mod giving;
 mod growing;
+mod idle;
 mod import;
 mod intake;
 mod keeping;
@@ -29,6 +30,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::SystemTime;
 
 use tokio::sync::watch;
 
@@ -36,6 +38,7 @@ use crate::base::{LayerRange, ModelId, ShardId, merge_ranges};
 use crate::model::manifest::limits;
 use crate::model::shard::Leaf;
 use crate::model::{Manifest, ManifestError, ModelError, ShardEntry, ShardKind};
+use budget::Promised;
 use files::Layout;
 use marks::Marks;
 
@@ -66,8 +69,8 @@ struct Inner {
     writing: Mutex<HashSet<ShardId>>,
     /// Most bytes of all shards, where there is a bound.
     max_bytes: Option<u64>,
-    /// Bytes that others are about to write.
-    promised: Mutex<u64>,
+    /// What others are about to write.
+    promised: Mutex<Promised>,
     changes: watch::Sender<u64>,
 }
 
@@ -146,6 +149,7 @@ impl Catalog {
         };
         let catalog = Catalog { inner: Arc::new(inner) };
         catalog.finish_discards()?;
+        catalog.expire(SystemTime::now())?;
         Ok(catalog)
     }
 
