@@ -59,6 +59,14 @@ async fn pull(node: Node, model: String, parts: Parts, progress: Option<Progress
     json(&node.pull(&model, parts, progress).await?)
 }
 
+async fn pin(node: Node, model: String, on: bool) -> Result<(), Failure> {
+    Ok(node.pin(&model, on).await?)
+}
+
+async fn make_room(node: Node, bytes: u64) -> Result<Vec<String>, Failure> {
+    Ok(node.make_room(bytes).await?.iter().map(ToString::to_string).collect())
+}
+
 async fn plan(node: Node, model: String) -> Result<String, Failure> {
     json(&node.plan(&model).await?)
 }
@@ -253,6 +261,26 @@ impl NativeNode {
     ) -> PyResult<Bound<'py, PyAny>> {
         let (node, part) = (self.node()?, part.convert()?);
         awaitable_reporting(py, &node.runtime(), progress, |progress| pull(node.clone(), model, part, progress))
+    }
+
+    fn pin(&self, py: Python<'_>, model: String, on: bool) -> PyResult<()> {
+        let node = self.node()?;
+        block(py, &node.runtime(), pin(node.clone(), model, on))
+    }
+
+    fn pin_async<'py>(&self, py: Python<'py>, model: String, on: bool) -> PyResult<Bound<'py, PyAny>> {
+        let node = self.node()?;
+        awaitable(py, &node.runtime(), pin(node.clone(), model, on))
+    }
+
+    fn make_room(&self, py: Python<'_>, bytes: u64) -> PyResult<Vec<String>> {
+        let node = self.node()?;
+        block(py, &node.runtime(), make_room(node.clone(), bytes))
+    }
+
+    fn make_room_async<'py>(&self, py: Python<'py>, bytes: u64) -> PyResult<Bound<'py, PyAny>> {
+        let node = self.node()?;
+        awaitable(py, &node.runtime(), make_room(node.clone(), bytes))
     }
 
     fn plan(&self, py: Python<'_>, model: String) -> PyResult<String> {

@@ -37,6 +37,12 @@ def test_an_import_tells_its_progress(node: swarmllm.Node, gguf: str) -> None:
     assert [known.id for known in node.models()] == [model.id]
 
 
+def test_a_model_is_pinned_and_let_go(smol: swarmllm.Node) -> None:
+    smol.pin("smol")
+    smol.unpin("smol")
+    assert smol.make_room(1 << 30) == [], "without a bound there is room"
+
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         pass

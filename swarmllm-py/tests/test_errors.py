@@ -36,6 +36,13 @@ def test_an_unknown_model_is_told_apart(node: swarmllm.Node) -> None:
         node.plan("no-such-model")
 
 
+def test_a_model_that_is_not_known_cannot_be_pinned(node: swarmllm.Node) -> None:
+    for call in [node.pin, node.unpin]:
+        with pytest.raises(swarmllm.ModelNotFoundError):
+            call("no-such-model")
+    assert node.make_room(1) == []
+
+
 def test_a_bad_gguf_is_refused_and_leaves_nothing_behind(node: swarmllm.Node, tmp_path: Path) -> None:
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(b"GGUF\x03this is not a model at all, whatever its first bytes say")

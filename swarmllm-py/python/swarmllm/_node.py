@@ -311,6 +311,21 @@ class Node(_Base):
         source = (address, hub, token)
         return Model(json.loads(self._running().pull_url(model, source, part, progress)))
 
+    def pin(self, model: str) -> None:
+        """From now on `make_room` leaves the model alone, after a restart too."""
+        self._running().pin(model, True)
+
+    def unpin(self, model: str) -> None:
+        """Takes a pin back."""
+        self._running().pin(model, False)
+
+    def make_room(self, bytes: int) -> list[str]:
+        """Removes the models used longest ago until so many bytes more have room; gives the ids of those that went.
+
+        Pinned ones stay, and those that are loaded here. Where the others would not make enough room, none goes.
+        """
+        return self._running().make_room(bytes)
+
     def plan(self, model: str) -> Plan:
         """Which stages would answer, without acting."""
         return Plan(json.loads(self._running().plan(model)))
@@ -432,6 +447,21 @@ class AsyncNode(_Base):
         """Fetches shards of a known model from peers and from its GGUF on the web; the rest as in `import_url`."""
         source = (address, hub, token)
         return Model(json.loads(await self._running().pull_url_async(model, source, part, _on_loop(progress))))
+
+    async def pin(self, model: str) -> None:
+        """From now on `make_room` leaves the model alone, after a restart too."""
+        await self._running().pin_async(model, True)
+
+    async def unpin(self, model: str) -> None:
+        """Takes a pin back."""
+        await self._running().pin_async(model, False)
+
+    async def make_room(self, bytes: int) -> list[str]:
+        """Removes the models used longest ago until so many bytes more have room; gives the ids of those that went.
+
+        Pinned ones stay, and those that are loaded here. Where the others would not make enough room, none goes.
+        """
+        return await self._running().make_room_async(bytes)
 
     async def plan(self, model: str) -> Plan:
         """Which stages would answer, without acting."""
