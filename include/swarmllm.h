@@ -507,8 +507,9 @@ swarmllm_status swarmllm_node_free(swarmllm_node node);
  * object of `max_tokens`, `temperature` (0 = greedy), `top_k`, `typical_p`, `top_p`, `min_p`, `repeat_penalty`,
  * `repeat_last_n`, `presence_penalty`, `frequency_penalty`, `logit_bias` (an object of tokens, -100 bans), `seed`, `stop`
  * (a text or a list), `deadline_ms`, `exact`, `guess`, `draft` (a smaller model with the same vocabulary, held here as a
- * whole, which guesses), `stand_by` (whether other hosts follow, to take over where one is lost), `logprobs` (how many
- * alternatives the completion tells beside each token, 0 to 20) and `constraint` (the answer's form: `"json_object"`, `{"json_schema": {...}}`, `{"lark": "..."}` or `{"regex": "..."}`).
+ * whole, which guesses), `stand_by` (whether other hosts follow, to take over where one is lost), `wire` (how hidden states
+ * travel: `"f32"`, or rounded and shorter `"bf16"` or `"int8"`, not with `exact`), `logprobs` (how many alternatives the
+ * completion tells beside each token, 0 to 20) and `constraint` (the answer's form: `"json_object"`, `{"json_schema": {...}}`, `{"lark": "..."}` or `{"regex": "..."}`).
  * Returns when the stages are ready and the prompt was accepted.
  */
 swarmllm_status swarmllm_node_chat(swarmllm_node node,
