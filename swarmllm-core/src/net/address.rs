@@ -185,6 +185,39 @@ pub(super) fn is_worth_keeping(claimed: &Multiaddr, seen: &Multiaddr) -> bool {
         && (!loopback(claimed) || loopback(seen))
 }
 
+/// How far an address leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Scope {
+    /// To the same machine; or nobody can say where to.
+    Machine,
+    /// To whoever is on the same site.
+    Site,
+    /// To the same place from everywhere.
+    World,
+}
+
+fn scope(ip: IpAddr) -> Scope {
+    // Carriers' own: 100.64.0.0/10.
+    let is_shared = |[first, second, ..]: [u8; 4]| first == 100 && second & 0xc0 == 64;
+    let ip = ip.to_canonical();
+    let on_site = match ip {
+        IpAddr::V4(ip) => ip.is_private() || ip.is_link_local() || ip.is_broadcast() || is_shared(ip.octets()),
+        IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local(),
+    };
+    match (ip.is_loopback() || ip.is_unspecified() || ip.is_multicast(), on_site) {
+        (true, _) => Scope::Machine,
+        (false, true) => Scope::Site,
+        (false, false) => Scope::World,
+    }
+}
+
+/// Whether an address may be dialled because a peer has told it that was itself seen at `seen`: who is far away has no say
+/// about this machine and this site, and a name may lead to either.
+pub(super) fn may_tell(seen: Option<&Multiaddr>, told: &Multiaddr) -> bool {
+    let teller = seen.and_then(ip).map_or(Scope::World, scope);
+    ip(told).map_or(Scope::Machine, scope) >= teller
+}
+
 /// The name to be resolved, where the address begins with one: the name, and whether IPv4 and IPv6 will do. The name of a
 /// circuit's relay is resolved when the relay is dialled.
 pub(super) fn dns_name(address: &Multiaddr) -> Option<(String, bool, bool)> {
@@ -265,6 +298,25 @@ mod tests {
         let whole = with_peer(&through, peer);
         assert_eq!((peer_in(&whole), without_peer(&whole)), (Some(peer), through));
         assert!(parse_listen(&without_peer(&whole).to_string()).is_err());
+    }
+
+    #[test]
+    fn who_is_far_away_has_no_say_about_this_machine_and_this_site() {
+        let read = |text: &str| text.parse::<Multiaddr>().unwrap();
+        let tells = |seen: &str, told: &str| may_tell(Some(&read(seen)), &read(told));
+        let (machine, site, world) = ("/ip4/127.0.0.1/tcp/7", "/ip4/192.168.1.2/tcp/7", "/ip4/8.8.4.4/tcp/7");
+        for near in [machine, "/ip6/::1/tcp/7", "/ip6/::ffff:127.0.0.1/tcp/7", "/ip4/0.0.0.0/tcp/7", "/dns4/home/tcp/7"]
+        {
+            assert!(tells(machine, near) && !tells(site, near) && !tells(world, near), "{near}");
+        }
+        for on_site in
+            [site, "/ip4/100.64.0.1/tcp/7", "/ip4/169.254.0.1/tcp/7", "/ip6/fd00::1/tcp/7", "/ip6/fe80::1/tcp/7"]
+        {
+            assert!(tells(machine, on_site) && tells(site, on_site) && !tells(world, on_site), "{on_site}");
+        }
+        assert!(tells(machine, world) && tells(site, world) && tells(world, world));
+        assert!(tells("/dns4/far.example/tcp/7", world) && !tells("/dns4/far.example/tcp/7", site));
+        assert!(may_tell(None, &read(world)) && !may_tell(None, &read(site)), "a teller that has left is a far one");
     }
 
     #[test]

@@ -14,8 +14,8 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T, NetError>>;
 pub(super) enum Command {
     /// Connect to whoever is at the address, and wait until it is identified; `anew` where a connection stands, too.
     Dial { address: Multiaddr, anew: bool, reply: Reply<NodeId> },
-    /// Be connected to a peer that may be at these addresses.
-    Ensure { node: NodeId, peer: PeerId, addresses: Vec<Multiaddr>, reply: Reply<NodeId> },
+    /// Be connected to a peer that may be at these addresses, which another peer may have told.
+    Ensure { node: NodeId, peer: PeerId, addresses: Vec<Multiaddr>, told_by: Option<PeerId>, reply: Reply<NodeId> },
     /// Open a stream to a connected peer.
     Open { node: NodeId, peer: PeerId, channel: Channel, reply: OpenReply },
     /// Gossip.

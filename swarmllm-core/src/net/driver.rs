@@ -147,7 +147,12 @@ impl Driver {
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Dial { address, anew, reply } => self.dial(address, anew, reply),
-            Command::Ensure { node, peer, addresses, reply } => self.ensure(node, peer, addresses, reply),
+            Command::Ensure { node, peer, mut addresses, told_by, reply } => {
+                if let Some(teller) = told_by {
+                    addresses.retain(|told| address::may_tell(self.table.seen(&teller), told));
+                }
+                self.ensure(node, peer, addresses, reply);
+            }
             Command::Open { node, peer, channel, reply } => match self.table.link(&peer) {
                 Some(link) => self.swarm.behaviour_mut().streams.open(node, peer, link, channel, reply),
                 None => drop(reply.send(Err(NetError::NotConnected { node }))),

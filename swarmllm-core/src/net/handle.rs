@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use libp2p::{Multiaddr, Swarm, identity, relay, swarm};
+use libp2p::{Multiaddr, PeerId, Swarm, identity, relay, swarm};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -216,11 +216,22 @@ impl NetHandle {
     /// Waits until `node` is connected and identified, dialling it where it is not: at these addresses, of which the
     /// unusable are skipped, and at those known from before.
     pub async fn ensure_connected(&self, node: NodeId, addresses: &[String]) -> Result<(), NetError> {
+        self.ensure(node, addresses, None).await
+    }
+
+    /// The same at addresses that another peer has told. Those of this machine and its site are skipped where that peer
+    /// itself is farther away.
+    pub async fn ensure_as_told(&self, node: NodeId, addresses: &[String], by: NodeId) -> Result<(), NetError> {
+        let teller = peer_of(&by).ok_or(NetError::NotConnected { node: by })?;
+        self.ensure(node, addresses, Some(teller)).await
+    }
+
+    async fn ensure(&self, node: NodeId, addresses: &[String], told_by: Option<PeerId>) -> Result<(), NetError> {
         let peer = peer_of(&node).ok_or(NetError::NotConnected { node })?;
         let usable = addresses.iter().filter_map(|text| address::parse_dial(text).ok());
         let of_node = usable.filter(|address| address::peer_in(address).is_none_or(|named| named == peer));
         let addresses = of_node.take(config::MAX_ADDRESSES_PER_PEER).collect();
-        self.ask(|reply| Command::Ensure { node, peer, addresses, reply }).await.map(drop)
+        self.ask(|reply| Command::Ensure { node, peer, addresses, told_by, reply }).await.map(drop)
     }
 
     /// Opens a stream to a connected node, at most within 10 s. Never dials: see

@@ -288,6 +288,11 @@ impl PeerTable {
         peer.preferred().or_else(|| peer.links.first()).map(|link| link.id)
     }
 
+    /// Where a peer is seen, over the link in use.
+    pub fn seen(&self, peer: &PeerId) -> Option<&Multiaddr> {
+        self.find(peer, self.link(peer)?).map(|link| &link.address)
+    }
+
     /// The link with this id.
     pub fn find(&self, peer: &PeerId, id: ConnectionId) -> Option<&Link> {
         self.peers.get(peer)?.links.iter().find(|link| link.id == id)
