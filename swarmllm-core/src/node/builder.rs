@@ -17,6 +17,7 @@ use crate::net::{self, Incoming, NetConfig, NetHandle};
 use crate::node::announcer::{self, Announcer};
 use crate::node::control;
 use crate::node::error::StartError;
+use crate::node::exchange::Exchange;
 use crate::node::guide::Guides;
 use crate::node::handle::Node;
 use crate::node::loaded::LoadedModels;
@@ -383,6 +384,7 @@ impl NodeBuilder {
             models: LoadedModels::default(),
             guides: Guides::default(),
             announcer,
+            exchange: Exchange::new(),
             #[cfg(feature = "https")]
             throttle: Arc::new(Throttle::new(self.download_rate)),
             events,

@@ -8,7 +8,7 @@ use tokio::sync::{Semaphore, broadcast};
 use crate::base::{ErrorKind, Event, Fault, NodeId};
 use crate::net::{Incoming, NetHandle, Stream};
 use crate::node::shared::Shared;
-use crate::node::{announcer, transfer};
+use crate::node::{announcer, exchange, transfer};
 use crate::pipeline::control::{read_request, write_reply};
 use crate::pipeline::settle::Settler;
 use crate::wire::announce::Announcement;
@@ -112,6 +112,10 @@ async fn reply_to(shared: &Arc<Shared>, peer: NodeId, request: Request) -> Resul
             Ok(Reply::Released)
         }
         Request::Alive => Ok(Reply::Alive),
+        Request::Peers => {
+            let known = shared.net.as_ref().map(|net| net.peers().snapshot()).unwrap_or_default();
+            Ok(Reply::Peers(exchange::peers_for(peer, known)))
+        }
         Request::Heads(theirs) => settler(shared)?.on_heads(peer, &theirs).await,
         Request::Pay { proposal } => settler(shared)?.on_pay(peer, &proposal).await,
     }
@@ -153,8 +157,9 @@ pub(crate) async fn watch_peers(
 fn greet(shared: &Arc<Shared>, peer: NodeId) {
     let greeting = shared.clone();
     shared.tasks.spawn("hello", async move {
-        if let Err(fault) = announcer::hello(&greeting, peer).await {
-            tracing::debug!(%peer, %fault, "a hello was not answered");
+        match announcer::hello(&greeting, peer).await {
+            Ok(()) => exchange::ask(&greeting, peer).await,
+            Err(fault) => tracing::debug!(%peer, %fault, "a hello was not answered"),
         }
     });
     shared.events.send(Event::PeerConnected { node: peer });

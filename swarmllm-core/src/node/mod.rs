@@ -13,6 +13,7 @@ mod control;
 mod drafting;
 mod embedding;
 mod error;
+mod exchange;
 mod fetch;
 mod generation;
 mod guide;

@@ -12,6 +12,7 @@ use crate::identity::{Keypair, SwarmKey};
 use crate::model::catalog::Catalog;
 use crate::net::NetHandle;
 use crate::node::announcer::Announcer;
+use crate::node::exchange::Exchange;
 use crate::node::guide::Guides;
 use crate::node::loaded::LoadedModels;
 use crate::node::registry::Registry;
@@ -56,6 +57,7 @@ pub(crate) struct Shared {
     pub models: LoadedModels,
     pub guides: Guides,
     pub announcer: Announcer,
+    pub exchange: Exchange,
     /// What downloads from the web keep to.
     #[cfg(feature = "https")]
     pub throttle: Arc<Throttle>,

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::base::{Fault, LayerRange, ModelId, NodeId, SessionId};
+use crate::wire::WireError;
 use crate::wire::announce::Announcement;
 use crate::wire::prefix::Prefix;
 
@@ -25,6 +26,8 @@ pub enum Request {
     Pay { proposal: Vec<u8> },
     /// Asks nothing but whether somebody answers.
     Alive,
+    /// Asks for others of the swarm.
+    Peers,
 }
 
 /// The reply to a [`Request`].
@@ -46,6 +49,8 @@ pub enum Reply {
     Paid { record: Vec<u8> },
     /// To `Alive`.
     Alive,
+    /// To `Peers`: some to whom the asked one is connected. Checked by [`check_peers`].
+    Peers(Vec<Host>),
 }
 
 /// The newest records of two accounts, in the ledger's own encoding.
@@ -116,3 +121,40 @@ pub struct Opened {
 
 /// Longest control message, in bytes: a manifest of 10,000 tensors is about 1 MiB.
 pub const MAX_CONTROL_BYTES: usize = 16 * 1024 * 1024;
+
+/// Most peers that one reply names.
+pub const MAX_PEERS: usize = 32;
+/// Most addresses of each.
+pub const MAX_PEER_ADDRESSES: usize = 4;
+
+/// Refuses a reply to `Peers` that is larger than an honest node's. Whether the addresses are any shows when they are dialled.
+pub fn check_peers(peers: &[Host]) -> Result<(), WireError> {
+    let refuse = |what: &str| Err(WireError::Body(format!("the answer {what}")));
+    if peers.len() > MAX_PEERS {
+        return refuse("names too many peers");
+    }
+    if peers.iter().any(|peer| peer.addresses.len() > MAX_PEER_ADDRESSES) {
+        return refuse("names a peer with too many addresses");
+    }
+    let mut addresses = peers.iter().flat_map(|peer| &peer.addresses);
+    match addresses.any(|text| text.len() > Announcement::MAX_TEXT) {
+        true => refuse("holds a text that is too long"),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_that_are_many_or_have_many_or_long_addresses_are_refused() {
+        let of = |count, addresses, length| {
+            check_peers(&vec![Host { node: NodeId([1; 32]), addresses: vec!["x".repeat(length); addresses] }; count])
+        };
+        assert!(of(MAX_PEERS, MAX_PEER_ADDRESSES, Announcement::MAX_TEXT).is_ok());
+        assert!(of(MAX_PEERS + 1, 1, 1).is_err());
+        assert!(of(1, MAX_PEER_ADDRESSES + 1, 1).is_err());
+        assert!(of(1, 1, Announcement::MAX_TEXT + 1).is_err());
+    }
+}
