@@ -183,14 +183,14 @@ async fn a_half_is_moved(name: &str, room: impl Fn([u64; 2]) -> u64) {
     tokio::time::sleep(4 * ROUND).await;
     assert!(holders(first) >= 2 && holders(second) >= 2, "{} {}", holders(first), holders(second));
     assert_eq!(holds(&nodes[1]), [first], "what the host brought stays");
-    let now: Vec<Vec<LayerRange>> = nodes.iter().map(holds).collect();
     for node in &nodes {
         node.shutdown(CLOSING).await;
     }
-    // It is so on the disk too.
-    for (dir, held) in dirs.iter().zip(now) {
-        assert_eq!(Catalog::open(&dir.path().join("data")).unwrap().holding(model).layers, held);
-    }
+    // It is so on the disk too, though who was there longer may have begun to move once more.
+    let kept = |dir: &TempDir| Catalog::open(&dir.path().join("data")).unwrap().holding(model).layers;
+    let kept: Vec<Vec<LayerRange>> = dirs.iter().map(kept).collect();
+    assert_eq!((&kept[0][..], &kept[1][..]), (&[LayerRange::new(0, LAYERS)][..], &[first][..]));
+    assert!(kept[2..].iter().any(|held| *held == [second]), "{kept:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
