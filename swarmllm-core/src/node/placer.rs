@@ -78,6 +78,8 @@ fn members(shared: &Shared, model: ModelId, manifest: &Manifest) -> Vec<Member> 
         Member { node, layers, head, room, keeps, refuses }
     };
     let known = shared.registry.snapshot();
+    // Asked once for each stage, since thousands of peers may have it in use.
+    let mut sizes: HashMap<(&str, u32, u32, bool), u64> = HashMap::new();
     let peers = known.iter().filter(|(_, announced)| announced.serves).map(|(node, announced)| {
         let holding = Registry::holding(&known, *node, model);
         let within = |range: &LayerRange| LayerRange::new(range.start, range.end.min(manifest.layers));
@@ -86,7 +88,9 @@ fn members(shared: &Shared, model: ModelId, manifest: &Manifest) -> Vec<Member> 
         let busy = announced.in_use.iter().filter(|stage| stage.model == model && !within(&stage.layers).is_empty());
         let taken = busy.filter_map(|stage| {
             let engine = stages.engines().iter().find(|engine| engine.name() == stage.engine)?;
-            Some(stages.memory_of(engine.as_ref(), manifest, within(&stage.layers), stage.head))
+            let (layers, head) = (within(&stage.layers), stage.head);
+            let memory = || stages.memory_of(engine.as_ref(), manifest, layers, head);
+            Some(*sizes.entry((engine.name(), layers.start, layers.end, head)).or_insert_with(memory))
         });
         let room = taken.fold(announced.free_memory, u64::saturating_add);
         member(*node, layers.collect(), holding.is_some_and(|holding| holding.head), room)
