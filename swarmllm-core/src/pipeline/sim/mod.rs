@@ -96,7 +96,7 @@ fn whatever_befalls_a_swarm_its_answers_are_right_or_end_in_an_error_that_has_a_
 #[test]
 fn what_is_made_wrong_is_found() {
     let (_runtime, tasks) = tasks();
-    for sabotage in [Sabotage::Epochs, Sabotage::Names] {
+    for sabotage in [Sabotage::Epochs, Sabotage::Guesses, Sabotage::Names] {
         let found = (0..SEEDS).find(|seed| run(*seed, &tasks, Some(sabotage), false).wrong.is_some());
         assert!(found.is_some(), "{sabotage:?} is not found");
     }

@@ -87,6 +87,8 @@ impl Wire {
 pub enum Sabotage {
     /// Coordinators do not tell their routes apart.
     Epochs,
+    /// Coordinators take guesses for the text.
+    Guesses,
     /// Hosts give the KV that they have kept to sessions whose prompts begin otherwise.
     Names,
 }
