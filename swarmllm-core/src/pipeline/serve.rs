@@ -166,9 +166,12 @@ impl StageSession {
         self.bill.iter().try_for_each(|bill| bill.tabs.admit(bill.debtor))?;
         let returns = header.step == 0 && job.rewind;
         let (output, compute_us) = self.lease.stage().step(job).await.map_err(|error| match returns {
-            // The window of an earlier route's KV has moved on; without it the session can be computed from its beginning.
-            true => Fault::new(ErrorKind::PeerLost, format!("what was kept cannot be gone back to: {error}")),
-            false => Fault::new(error.kind(), error),
+            // Most likely the window of an earlier route's KV has moved on; without it the session can be computed from its
+            // beginning. Where it is something else it comes again, and attempts are bounded.
+            true if error.kind() == ErrorKind::EngineFailed => {
+                Fault::new(ErrorKind::PeerLost, format!("what was kept cannot be gone back to: {error}"))
+            }
+            _ => Fault::new(error.kind(), error),
         })?;
         if let Some(Bill { debtor, weight, tabs }) = &self.bill {
             let wanted = if self.turns.open().stands_by { 0 } else { header.rows.saturating_sub(header.want_from) };
