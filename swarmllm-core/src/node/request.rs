@@ -93,8 +93,8 @@ pub struct GenerateOptions {
     /// node holds all. Not with `exact` or a constraint, which are never guessed. Default: none.
     pub draft: Option<String>,
     /// Whether other hosts follow the stages of the answer, where some have the layers and the memory, so that one goes on
-    /// where a stage's host is lost and little is computed again. They compute, and are paid, as the stages are. Default:
-    /// false.
+    /// where a stage's host is lost and little is computed again. They see, compute and are paid for what the stages are,
+    /// and are not named in the answer's route before they take over. Default: false.
     pub stand_by: bool,
     /// How hidden states travel between hosts: rounded they take a half or some 0.3 of the bytes, which counts for long
     /// prompts over slow lines, and change answers by less than llama.cpp's own settings do. Not with `exact`; for
