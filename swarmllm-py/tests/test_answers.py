@@ -104,6 +104,14 @@ def test_texts_become_vectors_of_length_one(smol: swarmllm.Node) -> None:
         smol.embed("smol", [])
 
 
+def test_states_may_travel_rounded_and_stand_bys_be_asked_for(smol: swarmllm.Node) -> None:
+    whole = smol.generate("smol", "One, two, three,", max_tokens=8, temperature=0, wire="int8", stand_by=True)
+    assert whole.usage.completion_tokens == 8
+    for odd in [{"wire": "int9"}, {"wire": "bf16", "exact": True}]:
+        with pytest.raises(swarmllm.InvalidArgumentError):
+            smol.generate("smol", "One, two, three,", max_tokens=8, **odd)  # type: ignore[arg-type]
+
+
 def test_a_stop_text_ends_the_answer(smol: swarmllm.Node) -> None:
     whole = smol.generate("smol", "One, two, three,", max_tokens=16, temperature=0).choices[0].text
     stop = whole.strip()[2:4]

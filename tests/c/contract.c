@@ -264,6 +264,14 @@ static void test_story(const char *model) {
          "a text is continued without streaming");
   swarmllm_generation_free(answer);
 
+  expect(swarmllm_node_generate(node, "smol", "One, two,", "{\"wire\":\"int8\",\"stand_by\":true,\"max_tokens\":4}", &answer) == 0 &&
+             swarmllm_generation_completion_json(answer, &text) == 0 && holds(&text, "\"text\":"),
+         "states may travel rounded and stand-bys be asked for");
+  swarmllm_generation_free(answer);
+  expect(swarmllm_node_generate(node, "smol", "One, two,", "{\"wire\":\"int9\"}", &answer) ==
+             SWARMLLM_INVALID_ARGUMENT,
+         "a codec that is none is refused");
+
   expect(swarmllm_node_generate(node, "smol", "Today is", DATE, &answer) == 0 &&
              swarmllm_generation_completion_json(answer, &text) == 0 && holds(&text, "\"finish\":\"stop\""),
          "an answer has the form that was asked for");

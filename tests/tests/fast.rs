@@ -172,7 +172,7 @@ async fn likeness(model: TestModel, wire: Codec) -> f64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn states_that_are_rounded_on_the_way_say_nearly_the_same_and_are_refused_where_that_is_not_known() {
+async fn states_that_are_rounded_on_the_way_say_nearly_the_same_and_never_where_it_is_to_be_exact() {
     for model in [MODEL, TestModel::Gemma3] {
         for wire in [Codec::Bf16, Codec::Int8] {
             let share = likeness(model, wire).await;

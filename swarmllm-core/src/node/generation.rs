@@ -228,8 +228,7 @@ pub(super) fn check_prompt(model: &LoadedModel, prompt: &[u32]) -> Result<(), Fa
 /// Architectures of which a test shows what rounded states do to answers.
 const ROUNDED: [&str; 2] = ["llama", "gemma3"];
 
-fn check_wire(model: &LoadedModel, wire: Codec) -> Result<(), Fault> {
-    let architecture = model.manifest.architecture.as_str();
+fn check_wire(architecture: &str, wire: Codec) -> Result<(), Fault> {
     if wire == Codec::F32 || ROUNDED.contains(&architecture) {
         return Ok(());
     }
@@ -248,7 +247,7 @@ async fn start(
     deadline: Option<Instant>,
 ) -> Result<Generation, GenerateError> {
     check_prompt(&model, &prompt)?;
-    check_wire(&model, options.wire)?;
+    check_wire(&model.manifest.architecture, options.wire)?;
     let max_tokens = max_tokens(&shared, &model, prompt.len(), options.max_tokens)?;
     let sampler = Sampler::new(options.sampling, model.manifest.vocab)
         .map_err(|error| Fault::new(error.kind(), error))?
@@ -368,5 +367,18 @@ fn route_stage(report: &StageReport, engine: &str) -> RouteStage {
         load_ms: report.load_ms,
         prefill_us: report.prefill_us,
         decode_us: decode.get(decode.len() / 2).copied().unwrap_or(0).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_are_rounded_only_for_architectures_whose_answers_were_compared() {
+        let refused = |architecture, wire| check_wire(architecture, wire).err().map(|fault| fault.kind());
+        assert_eq!((refused("llama", Codec::Int8), refused("gemma3", Codec::Bf16)), (None, None));
+        assert_eq!(refused("phi3", Codec::Bf16), Some(ErrorKind::Unsupported));
+        assert_eq!(refused("phi3", Codec::F32), None);
     }
 }
