@@ -1,4 +1,4 @@
-//! Who comes after an announcement finds its holder all the same, through the swarm's table.
+//! Who comes after an announcement finds its holder all the same: by the swarm's table, or by what its peers tell it.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ const MODEL: TestModel = TestModel::SmolLm2;
 const TEXT: &str = "The lighthouse keeper counted the ships again and found that";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_late_comer_pulls_from_and_asks_a_holder_that_it_never_heard_of() {
+async fn a_late_comer_pulls_from_and_asks_a_holder_that_announced_before_it_came() {
     let network = lonely_network();
     let (hub, holder) = (Member::start(&network, Carrier::Tcp).await, Member::start(&network, Carrier::Quic).await);
     // Imported before anyone is there to hear of it, so that no gossip is under way: the hub is told by the hello.
@@ -21,8 +21,7 @@ async fn a_late_comer_pulls_from_and_asks_a_holder_that_it_never_heard_of() {
     eventually("the hub has heard of it", || hub.node.models().iter().any(|info| info.id == model)).await;
     let late = Member::start(&network, Carrier::Tcp).await;
     join(&late.node, &hub.node.addresses(), Carrier::Tcp).await;
-    assert!(late.node.models().is_empty(), "nobody has told it");
-    // The hub may not have put the holder into its table yet.
+    // The hub may not have named the holder yet, nor put it into its table.
     let pulled = in_time("a pull", async {
         loop {
             match late.node.pull(MODEL.name(), Parts::Coordinator, None).await {
