@@ -139,6 +139,9 @@ async fn a_stand_by_goes_on_with_what_it_has_computed_and_changes_no_token() {
         // All of the prompt and some of the answer, at least; a stand-by that is slow may lag.
         let (kept, prompt) = (in_time("another route", kept).await, streamed.completion.prompt_tokens);
         assert!(kept > prompt, "stage {stage}: {kept} tokens were kept, the prompt has {prompt}");
+        let route = &streamed.completion.route;
+        let (lost, taken) = route.split_at(route.len() / 2);
+        assert_eq!(lost[stage].stand_by, Some(taken[stage].node), "who followed is named, and took over");
         println!(
             "stage {stage}: {kept} of {} tokens were kept, the longest gap was {:?}",
             prompt + AFTER as u32,

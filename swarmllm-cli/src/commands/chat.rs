@@ -205,13 +205,17 @@ fn cancelled() -> Failure {
 }
 
 fn report(done: &Completion) -> String {
-    let head = ["stage", "node", "layers", "engine", "load ms", "prefill ms", "decode ms/token"];
+    let head = ["stage", "node | stand-by", "layers", "engine", "load ms", "prefill ms", "decode ms/token"];
     let rows: Vec<[String; 7]> = (1..)
         .zip(&done.route)
         .map(|(number, stage)| {
             [
                 format!("{number}"),
-                stage.node.short(),
+                format!(
+                    "{}{}",
+                    stage.node.short(),
+                    stage.stand_by.map_or_else(String::new, |by| format!(" | {}", by.short()))
+                ),
                 format!("{}{}", stage.layers, if stage.head { "+head" } else { "" }),
                 stage.engine.clone(),
                 stage.load_ms.to_string(),
@@ -288,6 +292,7 @@ mod tests {
     fn the_report_names_every_stage_with_its_times() {
         let stage = |byte, start, end, head| RouteStage {
             node: NodeId([byte; 32]),
+            stand_by: (byte == 0xbb).then_some(NodeId([0xcc; 32])),
             epoch: 0,
             layers: LayerRange::new(start, end),
             head,
@@ -318,6 +323,7 @@ mod tests {
         let report = report(&done);
         for part in [
             "aaaaaaaa",
+            "bbbbbbbb | cccccccc",
             "0..15",
             "15..30+head",
             "llama.cpp",

@@ -360,6 +360,7 @@ fn route_stage(report: &StageReport, engine: &str) -> RouteStage {
     decode.sort_unstable();
     RouteStage {
         node: report.stage.node,
+        stand_by: report.stand_by,
         epoch: report.epoch,
         layers: report.stage.layers,
         head: report.stage.head,

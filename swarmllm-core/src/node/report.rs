@@ -13,6 +13,17 @@ pub(crate) fn as_text<T: std::fmt::Display, S: serde::Serializer>(value: &T, ser
     serializer.collect_str(value)
 }
 
+/// As [`as_text`], or null.
+fn as_text_or_null<T: std::fmt::Display, S: serde::Serializer>(
+    value: &Option<T>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => serializer.collect_str(value),
+        None => serializer.serialize_none(),
+    }
+}
+
 /// A model as this node knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ModelInfo {
@@ -208,6 +219,9 @@ pub struct RouteStage {
     /// Its host.
     #[serde(serialize_with = "as_text")]
     pub node: NodeId,
+    /// Who was asked to follow it, and was sent what its host was sent.
+    #[serde(serialize_with = "as_text_or_null")]
+    pub stand_by: Option<NodeId>,
     /// Which of the answer's routes it was part of: it grows each time hosts are lost.
     pub epoch: u32,
     /// Its layers.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 
-use crate::base::{ErrorKind, Fault, ModelId, SessionId};
+use crate::base::{ErrorKind, Fault, ModelId, NodeId, SessionId};
 use crate::engine::Embedder;
 use crate::engine::constraint::Guide;
 use crate::engine::sample::{Sampled, Sampler};
@@ -117,6 +117,8 @@ pub trait TokenSink: Send {
 pub struct StageReport {
     /// Which stage.
     pub stage: PlanStage,
+    /// Who was asked to follow it. The host before it may send copies there from the beginning, whatever the answer was.
+    pub stand_by: Option<NodeId>,
     /// Which of the session's routes it was part of; the highest is the last.
     pub epoch: u32,
     /// Milliseconds that loading took, 0 where it was loaded.

@@ -55,16 +55,18 @@ impl Way {
     /// The way over a route that is open, and the reports of its stages, which have computed nothing.
     pub fn new(open: OpenRoute, local: NodeId) -> (Self, Vec<StageReport>) {
         let OpenRoute { epoch, route, opened, following, nodes } = open;
-        let (model, addresses) = (route.plan.model, route.addresses);
-        let (stages, predicted_us) = (route.plan.stages, route.plan.token_us);
-        let report = |(stage, opened): (&PlanStage, &Opened)| StageReport {
+        let stand_by = |stage| route.stand_by(stage).map(|host| host.node);
+        let report = |(index, (stage, opened)): (usize, (&PlanStage, &Opened))| StageReport {
             stage: *stage,
+            stand_by: stand_by(index),
             epoch,
             load_ms: opened.load_ms,
             prefill_us: 0,
             decode_us: Vec::new(),
         };
-        let reports = stages.iter().zip(&opened).map(report).collect();
+        let reports = route.plan.stages.iter().zip(&opened).enumerate().map(report).collect();
+        let (model, addresses) = (route.plan.model, route.addresses);
+        let (stages, predicted_us) = (route.plan.stages, route.plan.token_us);
         let weights = route.weights;
         let all = stages.iter().map(|stage| stage.node).zip(weights.iter().copied());
         let paid = all.filter(|(node, _)| *node != local).collect();

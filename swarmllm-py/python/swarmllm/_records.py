@@ -196,6 +196,7 @@ class RouteStage(Record):
     """A stage that answered, with its times."""
 
     node: str
+    stand_by: str | None
     epoch: int
     layers: Layers
     head: bool
