@@ -26,6 +26,8 @@ pub(super) enum Command {
     Withdraw { key: Hash },
     /// Find who announced the key.
     FindProviders { key: Hash, reply: Reply<Vec<NodeId>> },
+    /// Dial whoever ought to be connected, and who left last; tells how many of them are being dialled.
+    Reconnect { reply: Reply<usize> },
     /// A peer does not answer on its connection.
     Doubt { peer: PeerId },
     /// Close the connection to a peer.

@@ -103,6 +103,8 @@ pub(super) const QUIC_KEEP_ALIVE: Duration = Duration::from_millis(1500);
 /// Longest dial of one address, handshakes included; it is what QUIC has for its own. What was dialled through a cut line is
 /// given up soon, so that what comes up when the line is back is one connection and not all that were tried.
 pub(super) const DIAL_LONGEST: Duration = Duration::from_secs(6);
+/// After this time a dial begins once more beside itself: TCP tries again after 1, 3 and 7 s.
+pub(super) const DIAL_AGAIN: Duration = Duration::from_secs(2);
 /// Longest handshake of a new connection.
 pub(super) const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -164,6 +166,10 @@ pub(super) const MAX_ROUTING_BYTES: usize = 16 * 1024;
 /// Waits between two dials of a peer that ought to be connected.
 pub(super) const REDIAL_FIRST: Duration = Duration::from_secs(1);
 pub(super) const REDIAL_LONGEST: Duration = Duration::from_secs(60);
+/// Whoever ought to be connected is dialled at once where somebody asks for that, this often at most; and so many of the peers
+/// that left last.
+pub(super) const RECONNECT_AGAIN: Duration = Duration::from_secs(1);
+pub(super) const MAX_RECONNECTED: usize = 16;
 /// Of two nodes that discover each other the one with the larger id waits this long, so that one connection results.
 pub(super) const DISCOVERY_YIELD: Duration = Duration::from_secs(2);
 

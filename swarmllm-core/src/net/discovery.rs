@@ -79,6 +79,16 @@ impl<D: PartialEq + Copy, P: Hash + Eq + Copy, A: Clone + PartialEq> Discovery<D
         due.map(|(index, target)| (index, target.named, target.addresses.clone())).collect()
     }
 
+    /// All who are not being dialled are due now.
+    pub fn hurry(&mut self, now: Instant) {
+        self.targets.iter_mut().for_each(|target| target.due = target.due.min(now));
+    }
+
+    /// How many are being dialled.
+    pub fn dialled(&self) -> usize {
+        self.targets.iter().filter(|target| target.attempt.is_some()).count()
+    }
+
     /// The dial that was started for the target of this index.
     pub fn dialling(&mut self, index: usize, dial: D) {
         if let Some(target) = self.targets.get_mut(index) {
@@ -184,6 +194,20 @@ mod tests {
         plan.lost(7, start + seconds(10));
         assert!(plan.due(start + seconds(10), |_| false).is_empty());
         assert_eq!(plan.due(start + seconds(11), |_| false), [(0, None, vec!["seed"])]);
+    }
+
+    #[test]
+    fn who_waits_is_due_at_once_where_there_is_hurry() {
+        let start = Instant::now();
+        let mut plan = Plan::new([(None, "seed")].into_iter(), start);
+        plan.dialling(0, 1);
+        plan.failed(1, start, 0.5);
+        assert!(plan.due(start, |_| false).is_empty());
+        plan.hurry(start);
+        assert_eq!(plan.due(start, |_| false), [(0, None, vec!["seed"])]);
+        plan.dialling(0, 2);
+        plan.hurry(start);
+        assert!(plan.due(start, |_| false).is_empty(), "it is being dialled");
     }
 
     #[test]

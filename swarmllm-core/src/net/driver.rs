@@ -57,6 +57,8 @@ pub(super) struct Driver {
     pub pending: Pending<ConnectionId, PeerId, kad::QueryId>,
     pub discovery: Discovery<ConnectionId, PeerId, Multiaddr>,
     pub reach: Reach<PeerId, Multiaddr, ListenerId>,
+    /// When all who ought to be connected were last dialled because somebody missed them.
+    pub reconnected: Option<Instant>,
     /// Whether this node carries circuits: where it listens is where it can be reached, as far as nobody says otherwise.
     pub relays: bool,
     /// Ends the tasks of all connections, after the goodbye.
@@ -163,6 +165,7 @@ impl Driver {
                 self.swarm.behaviour_mut().routing.stop_providing(&kad::RecordKey::new(key.as_bytes()));
             }
             Command::FindProviders { key, reply } => self.find_providers(key.as_bytes(), reply),
+            Command::Reconnect { reply } => drop(reply.send(Ok(self.reconnect(Instant::now())))),
             Command::Doubt { peer } => self.doubt(peer),
             Command::Disconnect { peer } => drop(self.swarm.disconnect_peer_id(peer)),
             // Ends the loop in `run`.
@@ -244,6 +247,22 @@ impl Driver {
             self.pending.dialling(dial, peer, Vec::new());
             self.dial_now(peer, options);
         }
+    }
+
+    /// Dials whoever ought to be connected, and who left last. How many of them are being dialled.
+    fn reconnect(&mut self, now: Instant) -> usize {
+        let left: Vec<PeerId> = self.table.left().take(config::MAX_RECONNECTED).collect();
+        if self.reconnected.is_none_or(|before| now.duration_since(before) >= config::RECONNECT_AGAIN) {
+            self.reconnected = Some(now);
+            self.discovery.hurry(now);
+            self.dial_due(now);
+            for peer in left.iter().copied().filter(|peer| !self.pending.is_dialling(*peer)).collect::<Vec<_>>() {
+                let Some(options) = dial_options(Some(peer), self.table.addresses(&peer)) else { continue };
+                self.pending.dialling(options.connection_id(), Some(peer), Vec::new());
+                self.dial_now(Some(peer), options);
+            }
+        }
+        self.discovery.dialled() + left.into_iter().filter(|peer| self.pending.is_dialling(*peer)).count()
     }
 
     fn on_dial_failed(&mut self, dial: ConnectionId, error: &DialError) {

@@ -146,6 +146,7 @@ fn build(
         dial_deadline: config.dial_deadline,
         pending: Pending::new(),
         discovery,
+        reconnected: None,
         reach: Reach::new(),
         relays: config.relay,
         _connections: connections.drop_guard(),
@@ -265,6 +266,12 @@ impl NetHandle {
     /// Other nodes that announced `key`, at most 64. Never believed: they are asked.
     pub async fn find_providers(&self, key: Hash) -> Result<Vec<NodeId>, NetError> {
         self.ask(|reply| Command::FindProviders { key, reply }).await
+    }
+
+    /// Dials at once whoever ought to be connected, and the peers that left last: for who misses them. Tells how many are being
+    /// dialled; it does not wait for them.
+    pub async fn reconnect(&self) -> Result<usize, NetError> {
+        self.ask(|reply| Command::Reconnect { reply }).await
     }
 
     /// Says that a connected node does not answer. It is dialled anew, every few seconds at most; a connection that comes

@@ -8,17 +8,22 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use futures::StreamExt;
 use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::{Boxed, DialOpts, ListenerId, TransportError, TransportEvent};
 use libp2p::{Multiaddr, PeerId, Transport};
 
 use super::address;
-use super::config::{DIAL_LONGEST, RESOLVE_DEADLINE};
+use super::config::{DIAL_AGAIN, DIAL_LONGEST, RESOLVE_DEADLINE};
 
 /// Addresses of one name that are tried.
 const MAX_TRIED: usize = 4;
+/// Attempts of one dial: they begin within [`DIAL_LONGEST`].
+const MOST_DIALS: usize = 3;
 
 type Output = (PeerId, StreamMuxerBox);
 type Inner = Boxed<Output>;
@@ -65,16 +70,17 @@ impl Transport for Outward {
     fn dial(&mut self, address: Multiaddr, options: DialOpts) -> Result<Self::Dial, TransportError<io::Error>> {
         let meant = address::peer_in(&address);
         let Some((name, four, six)) = address::dns_name(&address) else {
-            let dial = self.lock().dial(address, options)?;
-            return Ok(Box::pin(async move { check(in_time(dial).await?, meant) }));
+            let (first, inner) = (self.lock().dial(address.clone(), options)?, self.inner.clone());
+            return Ok(Box::pin(async move { check(connect(first, inner, address, options).await?, meant) }));
         };
         let inner = self.inner.clone();
         Ok(Box::pin(async move {
             let mut failure = io::Error::new(io::ErrorKind::NotFound, format!("`{name}` has no suitable address"));
             for ip in resolve(&name, four, six).await? {
-                let dial = lock(&inner).dial(address::with_ip(&address, ip), options);
+                let address = address::with_ip(&address, ip);
+                let dial = lock(&inner).dial(address.clone(), options);
                 match dial {
-                    Ok(dial) => match in_time(dial).await {
+                    Ok(first) => match connect(first, inner.clone(), address, options).await {
                         Ok(connected) => return check(connected, meant),
                         Err(error) => failure = error,
                     },
@@ -94,8 +100,43 @@ impl Transport for Outward {
     }
 }
 
-async fn in_time(dial: impl Future<Output = io::Result<Output>>) -> io::Result<Output> {
-    tokio::time::timeout(DIAL_LONGEST, dial).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+/// Dials, and now and then once more beside that, until one has connected, all have failed, or it lasts too long: a line
+/// that was cut may be back long before the system tries again by itself.
+async fn connect(
+    first: <Inner as Transport>::Dial,
+    inner: Arc<Mutex<Inner>>,
+    address: Multiaddr,
+    options: DialOpts,
+) -> io::Result<Output> {
+    let again = || lock(&inner).dial(address.clone(), options).ok();
+    let most = if address::is_circuit(&address) { 1 } else { MOST_DIALS };
+    let dials = in_turns(first, again, DIAL_AGAIN, most);
+    tokio::time::timeout(DIAL_LONGEST, dials).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// The first attempt that succeeds of at most `most`, of which one more begins after each pause as long as any is under way.
+async fn in_turns<T, F: Future<Output = io::Result<T>> + Unpin>(
+    first: F,
+    again: impl Fn() -> Option<F>,
+    pause: Duration,
+    most: usize,
+) -> io::Result<T> {
+    let (mut attempts, mut begun) = (FuturesUnordered::from_iter([first]), 1);
+    let mut failure = io::Error::from(io::ErrorKind::TimedOut);
+    loop {
+        tokio::select! {
+            biased;
+            done = attempts.next() => match done {
+                Some(Ok(connected)) => return Ok(connected),
+                Some(Err(error)) => failure = error,
+                None => return Err(failure),
+            },
+            () = tokio::time::sleep(pause), if begun < most => {
+                begun += 1;
+                attempts.extend(again());
+            }
+        }
+    }
 }
 
 fn check(connected: Output, meant: Option<PeerId>) -> io::Result<Output> {
@@ -111,4 +152,46 @@ async fn resolve(name: &str, four: bool, six: bool) -> io::Result<Vec<IpAddr>> {
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("resolving `{name}` took too long")))??;
     let wanted = |ip: &IpAddr| if ip.is_ipv4() { four } else { six };
     Ok(found.map(|socket: SocketAddr| socket.ip()).filter(wanted).take(MAX_TRIED).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures::FutureExt;
+
+    use super::*;
+
+    const PAUSE: Duration = Duration::from_millis(20);
+
+    #[tokio::test]
+    async fn a_dial_that_hangs_is_tried_again_and_the_first_that_connects_counts() {
+        let begun = AtomicUsize::new(1);
+        let again = || match begun.fetch_add(1, Ordering::Relaxed) {
+            2 => Some(async { Ok(7) }.boxed()),
+            _ => Some(futures::future::pending().boxed()),
+        };
+        let hangs = futures::future::pending::<io::Result<u32>>().boxed();
+        assert_eq!(in_turns(hangs, again, PAUSE, 3).await.unwrap(), 7);
+        assert_eq!(begun.load(Ordering::Relaxed), 3);
+    }
+
+    #[tokio::test]
+    async fn a_dial_that_is_refused_is_not_tried_again() {
+        let refused = async { Err::<u32, _>(io::Error::from(io::ErrorKind::ConnectionRefused)) }.boxed();
+        let again = || panic!("once is enough");
+        assert_eq!(in_turns(refused, again, PAUSE, 3).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[tokio::test]
+    async fn no_more_attempts_begin_than_are_allowed() {
+        let begun = AtomicUsize::new(1);
+        let again = || {
+            begun.fetch_add(1, Ordering::Relaxed);
+            Some(futures::future::pending().boxed())
+        };
+        let hangs = futures::future::pending::<io::Result<u32>>().boxed();
+        assert!(tokio::time::timeout(10 * PAUSE, in_turns(hangs, again, PAUSE, 3)).await.is_err());
+        assert_eq!(begun.load(Ordering::Relaxed), 3);
+    }
 }

@@ -238,6 +238,11 @@ impl PeerTable {
         entry.links.iter().map(|link| (link.id, keep(link) || !any)).collect()
     }
 
+    /// The peers that left, the last one first.
+    pub fn left(&self) -> impl Iterator<Item = PeerId> + '_ {
+        self.left.iter().rev().copied()
+    }
+
     /// A connected peer does not answer. Whether it is to be dialled anew now.
     pub fn doubt(&mut self, peer: &PeerId, now: Instant) -> bool {
         let Some(entry) = self.peers.get_mut(peer).filter(|entry| !entry.links.is_empty()) else { return false };
