@@ -24,6 +24,9 @@ const TOKENS: u32 = 32;
 /// Longest wait for anything that an unkind network may delay.
 const LONGEST: Duration = Duration::from_secs(60);
 
+/// Time within which the first token comes once cut lines are back.
+const RECOVERY: Duration = Duration::from_secs(5);
+
 /// The peer that others find each other by, at this address.
 fn bootstrap(place: &Place) -> (Process, TempDir, String) {
     let dir = TempDir::new().expect("a temporary directory");
@@ -46,6 +49,9 @@ fn host(place: &Place, known: &str, stages: u32, index: usize) -> (Process, Temp
 
 /// A coordinator in this process's namespace.
 async fn coordinator(known: &str) -> (Member, ModelId) {
+    // `RUST_LOG` says what this process tells, and the hosts.
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let dir = TempDir::new().expect("a temporary directory");
     let builder = Node::builder().data_dir(dir.path()).network(NETWORK).mdns(false);
     let builder = builder.listen(vec![TCP.to_owned(), QUIC.to_owned()]).bootstrap(vec![known.to_owned()]);
@@ -215,11 +221,15 @@ async fn cut_lines_and_lost_packets_cost_time_and_never_a_token() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         };
         let through = through.await.expect("no panic");
-        println!("lines {lines:?} cut for {length:.1?}: asked before {through:.1?}, during {during:.1?}");
+        println!(
+            "lines {lines:?} cut for {length:.1?}: asked before {through:.1?}, during {during:.1?}, after {recovered:.1?}"
+        );
         recoveries.push(recovered);
     }
     recoveries.sort_unstable();
     let (median, last) = (recoveries[recoveries.len() / 2], recoveries[recoveries.len() - 1]);
     println!("{rounds} cuts: a first token {median:.1?} after healing in the median, {last:.1?} at most");
+    // Of twenty packets one is lost: once its handshake may lose several in a row.
+    assert!(recoveries[recoveries.len() - 2] <= RECOVERY && last <= 3 * RECOVERY, "{recoveries:?}");
     member.stop().await;
 }

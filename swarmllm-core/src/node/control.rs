@@ -10,6 +10,7 @@ use crate::net::{Incoming, NetHandle, Stream};
 use crate::node::shared::Shared;
 use crate::node::{announcer, exchange, transfer};
 use crate::pipeline::control::{read_request, write_reply};
+use crate::pipeline::links::SessionStage;
 use crate::pipeline::settle::Settler;
 use crate::wire::announce::Announcement;
 use crate::wire::control::{Reply, Request};
@@ -111,7 +112,9 @@ async fn reply_to(shared: &Arc<Shared>, peer: NodeId, request: Request) -> Resul
             shared.serving.release(session, epoch, peer, &keep);
             Ok(Reply::Released)
         }
-        Request::Alive => Ok(Reply::Alive),
+        Request::Alive { session, epoch, stage } => {
+            Ok(Reply::Alive { serves: shared.serving.serves(SessionStage { session, epoch, stage }, peer) })
+        }
         Request::Peers => {
             let known = shared.net.as_ref().map(|net| net.peers().snapshot()).unwrap_or_default();
             Ok(Reply::Peers(exchange::peers_for(peer, known)))

@@ -11,7 +11,7 @@ use crate::base::{ErrorKind, Fault};
 use crate::engine::sample::{Sampled, Sampler, SamplingParams};
 use crate::node::generation::{blocking, check_prompt, context_limit, encode, in_time, load, new_session};
 use crate::node::loaded::LoadedModel;
-use crate::node::planning::{Finding, find_route};
+use crate::node::planning::{Finding, first_route};
 use crate::node::report::Embeddings;
 use crate::node::request::{EmbedRequest, Prompt};
 use crate::node::shared::Shared;
@@ -85,7 +85,7 @@ impl Work {
 
     async fn one(&self, text: Vec<u32>) -> Result<Vec<f32>, Fault> {
         let (shared, model) = (&self.shared, &self.model);
-        let route = find_route(shared, model, &[], false).await?;
+        let route = first_route(shared, model, false).await?;
         // Never asked: nothing is chosen.
         let sampler = Sampler::new(SamplingParams::greedy(), model.manifest.vocab);
         let job = Job {

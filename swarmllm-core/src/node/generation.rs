@@ -14,7 +14,7 @@ use crate::node::drafting;
 use crate::node::error::GenerateError;
 use crate::node::fetch;
 use crate::node::loaded::LoadedModel;
-use crate::node::planning::{Finding, find_route};
+use crate::node::planning::{Finding, first_route};
 use crate::node::report::{Completion, FinishReason, RouteStage, Timings, TokenLogprob};
 use crate::node::request::{ChatRequest, DEFAULT_MAX_TOKENS, GenerateOptions, GenerateRequest, Prompt};
 use crate::node::shared::Shared;
@@ -260,7 +260,7 @@ async fn start(
         Some(name) => Some(drafting::drafter(&shared, &model, name, prompt.len(), max_tokens).await?),
         None => None,
     };
-    let route = find_route(&shared, &model, &[], options.stand_by).await?;
+    let route = first_route(&shared, &model, options.stand_by).await?;
     let plan = route.plan.clone();
     let session = new_session()?;
     let cancel = shared.closed.child_token();

@@ -1,7 +1,7 @@
 //! What the planner is told of this node and of its peers, and the routes that follow.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 
@@ -21,30 +21,78 @@ use crate::wire::control::Host;
 
 /// Round trip assumed for a peer that has not been measured yet: a far one.
 const UNKNOWN_RTT_US: u32 = 500_000;
+/// How often a plan is looked for while holders are sought.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// Longest wait for lost peers to return.
+const RETURNS: Duration = Duration::from_secs(2);
 
 /// Which stages would answer.
 pub(crate) async fn plan_for(shared: &Arc<Shared>, name: &str) -> Result<Plan, GenerateError> {
     let model = load(shared, name).await?;
-    Ok(find_route(shared, &model, &[], false).await?.plan)
+    Ok(first_route(shared, &model, false).await?.plan)
 }
 
-/// The best route that does without some nodes; where those that are known do not give one, those that the swarm's table
-/// names are asked too.
-pub(super) async fn find_route(
+/// The best route for a new answer. Where there is none, and peers that were lost are being dialled, it waits a moment for
+/// them: this machine may have slept, or its line may just be back.
+pub(super) async fn first_route(shared: &Arc<Shared>, model: &LoadedModel, stand_by: bool) -> Result<Route, Fault> {
+    let none = match find_route(shared, model, &[], stand_by).await {
+        Err(fault) if fault.kind() == ErrorKind::NoPlan => fault,
+        found => return found,
+    };
+    let until = Instant::now() + RETURNS;
+    while reconnect(shared).await > 0 && Instant::now() < until {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        if let Ok(plan) = make_plan(shared, model, &[]) {
+            return Ok(route_of(shared, model, &[], stand_by, plan));
+        }
+    }
+    Err(none)
+}
+
+/// Dials who was lost; how many of them are being dialled.
+async fn reconnect(shared: &Shared) -> usize {
+    match &shared.net {
+        Some(net) => net.reconnect().await.unwrap_or(0),
+        None => 0,
+    }
+}
+
+/// The best route that does without some nodes; where those that are known do not give one, who was lost is dialled, and
+/// those that the swarm's table names are asked too.
+async fn find_route(
     shared: &Arc<Shared>,
     model: &LoadedModel,
     without: &[NodeId],
     stand_by: bool,
 ) -> Result<Route, Fault> {
     let plan = match make_plan(shared, model, without) {
-        Err(none) if seek(shared, key_of(model.id)).await == 0 => return Err(none),
-        Err(_) => make_plan(shared, model, without)?,
-        Ok(found) => found,
+        Err(none) => seek_plan(shared, model, without).await.ok_or(none)?,
+        Ok(plan) => plan,
     };
+    Ok(route_of(shared, model, without, stand_by, plan))
+}
+
+/// Seeks holders until there is a plan with them: it waits for no search that is slow, and for none that is vain.
+async fn seek_plan(shared: &Arc<Shared>, model: &LoadedModel, without: &[NodeId]) -> Option<Plan> {
+    reconnect(shared).await;
+    let search = seek(shared, key_of(model.id));
+    tokio::pin!(search);
+    loop {
+        let ended = tokio::time::timeout(LOOK_AGAIN, &mut search).await.is_ok();
+        if let Ok(plan) = make_plan(shared, model, without) {
+            return Some(plan);
+        }
+        if ended {
+            return None;
+        }
+    }
+}
+
+fn route_of(shared: &Shared, model: &LoadedModel, without: &[NodeId], stand_by: bool, plan: Plan) -> Route {
     let nodes = plan.stages.iter().map(|stage| stage.node);
     let (addresses, weights) = (addresses(shared, nodes), weights(model, &plan));
     let stand_bys = if stand_by { stand_bys(shared, model, without, &plan) } else { Vec::new() };
-    Ok(Route { addresses, weights, stand_bys, plan })
+    Route { addresses, weights, stand_bys, plan }
 }
 
 /// Finds routes for a session under way.

@@ -10,10 +10,14 @@ use crate::wire::frame::{FrameLimits, read_frame, write_frame};
 /// Bounds of a control frame; it has no body.
 const LIMITS: FrameLimits = FrameLimits { header: MAX_CONTROL_BYTES, body: 0 };
 
-/// Asks a peer. `Refused` comes back as the error that it carries. Cancel-safe: dropping it resets the stream.
+/// Asks a peer. `Refused` comes back as the error that it carries. A connection that brings no answer in time is doubted:
+/// perhaps only it is of no use any more. Cancel-safe: dropping it resets the stream.
 pub async fn request(net: &NetHandle, peer: NodeId, request: &Request, deadline: Duration) -> Result<Reply, Fault> {
     let asked = tokio::time::timeout(deadline, exchange(net, peer, request)).await;
-    let late = || Fault::new(ErrorKind::Timeout, format!("peer {} did not answer within {deadline:?}", peer.short()));
+    let late = || {
+        net.doubt(peer);
+        Fault::new(ErrorKind::Timeout, format!("peer {} did not answer within {deadline:?}", peer.short()))
+    };
     match asked.unwrap_or_else(|_| Err(late()))? {
         Reply::Refused(fault) => Err(Fault::new(fault.kind(), format!("peer {}: {fault}", peer.short()))),
         reply => Ok(reply),

@@ -5,7 +5,9 @@
 //! delivered here. A queue that is full means a peer that ignores the window of its session: that session ends.
 //!
 //! What was written may be lost with a stream although its peer stays connected, and no answer would ever come. So a link
-//! notices when its stream ends or what it wrote is not acknowledged, and all whose messages went there are told.
+//! notices when its stream ends or what it wrote is not acknowledged, and all whose messages went there are told. Until they
+//! have heard it they send no more: the frames of a session go to a peer by one link alone ([`Outlet`]), or those behind a
+//! loss would arrive, and look as if they were out of turn.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,6 +20,7 @@ use crate::net::{Channel, NetHandle, Stream};
 use crate::pipeline::link;
 use crate::pipeline::message::Message;
 use crate::rt::TaskSet;
+use crate::wire::control::Host;
 use crate::wire::frame::Frame;
 use crate::wire::job::StageHeader;
 use crate::wire::prefix::Prefix;
@@ -105,16 +108,21 @@ impl Links {
             self.deliver(to, message);
             return Ok(());
         }
+        self.link(to, addresses).await?.send(message).await.map_err(|_| lost(to))
+    }
+
+    /// The way of a session's frames to a peer that may be at these addresses.
+    pub fn outlet(&self, to: Host) -> Outlet {
+        Outlet { links: self.clone(), to, link: None }
+    }
+
+    /// The link to a peer, opened if there is none that stands.
+    async fn link(&self, to: NodeId, addresses: &[String]) -> Result<mpsc::Sender<Message>, Fault> {
         let known = locked(&self.inner.peers).get(&to).cloned();
-        let message = match known {
-            Some(link) => match link.send(message).await {
-                Ok(()) => return Ok(()),
-                Err(refused) => refused.0,
-            },
-            None => message,
-        };
-        let link = self.open(to, addresses).await?;
-        link.send(message).await.map_err(|_| lost(to))
+        match known.filter(|link| !link.is_closed()) {
+            Some(link) => Ok(link),
+            None => self.open(to, addresses).await,
+        }
     }
 
     async fn open(&self, to: NodeId, addresses: &[String]) -> Result<mpsc::Sender<Message>, Fault> {
@@ -190,6 +198,11 @@ impl Links {
         let entry = StageEntry { coordinator, next, queue, keep: keep.clone(), _over: over.clone().drop_guard() };
         stages.live.insert(key, entry);
         Ok(StageInbox { links: self.clone(), key, receiver, keep, over })
+    }
+
+    /// Whether a stage of this coordinator's session is here.
+    pub fn serves(&self, key: SessionStage, coordinator: NodeId) -> bool {
+        locked(&self.inner.stages).live.get(&key).is_some_and(|entry| entry.coordinator == coordinator)
     }
 
     /// Ends the stages of a session on this node, of this epoch and those before, those that are yet to begin included,
@@ -289,6 +302,30 @@ fn lost(peer: NodeId) -> Fault {
     Fault::new(ErrorKind::PeerLost, format!("the link to peer {} broke", peer.short()))
 }
 
+/// The way of one session's frames to one peer, by one link from the first to the last.
+pub struct Outlet {
+    links: Links,
+    to: Host,
+    link: Option<mpsc::Sender<Message>>,
+}
+
+impl Outlet {
+    /// Sends a frame, waiting for room in the link's queue; the first opens the link if there is none. Fails for good once
+    /// the link has broken.
+    pub async fn send(&mut self, message: Message) -> Result<(), Fault> {
+        let Host { node, addresses } = &self.to;
+        if *node == self.links.local() {
+            self.links.deliver(*node, message);
+            return Ok(());
+        }
+        let link = match &mut self.link {
+            Some(link) => link,
+            none => none.insert(self.links.link(*node, addresses).await?),
+        };
+        link.send(message).await.map_err(|_| lost(*node))
+    }
+}
+
 /// The messages of one stage of one session.
 pub struct StageInbox {
     links: Links,
@@ -338,5 +375,69 @@ impl CoordinatorInbox {
 impl Drop for CoordinatorInbox {
     fn drop(&mut self) {
         locked(&self.links.inner.coordinators).remove(&self.session);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::identity::Keypair;
+    use crate::net::{self, Incoming, NetConfig};
+    use crate::rt::EventBus;
+
+    const STAGE: SessionStage = SessionStage { session: SessionId([1; 16]), epoch: 2, stage: 3 };
+
+    fn node(name: u8) -> NodeId {
+        NodeId([name; 32])
+    }
+
+    async fn start(tasks: &TaskSet) -> (NetHandle, Incoming) {
+        let (listen, network) = (vec!["/ip4/127.0.0.1/tcp/0".to_owned()], format!("links-{}", std::process::id()));
+        let config = NetConfig { network, listen, mdns: false, ..NetConfig::default() };
+        let key = Keypair::generate().unwrap();
+        net::start(config, &key, EventBus::new(), tasks.clone()).await.unwrap()
+    }
+
+    fn frame() -> Message {
+        let SessionStage { session, epoch, stage } = STAGE;
+        Message::Failed { session, epoch, stage, fault: lost(node(9)) }
+    }
+
+    #[tokio::test]
+    async fn a_stage_is_served_to_its_coordinator_until_either_ends_it() {
+        let links = Links::new(node(0), None, TaskSet::new(tokio::runtime::Handle::current()));
+        let inbox = links.register_stage(STAGE, node(1), node(1)).unwrap();
+        assert!(links.serves(STAGE, node(1)));
+        assert!(!links.serves(STAGE, node(2)), "another's session is nobody's business");
+        assert!(!links.serves(SessionStage { epoch: 3, ..STAGE }, node(1)));
+        links.disconnected(node(1));
+        assert!(!links.serves(STAGE, node(1)));
+        drop(inbox);
+    }
+
+    #[tokio::test]
+    async fn the_frames_of_a_session_do_not_go_on_over_another_link_than_the_one_that_broke() {
+        let tasks = TaskSet::new(tokio::runtime::Handle::current());
+        let ((near, _near), (far, mut incoming)) = (start(&tasks).await, start(&tasks).await);
+        let links = Links::new(near.local(), Some(near), tasks.clone());
+        let host = Host { node: far.local(), addresses: far.addresses() };
+        let mut outlet = links.outlet(host.clone());
+        outlet.send(frame()).await.unwrap();
+        // The peer ends the stream; it stays connected.
+        drop(incoming.stage.recv().await.unwrap());
+        let begun = Instant::now();
+        let broken = loop {
+            match outlet.send(frame()).await {
+                Err(fault) => break fault,
+                Ok(()) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+            assert!(begun.elapsed() < Duration::from_secs(10), "the link is never found broken");
+        };
+        assert_eq!(broken.kind(), ErrorKind::PeerLost);
+        assert!(outlet.send(frame()).await.is_err(), "it stays so");
+        links.outlet(host).send(frame()).await.expect("a new route has a new link");
+        tasks.abort();
     }
 }

@@ -14,16 +14,18 @@ use crate::base::{ErrorKind, Fault, ModelId, NodeId, SessionId};
 use crate::net::NetHandle;
 use crate::pipeline::control::{request, unexpected};
 use crate::pipeline::job::Coordinator;
+use crate::pipeline::links::SessionStage;
 use crate::pipeline::plan::{Plan, PlanStage};
-use crate::pipeline::search::{Blame, LOOK_AGAIN, Next, Tried};
+use crate::pipeline::search::{Blame, LOOK_AGAIN, Next, Tried, is_loss};
 use crate::pipeline::watch;
 use crate::wire::control::{Host, OpenSession, Opened, Reply, Request};
 use crate::wire::prefix::Prefix;
 
 /// Loading a stage of many GiB from a cold disk takes a while; more than this is a hang.
 const OPEN_DEADLINE: Duration = Duration::from_secs(180);
-/// Telling a stage to free a session, and how often that is tried at a host that does not answer: for longer than a
-/// silent peer stays connected, since one that is frozen may come to itself and would keep the KV.
+/// Telling a stage to free a session, and how often that is tried at a host that does not answer or is out of reach: for
+/// longer than a silent peer stays connected, since one that is frozen may come to itself, and one that is cut off may not
+/// have noticed; they would keep the KV.
 pub const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
 pub const RELEASES: u32 = 9;
 /// How often a host that loads a stage is asked whether it is there, and how often in a row it may miss that where no route
@@ -121,12 +123,12 @@ impl Finder {
         Self { coordinator, routes, terms, tried: Tried::default(), opening: None, asked: BTreeSet::new() }
     }
 
-    /// Opens this route or, where a host of it fails, another. Where there is no other, the error says why the first
-    /// failed. After an open that is not awaited to its end, [`abandon`](Self::abandon) ends what was begun.
-    pub async fn open(&mut self, route: Route, prefix: &Prefix) -> Result<OpenRoute, Fault> {
+    /// Opens this route or, where a host of it fails, another; see [`reopen`](Self::reopen) for `patience`. Where there is
+    /// no other, the error says why the first failed. After an open that is not awaited to its end, [`abandon`](Self::abandon) ends what was begun.
+    pub async fn open(&mut self, route: Route, prefix: &Prefix, patience: Duration) -> Result<OpenRoute, Fault> {
         match self.attempt(route, prefix).await {
             Ok(open) => Ok(open),
-            Err(blame) => self.reopen(blame, None, prefix, Duration::ZERO).await,
+            Err(blame) => self.reopen(blame, None, prefix, patience).await,
         }
     }
 
@@ -149,7 +151,7 @@ impl Finder {
             match (self.tried.next(&mut search, found.is_ok(), Instant::now()), found) {
                 (Next::Attempt, Ok(route)) => match self.attempt(route, prefix).await {
                     Ok(open) => return Ok(open),
-                    Err(blame) => self.tried.blame(blame, &mut search),
+                    Err(blame) => self.tried.blame(blame, &mut search, Instant::now()),
                 },
                 (Next::LookAgain, _) => tokio::time::sleep(LOOK_AGAIN).await,
                 _ => return Err(search.cause),
@@ -198,8 +200,10 @@ impl Finder {
                 for _ in 0..RELEASES {
                     let Err(fault) = request(&net, peer, &release, RELEASE_DEADLINE).await else { return };
                     tracing::debug!(%fault, "a stage could not be released");
-                    if fault.kind() != ErrorKind::Timeout || stopping.is_cancelled() {
-                        // Without a connection the host frees the session by itself.
+                    let waits =
+                        tokio::time::sleep(if is_loss(fault.kind()) { RELEASE_DEADLINE } else { Duration::ZERO });
+                    let again = fault.kind() == ErrorKind::Timeout || is_loss(fault.kind());
+                    if !again || stopping.run_until_cancelled(waits).await.is_none() {
                         return;
                     }
                 }
@@ -317,10 +321,11 @@ impl Finder {
         open: OpenSession,
     ) -> Result<Opened, Fault> {
         net.ensure_connected(node, addresses).await.map_err(|error| Fault::new(error.kind(), error))?;
+        let stage = SessionStage { session: open.session, epoch: open.epoch, stage: open.stage };
         let open = Request::Open(open);
         let reply = tokio::select! {
             reply = request(net, node, &open, OPEN_DEADLINE) => reply?,
-            () = self.until_silent(net, node) => {
+            () = self.until_silent(net, node, stage) => {
                 let text = format!("peer {} does not answer", node.short());
                 return Err(Fault::new(ErrorKind::PeerUnreachable, text));
             }
@@ -332,11 +337,11 @@ impl Finder {
     }
 
     /// Waits until a peer is silent, and for longer where no route does without it.
-    async fn until_silent(&self, net: &NetHandle, node: NodeId) {
+    async fn until_silent(&self, net: &NetHandle, node: NodeId, stage: SessionStage) {
         let mut misses = 0;
         loop {
             tokio::time::sleep(WHILE_LOADING).await;
-            misses = if watch::is_silent(net, node).await { misses + 1 } else { 0 };
+            misses = if watch::is_silent(net, node, stage).await { misses + 1 } else { 0 };
             if misses >= MISSES || (misses > 0 && self.can_avoid(&[node]).await) {
                 return;
             }

@@ -18,7 +18,7 @@ use crate::net::NetHandle;
 use crate::pipeline::draft::{Costs, Took};
 use crate::pipeline::drafter::Drafter;
 use crate::pipeline::job::{Coordinator, Job, Limits, Outcome, StageReport, TokenSink, late};
-use crate::pipeline::links::{CoordinatorInbox, Delivery};
+use crate::pipeline::links::{CoordinatorInbox, Delivery, Outlet};
 use crate::pipeline::message::Message;
 use crate::pipeline::pool::{Pool, Pooling};
 use crate::pipeline::prefix::{EXACT_BLOCK, Namer};
@@ -27,9 +27,10 @@ use crate::pipeline::search::{Blame, is_loss};
 use crate::pipeline::session::{Action, End, Guess, Session, SessionParams};
 use crate::pipeline::speeds::Seen;
 use crate::pipeline::stand_by::Copies;
-use crate::pipeline::watch::Watch;
+use crate::pipeline::watch::{Absent, Watch};
 use crate::pipeline::way::{Heard, Shape, Way, usable};
 use crate::wire::codec::Codec;
+use crate::wire::control::Host;
 use crate::wire::job::{LogitsHeader, StepHeader};
 use crate::wire::prefix::Prefix;
 
@@ -49,7 +50,7 @@ pub async fn run<S: TokenSink>(coordinator: &Coordinator, job: Job, sink: &mut S
     let mut finder = Finder::new(coordinator.clone(), job.routes.clone(), job.terms());
     let prefix = coordinator.namer.of(job.codec).name(job.model, job.exact, &job.prompt);
     let limits = Limits { deadline: job.deadline, cancel: job.cancel.clone() };
-    let open = match limits.bound(finder.open(job.route.clone(), &prefix)).await {
+    let open = match limits.bound(finder.open(job.route.clone(), &prefix, PATIENCE)).await {
         Ok(open) => open,
         Err(end) => {
             finder.abandon();
@@ -80,7 +81,9 @@ struct Drive<'a> {
     /// The stages of the present route, behind those of earlier ones.
     stages: Vec<StageReport>,
     watch: Watch,
-    /// What goes to the stand-by of the first stage.
+    /// What goes to the first stage.
+    outlet: Outlet,
+    /// What goes to its stand-by.
     copies: Copies,
     /// Tokens of the prompt that the first route did not compute.
     cached: u32,
@@ -131,7 +134,7 @@ type Broken = Blame;
 impl<'a> Drive<'a> {
     fn new(coordinator: &'a Coordinator, job: Job, finder: Finder, open: OpenRoute, began: Instant) -> Self {
         let (way, stages) = Way::new(open, coordinator.links.local());
-        let copies = copies(coordinator, &way);
+        let (outlet, copies) = (outlet(coordinator, &way), copies(coordinator, &way));
         let guess = job.guess();
         let facts = Facts {
             session: job.session,
@@ -175,6 +178,7 @@ impl<'a> Drive<'a> {
             way,
             stages,
             watch: Watch::new(Instant::now()),
+            outlet,
             copies,
             cached,
             began,
@@ -290,7 +294,7 @@ impl<'a> Drive<'a> {
                 self.way.link_broke(peer, !self.sent.is_empty()).map_or(Ok(Vec::new()), Err)
             }
             () = limits.overdue() => Ok(self.session.on_fault(late())),
-            silent = self.silent() => Err(silent),
+            absent = self.absent() => Err(absent),
             () = sleep(STALL_DEADLINE) => {
                 let text = format!("the stages gave no answer for {STALL_DEADLINE:?}");
                 Ok(self.session.on_fault(Fault::new(ErrorKind::Timeout, text)))
@@ -298,22 +302,29 @@ impl<'a> Drive<'a> {
         }
     }
 
-    /// Waits until an answer is late and hosts do not even say that they are there, if there is a route without them.
-    async fn silent(&self) -> Broken {
-        let peers = self.way.peers();
-        let Some(net) = self.coordinator.net.as_ref().filter(|_| !peers.is_empty()) else {
+    /// Waits until an answer is late and hosts have their stages no more, or do not even say that they are there, if there is
+    /// a route without them.
+    async fn absent(&self) -> Broken {
+        let stages = self.way.places(self.job.session);
+        let Some(net) = self.coordinator.net.as_ref().filter(|_| !stages.is_empty()) else {
             return std::future::pending().await;
         };
         loop {
-            let silent = self.watch.silent(net, &peers).await;
-            if (self.way.takeover(&silent).is_some() || self.finder.can_avoid(&silent).await)
-                && let Some(blame) = Blame::silent(silent)
-            {
-                return blame;
+            let blame = match self.watch.absent(net, &stages).await {
+                Absent::Gone(nodes) => Blame::gone(nodes),
+                Absent::Silent(nodes) if self.can_avoid(&nodes).await => Blame::silent(nodes),
+                // They may come to themselves, or another may come.
+                Absent::Silent(_) => None,
+            };
+            match blame {
+                Some(blame) => return blame,
+                None => sleep(LOOK_AGAIN).await,
             }
-            // They may come to themselves, or another may come.
-            sleep(LOOK_AGAIN).await;
         }
+    }
+
+    async fn can_avoid(&self, nodes: &[NodeId]) -> bool {
+        self.way.takeover(nodes).is_some() || self.finder.can_avoid(nodes).await
     }
 
     /// Another route, and what is to be sent there.
@@ -336,6 +347,7 @@ impl<'a> Drive<'a> {
         let (mut way, stages) = Way::new(open, self.coordinator.links.local());
         let chunk = way.follow(&self.way, self.job.exact);
         self.way = way;
+        self.outlet = outlet(self.coordinator, &self.way);
         self.copies = copies(self.coordinator, &self.way);
         self.stages.extend(stages);
         self.watch = Watch::new(Instant::now());
@@ -518,10 +530,10 @@ impl<'a> Drive<'a> {
         let message = Message::Step { header, hidden };
         let (begun, rows) = (self.asked.take().unwrap_or_else(Instant::now), tokens.len() as u32);
         self.sent.push_back(Sent { begun, rows, wanted: rows.saturating_sub(want_from) });
-        let first = self.way.host(0).unwrap_or(self.coordinator.links.local());
         self.copies.send(&message);
-        let sent = self.coordinator.links.send(first, self.way.first_addresses(), message).await;
-        sent.map_err(|fault| Blame { nodes: vec![first], may_return: is_loss(fault.kind()), fault })
+        let sent = self.outlet.send(message).await;
+        let first = || self.way.host(0).into_iter().collect();
+        sent.map_err(|fault| Blame { nodes: first(), may_return: is_loss(fault.kind()), fault })
     }
 }
 
@@ -532,6 +544,12 @@ impl Facts {
         // Of a mean all states are needed, and they are not kept.
         if self.needs_all { 0 } else { usable(way.cached, text as u32, shape) }
     }
+}
+
+/// What sends steps to the first stage of a way.
+fn outlet(coordinator: &Coordinator, way: &Way) -> Outlet {
+    let node = way.host(0).unwrap_or(coordinator.links.local());
+    coordinator.links.outlet(Host { node, addresses: way.first_addresses().to_vec() })
 }
 
 /// What sends copies to who follows the first stage of a way.

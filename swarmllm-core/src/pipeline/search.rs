@@ -9,6 +9,8 @@ use crate::base::{ErrorKind, Fault, NodeId};
 pub const MAX_ATTEMPTS: u32 = 32;
 /// How often a route is looked for where there is none.
 pub const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// Most times its patience that a search waits in all, however many hosts it loses on the way.
+const PATIENT: u32 = 4;
 
 /// Hosts that failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,11 +31,17 @@ impl Blame {
         Some(Blame { nodes: failed.into_iter().map(|(node, _)| node).collect(), may_return, fault })
     }
 
-    /// Hosts that do not say that they are there; nothing where there are none. They may only be slow, but there is another
-    /// way.
+    /// Hosts that do not say that they are there; nothing where there are none. They may only be slow, or cut off, but there
+    /// is another way. Where that turns out to be none, they are asked again.
     pub fn silent(nodes: Vec<NodeId>) -> Option<Self> {
         let text = format!("peer {} does not answer", nodes.first()?.short());
-        Some(Blame { nodes, may_return: false, fault: Fault::new(ErrorKind::PeerLost, text) })
+        Some(Blame { nodes, may_return: true, fault: Fault::new(ErrorKind::PeerLost, text) })
+    }
+
+    /// Hosts that have ended their stages, of which nobody was told; nothing where there are none. They may begin anew.
+    pub fn gone(nodes: Vec<NodeId>) -> Option<Self> {
+        let text = format!("peer {} has lost its stage", nodes.first()?.short());
+        Some(Blame { nodes, may_return: true, fault: Fault::new(ErrorKind::PeerLost, text) })
     }
 }
 
@@ -51,8 +59,11 @@ pub struct Tried {
 pub struct Search {
     /// Why the route before was of no use: what is said where there is no other.
     pub cause: Fault,
-    /// Until when it waits for hosts to return.
+    /// Until when it waits for hosts to return, and until when at most.
     until: Instant,
+    longest: Instant,
+    /// How long it waits after the last was lost.
+    patience: Duration,
     /// Nodes that may return.
     lost: Vec<NodeId>,
 }
@@ -83,16 +94,20 @@ impl Tried {
     /// Begins to search for another route than one whose hosts have failed, for as long as `patience` lasts if they may
     /// return.
     pub fn search(&mut self, blame: Blame, now: Instant, patience: Duration) -> Search {
-        let until = now + if blame.may_return { patience } else { Duration::ZERO };
-        let mut search = Search { cause: blame.fault.clone(), until, lost: Vec::new() };
-        self.blame(blame, &mut search);
+        let (cause, longest) = (blame.fault.clone(), now + patience * PATIENT);
+        let mut search = Search { cause, until: now, longest, patience, lost: Vec::new() };
+        self.blame(blame, &mut search, now);
         search
     }
 
     /// Hosts have failed: who may return is left out for now, the others for good.
-    pub fn blame(&mut self, blame: Blame, search: &mut Search) {
-        let out = if blame.may_return { &mut search.lost } else { &mut self.without };
-        out.extend(blame.nodes);
+    pub fn blame(&mut self, blame: Blame, search: &mut Search, now: Instant) {
+        if blame.may_return {
+            search.until = search.longest.min(now + search.patience);
+            search.lost.extend(blame.nodes);
+        } else {
+            self.without.extend(blame.nodes);
+        }
     }
 
     /// What follows where a route was `found`, or none was.
@@ -135,7 +150,7 @@ mod tests {
     fn who_may_return_is_left_out_until_there_is_no_other_way_and_who_failed_for_good() {
         let (mut tried, now) = (Tried::default(), Instant::now());
         let mut search = tried.search(blame(1, true), now, PATIENCE);
-        tried.blame(blame(2, false), &mut search);
+        tried.blame(blame(2, false), &mut search, now);
         assert_eq!(tried.without(search.lost()), [NodeId([2; 32]), NodeId([1; 32])]);
         assert_eq!(tried.next(&mut search, false, now), Next::LookAgain);
         assert_eq!(tried.without(search.lost()), [NodeId([2; 32])]);
@@ -149,6 +164,19 @@ mod tests {
         assert_eq!(tried.next(&mut search, false, now + PATIENCE), Next::GiveUp);
         let mut search = tried.search(blame(1, false), now, PATIENCE);
         assert_eq!(tried.next(&mut search, false, now), Next::GiveUp);
+    }
+
+    #[test]
+    fn each_host_that_is_lost_on_the_way_gives_it_patience_anew_within_a_bound() {
+        let (mut tried, begun) = (Tried::default(), Instant::now());
+        let mut search = tried.search(blame(1, true), begun, PATIENCE);
+        let late = begun + PATIENCE;
+        tried.blame(blame(2, true), &mut search, late);
+        assert_eq!(tried.next(&mut search, false, late), Next::LookAgain);
+        let last = begun + PATIENCE * PATIENT;
+        tried.blame(blame(1, true), &mut search, last - Duration::from_secs(1));
+        assert_eq!(tried.next(&mut search, false, last - Duration::from_millis(1)), Next::LookAgain);
+        assert_eq!(tried.next(&mut search, false, last), Next::GiveUp);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::base::{ErrorKind, Fault, NodeId, SessionId};
 use crate::engine::KvCache;
 use crate::ledger::{Tabs, price};
-use crate::pipeline::links::{Links, SessionStage, StageInbox};
+use crate::pipeline::links::{Links, Outlet, SessionStage, StageInbox};
 use crate::pipeline::message::Message;
 use crate::pipeline::search::is_loss;
 use crate::pipeline::stages::{Claim, Lease, Owner, StageKey, StageTable};
@@ -81,10 +81,16 @@ impl Serving {
         let bill = debtor.map(|debtor| Bill { debtor, weight, tabs: self.tabs.clone() });
         let links = self.links.clone();
         let copies = Copies::to(open.copy.clone(), &links, &self.tasks);
+        let next = links.outlet(open.next.clone());
         let turns = Turns::new(open, opened.width, cached);
-        let session = StageSession { turns, lease, links, copies, bill };
+        let session = StageSession { turns, lease, links, next, copies, bill };
         self.tasks.spawn("stage-session", session.run(inbox));
         Ok(opened)
+    }
+
+    /// Whether a stage of this coordinator's session is here.
+    pub fn serves(&self, stage: SessionStage, coordinator: NodeId) -> bool {
+        self.links.serves(stage, coordinator)
     }
 
     /// Ends a session of this coordinator, in this epoch and those before, and keeps of its KV what is named. One that is
@@ -114,6 +120,7 @@ struct StageSession {
     turns: Turns,
     lease: Lease,
     links: Links,
+    next: Outlet,
     copies: Copies,
     /// Nothing where the node computes for itself.
     bill: Option<Bill>,
@@ -179,8 +186,7 @@ impl StageSession {
         }
         let Some(message) = self.turns.done(header, output, compute_us) else { return Ok(()) };
         self.copies.send(&message);
-        let Host { node, addresses } = &self.turns.open().next;
-        self.links.send(*node, addresses, message).await
+        self.next.send(message).await
     }
 }
 

@@ -70,12 +70,12 @@ impl Copies {
     /// Copies to this stand-by, if there is one. They end when this is dropped, and when one cannot be sent.
     pub fn to(host: Option<Host>, links: &Links, tasks: &TaskSet) -> Self {
         let room = Arc::new(Semaphore::new(FLOATS));
-        let Some(Host { node, addresses }) = host else { return Self { queue: None, room } };
+        let Some(host) = host else { return Self { queue: None, room } };
         let (queue, mut copies) = mpsc::channel::<(Message, OwnedSemaphorePermit)>(COPIES);
-        let links = links.clone();
+        let mut outlet = links.outlet(host);
         tasks.spawn("copies", async move {
             while let Some((message, _room)) = copies.recv().await {
-                if let Err(fault) = links.send(node, &addresses, message).await {
+                if let Err(fault) = outlet.send(message).await {
                     tracing::debug!(%fault, "a stand-by gets no more copies");
                     return;
                 }

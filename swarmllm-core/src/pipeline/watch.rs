@@ -2,7 +2,9 @@
 //! nothing.
 //!
 //! That an answer is late is no reason to give its host up, since a step may take any time; it is one to ask whether the
-//! host is there. Who does not answer that within [`ANSWERS`] is silent.
+//! host is there. Who does not answer that within [`ANSWERS`] is silent. And it is asked for its stage: a host that lost its
+//! last connection to the coordinator has ended it, while the coordinator, which had the next one already, has noticed
+//! nothing.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -12,7 +14,8 @@ use futures::future::join_all;
 use crate::base::{ErrorKind, NodeId};
 use crate::net::NetHandle;
 use crate::pipeline::control::request;
-use crate::wire::control::Request;
+use crate::pipeline::links::SessionStage;
+use crate::wire::control::{Reply, Request};
 
 /// Time after which an answer is late, at least.
 const LATE: Duration = Duration::from_millis(500);
@@ -58,31 +61,58 @@ impl Watch {
         now + late.saturating_duration_since(self.heard)
     }
 
-    /// Waits until an answer is late and hosts are silent; gives those. Cancel-safe.
-    pub async fn silent(&self, net: &NetHandle, hosts: &[NodeId]) -> Vec<NodeId> {
+    /// Waits until an answer is late and hosts of these stages are silent or have them no more; gives those. Cancel-safe.
+    pub async fn absent(&self, net: &NetHandle, stages: &[(NodeId, SessionStage)]) -> Absent {
         let mut late = self.late_at();
         loop {
             tokio::time::sleep_until(late.into()).await;
-            let answers = join_all(hosts.iter().map(|host| is_silent(net, *host))).await;
-            let silent: Vec<NodeId> =
-                hosts.iter().zip(answers).filter(|(_, silent)| *silent).map(|(host, _)| *host).collect();
+            let asked = stages.iter().map(async |(host, stage)| (*host, presence(net, *host, *stage).await));
+            let answers = join_all(asked).await;
+            let who = |presence| -> Vec<NodeId> {
+                answers.iter().filter(|answer| answer.1 == presence).map(|(host, _)| *host).collect()
+            };
+            let (gone, silent) = (who(Presence::Gone), who(Presence::Silent));
+            if !gone.is_empty() {
+                return Absent::Gone(gone);
+            }
             if !silent.is_empty() {
-                return silent;
+                return Absent::Silent(silent);
             }
             late = self.later(late, Instant::now());
         }
     }
 }
 
-/// Whatever is answered, a refusal too, is an answer; that a connection is gone is told elsewhere. Perhaps only the connection
-/// is of no use any more, so that another is tried.
-pub async fn is_silent(net: &NetHandle, host: NodeId) -> bool {
-    let asked = request(net, host, &Request::Alive, ANSWERS).await;
-    let silent = asked.is_err_and(|fault| fault.kind() == ErrorKind::Timeout);
-    if silent {
-        net.doubt(host);
+/// Hosts that an answer waits for in vain.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Absent {
+    /// They do not say that they are there.
+    Silent(Vec<NodeId>),
+    /// They are, and have their stages no more.
+    Gone(Vec<NodeId>),
+}
+
+/// What a host says of a stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Presence {
+    Here,
+    Silent,
+    Gone,
+}
+
+/// Whatever is answered, a refusal too, is an answer; that a connection is gone is told elsewhere.
+async fn presence(net: &NetHandle, host: NodeId, stage: SessionStage) -> Presence {
+    let SessionStage { session, epoch, stage } = stage;
+    match request(net, host, &Request::Alive { session, epoch, stage }, ANSWERS).await {
+        Ok(Reply::Alive { serves: false }) => Presence::Gone,
+        Err(fault) if fault.kind() == ErrorKind::Timeout => Presence::Silent,
+        _ => Presence::Here,
     }
-    silent
+}
+
+/// Whether a host that may not have its stage yet says nothing.
+pub async fn is_silent(net: &NetHandle, host: NodeId, stage: SessionStage) -> bool {
+    presence(net, host, stage).await == Presence::Silent
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! The present route of a session: whose word on it counts, and whom to blame where it broke. Pure.
 
-use crate::base::{ErrorKind, Fault, LayerRange, ModelId, NodeId};
+use crate::base::{ErrorKind, Fault, LayerRange, ModelId, NodeId, SessionId};
 use crate::pipeline::job::StageReport;
+use crate::pipeline::links::SessionStage;
 use crate::pipeline::message::Message;
 use crate::pipeline::plan::{Plan, PlanStage};
 use crate::pipeline::route::{OpenRoute, Route};
@@ -110,6 +111,14 @@ impl Way {
     /// The hosts that are peers.
     pub fn peers(&self) -> Vec<NodeId> {
         self.paid.iter().map(|(peer, _)| *peer).collect()
+    }
+
+    /// The stages of a session at peers.
+    pub fn places(&self, session: SessionId) -> Vec<(NodeId, SessionStage)> {
+        let epoch = self.epoch;
+        let place = |(stage, node)| (node, SessionStage { session, epoch, stage });
+        let hosts = (0..).zip(self.stages.iter().map(|stage| stage.node));
+        hosts.filter(|(_, node)| *node != self.local).map(place).collect()
     }
 
     /// Where the first stage's host may be dialled.

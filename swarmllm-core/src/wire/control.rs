@@ -24,8 +24,8 @@ pub enum Request {
     Heads(AccountHeads),
     /// Pays for work: a proposal of the ledger, in its own encoding.
     Pay { proposal: Vec<u8> },
-    /// Asks nothing but whether somebody answers.
-    Alive,
+    /// Asks whether somebody answers, and still has this stage of the asker's session.
+    Alive { session: SessionId, epoch: u32, stage: u32 },
     /// Asks for others of the swarm.
     Peers,
 }
@@ -47,8 +47,8 @@ pub enum Reply {
     Heads(AccountHeads),
     /// To `Pay`: the record, in its own encoding.
     Paid { record: Vec<u8> },
-    /// To `Alive`.
-    Alive,
+    /// To `Alive`: whether the stage is there.
+    Alive { serves: bool },
     /// To `Peers`: some to whom the asked one is connected. Checked by [`check_peers`].
     Peers(Vec<Host>),
 }

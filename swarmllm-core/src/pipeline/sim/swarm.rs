@@ -15,6 +15,7 @@ use crate::base::{ErrorKind, Fault, NodeId};
 use crate::engine::CutRules;
 use crate::pipeline::links::SessionStage;
 use crate::pipeline::message::Message;
+use crate::pipeline::route::RELEASE_DEADLINE;
 use crate::rt::TaskSet;
 use crate::wire::control::Opened;
 
@@ -39,6 +40,8 @@ pub enum Event {
     Frame { from: usize, to: usize, wire: u32, message: Message },
     /// A request arrives, if its asker has not given it up by then.
     Ask { from: usize, to: usize, wire: u32, since: Micros, until: Micros, ask: Ask },
+    /// A coordinator tells a host once more to end a session.
+    Release { from: usize, life: u32, to: usize, until: Micros, ask: Ask },
     /// A request has waited at its host.
     Waited { node: usize, life: u32, from: usize, wire: u32, until: Micros, ask: Ask },
     /// A stage is loaded, for who asked.
@@ -206,6 +209,7 @@ impl Swarm {
         let node = match event {
             Event::Frame { to, .. } | Event::Ask { to, .. } | Event::Reply { to, .. } => *to,
             Event::Loaded { node, .. } | Event::Computed { node, .. } | Event::Unsent { node, .. } => *node,
+            Event::Release { from, .. } => *from,
             Event::Waited { node, .. } | Event::Noticed { node, .. } | Event::Broke { node, .. } => *node,
             Event::Timer { talk, .. } => self.talks[*talk].node,
             Event::Hello { .. } | Event::Weather(_) => return None,
@@ -240,6 +244,9 @@ impl Swarm {
             Event::Noticed { node, life, peer, wire } if lives(self, node, life) => self.noticed(node, peer, wire),
             Event::Broke { node, life, peer } if lives(self, node, life) => self.broke(node, peer),
             Event::Hello { one, other } => self.hello(one, other),
+            Event::Release { from, life, to, until, ask } if lives(self, from, life) => {
+                self.tell_release(from, to, until, ask);
+            }
             Event::Timer { talk, turn, timer } => self.timer(talk, turn, timer),
             Event::Weather(weather) => self.weather(weather),
             _ => {}
@@ -257,7 +264,10 @@ impl Swarm {
             return Some(event).filter(|_| self.nodes[to].alive);
         }
         let alive = self.nodes[to].alive;
-        let wire = self.wires.get_mut(&pair(from, to)).filter(|wire| wire.number == number)?;
+        let Some(wire) = self.wires.get_mut(&pair(from, to)).filter(|wire| wire.number == number) else {
+            self.undelivered(event);
+            return None;
+        };
         match wire.cut {
             true => {
                 wire.held.push(event);
@@ -268,6 +278,7 @@ impl Swarm {
                 // Who hears of a connection that it does not know says so.
                 let (delay, life) = (wire.delay, self.nodes[from].life);
                 self.at(self.now + delay, Event::Noticed { node: from, life, peer: to, wire: number });
+                self.undelivered(event);
                 None
             }
         }
@@ -285,13 +296,14 @@ impl Swarm {
         }
         let stale = wire.open[side(to, from)];
         (wire.number, wire.open, wire.last) = (wire.number + 1, [true, true], [0, 0]);
-        wire.held.clear();
+        let held = std::mem::take(&mut wire.held);
         let (number, met) = (wire.number, self.now + 2 * wire.delay);
         self.at(met, Event::Hello { one: from, other: to });
         if stale {
             let life = self.nodes[to].life;
             self.at(met, Event::Broke { node: to, life, peer: from });
         }
+        held.into_iter().for_each(|event| self.undelivered(event));
         self.note(|| format!("{from} connects to {to}"));
         Some(number)
     }
@@ -347,6 +359,27 @@ impl Swarm {
         true
     }
 
+    /// Tells a host to end a session, and again for as long as that lasts if it is out of reach.
+    pub fn tell_release(&mut self, from: usize, to: usize, until: Micros, ask: Ask) {
+        if self.now > until {
+            return;
+        }
+        if self.thinks_connected(from, to) {
+            self.ask(from, to, until - self.now, ask);
+        } else {
+            let (life, again) = (self.nodes[from].life, self.now + RELEASE_DEADLINE.as_micros() as Micros);
+            self.at(again, Event::Release { from, life, to, until, ask });
+        }
+    }
+
+    /// A connection took this with it. Who asked hears that, and only the end of a session is asked for again.
+    fn undelivered(&mut self, event: Event) {
+        if let Event::Ask { from, to, until, ask: ask @ Ask::Release { .. }, .. } = event {
+            let (life, again) = (self.nodes[from].life, self.now + RELEASE_DEADLINE.as_micros() as Micros);
+            self.at(again, Event::Release { from, life, to, until, ask });
+        }
+    }
+
     /// One way, this time.
     pub fn trip(&mut self, from: usize, to: usize) -> Micros {
         let jitter = self.jitter(from, to);
@@ -388,13 +421,14 @@ impl Swarm {
     }
 
     /// A node's end of a connection closes. The room hears of it only where no other connection to the peer stands.
-    fn noticed(&mut self, node: usize, peer: usize, number: u32) {
+    pub fn noticed(&mut self, node: usize, peer: usize, number: u32) {
         let Some(wire) = self.wires.get_mut(&pair(node, peer)) else { return };
         if wire.number != number || !wire.open[side(node, peer)] {
             return;
         }
         wire.open[side(node, peer)] = false;
-        wire.held.clear();
+        let held = std::mem::take(&mut wire.held);
+        held.into_iter().for_each(|event| self.undelivered(event));
         self.note(|| format!("{node} notices that {peer} is gone"));
         self.disconnected(node, peer);
         let again = self.now + self.chance.between(200, 2000) * MILLI;

@@ -12,7 +12,7 @@ use super::swarm::{Event, Micros, SECOND, Sabotage, Swarm, unreachable};
 use super::truth::Request;
 use crate::base::{ErrorKind, Fault, NodeId, SessionId};
 use crate::pipeline::draft::Took;
-use crate::pipeline::links::{CoordinatorInbox, Delivery};
+use crate::pipeline::links::{CoordinatorInbox, Delivery, SessionStage};
 use crate::pipeline::message::Message;
 use crate::pipeline::prefix::Namer;
 use crate::pipeline::route::{OpenRoute, RELEASE_DEADLINE, RELEASES, Route};
@@ -30,7 +30,7 @@ mod routes;
 
 /// As in the runner and the finder of routes.
 const STALL: Micros = 120 * SECOND;
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Micros = SECOND;
 
 /// What a coordinator waits for.
@@ -420,7 +420,22 @@ impl Swarm {
         peers.into_iter().filter(mute).collect()
     }
 
+    /// Hosts of the route that say that they have their stages no more.
+    fn gone(&self, talk: usize) -> Vec<NodeId> {
+        let one = &self.talks[talk];
+        let places = one.way.as_ref().map(|way| way.places(one.id)).unwrap_or_default();
+        let coordinator = self.nodes[one.node].id;
+        let gone = |(peer, key): &(NodeId, SessionStage)| {
+            let to = self.node(*peer);
+            self.answers(one.node, to) && !self.nodes[to].links.serves(*key, coordinator)
+        };
+        places.into_iter().filter(gone).map(|(peer, _)| peer).collect()
+    }
+
     fn asked_whether_there(&mut self, talk: usize, late: Instant, before: &[NodeId]) {
+        if let Some(blame) = Blame::gone(self.gone(talk)) {
+            return self.recover(talk, blame);
+        }
         let mut silent = self.mute(talk);
         silent.retain(|peer| before.contains(peer));
         silent.dedup();
@@ -476,7 +491,7 @@ impl Swarm {
         hosts.dedup();
         let patience = (RELEASE_DEADLINE * RELEASES).as_micros() as Micros;
         for to in hosts {
-            self.ask(from, to, patience, Ask::Release { session, epoch, keep: keep.clone() });
+            self.tell_release(from, to, self.now + patience, Ask::Release { session, epoch, keep: keep.clone() });
         }
     }
 

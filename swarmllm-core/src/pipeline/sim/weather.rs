@@ -226,6 +226,18 @@ impl Swarm {
             }
         }
         self.at(met, Event::Hello { one, other });
+        if self.chance.one_in(3) {
+            let (ends, keeps) = if self.chance.one_in(2) { (one, other) } else { (other, one) };
+            self.replace(ends, keeps, number);
+        }
+    }
+
+    /// One end closes a connection that was of no use and makes another; the other end was connected all the time.
+    fn replace(&mut self, ends: usize, keeps: usize, number: u32) {
+        if self.nodes[ends].alive && !self.nodes[ends].frozen {
+            self.noticed(ends, keeps, number);
+            self.connect(ends, keeps);
+        }
     }
 
     fn peers(&self, node: usize) -> Vec<usize> {

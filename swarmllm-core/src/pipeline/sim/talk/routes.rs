@@ -1,8 +1,6 @@
 //! A talk's routes: found by the real [`plan`], opened at every host and stand-by, and looked for again.
 
-use std::time::Duration;
-
-use super::{Phase, Timer, namer};
+use super::{PATIENCE, Phase, Timer, namer};
 use crate::base::{ErrorKind, Fault, LayerRange, NodeId};
 use crate::pipeline::hops::Told;
 use crate::pipeline::plan::{Candidate, Plan, PlanRequest, plan};
@@ -215,8 +213,8 @@ impl Swarm {
         let now = self.instant();
         let one = &mut self.talks[talk];
         match &mut one.search {
-            Some(search) => one.tried.blame(blame, search),
-            None => one.search = Some(one.tried.search(blame, now, Duration::ZERO)),
+            Some(search) => one.tried.blame(blame, search, now),
+            None => one.search = Some(one.tried.search(blame, now, PATIENCE)),
         }
         self.look(talk);
     }
