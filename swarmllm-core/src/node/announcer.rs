@@ -104,7 +104,7 @@ pub(crate) async fn hello(shared: &Shared, peer: NodeId) -> Result<(), Fault> {
     match request(net, peer, &Request::Hello(announcement), HELLO_DEADLINE).await? {
         Reply::Hello(theirs) => {
             theirs.check().map_err(|error| Fault::new(crate::base::ErrorKind::BadFrame, error))?;
-            shared.registry.learn(peer, theirs);
+            shared.registry.hear(peer, theirs);
             Ok(())
         }
         _ => Err(unexpected(peer)),

@@ -96,7 +96,7 @@ async fn reply_to(shared: &Arc<Shared>, peer: NodeId, request: Request) -> Resul
     match request {
         Request::Hello(announcement) => {
             announcement.check().map_err(|error| Fault::new(ErrorKind::BadFrame, error))?;
-            shared.registry.learn(peer, announcement);
+            shared.registry.hear(peer, announcement);
             Ok(Reply::Hello(shared.announcer.current()))
         }
         Request::Manifest { model } => match shared.catalog.manifest(model) {

@@ -10,6 +10,10 @@ use crate::wire::announce::{Announcement, Holding};
 /// Peers whose announcements are kept; beyond that the oldest version goes.
 const MAX_PEERS: usize = 4096;
 
+/// Versions begin at the milliseconds of its node's clock and grow by one with each announcement. What a peer itself says now
+/// and is older than the known by this much is of a later life, before which its clock was put back.
+const LIFE: u64 = 60_000;
+
 /// Announcements by peer.
 pub(crate) type Known = HashMap<NodeId, Announcement>;
 
@@ -27,6 +31,14 @@ impl Registry {
 
     fn writer(&self) -> MutexGuard<'_, WatchedWriter<Known>> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes what a peer itself has just said, and was checked. What it said in an earlier life counts no more.
+    pub fn hear(&self, node: NodeId, announcement: Announcement) {
+        if self.view.get().get(&node).is_some_and(|known| known.version > announcement.version.saturating_add(LIFE)) {
+            self.forget(node);
+        }
+        self.learn(node, announcement);
     }
 
     /// Takes an announcement that has been checked; an older version than the known one is ignored.
@@ -123,6 +135,20 @@ mod tests {
         assert!(Registry::find(&registry.snapshot(), "old").is_empty());
         registry.forget(node);
         assert!(Registry::find(&registry.snapshot(), "new").is_empty());
+    }
+
+    #[test]
+    fn a_node_whose_clock_was_put_back_is_heard_again_though_older_gossip_is_not() {
+        const HOUR: u64 = 3_600_000;
+        let (registry, node) = (Registry::new(), NodeId([1; 32]));
+        let named = |name| Registry::find(&registry.snapshot(), name).len();
+        registry.hear(node, announcement(9 * HOUR, "before"));
+        registry.learn(node, announcement(2 * HOUR, "after"));
+        assert_eq!((named("before"), named("after")), (1, 0), "gossip may be repeated by anybody");
+        registry.hear(node, announcement(2 * HOUR, "after"));
+        assert_eq!((named("before"), named("after")), (0, 1));
+        registry.hear(node, announcement(2 * HOUR - 1, "late"));
+        assert_eq!((named("after"), named("late")), (1, 0), "an answer that was overtaken by the next announcement");
     }
 
     #[test]
