@@ -79,7 +79,8 @@ pub struct InviteArgs {
 /// Arguments of `join`.
 #[derive(Debug, Args)]
 pub struct JoinArgs {
-    /// The invite, as `swarmllm invite` wrote it
+    /// The invite, as `swarmllm invite` wrote it; `-` reads it from stdin, so that no other user of the machine and no
+    /// history of the shell sees it
     pub invite: String,
 }
 

@@ -9,6 +9,7 @@ mod commands;
 mod config;
 mod context;
 mod failure;
+mod input;
 mod print;
 mod progress;
 mod signals;

@@ -1,6 +1,6 @@
 //! Nodes as child processes of the command line, and ways to end them.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -145,7 +145,14 @@ impl Drop for Process {
 
 /// Runs a command of the command line to its end and gives its standard output; panics where it fails.
 pub fn run(arguments: &[&str]) -> String {
-    let output = Command::new(binary()).args(arguments).stdin(Stdio::null()).output().expect("the command line starts");
+    run_with(arguments, "")
+}
+
+/// The same with this standard input.
+pub fn run_with(arguments: &[&str], input: &str) -> String {
+    let mut file = tempfile::tempfile().expect("a temporary file");
+    file.write_all(input.as_bytes()).and_then(|()| file.rewind()).expect("it can be written");
+    let output = Command::new(binary()).args(arguments).stdin(file).output().expect("the command line starts");
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "swarmllm {}: {}\n{error}", arguments.join(" "), output.status);
     String::from_utf8(output.stdout).expect("the command line prints UTF-8")

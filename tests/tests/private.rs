@@ -6,7 +6,7 @@ use swarmllm_core::base::ErrorKind;
 use swarmllm_core::node::{Invite, Node, NodeBuilder, Parts};
 use swarmllm_tests::cluster::{Carrier, Member, THREADS, answer, await_plan, builder, lonely_network, stage_parts};
 use swarmllm_tests::models::TestModel;
-use swarmllm_tests::process::{Process, run};
+use swarmllm_tests::process::{Process, run, run_with};
 use swarmllm_tests::prompts::ANSWER;
 use swarmllm_tests::whole::Whole;
 use swarmllm_tests::{eventually, in_time};
@@ -106,7 +106,7 @@ async fn two_machines_meet_by_the_command_line_alone() {
     let founder =
         Process::start_plain(dirs[0].path(), &["--private", "--invite", "1", "--listen", Carrier::Tcp.listen()]);
     let invite = founder.ready.invite.clone().expect("an invite was asked for");
-    let joined = run(&["join", &invite, "--data-dir", &two, "--json"]);
+    let joined = run_with(&["join", "-", "--data-dir", &two, "--json"], &format!("{invite}\n"));
     assert!(joined.contains("\"private\":true"), "{joined}");
     let guest = Process::start_plain(dirs[1].path(), &["--listen", Carrier::Tcp.listen()]);
     assert_eq!(guest.ready.network, founder.ready.network);

@@ -1,7 +1,7 @@
 //! `swarmllm chat`: asks a model from a node of its own.
 
 use std::fs::File;
-use std::io::{BufRead, IsTerminal, Read};
+use std::io::{IsTerminal, Read};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,17 +12,14 @@ use swarmllm_core::node::{
     ChatMessage, ChatRequest, Completion, Constraint, Delta, FinishReason, GenerateError, GenerateOptions, Generation,
     Node,
 };
-use tokio::sync::mpsc;
 
 use crate::INTERRUPTED;
 use crate::args::ChatArgs;
 use crate::context::{Context, close, patiently};
 use crate::failure::Failure;
-use crate::print;
 use crate::signals::Stop;
+use crate::{input, print};
 
-/// Longest line of stdin, in bytes.
-const MAX_LINE: u64 = 1 << 20;
 /// Longest file with a schema, in bytes: the core takes no larger ones.
 const MAX_SCHEMA: u64 = 1 << 20;
 
@@ -109,7 +106,7 @@ impl Talk {
     /// Every line is a question, until stdin ends. At a terminal a failed question does not end the talk.
     async fn in_turns(&mut self) -> Result<ExitCode, Failure> {
         let at_terminal = std::io::stdin().is_terminal();
-        let mut lines = read_lines();
+        let mut lines = input::lines();
         loop {
             if at_terminal && !self.json {
                 print::text("> ")?;
@@ -245,48 +242,12 @@ fn report(done: &Completion) -> String {
     format!("\n{}\n{sums}", print::table(head, &rows))
 }
 
-/// Lines of stdin, read on a thread of their own: it may wait for ever, and nothing waits for it.
-fn read_lines() -> mpsc::Receiver<std::io::Result<String>> {
-    let (sender, lines) = mpsc::channel(1);
-    std::thread::spawn(move || {
-        let mut input = std::io::stdin().lock();
-        loop {
-            let Some(line) = read_line(&mut input).transpose() else { return };
-            let failed = line.is_err();
-            if sender.blocking_send(line).is_err() || failed {
-                return;
-            }
-        }
-    });
-    lines
-}
-
-/// The next line without its end; `None` at the end of the input.
-fn read_line(input: &mut impl BufRead) -> std::io::Result<Option<String>> {
-    let mut line = String::new();
-    let read = input.take(MAX_LINE).read_line(&mut line)?;
-    if read as u64 == MAX_LINE && !line.ends_with('\n') {
-        return Err(std::io::Error::other(format!("a line is longer than {MAX_LINE} bytes")));
-    }
-    Ok((read > 0).then(|| line.trim_end_matches(['\n', '\r']).to_owned()))
-}
-
 #[cfg(test)]
 mod tests {
     use swarmllm_core::base::{LayerRange, NodeId};
     use swarmllm_core::node::{RouteStage, Timings};
 
     use super::*;
-
-    #[test]
-    fn lines_are_read_to_the_end_and_none_is_unbounded() {
-        let mut input: &[u8] = b"one\r\ntwo";
-        assert_eq!(read_line(&mut input).unwrap().as_deref(), Some("one"));
-        assert_eq!(read_line(&mut input).unwrap().as_deref(), Some("two"));
-        assert_eq!(read_line(&mut input).unwrap(), None);
-        let endless = vec![b'x'; MAX_LINE as usize + 1];
-        assert!(read_line(&mut endless.as_slice()).is_err());
-    }
 
     #[test]
     fn the_report_names_every_stage_with_its_times() {

@@ -4,11 +4,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use serde::Serialize;
+use swarmllm_core::base::ErrorKind;
 use swarmllm_core::node::Invite;
 
 use crate::context::{Context, close};
 use crate::failure::Failure;
-use crate::print;
+use crate::{input, print};
 
 /// In which invites are measured.
 pub const DAY: Duration = Duration::from_secs(86_400);
@@ -41,13 +42,20 @@ pub async fn invite(context: &Context, days: u32) -> Result<ExitCode, Failure> {
     }
     print::line(&invite)?;
     let whom = if read.is_private() { "whoever has it can enter the private swarm" } else { "it is to the open swarm" };
-    print::note(&format!("{whom} `{}` for {days} days; on the other machine: swarmllm join INVITE", read.network));
+    print::note(&format!(
+        "{whom} `{}` for {days} days; on the other machine: swarmllm join -, and the invite",
+        read.network
+    ));
     Ok(ExitCode::SUCCESS)
 }
 
-/// Enters the swarm of an invite.
+/// Enters the swarm of an invite, which may be yet to be read.
 pub async fn join(context: &Context, invite: &str) -> Result<ExitCode, Failure> {
-    let node = context.join(invite).await?;
+    let read = match invite {
+        "-" => Some(read().await?),
+        _ => None,
+    };
+    let node = context.join(read.as_deref().unwrap_or(invite)).await?;
     let status = node.status();
     close(node).await;
     let joined = Joined { network: status.network, private: status.private };
@@ -57,4 +65,13 @@ pub async fn join(context: &Context, invite: &str) -> Result<ExitCode, Failure> 
         print::note(&format!("this machine is in swarm `{}` now; start it with: swarmllm run", joined.network));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The invite on the first line of stdin.
+async fn read() -> Result<String, Failure> {
+    match input::lines().recv().await {
+        Some(Ok(line)) => Ok(line.trim().to_owned()),
+        Some(Err(error)) => Err(Failure::io("stdin", &error)),
+        None => Err(Failure::new(ErrorKind::InvalidArgument, "there is no invite on stdin")),
+    }
 }
