@@ -1,12 +1,15 @@
-//! No node ever holds more than the shards it was given, and nobody needs the GGUF once it is cut.
+//! No node ever holds more than the shards it was given, however many share a model, and nobody needs the GGUF once it is
+//! cut.
 
 use std::path::Path;
 
-use swarmllm_core::node::Node;
-use swarmllm_tests::cluster::{Carrier, Cluster, answer};
+use swarmllm_core::node::{Node, Parts};
+use swarmllm_tests::cluster::{Carrier, Cluster, Member, THREADS, answer, join};
+use swarmllm_tests::eventually;
 use swarmllm_tests::files::{is_gguf, shards, sizes};
 use swarmllm_tests::models::TestModel;
 use swarmllm_tests::process::ProcessCluster;
+use swarmllm_tests::whole::Whole;
 
 /// Bytes that keys, store, manifests and the like may take beside the shards.
 const HOUSEKEEPING: u64 = 8 * 1024 * 1024;
@@ -46,6 +49,30 @@ async fn a_swarm_answers_when_the_gguf_is_gone_and_no_directory_holds_more_than_
         assert_eq!(open_below("/proc/self/fd", &copy), 0, "nobody keeps the GGUF open");
         cluster.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_on_five_nodes_answers_and_a_newcomer_with_room_for_all_of_it_shortens_the_plan() {
+    const MODEL: TestModel = TestModel::SmolLm2;
+    const TEXT: &str = "The lighthouse keeper counted the ships again and found that";
+    let cluster = Cluster::start(MODEL, Carrier::Tcp, 5).await;
+    let node = cluster.node().clone();
+    let whole = Whole::load(&MODEL.path(), THREADS);
+    let expected = whole.greedy(&whole.tokenize(TEXT), 16);
+    let spread = answer(&node, cluster.model, TEXT, 16).await.expect("five nodes answer");
+    assert_eq!((spread.tokens, spread.route.len()), (expected.clone(), 5));
+    let newcomer = Member::start(&node.status().network, Carrier::Tcp).await;
+    newcomer.import(&MODEL.path(), MODEL.name(), Parts::All).await;
+    join(&node, &newcomer.node.addresses(), Carrier::Tcp).await;
+    let holds = || node.peers().iter().any(|peer| peer.id == newcomer.node.id() && !peer.holdings.is_empty());
+    eventually("the newcomer says what it holds", holds).await;
+    let plan = node.plan(&cluster.model.to_string()).await.expect("a plan");
+    let hosts: Vec<_> = plan.stages.iter().map(|stage| stage.node).collect();
+    assert_eq!(hosts, [newcomer.node.id()]);
+    let alone = answer(&node, cluster.model, TEXT, 16).await.expect("the newcomer answers");
+    assert_eq!((alone.tokens, alone.route.len()), (expected, 1));
+    newcomer.stop().await;
+    cluster.stop().await;
 }
 
 /// How many descriptors in `fds` lead to a path; 0 where the system does not tell.
