@@ -57,10 +57,14 @@ pub async fn far(model: TestModel, text: &mut Text, figures: &mut Figures) {
             let mut over = Vec::new();
             for round in 0..=FAR_ROUNDS {
                 let prompt = text.cut(SHORT);
-                let floor = one.ask(&prompt, FAR_DECODE).await.token() + f64::from(stages) * way.as_secs_f64();
-                let token = distant.ask(&prompt, FAR_DECODE).await.token();
+                let (near, apart) = (one.ask(&prompt, FAR_DECODE).await, distant.ask(&prompt, FAR_DECODE).await);
+                let floor = near.token() + f64::from(stages) * way.as_secs_f64();
                 if round > 0 {
-                    println!("    ms a token: {:.2}, at least {:.2}", token * 1e3, floor * 1e3);
+                    let [near, token, floor, compute] =
+                        [near.compute, apart.token(), floor, apart.compute].map(|seconds| seconds * 1e3);
+                    println!(
+                        "    ms a token: {token:.2}, at least {floor:.2}; of it computing {compute:.2}, on one node {near:.2}"
+                    );
                     over.push(token / floor);
                 }
             }

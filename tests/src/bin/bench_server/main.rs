@@ -68,6 +68,8 @@ struct Times {
     rest: f64,
     /// Tokens of the answer: fewer than asked for where the model ended it.
     tokens: u32,
+    /// Seconds that all stages together compute for a token, in the median; 0 where nobody says.
+    compute: f64,
 }
 
 impl Times {
@@ -75,7 +77,7 @@ impl Times {
         let first = *came.first().expect("an answer has a token");
         let gaps = came.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
         let rest = (*came.last().unwrap_or(&first) - first).as_secs_f64();
-        Times { first: (first - begun).as_secs_f64(), gaps, rest, tokens }
+        Times { first: (first - begun).as_secs_f64(), gaps, rest, tokens, compute: 0.0 }
     }
 
     /// Seconds of one decoded token.
@@ -148,7 +150,8 @@ async fn read(mut generation: Generation, begun: Instant) -> Times {
                 if done.guessed_tokens > 0 {
                     println!("    {} of {} guesses were right", done.right_guesses, done.guessed_tokens);
                 }
-                return Times::of(begun, &came, done.completion_tokens);
+                let compute: u64 = done.route.iter().map(|stage| stage.decode_us).sum();
+                return Times { compute: compute as f64 / 1e6, ..Times::of(begun, &came, done.completion_tokens) };
             }
             other => panic!("the answer broke off: {other:?}"),
         }
