@@ -263,6 +263,7 @@ async fn answers_that_share_steps_and_guess_go_on_together() {
     let cluster = with_spares(Carrier::Tcp).await;
     let (node, model) = (cluster.coordinator.node.clone(), cluster.model.to_string());
     let fast = GenerateOptions { exact: false, guess: true, ..greedy(ANSWER) };
+    let plain = stream(begin(&node, &model, fast.clone()).await, |_| {}).await.expect("nothing is lost");
     let generations = futures::future::join_all((0..SESSIONS).map(|_| begin(&node, &model, fast.clone()))).await;
     let victim = cluster.index_of(&generations[0].route().stages[MIDDLE].node.to_string());
     let pid = cluster.hosts[victim].pid();
@@ -277,6 +278,9 @@ async fn answers_that_share_steps_and_guess_go_on_together() {
     for streamed in futures::future::join_all(streams).await {
         let streamed = streamed.expect("another host takes over");
         assert_eq!(streamed.tokens, streamed.completion.tokens, "no token twice, none left out");
+        // The text is computed again as one prompt, in other steps than before: rounding may part it from what it were.
+        let alike = streamed.tokens.iter().zip(&plain.tokens).take_while(|(ours, theirs)| ours == theirs).count();
+        println!("{alike} of {ANSWER} tokens before the first difference from an answer that nothing befell");
         assert_eq!((streamed.text, streamed.tokens.len()), (streamed.completion.text, ANSWER as usize));
     }
     cluster.coordinator.stop().await;
