@@ -25,6 +25,8 @@ const UNKNOWN_RTT_US: u32 = 500_000;
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Longest wait for lost peers to return.
 const RETURNS: Duration = Duration::from_secs(2);
+/// Who is connected again says within this time what it holds.
+const GREETS: Duration = Duration::from_millis(500);
 
 /// Which stages would answer.
 pub(crate) async fn plan_for(shared: &Arc<Shared>, name: &str) -> Result<Plan, GenerateError> {
@@ -39,14 +41,20 @@ pub(super) async fn first_route(shared: &Arc<Shared>, model: &LoadedModel, stand
         Err(fault) if fault.kind() == ErrorKind::NoPlan => fault,
         found => return found,
     };
-    let until = Instant::now() + RETURNS;
-    while reconnect(shared).await > 0 && Instant::now() < until {
+    let mut until = Instant::now();
+    let last = until + RETURNS;
+    loop {
+        if reconnect(shared).await > 0 {
+            until = last.min(Instant::now() + GREETS);
+        }
+        if Instant::now() >= until {
+            return Err(none);
+        }
         tokio::time::sleep(LOOK_AGAIN).await;
         if let Ok(plan) = make_plan(shared, model, &[]) {
             return Ok(route_of(shared, model, &[], stand_by, plan));
         }
     }
-    Err(none)
 }
 
 /// Dials who was lost; how many of them are being dialled.
