@@ -124,7 +124,8 @@ impl Finder {
     }
 
     /// Opens this route or, where a host of it fails, another; see [`reopen`](Self::reopen) for `patience`. Where there is
-    /// no other, the error says why the first failed. After an open that is not awaited to its end, [`abandon`](Self::abandon) ends what was begun.
+    /// no other, the error says why the first failed. After an open that is not awaited to its end,
+    /// [`abandon`](Self::abandon) ends what was begun.
     pub async fn open(&mut self, route: Route, prefix: &Prefix, patience: Duration) -> Result<OpenRoute, Fault> {
         match self.attempt(route, prefix).await {
             Ok(open) => Ok(open),

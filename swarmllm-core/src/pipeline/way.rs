@@ -108,11 +108,6 @@ impl Way {
         self.stages.get(stage).map(|stage| stage.node)
     }
 
-    /// The hosts that are peers.
-    pub fn peers(&self) -> Vec<NodeId> {
-        self.paid.iter().map(|(peer, _)| *peer).collect()
-    }
-
     /// The stages of a session at peers.
     pub fn places(&self, session: SessionId) -> Vec<(NodeId, SessionStage)> {
         let epoch = self.epoch;

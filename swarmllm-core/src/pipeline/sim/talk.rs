@@ -412,12 +412,12 @@ impl Swarm {
     /// Hosts of the route that are connected and say nothing.
     fn mute(&self, talk: usize) -> Vec<NodeId> {
         let one = &self.talks[talk];
-        let peers = one.way.as_ref().map(Way::peers).unwrap_or_default();
+        let places = one.way.as_ref().map(|way| way.places(one.id)).unwrap_or_default();
         let mute = |peer: &NodeId| {
             let to = self.node(*peer);
             self.thinks_connected(one.node, to) && !self.answers(one.node, to)
         };
-        peers.into_iter().filter(mute).collect()
+        places.into_iter().map(|(peer, _)| peer).filter(mute).collect()
     }
 
     /// Hosts of the route that say that they have their stages no more.
