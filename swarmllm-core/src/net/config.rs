@@ -104,7 +104,7 @@ pub(super) const QUIC_KEEP_ALIVE: Duration = Duration::from_millis(1500);
 /// given up soon, so that what comes up when the line is back is one connection and not all that were tried.
 pub(super) const DIAL_LONGEST: Duration = Duration::from_secs(6);
 /// After this time a dial begins once more beside itself: TCP tries again after 1, 3 and 7 s.
-pub(super) const DIAL_AGAIN: Duration = Duration::from_secs(2);
+pub(super) const DIAL_AGAIN: Duration = Duration::from_secs(1);
 /// Longest handshake of a new connection.
 pub(super) const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(20);
 

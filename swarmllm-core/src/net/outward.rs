@@ -23,7 +23,7 @@ use super::config::{DIAL_AGAIN, DIAL_LONGEST, RESOLVE_DEADLINE};
 /// Addresses of one name that are tried.
 const MAX_TRIED: usize = 4;
 /// Attempts of one dial: they begin within [`DIAL_LONGEST`].
-const MOST_DIALS: usize = 3;
+const MOST_DIALS: usize = 4;
 
 type Output = (PeerId, StreamMuxerBox);
 type Inner = Boxed<Output>;

@@ -15,7 +15,7 @@ use crate::node::shared::Shared;
 use crate::pipeline::plan::{Candidate, Plan, PlanRequest, plan};
 use crate::pipeline::route::{Route, Routes};
 use crate::pipeline::stages::StageKey;
-use crate::pipeline::stand_by;
+use crate::pipeline::{stand_by, watch};
 use crate::wire::announce::{Announcement, InUse};
 use crate::wire::control::Host;
 
@@ -114,6 +114,13 @@ pub(super) struct Finding {
 impl Routes for Finding {
     fn find(&self, without: Vec<NodeId>) -> BoxFuture<'_, Result<Route, Fault>> {
         Box::pin(async move { find_route(&self.shared, &self.model, &without, self.stand_by).await })
+    }
+
+    fn rouse(&self) {
+        let Some(net) = self.shared.net.clone() else { return };
+        let hosts = candidates(&self.shared, &self.model).into_iter().map(|candidate| candidate.node);
+        let peers: Vec<NodeId> = hosts.filter(|node| *node != self.shared.id).collect();
+        self.shared.tasks.spawn("rouse", async move { watch::rouse(&net, peers.into_iter()).await });
     }
 }
 

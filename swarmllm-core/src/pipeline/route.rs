@@ -30,7 +30,7 @@ pub const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
 pub const RELEASES: u32 = 9;
 /// How often a host that loads a stage is asked whether it is there, and how often in a row it may miss that where no route
 /// does without it.
-const WHILE_LOADING: Duration = Duration::from_millis(500);
+const WHILE_LOADING: Duration = Duration::from_millis(250);
 const MISSES: u32 = 5;
 /// How much longer than for the stages it is waited for their stand-bys.
 pub const STAND_BY_WAIT: Duration = Duration::from_secs(2);
@@ -75,6 +75,9 @@ impl Route {
 pub trait Routes: Send + Sync {
     /// The best route that does without these nodes.
     fn find(&self, without: Vec<NodeId>) -> BoxFuture<'_, Result<Route, Fault>>;
+    /// A host seems silent: where it is the line, the other ways are of no use either until their connections are replaced.
+    /// Asks all hosts of routes whether they are there, beside what goes on.
+    fn rouse(&self);
 }
 
 /// A route whose stages are all open.
@@ -342,7 +345,7 @@ impl Finder {
         let mut misses = 0;
         loop {
             tokio::time::sleep(WHILE_LOADING).await;
-            misses = if watch::is_silent(net, node, stage).await { misses + 1 } else { 0 };
+            misses = if watch::is_silent(net, node, stage, || self.routes.rouse()).await { misses + 1 } else { 0 };
             if misses >= MISSES || (misses > 0 && self.can_avoid(&[node]).await) {
                 return;
             }

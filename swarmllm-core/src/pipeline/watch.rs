@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 
-use crate::base::{ErrorKind, NodeId};
+use crate::base::{ErrorKind, NodeId, SessionId};
 use crate::net::NetHandle;
 use crate::pipeline::control::request;
 use crate::pipeline::links::SessionStage;
@@ -25,6 +25,8 @@ const TIMES: u32 = 4;
 const REMEMBERED: usize = 64;
 /// A host that is there says so within this time: its control streams wait for no computation.
 pub const ANSWERS: Duration = Duration::from_secs(1);
+/// Peers that are asked at once whether they are there.
+const MOST_ROUSED: usize = 16;
 
 /// How long a session's answers take, and when one is late.
 pub struct Watch {
@@ -66,7 +68,7 @@ impl Watch {
         let mut late = self.late_at();
         loop {
             tokio::time::sleep_until(late.into()).await;
-            let asked = stages.iter().map(async |(host, stage)| (*host, presence(net, *host, *stage).await));
+            let asked = stages.iter().map(async |(host, stage)| (*host, presence(net, *host, *stage, || ()).await));
             let answers = join_all(asked).await;
             let who = |presence| -> Vec<NodeId> {
                 answers.iter().filter(|answer| answer.1 == presence).map(|(host, _)| *host).collect()
@@ -100,19 +102,45 @@ enum Presence {
     Gone,
 }
 
-/// Whatever is answered, a refusal too, is an answer; that a connection is gone is told elsewhere.
-async fn presence(net: &NetHandle, host: NodeId, stage: SessionStage) -> Presence {
+/// Whatever is answered, a refusal too, is an answer; that a connection is gone is told elsewhere. Where no answer comes it
+/// may be for the connection, so that it is doubted before the host is given up.
+async fn presence(net: &NetHandle, host: NodeId, stage: SessionStage, late: impl FnOnce()) -> Presence {
     let SessionStage { session, epoch, stage } = stage;
-    match request(net, host, &Request::Alive { session, epoch, stage }, ANSWERS).await {
+    let alive = Request::Alive { session, epoch, stage };
+    let answer = request(net, host, &alive, ANSWERS);
+    tokio::pin!(answer);
+    let in_time = tokio::time::timeout(in_time(net, host), &mut answer).await;
+    let answer = match in_time {
+        Ok(answer) => answer,
+        Err(_) => {
+            net.doubt(host);
+            late();
+            answer.await
+        }
+    };
+    match answer {
         Ok(Reply::Alive { serves: false }) => Presence::Gone,
         Err(fault) if fault.kind() == ErrorKind::Timeout => Presence::Silent,
         _ => Presence::Here,
     }
 }
 
-/// Whether a host that may not have its stage yet says nothing.
-pub async fn is_silent(net: &NetHandle, host: NodeId, stage: SessionStage) -> bool {
-    presence(net, host, stage).await == Presence::Silent
+/// An answer of this host that comes later than this is late.
+fn in_time(net: &NetHandle, host: NodeId) -> Duration {
+    let rtt = net.peers().lookup(host).and_then(|peer| peer.rtt).unwrap_or_default();
+    LATE.max(rtt * TIMES)
+}
+
+/// Whether a host that may not have its stage yet says nothing; `late` is called as soon as that seems so.
+pub async fn is_silent(net: &NetHandle, host: NodeId, stage: SessionStage, late: impl FnOnce()) -> bool {
+    presence(net, host, stage, late).await == Presence::Silent
+}
+
+/// Asks peers whether they are there, only so that connections to them that hang are replaced before they are needed.
+pub async fn rouse(net: &NetHandle, peers: impl Iterator<Item = NodeId>) {
+    let nothing = SessionStage { session: SessionId([0; 16]), epoch: 0, stage: 0 };
+    let connected = peers.filter(|peer| net.peers().lookup(*peer).is_some_and(|peer| peer.connected));
+    join_all(connected.take(MOST_ROUSED).map(|peer| presence(net, peer, nothing, || ()))).await;
 }
 
 #[cfg(test)]
