@@ -32,6 +32,8 @@ missing_debian() {
         has valgrind || echo valgrind
         has ip || echo iproute2
         has nft || echo nftables
+        # A router's daemon; the package starts nothing by itself.
+        has miniupnpd || echo miniupnpd-nftables
     fi
 }
 

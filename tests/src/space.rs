@@ -8,8 +8,11 @@ use std::process::{Command, Stdio};
 
 /// Tells a test that it runs inside, and in which world.
 const INSIDE: &str = "SWARMLLM_TEST_SPACE";
-/// The first two numbers of every address outside of homes.
-const OUTSIDE: &str = "10.77";
+/// The first two numbers of every address outside of homes: of those that are not private, for nobody forwards ports of a
+/// router that has a private address itself.
+const OUTSIDE: &str = "11.77";
+/// What a router has that forwards ports where machines ask for it.
+const FORWARDER: &str = "miniupnpd";
 
 /// One namespace: a machine of its own, as far as the network goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,11 +134,37 @@ impl World {
              nft add table ip n; nft add chain ip n out '{{ type nat hook postrouting priority 100; }}'
              nft add rule ip n out oifname wan masquerade {ports}
              nft add table ip f; nft add chain ip f in '{{ type filter hook forward priority 0; }}'
+             nft add rule ip f in iifname wan ct state new ct status dnat accept
              nft add rule ip f in iifname wan ct state new drop
              nft add chain ip f own '{{ type filter hook input priority 0; }}'
              nft add rule ip f own iifname wan ct state new drop"
         ));
         Place { space, ..router }
+    }
+
+    /// Whether this machine has what routers forward ports with.
+    pub fn can_forward() -> bool {
+        Command::new(FORWARDER).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
+    }
+
+    /// From now on the router of a machine that is [`hidden`](Self::hidden) forwards ports where it asks for it (UPnP).
+    pub fn forward(&self, role: &str) {
+        let router = self.space(&format!("{role}-nat"));
+        router.sh("nft add table inet u
+             nft add chain inet u pass
+             nft add chain inet u before '{ type nat hook prerouting priority -100; }'
+             nft add chain inet u to; nft add rule inet u before jump to
+             nft add chain inet u after '{ type nat hook postrouting priority 100; }'
+             nft add chain inet u from; nft add rule inet u after jump from");
+        let file = std::env::temp_dir().join(format!("{}.conf", router.name));
+        let settings = "ext_ifname=wan\nlistening_ip=lan\nenable_upnp=yes\nenable_natpmp=no\n\
+             uuid=6b8b4567-327b-23c6-643c-986966334873\nupnp_table_name=u\nupnp_nat_table_name=u\nupnp_forward_chain=pass\n\
+             upnp_nat_chain=to\nupnp_nat_postrouting_chain=from\nallow 1024-65535 192.168.1.0/24 1024-65535\n";
+        std::fs::write(&file, settings).expect("a temporary file can be written");
+        let mut daemon = router.command(FORWARDER);
+        daemon.arg("-d").arg("-f").arg(&file).arg("-P").arg(file.with_extension("pid"));
+        // It ends with its machine.
+        daemon.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it can be started");
     }
 
     /// Loses so many of a hundred packets between machines from now on.

@@ -38,13 +38,13 @@ fn bootstrap(place: &Place) -> (Process, TempDir, String) {
 }
 
 /// A host of one of `stages` stages, which knows the bootstrap peer.
-fn host(place: &Place, known: &str, stages: u32, index: usize) -> (Process, TempDir) {
+fn host(place: &Place, known: &str, (stages, index): (u32, usize), more: &[&str]) -> (Process, TempDir) {
     let (dir, cut) = (TempDir::new().expect("a temporary directory"), MODEL.cut(stages));
     import(dir.path(), &MODEL.path(), MODEL.name(), cut[index], index + 1 == cut.len());
     let (threads, context) = (THREADS.to_string(), CONTEXT.to_string());
     let own = ["--network", NETWORK, "--bootstrap", known, "--listen", TCP, "--listen", QUIC];
     let limits = ["--threads", &threads, "--context", &context, "--engine", "llama.cpp"];
-    (Process::start_in(&place.space, dir.path(), &[&own[..], &limits].concat()), dir)
+    (Process::start_in(&place.space, dir.path(), &[&own[..], &limits, more].concat()), dir)
 }
 
 /// A coordinator in this process's namespace.
@@ -99,8 +99,9 @@ fn ways(node: &Node, hosts: &[String]) -> Vec<Option<String>> {
     hosts.iter().map(way).collect()
 }
 
-/// The world of the tests about routers: a bootstrap peer outside, two hosts and the coordinator each behind a router.
-async fn behind_routers(test: &str, nat: Nat) -> Option<(Member, ModelId, Vec<String>)> {
+/// The world of the tests about routers: a bootstrap peer outside, two hosts and the coordinator each behind a router. Those
+/// of the hosts may forward ports.
+async fn behind_routers(test: &str, nat: Nat, forward: bool) -> Option<(Member, ModelId, Vec<String>)> {
     if World::inside().is_some() {
         let known = std::env::var("SWARMLLM_TEST_KNOWN").expect("the bootstrap peer's address");
         let hosts = std::env::var("SWARMLLM_TEST_HOSTS").expect("the hosts' ids");
@@ -110,8 +111,12 @@ async fn behind_routers(test: &str, nat: Nat) -> Option<(Member, ModelId, Vec<St
     let mut world = World::new();
     let relay = world.open("relay");
     let [first, second, asker] = ["first", "second", "asker"].map(|role| world.hidden(role, nat));
+    if forward {
+        ["first", "second"].iter().for_each(|role| world.forward(role));
+    }
     let (_relay, _dir, known) = bootstrap(&relay);
-    let hosts = [host(&first, &known, 2, 0), host(&second, &known, 2, 1)];
+    let more: &[&str] = if forward { &["--upnp"] } else { &[] };
+    let hosts = [host(&first, &known, (2, 0), more), host(&second, &known, (2, 1), more)];
     let ids = hosts.iter().map(|(host, _)| host.ready.id.clone()).collect::<Vec<_>>().join(",");
     world.run_inside(test, &asker, &[("SWARMLLM_TEST_KNOWN", known), ("SWARMLLM_TEST_HOSTS", ids)]);
     None
@@ -121,26 +126,42 @@ async fn behind_routers(test: &str, nat: Nat) -> Option<(Member, ModelId, Vec<St
 #[ignore = "needs root, `ip` and `nft`: make net"]
 async fn machines_behind_routers_answer_together_and_come_to_direct_connections() {
     let test = "machines_behind_routers_answer_together_and_come_to_direct_connections";
-    let Some((member, model, hosts)) = behind_routers(test, Nat::Plain).await else { return };
+    let Some((member, model, hosts)) = behind_routers(test, Nat::Plain, false).await else { return };
+    answers_directly(member, model, &hosts).await;
+}
+
+/// Answers, whichever way, and comes to direct connections, over which it answers too.
+async fn answers_directly(member: Member, model: ModelId, hosts: &[String]) {
     let completion = patient_answer(&member.node, model).await;
     assert_eq!(completion.tokens, expected());
-    println!("the first answer came over {:?}", ways(&member.node, &hosts));
+    println!("the first answer came over {:?}", ways(&member.node, hosts));
     let begun = Instant::now();
-    let direct = || ways(&member.node, &hosts).iter().flatten().filter(|way| *way != "relay").count() == hosts.len();
+    let direct = || ways(&member.node, hosts).iter().flatten().filter(|way| *way != "relay").count() == hosts.len();
     while !direct() {
-        assert!(begun.elapsed() < LONGEST, "still {:?}", ways(&member.node, &hosts));
+        assert!(begun.elapsed() < LONGEST, "still {:?}", ways(&member.node, hosts));
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(patient_answer(&member.node, model).await.tokens, completion.tokens);
-    println!("later ones over {:?}", ways(&member.node, &hosts));
+    println!("later ones over {:?}", ways(&member.node, hosts));
     member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root, `ip`, `nft` and `miniupnpd`: make net"]
+async fn where_routers_forward_ports_the_connections_are_direct_though_no_hole_can_be_made() {
+    let test = "where_routers_forward_ports_the_connections_are_direct_though_no_hole_can_be_made";
+    if !World::can_forward() {
+        return println!("NOT RUN: `miniupnpd` is missing (Debian: miniupnpd-nftables)");
+    }
+    let Some((member, model, hosts)) = behind_routers(test, Nat::Random, true).await else { return };
+    answers_directly(member, model, &hosts).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root, `ip` and `nft`: make net"]
 async fn where_no_direct_path_comes_up_the_relay_carries_the_whole_answer() {
     let test = "where_no_direct_path_comes_up_the_relay_carries_the_whole_answer";
-    let Some((member, model, hosts)) = behind_routers(test, Nat::Random).await else { return };
+    let Some((member, model, hosts)) = behind_routers(test, Nat::Random, false).await else { return };
     let completion = patient_answer(&member.node, model).await;
     assert_eq!(completion.tokens, expected());
     assert_eq!(ways(&member.node, &hosts), vec![Some("relay".to_owned()); hosts.len()]);
@@ -189,7 +210,7 @@ async fn cut_lines_and_lost_packets_cost_time_and_never_a_token() {
         let mut world = World::new();
         let places = ["relay", "a", "b", "c", "d", "asker"].map(|role| world.open(role));
         let (_relay, _dir, known) = bootstrap(&places[0]);
-        let _hosts: Vec<_> = (0..4).map(|index| host(&places[index + 1], &known, 2, index / 2)).collect();
+        let _hosts: Vec<_> = (0..4).map(|index| host(&places[index + 1], &known, (2, index / 2), &[])).collect();
         world.lose(5);
         return world.run_inside(test, &places[5], &[("SWARMLLM_TEST_KNOWN", known)]);
     };
