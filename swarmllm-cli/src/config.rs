@@ -64,6 +64,8 @@ pub struct Settings {
     pub serve: bool,
     pub threads: Option<u32>,
     pub gpu_layers: Option<u32>,
+    /// Whether to keep the cores awake while steps come from afar.
+    pub keep_awake: bool,
     /// Bytes, or text like `8GiB`.
     #[serde(default, deserialize_with = "size")]
     pub memory: Option<u64>,
@@ -127,6 +129,7 @@ impl Default for Settings {
             serve: true,
             threads: None,
             gpu_layers: None,
+            keep_awake: false,
             memory: None,
             max_disk: None,
             place: None,
@@ -175,6 +178,8 @@ pub struct Flags {
     pub threads: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu_layers: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_awake: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -91,6 +91,7 @@ impl Context {
         if let Some(layers) = settings.gpu_layers {
             builder = builder.gpu_layers(layers);
         }
+        builder = builder.keep_awake(settings.keep_awake);
         if let Some(memory) = settings.memory {
             builder = builder.memory(memory);
         }

@@ -223,6 +223,13 @@ pub extern "C" fn swarmllm_config_set_gpu_layers(config: swarmllm_config, layers
     set(config, |builder| builder.gpu_layers(layers))
 }
 
+/// Whether to keep the cores awake while steps come from afar (0 = no, the default): tokens over ways of some milliseconds
+/// then come sooner, for the price of power. Without effect but on Linux.
+#[unsafe(no_mangle)]
+pub extern "C" fn swarmllm_config_set_keep_awake(config: swarmllm_config, on: i32) -> swarmllm_status {
+    set(config, |builder| builder.keep_awake(on != 0))
+}
+
 /// Credits that a peer may owe before it is not computed for any more; without a call nobody is refused. One credit is a
 /// million parameters applied to one token.
 #[unsafe(no_mangle)]

@@ -32,6 +32,7 @@ pub struct NodeConfig {
     serve: Option<bool>,
     threads: Option<u32>,
     gpu_layers: Option<u32>,
+    keep_awake: Option<bool>,
     memory: Option<u64>,
     max_disk_bytes: Option<u64>,
     place: Option<u64>,
@@ -68,6 +69,7 @@ impl NodeConfig {
         builder = set(builder, self.serve, NodeBuilder::serve);
         builder = set(builder, self.threads, NodeBuilder::threads);
         builder = set(builder, self.gpu_layers, NodeBuilder::gpu_layers);
+        builder = set(builder, self.keep_awake, NodeBuilder::keep_awake);
         builder = set(builder, self.memory, NodeBuilder::memory);
         builder = set(builder, self.max_disk_bytes, NodeBuilder::max_disk_bytes);
         builder = set(builder, self.place, NodeBuilder::place);

@@ -8,7 +8,7 @@
 use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The cores that all stages of this process share.
 static ALL: LazyLock<Cores> = LazyLock::new(|| {
@@ -75,6 +75,13 @@ impl<'a> User<'a> {
         // Cores may be left for the next one too.
         self.cores.changed.notify_all();
         Taken { user: self, others: state.others(self), used: true }
+    }
+
+    /// For how long nobody has had any cores: no time where somebody has some now, or nobody ever had.
+    pub fn idle(&self) -> Duration {
+        let state = self.cores.locked();
+        let last = state.last[0].filter(|_| state.free == state.all);
+        last.map_or(Duration::ZERO, |last| last.until.elapsed())
     }
 }
 
@@ -197,5 +204,21 @@ mod tests {
         assert_eq!(tiny.take().others, None, "both fit");
         two.take().unused();
         assert_eq!(small.take().others, None, "it has not computed");
+    }
+
+    #[test]
+    fn cores_are_idle_from_when_the_last_who_computed_gave_them_back() {
+        let cores = Cores::new(2);
+        let (one, other) = (cores.user(1), cores.user(1));
+        assert_eq!(one.idle(), Duration::ZERO, "nobody has computed yet");
+        drop(one.take());
+        let since = Instant::now();
+        std::thread::sleep(Duration::from_millis(2));
+        assert!(other.idle() >= Duration::from_millis(2));
+        assert!(other.idle() >= since.elapsed() - Duration::from_millis(1));
+        let taken = other.take();
+        assert_eq!(one.idle(), Duration::ZERO);
+        drop(taken);
+        assert!(one.idle() < since.elapsed());
     }
 }

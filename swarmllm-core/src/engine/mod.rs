@@ -7,6 +7,7 @@
 //!
 //! May import: base, rt, model.
 
+mod awake;
 #[cfg(feature = "candle")]
 pub mod candle;
 pub mod constraint;
@@ -48,6 +49,8 @@ pub struct StageConfig {
     /// Layers that an accelerator computes, at most, the head being one; the rest is the processor's. Without effect where
     /// the build or the machine has none.
     pub gpu_layers: u32,
+    /// Whether the cores are kept awake between steps that come from afar, which costs power.
+    pub keep_awake: bool,
 }
 
 /// How a stage keeps keys and values.
@@ -70,7 +73,7 @@ impl StageConfig {
 impl Default for StageConfig {
     fn default() -> Self {
         let (max_rows, kv, gpu_layers) = (Self::DEFAULT_MAX_ROWS, KvCache::Full, u32::MAX);
-        Self { context: 4096, max_sessions: 4, max_rows, threads: 1, kv, gpu_layers }
+        Self { context: 4096, max_sessions: 4, max_rows, threads: 1, kv, gpu_layers, keep_awake: false }
     }
 }
 

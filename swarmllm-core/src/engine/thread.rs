@@ -16,11 +16,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::awake::Awake;
 use super::cores::{Taken, User};
 use super::gate::GATE;
 use super::sample::{self, Candidate, LogitRow};
 use super::schedule::{JOINT_ROWS, Kind, Pick, Schedule, Waiting};
-use super::{EngineError, Row, Stage, StageSpec, Terms};
+use super::{EngineError, Row, Stage, StageConfig, StageSpec, Terms};
 use crate::base::LayerRange;
 
 pub use super::sample::Reduce;
@@ -265,6 +266,8 @@ struct Worker {
     best: Vec<Candidate>,
     /// The computation whose answers are being given.
     took: Option<Took>,
+    /// Keeps the cores awake between steps.
+    awake: Awake,
     /// The engine has panicked.
     broken: bool,
 }
@@ -282,12 +285,14 @@ struct Took {
 impl Worker {
     fn new(stage: Box<dyn Stage>) -> Self {
         let (waiting, joint, out, best) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { stage, waiting, schedule: Schedule::default(), joint, out, best, took: None, broken: false }
+        let StageConfig { threads, keep_awake, .. } = stage.spec().config;
+        let (awake, schedule) = (Awake::new(if keep_awake { threads } else { 0 }), Schedule::default());
+        Self { stage, waiting, schedule, joint, out, best, took: None, awake, broken: false }
     }
 
     fn run(mut self, mut queue: mpsc::Receiver<Job>) {
         let user = User::new(self.stage.spec().config.threads);
-        while self.await_job(&mut queue) {
+        while self.await_job(&mut queue, &user) {
             // Taken before the choice: whatever comes until there are cores can be computed together.
             let cores = self.waiting.iter().any(Job::is_step).then(|| user.take());
             self.fill(&mut queue);
@@ -305,13 +310,14 @@ impl Worker {
     }
 
     /// Waits until a job is there; false where none will come any more.
-    fn await_job(&mut self, queue: &mut mpsc::Receiver<Job>) -> bool {
+    fn await_job(&mut self, queue: &mut mpsc::Receiver<Job>, user: &User<'_>) -> bool {
         self.fill(queue);
         if self.waiting.is_empty() {
-            match queue.blocking_recv() {
-                Some(job) => self.waiting.push(job),
-                None => return false,
+            let Some(job) = queue.blocking_recv() else { return false };
+            if job.is_step() {
+                self.awake.waited(user.idle());
             }
+            self.waiting.push(job);
         }
         true
     }

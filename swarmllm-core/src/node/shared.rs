@@ -31,6 +31,7 @@ pub(crate) struct Config {
     pub serve: bool,
     pub threads: u32,
     pub gpu_layers: u32,
+    pub keep_awake: bool,
     pub memory: u64,
     pub context: u32,
     pub sessions: u32,

@@ -148,6 +148,7 @@ class _Base:
         serve: bool | None = None,
         threads: int | None = None,
         gpu_layers: int | None = None,
+        keep_awake: bool | None = None,
         memory: int | None = None,
         max_disk_bytes: int | None = None,
         place: int | None = None,
@@ -166,7 +167,8 @@ class _Base:
         that nobody can connect to, without being able to read them. `external`: multiaddrs under which others reach this
         node although it does not listen there. `upnp`: ask the router to forward ports. `max_traffic`: most bytes a second
         over the wire, both ways together. `serve`: compute for others. `threads`: compute threads. `gpu_layers`: layers
-        that accelerators compute, of all models together. `memory`: bytes for weights and KV. `max_disk_bytes`: most that
+        that accelerators compute, of all models together. `keep_awake`: keep the cores awake while steps come from afar, which
+        takes power and makes tokens faster. `memory`: bytes for weights and KV. `max_disk_bytes`: most that
         shards may take on the disk. `place`: fetch what the swarm is short of, up to so many bytes of disk.
         `download_rate`: bytes a second from the web at most. `context`: positions of a session, prompt and answer
         together. `sessions`: how many a stage computes at once. `kv`: how keys and values are kept; `q8_0` takes about half
@@ -191,6 +193,7 @@ class _Base:
             "serve": serve,
             "threads": threads,
             "gpu_layers": gpu_layers,
+            "keep_awake": keep_awake,
             "memory": memory,
             "max_disk_bytes": max_disk_bytes,
             "place": place,

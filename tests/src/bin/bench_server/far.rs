@@ -1,6 +1,5 @@
 //! Nodes that are far from each other, or that a narrow line joins.
 
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,7 +10,7 @@ use swarmllm_tests::cluster::{Carrier, Member, await_plan, join, lonely_network,
 use swarmllm_tests::models::TestModel;
 use swarmllm_tests::relay::{counted, delayed};
 
-use crate::{Asked, Figures, SHORT, Text, edited, node, tell, threads};
+use crate::{Asked, Figures, SHORT, Text, edited, node, start, tell, threads};
 
 /// One-way delays between nodes that are far from each other, in milliseconds, and the stages of a chain over them, of
 /// which the asking node has the first.
@@ -21,17 +20,19 @@ const CHAINS: [u32; 2] = [2, 3];
 const FAR_ROUNDS: usize = 3;
 const FAR_DECODE: u32 = 48;
 
-/// A chain whose first stage is at the node that is asked; `line` says how an address is reached.
-async fn chain(model: TestModel, stages: u32, line: impl Fn(&str) -> String) -> (Vec<Member>, ModelId) {
+/// A chain whose first stage is at the node that is asked; `line` says how an address is reached, and `awake` whether its
+/// nodes keep their cores awake.
+async fn chain(model: TestModel, stages: u32, awake: bool, line: impl Fn(&str) -> String) -> (Vec<Member>, ModelId) {
     let network = lonely_network();
     let cut = model.cut(stages);
-    let asked = node(&network, threads()).await;
+    let node = async || start(&network, |builder| builder.keep_awake(awake)).await;
+    let asked = node().await;
     let parts = vec![Parts::Coordinator, stage_parts(&cut, 0)];
     let options = ImportOptions { name: Some(model.name().to_owned()), parts: Some(parts), progress: None };
     let id = asked.node.import(&model.path(), options).await.expect("a sound GGUF is imported").id;
     let mut members = vec![asked];
     for index in 1..cut.len() {
-        let host = node(&network, threads()).await;
+        let host = node().await;
         host.import(&model.path(), model.name(), stage_parts(&cut, index)).await;
         for other in &members {
             join(&other.node, &[line(&host.node.addresses()[0])], Carrier::Tcp).await;
@@ -40,29 +41,6 @@ async fn chain(model: TestModel, stages: u32, line: impl Fn(&str) -> String) -> 
     }
     await_plan(&members[0].node, id).await;
     (members, id)
-}
-
-/// Loops that keep every core awake and give way to all else. A virtual core that has been idle for some milliseconds wakes
-/// late, at each of the dozen times that a far token waits for somebody; a machine that is busy with anything has no such wait.
-struct Awake(Vec<Child>);
-
-impl Awake {
-    fn start() -> Option<Self> {
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let mut idle = Command::new("chrt");
-        idle.args(["--idle", "0", "sh", "-c", "while :; do :; done"]).stdin(Stdio::null()).stderr(Stdio::null());
-        let loops: Vec<Child> = (0..cores).map_while(|_| idle.spawn().ok()).collect();
-        (loops.len() == cores).then_some(Self(loops))
-    }
-}
-
-impl Drop for Awake {
-    fn drop(&mut self) {
-        for idle in &mut self.0 {
-            let _ = idle.kill();
-            let _ = idle.wait();
-        }
-    }
 }
 
 /// What a token takes over a chain of nodes that are far from each other, over what it takes on one node and one way for each
@@ -85,8 +63,8 @@ async fn over_floor(one: &Asked, distant: &Asked, ways: Duration, text: &mut Tex
     over
 }
 
-/// Tokens over chains of nodes that are far from each other, with cores that sleep and with cores that do not; and what
-/// guesses bring there.
+/// Tokens over chains of nodes that are far from each other, with cores that sleep between them and with cores that are kept
+/// awake; and what guesses bring there.
 pub async fn far(model: TestModel, text: &mut Text, figures: &mut Figures) {
     let one = node(&lonely_network(), threads()).await;
     let id = one.import(&model.path(), model.name(), Parts::All).await;
@@ -98,19 +76,14 @@ pub async fn far(model: TestModel, text: &mut Text, figures: &mut Figures) {
         for delay in DELAYS {
             let way = Duration::from_millis(delay);
             let line = |address: &str| if delay == 0 { address.to_owned() } else { delayed(address, way) };
-            let (members, id) = chain(model, stages, line).await;
-            let distant = asked(&members[0].node, id);
-            let name = format!("wan{delay}_s{stages}_over_floor");
-            let asleep = over_floor(&one, &distant, way * stages, text).await;
-            tell(figures, &format!("{name}_cores_asleep"), "", asleep);
-            match Awake::start() {
-                Some(_awake) => {
-                    tell(figures, &name, "<= 1.05 and 1 ms", over_floor(&one, &distant, way * stages, text).await);
+            for (awake, suffix, goal) in [(false, "_cores_asleep", ""), (true, "", "<= 1.05 and 1 ms")] {
+                let (members, id) = chain(model, stages, awake, line).await;
+                let distant = asked(&members[0].node, id);
+                let name = format!("wan{delay}_s{stages}_over_floor{suffix}");
+                tell(figures, &name, goal, over_floor(&one, &distant, way * stages, text).await);
+                if (stages, delay, awake) == (2, 10, false) {
+                    tell(figures, "wan10_s2_ngram_edit_speedup", ">= 2", edited(&distant).await);
                 }
-                None => println!("{name}: not measured, the machine has no `chrt` that keeps its cores awake"),
-            }
-            if (stages, delay) == (2, 10) {
-                tell(figures, "wan10_s2_ngram_edit_speedup", ">= 2", edited(&distant).await);
             }
         }
     }
@@ -124,7 +97,7 @@ const NARROW_PROMPT: usize = 1000;
 /// the time over what the line takes for them.
 pub async fn narrow(model: TestModel, text: &mut Text, figures: &mut Figures) {
     let carried = Arc::new(AtomicU64::new(0));
-    let (members, id) = chain(model, 2, |address| counted(address, NARROW, &carried)).await;
+    let (members, id) = chain(model, 2, false, |address| counted(address, NARROW, &carried)).await;
     for wire in [Codec::F32, Codec::Bf16, Codec::Int8] {
         let asked = Asked::Ours { node: members[0].node.clone(), model: id, guess: false, exact: false, wire };
         let (mut bytes, mut over) = (Vec::new(), Vec::new());

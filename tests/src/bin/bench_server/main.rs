@@ -19,7 +19,8 @@ use futures::future::join_all;
 use swarmllm_core::base::{ErrorKind, ModelId};
 use swarmllm_core::engine::sample::SamplingParams;
 use swarmllm_core::node::{
-    ChatMessage, ChatRequest, Codec, Delta, GenerateOptions, GenerateRequest, Generation, KvCache, Node, Parts, Prompt,
+    ChatMessage, ChatRequest, Codec, Delta, GenerateOptions, GenerateRequest, Generation, KvCache, Node, NodeBuilder,
+    Parts, Prompt,
 };
 use swarmllm_tests::cluster::{Carrier, Member, await_plan, builder, join, lonely_network, stage_parts};
 use swarmllm_tests::models::TestModel;
@@ -44,6 +45,9 @@ type Figures = BTreeMap<String, f64>;
 fn number(variable: &str, default: usize) -> usize {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default).max(1)
 }
+
+/// Parts that are measured with the server beside, on each test model.
+const WITH_SERVER: [&str; 10] = ["one", "guess", "drift", "candle", "many", "gap", "prefix", "hog", "split", "overlap"];
 
 /// Whether a part is to be measured.
 fn wanted(part: &str) -> bool {
@@ -192,9 +196,14 @@ impl Sides {
 }
 
 async fn node(network: &str, threads: u32) -> Member {
+    start(network, |builder| builder.threads(threads)).await
+}
+
+/// A node with the bench's settings and more.
+async fn start(network: &str, more: impl Fn(NodeBuilder) -> NodeBuilder) -> Member {
     let dir = TempDir::new().expect("a temporary directory");
-    let builder = builder(dir.path(), network, Carrier::Tcp).threads(threads).context(CONTEXT).sessions(SESSIONS);
-    Member { node: builder.start().await.expect("a node starts"), dir }
+    let builder = builder(dir.path(), network, Carrier::Tcp).threads(threads()).context(CONTEXT).sessions(SESSIONS);
+    Member { node: more(builder).start().await.expect("a node starts"), dir }
 }
 
 /// Adds the median of the rounds and prints it.
@@ -590,7 +599,14 @@ async fn main() {
     let binary = PathBuf::from(std::env::args().nth(1).expect("the first argument is llama-server's path"));
     let mut figures = Figures::new();
     println!("{} threads, against llama.cpp's server; what is aimed at stands behind each figure", threads());
-    for (model, suffix) in [(TestModel::SmolLm2, ""), (TestModel::Gemma3, "_gemma3")] {
+    if wanted("far") {
+        let model = TestModel::SmolLm2;
+        let mut text = text_of(&model.path());
+        far::far(model, &mut text, &mut figures).await;
+        far::narrow(model, &mut text, &mut figures).await;
+    }
+    let beside = WITH_SERVER.iter().any(|part| wanted(part));
+    for (model, suffix) in [(TestModel::SmolLm2, ""), (TestModel::Gemma3, "_gemma3")].into_iter().filter(|_| beside) {
         let mut text = text_of(&model.path());
         let (sides, _member) = Sides::start(&binary, &model.path(), model.name()).await;
         if wanted("one") {
@@ -614,10 +630,6 @@ async fn main() {
         side_by_side(&sides, &mut text, &mut figures).await;
         if wanted("split") {
             halves(&sides, model, &mut text, &mut figures).await;
-        }
-        if wanted("far") {
-            far::far(model, &mut text, &mut figures).await;
-            far::narrow(model, &mut text, &mut figures).await;
         }
         if wanted("overlap") {
             overlap(model, &mut text, &mut figures).await;

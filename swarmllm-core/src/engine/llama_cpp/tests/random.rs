@@ -8,8 +8,15 @@ use crate::engine::llama_cpp::LlamaCpp;
 use crate::engine::llama_cpp::architectures::CERTIFIED;
 use crate::engine::{CutRules, Engine, EngineError, KvCache, Row, StageConfig};
 
-const CONFIG: StageConfig =
-    StageConfig { context: 256, max_sessions: 2, max_rows: 64, threads: 1, kv: KvCache::Full, gpu_layers: u32::MAX };
+const CONFIG: StageConfig = StageConfig {
+    context: 256,
+    max_sessions: 2,
+    max_rows: 64,
+    threads: 1,
+    kv: KvCache::Full,
+    gpu_layers: u32::MAX,
+    keep_awake: false,
+};
 
 fn is_legal(rules: &CutRules, layers: u32, cuts: &[u32]) -> bool {
     let bounds: Vec<u32> = [0].into_iter().chain(cuts.iter().copied()).chain([layers]).collect();
