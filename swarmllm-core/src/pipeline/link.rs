@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,8 @@ const ACK_WITHIN: Duration = Duration::from_secs(2);
 const SLOW_BYTES_PER_SECOND: u64 = 100 * 1024;
 /// After this time of its own a process that may have been frozen has read what came.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// Where a coordinator says that an answer is late, what was sent so long ago, and the way there and back, is late here.
+const ASKED_WITHIN: Duration = ACK_EVERY.saturating_mul(2);
 /// Doubted for so long it is given up: a machine that was frozen, or a line that was cut, may be back before.
 const GIVE_UP: Duration = Duration::from_secs(20);
 /// Longest wait before the first doubt.
@@ -41,9 +44,24 @@ const ACK_LONGEST: Duration = Duration::from_secs(30);
 /// Bytes of an acknowledgement: how many frames have come so far, little-endian, modulo 2^32.
 const ACK: usize = 4;
 
+/// What a link is told, and tells.
+pub struct Watching<F, G> {
+    /// A session's answer is late that goes over this link.
+    pub asked: Arc<Notify>,
+    /// The way to the peer and back.
+    pub rtt: F,
+    /// Called when the peer may be silent.
+    pub doubt: G,
+}
+
 /// Writes a link's messages until nobody sends any more; closes its queue and fails when the stream ends or its reader is
-/// silent for too long. `doubt` is called when it may be.
-pub async fn write(stream: Stream, mut queue: mpsc::Receiver<Message>, doubt: impl Fn()) -> Result<(), WireError> {
+/// silent for too long.
+pub async fn write(
+    stream: Stream,
+    mut queue: mpsc::Receiver<Message>,
+    watching: Watching<impl Fn() -> Duration, impl Fn()>,
+) -> Result<(), WireError> {
+    let Watching { asked, rtt, doubt } = watching;
     let (mut acks, mut stream) = stream.split();
     let (mut messages, mut owed, mut part) = (Vec::new(), Owed::default(), Vec::with_capacity(ACK));
     let mut bytes = [0; 64];
@@ -70,6 +88,9 @@ pub async fn write(stream: Stream, mut queue: mpsc::Receiver<Message>, doubt: im
                     part.extend_from_slice(&bytes[..read]);
                     take_acks(&mut part, &mut owed)?;
                 }
+            },
+            () = asked.notified() => if owed.is_late(Instant::now(), rtt()) {
+                doubt();
             },
             () = overdue => match owed.overdue(Instant::now()) {
                 Overdue::Wait => {}
@@ -138,6 +159,12 @@ impl Owed {
     fn deadline(&self) -> Option<Instant> {
         let (_, deadline) = self.waiting.front()?;
         Some(self.doubt.map_or(*deadline, |(_, again)| again.max(*deadline)))
+    }
+
+    /// Whether a frame is not acknowledged that would be, were all well on a way of this length.
+    fn is_late(&self, now: Instant, rtt: Duration) -> bool {
+        let sent = self.waiting.front().and_then(|(_, deadline)| deadline.checked_sub(ACK_WITHIN));
+        sent.is_some_and(|sent| now >= sent + ASKED_WITHIN + rtt * 2)
     }
 
     /// The deadline has passed. A first time is no ground for doubt: where this process itself was frozen, its clock has
@@ -247,6 +274,18 @@ mod tests {
         owed.sent(1, 10, late);
         assert!(owed.heard(1));
         assert_eq!(owed.overdue(late + GIVE_UP), Overdue::Wait, "an acknowledgement begins anew");
+    }
+
+    #[test]
+    fn who_is_told_that_an_answer_is_late_doubts_sooner_but_not_before_the_way_there_and_back() {
+        let (mut owed, now, rtt) = (Owed::default(), Instant::now(), Duration::from_millis(150));
+        assert!(!owed.is_late(now + ACK_LONGEST, rtt), "nothing is owed");
+        owed.sent(1, 0, now);
+        assert!(!owed.is_late(now + ASKED_WITHIN + rtt, rtt));
+        assert!(owed.is_late(now + ASKED_WITHIN + rtt * 2, rtt));
+        owed.sent(1, 10, now + ACK_EVERY);
+        assert!(owed.heard(1));
+        assert!(!owed.is_late(now + ASKED_WITHIN, Duration::ZERO), "the second was sent later");
     }
 
     #[test]

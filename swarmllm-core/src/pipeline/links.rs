@@ -11,13 +11,14 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::base::{ErrorKind, Fault, NodeId, SessionId};
 use crate::net::{Channel, NetHandle, Stream};
-use crate::pipeline::link;
+use crate::pipeline::link::{self, Watching};
 use crate::pipeline::message::Message;
 use crate::rt::TaskSet;
 use crate::wire::control::Host;
@@ -59,11 +60,19 @@ struct Inner {
     local: NodeId,
     net: Option<NetHandle>,
     tasks: TaskSet,
-    peers: Mutex<HashMap<NodeId, mpsc::Sender<Message>>>,
+    peers: Mutex<HashMap<NodeId, Link>>,
     stages: Mutex<Stages>,
     coordinators: Mutex<HashMap<SessionId, mpsc::Sender<Delivery>>>,
     /// Peers to which a link broke.
     broken: broadcast::Sender<NodeId>,
+}
+
+/// The way into a link's task.
+#[derive(Clone)]
+struct Link {
+    queue: mpsc::Sender<Message>,
+    /// Tells it that an answer is late.
+    asked: Arc<Notify>,
 }
 
 /// The stages of sessions on this node.
@@ -119,8 +128,8 @@ impl Links {
     /// The link to a peer, opened if there is none that stands.
     async fn link(&self, to: NodeId, addresses: &[String]) -> Result<mpsc::Sender<Message>, Fault> {
         let known = locked(&self.inner.peers).get(&to).cloned();
-        match known.filter(|link| !link.is_closed()) {
-            Some(link) => Ok(link),
+        match known.filter(|link| !link.queue.is_closed()) {
+            Some(link) => Ok(link.queue),
             None => self.open(to, addresses).await,
         }
     }
@@ -132,23 +141,29 @@ impl Links {
         let fault = |error: crate::net::NetError| Fault::new(error.kind(), error);
         net.ensure_connected(to, addresses).await.map_err(fault)?;
         let stream = net.open(to, Channel::Stage).await.map_err(fault)?;
-        let (sender, receiver) = mpsc::channel(LINK_QUEUE);
+        let (queue, receiver) = mpsc::channel(LINK_QUEUE);
+        let asked = Arc::<Notify>::default();
         let mut peers = locked(&self.inner.peers);
         // Two sessions may open at once; the first link that stands is used, so that order within a session holds.
-        if let Some(link) = peers.get(&to).filter(|link| !link.is_closed()) {
-            return Ok(link.clone());
+        if let Some(link) = peers.get(&to).filter(|link| !link.queue.is_closed()) {
+            return Ok(link.queue.clone());
         }
-        peers.insert(to, sender.clone());
+        peers.insert(to, Link { queue: queue.clone(), asked: asked.clone() });
         drop(peers);
         let links = self.clone();
         self.inner.tasks.spawn("stage-link", async move {
-            let doubt = || links.doubt(to);
-            if let Err(error) = link::write(stream, receiver, doubt).await {
+            let watching = Watching { asked, rtt: || links.rtt(to), doubt: || links.doubt(to) };
+            if let Err(error) = link::write(stream, receiver, watching).await {
                 tracing::debug!(peer = %to, %error, "a stage link broke");
                 links.broke(to);
             }
         });
-        Ok(sender)
+        Ok(queue)
+    }
+
+    fn rtt(&self, peer: NodeId) -> Duration {
+        let known = self.inner.net.as_ref().and_then(|net| net.peers().lookup(peer));
+        known.and_then(|peer| peer.rtt).unwrap_or_default()
     }
 
     fn doubt(&self, peer: NodeId) {
@@ -200,9 +215,15 @@ impl Links {
         Ok(StageInbox { links: self.clone(), key, receiver, keep, over })
     }
 
-    /// Whether a stage of this coordinator's session is here.
+    /// Whether a stage of this coordinator's session is here. That it asks means that its answer is late: what was sent to
+    /// whom this stage's results go may be, too.
     pub fn serves(&self, key: SessionStage, coordinator: NodeId) -> bool {
-        locked(&self.inner.stages).live.get(&key).is_some_and(|entry| entry.coordinator == coordinator)
+        let stages = locked(&self.inner.stages);
+        let Some(stage) = stages.live.get(&key).filter(|entry| entry.coordinator == coordinator) else { return false };
+        let next = stage.next;
+        drop(stages);
+        locked(&self.inner.peers).get(&next).inspect(|link| link.asked.notify_one());
+        true
     }
 
     /// Ends the stages of a session on this node, of this epoch and those before, those that are yet to begin included,
@@ -380,7 +401,7 @@ impl Drop for CoordinatorInbox {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use super::*;
     use crate::identity::Keypair;
@@ -438,6 +459,26 @@ mod tests {
         assert_eq!(broken.kind(), ErrorKind::PeerLost);
         assert!(outlet.send(frame()).await.is_err(), "it stays so");
         links.outlet(host).send(frame()).await.expect("a new route has a new link");
+        tasks.abort();
+    }
+
+    #[tokio::test]
+    async fn a_connection_without_acknowledgements_is_replaced_sooner_where_a_coordinator_asks_for_the_stage() {
+        let tasks = TaskSet::new(tokio::runtime::Handle::current());
+        let ((near, _near), (far, mut incoming)) = (start(&tasks).await, start(&tasks).await);
+        let links = Links::new(near.local(), Some(near), tasks.clone());
+        let mut broken = links.broken();
+        let host = Host { node: far.local(), addresses: far.addresses() };
+        let _stage = links.register_stage(STAGE, node(1), far.local()).unwrap();
+        links.outlet(host).send(frame()).await.unwrap();
+        let _unread = incoming.stage.recv().await.unwrap();
+        let begun = Instant::now();
+        while broken.try_recv().is_err() {
+            // By itself the link would begin to doubt after two seconds and a half.
+            assert!(begun.elapsed() < Duration::from_secs(2), "it is not doubted");
+            assert!(links.serves(STAGE, node(1)));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         tasks.abort();
     }
 }
