@@ -305,6 +305,13 @@ swarmllm_status swarmllm_config_set_gpu_layers(swarmllm_config config,
                                                uint32_t layers);
 
 /**
+ * Whether to keep the cores awake while steps come from afar (0 = no, the default): tokens over ways of some milliseconds
+ * then come sooner, for the price of power. Without effect but on Linux.
+ */
+swarmllm_status swarmllm_config_set_keep_awake(swarmllm_config config,
+                                               int32_t on);
+
+/**
  * Credits that a peer may owe before it is not computed for any more; without a call nobody is refused. One credit is a
  * million parameters applied to one token.
  */

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// A step that comes when the cores had nothing to do for so long comes from afar; after a longer time it is a user's.
 const FAR: Range<Duration> = Duration::from_millis(2)..Duration::from_millis(300);
+/// Steps that come from afar one after another before loops begin: a neighbour that computes may once be late.
+const IN_A_ROW: u32 = 2;
 /// Cores are kept awake for so long after a step.
 const AWAKE: Duration = FAR.end;
 /// Name of the threads, at most the 15 bytes that Linux shows.
@@ -30,6 +32,8 @@ pub(super) struct Awake {
     loops: Arc<Loops>,
     /// Cores that it wants awake.
     threads: u32,
+    /// The last steps that came from afar.
+    far: u32,
 }
 
 #[derive(Debug)]
@@ -55,12 +59,13 @@ impl Awake {
 
     fn of(loops: Arc<Loops>, threads: u32) -> Self {
         loops.counts().users += 1;
-        Self { threads: threads.min(loops.cores), loops }
+        Self { threads: threads.min(loops.cores), loops, far: 0 }
     }
 
     /// A step has come for which the cores have waited so long.
-    pub fn waited(&self, idle: Duration) {
-        if self.threads > 0 && FAR.contains(&idle) {
+    pub fn waited(&mut self, idle: Duration) {
+        self.far = if FAR.contains(&idle) { self.far.saturating_add(1) } else { 0 };
+        if self.threads > 0 && self.far >= IN_A_ROW {
             let until = self.loops.now().saturating_add(AWAKE.as_micros() as u64);
             self.loops.until.store(until, Ordering::Relaxed);
             self.start();
@@ -150,14 +155,18 @@ mod tests {
         }
     }
 
+    fn far(awake: &mut Awake) {
+        (0..IN_A_ROW).for_each(|_| awake.waited(FAR.start));
+    }
+
     #[test]
     fn loops_run_while_far_steps_come_and_end_soon_after() {
         let loops = Arc::new(Loops::new(2));
-        let awake = Awake::of(loops.clone(), 7);
-        awake.waited(FAR.start / 2);
-        assert_eq!(loops.counts().running, 0, "another stage has just computed");
-        awake.waited(FAR.end);
-        assert_eq!(loops.counts().running, 0, "somebody has asked");
+        let mut awake = Awake::of(loops.clone(), 7);
+        for idle in [FAR.start, FAR.start / 2, FAR.start, FAR.end, FAR.start] {
+            awake.waited(idle);
+            assert_eq!(loops.counts().running, 0, "another stage computes between, or somebody asks");
+        }
         for _ in 0..3 {
             awake.waited(FAR.start);
             assert_eq!(loops.counts().running, 2, "one for each core");
@@ -171,11 +180,11 @@ mod tests {
     #[test]
     fn they_end_with_the_last_stage_and_are_none_where_nobody_wants_them() {
         let loops = Arc::new(Loops::new(2));
-        let (none, one, two) = (Awake::of(loops.clone(), 0), Awake::of(loops.clone(), 1), Awake::of(loops.clone(), 2));
-        none.waited(FAR.start);
+        let [mut none, mut one, mut two] = [0, 1, 2].map(|threads| Awake::of(loops.clone(), threads));
+        far(&mut none);
         assert_eq!(loops.counts().running, 0);
-        one.waited(FAR.start);
-        two.waited(FAR.start);
+        far(&mut one);
+        far(&mut two);
         assert_eq!(loops.counts().running, 2, "both stages share them");
         drop((none, one));
         assert!(!loops.is_over());
