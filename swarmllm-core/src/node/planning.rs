@@ -9,7 +9,7 @@ use crate::base::{ErrorKind, Fault, LayerRange, NodeId};
 use crate::node::error::GenerateError;
 use crate::node::generation::load;
 use crate::node::loaded::LoadedModel;
-use crate::node::registry::Registry;
+use crate::node::registry::{Known, Registry};
 use crate::node::seek::{key_of, seek};
 use crate::node::shared::Shared;
 use crate::pipeline::plan::{Candidate, Plan, PlanRequest, plan};
@@ -43,6 +43,7 @@ pub(super) async fn first_route(shared: &Arc<Shared>, model: &LoadedModel, stand
     };
     let mut until = Instant::now();
     let last = until + RETURNS;
+    let mut attempts = Attempts::default();
     loop {
         if reconnect(shared).await > 0 {
             until = last.min(Instant::now() + GREETS);
@@ -51,9 +52,27 @@ pub(super) async fn first_route(shared: &Arc<Shared>, model: &LoadedModel, stand
             return Err(none);
         }
         tokio::time::sleep(LOOK_AGAIN).await;
-        if let Ok(plan) = make_plan(shared, model, &[]) {
+        if let Some(plan) = attempts.plan(shared, model, &[]) {
             return Ok(route_of(shared, model, &[], stand_by, plan));
         }
+    }
+}
+
+/// Plans that are tried while peers are awaited: each as soon as something else is known of the swarm, and not before, since
+/// among thousands of nodes one takes some 20 ms.
+#[derive(Default)]
+struct Attempts {
+    tried: Option<Arc<Known>>,
+}
+
+impl Attempts {
+    fn plan(&mut self, shared: &Shared, model: &LoadedModel, without: &[NodeId]) -> Option<Plan> {
+        let known = shared.registry.snapshot();
+        if self.tried.as_ref().is_some_and(|tried| Arc::ptr_eq(tried, &known)) {
+            return None;
+        }
+        self.tried = Some(known);
+        make_plan(shared, model, without).ok()
     }
 }
 
@@ -82,12 +101,13 @@ async fn find_route(
 
 /// Seeks holders until there is a plan with them: it waits for no search that is slow, and for none that is vain.
 async fn seek_plan(shared: &Arc<Shared>, model: &LoadedModel, without: &[NodeId]) -> Option<Plan> {
+    let mut attempts = Attempts::default();
     reconnect(shared).await;
     let search = seek(shared, key_of(model.id));
     tokio::pin!(search);
     loop {
         let ended = tokio::time::timeout(LOOK_AGAIN, &mut search).await.is_ok();
-        if let Ok(plan) = make_plan(shared, model, without) {
+        if let Some(plan) = attempts.plan(shared, model, without) {
             return Some(plan);
         }
         if ended {
