@@ -4,7 +4,9 @@
 //! allows it. A test builds its world from outside and then runs itself once more inside the coordinator's namespace.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
 
 /// Tells a test that it runs inside, and in which world.
 const INSIDE: &str = "SWARMLLM_TEST_SPACE";
@@ -66,6 +68,8 @@ pub enum Nat {
 pub struct World {
     prefix: String,
     lines: usize,
+    /// What forwards ports on routers, and its settings.
+    forwarders: Vec<(Child, TempDir)>,
     /// Whether it goes when this handle does.
     owned: bool,
 }
@@ -73,7 +77,8 @@ pub struct World {
 impl World {
     /// An empty one.
     pub fn new() -> World {
-        let world = World { prefix: format!("swl{}", std::process::id()), lines: 0, owned: true };
+        let world =
+            World { prefix: format!("swl{}", std::process::id()), lines: 0, forwarders: Vec::new(), owned: true };
         world.add("core");
         world.core().sh("echo 1 > /proc/sys/net/ipv4/ip_forward");
         world.core().sh("nft add table ip f; nft add chain ip f lines '{ type filter hook forward priority 0; }'");
@@ -84,7 +89,7 @@ impl World {
     /// The one that this process runs inside of, if it does.
     pub fn inside() -> Option<World> {
         let prefix = std::env::var(INSIDE).ok()?;
-        Some(World { prefix, lines: 0, owned: false })
+        Some(World { prefix, lines: 0, forwarders: Vec::new(), owned: false })
     }
 
     fn space(&self, role: &str) -> Space {
@@ -148,7 +153,7 @@ impl World {
     }
 
     /// From now on the router of a machine that is [`hidden`](Self::hidden) forwards ports where it asks for it (UPnP).
-    pub fn forward(&self, role: &str) {
+    pub fn forward(&mut self, role: &str) {
         let router = self.space(&format!("{role}-nat"));
         router.sh("nft add table inet u
              nft add chain inet u pass
@@ -156,15 +161,16 @@ impl World {
              nft add chain inet u to; nft add rule inet u before jump to
              nft add chain inet u after '{ type nat hook postrouting priority 100; }'
              nft add chain inet u from; nft add rule inet u after jump from");
-        let file = std::env::temp_dir().join(format!("{}.conf", router.name));
+        let dir = TempDir::new().expect("a temporary directory");
+        let file = dir.path().join("settings");
         let settings = "ext_ifname=wan\nlistening_ip=lan\nenable_upnp=yes\nenable_natpmp=no\n\
              uuid=6b8b4567-327b-23c6-643c-986966334873\nupnp_table_name=u\nupnp_nat_table_name=u\nupnp_forward_chain=pass\n\
              upnp_nat_chain=to\nupnp_nat_postrouting_chain=from\nallow 1024-65535 192.168.1.0/24 1024-65535\n";
         std::fs::write(&file, settings).expect("a temporary file can be written");
         let mut daemon = router.command(FORWARDER);
-        daemon.arg("-d").arg("-f").arg(&file).arg("-P").arg(file.with_extension("pid"));
-        // It ends with its machine.
-        daemon.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it can be started");
+        daemon.arg("-d").arg("-f").arg(&file).arg("-P").arg(dir.path().join("pid"));
+        daemon.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        self.forwarders.push((daemon.spawn().expect("it can be started"), dir));
     }
 
     /// Loses so many of a hundred packets between machines from now on.
@@ -209,6 +215,10 @@ impl Drop for World {
         for name in names.filter(|name| name.starts_with(&format!("{}-", self.prefix))) {
             let script = "ip netns pids \"$0\" | xargs -r kill -9; ip netns del \"$0\"";
             let _ = Command::new("sh").args(["-c", script, name]).status();
+        }
+        for (daemon, _) in &mut self.forwarders {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
         }
     }
 }

@@ -112,7 +112,7 @@ async fn behind_routers(test: &str, nat: Nat, forward: bool) -> Option<(Member, 
     let relay = world.open("relay");
     let [first, second, asker] = ["first", "second", "asker"].map(|role| world.hidden(role, nat));
     if forward {
-        ["first", "second"].iter().for_each(|role| world.forward(role));
+        ["first", "second"].into_iter().for_each(|role| world.forward(role));
     }
     let (_relay, _dir, known) = bootstrap(&relay);
     let more: &[&str] = if forward { &["--upnp"] } else { &[] };
