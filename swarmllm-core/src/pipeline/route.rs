@@ -30,7 +30,7 @@ pub const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
 pub const RELEASES: u32 = 9;
 /// How often a host that loads a stage is asked whether it is there, and how often in a row it may miss that where no route
 /// does without it.
-const WHILE_LOADING: Duration = Duration::from_millis(250);
+const WHILE_LOADING: Duration = Duration::from_millis(500);
 const MISSES: u32 = 5;
 /// How much longer than for the stages it is waited for their stand-bys.
 pub const STAND_BY_WAIT: Duration = Duration::from_secs(2);

@@ -16,7 +16,7 @@ use crate::wire::prefix::Prefix;
 
 /// As in the finder of routes.
 const OPEN_DEADLINE: Micros = 180 * SECOND;
-const WHILE_LOADING: Micros = SECOND / 4;
+const WHILE_LOADING: Micros = SECOND / 2;
 const MISSES: u32 = 5;
 
 /// Who is asked to open a route's stages, or to stand by them.
