@@ -2,10 +2,14 @@
 //! for it what it had fetched so before. What that is is decided in `pipeline/placement.rs`. What the host brought stays, and
 //! so does what runs.
 //!
+//! A model that is asked for by many at once gets more holders (`placement::holders`), once that has lasted for some rounds:
+//! a whole range is transferred for it, and demand comes and goes. When it goes, what was fetched for it stays until something
+//! else is short.
+//!
 //! Nothing goes before those who are counted on were asked, this moment, whether they hold it. Where the disk has room for
 //! both, the new comes before the old goes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +25,7 @@ use crate::node::registry::Registry;
 use crate::node::request::Parts;
 use crate::node::shared::Shared;
 use crate::node::transfer::fault;
-use crate::pipeline::placement::{HOLDERS, Member, Move, Placement};
+use crate::pipeline::placement::{self, HOLDERS, Member, Move, Placement};
 
 /// Time between two decisions: what a node has got is known everywhere within a second or two.
 const ROUND: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(10) };
@@ -29,12 +33,25 @@ const ROUND: Duration = if cfg!(test) { Duration::from_millis(300) } else { Dura
 /// Holders that are asked before something is given up. Two are enough, of those who answer.
 const MAX_ASKED: usize = 16;
 
+/// Rounds for which demand must have lasted.
+const LASTS: usize = 6;
+
 /// What was seen of a model, and in how many rounds since it changed. A node's room changes with what it computes, which
 /// is no news here.
 #[derive(Default)]
 struct View {
     held: Vec<(NodeId, Vec<LayerRange>, bool)>,
     waited: u32,
+    /// Holders that it ought to have had in the last rounds.
+    wanted: VecDeque<u32>,
+}
+
+/// By what a node decides on a model, beside what it holds itself.
+struct Sight {
+    members: Vec<Member>,
+    waited: u32,
+    /// Holders that each layer is to have.
+    holders: u32,
 }
 
 /// Decides every now and then, and fetches, for as long as all models here take at most `disk` bytes; until the node stops.
@@ -48,8 +65,9 @@ pub(crate) async fn run(shared: Arc<Shared>, disk: u64) {
             views.retain(|known, _| models.iter().any(|(model, _)| model == known));
             for (model, manifest) in models {
                 let members = members(&shared, model, &manifest);
-                let waited = views.entry(model).or_default().look(&members);
-                if let Err(fault) = place(&shared, &manifest, members, waited, disk).await {
+                let view = views.entry(model).or_default();
+                let (waited, holders) = (view.look(&members), view.demand(wanted(&shared, model, manifest.layers)));
+                if let Err(fault) = place(&shared, &manifest, Sight { members, waited, holders }, disk).await {
                     tracing::debug!(%fault, model = %model.short(), "nothing was placed");
                 }
             }
@@ -63,9 +81,32 @@ impl View {
     fn look(&mut self, members: &[Member]) -> u32 {
         let held = members.iter().map(|member| (member.node, member.layers.clone(), member.head)).collect();
         let same = self.held == held;
-        *self = Self { held, waited: if same { self.waited.saturating_add(1) } else { 0 } };
+        self.held = held;
+        self.waited = if same { self.waited.saturating_add(1) } else { 0 };
         self.waited
     }
+
+    /// Takes how many holders a model ought to have by what is computed now; gives how many by what has lasted.
+    fn demand(&mut self, wanted: u32) -> u32 {
+        if self.wanted.len() == LASTS {
+            self.wanted.pop_front();
+        }
+        self.wanted.push_back(wanted);
+        let lasting = self.wanted.iter().copied().min().filter(|_| self.wanted.len() == LASTS);
+        lasting.unwrap_or(HOLDERS)
+    }
+}
+
+/// Holders that a model ought to have by what this node and its peers say that they compute now.
+fn wanted(shared: &Shared, model: ModelId, layers: u32) -> u32 {
+    let known = shared.registry.snapshot();
+    let peers = known.values().filter(|announced| announced.serves).map(|announced| {
+        let ours = announced.in_use.iter().filter(|stage| stage.model == model);
+        ours.map(|stage| stage.layers).collect()
+    });
+    let here = shared.serving.stages().in_use().into_iter().filter(|key| key.model == model).map(|key| key.layers);
+    let in_use: Vec<Vec<LayerRange>> = peers.chain([here.collect()]).collect();
+    placement::holders(layers, in_use.iter().map(Vec::as_slice))
 }
 
 /// This node and the peers that compute for others, in the order of their names.
@@ -137,24 +178,18 @@ struct Errand {
 
 /// Fetches what this node should hold, if anything, and gives up what it should not; less of it where the disk has no room
 /// for all.
-async fn place(
-    shared: &Arc<Shared>,
-    manifest: &Arc<Manifest>,
-    members: Vec<Member>,
-    waited: u32,
-    disk: u64,
-) -> Result<(), Fault> {
-    let (deciding, known) = (shared.clone(), manifest.clone());
-    let errand = blocking(move || errand(&deciding, &known, members, waited, disk)).await?;
+async fn place(shared: &Arc<Shared>, manifest: &Arc<Manifest>, sight: Sight, disk: u64) -> Result<(), Fault> {
+    let (deciding, known, holders) = (shared.clone(), manifest.clone(), sight.holders);
+    let errand = blocking(move || errand(&deciding, &known, sight, disk)).await?;
     let Some(Errand { parts, drop, drop_first }) = errand else { return Ok(()) };
-    if drop_first && !give_up(shared, manifest, &drop, true).await? {
+    if drop_first && !give_up(shared, manifest, holders, &drop, true).await? {
         return Ok(());
     }
     for parts in parts {
         fetch::pull(shared, &manifest.id().to_string(), &parts, Asker::Placement, None, None).await?;
     }
     if !drop_first && !drop.is_empty() {
-        give_up(shared, manifest, &drop, false).await?;
+        give_up(shared, manifest, holders, &drop, false).await?;
     }
     Ok(())
 }
@@ -163,29 +198,24 @@ async fn place(
 fn with<T>(
     shared: &Shared,
     manifest: &Manifest,
-    members: &[Member],
+    (members, holders): (&[Member], u32),
     decide: impl FnOnce(&Placement) -> Result<T, Fault>,
 ) -> Result<T, Fault> {
     let stages = shared.serving.stages();
     let (engine, cuts) = choose(stages.engines(), shared.config.engine.as_deref(), manifest)?;
     let size = |layers, head| stages.memory_of(engine.as_ref(), manifest, layers, head);
     let (model, layers) = (manifest.id(), manifest.layers);
-    decide(&Placement { model, layers, cuts: &cuts, holders: HOLDERS, members, size: &size })
+    decide(&Placement { model, layers, cuts: &cuts, holders, members, size: &size })
 }
 
 /// Takes milliseconds where thousands of nodes are known.
-fn errand(
-    shared: &Shared,
-    manifest: &Manifest,
-    mut members: Vec<Member>,
-    waited: u32,
-    disk: u64,
-) -> Result<Option<Errand>, Fault> {
+fn errand(shared: &Shared, manifest: &Manifest, sight: Sight, disk: u64) -> Result<Option<Errand>, Fault> {
+    let Sight { mut members, waited, holders } = sight;
     know_self(shared, manifest, &mut members);
     let left = disk.saturating_sub(used(shared));
     let fits = |bytes: u64| Ok::<_, Fault>(bytes <= left && shared.catalog.excess(bytes).map_err(fault)?.is_none());
     loop {
-        let found = with(shared, manifest, &members, |placement| {
+        let found = with(shared, manifest, (&members, holders), |placement| {
             let size = |found: &Move| (placement.size)(found.hold, found.hold.end == manifest.layers);
             Ok(placement.decide(shared.id, waited).map(|found| (size(&found), found)))
         })?;
@@ -221,13 +251,14 @@ fn goes(manifest: &Manifest, drop: &[LayerRange], kind: ShardKind) -> bool {
 async fn give_up(
     shared: &Arc<Shared>,
     manifest: &Arc<Manifest>,
+    holders: u32,
     drop: &[LayerRange],
     whole: bool,
 ) -> Result<bool, Fault> {
     let members = members(shared, manifest.id(), manifest);
-    let holders = with(shared, manifest, &members, |placement| Ok(placement.holders_before(shared.id, drop)))?;
-    let asked =
-        holders.into_iter().take(MAX_ASKED).map(|peer| async move { (peer, hello(shared, peer).await.is_ok()) });
+    let before =
+        with(shared, manifest, (&members, holders), |placement| Ok(placement.holders_before(shared.id, drop)))?;
+    let asked = before.into_iter().take(MAX_ASKED).map(|peer| async move { (peer, hello(shared, peer).await.is_ok()) });
     let answers = futures::future::join_all(asked).await;
     let there: HashSet<NodeId> = answers.into_iter().filter(|(_, there)| *there).map(|(peer, _)| peer).collect();
     let (shared, manifest, drop) = (shared.clone(), manifest.clone(), drop.to_vec());
@@ -236,7 +267,7 @@ async fn give_up(
         let mut members = self::members(&shared, model, &manifest);
         members.retain(|member| member.node == shared.id || there.contains(&member.node));
         know_self(&shared, &manifest, &mut members);
-        let spare = with(&shared, &manifest, &members, |placement| Ok(placement.spare(shared.id)))?;
+        let spare = with(&shared, &manifest, (&members, holders), |placement| Ok(placement.spare(shared.id)))?;
         let spare = |layer: &u32| spare.iter().any(|range| range.start <= *layer && *layer < range.end);
         let going = merge_ranges(drop.iter().flat_map(|range| range.start..range.end).filter(spare).collect());
         if going.is_empty() || (whole && going != drop) {

@@ -17,8 +17,10 @@ use std::cmp::Reverse;
 use crate::base::{LayerRange, ModelId, NodeId, merge_ranges};
 use crate::engine::CutRules;
 
-/// Holders that each layer is to have, where nothing else is said: one may be lost.
+/// Holders that each layer is to have, at least: one may be lost.
 pub const HOLDERS: u32 = 2;
+/// And at most, however great the demand: what peers say of it is not proven.
+const MOST_HOLDERS: u32 = 8;
 /// What is given up for layers that somebody has must be for so large a part of what is fetched instead, since a whole range
 /// is transferred for it: one of so many layers is short.
 const WORTH: u32 = 4;
@@ -53,6 +55,19 @@ pub struct Placement<'a> {
     pub members: &'a [Member],
     /// Bytes that a stage takes; more layers take more.
     pub size: &'a dyn Fn(LayerRange, bool) -> u64,
+}
+
+/// Holders that each layer of a model is to have of which `layers` layers are computed by those who have these in use: one
+/// more than answer at once, so that the next session finds one that is free.
+pub fn holders<'a>(layers: u32, in_use: impl Iterator<Item = &'a [LayerRange]>) -> u32 {
+    let mut busy = vec![0_u32; layers as usize];
+    for ranges in in_use {
+        let used = busy.iter_mut().zip(0..).filter(|(_, layer)| within(ranges, *layer));
+        used.for_each(|(busy, _)| *busy = busy.saturating_add(1));
+    }
+    // Each session uses all layers.
+    let sessions = busy.into_iter().min().unwrap_or(0);
+    sessions.saturating_add(1).clamp(HOLDERS, MOST_HOLDERS)
 }
 
 /// What a node should do.

@@ -5,17 +5,21 @@ use std::time::Instant;
 use tempfile::TempDir;
 
 use super::*;
+use crate::base::SessionId;
+use crate::engine::echo::EchoStage;
 use crate::engine::{CutRules, Embedder, Engine, EngineError, Stage, StageConfig};
 use crate::model::manifest::tests::small_model;
 use crate::model::{Catalog, EmbeddingSource, StageSource};
 use crate::node::{ImportOptions, Node};
+use crate::pipeline::stages::{Claim, Lease, Owner, StageKey};
+use crate::wire::prefix::Prefix;
 
 const LAYERS: u32 = 4;
 const CLOSING: Duration = Duration::from_secs(5);
 /// Time within which anything here happens.
 const SOON: Duration = Duration::from_secs(30);
 
-/// Takes one byte of memory for a layer, and computes nothing.
+/// Takes one byte of memory for a layer, and computes nothing of use.
 struct Idle;
 
 impl Engine for Idle {
@@ -31,8 +35,9 @@ impl Engine for Idle {
         layers.len().into()
     }
 
-    fn load_stage(&self, _: StageSource, _: &StageConfig) -> Result<Box<dyn Stage>, EngineError> {
-        Err(EngineError::Gone)
+    fn load_stage(&self, source: StageSource, config: &StageConfig) -> Result<Box<dyn Stage>, EngineError> {
+        let vocab = source.head.then_some(source.manifest.vocab);
+        Ok(Box::new(EchoStage::new(7, source.layers, source.manifest.width, vocab, config.clone())))
     }
 
     fn load_embedder(&self, _: EmbeddingSource) -> Result<Arc<dyn Embedder>, EngineError> {
@@ -111,6 +116,51 @@ async fn nodes_that_may_share_a_model_out_among_themselves_and_others_fetch_noth
     for node in nodes.iter().chain([&source]) {
         node.shutdown(CLOSING).await;
     }
+}
+
+/// A session that computes a whole model at a node, for as long as what it gives is there.
+async fn compute(node: &Node, model: ModelId) -> Lease {
+    let key = StageKey { model, layers: LayerRange::new(0, LAYERS), head: true, engine: Idle.name().to_owned() };
+    let owner = Owner { coordinator: node.id(), session: SessionId([1; 16]), epoch: 0 };
+    let claim = Claim { owner, context: 8, prefix: &Prefix::default() };
+    node.shared().serving.stages().acquire(key, claim).await.unwrap().0
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_all_its_holders_compute_gets_one_more_if_that_lasts() {
+    let network = format!("placer-demand-{}", std::process::id());
+    let dirs: Vec<TempDir> = (0..3).map(|_| TempDir::new().unwrap()).collect();
+    let file = dirs[0].path().join("model.gguf");
+    std::fs::write(&file, small_model("small", LAYERS, false, true, 1)).unwrap();
+    let all = u64::from(LAYERS);
+    let holders = [node(&dirs[0], &network, all, None).await, node(&dirs[1], &network, all, None).await];
+    let model = holders[0].import(&file, ImportOptions::default()).await.unwrap();
+    holders[1].import(&file, ImportOptions::default()).await.unwrap();
+    let third = node(&dirs[2], &network, all, Some(model.size)).await;
+    for holder in &holders {
+        third.connect(&holder.addresses()[0]).await.unwrap();
+    }
+    eventually("both holders are known", || third.peers().iter().filter(|peer| !peer.holdings.is_empty()).count() == 2)
+        .await;
+    learn(&third, model.id).await;
+    let one = compute(&holders[0], model.id).await;
+    tokio::time::sleep(ROUND * 2 * LASTS as u32).await;
+    assert!(holds(&third).is_empty(), "the other holder is free");
+    let other = compute(&holders[1], model.id).await;
+    eventually("it is fetched", || holds(&third) == [LayerRange::new(0, LAYERS)]).await;
+    drop((one, other));
+    for node in holders.iter().chain([&third]) {
+        node.shutdown(CLOSING).await;
+    }
+}
+
+#[test]
+fn demand_counts_once_it_has_lasted_and_ends_at_once() {
+    let mut view = View::default();
+    let mut told = |wanted| view.demand(wanted);
+    assert!((1..LASTS).all(|_| told(4) == HOLDERS));
+    assert_eq!((told(5), told(3), told(9)), (4, 3, 3));
+    assert_eq!(told(HOLDERS), HOLDERS);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -49,6 +49,8 @@ struct Swarm {
     dice: Dice,
     layers: u32,
     holders: u32,
+    /// Holders that demand asks for beside those; while nodes come and go each hears of it in its own time.
+    demand: u32,
     machines: Vec<Machine>,
     /// Who has left, and is still believed to be there: when, and what it held.
     left: Vec<(u64, Member)>,
@@ -77,8 +79,17 @@ impl Swarm {
     fn new(seed: u64) -> Swarm {
         let mut dice = Dice(seed);
         let (layers, holders) = (2 + dice.below(7) as u32, 1 + dice.below(2) as u32);
-        let mut swarm =
-            Swarm { dice, layers, holders, machines: Vec::new(), left: Vec::new(), names: 0, round: 0, given_up: 0 };
+        let mut swarm = Swarm {
+            dice,
+            layers,
+            holders,
+            demand: 0,
+            machines: Vec::new(),
+            left: Vec::new(),
+            names: 0,
+            round: 0,
+            given_up: 0,
+        };
         (0..2 + swarm.dice.below(5)).for_each(|_| swarm.join());
         swarm
     }
@@ -139,28 +150,30 @@ impl Swarm {
         self.machines.iter().enumerate().map(known).collect()
     }
 
-    fn with<T>(&self, members: &[Member], use_it: impl FnOnce(&Placement) -> T) -> T {
+    fn with<T>(&self, (members, wanted): (&[Member], u32), use_it: impl FnOnce(&Placement) -> T) -> T {
         let size = |range: LayerRange, _| u64::from(range.len());
         let cuts = CutRules::free();
-        let (layers, holders) = (self.layers, self.holders);
+        let (layers, holders) = (self.layers, wanted);
         use_it(&Placement { model: MODEL, layers, cuts: &cuts, holders, members, size: &size })
     }
 
     /// What a node may give up of this, once it has asked.
-    fn spare(&self, local: usize, drop: &[LayerRange]) -> Vec<LayerRange> {
+    fn spare(&self, local: usize, wanted: u32, drop: &[LayerRange]) -> Vec<LayerRange> {
         let node = self.machines[local].member.node;
-        let spare = self.with(&self.asked(local), |placement| placement.spare(node));
+        let spare = self.with((&self.asked(local), wanted), |placement| placement.spare(node));
         filtered(drop, |layer| within(&spare, layer))
     }
 
     /// What a node does in this round, as the placer does it.
-    fn turn(&mut self, local: usize) -> Vec<Act> {
+    fn turn(&mut self, local: usize, churn: bool) -> Vec<Act> {
+        let heard = if churn { self.dice.below(u64::from(self.demand) + 1) as u32 } else { self.demand };
+        let wanted = self.holders + heard;
         if let Some((found, due)) = self.machines[local].fetching.take() {
             if due > self.round {
                 self.machines[local].fetching = Some((found, due));
                 return Vec::new();
             }
-            return vec![Act::GivenUp(self.spare(local, &found.drop)), Act::Fetched(found.hold)];
+            return vec![Act::GivenUp(self.spare(local, wanted, &found.drop)), Act::Fetched(found.hold)];
         }
         let members = self.hearsay(local);
         let machine = &mut self.machines[local];
@@ -170,7 +183,7 @@ impl Swarm {
         let (waited, disk, active, held) =
             (machine.waited, machine.disk, machine.active, machine.member.layers.clone());
         let node = machine.member.node;
-        let found = self.with(&members, |placement| placement.decide(node, waited)).filter(|_| active);
+        let found = self.with((&members, wanted), |placement| placement.decide(node, waited)).filter(|_| active);
         let Some(found) = found else { return Vec::new() };
         let missing = (found.hold.start..found.hold.end).filter(|layer| !within(&held, *layer)).count() as u32;
         let due = self.round + self.dice.below(SLOW);
@@ -179,7 +192,7 @@ impl Swarm {
             return Vec::new();
         }
         // No room for both: all of it goes first, or nothing.
-        let spare = self.spare(local, &found.drop);
+        let spare = self.spare(local, wanted, &found.drop);
         if spare != found.drop {
             return Vec::new();
         }
@@ -191,9 +204,12 @@ impl Swarm {
     fn go(&mut self, churn: bool) -> bool {
         self.round += 1;
         let round = self.round;
+        if churn {
+            self.demand = self.dice.below(3) as u32;
+        }
         self.left.retain(|(when, _)| when + LATE as u64 > round);
         let acts: Vec<(NodeId, Vec<Act>)> =
-            (0..self.machines.len()).map(|at| (self.machines[at].member.node, self.turn(at))).collect();
+            (0..self.machines.len()).map(|at| (self.machines[at].member.node, self.turn(at, churn))).collect();
         let before = self.counts();
         if churn && self.machines.len() > 1 && self.dice.once_in(4) {
             self.leave();
@@ -235,7 +251,7 @@ impl Swarm {
     fn settle(&mut self) -> u32 {
         let (mut rounds, mut quiet) = (0, 0);
         let long = self.machines.len() + LATE + SLOW as usize;
-        let bound = (self.holders * self.layers + 1) as usize * (long + 2);
+        let bound = ((self.holders + self.demand) * self.layers + 1) as usize * (long + 2);
         while quiet <= long {
             quiet = if self.go(false) { 0 } else { quiet + 1 };
             rounds += 1;

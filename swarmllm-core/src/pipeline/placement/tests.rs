@@ -26,6 +26,18 @@ fn free(layers: u32, holders: u32, members: &[Member], local: u8) -> Option<Move
 }
 
 #[test]
+fn a_model_is_to_have_one_holder_more_than_compute_all_of_it_at_once_within_bounds() {
+    let whole = [LayerRange::new(0, 4)];
+    let halves = [[LayerRange::new(0, 2)], [LayerRange::new(2, 4)]];
+    let of = |in_use: &[&[LayerRange]]| holders(4, in_use.iter().copied());
+    assert_eq!((of(&[]), of(&[&whole])), (HOLDERS, HOLDERS));
+    assert_eq!((of(&[&whole, &whole]), of(&[&whole, &whole, &halves[0]])), (3, 3), "half a route is none");
+    assert_eq!(of(&[&whole, &whole, &halves[0], &halves[1]]), 4);
+    assert_eq!(of(&[&whole[..]; 1000]), MOST_HOLDERS);
+    assert_eq!(holders(0, std::iter::empty()), HOLDERS);
+}
+
+#[test]
 fn two_that_decide_at_once_take_different_parts_and_leave_no_gap() {
     let members = [member(1, &[], 4 * LAYER), member(2, &[], 4 * LAYER)];
     let mut taken: Vec<LayerRange> = [1, 2].map(|local| free(8, 1, &members, local).unwrap().hold).to_vec();
