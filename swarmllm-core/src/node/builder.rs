@@ -202,7 +202,8 @@ impl NodeBuilder {
     /// Whether to keep this machine's cores awake while steps come to it from afar: a core that sleeps between two tokens
     /// wakes late at each of the dozen times that a token waits for somebody. What a way of 5 to 20 ms costs a token beyond
     /// itself is then a fraction; the price is power, as if the machine computed all the time. The loops that do it give way
-    /// to all else. On Linux only; without effect elsewhere. Default: false.
+    /// to all else on the machine, but where a container's share of it is limited they use that up: not there. On Linux only;
+    /// without effect elsewhere. Default: false.
     pub fn keep_awake(mut self, on: bool) -> Self {
         self.keep_awake = on;
         self
