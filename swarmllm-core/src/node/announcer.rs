@@ -228,6 +228,7 @@ async fn greet_all(shared: &Arc<Shared>, net: &NetHandle) {
 #[cfg(test)]
 mod tests {
     use tempfile::TempDir;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::base::LayerRange;
@@ -301,7 +302,7 @@ mod tests {
         let layers = LayerRange::new(0, 2);
         let key = StageKey { model, layers, head: false, engine: Any.name().to_owned() };
         let owner = Owner { coordinator: there, session: SessionId([1; 16]), epoch: 0 };
-        let claim = Claim { owner, context: 8, prefix: &Prefix::default() };
+        let claim = Claim { owner, context: 8, prefix: &Prefix::default(), over: &CancellationToken::new() };
         let (lease, _) = host.shared().serving.stages().acquire(key, claim).await.unwrap();
         eventually("what is in use is told", || {
             told(&|told| told.free_memory < 1 << 30 && told.in_use.first().is_some_and(|stage| stage.layers == layers))

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::base::{ErrorKind, Fault, LayerRange, SessionId};
 use crate::node::generation::{blocking, load};
 use crate::node::loaded::LoadedModel;
@@ -35,7 +37,7 @@ pub(super) async fn drafter(
     }
     // It has no other route, so that nobody asks whose it is.
     let owner = Owner { coordinator: shared.id, session: SessionId([0; 16]), epoch: 0 };
-    let claim = Claim { owner, context, prefix: &Prefix::default() };
+    let claim = Claim { owner, context, prefix: &Prefix::default(), over: &CancellationToken::new() };
     let (lease, _) = shared.serving.stages().acquire(key, claim).await?;
     Ok(Drafter::new(lease, draft.embedder.clone()))
 }

@@ -33,7 +33,7 @@ pub const SESSION_QUEUE: usize = 32;
 
 /// Broken links that a session may not have heard of yet.
 const BROKEN_QUEUE: usize = 256;
-/// Ended sessions that are remembered, so that a stage which was still loading does not begin one that is over.
+/// Ended sessions that are remembered: the word of an end may overtake that of the beginning.
 const ENDED: usize = 1024;
 
 /// A stage of a session's route.
@@ -79,8 +79,27 @@ struct Link {
 #[derive(Default)]
 struct Stages {
     live: HashMap<SessionStage, StageEntry>,
-    /// Sessions that their coordinators ended, up to which epoch; the newest last, at most [`ENDED`].
+    /// Those that are about to be, whose they are, and what is cancelled when their session is over.
+    opening: HashMap<SessionStage, (NodeId, CancellationToken)>,
+    /// Sessions that their coordinators ended, up to which epoch, once each; the newest last, at most [`ENDED`].
     ended: VecDeque<(SessionId, u32, NodeId)>,
+}
+
+impl Stages {
+    fn has_ended(&self, key: SessionStage, coordinator: NodeId) -> bool {
+        let SessionStage { session, epoch, .. } = key;
+        self.ended.iter().any(|ended| ended.0 == session && ended.1 >= epoch && ended.2 == coordinator)
+    }
+
+    /// Remembers an end, of this epoch or the later one that is known.
+    fn remember(&mut self, session: SessionId, epoch: u32, coordinator: NodeId) {
+        let known = self.ended.iter().position(|ended| ended.0 == session && ended.2 == coordinator);
+        let known = known.and_then(|at| self.ended.remove(at)).map_or(0, |ended| ended.1);
+        if self.ended.len() >= ENDED {
+            self.ended.pop_front();
+        }
+        self.ended.push_back((session, epoch.max(known), coordinator));
+    }
 }
 
 /// A stage's queue, and whose session it is. Its end tells the stage that the session is over.
@@ -180,7 +199,10 @@ impl Links {
     /// Forgets the link to a peer whose last connection is gone, and ends the sessions that it coordinated here.
     pub fn disconnected(&self, peer: NodeId) {
         locked(&self.inner.peers).remove(&peer);
-        locked(&self.inner.stages).live.retain(|_, entry| entry.coordinator != peer);
+        let mut stages = locked(&self.inner.stages);
+        stages.live.retain(|_, entry| entry.coordinator != peer);
+        stages.opening.retain(|_, (coordinator, over)| *coordinator != peer || end(over));
+        drop(stages);
         self.broke(peer);
     }
 
@@ -196,23 +218,19 @@ impl Links {
         }
     }
 
-    /// Takes the messages of one stage of one session, whose results go to `next`, until the inbox is dropped. Refuses a
-    /// second stage of that number, and a session that its coordinator has ended meanwhile.
-    pub fn register_stage(&self, key: SessionStage, coordinator: NodeId, next: NodeId) -> Result<StageInbox, Fault> {
-        let (queue, receiver) = mpsc::channel(SESSION_QUEUE);
+    /// Begins to open a stage of a session. Refuses a second of that number, and a session that its coordinator has ended.
+    pub fn begin(&self, key: SessionStage, coordinator: NodeId) -> Result<Opening, Fault> {
         let mut stages = locked(&self.inner.stages);
-        let SessionStage { session, epoch, stage } = key;
-        if stages.ended.iter().any(|ended| ended.0 == session && ended.1 >= epoch && ended.2 == coordinator) {
-            return Err(Fault::new(ErrorKind::Cancelled, format!("session {session} has ended before it began")));
+        if stages.has_ended(key, coordinator) {
+            return Err(ended(key.session));
         }
-        if stages.live.contains_key(&key) {
-            let text = format!("session {session} has a stage {stage} here already");
+        if stages.live.contains_key(&key) || stages.opening.contains_key(&key) {
+            let text = format!("session {} has a stage {} here already", key.session, key.stage);
             return Err(Fault::new(ErrorKind::InvalidArgument, text));
         }
-        let (keep, over) = (Arc::<Mutex<Prefix>>::default(), CancellationToken::new());
-        let entry = StageEntry { coordinator, next, queue, keep: keep.clone(), _over: over.clone().drop_guard() };
-        stages.live.insert(key, entry);
-        Ok(StageInbox { links: self.clone(), key, receiver, keep, over })
+        let over = CancellationToken::new();
+        stages.opening.insert(key, (coordinator, over.clone()));
+        Ok(Opening { links: self.clone(), key, coordinator, over })
     }
 
     /// Whether a stage of this coordinator's session is here. That it asks means that its answer is late: what was sent to
@@ -237,10 +255,11 @@ impl Links {
             }
             !ended
         });
-        if stages.ended.len() >= ENDED {
-            stages.ended.pop_front();
-        }
-        stages.ended.push_back((session, epoch, coordinator));
+        stages.opening.retain(|key, (owner, over)| {
+            let ended = key.session == session && key.epoch <= epoch && *owner == coordinator;
+            !ended || end(over)
+        });
+        stages.remember(session, epoch, coordinator);
     }
 
     /// Takes the answers of a session that this node coordinates until the inbox is dropped.
@@ -319,6 +338,16 @@ fn key_of(header: &StageHeader) -> (SessionStage, bool) {
     }
 }
 
+/// Ends a stage that is being opened: it stays no longer.
+fn end(over: &CancellationToken) -> bool {
+    over.cancel();
+    false
+}
+
+fn ended(session: SessionId) -> Fault {
+    Fault::new(ErrorKind::Cancelled, format!("session {session} has ended before it began"))
+}
+
 fn lost(peer: NodeId) -> Fault {
     Fault::new(ErrorKind::PeerLost, format!("the link to peer {} broke", peer.short()))
 }
@@ -344,6 +373,45 @@ impl Outlet {
             none => none.insert(self.links.link(*node, addresses).await?),
         };
         link.send(message).await.map_err(|_| lost(*node))
+    }
+}
+
+/// A stage of a session that is being opened, until it is dropped.
+pub struct Opening {
+    links: Links,
+    key: SessionStage,
+    coordinator: NodeId,
+    over: CancellationToken,
+}
+
+impl Opening {
+    /// Is cancelled when the session is over before it began.
+    pub fn over(&self) -> CancellationToken {
+        self.over.clone()
+    }
+
+    /// Takes the stage's messages from now on, until the inbox is dropped; its results go to `next`. Fails where the session
+    /// has ended meanwhile.
+    pub fn register(self, next: NodeId) -> Result<StageInbox, Fault> {
+        let (queue, receiver) = mpsc::channel(SESSION_QUEUE);
+        let mut stages = locked(&self.links.inner.stages);
+        if self.over.is_cancelled() {
+            return Err(ended(self.key.session));
+        }
+        let (keep, over) = (Arc::<Mutex<Prefix>>::default(), CancellationToken::new());
+        let (coordinator, guard) = (self.coordinator, over.clone().drop_guard());
+        stages.live.insert(self.key, StageEntry { coordinator, next, queue, keep: keep.clone(), _over: guard });
+        Ok(StageInbox { links: self.links.clone(), key: self.key, receiver, keep, over })
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        let mut stages = locked(&self.links.inner.stages);
+        // Once it is over it is no longer in the table, where another of that number may be.
+        if !self.over.is_cancelled() {
+            stages.opening.remove(&self.key);
+        }
     }
 }
 
@@ -429,13 +497,48 @@ mod tests {
     #[tokio::test]
     async fn a_stage_is_served_to_its_coordinator_until_either_ends_it() {
         let links = Links::new(node(0), None, TaskSet::new(tokio::runtime::Handle::current()));
-        let inbox = links.register_stage(STAGE, node(1), node(1)).unwrap();
+        let inbox = links.begin(STAGE, node(1)).unwrap().register(node(1)).unwrap();
         assert!(links.serves(STAGE, node(1)));
         assert!(!links.serves(STAGE, node(2)), "another's session is nobody's business");
         assert!(!links.serves(SessionStage { epoch: 3, ..STAGE }, node(1)));
         links.disconnected(node(1));
         assert!(!links.serves(STAGE, node(1)));
         drop(inbox);
+    }
+
+    #[tokio::test]
+    async fn a_stage_that_is_being_opened_does_not_begin_once_its_session_is_over() {
+        let links = Links::new(node(0), None, TaskSet::new(tokio::runtime::Handle::current()));
+        let (session, none) = (STAGE.session, Prefix::default());
+        let opening = links.begin(STAGE, node(1)).unwrap();
+        assert!(links.begin(STAGE, node(1)).is_err(), "one is on its way");
+        links.end_session(session, STAGE.epoch, node(2), &none);
+        links.end_session(session, STAGE.epoch - 1, node(1), &none);
+        assert!(!opening.over().is_cancelled(), "neither another's word nor that of an earlier route ends it");
+        links.end_session(session, STAGE.epoch, node(1), &none);
+        // However much ends meanwhile.
+        let others = (0..2 * ENDED as u128).map(|other| SessionId(other.to_le_bytes()));
+        others.for_each(|other| links.end_session(other, 0, node(1), &none));
+        assert!(opening.over().is_cancelled());
+        assert_eq!(opening.register(node(1)).err().unwrap().kind(), ErrorKind::Cancelled);
+        let opening = links.begin(STAGE, node(1)).unwrap();
+        links.disconnected(node(1));
+        assert!(opening.register(node(1)).is_err(), "who is to have the answer is gone");
+        drop(links.begin(STAGE, node(1)).unwrap());
+        links.begin(STAGE, node(1)).unwrap().register(node(1)).unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_end_that_overtakes_the_beginning_counts_however_often_it_is_told() {
+        let links = Links::new(node(0), None, TaskSet::new(tokio::runtime::Handle::current()));
+        let end = |session, epoch| links.end_session(session, epoch, node(1), &Prefix::default());
+        end(STAGE.session, STAGE.epoch);
+        for _ in 0..2 * ENDED {
+            end(SessionId([7; 16]), 1);
+        }
+        end(STAGE.session, 0);
+        assert_eq!(links.begin(STAGE, node(1)).err().unwrap().kind(), ErrorKind::Cancelled);
+        assert!(links.begin(SessionStage { epoch: STAGE.epoch + 1, ..STAGE }, node(1)).is_ok());
     }
 
     #[tokio::test]
@@ -469,7 +572,7 @@ mod tests {
         let links = Links::new(near.local(), Some(near), tasks.clone());
         let mut broken = links.broken();
         let host = Host { node: far.local(), addresses: far.addresses() };
-        let _stage = links.register_stage(STAGE, node(1), far.local()).unwrap();
+        let _stage = links.begin(STAGE, node(1)).unwrap().register(far.local()).unwrap();
         links.outlet(host).send(frame()).await.unwrap();
         let _unread = incoming.stage.recv().await.unwrap();
         let begun = Instant::now();

@@ -72,9 +72,11 @@ impl Serving {
         if let Some(earlier) = open.epoch.checked_sub(1) {
             self.links.end_session(open.session, earlier, from, &Prefix::default());
         }
-        let claim = Claim { owner: owner_of(&open), context: open.context, prefix: &open.prefix };
+        let opening = self.links.begin(key_of(&open), from)?;
+        let (owner, over) = (owner_of(&open), opening.over());
+        let claim = Claim { owner, context: open.context, prefix: &open.prefix, over: &over };
         let (lease, load_ms) = self.stages.acquire(key, claim).await?;
-        let inbox = self.links.register_stage(key_of(&open), from, open.next.node)?;
+        let inbox = opening.register(open.next.node)?;
         let spec = lease.stage().spec();
         let (max_rows, cached) = (spec.config.max_rows, lease.cached());
         let opened = Opened { width: spec.width, vocab: spec.vocab, max_rows, cached, load_ms };

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::base::{Bytes, ErrorKind, Event, Fault, LayerRange, ModelId, NodeId, SessionId};
 use crate::engine::{Engine, EngineError, StageConfig, StageHandle, StageSpec};
@@ -145,6 +146,8 @@ pub struct Claim<'a> {
     pub context: u32,
     /// How its prompt begins.
     pub prefix: &'a Prefix,
+    /// Is cancelled when the session is over: then it waits for a slot no longer.
+    pub over: &'a CancellationToken,
 }
 
 /// A slot that was taken.
@@ -327,7 +330,7 @@ impl StageTable {
         self.check_context(claim.context)?;
         let entry = self.find_or_make(engine.as_ref(), &manifest, &key)?;
         entry.earlier_gone(&claim.owner).await;
-        let place = Some(self.place_in(&entry).await?);
+        let place = Some(self.place_in(&entry, claim.over).await?);
         let Taken { slot, cached, stale } = self.take(&entry, claim)?;
         let held = Held { table: self.clone(), entry, slot, place, content: Content::Unknown };
         self.inner.moves.send_replace(());
@@ -402,7 +405,7 @@ impl StageTable {
     }
 
     /// A place for one session: at once where there is one, else when it is this session's turn.
-    async fn place_in(&self, entry: &Entry) -> Result<OwnedSemaphorePermit, Fault> {
+    async fn place_in(&self, entry: &Entry, over: &CancellationToken) -> Result<OwnedSemaphorePermit, Fault> {
         if let Ok(place) = entry.places.clone().try_acquire_owned() {
             return Ok(place);
         }
@@ -412,9 +415,12 @@ impl StageTable {
             Fault::new(ErrorKind::Overloaded, text)
         };
         let _waiting = self.inner.waiting.try_acquire().map_err(|_| full())?;
-        // The semaphore is never closed.
-        let place = tokio::time::timeout(SLOT_WAIT, entry.places.clone().acquire_owned()).await;
-        place.ok().and_then(Result::ok).ok_or_else(full)
+        let place = tokio::time::timeout(SLOT_WAIT, entry.places.clone().acquire_owned());
+        match over.run_until_cancelled(place).await {
+            None => Err(Fault::new(ErrorKind::Cancelled, "the session has ended before it began")),
+            // The semaphore is never closed.
+            Some(place) => place.ok().and_then(Result::ok).ok_or_else(full),
+        }
     }
 
     /// Takes a slot for a session that has a place.

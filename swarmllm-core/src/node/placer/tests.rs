@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::base::SessionId;
@@ -122,7 +123,7 @@ async fn nodes_that_may_share_a_model_out_among_themselves_and_others_fetch_noth
 async fn compute(node: &Node, model: ModelId) -> Lease {
     let key = StageKey { model, layers: LayerRange::new(0, LAYERS), head: true, engine: Idle.name().to_owned() };
     let owner = Owner { coordinator: node.id(), session: SessionId([1; 16]), epoch: 0 };
-    let claim = Claim { owner, context: 8, prefix: &Prefix::default() };
+    let claim = Claim { owner, context: 8, prefix: &Prefix::default(), over: &CancellationToken::new() };
     node.shared().serving.stages().acquire(key, claim).await.unwrap().0
 }
 

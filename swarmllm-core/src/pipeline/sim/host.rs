@@ -9,7 +9,7 @@ use super::model::{Layers, VOCAB, WIDTH};
 use super::swarm::{Event, MILLI, Micros, SECOND, Sabotage, Swarm, unreachable};
 use crate::base::{ErrorKind, Fault, LayerRange, NodeId, SessionId};
 use crate::engine::StepJob;
-use crate::pipeline::links::{Links, SessionStage, StageInbox};
+use crate::pipeline::links::{Links, Opening, SessionStage, StageInbox};
 use crate::pipeline::message::Message;
 use crate::pipeline::search::is_loss;
 use crate::pipeline::turns::Turns;
@@ -35,8 +35,8 @@ pub fn place(stage: u32, stands_by: bool) -> usize {
 
 /// A request between nodes.
 pub enum Ask {
-    /// Opens a stage, for a talk.
-    Open { talk: usize, open: Box<OpenSession> },
+    /// Opens a stage, for a talk; its host may have begun.
+    Open { talk: usize, open: Box<OpenSession>, opening: Option<Opening> },
     /// Ends a session.
     Release { session: SessionId, epoch: u32, keep: Prefix },
 }
@@ -69,6 +69,7 @@ struct Loading {
     wire: u32,
     talk: usize,
     open: OpenSession,
+    opening: Opening,
 }
 
 /// A session at a stage.
@@ -228,7 +229,13 @@ impl Node {
 impl Swarm {
     pub fn asked(&mut self, from: usize, to: usize, wire: u32, until: Micros, ask: Ask) {
         match ask {
-            Ask::Open { talk, open } => self.asked_to_open(from, to, wire, until, talk, *open),
+            Ask::Open { talk, open, opening } => {
+                let (epoch, stage) = (open.epoch, place(open.stage, open.stands_by));
+                if let Err(fault) = self.asked_to_open(from, to, wire, until, talk, *open, opening) {
+                    self.note(|| format!("{to} refuses talk {talk} epoch {epoch}: {fault}"));
+                    self.reply(to, from, wire, talk, epoch, stage, Err(fault));
+                }
+            }
             Ask::Release { session, epoch, keep } => {
                 let coordinator = self.nodes[from].id;
                 self.end_session(to, session, epoch, coordinator, &keep);
@@ -241,51 +248,69 @@ impl Swarm {
         self.turns(node);
     }
 
-    fn asked_to_open(&mut self, from: usize, to: usize, wire: u32, until: Micros, talk: usize, open: OpenSession) {
-        if let Some(earlier) = open.epoch.checked_sub(1) {
-            self.end_session(to, open.session, earlier, open.coordinator.node, &Prefix::default());
-        }
+    #[expect(clippy::too_many_arguments, reason = "a request is all of this")]
+    fn asked_to_open(
+        &mut self,
+        from: usize,
+        to: usize,
+        wire: u32,
+        until: Micros,
+        talk: usize,
+        open: OpenSession,
+        opening: Option<Opening>,
+    ) -> Result<(), Fault> {
+        let coordinator = open.coordinator.node;
+        let opening = match opening {
+            Some(opening) if opening.over().is_cancelled() => {
+                return Err(Fault::new(ErrorKind::Cancelled, "the session has ended"));
+            }
+            Some(opening) => opening,
+            None => {
+                if let Some(earlier) = open.epoch.checked_sub(1) {
+                    self.end_session(to, open.session, earlier, coordinator, &Prefix::default());
+                }
+                let key = SessionStage { session: open.session, epoch: open.epoch, stage: open.stage };
+                self.nodes[to].links.begin(key, coordinator)?
+            }
+        };
         let node = &self.nodes[to];
         let kind = (open.layers, open.head);
-        let (epoch, stage) = (open.epoch, place(open.stage, open.stands_by));
         let used = node.in_use();
         let others = used.iter().filter(|other| **other == kind).count();
-        let refused = if !node.holds(open.layers, open.head) || self.cuts.refuses(open.layers).is_some() {
-            Some((ErrorKind::ShardMissing, "what was asked for is not here"))
-        } else if others == 0 && memory(open.layers, open.head) > node.free_memory() {
-            Some((ErrorKind::OutOfMemory, "the stage does not fit"))
-        } else if others >= node.facts.slots {
+        if !node.holds(open.layers, open.head) || self.cuts.refuses(open.layers).is_some() {
+            return Err(Fault::new(ErrorKind::ShardMissing, "what was asked for is not here"));
+        }
+        if others == 0 && memory(open.layers, open.head) > node.free_memory() {
+            return Err(Fault::new(ErrorKind::OutOfMemory, "the stage does not fit"));
+        }
+        if others >= node.facts.slots {
             let (until, again) = (until.min(self.now + SLOT_WAIT), self.now + SLOT_POLL);
-            if again <= until {
-                let life = self.nodes[to].life;
-                let ask = Ask::Open { talk, open: Box::new(open) };
-                return self.at(again, Event::Waited { node: to, life, from, wire, until, ask });
+            if again > until {
+                return Err(Fault::new(ErrorKind::Overloaded, "all sessions are in use"));
             }
-            Some((ErrorKind::Overloaded, "all sessions are in use"))
-        } else {
-            None
-        };
-        if let Some((kind, text)) = refused {
-            self.note(|| format!("{to} refuses talk {talk} epoch {epoch}: {text}"));
-            return self.reply(to, from, wire, talk, epoch, stage, Err(Fault::new(kind, text)));
+            let life = node.life;
+            let ask = Ask::Open { talk, open: Box::new(open), opening: Some(opening) };
+            self.at(again, Event::Waited { node: to, life, from, wire, until, ask });
+            return Ok(());
         }
         let took = if others > 0 { 0 } else { self.chance.below(self.nodes[to].facts.load + 1) };
         let node = &mut self.nodes[to];
         node.tickets += 1;
         let (ticket, life) = (node.tickets, node.life);
-        node.loading.push(Loading { ticket, from, wire, talk, open });
+        node.loading.push(Loading { ticket, from, wire, talk, open, opening });
         self.at(self.now + took, Event::Loaded { node: to, life, ticket });
+        Ok(())
     }
 
     pub fn loaded(&mut self, index: usize, ticket: u64) {
         let sabotage = self.sabotage;
         let node = &mut self.nodes[index];
         let Some(at) = node.loading.iter().position(|one| one.ticket == ticket) else { return };
-        let Loading { from, wire, talk, open, .. } = node.loading.swap_remove(at);
+        let Loading { from, wire, talk, open, opening, .. } = node.loading.swap_remove(at);
         let (epoch, stage, max_rows) = (open.epoch, place(open.stage, open.stands_by), node.facts.max_rows);
         let key = SessionStage { session: open.session, epoch, stage: open.stage };
         let (session, coordinator) = (open.session, open.coordinator.node);
-        let reply = node.links.register_stage(key, coordinator, open.next.node).map(|inbox| {
+        let reply = opening.register(open.next.node).map(|inbox| {
             let fresh = || (Layers::new(open.layers, open.head, max_rows), 0);
             let (layers, cached) = node.reuse(&open, sabotage).unwrap_or_else(fresh);
             let vocab = open.head.then_some(VOCAB);

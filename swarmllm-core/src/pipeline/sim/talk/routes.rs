@@ -111,7 +111,7 @@ impl Swarm {
                 self.set(talk, after, Timer::Undialled { epoch, stage });
                 continue;
             }
-            self.ask(from, to, OPEN_DEADLINE, Ask::Open { talk, open: Box::new(open) });
+            self.ask(from, to, OPEN_DEADLINE, Ask::Open { talk, open: Box::new(open), opening: None });
             self.set(talk, WHILE_LOADING, Timer::Loading { epoch, stage, misses: 0 });
         }
     }
