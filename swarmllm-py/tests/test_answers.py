@@ -158,6 +158,56 @@ def test_a_bias_bans_and_forces(smol: swarmllm.Node) -> None:
     assert len(tokens) == 1 and plain.logprobs.content[0].token not in tokens
 
 
+def test_several_answers_are_each_what_its_seed_says_and_the_prompt_counts_once(smol: swarmllm.Node) -> None:
+    asked = {"max_tokens": 12, "temperature": 1.5}
+    both = smol.generate("smol", "The weather", n=2, seed=5, **asked)
+    alone = [smol.generate("smol", "The weather", seed=seed, **asked) for seed in (5, 6)]
+    assert [choice.index for choice in both.choices] == [0, 1]
+    assert [choice.text for choice in both.choices] == [one.choices[0].text for one in alone]
+    assert both.usage.prompt_tokens == alone[0].usage.prompt_tokens
+    assert both.usage.completion_tokens == sum(one.usage.completion_tokens for one in alone)
+    said = {0: "", 1: ""}
+    ends = []
+    for chunk in smol.generate("smol", "The weather", n=2, seed=5, stream=True, **asked):
+        said[chunk.choices[0].index] += chunk.choices[0].text
+        ends += [chunk.usage.completion_tokens] if chunk.usage else []
+    assert list(said.values()) == [choice.text for choice in both.choices]
+    assert ends == [alone[0].usage.completion_tokens, both.usage.completion_tokens]
+    # Any number is a seed, the greatest too.
+    assert len(smol.chat("smol", QUESTION, n=3, seed=2**64 - 1, max_tokens=2).choices) == 3
+    for odd in (0, 9, -1):
+        with pytest.raises(swarmllm.InvalidArgumentError, match="n is 1 to 8"):
+            smol.chat("smol", QUESTION, n=odd)
+    for kind in (1.0, True, "2"):
+        with pytest.raises(TypeError, match="n is a number"):
+            smol.chat("smol", QUESTION, n=kind)  # type: ignore[arg-type]
+
+
+def test_who_cancels_gets_no_further_answer_and_a_deadline_is_that_of_all(smol: swarmllm.Node) -> None:
+    stream = smol.chat("smol", QUESTION, n=3, stream=True, max_tokens=LONG)
+    next(stream)
+    stream.cancel()
+    assert {chunk.choices[0].index for chunk in stream} == {0}
+    assert idle(smol)
+    began = time.monotonic()
+    with pytest.raises(swarmllm.TimeoutError):
+        smol.chat("smol", QUESTION, n=8, max_tokens=LONG, deadline=1.0)
+    assert time.monotonic() - began < 3
+
+
+def test_several_answers_come_to_an_event_loop_too(model_dir: Path) -> None:
+    async def main() -> None:
+        async with swarmllm.AsyncNode(model_dir, "offline", threads=2) as node:
+            whole = await node.generate("smol", "One,", n=2, seed=5, max_tokens=4)
+            stream = await node.generate("smol", "One,", n=2, seed=5, max_tokens=4, stream=True)
+            said = ["", ""]
+            async for chunk in stream:
+                said[chunk.choices[0].index] += chunk.choices[0].text
+            assert said == [choice.text for choice in whole.choices]
+
+    asyncio.run(main())
+
+
 def test_breaking_out_of_a_stream_cancels_it(smol: swarmllm.Node) -> None:
     for _ in smol.chat("smol", QUESTION, stream=True, max_tokens=LONG):
         break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -22,13 +22,8 @@ Whole = TypeVar("Whole", bound=Record)
 Chunk = TypeVar("Chunk", bound=Record)
 _Piece = tuple[str | None, str | None, str | None]
 """Text, or the end as JSON, and the tokens that it took as JSON."""
-
-
-def _facts(end: dict[str, Any]) -> dict[str, Any]:
-    prompt, completion = end["prompt_tokens"], end["completion_tokens"]
-    usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-    usage["prompt_tokens_details"] = {"cached_tokens": end["cached_tokens"]}
-    return {"usage": usage, "route": end["route"], "timings": end["timings"]}
+Asked = dict[str, Any]
+"""What is asked of one choice."""
 
 
 def _likely(token: dict[str, Any]) -> dict[str, Any]:
@@ -44,19 +39,43 @@ def _logprobs(tokens: list[dict[str, Any]] | None) -> dict[str, Any] | None:
 
 
 class _Shape(Generic[Whole, Chunk]):
-    """Puts pieces into the shape that the result type has."""
+    """Puts pieces into the shape that the result type has. Of several choices one comes after the other, as on the server:
+    the second finds the prompt computed where the first has left it."""
 
-    def __init__(self, native: NativeGeneration, model: str, whole: type[Whole], chunk: type[Chunk]) -> None:
-        self.native = native
+    def __init__(self, model: str, whole: type[Whole], chunk: type[Chunk]) -> None:
         self._chat = whole is ChatCompletion
         self._whole, self._chunk = whole, chunk
         self._first = True
-        self._head = {"id": native.id, "created": int(time.time()), "model": model}
+        self._head = {"id": "", "created": int(time.time()), "model": model}
+        self._usage: dict[str, Any] | None = None
+        self._began = time.monotonic()
 
-    def chunk(self, piece: _Piece) -> Chunk:
+    def due(self, asked: Asked) -> Asked:
+        """What is asked of a choice that begins now: a deadline is that of all together."""
+        deadline = asked["deadline"]
+        if deadline is None or not self._head["id"]:
+            return asked
+        return {**asked, "deadline": max(deadline - (time.monotonic() - self._began), 0.0)}
+
+    def begin(self, native: NativeGeneration) -> None:
+        """A choice begins; the answer's id is that of the first."""
+        self._head["id"] = self._head["id"] or native.id
+        self._first = True
+
+    def _facts(self, end: dict[str, Any]) -> dict[str, Any]:
+        """The route and times of a choice that has ended, and the usage so far, in which the prompt counts once."""
+        if self._usage is None:
+            details = {"cached_tokens": end["cached_tokens"]}
+            self._usage = {"prompt_tokens": end["prompt_tokens"], "prompt_tokens_details": details}
+        completion = self._usage.get("completion_tokens", 0) + end["completion_tokens"]
+        self._usage["completion_tokens"] = completion
+        self._usage["total_tokens"] = self._usage["prompt_tokens"] + completion
+        return {"usage": dict(self._usage), "route": end["route"], "timings": end["timings"]}
+
+    def chunk(self, index: int, piece: _Piece) -> Chunk:
         text, ended, tokens = piece
         end = json.loads(ended) if ended is not None else None
-        choice: dict[str, Any] = {"index": 0, "finish_reason": end["finish"] if end else None}
+        choice: dict[str, Any] = {"index": index, "finish_reason": end["finish"] if end else None}
         choice["logprobs"] = _logprobs(json.loads(tokens)) if tokens is not None else None
         if self._chat:
             choice["delta"] = {"role": "assistant"} if self._first else {}
@@ -64,52 +83,80 @@ class _Shape(Generic[Whole, Chunk]):
         else:
             choice["text"] = text or ""
         self._first = False
-        facts = _facts(end) if end else {"usage": None, "route": None, "timings": None}
+        facts = self._facts(end) if end else {"usage": None, "route": None, "timings": None}
         name = "chat.completion.chunk" if self._chat else "text_completion"
         return self._chunk({**self._head, "object": name, "choices": [choice], **facts})
 
-    def whole(self, ended: str) -> Whole:
-        end = json.loads(ended)
-        choice: dict[str, Any] = {"index": 0, "finish_reason": end["finish"], "logprobs": _logprobs(end["logprobs"])}
+    def _choice(self, index: int, end: dict[str, Any]) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": index, "finish_reason": end["finish"], "logprobs": _logprobs(end["logprobs"])}
         if self._chat:
             choice["message"] = {"role": "assistant", "content": end["text"]}
         else:
             choice["text"] = end["text"]
+        return choice
+
+    def whole(self, ended: list[str]) -> Whole:
+        """The answer whose choices have ended."""
+        ends = [json.loads(end) for end in ended]
+        choices = [self._choice(index, end) for index, end in enumerate(ends)]
+        facts = [self._facts(end) for end in ends][-1]
         name = "chat.completion" if self._chat else "text_completion"
-        return self._whole({**self._head, "object": name, "choices": [choice], **_facts(end)})
+        return self._whole({**self._head, "object": name, "choices": choices, **facts})
 
 
 class _Handle(Generic[Whole, Chunk]):
-    _shape: _Shape[Whole, Chunk] | None
+    _native: NativeGeneration | None
 
-    def __init__(self, shape: _Shape[Whole, Chunk]) -> None:
-        self._shape = shape
-        self.route: Plan = Plan(json.loads(shape.native.route))
+    def __init__(self, shape: _Shape[Whole, Chunk], choices: list[Asked], native: NativeGeneration) -> None:
+        self._shape, self._choices, self._native = shape, choices, native
+        self._index = 0
+        self._cancelled = False
+        shape.begin(native)
+        self.route: Plan = Plan(json.loads(native.route))
 
     def cancel(self) -> None:
         """Ends the answer early, from any thread; the next chunk is then the last."""
-        shape = self._shape
-        if shape is not None:
-            shape.native.cancel()
+        self._cancelled = True
+        native = self._native
+        if native is not None:
+            native.cancel()
 
-    def _drop(self) -> None:
-        self._shape = None
+    def _following(self) -> Asked | None:
+        """What is asked of the choice behind the one that has ended."""
+        self._native = None
+        self._index += 1
+        return self._choices[self._index] if self._index < len(self._choices) and not self._cancelled else None
+
+    def _begun(self, native: NativeGeneration) -> None:
+        self._native = native
+        self._shape.begin(native)
+        if self._cancelled:
+            native.cancel()
 
 
 class Stream(_Handle[Whole, Chunk], Iterator[Chunk]):
     """An answer as it comes. Dropping or closing it (`with` closes) cancels what has not come yet."""
 
+    def __init__(
+        self, shape: _Shape[Whole, Chunk], choices: list[Asked], ask: Callable[[Asked], NativeGeneration]
+    ) -> None:
+        self._ask = ask
+        super().__init__(shape, choices, ask(choices[0]))
+
     def __next__(self) -> Chunk:
-        shape = self._shape
-        piece = shape.native.next() if shape is not None else None
-        if shape is None or piece is None:
-            raise StopIteration
-        return shape.chunk(piece)
+        while (native := self._native) is not None:
+            piece = native.next()
+            if piece is not None:
+                return self._shape.chunk(self._index, piece)
+            following = self._following()
+            if following is not None:
+                self._begun(self._ask(self._shape.due(following)))
+        raise StopIteration
 
     def close(self) -> None:
         """Cancels what has not come yet."""
         self.cancel()
-        self._drop()
+        self._native = None
 
     def __enter__(self) -> Stream[Whole, Chunk]:
         return self
@@ -123,17 +170,30 @@ class Stream(_Handle[Whole, Chunk], Iterator[Chunk]):
 class AsyncStream(_Handle[Whole, Chunk], AsyncIterator[Chunk]):
     """The twin of `Stream` for asyncio."""
 
+    def __init__(
+        self,
+        shape: _Shape[Whole, Chunk],
+        choices: list[Asked],
+        native: NativeGeneration,
+        ask: Callable[[Asked], Awaitable[NativeGeneration]],
+    ) -> None:
+        self._ask = ask
+        super().__init__(shape, choices, native)
+
     async def __anext__(self) -> Chunk:
-        shape = self._shape
-        piece = await shape.native.next_async() if shape is not None else None
-        if shape is None or piece is None:
-            raise StopAsyncIteration
-        return shape.chunk(piece)
+        while (native := self._native) is not None:
+            piece = await native.next_async()
+            if piece is not None:
+                return self._shape.chunk(self._index, piece)
+            following = self._following()
+            if following is not None:
+                self._begun(await self._ask(self._shape.due(following)))
+        raise StopAsyncIteration
 
     async def aclose(self) -> None:
         """Cancels what has not come yet."""
         self.cancel()
-        self._drop()
+        self._native = None
 
     async def __aenter__(self) -> AsyncStream[Whole, Chunk]:
         return self
@@ -144,30 +204,49 @@ class AsyncStream(_Handle[Whole, Chunk], AsyncIterator[Chunk]):
         await self.aclose()
 
 
-def finish(shape: _Shape[Whole, Chunk]) -> Whole:
+def _ended(piece: _Piece | None) -> str | None:
+    """The end, where this is it."""
+    if piece is None:
+        raise RuntimeError("the answer had no end")
+    return piece[1]
+
+
+def finish(
+    shape: _Shape[Whole, Chunk], choices: list[Asked], ask: Callable[[Asked], NativeGeneration]
+) -> Whole:
     """Waits for the whole answer."""
-    while (piece := shape.native.next()) is not None:
-        if piece[1] is not None:
-            return shape.whole(piece[1])
-    raise RuntimeError("the answer had no end")
+    ends = []
+    for asked in choices:
+        native = ask(shape.due(asked))
+        shape.begin(native)
+        while (end := _ended(native.next())) is None:
+            pass
+        ends.append(end)
+    return shape.whole(ends)
 
 
-async def finish_async(shape: _Shape[Whole, Chunk]) -> Whole:
+async def finish_async(
+    shape: _Shape[Whole, Chunk], choices: list[Asked], ask: Callable[[Asked], Awaitable[NativeGeneration]]
+) -> Whole:
     """Waits for the whole answer."""
-    while (piece := await shape.native.next_async()) is not None:
-        if piece[1] is not None:
-            return shape.whole(piece[1])
-    raise RuntimeError("the answer had no end")
+    ends = []
+    for asked in choices:
+        native = await ask(shape.due(asked))
+        shape.begin(native)
+        while (end := _ended(await native.next_async())) is None:
+            pass
+        ends.append(end)
+    return shape.whole(ends)
 
 
-def chat_shape(native: NativeGeneration, model: str) -> _Shape[ChatCompletion, ChatCompletionChunk]:
+def chat_shape(model: str) -> _Shape[ChatCompletion, ChatCompletionChunk]:
     """The shape of a chat's answer."""
-    return _Shape(native, model, ChatCompletion, ChatCompletionChunk)
+    return _Shape(model, ChatCompletion, ChatCompletionChunk)
 
 
-def text_shape(native: NativeGeneration, model: str) -> _Shape[TextCompletion, TextCompletionChunk]:
+def text_shape(model: str) -> _Shape[TextCompletion, TextCompletionChunk]:
     """The shape of a continuation."""
-    return _Shape(native, model, TextCompletion, TextCompletionChunk)
+    return _Shape(model, TextCompletion, TextCompletionChunk)
 
 
 ChatStream = Stream[ChatCompletion, ChatCompletionChunk]

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 from ._answers import (
+    Asked,
     AsyncChatStream,
     AsyncStream,
     AsyncTextStream,
@@ -22,7 +23,7 @@ from ._answers import (
     text_shape,
 )
 from ._records import Balance, ChatCompletion, Embeddings, Model, Peer, Plan, Status, TextCompletion
-from ._swarmllm import ClosedError, NativeNode
+from ._swarmllm import ClosedError, InvalidArgumentError, NativeGeneration, NativeNode
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -108,9 +109,31 @@ class Options(TypedDict, total=False):
     """Tell how likely each token was, and so many of the likeliest there, 0 to 20."""
     constraint: Constraint | None
     """The form that the answer must have, such as `{"json_schema": {...}}`."""
+    n: int | None
+    """How many answers, 1 to 8, one after the other, each with a seed of its own where `seed` is given. Usage counts the
+    prompt once; the route and times of a whole answer are those of the last. Default: 1."""
 
 
 _OPTIONS = tuple(Options.__annotations__)
+
+_MOST_CHOICES = 8
+_SEEDS = 1 << 64
+
+
+def _choices(options: Options) -> list[Asked]:
+    """What is asked of each choice."""
+    given = _given(options)
+    n = given.pop("n")
+    if n is None:
+        n = 1
+    if not isinstance(n, int) or isinstance(n, bool):
+        raise TypeError(f"n is a number of answers, not {n!r}")
+    if not 1 <= n <= _MOST_CHOICES:
+        raise InvalidArgumentError(f"n is 1 to {_MOST_CHOICES}, not {n}")
+    seed = given["seed"]
+    if n == 1 or seed is None:
+        return [given] * n
+    return [{**given, "seed": (seed + index) % _SEEDS} for index in range(n)]
 
 
 def _given(options: Options) -> dict[str, Any]:
@@ -343,8 +366,13 @@ class Node(_Base):
         self, model: str, messages: Messages, *, stream: bool = False, **options: Unpack[Options]
     ) -> ChatCompletion | ChatStream:
         """Asks a model; `stream=True` gives the answer as it comes. See `Options`."""
-        shape = chat_shape(self._running().chat(model, _pairs(messages), _given(options)), model)
-        return Stream(shape) if stream else finish(shape)
+        pairs, choices = _pairs(messages), _choices(options)
+
+        def ask(asked: Asked) -> NativeGeneration:
+            return self._running().chat(model, pairs, asked)
+
+        shape = chat_shape(model)
+        return Stream(shape, choices, ask) if stream else finish(shape, choices, ask)
 
     @overload
     def generate(
@@ -356,8 +384,13 @@ class Node(_Base):
         self, model: str, prompt: str, *, stream: bool = False, **options: Unpack[Options]
     ) -> TextCompletion | TextStream:
         """Continues a plain text; `stream=True` gives it as it comes. See `Options`."""
-        shape = text_shape(self._running().generate(model, prompt, _given(options)), model)
-        return Stream(shape) if stream else finish(shape)
+        choices = _choices(options)
+
+        def ask(asked: Asked) -> NativeGeneration:
+            return self._running().generate(model, prompt, asked)
+
+        shape = text_shape(model)
+        return Stream(shape, choices, ask) if stream else finish(shape, choices, ask)
 
     def embed(self, model: str, texts: str | Sequence[str], *, pooling: Pooling = "mean") -> Embeddings:
         """Makes a vector of length 1 of each text; `pooling` is what is taken of the states of its tokens."""
@@ -480,8 +513,15 @@ class AsyncNode(_Base):
         self, model: str, messages: Messages, *, stream: bool = False, **options: Unpack[Options]
     ) -> ChatCompletion | AsyncChatStream:
         """Asks a model; `stream=True` gives the answer as it comes. See `Options`."""
-        shape = chat_shape(await self._running().chat_async(model, _pairs(messages), _given(options)), model)
-        return AsyncStream(shape) if stream else await finish_async(shape)
+        pairs, choices = _pairs(messages), _choices(options)
+
+        async def ask(asked: Asked) -> NativeGeneration:
+            return await self._running().chat_async(model, pairs, asked)
+
+        shape = chat_shape(model)
+        if stream:
+            return AsyncStream(shape, choices, await ask(choices[0]), ask)
+        return await finish_async(shape, choices, ask)
 
     @overload
     async def generate(
@@ -493,8 +533,15 @@ class AsyncNode(_Base):
         self, model: str, prompt: str, *, stream: bool = False, **options: Unpack[Options]
     ) -> TextCompletion | AsyncTextStream:
         """Continues a plain text; `stream=True` gives it as it comes. See `Options`."""
-        shape = text_shape(await self._running().generate_async(model, prompt, _given(options)), model)
-        return AsyncStream(shape) if stream else await finish_async(shape)
+        choices = _choices(options)
+
+        async def ask(asked: Asked) -> NativeGeneration:
+            return await self._running().generate_async(model, prompt, asked)
+
+        shape = text_shape(model)
+        if stream:
+            return AsyncStream(shape, choices, await ask(choices[0]), ask)
+        return await finish_async(shape, choices, ask)
 
     async def embed(self, model: str, texts: str | Sequence[str], *, pooling: Pooling = "mean") -> Embeddings:
         """Makes a vector of length 1 of each text; `pooling` is what is taken of the states of its tokens."""
