@@ -178,6 +178,8 @@ def test_several_answers_are_each_what_its_seed_says_and_the_prompt_counts_once(
     for odd in (0, 9, -1):
         with pytest.raises(swarmllm.InvalidArgumentError, match="n is 1 to 8"):
             smol.chat("smol", QUESTION, n=odd)
+    with pytest.raises(TypeError, match="seed"):
+        smol.chat("smol", QUESTION, n=2, seed=-1)
     for kind in (1.0, True, "2"):
         with pytest.raises(TypeError, match="n is a number"):
             smol.chat("smol", QUESTION, n=kind)  # type: ignore[arg-type]
@@ -193,6 +195,10 @@ def test_who_cancels_gets_no_further_answer_and_a_deadline_is_that_of_all(smol: 
     with pytest.raises(swarmllm.TimeoutError):
         smol.chat("smol", QUESTION, n=8, max_tokens=LONG, deadline=1.0)
     assert time.monotonic() - began < 3
+    stream = smol.chat("smol", QUESTION, n=8, stream=True, max_tokens=LONG, deadline=0.5)
+    with pytest.raises(swarmllm.TimeoutError):
+        list(stream)
+    assert list(stream) == [], "no choice follows one that failed"
 
 
 def test_several_answers_come_to_an_event_loop_too(model_dir: Path) -> None:

@@ -16,7 +16,7 @@ from ._records import (
     TextCompletion,
     TextCompletionChunk,
 )
-from ._swarmllm import NativeGeneration
+from ._swarmllm import Error, NativeGeneration
 
 Whole = TypeVar("Whole", bound=Record)
 Chunk = TypeVar("Chunk", bound=Record)
@@ -99,6 +99,7 @@ class _Shape(Generic[Whole, Chunk]):
         """The answer whose choices have ended."""
         ends = [json.loads(end) for end in ended]
         choices = [self._choice(index, end) for index, end in enumerate(ends)]
+        # Each is counted; the last has the sum.
         facts = [self._facts(end) for end in ends][-1]
         name = "chat.completion" if self._chat else "text_completion"
         return self._whole({**self._head, "object": name, "choices": choices, **facts})
@@ -110,27 +111,27 @@ class _Handle(Generic[Whole, Chunk]):
     def __init__(self, shape: _Shape[Whole, Chunk], choices: list[Asked], native: NativeGeneration) -> None:
         self._shape, self._choices, self._native = shape, choices, native
         self._index = 0
-        self._cancelled = False
+        self._over = False
         shape.begin(native)
         self.route: Plan = Plan(json.loads(native.route))
 
     def cancel(self) -> None:
         """Ends the answer early, from any thread; the next chunk is then the last."""
-        self._cancelled = True
+        self._over = True
         native = self._native
         if native is not None:
             native.cancel()
 
     def _following(self) -> Asked | None:
-        """What is asked of the choice behind the one that has ended."""
+        """What is asked of the choice behind the one that has ended; nothing after a cancel or an error."""
         self._native = None
         self._index += 1
-        return self._choices[self._index] if self._index < len(self._choices) and not self._cancelled else None
+        return self._choices[self._index] if self._index < len(self._choices) and not self._over else None
 
     def _begun(self, native: NativeGeneration) -> None:
         self._native = native
         self._shape.begin(native)
-        if self._cancelled:
+        if self._over:
             native.cancel()
 
 
@@ -145,7 +146,11 @@ class Stream(_Handle[Whole, Chunk], Iterator[Chunk]):
 
     def __next__(self) -> Chunk:
         while (native := self._native) is not None:
-            piece = native.next()
+            try:
+                piece = native.next()
+            except Error:
+                self._over = True
+                raise
             if piece is not None:
                 return self._shape.chunk(self._index, piece)
             following = self._following()
@@ -182,7 +187,11 @@ class AsyncStream(_Handle[Whole, Chunk], AsyncIterator[Chunk]):
 
     async def __anext__(self) -> Chunk:
         while (native := self._native) is not None:
-            piece = await native.next_async()
+            try:
+                piece = await native.next_async()
+            except Error:
+                self._over = True
+                raise
             if piece is not None:
                 return self._shape.chunk(self._index, piece)
             following = self._following()

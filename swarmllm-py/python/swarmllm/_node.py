@@ -133,7 +133,8 @@ def _choices(options: Options) -> list[Asked]:
     seed = given["seed"]
     if n == 1 or seed is None:
         return [given] * n
-    return [{**given, "seed": (seed + index) % _SEEDS} for index in range(n)]
+    # The first keeps the seed as it is, so that what is none is refused.
+    return [given, *({**given, "seed": (seed + index) % _SEEDS} for index in range(1, n))]
 
 
 def _given(options: Options) -> dict[str, Any]:

@@ -318,12 +318,12 @@ class _Chunk(Record):
 
 
 class ChatCompletionChunk(_Chunk):
-    """A piece of an answer; the last one has `finish_reason`, usage, route and times."""
+    """A piece of an answer; the last one of each choice has `finish_reason`, route, times, and the usage so far."""
 
     choices: list[ChatChunkChoice]
 
 
 class TextCompletionChunk(_Chunk):
-    """A piece of a continuation; the last one has `finish_reason`, usage, route and times."""
+    """A piece of a continuation; the last one of each choice has `finish_reason`, route, times, and the usage so far."""
 
     choices: list[TextChoice]
