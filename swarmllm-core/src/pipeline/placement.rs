@@ -13,7 +13,7 @@
 //! are still there is for the caller to ask, of themselves, before anything goes.
 //!
 //! The price of that: a few nodes may come to lie so that a layer has no holder though there is room for it, because each is
-//! needed where it is and none reaches it. Of starts with twice the room one in 8,600 ends so; one more node mends it.
+//! needed where it is and none reaches it. Of starts with twice the room one in 8,600 ends so; who joins takes it.
 
 use std::cmp::Reverse;
 
