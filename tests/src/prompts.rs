@@ -53,56 +53,68 @@ pub fn harbour_log(days: u32) -> String {
 }
 
 /// Five requests to repeat a text with one word changed, as an editor makes them.
-pub fn edits() -> [String; 5] {
-    let texts = [
-        (
-            "The harbour of Old Fenwick lies at the mouth of a slow river. In the morning the boats go out with \
+pub fn edits() -> Vec<String> {
+    TEXTS.iter().map(|(text, old, new)| repeat(text, old, new)).collect()
+}
+
+/// Three such requests for a page, some six hundred tokens: all the texts.
+pub fn page_edits() -> Vec<String> {
+    let page = TEXTS.map(|(text, ..)| text).join("\n\n");
+    TEXTS[..3].iter().map(|(_, old, new)| repeat(&page, old, new)).collect()
+}
+
+fn repeat(text: &str, old: &str, new: &str) -> String {
+    format!(
+        "Repeat the following text exactly, but write \"{new}\" instead of \"{old}\". Answer with the text only.\n\n{text}"
+    )
+}
+
+/// Texts, a word of each, and another in its place.
+const TEXTS: [(&str, &str, &str); 5] = [
+    (
+        "The harbour of Old Fenwick lies at the mouth of a slow river. In the morning the boats go out with \
          the tide, and in the evening they come back with herring and crabs. The clerk writes down every boat \
          that leaves and every boat that returns. On Mondays the baker brings fresh rolls to the pier, and \
          the children wait for the ones that are left over. When fog hides the outer buoy, the pilot rings \
          the bell until noon. Nobody in the town remembers who hung the bell there, but everybody knows its \
          sound.",
-            "pier",
-            "bridge",
-        ),
-        (
-            "My grandmother kept bees behind the old school. Each hive had a number and a colour, and she could \
+        "pier",
+        "bridge",
+    ),
+    (
+        "My grandmother kept bees behind the old school. Each hive had a number and a colour, and she could \
          tell from the hum which of them was hungry. In spring she walked along the row with a notebook and \
          wrote down what the bees had done during the winter. The honey was dark, because most of it came \
          from the lime trees by the canal. She sold it in small jars at the market and gave the last jar of \
          every year to the postman, who was afraid of bees but very fond of honey.",
-            "canal",
-            "railway",
-        ),
-        (
-            "The library opens at nine, but the librarian comes at seven to light the stove. She puts the \
+        "canal",
+        "railway",
+    ),
+    (
+        "The library opens at nine, but the librarian comes at seven to light the stove. She puts the \
          newspapers on the long table and waters the plants in the window. The first visitor is always the \
          retired teacher, who reads the chess column and solves the problem in his head. After him come the \
          students, who need the warm room more than the books. At noon the librarian eats her soup behind the \
          counter. Nobody has ever seen her read a novel, yet she knows how each of them ends.",
-            "chess",
-            "garden",
-        ),
-        (
-            "To repair a bicycle you need patience and a clean floor. Turn the machine upside down and spin the \
+        "chess",
+        "garden",
+    ),
+    (
+        "To repair a bicycle you need patience and a clean floor. Turn the machine upside down and spin the \
          wheels to see whether they run straight. Take off the chain, wash it in warm water and let it dry in \
          the sun. While it dries, look at the brakes: the rubber must be soft and the cable must move without \
          a sound. Put a drop of oil on every joint, but not on the rims. When everything is back in its \
          place, ride once around the block and listen carefully.",
-            "chain",
-            "saddle",
-        ),
-        (
-            "The night train to the coast leaves from platform four. It has six sleeping cars and a small kitchen \
+        "chain",
+        "saddle",
+    ),
+    (
+        "The night train to the coast leaves from platform four. It has six sleeping cars and a small kitchen \
          in which a cook makes tea for those who cannot sleep. Between the mountains and the sea it stops \
          only twice, once for water and once for the mail. The conductor knows most of the passengers by \
          name, because they travel every week. At dawn the lamps go out, the curtains are drawn back, and the \
          first thing that everyone sees is the white lighthouse on the cliff.",
-            "kitchen",
-            "workshop",
-        ),
-    ];
-    texts.map(|(text, old, new)| {
-        format!("Repeat the following text exactly, but write \"{new}\" instead of \"{old}\". Answer with the text only.\n\n{text}")
-    })
-}
+        "kitchen",
+        "workshop",
+    ),
+];

@@ -2,6 +2,9 @@
 //!
 //! Shape of a Llama of one billion parameters, Q4_K with a Q6_K embedding, and the tokenizer of the small test model.
 //! Scales are chosen so that activations stay in the range of a trained model.
+//!
+//! A second one *walks*: it says the token behind the last one, whatever came before. Its output matrix has, for each token,
+//! the direction of the embedding of the token before; its other weights are as random, and it computes as much.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
@@ -20,6 +23,9 @@ const HEADS: u32 = 32;
 const KV_HEADS: u32 = 8;
 const HEAD: u64 = 64;
 const CONTEXT: u32 = 8192;
+const EMBEDDING: &str = "token_embd.weight";
+/// The other model has none, and the embedding takes its place.
+const OUTPUT: &str = "output.weight";
 
 /// ggml's types and the bytes of one block of 256 floats.
 const F32: u32 = 0;
@@ -36,18 +42,32 @@ const SIX_SCALE: f32 = 16.0;
 
 /// The file of the model below `directory`, written there where it is not yet.
 pub fn one_billion_q4_k(directory: &Path) -> PathBuf {
-    let path = directory.join("synthetic-1b-q4_k.gguf");
+    made(directory, "synthetic-1b-q4_k.gguf", false)
+}
+
+/// The same for the model that walks.
+pub fn one_billion_that_walks(directory: &Path) -> PathBuf {
+    made(directory, "synthetic-1b-q4_k-walks.gguf", true)
+}
+
+/// What that model says from `begin` on.
+pub fn walk(begin: u32, tokens: usize) -> impl Iterator<Item = u32> {
+    (begin..).take(tokens)
+}
+
+fn made(directory: &Path, name: &str, walks: bool) -> PathBuf {
+    let path = directory.join(name);
     if !path.is_file() {
         let part = path.with_extension("part");
-        write(&part).expect("the synthetic model can be written");
+        write(&part, walks).expect("the synthetic model can be written");
         std::fs::rename(&part, &path).expect("the synthetic model can be put in place");
     }
     path
 }
 
-fn write(path: &Path) -> std::io::Result<()> {
+fn write(path: &Path, walks: bool) -> std::io::Result<()> {
     let (facts, vocab) = facts();
-    let tensors = tensors(vocab);
+    let tensors = tensors(vocab, walks);
     let mut offset = 0;
     let mut placed = Vec::new();
     for (name, dims, ty) in &tensors {
@@ -57,10 +77,17 @@ fn write(path: &Path) -> std::io::Result<()> {
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
     file.write_all(&write_header(&facts, &placed, DEFAULT_ALIGNMENT))?;
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
-    for (_, dims, ty) in &tensors {
+    for (name, dims, ty) in &tensors {
         let rows: u64 = dims[1..].iter().product();
-        for _ in 0..rows {
-            file.write_all(&row(&mut dice, dims[0], *ty))?;
+        let deviation = 1.0 / (dims[0] as f32).sqrt();
+        for number in 0..rows {
+            let row = match name.as_str() {
+                // As large as what layers add, so that it is not lost among them.
+                EMBEDDING if walks => row(&mut Dice::of(number), dims[0], *ty, 1.0),
+                OUTPUT => row(&mut Dice::of(number.checked_sub(1).unwrap_or(rows - 1)), dims[0], *ty, deviation),
+                _ => row(&mut dice, dims[0], *ty, deviation),
+            };
+            file.write_all(&row)?;
         }
         let size = size(dims, *ty);
         let padding = size.next_multiple_of(DEFAULT_ALIGNMENT.into()) - size;
@@ -92,11 +119,12 @@ fn facts() -> (Vec<Fact>, u64) {
     (facts, vocab)
 }
 
-fn tensors(vocab: u64) -> Vec<(String, Vec<u64>, u32)> {
-    let mut all = vec![
-        ("token_embd.weight".to_owned(), vec![WIDTH, vocab], Q6_K.0),
-        ("output_norm.weight".to_owned(), vec![WIDTH], F32),
-    ];
+fn tensors(vocab: u64, walks: bool) -> Vec<(String, Vec<u64>, u32)> {
+    let mut all =
+        vec![(EMBEDDING.to_owned(), vec![WIDTH, vocab], Q6_K.0), ("output_norm.weight".to_owned(), vec![WIDTH], F32)];
+    if walks {
+        all.push((OUTPUT.to_owned(), vec![WIDTH, vocab], Q6_K.0));
+    }
     let (queries, keys) = (u64::from(HEADS) * HEAD, u64::from(KV_HEADS) * HEAD);
     for layer in 0..LAYERS {
         for norm in ["attn_norm", "ffn_norm"] {
@@ -123,8 +151,7 @@ fn size(dims: &[u64], ty: u32) -> u64 {
 }
 
 /// One row: ones for a norm, random blocks for a matrix.
-fn row(dice: &mut Dice, columns: u64, ty: u32) -> Vec<u8> {
-    let deviation = 1.0 / (columns as f32).sqrt();
+fn row(dice: &mut Dice, columns: u64, ty: u32, deviation: f32) -> Vec<u8> {
     let blocks = columns / BLOCK;
     let block: fn(&mut Dice, f32) -> Vec<u8> = match ty {
         F32 => return (0..columns).flat_map(|_| 1_f32.to_le_bytes()).collect(),
@@ -166,6 +193,11 @@ fn half(value: f32) -> [u8; 2] {
 struct Dice(u64);
 
 impl Dice {
+    /// Those of a row of a matrix: two matrices have rows of one direction.
+    fn of(row: u64) -> Self {
+        Self((row + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
     fn roll(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -198,8 +230,8 @@ mod tests {
     #[test]
     fn blocks_have_the_size_of_their_type() {
         let mut dice = Dice(7);
-        assert_eq!(row(&mut dice, 512, Q4_K.0).len() as u64, size(&[512], Q4_K.0));
-        assert_eq!(row(&mut dice, 512, Q6_K.0).len() as u64, size(&[512], Q6_K.0));
-        assert_eq!(row(&mut dice, 8, F32).len() as u64, size(&[8], F32));
+        assert_eq!(row(&mut dice, 512, Q4_K.0, 0.1).len() as u64, size(&[512], Q4_K.0));
+        assert_eq!(row(&mut dice, 512, Q6_K.0, 0.1).len() as u64, size(&[512], Q6_K.0));
+        assert_eq!(row(&mut dice, 8, F32, 0.1).len() as u64, size(&[8], F32));
     }
 }

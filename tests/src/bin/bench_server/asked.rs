@@ -1,0 +1,168 @@
+//! Who is asked, the texts that they are asked to go on with, and what an answer took.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use swarmllm_core::base::ModelId;
+use swarmllm_core::engine::sample::SamplingParams;
+use swarmllm_core::node::{
+    Codec, Delta, GenerateOptions, GenerateRequest, Generation, Node, NodeBuilder, Parts, Prompt,
+};
+use swarmllm_tests::cluster::{Carrier, Member, await_plan, builder, lonely_network};
+use swarmllm_tests::prompts::harbour_log;
+use swarmllm_tests::server::LlamaServer;
+use swarmllm_tests::whole::Whole;
+use tempfile::TempDir;
+
+use crate::{CONTEXT, SESSIONS, threads};
+
+/// llama.cpp's compute threads spin for some 200 ms after their last step: whoever is asked next gets quiet cores.
+pub const PAUSE: Duration = Duration::from_millis(500);
+
+/// Tokens with which the test models end an answer: kept out, as they are of the server's answers, so that all are of
+/// full length.
+const ENDS: [u32; 4] = [0, 1, 2, 106];
+
+/// Seconds until the first token, and from it to each later one.
+pub struct Times {
+    pub first: f64,
+    pub gaps: Vec<f64>,
+    rest: f64,
+    /// Tokens of the answer: fewer than asked for where the model ended it.
+    tokens: u32,
+    /// Seconds that all stages together compute for a token, in the median; 0 where nobody says.
+    pub compute: f64,
+}
+
+impl Times {
+    fn of(begun: Instant, came: &[Instant], tokens: u32) -> Self {
+        let first = *came.first().expect("an answer has a token");
+        let gaps = came.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
+        let rest = (*came.last().unwrap_or(&first) - first).as_secs_f64();
+        Times { first: (first - begun).as_secs_f64(), gaps, rest, tokens, compute: 0.0 }
+    }
+
+    /// Seconds of one decoded token.
+    pub fn token(&self) -> f64 {
+        self.rest / f64::from(self.tokens.max(2) - 1)
+    }
+}
+
+/// Someone who can be asked.
+#[derive(Clone)]
+pub enum Asked {
+    Server(Arc<LlamaServer>),
+    Ours { node: Node, model: ModelId, guess: bool, exact: bool, wire: Codec },
+}
+
+impl Asked {
+    /// A node that holds the whole model, without guesses and not exact, and what keeps it alive.
+    pub async fn ours(path: &Path, name: &str) -> (Self, Member) {
+        let member = node(&lonely_network(), threads()).await;
+        let model = member.import(path, name, Parts::All).await;
+        await_plan(&member.node, model).await;
+        (Self::of(&member.node, model), member)
+    }
+
+    /// The same of a node that has a plan for the model.
+    pub fn of(node: &Node, model: ModelId) -> Self {
+        Self::Ours { node: node.clone(), model, guess: false, exact: false, wire: Codec::F32 }
+    }
+
+    /// The same, exact.
+    pub fn exact(&self) -> Self {
+        let mut other = self.clone();
+        if let Self::Ours { exact, .. } = &mut other {
+            *exact = true;
+        }
+        other
+    }
+
+    pub async fn ask(&self, prompt: &[u32], tokens: u32) -> Times {
+        tokio::time::sleep(PAUSE).await;
+        let begun = Instant::now();
+        match self {
+            Self::Server(server) => {
+                let (server, prompt) = (server.clone(), prompt.to_vec());
+                let came = tokio::task::spawn_blocking(move || server.complete(&prompt, tokens)).await;
+                let came = came.expect("no panic");
+                Times::of(begun, &came, came.len() as u32)
+            }
+            Self::Ours { node, model, guess, exact, wire } => {
+                let mut sampling = SamplingParams::greedy();
+                sampling.logit_bias = ENDS.map(|end| (end, SamplingParams::BAN)).into();
+                let options = GenerateOptions {
+                    max_tokens: Some(tokens),
+                    sampling,
+                    exact: *exact,
+                    guess: *guess,
+                    wire: *wire,
+                    ..GenerateOptions::default()
+                };
+                let prompt = Prompt::Tokens(prompt.to_vec());
+                let request = GenerateRequest { model: model.to_string(), prompt, options };
+                read(node.generate(request).await.expect("the swarm answers"), begun).await
+            }
+        }
+    }
+
+    /// Tokens per second of several sessions together.
+    pub async fn crowd(&self, prompts: &[Vec<u32>], tokens: u32) -> f64 {
+        let begun = Instant::now();
+        let answers = join_all(prompts.iter().map(|prompt| self.ask(prompt, tokens))).await;
+        let tokens: u32 = answers.iter().map(|times| times.tokens).sum();
+        // Each question begins with the pause.
+        f64::from(tokens) / (begun.elapsed() - PAUSE).as_secs_f64()
+    }
+}
+
+/// Reads an answer to its end.
+pub async fn read(mut generation: Generation, begun: Instant) -> Times {
+    let mut came = Vec::new();
+    loop {
+        match generation.next().await {
+            Some(Ok(Delta::Text(_))) => came.push(Instant::now()),
+            Some(Ok(Delta::Done(done))) => {
+                came.push(Instant::now());
+                if done.guessed_tokens > 0 {
+                    println!("    {} of {} guesses were right", done.right_guesses, done.guessed_tokens);
+                }
+                let compute: u64 = done.route.iter().map(|stage| stage.decode_us).sum();
+                return Times { compute: compute as f64 / 1e6, ..Times::of(begun, &came, done.completion_tokens) };
+            }
+            other => panic!("the answer broke off: {other:?}"),
+        }
+    }
+}
+
+/// The text that prompts are cut from, never twice the same piece.
+pub struct Text {
+    tokens: Vec<u32>,
+    next: usize,
+}
+
+impl Text {
+    /// The next piece.
+    pub fn cut(&mut self, length: usize) -> Vec<u32> {
+        self.next = (self.next + 37) % (self.tokens.len() - length);
+        self.tokens[self.next..self.next + length].to_vec()
+    }
+}
+
+pub fn text_of(path: &Path) -> Text {
+    let whole = Whole::load(path, threads());
+    Text { tokens: whole.tokenize(&harbour_log(400)), next: 0 }
+}
+
+pub async fn node(network: &str, threads: u32) -> Member {
+    start(network, |builder| builder.threads(threads)).await
+}
+
+/// A node with the bench's settings and more.
+pub async fn start(network: &str, more: impl Fn(NodeBuilder) -> NodeBuilder) -> Member {
+    let dir = TempDir::new().expect("a temporary directory");
+    let builder = builder(dir.path(), network, Carrier::Tcp).threads(threads()).context(CONTEXT).sessions(SESSIONS);
+    Member { node: more(builder).start().await.expect("a node starts"), dir }
+}
