@@ -54,19 +54,13 @@ pub fn harbour_log(days: u32) -> String {
 
 /// Five requests to repeat a text with one word changed, as an editor makes them.
 pub fn edits() -> Vec<String> {
-    TEXTS.iter().map(|(text, old, new)| repeat(text, old, new)).collect()
-}
-
-/// Three such requests for a page, some six hundred tokens: all the texts.
-pub fn page_edits() -> Vec<String> {
-    let page = TEXTS.map(|(text, ..)| text).join("\n\n");
-    TEXTS[..3].iter().map(|(_, old, new)| repeat(&page, old, new)).collect()
-}
-
-fn repeat(text: &str, old: &str, new: &str) -> String {
-    format!(
-        "Repeat the following text exactly, but write \"{new}\" instead of \"{old}\". Answer with the text only.\n\n{text}"
-    )
+    let request = |(text, old, new): &(&str, &str, &str)| {
+        format!(
+            "Repeat the following text exactly, but write \"{new}\" instead of \"{old}\". Answer with the text only.\n\n\
+             {text}"
+        )
+    };
+    TEXTS.iter().map(request).collect()
 }
 
 /// Texts, a word of each, and another in its place.

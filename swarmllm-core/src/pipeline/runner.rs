@@ -15,7 +15,7 @@ use crate::base::{ErrorKind, Event, Fault, ModelId, NodeId, SessionId};
 use crate::engine::Embedder;
 use crate::ledger::price;
 use crate::net::NetHandle;
-use crate::pipeline::draft::{Costs, Took};
+use crate::pipeline::draft::{Learnt, Took};
 use crate::pipeline::drafter::Drafter;
 use crate::pipeline::job::{Coordinator, Job, Limits, Outcome, StageReport, TokenSink, late};
 use crate::pipeline::links::{CoordinatorInbox, Delivery, Outlet};
@@ -161,7 +161,7 @@ impl<'a> Drive<'a> {
             max_rows: way.max_rows,
             vocab: job.vocab,
             cached,
-            costs: if facts.learns { coordinator.lessons.of(job.model) } else { Costs::default() },
+            learnt: if facts.learns { coordinator.lessons.of(job.model) } else { Learnt::default() },
             guess,
         };
         let session = Session::new(params, job.sampler, job.is_end);
@@ -214,7 +214,7 @@ impl<'a> Drive<'a> {
     /// Remembers what windows took, and what the stage whose rows took longest took, for the chunks of later prompts.
     fn learn(&self) {
         if self.job.learns {
-            self.coordinator.lessons.learn(self.job.model, self.session.costs());
+            self.coordinator.lessons.learn(self.job.model, self.session.learnt());
         }
         self.learn_speeds();
         if self.way.epoch > 0 {

@@ -18,7 +18,7 @@ use crate::base::{ErrorKind, Fault};
 use crate::engine::constraint::{ConstraintError, Guide};
 use crate::engine::sample::{LogitRow, Sampled, Sampler};
 use crate::engine::{Reduce, WANTED_ROWS};
-use crate::pipeline::draft::{Costs, MAX_GUESSES, NGrams, Pace, Took, window_of};
+use crate::pipeline::draft::{Ground, Learnt, MAX_GUESSES, NGrams, Pace, Took, window_of};
 use crate::pipeline::pool::{Pool, Pooling};
 use crate::wire::job::Want;
 
@@ -42,8 +42,8 @@ pub struct SessionParams {
     pub cached: u32,
     /// How to guess ahead.
     pub guess: Guess,
-    /// What windows of guesses have cost in earlier answers.
-    pub costs: Costs,
+    /// What earlier answers have learnt of guesses.
+    pub learnt: Learnt,
 }
 
 /// Where guesses come from.
@@ -138,13 +138,24 @@ struct Guesser {
     right: u32,
 }
 
+impl Guesser {
+    /// The next token of the text, whether it was guessed or not.
+    fn hear(&mut self, token: u32) {
+        let Some(grams) = &mut self.grams else { return };
+        if let Some((guess, ground)) = grams.next() {
+            self.pace.saw(ground, guess == token);
+        }
+        grams.push(token);
+    }
+}
+
 impl Session {
     /// A session that has not begun. `is_end` says which tokens end an answer; they are not emitted.
     pub fn new(params: SessionParams, sampler: Sampler, is_end: Box<dyn Fn(u32) -> bool + Send + Sync>) -> Self {
         let in_flight = VecDeque::with_capacity(MAX_CHUNKS_IN_FLIGHT);
         let guesser = (params.guess != Guess::Never).then(|| Guesser {
             grams: (params.guess == Guess::Repeats).then(|| NGrams::new(&params.prompt)),
-            pace: Pace::new(params.costs),
+            pace: Pace::new(params.learnt),
             made: 0,
             right: 0,
         });
@@ -245,9 +256,9 @@ impl Session {
         self.stop(End::Stop)
     }
 
-    /// What windows of guesses have cost.
-    pub fn costs(&self) -> Costs {
-        self.guesser.as_ref().map_or_else(Costs::default, |guesser| guesser.pace.costs())
+    /// What it has learnt of guesses.
+    pub fn learnt(&self) -> Learnt {
+        self.guesser.as_ref().map_or_else(Learnt::default, |guesser| guesser.pace.learnt())
     }
 
     /// Guesses that were made, and how many were right.
@@ -370,6 +381,9 @@ impl Session {
             // What lies behind the first wrong guess was not tried.
             let tried = (right + 1).min(guesses.len());
             let own = flight.window.len().saturating_sub(1);
+            if guesser.grams.is_none() {
+                (0..tried).for_each(|nth| guesser.pace.saw(Ground::Draft, nth < right));
+            }
             guesser.pace.took(own, (tried, right), took, flight.alone, flight.chained);
             // The first guess of a chained window was right, or it would be stale.
             guesser.right += (right.min(own) + usize::from(flight.chained.is_some())) as u32;
@@ -426,7 +440,7 @@ impl Session {
         self.sampler.accept(token);
         self.generated.push(token);
         if let Some(guesser) = &mut self.guesser {
-            guesser.grams.iter_mut().for_each(|grams| grams.push(token));
+            guesser.hear(token);
         }
         self.guide.as_mut().map_or(Ok(()), |guide| guide.accept(token)).map_err(unfollowed)
     }
@@ -451,13 +465,14 @@ impl Session {
         let most = self.most_guesses();
         let Some(guesser) = &mut self.guesser else { return vec![self.window(Vec::new())] };
         let Some(grams) = &guesser.grams else {
-            return match guesser.pace.length(most) {
+            return match guesser.pace.length(most, Ground::Draft) {
                 0 => vec![self.window(Vec::new())],
                 most => vec![Action::Guess { most }],
             };
         };
         let guesses = grams.guess(most);
-        let reach = guesser.pace.reach(guesses.len());
+        let ground = grams.next().map_or(Ground::Repeats(0), |(_, ground)| ground);
+        let reach = guesser.pace.reach(guesses.len(), ground);
         let mut actions = Vec::new();
         if windows == 0 {
             ahead = guesses[..reach.guesses].to_vec();

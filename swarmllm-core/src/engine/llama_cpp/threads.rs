@@ -108,11 +108,12 @@ impl Chooser {
     }
 }
 
-/// Steps of up to so many rows are of one size. Longer ones are prefill, which takes too long for trials and gets all
-/// threads: its work is handed out in small parts, so that a thread without a core holds the others up much less.
-const SIZES: [usize; 3] = [1, 8, LONGEST];
+/// Steps of up to so many rows are of one size. Longer ones take too long for trials and get all threads: their work is
+/// handed out in small parts, so that a thread without a core holds the others up much less. (A trial of three windows of
+/// 32 guesses took a tenth of an answer.)
+const SIZES: [usize; 2] = [1, LONGEST];
 /// Most rows of a step whose threads are chosen.
-const LONGEST: usize = 32;
+const LONGEST: usize = 8;
 
 /// The thread counts of a stage.
 #[derive(Debug, Clone)]

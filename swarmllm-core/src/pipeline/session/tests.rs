@@ -15,7 +15,7 @@ fn session(prompt: usize, max_tokens: u32, max_rows: u32) -> Session {
     let prompt = (0..prompt as u32).collect();
     let (chunk, cached, guess) = (max_rows, 0, Guess::Never);
     let params =
-        SessionParams { prompt, max_tokens, max_rows, chunk, vocab: VOCAB, cached, guess, costs: Costs::default() };
+        SessionParams { prompt, max_tokens, max_rows, chunk, vocab: VOCAB, cached, guess, learnt: Learnt::default() };
     Session::new(params, Sampler::new(sampling, VOCAB).unwrap(), Box::new(|token| token == EOS))
 }
 
@@ -246,7 +246,7 @@ fn counts(period: u32, tokens: u32, guess: bool, costs: fn(usize) -> u32) -> (Ve
         vocab: VOCAB,
         cached: 0,
         guess: if guess { Guess::Repeats } else { Guess::Never },
-        costs: Costs::default(),
+        learnt: Learnt::default(),
     };
     let mut session = Session::new(params, Sampler::new(SamplingParams::greedy(), VOCAB).unwrap(), never());
     let mut queue: VecDeque<Action> = session.start().into();

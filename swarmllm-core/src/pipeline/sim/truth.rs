@@ -9,7 +9,7 @@ use super::swarm::{Micros, SECOND, Swarm};
 use crate::base::{ErrorKind, LayerRange, NodeId};
 use crate::engine::sample::{LogitRow, Sampler, SamplingParams};
 use crate::engine::{Reduce, Row, StepJob, StepOutput};
-use crate::pipeline::draft::{Costs, Took};
+use crate::pipeline::draft::{Learnt, Took};
 use crate::pipeline::plan::{Candidate, Plan};
 use crate::pipeline::search::MAX_ATTEMPTS;
 use crate::pipeline::session::{Action, End, Guess, Session, SessionParams};
@@ -68,7 +68,7 @@ impl Request {
             vocab: VOCAB,
             cached,
             guess: self.guess,
-            costs: Costs::default(),
+            learnt: Learnt::default(),
         };
         let sampler = Sampler::new(self.sampling.clone(), VOCAB).unwrap();
         Session::new(params, sampler, Box::new(|token| token == END))

@@ -105,22 +105,21 @@ pub async fn edited(ours: &Asked, requests: &[String], tokens: u32) -> Vec<f64> 
     speedups
 }
 
-/// The same for the synthetic model that walks, which says what follows each token whatever it is told: of the texts it is
-/// to repeat one token is another.
-pub async fn walked(ours: &Asked) -> Vec<f64> {
+/// The same for the synthetic model that walks, which says what follows each token whatever it is told: of each text of
+/// `tokens` that it is to repeat, one token is another.
+pub async fn walked(ours: &Asked, tokens: u32) -> Vec<f64> {
     let Asked::Ours { node, model, .. } = ours else { return Vec::new() };
     let mut speedups = Vec::new();
-    for begin in (1..=5).map(|nth| 1000 * nth) {
-        let mut prompt: Vec<u32> = synthetic::walk(begin, DECODE as usize).collect();
-        let first = prompt[0];
-        prompt[DECODE as usize / 2] = begin / 2;
-        prompt.push(first);
-        let begin = async |options: GenerateOptions| {
+    for begin in (1..=5).map(|nth| 4000 * nth) {
+        let mut prompt: Vec<u32> = synthetic::walk(begin, tokens as usize).collect();
+        prompt[tokens as usize / 2] = 1;
+        prompt.push(begin);
+        let ask = async |options: GenerateOptions| {
             let prompt = Prompt::Tokens(prompt.clone());
             let request = GenerateRequest { model: model.to_string(), prompt, options };
             node.generate(request).await.expect("the swarm answers")
         };
-        speedups.push(speedup(begin, DECODE).await);
+        speedups.push(speedup(ask, tokens).await);
     }
     speedups
 }
