@@ -77,10 +77,13 @@ impl NGrams {
         Some((*self.tokens.get(source.next)?, source.ground))
     }
 
-    /// What followed at the place that the text goes on like, at most `most` tokens; empty where there is none.
+    /// What followed at the place that the text goes on like, at most `most` tokens; empty where there is none. What has
+    /// gone round once is thought to go round again.
     pub fn guess(&self, most: usize) -> Vec<u32> {
-        let end = self.tokens.len();
-        self.source.map_or_else(Vec::new, |source| self.tokens[source.next..end.min(source.next + most)].to_vec())
+        let Some(Source { next, ground }) = self.source else { return Vec::new() };
+        let piece = self.tokens.get(next..).unwrap_or_default();
+        let round = matches!(ground, Ground::Repeats(support) if support >= piece.len());
+        piece.iter().cycle().take(if round { most } else { most.min(piece.len()) }).copied().collect()
     }
 
     /// How the source goes on behind a token. Where it says another one, the text may have that token in the place of the
@@ -481,7 +484,9 @@ mod tests {
         assert_eq!(grams.guess(3), [5, 9, 2]);
         assert!(NGrams::new(&[1, 2, 3]).guess(3).is_empty());
         assert!(NGrams::new(&[]).guess(3).is_empty());
-        assert_eq!(NGrams::new(&[8, 8, 8]).guess(5), [8]);
+        assert_eq!(NGrams::new(&[8, 8, 8]).guess(5), [8; 5], "it goes round");
+        assert_eq!(NGrams::new(&[1, 2, 3, 1, 2]).guess(5), [3, 1, 2], "that is not known yet");
+        assert_eq!(NGrams::new(&[1, 2, 3, 1, 2, 3]).guess(5), [1, 2, 3, 1, 2]);
     }
 
     #[test]
@@ -598,7 +603,9 @@ mod tests {
         fn a_guess_is_a_piece_of_the_text(text in proptest::collection::vec(0u32..4, 0..60), most in 0usize..12) {
             let guess = NGrams::new(&text).guess(most);
             prop_assert!(guess.len() <= most);
-            prop_assert!(guess.is_empty() || text.windows(guess.len()).any(|piece| piece == guess));
+            // Where it goes round, of the text and itself.
+            let all = [&text[..], &guess].concat();
+            prop_assert!(guess.is_empty() || (0..text.len()).any(|start| all[start..].starts_with(&guess)));
         }
 
         #[test]

@@ -20,10 +20,13 @@ use crate::engine::sample::{LogitRow, Sampled, Sampler};
 use crate::engine::{Reduce, WANTED_ROWS};
 use crate::pipeline::draft::{Ground, Learnt, MAX_GUESSES, NGrams, Pace, Took, window_of};
 use crate::pipeline::pool::{Pool, Pooling};
-use crate::wire::job::Want;
+use crate::wire::job::{MAX_BODY_BYTES, Want};
 
 /// Chunks of a prefill that may be under way at once. Two per stage keep a chain of stages busy; more only queue up.
 pub const MAX_CHUNKS_IN_FLIGHT: usize = 8;
+
+/// Bytes of full rows of logits that one step brings back, a quarter of what a frame may hold: 32 of 262,144 tokens.
+const FULL_ROWS_BYTES: usize = MAX_BODY_BYTES / 4;
 
 /// What a session is to do.
 #[derive(Debug, Clone)]
@@ -453,7 +456,11 @@ impl Session {
     /// Guesses that the next step may have.
     fn most_guesses(&self) -> usize {
         let room = (self.params.max_tokens as usize).saturating_sub(self.generated.len());
-        MAX_GUESSES.min(room.saturating_sub(1)).min((self.params.max_rows as usize).saturating_sub(1))
+        let rows = match self.want() {
+            Want::Full => room.min(FULL_ROWS_BYTES / (size_of::<f32>() * self.params.vocab.max(1) as usize)),
+            _ => room,
+        };
+        MAX_GUESSES.min(rows.saturating_sub(1)).min((self.params.max_rows as usize).saturating_sub(1))
     }
 
     /// The steps that follow what is certain and what was guessed already; or the question for guesses.

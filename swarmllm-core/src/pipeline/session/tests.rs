@@ -276,11 +276,23 @@ fn guesses_change_how_many_steps_are_taken_and_never_what_is_said() {
     let (guessed, fast) = counts(7, 300, true, cheap);
     assert_eq!(guessed, plain);
     assert_eq!(slow, 300);
-    assert!(fast < 60, "{fast}");
-    // Where a row costs what a token costs, guessing stops.
-    let (guessed, even) = counts(7, 300, true, |rows| 1000 * rows as u32);
-    assert_eq!(guessed, plain);
-    assert!(even > 200, "{even}");
+    assert!(fast < 40, "{fast}");
+    // Where a row costs what a token costs, guessing stops as soon as that is known of each length.
+    let (guessed, even) = counts(7, 900, true, |rows| 1000 * rows as u32);
+    assert_eq!(guessed, counts(7, 900, false, cheap).0);
+    assert!(even > 600, "{even}");
+}
+
+#[test]
+fn a_window_never_brings_back_more_full_rows_than_a_frame_holds() {
+    let vocab = 1 << 20;
+    let most = |sampling| {
+        let params = SessionParams { vocab, max_tokens: 100, max_rows: 512, ..session(1, 1, 64).params };
+        Session::new(params, Sampler::new(sampling, vocab).unwrap(), never()).most_guesses()
+    };
+    let every = SamplingParams { temperature: 1.0, top_k: 0, top_p: 1.0, ..SamplingParams::greedy() };
+    // Rows of 4 MiB, of which 32 MiB are let through.
+    assert_eq!((most(SamplingParams::greedy()), most(every)), (MAX_GUESSES, 7));
 }
 
 /// Stages on machines of their own, one behind the other, as time goes by in microseconds.

@@ -15,7 +15,7 @@ use swarmllm_tests::synthetic;
 use tempfile::TempDir;
 
 use crate::asked::{Asked, PAUSE, Text, node, read};
-use crate::{CONTEXT, DECODE, Figures, ROUNDS, SESSIONS, SHORT, median, number, tell, threads};
+use crate::{CONTEXT, DECODE, Figures, ROUNDS, SESSIONS, SHORT, number, tell, threads};
 
 /// Gaps between the tokens of an answer while a long prompt of another session is computed, over the usual gap.
 async fn under_prefill(asked: &Asked, text: &mut Text) -> f64 {
@@ -36,9 +36,21 @@ async fn under_prefill(asked: &Asked, text: &mut Text) -> f64 {
             gaps.push(gap);
         }
     }
-    gaps.sort_by(f64::total_cmp);
-    let p95 = gaps.get(gaps.len() * 95 / 100).copied().unwrap_or(f64::INFINITY);
-    p95 / median(idle.gaps)
+    let (usual, late) = (of_hundred(&mut gaps, 50), of_hundred(&mut gaps, 95));
+    let mut idle = idle.gaps;
+    let (idle_usual, idle_late) = (of_hundred(&mut idle, 50), of_hundred(&mut idle, 95));
+    let [usual_ms, late_ms, idle_ms, idle_late_ms] = [usual, late, idle_usual, idle_late].map(|gap| gap * 1e3);
+    println!(
+        "    gaps of {usual_ms:.1} ms, 95 % below {late_ms:.1}, while a prompt takes {arrival:.1} s; else {idle_ms:.1}, \
+         {idle_late_ms:.1}"
+    );
+    late / idle_usual
+}
+
+/// The value below which so many of a hundred are; without end where there are none.
+fn of_hundred(values: &mut [f64], share: usize) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() * share / 100).copied().unwrap_or(f64::INFINITY)
 }
 
 /// The same of several prompts: the median.
