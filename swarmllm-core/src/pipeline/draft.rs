@@ -52,8 +52,8 @@ struct Source {
 impl NGrams {
     /// An index of a text, to be extended by [`push`](Self::push).
     pub fn new(tokens: &[u32]) -> Self {
-        let tokens_of = Vec::with_capacity(tokens.len());
-        let mut index = Self { tokens: tokens_of, seen: Default::default(), source: None };
+        let room = Vec::with_capacity(tokens.len());
+        let mut index = Self { tokens: room, seen: Default::default(), source: None };
         tokens.iter().for_each(|token| index.push(*token));
         index
     }
