@@ -1,10 +1,10 @@
 //! Guesses ahead, without a second model: what followed the last time when these tokens were seen. Pure.
 //!
 //! [`NGrams`] proposes, [`Pace`] says how many guesses are worth their rows: the more tokens of the text so far speak for a
-//! guess, the more often it is right, which is learnt of every token that came, guessed or not. The stages compute a window of guesses in one
-//! step; the coordinator samples row after row and keeps guesses for as long as they are what it would have chosen, so
-//! that a guess never changes what is said, only how fast. (Prompt lookup decoding, as in Saxena 2023; the verification is
-//! that of Leviathan et al. 2023 for a draft that is certain of itself.)
+//! guess, the more often it is right, which is learnt of every token that came, guessed or not. The stages compute a
+//! window of guesses in one step; the coordinator samples row after row and keeps guesses for as long as they are what it
+//! would have chosen, so that a guess never changes what is said, only how fast. (Prompt lookup decoding, as in Saxena
+//! 2023; the verification is that of Leviathan et al. 2023 for a draft that is certain of itself.)
 //!
 //! A window may follow another before that one is confirmed, so that stages which would wait for it have work meanwhile.
 //!
@@ -16,16 +16,17 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::base::ModelId;
+use crate::engine::WANTED_ROWS;
 
 /// Longest and shortest suffix that is looked up.
 const LONGEST: usize = 4;
 const SHORTEST: usize = 2;
 /// Windows that are considered, in guesses: a step has one row more, and at most as many as a stage gives logits of. Few,
-/// since each must be tried, and of even numbers of rows, which engines take at once. The longest is cut into
-/// slices where others wait for a token, as a prompt is (`engine/schedule.rs`).
-const LENGTHS: [usize; 7] = [0, 1, 3, 7, 15, 31, 63];
+/// since each must be tried, and of even numbers of rows, which engines take at once. The longest is cut into slices where
+/// others wait for a token, as a prompt is (`engine/schedule.rs`).
+const LENGTHS: [usize; 7] = [0, 1, 3, 7, 15, 31, MAX_GUESSES];
 /// Most guesses under way.
-pub const MAX_GUESSES: usize = 63;
+pub const MAX_GUESSES: usize = WANTED_ROWS as usize - 1;
 /// Most windows under way.
 const MAX_WINDOWS: usize = 8;
 /// So many may be where the last guess was wrong, and one more for each right guess since: what is computed behind a wrong
@@ -213,10 +214,18 @@ struct Seen {
 }
 
 /// What an answer has learnt: what windows cost in the time of a plain token, and how often guesses were right.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Learnt {
     tokens: [Option<f64>; LENGTHS.len()],
-    seen: [Option<Seen>; KINDS],
+    seen: [Seen; KINDS],
+}
+
+impl Default for Learnt {
+    /// What is assumed at first.
+    fn default() -> Self {
+        let seen = FIRST_RIGHT.map(|share| Seen { right: share * FIRST_MADE, made: FIRST_MADE });
+        Self { tokens: UNKNOWN, seen }
+    }
 }
 
 /// What was learnt of each model in earlier answers.
@@ -243,7 +252,7 @@ impl Lessons {
         }
         let known = by_model.entry(model).or_default();
         known.tokens.iter_mut().zip(learnt.tokens).for_each(|(known, new)| *known = new.or(*known));
-        known.seen.iter_mut().zip(learnt.seen).for_each(|(known, new)| *known = new.or(*known));
+        known.seen = learnt.seen;
     }
 
     fn locked(&self) -> MutexGuard<'_, HashMap<ModelId, Learnt>> {
@@ -285,9 +294,7 @@ pub struct Pace {
 impl Pace {
     /// One that begins with what earlier answers have learnt.
     pub fn new(known: Learnt) -> Self {
-        let seen = std::array::from_fn(|kind| {
-            let Seen { right, made } =
-                known.seen[kind].unwrap_or(Seen { right: FIRST_RIGHT[kind] * FIRST_MADE, made: FIRST_MADE });
+        let seen = known.seen.map(|Seen { right, made }| {
             let weight = made.min(KNOWN_MADE) / made;
             Seen { right: right * weight, made: made * weight }
         });
@@ -302,7 +309,7 @@ impl Pace {
         let measured = self.micros[0].is_some();
         Learnt {
             tokens: std::array::from_fn(|at| self.micros.get(at).filter(|_| measured && at > 0).and_then(tokens)),
-            seen: self.seen.map(Some),
+            seen: self.seen,
         }
     }
 

@@ -259,9 +259,9 @@ impl Session {
         self.stop(End::Stop)
     }
 
-    /// What it has learnt of guesses.
-    pub fn learnt(&self) -> Learnt {
-        self.guesser.as_ref().map_or_else(Learnt::default, |guesser| guesser.pace.learnt())
+    /// What it has learnt of guesses; nothing where it makes none.
+    pub fn learnt(&self) -> Option<Learnt> {
+        self.guesser.as_ref().map(|guesser| guesser.pace.learnt())
     }
 
     /// Guesses that were made, and how many were right.

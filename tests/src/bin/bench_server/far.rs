@@ -8,12 +8,11 @@ use swarmllm_core::base::ModelId;
 use swarmllm_core::node::{Codec, ImportOptions, Node, Parts};
 use swarmllm_tests::cluster::{Carrier, Member, await_plan, join, lonely_network, stage_parts};
 use swarmllm_tests::models::TestModel;
-use swarmllm_tests::prompts::edits;
 use swarmllm_tests::relay::{counted, delayed};
 
 use crate::asked::{Asked, Text, node, start};
 use crate::own::edited;
-use crate::{DECODE, Figures, SHORT, tell, threads};
+use crate::{Figures, SHORT, tell, threads};
 
 /// One-way delays between nodes that are far from each other, in milliseconds, and the stages of a chain over them, of
 /// which the asking node has the first.
@@ -85,7 +84,7 @@ pub async fn far(model: TestModel, text: &mut Text, figures: &mut Figures) {
                 let name = format!("wan{delay}_s{stages}_over_floor{suffix}");
                 tell(figures, &name, goal, over_floor(&one, &distant, way * stages, text).await);
                 if (stages, delay, awake) == (2, 10, false) {
-                    tell(figures, "wan10_s2_ngram_edit_speedup", ">= 2", edited(&distant, &edits(), DECODE).await);
+                    tell(figures, "wan10_s2_ngram_edit_speedup", ">= 2", edited(&distant).await);
                 }
             }
         }

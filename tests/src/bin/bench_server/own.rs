@@ -11,6 +11,7 @@ use swarmllm_core::node::{
 };
 use swarmllm_tests::cluster::{Carrier, Member, await_plan, builder, join, lonely_network, stage_parts};
 use swarmllm_tests::models::TestModel;
+use swarmllm_tests::prompts::edits;
 use swarmllm_tests::synthetic;
 use tempfile::TempDir;
 
@@ -94,10 +95,10 @@ async fn speedup(begin: impl AsyncFn(GenerateOptions) -> Generation, tokens: u32
 }
 
 /// How much faster texts are repeated with one word changed, with guesses than without: for each request.
-pub async fn edited(ours: &Asked, requests: &[String], tokens: u32) -> Vec<f64> {
+pub async fn edited(ours: &Asked) -> Vec<f64> {
     let Asked::Ours { node, model, .. } = ours else { return Vec::new() };
     let mut speedups = Vec::new();
-    for request in requests {
+    for request in edits() {
         let begin = async |options: GenerateOptions| {
             let messages = vec![ChatMessage { role: "user".to_owned(), content: request.clone() }];
             let chat = ChatRequest { model: model.to_string(), messages, options: options.clone() };
@@ -112,7 +113,7 @@ pub async fn edited(ours: &Asked, requests: &[String], tokens: u32) -> Vec<f64> 
             };
             generation.expect("the swarm answers")
         };
-        speedups.push(speedup(begin, tokens).await);
+        speedups.push(speedup(begin, DECODE).await);
     }
     speedups
 }

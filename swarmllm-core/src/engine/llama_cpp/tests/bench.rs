@@ -161,7 +161,7 @@ fn what_rows_cost() {
         whole.step(&prompt);
         chain.step(&prompt);
         let pos = PREFILL as u32;
-        for rows in [1, 2, 3, 4, 5, 6, 8, 13, 16, 21, 32] {
+        for rows in [1, 2, 3, 4, 5, 6, 8, 13, 16, 21, 32, 64] {
             let fed = run(0, pos, &tokens(2, rows, cut.manifest.vocab));
             let mut times = [Vec::new(), Vec::new()];
             for _ in 0..TRIES {
