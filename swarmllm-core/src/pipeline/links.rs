@@ -10,6 +10,7 @@
 //! loss would arrive, and look as if they were out of turn.
 
 use std::collections::{HashMap, VecDeque};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,9 +18,10 @@ use tokio::sync::{Notify, broadcast, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::base::{ErrorKind, Fault, NodeId, SessionId};
-use crate::net::{Channel, NetHandle, Stream};
+use crate::net::{Channel, NetError, NetHandle, Stream};
 use crate::pipeline::link::{self, Watching};
 use crate::pipeline::message::Message;
+use crate::pipeline::watch::ANSWERS;
 use crate::rt::TaskSet;
 use crate::wire::control::Host;
 use crate::wire::frame::Frame;
@@ -157,9 +159,9 @@ impl Links {
         let Some(net) = &self.inner.net else {
             return Err(Fault::new(ErrorKind::PeerUnreachable, "this node runs without a network"));
         };
-        let fault = |error: crate::net::NetError| Fault::new(error.kind(), error);
+        let fault = |error: NetError| Fault::new(error.kind(), error);
         net.ensure_connected(to, addresses).await.map_err(fault)?;
-        let stream = net.open(to, Channel::Stage).await.map_err(fault)?;
+        let stream = open_stream(net, to).await.map_err(fault)?;
         let (queue, receiver) = mpsc::channel(LINK_QUEUE);
         let asked = Arc::<Notify>::default();
         let mut peers = locked(&self.inner.peers);
@@ -328,6 +330,22 @@ impl Links {
     }
 }
 
+/// Opens a stage stream. A connection that takes long over that is doubted, as one that hangs over a written frame is; where
+/// another takes its place, the stream is opened on that.
+async fn open_stream(net: &NetHandle, to: NodeId) -> Result<Stream, NetError> {
+    let (mut opening, mut doubted) = (pin!(net.open(to, Channel::Stage)), false);
+    loop {
+        match tokio::time::timeout(ANSWERS, &mut opening).await {
+            Ok(Err(NetError::PeerLost { .. })) if doubted => return net.open(to, Channel::Stage).await,
+            Ok(opened) => return opened,
+            Err(_) => {
+                doubted = true;
+                net.doubt(to);
+            }
+        }
+    }
+}
+
 /// Whose frame it is, and whether it is a step.
 fn key_of(header: &StageHeader) -> (SessionStage, bool) {
     let key = |session, epoch, stage| SessionStage { session, epoch, stage };
@@ -471,6 +489,9 @@ impl Drop for CoordinatorInbox {
 mod tests {
     use std::time::Instant;
 
+    use tokio::io::copy_bidirectional;
+    use tokio::net::{TcpListener, TcpStream};
+
     use super::*;
     use crate::identity::Keypair;
     use crate::net::{self, Incoming, NetConfig};
@@ -562,6 +583,36 @@ mod tests {
         assert_eq!(broken.kind(), ErrorKind::PeerLost);
         assert!(outlet.send(frame()).await.is_err(), "it stays so");
         links.outlet(host).send(frame()).await.expect("a new route has a new link");
+        tasks.abort();
+    }
+
+    /// A way to `to` that lets nothing through any more once it is cut, and keeps what is connected.
+    async fn line(to: &str, cut: CancellationToken) -> String {
+        let port = |address: &str| address.split('/').nth(4).unwrap().parse::<u16>().unwrap();
+        let (listener, to) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), port(to));
+        let here = format!("/ip4/127.0.0.1/tcp/{}", listener.local_addr().unwrap().port());
+        tokio::spawn(async move {
+            let mut near = listener.accept().await.unwrap().0;
+            let mut far = TcpStream::connect(("127.0.0.1", to)).await.unwrap();
+            let _ = cut.run_until_cancelled(copy_bidirectional(&mut near, &mut far)).await;
+            std::future::pending::<()>().await;
+        });
+        here
+    }
+
+    #[tokio::test]
+    async fn a_link_is_opened_anew_where_the_connection_hangs_over_it() {
+        let tasks = TaskSet::new(tokio::runtime::Handle::current());
+        let ((near, _near), (far, mut incoming)) = (start(&tasks).await, start(&tasks).await);
+        let cut = CancellationToken::new();
+        near.dial(&line(&far.addresses()[0], cut.clone()).await).await.unwrap();
+        let (links, host) = (Links::new(near.local(), Some(near), tasks.clone()), far.local());
+        cut.cancel();
+        let begun = Instant::now();
+        links.outlet(Host { node: host, addresses: Vec::new() }).send(frame()).await.expect("another connection");
+        // By itself the open would fail after ten seconds.
+        assert!(begun.elapsed() < Duration::from_secs(8), "it waits for the one that hangs");
+        incoming.stage.recv().await.unwrap();
         tasks.abort();
     }
 
