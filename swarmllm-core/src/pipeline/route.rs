@@ -16,7 +16,7 @@ use crate::pipeline::control::{request, unexpected};
 use crate::pipeline::job::Coordinator;
 use crate::pipeline::links::SessionStage;
 use crate::pipeline::plan::{Plan, PlanStage};
-use crate::pipeline::search::{Blame, LOOK_AGAIN, Next, Tried, is_loss};
+use crate::pipeline::search::{Blame, LONGEST_LOOK, LOOK_AGAIN, Next, Tried, is_loss};
 use crate::pipeline::watch;
 use crate::wire::control::{Host, OpenSession, Opened, Reply, Request};
 use crate::wire::prefix::Prefix;
@@ -34,8 +34,6 @@ const WHILE_LOADING: Duration = Duration::from_millis(500);
 const MISSES: u32 = 5;
 /// How much longer than for the stages it is waited for their stand-bys.
 pub const STAND_BY_WAIT: Duration = Duration::from_secs(2);
-/// Longest search for another route: the swarm's table may be slow to say that it knows of nobody.
-const SEARCH: Duration = Duration::from_secs(3);
 /// Who computes a session's stages, and how to reach and pay them.
 #[derive(Debug, Clone)]
 pub struct Route {
@@ -150,7 +148,10 @@ impl Finder {
         loop {
             let found = match takeover.take() {
                 Some(route) => Ok(route),
-                None => self.find(search.lost()).await,
+                None => {
+                    let longest = search.look();
+                    self.find(search.lost(), longest).await
+                }
             };
             match (self.tried.next(&mut search, found.is_ok(), Instant::now()), found) {
                 (Next::Attempt, Ok(route)) => match self.attempt(route, prefix).await {
@@ -165,13 +166,13 @@ impl Finder {
 
     /// Whether there is a route that does without these nodes, too.
     pub async fn can_avoid(&self, nodes: &[NodeId]) -> bool {
-        self.find(nodes).await.is_ok()
+        self.find(nodes, LONGEST_LOOK).await.is_ok()
     }
 
-    async fn find(&self, without: &[NodeId]) -> Result<Route, Fault> {
+    async fn find(&self, without: &[NodeId], longest: Duration) -> Result<Route, Fault> {
         let found = self.routes.find(self.tried.without(without));
-        let none = || Fault::new(ErrorKind::NoPlan, format!("no route was found within {SEARCH:?}"));
-        tokio::time::timeout(SEARCH, found).await.unwrap_or_else(|_| Err(none()))
+        let none = || Fault::new(ErrorKind::NoPlan, format!("no route was found within {longest:?}"));
+        tokio::time::timeout(longest, found).await.unwrap_or_else(|_| Err(none()))
     }
 
     /// Ends what an [`open`](Self::open) has begun that was not awaited to its end.

@@ -9,6 +9,11 @@ use crate::base::{ErrorKind, Fault, NodeId};
 pub const MAX_ATTEMPTS: u32 = 32;
 /// How often a route is looked for where there is none.
 pub const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// Longest that a route is looked for at once: the swarm's table may be slow to say that it knows of nobody.
+pub const LONGEST_LOOK: Duration = Duration::from_secs(3);
+/// The same at first where hosts are left out that may be back already; each time that they were of no use again, others are
+/// sought for twice as long.
+const FIRST_LOOK: Duration = LOOK_AGAIN;
 /// Most times its patience that a search waits in all, however many hosts it loses on the way.
 const PATIENT: u32 = 4;
 
@@ -66,6 +71,8 @@ pub struct Search {
     patience: Duration,
     /// Nodes that may return.
     lost: Vec<NodeId>,
+    /// How long the next look without them lasts.
+    next_look: Duration,
 }
 
 /// What a search does next.
@@ -95,7 +102,7 @@ impl Tried {
     /// return.
     pub fn search(&mut self, blame: Blame, now: Instant, patience: Duration) -> Search {
         let (cause, longest) = (blame.fault.clone(), now + patience * PATIENT);
-        let mut search = Search { cause, until: now, longest, patience, lost: Vec::new() };
+        let mut search = Search { cause, until: now, longest, patience, lost: Vec::new(), next_look: FIRST_LOOK };
         self.blame(blame, &mut search, now);
         search
     }
@@ -128,6 +135,17 @@ impl Search {
     /// Who is left out for now.
     pub fn lost(&self) -> &[NodeId] {
         &self.lost
+    }
+
+    /// How long a route without those is looked for now. A host whose connection was only replaced is back sooner than the
+    /// table says that there is no other.
+    pub fn look(&mut self) -> Duration {
+        if self.lost.is_empty() {
+            return LONGEST_LOOK;
+        }
+        let look = self.next_look;
+        self.next_look = LONGEST_LOOK.min(look * 2);
+        look
     }
 }
 
@@ -177,6 +195,20 @@ mod tests {
         tried.blame(blame(1, true), &mut search, last - Duration::from_secs(1));
         assert_eq!(tried.next(&mut search, false, last - Duration::from_millis(1)), Next::LookAgain);
         assert_eq!(tried.next(&mut search, false, last), Next::GiveUp);
+    }
+
+    #[test]
+    fn others_are_sought_longer_each_time_that_those_who_may_be_back_were_of_no_use() {
+        let (mut tried, now) = (Tried::default(), Instant::now());
+        let mut search = tried.search(blame(1, true), now, PATIENCE);
+        let mut looks = Vec::new();
+        for _ in 0..5 {
+            looks.push(search.look().as_millis());
+            assert_eq!(tried.next(&mut search, false, now), Next::LookAgain);
+            assert_eq!(search.look(), LONGEST_LOOK, "with all of them: nobody else is asked instead");
+            tried.blame(blame(1, true), &mut search, now);
+        }
+        assert_eq!(looks, [250, 500, 1000, 2000, 3000]);
     }
 
     #[test]
