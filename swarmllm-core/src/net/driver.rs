@@ -422,13 +422,14 @@ impl Driver {
             ConnectedPoint::Listener { local_addr, .. } if way.relayed => local_addr,
             other => other.get_remote_address(),
         };
+        tracing::debug!(peer = %node.short(), %id, dialled, %seen, "a connection is up");
         self.table.connected(peer, node, id, seen, way);
         self.pending.connected(id, peer);
         self.discovery.connected(id, peer);
         // A second connection of a peer that is known already.
         if self.table.speaks(&peer) {
             for old in self.table.replaced(&peer, id, Instant::now()) {
-                tracing::debug!(%peer, "a connection without an answer is replaced");
+                tracing::debug!(peer = %node.short(), %old, by = %id, "a connection without an answer is replaced");
                 self.swarm.close_connection(old);
                 self.on_closed(peer, old);
             }
@@ -461,6 +462,7 @@ impl Driver {
         self.pending.refused(peer, &lost);
         self.discovery.lost(peer, Instant::now());
         if let Some(node) = left {
+            tracing::debug!(peer = %node.short(), "the last connection to a peer is gone");
             let _ = self.outlets.disconnects.send(node);
             self.outlets.events.send(Event::PeerDisconnected { node });
         }
