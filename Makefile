@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test models demo test bench rows rust net features c python wheel demo-test
+.PHONY: help setup setup-test models demo test bench bench-own rows rust net features c python wheel demo-test
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/swarmllm/models
 export SWARMLLM_TEST_SMOLLM2 ?= $(CACHE)/smollm2-135m-q4_1.gguf
@@ -94,6 +94,11 @@ bench: setup ## What splitting costs, and llama.cpp's own server beside us; writ
 	$(CARGO) build --release --locked -p swarmllm-cli -p swarmllm-tests --bins
 	target/release/bench
 	target/release/bench_server "$$(tests/scripts/llama_server.sh $(dir $(CACHE)) $(PYTHON))"
+
+bench-own: setup ## What of it needs no server of llama.cpp; BENCH_PARTS names parts
+	@$(MAKE) --no-print-directory models
+	$(CARGO) build --release --locked -p swarmllm-tests --bins
+	target/release/bench_server
 
 rows: setup ## What steps of several rows cost, ours beside llama.cpp's own
 	@$(MAKE) --no-print-directory models

@@ -211,7 +211,8 @@ impl<'a> Drive<'a> {
         self.job.namer.name(self.job.model, self.job.exact, &text)
     }
 
-    /// Remembers what it has learnt of guesses, and what the stage whose rows took longest took, for the chunks of later prompts.
+    /// Remembers what it has learnt of guesses, and what the stage whose rows took longest took, for the chunks of later
+    /// prompts.
     fn learn(&self) {
         if let Some(learnt) = self.session.learnt().filter(|_| self.job.learns) {
             self.coordinator.lessons.learn(self.job.model, learnt);
