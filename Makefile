@@ -3,11 +3,17 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test models demo test bench bench-own rows rust net features c python wheel demo-test
+.PHONY: help setup setup-test models pair templates demo test bench bench-own rows rust net features c python wheel demo-test
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/swarmllm/models
 export SWARMLLM_TEST_SMOLLM2 ?= $(CACHE)/smollm2-135m-q4_1.gguf
 export SWARMLLM_TEST_GEMMA3 ?= $(CACHE)/gemma3-270m-q4_k_m.gguf
+# A real model of a usual size and its draft, which only benchmarks need.
+export SWARMLLM_TEST_CODER15 ?= $(CACHE)/qwen2.5-coder-1.5b-q4_k_m.gguf
+export SWARMLLM_TEST_CODER05 ?= $(CACHE)/qwen2.5-coder-0.5b-q4_k_m.gguf
+# Stock chat templates, and the Python whose Jinja2 renders them for comparison.
+export SWARMLLM_TEST_TEMPLATES ?= $(CACHE)/templates-llama-cpp-python-0.3.36
+export SWARMLLM_TEST_JINJA ?= $(PYTHON)
 
 # Everything of Python's lives here, nothing in the tree or in the user's own packages.
 VENV := $(CURDIR)/target/venv
@@ -32,6 +38,15 @@ models: $(PYTHON) ## Fetch and check both test models
 	@$(PYTHON) tests/scripts/fetch_models.py smollm2 $(SWARMLLM_TEST_SMOLLM2)
 	@$(PYTHON) tests/scripts/fetch_models.py gemma3 $(SWARMLLM_TEST_GEMMA3)
 
+# Packages of third parties: where they are gone, what needs the models says so and is left out.
+pair: $(PYTHON)
+	@$(PYTHON) tests/scripts/fetch_models.py coder05 $(SWARMLLM_TEST_CODER05) || echo "make: without the real 0.5B"
+	@$(PYTHON) tests/scripts/fetch_models.py coder15 $(SWARMLLM_TEST_CODER15) || echo "make: without the real 1.5B"
+
+templates: $(PYTHON)
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check jinja2==3.1.6
+	@$(PYTHON) tests/scripts/fetch_templates.py $(SWARMLLM_TEST_TEMPLATES)
+
 demo: setup ## Three processes with a third of a model each answer together
 	@$(MAKE) --no-print-directory $(PYTHON)
 	@$(PYTHON) tests/scripts/fetch_models.py smollm2 $(SWARMLLM_TEST_SMOLLM2)
@@ -40,6 +55,7 @@ demo: setup ## Three processes with a third of a model each answer together
 
 test: setup-test ## Everything: Rust, an unkind network, C, Python, the demo
 	@$(MAKE) --no-print-directory models
+	@$(MAKE) --no-print-directory templates
 	$(MAKE) --no-print-directory rust
 	$(MAKE) --no-print-directory net
 	$(MAKE) --no-print-directory features
@@ -90,13 +106,14 @@ demo-test:
 	BIN=target/debug/swarmllm tests/scripts/demo.sh
 
 bench: setup ## What splitting costs, and llama.cpp's own server beside us; writes target/bench.json
-	@$(MAKE) --no-print-directory models
+	@$(MAKE) --no-print-directory models pair
 	$(CARGO) build --release --locked -p swarmllm-cli -p swarmllm-tests --bins
 	target/release/bench
 	target/release/bench_server "$$(tests/scripts/llama_server.sh $(dir $(CACHE)) $(PYTHON))"
+	$(CARGO) test --release --locked -p swarmllm-tests --test real -- --ignored --nocapture --test-threads=1
 
 bench-own: setup ## What of it needs no server of llama.cpp; BENCH_PARTS names parts
-	@$(MAKE) --no-print-directory models
+	@$(MAKE) --no-print-directory models pair
 	$(CARGO) build --release --locked -p swarmllm-tests --bins
 	target/release/bench_server
 

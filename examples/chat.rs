@@ -22,6 +22,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             model,
             messages: vec![ChatMessage { role: "user".to_owned(), content: question }],
             options: GenerateOptions { max_tokens: Some(64), ..GenerateOptions::default() },
+            ..ChatRequest::default()
         })
         .await?;
     while let Some(delta) = answer.next().await {

@@ -14,7 +14,7 @@
  * `swarmllm_string`: read-only, yours until `swarmllm_string_free`.
  *
  * Threads. Every call may be made from any thread, several at once, on the same handles too. Calls that wait (start,
- * connect, import, pull, pin, make room, plan, embed, chat, generate, next, completion, shutdown) block the calling thread; on a thread of an
+ * connect, import, examine, pull, pin, aliases, make room, plan, embed, chat, generate, next, completion, shutdown) block the calling thread; on a thread of an
  * async runtime of this library they are refused with SWARMLLM_UNSUPPORTED. A progress function is called on the thread
  * that made the call, before the call returns. The last error is kept per thread. A process that was forked after a node
  * had started gets SWARMLLM_FORKED from that node.
@@ -49,6 +49,7 @@ enum {
   SWARMLLM_SOURCE_UNREACHABLE = 208,
   SWARMLLM_BAD_SOURCE = 209,
   SWARMLLM_SOURCE_CHANGED = 210,
+  SWARMLLM_ALIAS_TAKEN = 211,
   SWARMLLM_PEER_NOT_FOUND = 300,
   SWARMLLM_PEER_UNREACHABLE = 301,
   SWARMLLM_NO_PLAN = 302,
@@ -344,9 +345,11 @@ swarmllm_status swarmllm_config_set_download_rate(swarmllm_config config,
                                                   uint64_t bytes);
 
 /**
- * Positions that a session may have, prompt and answer together.
+ * Positions that a session may have, prompt and answer together. Default: the model's own as far as the memory allows,
+ * 512 at least.
  */
-swarmllm_status swarmllm_config_set_context(swarmllm_config config, uint32_t tokens);
+swarmllm_status swarmllm_config_set_context(swarmllm_config config,
+                                            uint32_t tokens);
 
 /**
  * Sessions that a stage has room for at once, 1 to 64; each takes KV for a whole context.
@@ -364,6 +367,13 @@ swarmllm_status swarmllm_config_set_kv(swarmllm_config config,
  * Engine to use: `llama.cpp` or `candle`.
  */
 swarmllm_status swarmllm_config_set_engine(swarmllm_config config, const char *name);
+
+/**
+ * A chat template (Jinja) in the place of those that models have, unless a chat brings one of its own; at most 256 KiB. One
+ * that cannot be compiled is refused when the node starts.
+ */
+swarmllm_status swarmllm_config_set_chat_template(swarmllm_config config,
+                                                  const char *source);
 
 /**
  * Frees a configuration. Nodes that were started from it are not touched.
@@ -391,9 +401,11 @@ swarmllm_status swarmllm_node_addresses_json(swarmllm_node node, swarmllm_string
 swarmllm_status swarmllm_node_status_json(swarmllm_node node, swarmllm_string *out);
 
 /**
- * The models it knows: a JSON list of objects.
+ * The models it knows: a JSON list of objects. Of a model that cannot run here, or for which the memory within reach is too short
+ * now (`subject` "memory"), `ready` is false, and `findings` and `warnings` say why.
  */
-swarmllm_status swarmllm_node_models_json(swarmllm_node node, swarmllm_string *out);
+swarmllm_status swarmllm_node_models_json(swarmllm_node node,
+                                          swarmllm_string *out);
 
 /**
  * The peers it knows: a JSON list of objects.
@@ -420,8 +432,12 @@ swarmllm_status swarmllm_node_invite(swarmllm_node node,
 swarmllm_status swarmllm_node_connect(swarmllm_node node, const char *address, swarmllm_string *out);
 
 /**
- * Cuts a local GGUF into shards and gives the model as a JSON object. `options` is NULL or a JSON object with `name` and
- * `parts`, a list of what to keep: `"all"`, `"coordinator"`, `{"start": 0, "end": 10, "head": false}`.
+ * Cuts a local GGUF into shards and gives the model as a JSON object. Of a model in several files
+ * (`NAME-00001-of-00003.gguf`) any part is given; the others lie beside it. `options` is NULL or a JSON object with `name`,
+ * an alias that no other model has, `parts`, a list of what to keep, of one part at least: `"all"`, `"coordinator"`,
+ * `{"start": 0, "end": 10, "head": false}` (layers of the model, the end excluded, or else SWARMLLM_INVALID_ARGUMENT), and
+ * `anyway`, with which a model is kept for others that cannot run here and would else be refused before its weights are read.
+ * `warnings` of the object given say what of the model cannot be used here, and `findings` as in `swarmllm_node_examine`.
  */
 swarmllm_status swarmllm_node_import(swarmllm_node node,
                                      const char *path,
@@ -442,6 +458,26 @@ swarmllm_status swarmllm_node_import_url(swarmllm_node node,
                                          swarmllm_progress progress,
                                          void *user,
                                          swarmllm_string *out);
+
+/**
+ * What of a local GGUF cannot run here, asked of its header as an import does; nothing is kept. Gives a JSON object:
+ * `architecture`, `refuses` (whether `swarmllm_node_import` would refuse it without `anyway`), and `findings`, a list of objects
+ * with `subject` ("engine", "tokenizer", "pre_tokenizer", "special_token" or "template"), `engine` (its name, or null), `kind`
+ * (the name of a status code), `reason`, and `refuses`. `options` as in `swarmllm_node_import`, of which `parts` counts: a node
+ * that keeps no metadata needs no tokenizer.
+ */
+swarmllm_status swarmllm_node_examine(swarmllm_node node,
+                                      const char *path,
+                                      const char *options,
+                                      swarmllm_string *out);
+
+/**
+ * The same of a GGUF on the web, of which only the header is fetched; `address` and `options` as in `swarmllm_node_import_url`.
+ */
+swarmllm_status swarmllm_node_examine_url(swarmllm_node node,
+                                          const char *address,
+                                          const char *options,
+                                          swarmllm_string *out);
 
 /**
  * Fetches shards of a model from peers and gives the model as a JSON object. `parts` is NULL (all) or JSON as one of
@@ -473,6 +509,30 @@ swarmllm_status swarmllm_node_pull_url(swarmllm_node node,
 swarmllm_status swarmllm_node_pin(swarmllm_node node, const char *model, int32_t on);
 
 /**
+ * Gives a model that is known here an alias, beside those that it has, and gives the model as a JSON object. Fails with
+ * SWARMLLM_ALIAS_TAKEN where another model has the alias, in whatever case, or is called so by its file or a peer;
+ * `swarmllm_node_move_alias` takes it from that one. With the same where another model's id begins so, and with
+ * SWARMLLM_INVALID_ARGUMENT where it would be read as an id, or has a character that nobody sees.
+ */
+swarmllm_status swarmllm_node_add_alias(swarmllm_node node,
+                                        const char *model,
+                                        const char *alias,
+                                        swarmllm_string *out);
+
+/**
+ * The same, and the model that had the alias, or was called so, has it no longer.
+ */
+swarmllm_status swarmllm_node_move_alias(swarmllm_node node,
+                                         const char *model,
+                                         const char *alias,
+                                         swarmllm_string *out);
+
+/**
+ * Takes an alias from the model that has it. What files and peers call the model stays.
+ */
+swarmllm_status swarmllm_node_remove_alias(swarmllm_node node, const char *alias);
+
+/**
  * Removes the models that were used longest ago until so many bytes more have room within the bound on the disk; gives the
  * ids of those that went as a JSON array. Pinned ones stay, and those that are loaded here. Where the others would not make
  * enough room, none goes, and the call fails with SWARMLLM_DISK_BUDGET.
@@ -488,13 +548,15 @@ swarmllm_status swarmllm_node_plan_json(swarmllm_node node, const char *model, s
 
 /**
  * Makes a vector of a text: writes its floats, of length 1 together, to `vector`, and their number to `length`. `pooling`
- * is one of `swarmllm_pooling`. Where the vector has more than `capacity` floats, nothing is written to `vector`,
+ * is one of `swarmllm_pooling`. `caller` names on whose behalf this is asked, and may be NULL: callers that wait for a place
+ * take turns. Where the vector has more than `capacity` floats, nothing is written to `vector`,
  * `length` says how many there are, and the call fails with SWARMLLM_INVALID_ARGUMENT.
  */
 swarmllm_status swarmllm_node_embed(swarmllm_node node,
                                     const char *model,
                                     const char *text,
                                     int32_t pooling,
+                                    const char *caller,
                                     float *vector,
                                     size_t capacity,
                                     size_t *length);
@@ -516,8 +578,15 @@ swarmllm_status swarmllm_node_free(swarmllm_node node);
  * (a text or a list), `deadline_ms`, `exact`, `guess`, `draft` (a smaller model with the same vocabulary, held here as a
  * whole, which guesses), `stand_by` (whether other hosts follow, to take over where one is lost), `wire` (how hidden states
  * travel: `"f32"`, or rounded and shorter `"bf16"` or `"int8"`, not with `exact`), `logprobs` (how many alternatives the
- * completion tells beside each token, 0 to 20) and `constraint` (the answer's form: `"json_object"`, `{"json_schema": {...}}`, `{"lark": "..."}` or `{"regex": "..."}`).
- * Returns when the stages are ready and the prompt was accepted.
+ * completion tells beside each token whose text is in the answer, 0 to 20; under a constraint they are probabilities among
+ * the tokens that it admits) and `constraint` (the answer's form: `"json_object"`, `{"json_schema": {...}}` (objects whose
+ * keys it names have no others, unless it says `additionalProperties`), `{"lark": "..."}` or `{"regex": "..."}`). What the
+ * chat template is given stands there too: `tools` and `documents` (lists), `chat_template_kwargs` (an object of further
+ * variables), `enable_thinking` (one of those), `chat_template` (a template in the place of the model's own) and
+ * `parse_content` (whether control tokens are read in messages and inputs too, where a text can then forge turns). What the
+ * model writes to call a tool is text of the answer.
+ * `caller` names on whose behalf this is asked: callers that wait for a place take turns.
+ * Returns when the answer has its place; where all are in use it waits until `deadline_ms` has passed, or for as long as it takes.
  */
 swarmllm_status swarmllm_node_chat(swarmllm_node node,
                                    const char *model,
@@ -526,7 +595,7 @@ swarmllm_status swarmllm_node_chat(swarmllm_node node,
                                    swarmllm_generation *generation);
 
 /**
- * Continues a plain text. `options` as in `swarmllm_node_chat`.
+ * Continues a plain text. `options` as in `swarmllm_node_chat`, but for those of the chat template.
  */
 swarmllm_status swarmllm_node_generate(swarmllm_node node,
                                        const char *model,

@@ -8,7 +8,8 @@
 //!
 //! An unoptimised build is run where it is made, so it gets the best build for this machine only. Where something that
 //! a level needs is not there (GNU's `ld` and `objcopy`, a compiler that knows the instructions, that other build's folder),
-//! cargo warns, and llama.cpp computes without that level.
+//! and where the program is built for another system than Linux or on another kind of machine, cargo warns, and llama.cpp
+//! computes without that level. The library tells the reason too, where the processor could run a level that it lacks.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -19,6 +20,8 @@ fn main() {
 
 #[cfg(feature = "llama-cpp")]
 #[path = "src/engine/llama_cpp/levels.rs"]
+// Some of it is for the library.
+#[allow(dead_code)]
 mod levels;
 
 #[cfg(feature = "llama-cpp")]
@@ -26,7 +29,7 @@ mod kernels {
     use std::path::{Path, PathBuf};
     use std::process::Command;
 
-    use super::levels::{LEVELS, Level};
+    use super::levels::{LEVELS, Level, has};
 
     /// The entry point of llama.cpp's CPU kernels.
     const ENTRY: &str = "ggml_backend_cpu_reg";
@@ -51,22 +54,38 @@ mod kernels {
     pub fn main() {
         println!("cargo:rerun-if-changed=src/engine/llama_cpp/levels.rs");
         let set = |name: &str| std::env::var(name).unwrap_or_default();
+        let (os, target, host) = (set("CARGO_CFG_TARGET_OS"), set("TARGET"), set("HOST"));
         // The tools that join objects, and the table of levels, are the ones of the machine that builds.
-        if set("CARGO_CFG_TARGET_OS") != "linux" || set("HOST") != set("TARGET") {
-            return;
+        if os != "linux" {
+            return lack(&format!("kernels for better processors are built for Linux only, this is a build for {os}"));
         }
-        let levels: Vec<&Level> = match set("PROFILE").as_str() {
-            "release" => LEVELS.iter().collect(),
-            _ => LEVELS.iter().filter(|level| (level.fits)()).take(1).collect(),
+        if host != target {
+            return lack(&format!("kernels for better processors are not cross-built, here on {host} for {target}"));
+        }
+        let release = set("PROFILE") == "release";
+        let levels: Vec<&Level> = match release {
+            true => LEVELS.iter().collect(),
+            false => LEVELS.iter().filter(|level| level.fits(has)).take(1).collect(),
         };
+        if !release {
+            tell("a debug build has the kernels for the machine that built it only");
+        }
         build(&levels, Path::new(&set("OUT_DIR")));
     }
 
+    /// What the library says where the processor could run a level that it lacks.
+    fn tell(reason: &str) {
+        println!("cargo:rustc-env=SWARMLLM_FEWER_KERNELS={}", reason.lines().next().unwrap_or_default());
+    }
+
+    /// Warns whoever builds, too.
+    fn lack(reason: &str) {
+        tell(reason);
+        println!("cargo:warning=llama.cpp computes with the kernels that all processors get: {reason}");
+    }
+
     fn build(levels: &[&Level], out: &Path) {
-        let Some(source) = source(out) else {
-            println!("cargo:warning=llama.cpp gets no faster CPU kernels: the build of llama-cpp-sys-2 was not found");
-            return;
-        };
+        let Some(source) = source(out) else { return lack("the build of llama-cpp-sys-2 was not found") };
         println!("cargo:rustc-link-search=native={}", out.display());
         for level in levels {
             match build_level(&source, level, out) {
@@ -74,7 +93,10 @@ mod kernels {
                     println!("cargo:rustc-link-lib=static={archive}");
                     println!("cargo:rustc-cfg=kernels=\"{}\"", level.name);
                 }
-                Err(why) => println!("cargo:warning=llama.cpp gets no CPU kernels for {}: {why}", level.name),
+                Err(why) => {
+                    tell(&why);
+                    println!("cargo:warning=llama.cpp gets no CPU kernels for {}: {why}", level.name);
+                }
             }
         }
     }
@@ -99,8 +121,10 @@ mod kernels {
 
     /// Builds one level; gives the name of the archive, without `lib` and `.a`.
     fn build_level(source: &Path, level: &Level, out: &Path) -> Result<String, String> {
+        let dir = out.join(level.name);
+        begin_anew(&dir, &format!("{dir:?} {source:?} {SETTINGS:?} {:?}", level.settings));
         let mut config = cmake::Config::new(source);
-        config.profile("Release").out_dir(out.join(level.name)).build_target("ggml-cpu");
+        config.profile("Release").out_dir(dir).build_target("ggml-cpu");
         for (key, value) in SETTINGS.iter().chain(level.settings) {
             config.define(key, value);
         }
@@ -110,6 +134,18 @@ mod kernels {
         let built = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| config.build()));
         let built = built.map_err(|_| "it could not be compiled")?;
         join(&built.join("build/ggml/src/libggml-cpu.a"), level.name, out)
+    }
+
+    /// Removes what an earlier build of other settings left, which would stay set, and a folder that was moved, which cmake
+    /// refuses.
+    fn begin_anew(dir: &Path, made_of: &str) {
+        let stamp = dir.join("made-of");
+        if std::fs::read_to_string(&stamp).is_ok_and(|found| found == made_of) {
+            return;
+        }
+        let _ = std::fs::remove_dir_all(dir);
+        // Without its stamp the folder is made anew the next time.
+        let _ = std::fs::create_dir_all(dir).and_then(|()| std::fs::write(&stamp, made_of));
     }
 
     /// Joins an archive's objects into one whose names are its own. That includes the functions that C++ headers bring:

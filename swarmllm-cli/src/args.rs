@@ -44,10 +44,16 @@ pub enum Command {
     Chat(ChatArgs),
     /// Cut a GGUF, from here or from the web, into shards and keep some of them here
     Import(ImportArgs),
+    /// Tell what of a GGUF cannot run here, without importing it
+    Examine(ExamineArgs),
     /// Fetch shards of a model from peers
     Pull(PullArgs),
     /// List the models held here
     Models,
+    /// Give a model an alias
+    Alias(AliasArgs),
+    /// Take an alias away
+    Unalias(UnaliasArgs),
     /// Keep a model, whatever else goes where room is made
     Pin(PinArgs),
     /// Take a pin back
@@ -84,17 +90,36 @@ pub struct JoinArgs {
     pub invite: String,
 }
 
+/// Arguments of `alias`.
+#[derive(Debug, Args)]
+pub struct AliasArgs {
+    /// Name, id, or the unique beginning of either
+    pub model: String,
+    /// What the model is called here from now on, beside the names that it has
+    pub alias: String,
+    /// Take the alias from the model that has it
+    #[arg(long = "move")]
+    pub moves: bool,
+}
+
+/// Arguments of `unalias`.
+#[derive(Debug, Args)]
+pub struct UnaliasArgs {
+    /// The alias
+    pub alias: String,
+}
+
 /// Arguments of `pin` and `unpin`.
 #[derive(Debug, Args)]
 pub struct PinArgs {
-    /// Name, id or unique prefix of an id
+    /// Name, id, or the unique beginning of either
     pub model: String,
 }
 
 /// Arguments of `plan`.
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// Name, id or unique prefix of an id
+    /// Name, id, or the unique beginning of either
     pub model: String,
     #[command(flatten)]
     pub meet: MeetArgs,
@@ -159,7 +184,7 @@ pub struct NodeArgs {
     /// Fetch by itself what the swarm is short of, up to this much disk, as 100GiB or in bytes [default: fetch nothing unasked]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub place: Option<u64>,
-    /// Positions of a session, prompt and answer together
+    /// Positions of a session, prompt and answer together [default: the model's own as far as the memory allows, 512 at least]
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<u32>,
     /// Sessions that a stage computes at once
@@ -174,6 +199,9 @@ pub struct NodeArgs {
     /// Engine: llama.cpp or candle
     #[arg(long, value_name = "NAME")]
     pub engine: Option<String>,
+    /// Chat template (Jinja) in the place of the model's own
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
 }
 
 impl NodeArgs {
@@ -205,6 +233,7 @@ impl NodeArgs {
             kv: self.kv,
             credit_limit: self.credit_limit,
             engine: self.engine.clone(),
+            chat_template: self.chat_template.clone(),
             ..Flags::default()
         }
     }
@@ -259,7 +288,7 @@ pub struct MeetArgs {
 
 #[derive(Debug, Args)]
 pub struct ChatArgs {
-    /// Name, id or unique prefix of an id
+    /// Name, id, or the unique beginning of either
     pub model: String,
     /// Question; without it, each line of stdin is one
     #[arg(short, long, value_name = "TEXT")]
@@ -300,6 +329,27 @@ pub struct ChatArgs {
     /// Text that ends the answer; may be repeated
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
+    /// Continue the text as it is, without a chat template: for models that have none
+    #[arg(long, conflicts_with_all = ["system", "chat_template", "template_arg", "think", "no_think", "tools", "documents", "parse_content"])]
+    pub raw: bool,
+    /// Variable of the chat template; the value is JSON, or else a text; may be repeated
+    #[arg(long, value_name = "NAME=JSON")]
+    pub template_arg: Vec<TemplateArg>,
+    /// Have the model think before it answers, where its template can choose: --template-arg enable_thinking=true
+    #[arg(long, conflicts_with = "no_think")]
+    pub think: bool,
+    /// Have it answer at once, where its template can choose
+    #[arg(long)]
+    pub no_think: bool,
+    /// JSON list of tools for the chat template, in OpenAI's shape; a call that the model writes is shown as it writes it
+    #[arg(long, value_name = "FILE")]
+    pub tools: Option<PathBuf>,
+    /// JSON list of documents for the chat template
+    #[arg(long, value_name = "FILE")]
+    pub documents: Option<PathBuf>,
+    /// Read control tokens in messages and inputs too, instead of as plain text: a text can then forge turns
+    #[arg(long)]
+    pub parse_content: bool,
     #[command(flatten)]
     pub meet: MeetArgs,
     #[command(flatten)]
@@ -308,11 +358,15 @@ pub struct ChatArgs {
 
 #[derive(Debug, Args)]
 pub struct ImportArgs {
-    /// GGUF file, its address (https://..), or its place in a hub as hf:owner/repo/path/file.gguf[@revision]
+    /// GGUF file, its address (https://..), or its place in a hub as hf:owner/repo/path/file.gguf[@revision]; of a model in
+    /// several files any part, as NAME-00001-of-00003.gguf
     pub source: PathBuf,
-    /// Alias of the model
+    /// Alias of the model here, beside those that it has; `swarmllm alias --move` takes one that another model has
     #[arg(long)]
     pub name: Option<String>,
+    /// Import a model that cannot run here all the same, to keep it for others
+    #[arg(long)]
+    pub anyway: bool,
     /// Keep these layers, and the head if asked: A..B or A..B,head; may be repeated. Default: everything
     #[arg(long, value_name = "A..B[,head]")]
     pub layers: Vec<StageArg>,
@@ -325,6 +379,32 @@ pub struct ImportArgs {
     /// Most disk that shards may take here, as 100GiB or in bytes [default: no limit]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub max_disk: Option<u64>,
+}
+
+/// Arguments of `examine`.
+#[derive(Debug, Args)]
+pub struct ExamineArgs {
+    /// GGUF file, address, or place in a hub, as for `import`
+    pub source: PathBuf,
+    /// Layers that would be kept, as for `import`: a node that keeps layers alone needs no tokenizer
+    #[arg(long, value_name = "A..B[,head]")]
+    pub layers: Vec<StageArg>,
+    /// Ask for a node that keeps metadata and embedding too
+    #[arg(long)]
+    pub coordinator: bool,
+}
+
+impl ExamineArgs {
+    /// The address, where it is one.
+    pub fn address(&self) -> Option<&str> {
+        self.source.to_str().filter(|text| WebSource::is_address(text))
+    }
+
+    /// What would be kept; `None` is everything.
+    pub fn parts(&self) -> Option<Vec<Parts>> {
+        let parts = parts(self.coordinator, &self.layers);
+        (!parts.is_empty()).then_some(parts)
+    }
 }
 
 impl ImportArgs {
@@ -347,7 +427,7 @@ impl ImportArgs {
 
 #[derive(Debug, Args)]
 pub struct PullArgs {
-    /// Name, id or unique prefix of an id
+    /// Name, id, or the unique beginning of either
     pub model: String,
     /// Fetch these layers; default: everything
     #[arg(long, value_name = "A..B")]
@@ -401,6 +481,23 @@ pub struct PeersArgs {
     pub wait: u32,
     #[command(flatten)]
     pub node: NodeArgs,
+}
+
+/// A variable of a chat template, `NAME=JSON`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TemplateArg {
+    pub name: String,
+    pub value: serde_json::Value,
+}
+
+impl FromStr for TemplateArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, value) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or("write it as NAME=JSON")?;
+        let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+        Ok(Self { name: name.to_owned(), value })
+    }
 }
 
 /// Layers of one stage, `A..B` or `A..B,head`.
@@ -465,6 +562,31 @@ mod tests {
         assert_eq!("0..10,head".parse::<StageArg>(), Ok(StageArg { layers, head: true }));
         for bad in ["", "3", "3..3", "4..3", "a..b", "0..10,tail", "0..10,", "-1..2", "0..99999999999"] {
             assert!(bad.parse::<StageArg>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn variables_of_a_template_are_json_or_else_text() {
+        let value = |text: &str| text.parse::<TemplateArg>().map(|arg| arg.value);
+        assert_eq!(value("depth=3"), Ok(3.into()));
+        assert_eq!(value("effort=high"), Ok("high".into()));
+        assert_eq!(value("a=b=c"), Ok("b=c".into()));
+        assert_eq!(value("list=[true]"), Ok(vec![true].into()));
+        assert!("thinking".parse::<TemplateArg>().is_err() && "=1".parse::<TemplateArg>().is_err());
+    }
+
+    #[test]
+    fn plain_text_has_no_template_to_be_given_anything() {
+        assert!(parse("chat m --raw -m x").is_ok() && parse("chat m --think --tools f").is_ok());
+        for line in [
+            "--raw --system x",
+            "--raw --think",
+            "--raw --tools f",
+            "--raw --template-arg a=1",
+            "--raw --parse-content",
+            "--think --no-think",
+        ] {
+            assert!(parse(&format!("chat m {line}")).is_err(), "{line}");
         }
     }
 

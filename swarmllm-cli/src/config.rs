@@ -2,7 +2,7 @@
 //! errors.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use figment::providers::{Format, Serialized, Toml};
 use figment::value::{Dict, Map, Value};
@@ -24,7 +24,7 @@ const DATA_DIR_KEY: &str = "data_dir";
 /// Variables of our own tests, which are no configuration.
 const TEST_PREFIX: &str = "test_";
 /// Keys whose variables are text as it stands, even where it looks like a number.
-const TEXTS: [&str; 5] = ["network", "engine", "api_key", "hub", "hub_token"];
+const TEXTS: [&str; 6] = ["network", "engine", "api_key", "hub", "hub_token", "chat_template"];
 /// Keys whose variables are lists, separated by commas.
 const LISTS: [&str; 4] = ["bootstrap", "listen", "external", "allowed_hosts"];
 /// P2P TCP listens this far above the HTTP port.
@@ -88,6 +88,8 @@ pub struct Settings {
     /// Credits that a peer may owe.
     pub credit_limit: Option<u64>,
     pub engine: Option<String>,
+    /// File with a chat template in the place of those that models have.
+    pub chat_template: Option<PathBuf>,
 }
 
 /// How keys and values are kept, by the names that files and flags use.
@@ -141,6 +143,7 @@ impl Default for Settings {
             kv: None,
             credit_limit: None,
             engine: None,
+            chat_template: None,
         }
     }
 }
@@ -198,6 +201,8 @@ pub struct Flags {
     pub credit_limit: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<PathBuf>,
 }
 
 /// A size may be a number or text with a unit.

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use swarmllm_core::base::ErrorKind;
-use swarmllm_core::node::{Node, NodeBuilder, Preset, WebSource};
+use swarmllm_core::node::{MAX_TEMPLATE, Node, NodeBuilder, Preset, WebSource};
 
 use crate::args::{Global, MeetArgs};
 use crate::config::{Flags, Settings};
 use crate::failure::Failure;
+use crate::{input, print};
 
 /// Names the data directory where no flag does.
 const DATA_DIR_VARIABLE: &str = "SWARMLLM_DATA_DIR";
@@ -36,14 +37,14 @@ impl Context {
 
     /// A node without network.
     pub async fn offline(&self) -> Result<Node, Failure> {
-        Ok(self.builder().preset(Preset::Offline).start().await?)
+        Ok(self.builder()?.preset(Preset::Offline).start().await?)
     }
 
     /// A node for one command: on free ports, asking others and not computing for them.
     pub async fn guest(&self, peers: &[String]) -> Result<Node, Failure> {
         let builder = match &self.settings.listen {
-            Some(listen) => self.builder().listen(listen.clone()),
-            None => self.builder(),
+            Some(listen) => self.builder()?.listen(listen.clone()),
+            None => self.builder()?,
         };
         let node = self.online(builder.preset(Preset::Lan).serve(false)).start().await?;
         for peer in peers {
@@ -54,13 +55,13 @@ impl Context {
 
     /// The node of `run`.
     pub async fn host(&self) -> Result<Node, Failure> {
-        let builder = self.builder().preset(Preset::Public).listen(self.settings.p2p_listen()?);
+        let builder = self.builder()?.preset(Preset::Public).listen(self.settings.p2p_listen()?);
         Ok(self.online(builder.serve(self.settings.serve)).start().await?)
     }
 
     /// Enters the swarm of an invite and gives the node, which has no network yet.
     pub async fn join(&self, invite: &str) -> Result<Node, Failure> {
-        Ok(self.builder().join(invite).preset(Preset::Offline).start().await?)
+        Ok(self.builder()?.join(invite).preset(Preset::Offline).start().await?)
     }
 
     /// How long to wait for what peers bring; not at all where none can turn up.
@@ -82,7 +83,8 @@ impl Context {
         source
     }
 
-    fn builder(&self) -> NodeBuilder {
+    /// A node of these settings, not started.
+    pub fn builder(&self) -> Result<NodeBuilder, Failure> {
         let settings = &self.settings;
         let mut builder = Node::builder().data_dir(&self.data_dir).runtime(tokio::runtime::Handle::current());
         if let Some(threads) = settings.threads {
@@ -117,10 +119,13 @@ impl Context {
         if let Some(engine) = &settings.engine {
             builder = builder.engine(engine);
         }
+        if let Some(path) = &settings.chat_template {
+            builder = builder.chat_template(input::file(path, MAX_TEMPLATE as u64)?);
+        }
         if let Some(network) = &settings.network {
             builder = builder.network(network);
         }
-        builder.private(settings.private)
+        Ok(builder.private(settings.private))
     }
 
     fn online(&self, builder: NodeBuilder) -> NodeBuilder {
@@ -137,6 +142,15 @@ impl Context {
 /// Ends a command's own node.
 pub async fn close(node: Node) {
     node.shutdown(CLOSE).await;
+}
+
+/// Tells at once which names a text resembles that means no known model: it may be misspelt, and a peer that knows it is
+/// waited for all the same.
+pub fn suggest(node: &Node, model: &str) {
+    let nearest = node.nearest_names(model);
+    if !nearest.is_empty() {
+        print::note(&print::clean(&format!("no model `{model}` is known yet; nearest: {}", nearest.join(", "))));
+    }
 }
 
 /// Tries again while only the absence of a peer is in the way, for at most `wait`.

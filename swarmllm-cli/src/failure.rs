@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 use swarmllm_core::base::{ErrorKind, Fault};
-use swarmllm_core::node::{ConnectError, GenerateError, ModelActError, StartError};
+use swarmllm_core::node::{ConnectError, GenerateError, ImportReport, ModelActError, StartError};
 use swarmllm_core::server::ServeError;
 
 use crate::print;
@@ -14,6 +14,8 @@ use crate::print;
 pub struct Failure {
     pub kind: ErrorKind,
     pub message: String,
+    /// What of the model cannot run here, where an import was refused because of it.
+    pub report: Option<Box<ImportReport>>,
 }
 
 #[derive(Serialize)]
@@ -21,11 +23,13 @@ struct Shown<'a> {
     code: u16,
     kind: &'static str,
     message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    report: Option<&'a ImportReport>,
 }
 
 impl Failure {
     pub fn new(kind: ErrorKind, message: impl std::fmt::Display) -> Self {
-        Self { kind, message: message.to_string() }
+        Self { kind, message: message.to_string(), report: None }
     }
 
     /// Reading or writing that failed, and where.
@@ -35,7 +39,8 @@ impl Failure {
 
     /// Tells stderr, as JSON where asked, and gives the exit code.
     pub fn report(&self, json: bool) -> ExitCode {
-        let shown = Shown { code: self.kind.code(), kind: self.kind.name(), message: &self.message };
+        let (code, kind, report) = (self.kind.code(), self.kind.name(), self.report.as_deref());
+        let shown = Shown { code, kind, message: &self.message, report };
         match serde_json::to_string(&shown) {
             Ok(text) if json => print::note(&text),
             _ => print::note(&format!("error: {}{}", print::clean(&self.message), self.hint())),
@@ -48,6 +53,9 @@ impl Failure {
         match self.kind {
             ErrorKind::DataDirBusy => {
                 "\nA node runs on this data directory: stop it, name another with --data-dir, or ask it over HTTP."
+            }
+            ErrorKind::AliasTaken => {
+                "\n`swarmllm alias --move MODEL ALIAS` takes it from the model that has it; import the other without --name first."
             }
             ErrorKind::ModelNotFound => {
                 "\n`swarmllm models` lists what is held here, `swarmllm peers` what others hold."
@@ -67,4 +75,28 @@ macro_rules! from {
     )* };
 }
 
-from!(Fault, StartError, ConnectError, ModelActError, GenerateError, ServeError);
+from!(Fault, StartError, ConnectError, GenerateError, ServeError);
+
+impl From<ModelActError> for Failure {
+    fn from(error: ModelActError) -> Self {
+        match error.report() {
+            None => Self::new(error.kind(), error),
+            Some(report) => Self {
+                report: Some(Box::new(report.clone())),
+                ..Self::new(error.kind(), format_args!("{report}; `--anyway` imports it to keep it for others"))
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_import_names_the_flag_that_keeps_the_model() {
+        let failure = Failure::from(ModelActError::from(Box::new(ImportReport::default())));
+        assert!(failure.message.contains("`--anyway`") && !failure.message.contains("`anyway`"), "{}", failure.message);
+        assert!(failure.report.is_some());
+    }
+}

@@ -1,11 +1,28 @@
-//! Reading stdin, line by line.
+//! Reading stdin, line by line, and small files.
 
+use std::fs::File;
 use std::io::{BufRead, Read};
+use std::path::Path;
 
+use swarmllm_core::base::ErrorKind;
 use tokio::sync::mpsc;
+
+use crate::failure::Failure;
 
 /// Longest line, in bytes.
 const MAX_LINE: u64 = 1 << 20;
+
+/// The text of a file of at most `most` bytes.
+pub fn file(path: &Path, most: u64) -> Result<String, Failure> {
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(most.saturating_add(1)).read_to_string(&mut text));
+    read.map_err(|cause| Failure::io(path.display(), &cause))?;
+    if text.len() as u64 > most {
+        let what = format!("{} is larger than the {most} bytes that are read", path.display());
+        return Err(Failure::new(ErrorKind::InvalidArgument, what));
+    }
+    Ok(text)
+}
 
 /// Lines of stdin, read on a thread of their own: it may wait for ever, and nothing waits for it.
 pub fn lines() -> mpsc::Receiver<std::io::Result<String>> {
@@ -36,6 +53,16 @@ fn read_line(input: &mut impl BufRead) -> std::io::Result<Option<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_is_too_large_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, "abc").unwrap();
+        assert_eq!(file(&path, 3).ok().as_deref(), Some("abc"));
+        assert_eq!(file(&path, 2).err().map(|failure| failure.kind), Some(ErrorKind::InvalidArgument));
+        assert!(file(&dir.path().join("gone"), 3).is_err());
+    }
 
     #[test]
     fn lines_are_read_to_the_end_and_none_is_unbounded() {

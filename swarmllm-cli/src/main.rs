@@ -15,6 +15,7 @@ mod progress;
 mod signals;
 mod units;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -47,11 +48,13 @@ fn main() -> ExitCode {
 /// Logs go to stderr, at `warn` and as `-v` raises it; `RUST_LOG` has the last word.
 fn init_logs(verbose: u8) {
     let level = match verbose {
-        0 => "warn",
-        1 => "info,swarmllm_core=debug",
+        // Of a node that is alone the table of the swarm says so once and again.
+        0 => "warn,libp2p_kad=error",
+        1 => "info,swarmllm_core=debug,libp2p_kad=error",
         2 => "debug",
         _ => "trace",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| level.into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
 }

@@ -12,7 +12,7 @@
 //! let request = ChatRequest {
 //!     model: "SmolLM2-135M-Instruct".to_owned(),
 //!     messages: vec![ChatMessage { role: "user".to_owned(), content: "Why is the sky blue?".to_owned() }],
-//!     options: Default::default(),
+//!     ..ChatRequest::default()
 //! };
 //! let mut answer = node.chat(request).await?;
 //! while let Some(delta) = answer.next().await {
@@ -54,5 +54,5 @@ pub use node::{
     ChatMessage, ChatRequest, Completion, ConnectError, Delta, Events, FinishReason, GenerateError, GenerateOptions,
     GenerateRequest, Generation, ImportOptions, ModelActError, ModelInfo, Node, NodeBuilder, NodeStatus, Parts,
     PeerHolding, PeerStatus, Plan, PlanStage, Preset, ProgressFn, Prompt, RouteStage, SamplingParams, StartError,
-    Timings,
+    TemplateInputs, Timings,
 };

@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 use std::sync::{Mutex, PoisonError};
 
 use swarmllm_core::base::Fault;
-use swarmllm_core::node::{Node, NodeBuilder, Preset};
+use swarmllm_core::node::{MAX_TEMPLATE, Node, NodeBuilder, Preset};
 
 use crate::handle::Registry;
 use crate::status::{guard, place, refuse, swarmllm_status};
@@ -263,7 +263,8 @@ pub extern "C" fn swarmllm_config_set_download_rate(config: swarmllm_config, byt
     set(config, |builder| builder.download_rate(NonZeroU64::new(bytes)))
 }
 
-/// Positions that a session may have, prompt and answer together.
+/// Positions that a session may have, prompt and answer together. Default: the model's own as far as the memory allows,
+/// 512 at least.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_set_context(config: swarmllm_config, tokens: u32) -> swarmllm_status {
     set(config, |builder| builder.context(tokens))
@@ -294,6 +295,21 @@ pub unsafe extern "C" fn swarmllm_config_set_engine(config: swarmllm_config, nam
         // SAFETY: the caller gives a NUL-terminated text.
         let name = unsafe { read(name, "name", MAX_NAME) }?;
         config.builder = config.builder.clone().engine(name);
+        Ok(())
+    })
+}
+
+/// A chat template (Jinja) in the place of those that models have, unless a chat brings one of its own; at most 256 KiB. One
+/// that cannot be compiled is refused when the node starts.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn swarmllm_config_set_chat_template(
+    config: swarmllm_config,
+    source: *const c_char,
+) -> swarmllm_status {
+    change(config, |config| {
+        // SAFETY: the caller gives a NUL-terminated text.
+        let source = unsafe { read(source, "source", MAX_TEMPLATE) }?;
+        config.builder = config.builder.clone().chat_template(source);
         Ok(())
     })
 }

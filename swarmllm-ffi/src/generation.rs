@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use swarmllm_core::base::{ErrorKind, Fault};
-use swarmllm_core::node::{ChatRequest, Delta, GenerateError, GenerateRequest, Generation, Node, Prompt};
+use swarmllm_core::node::{Delta, GenerateError, GenerateRequest, Generation, Node, Prompt};
 use tokio::sync::{Mutex, Notify};
 
 use crate::handle::Registry;
@@ -126,8 +126,15 @@ impl Answer {
 /// (a text or a list), `deadline_ms`, `exact`, `guess`, `draft` (a smaller model with the same vocabulary, held here as a
 /// whole, which guesses), `stand_by` (whether other hosts follow, to take over where one is lost), `wire` (how hidden states
 /// travel: `"f32"`, or rounded and shorter `"bf16"` or `"int8"`, not with `exact`), `logprobs` (how many alternatives the
-/// completion tells beside each token, 0 to 20) and `constraint` (the answer's form: `"json_object"`, `{"json_schema": {...}}`, `{"lark": "..."}` or `{"regex": "..."}`).
-/// Returns when the stages are ready and the prompt was accepted.
+/// completion tells beside each token whose text is in the answer, 0 to 20; under a constraint they are probabilities among
+/// the tokens that it admits) and `constraint` (the answer's form: `"json_object"`, `{"json_schema": {...}}` (objects whose
+/// keys it names have no others, unless it says `additionalProperties`), `{"lark": "..."}` or `{"regex": "..."}`). What the
+/// chat template is given stands there too: `tools` and `documents` (lists), `chat_template_kwargs` (an object of further
+/// variables), `enable_thinking` (one of those), `chat_template` (a template in the place of the model's own) and
+/// `parse_content` (whether control tokens are read in messages and inputs too, where a text can then forge turns). What the
+/// model writes to call a tool is text of the answer.
+/// `caller` names on whose behalf this is asked: callers that wait for a place take turns.
+/// Returns when the answer has its place; where all are in use it waits until `deadline_ms` has passed, or for as long as it takes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_node_chat(
     node: swarmllm_node,
@@ -148,15 +155,14 @@ pub unsafe extern "C" fn swarmllm_node_chat(
                 read_optional(options, "options", MAX_TEXT)?,
             )
         };
-        let (messages, options) = (options::messages(messages)?, options::generate(options)?);
-        let request = ChatRequest { model: model.to_owned(), messages, options };
+        let request = options::chat(model, messages, options)?;
         let generation = wait(&node.runtime(), node.chat(request))?.map_err(|error| fault(&error))?;
         out.id = Answer::open(node, generation)?;
         Ok(())
     })
 }
 
-/// Continues a plain text. `options` as in `swarmllm_node_chat`.
+/// Continues a plain text. `options` as in `swarmllm_node_chat`, but for those of the chat template.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_node_generate(
     node: swarmllm_node,

@@ -89,7 +89,14 @@ fn wait_reporting<T>(
                     let progress = *come.borrow_and_update();
                     report(progress)?;
                 }
-                result = &mut work => return result,
+                result = &mut work => {
+                    // What was reported as the work ended is told too. There is nothing left to cancel.
+                    let newest = come.borrow_and_update();
+                    if newest.has_changed() {
+                        let _ = report(*newest);
+                    }
+                    return result;
+                }
             }
         }
     })?
@@ -134,7 +141,8 @@ pub extern "C" fn swarmllm_node_status_json(
     answer(out, || json(&self::node(node)?.status()))
 }
 
-/// The models it knows: a JSON list of objects.
+/// The models it knows: a JSON list of objects. Of a model that cannot run here, or for which the memory within reach is too short
+/// now (`subject` "memory"), `ready` is false, and `findings` and `warnings` say why.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_node_models_json(
     node: swarmllm_node,
@@ -188,8 +196,12 @@ pub unsafe extern "C" fn swarmllm_node_connect(
     })
 }
 
-/// Cuts a local GGUF into shards and gives the model as a JSON object. `options` is NULL or a JSON object with `name` and
-/// `parts`, a list of what to keep: `"all"`, `"coordinator"`, `{"start": 0, "end": 10, "head": false}`.
+/// Cuts a local GGUF into shards and gives the model as a JSON object. Of a model in several files
+/// (`NAME-00001-of-00003.gguf`) any part is given; the others lie beside it. `options` is NULL or a JSON object with `name`,
+/// an alias that no other model has, `parts`, a list of what to keep, of one part at least: `"all"`, `"coordinator"`,
+/// `{"start": 0, "end": 10, "head": false}` (layers of the model, the end excluded, or else SWARMLLM_INVALID_ARGUMENT), and
+/// `anyway`, with which a model is kept for others that cannot run here and would else be refused before its weights are read.
+/// `warnings` of the object given say what of the model cannot be used here, and `findings` as in `swarmllm_node_examine`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_node_import(
     node: swarmllm_node,
@@ -204,9 +216,9 @@ pub unsafe extern "C" fn swarmllm_node_import(
         // SAFETY: the caller gives a NUL-terminated text.
         let path = Path::new(unsafe { read(path, "path", MAX_NAME) }?);
         // SAFETY: the caller gives a NUL-terminated text or NULL.
-        let (name, parts) = options::import(unsafe { read_optional(options, "options", MAX_TEXT) }?)?;
+        let options = options::import(unsafe { read_optional(options, "options", MAX_TEXT) }?)?;
         json(&wait_reporting(&node, (progress, user), async |progress| {
-            let options = ImportOptions { name, parts, progress };
+            let options = ImportOptions { progress, ..options };
             node.import(path, options).await.map_err(|error| error.0)
         })?)
     })
@@ -231,11 +243,52 @@ pub unsafe extern "C" fn swarmllm_node_import_url(
         let address = unsafe { read(address, "address", MAX_NAME) }?;
         // SAFETY: the caller gives a NUL-terminated text or NULL.
         let options = unsafe { read_optional(options, "options", MAX_TEXT) }?;
-        let (source, (name, parts)) = options::import_url(address, options)?;
+        let (source, options) = options::import_url(address, options)?;
         json(&wait_reporting(&node, (progress, user), async |progress| {
-            let options = ImportOptions { name, parts, progress };
+            let options = ImportOptions { progress, ..options };
             node.import_url(source, options).await.map_err(|error| error.0)
         })?)
+    })
+}
+
+/// What of a local GGUF cannot run here, asked of its header as an import does; nothing is kept. Gives a JSON object:
+/// `architecture`, `refuses` (whether `swarmllm_node_import` would refuse it without `anyway`), and `findings`, a list of objects
+/// with `subject` ("engine", "tokenizer", "pre_tokenizer", "special_token" or "template"), `engine` (its name, or null), `kind`
+/// (the name of a status code), `reason`, and `refuses`. `options` as in `swarmllm_node_import`, of which `parts` counts: a node
+/// that keeps no metadata needs no tokenizer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn swarmllm_node_examine(
+    node: swarmllm_node,
+    path: *const c_char,
+    options: *const c_char,
+    out: Option<&mut MaybeUninit<swarmllm_string>>,
+) -> swarmllm_status {
+    answer(out, || {
+        let node = self::node(node)?;
+        // SAFETY: the caller gives a NUL-terminated text.
+        let path = Path::new(unsafe { read(path, "path", MAX_NAME) }?);
+        // SAFETY: the caller gives a NUL-terminated text or NULL.
+        let options = options::import(unsafe { read_optional(options, "options", MAX_TEXT) }?)?;
+        json(&wait(&node.runtime(), node.examine(path, options))?.map_err(|error| error.0)?)
+    })
+}
+
+/// The same of a GGUF on the web, of which only the header is fetched; `address` and `options` as in `swarmllm_node_import_url`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn swarmllm_node_examine_url(
+    node: swarmllm_node,
+    address: *const c_char,
+    options: *const c_char,
+    out: Option<&mut MaybeUninit<swarmllm_string>>,
+) -> swarmllm_status {
+    answer(out, || {
+        let node = self::node(node)?;
+        // SAFETY: the caller gives a NUL-terminated text.
+        let address = unsafe { read(address, "address", MAX_NAME) }?;
+        // SAFETY: the caller gives a NUL-terminated text or NULL.
+        let options = unsafe { read_optional(options, "options", MAX_TEXT) }?;
+        let (source, options) = options::import_url(address, options)?;
+        json(&wait(&node.runtime(), node.examine_url(source, options))?.map_err(|error| error.0)?)
     })
 }
 
@@ -302,6 +355,52 @@ pub unsafe extern "C" fn swarmllm_node_pin(node: swarmllm_node, model: *const c_
     })
 }
 
+/// Gives a model that is known here an alias, beside those that it has, and gives the model as a JSON object. Fails with
+/// SWARMLLM_ALIAS_TAKEN where another model has the alias, in whatever case, or is called so by its file or a peer;
+/// `swarmllm_node_move_alias` takes it from that one. With the same where another model's id begins so, and with
+/// SWARMLLM_INVALID_ARGUMENT where it would be read as an id, or has a character that nobody sees.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn swarmllm_node_add_alias(
+    node: swarmllm_node,
+    model: *const c_char,
+    alias: *const c_char,
+    out: Option<&mut MaybeUninit<swarmllm_string>>,
+) -> swarmllm_status {
+    answer(out, || {
+        let node = self::node(node)?;
+        // SAFETY: the caller gives NUL-terminated texts.
+        let (model, alias) = unsafe { (read(model, "model", MAX_NAME)?, read(alias, "alias", MAX_NAME)?) };
+        json(&wait(&node.runtime(), node.add_alias(model, alias))?.map_err(|error| error.0)?)
+    })
+}
+
+/// The same, and the model that had the alias, or was called so, has it no longer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn swarmllm_node_move_alias(
+    node: swarmllm_node,
+    model: *const c_char,
+    alias: *const c_char,
+    out: Option<&mut MaybeUninit<swarmllm_string>>,
+) -> swarmllm_status {
+    answer(out, || {
+        let node = self::node(node)?;
+        // SAFETY: the caller gives NUL-terminated texts.
+        let (model, alias) = unsafe { (read(model, "model", MAX_NAME)?, read(alias, "alias", MAX_NAME)?) };
+        json(&wait(&node.runtime(), node.move_alias(model, alias))?.map_err(|error| error.0)?)
+    })
+}
+
+/// Takes an alias from the model that has it. What files and peers call the model stays.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn swarmllm_node_remove_alias(node: swarmllm_node, alias: *const c_char) -> swarmllm_status {
+    guard(|| {
+        let node = self::node(node)?;
+        // SAFETY: the caller gives a NUL-terminated text.
+        let alias = unsafe { read(alias, "alias", MAX_NAME) }?;
+        wait(&node.runtime(), node.remove_alias(alias))?.map_err(|error| error.0)
+    })
+}
+
 /// Removes the models that were used longest ago until so many bytes more have room within the bound on the disk; gives the
 /// ids of those that went as a JSON array. Pinned ones stay, and those that are loaded here. Where the others would not make
 /// enough room, none goes, and the call fails with SWARMLLM_DISK_BUDGET.
@@ -342,7 +441,8 @@ pub enum swarmllm_pooling {
 }
 
 /// Makes a vector of a text: writes its floats, of length 1 together, to `vector`, and their number to `length`. `pooling`
-/// is one of `swarmllm_pooling`. Where the vector has more than `capacity` floats, nothing is written to `vector`,
+/// is one of `swarmllm_pooling`. `caller` names on whose behalf this is asked, and may be NULL: callers that wait for a place
+/// take turns. Where the vector has more than `capacity` floats, nothing is written to `vector`,
 /// `length` says how many there are, and the call fails with SWARMLLM_INVALID_ARGUMENT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_node_embed(
@@ -350,6 +450,7 @@ pub unsafe extern "C" fn swarmllm_node_embed(
     model: *const c_char,
     text: *const c_char,
     pooling: i32,
+    caller: *const c_char,
     vector: *mut f32,
     capacity: usize,
     length: Option<&mut MaybeUninit<usize>>,
@@ -366,8 +467,10 @@ pub unsafe extern "C" fn swarmllm_node_embed(
         let node = self::node(node)?;
         // SAFETY: the caller gives NUL-terminated texts.
         let (model, text) = unsafe { (read(model, "model", MAX_NAME)?, read(text, "text", MAX_TEXT)?) };
+        // SAFETY: the caller gives a NUL-terminated text or NULL.
+        let caller = unsafe { read_optional(caller, "caller", MAX_NAME) }?.unwrap_or_default().to_owned();
         let inputs = vec![Prompt::Text(text.to_owned())];
-        let request = EmbedRequest { model: model.to_owned(), inputs, pooling, deadline: None };
+        let request = EmbedRequest { model: model.to_owned(), inputs, pooling, deadline: None, caller };
         let done = wait(&node.runtime(), node.embed(request))?.map_err(|error| error.0)?;
         let floats = done.vectors.first().map(Vec::as_slice).unwrap_or_default();
         *length = floats.len();

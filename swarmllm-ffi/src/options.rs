@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use swarmllm_core::base::{Fault, LayerRange};
 use swarmllm_core::engine::sample::SamplingParams;
-use swarmllm_core::node::{ChatMessage, GenerateOptions, Parts, WebSource};
+use swarmllm_core::node::{ChatMessage, ChatRequest, GenerateOptions, ImportOptions, Parts, TemplateInputs, WebSource};
 
 use crate::status::refuse;
 
@@ -14,9 +14,35 @@ pub fn messages(text: &str) -> Result<Vec<ChatMessage>, Fault> {
     serde_json::from_str(text).map_err(|cause| refuse(format_args!("`messages` is not a list of messages: {cause}")))
 }
 
+/// A request for an answer to a chat. Its options are those of a generation and, in the same object, what the chat template
+/// is given: `tools`, `documents`, `chat_template_kwargs`, `enable_thinking`, `chat_template` and `parse_content`.
+pub fn chat(model: &str, messages: &str, options: Option<&str>) -> Result<ChatRequest, Fault> {
+    let messages = self::messages(messages)?;
+    let mut fields = object(options)?;
+    let inputs = inputs(&mut fields)?;
+    let chat_template = take(&mut fields, "chat_template")?;
+    Ok(ChatRequest { model: model.to_owned(), messages, options: generation(fields)?, inputs, chat_template })
+}
+
+fn inputs(fields: &mut Map<String, Value>) -> Result<TemplateInputs, Fault> {
+    let mut kwargs: Map<String, Value> = take(fields, "chat_template_kwargs")?.unwrap_or_default();
+    if let Some(on) = take::<bool>(fields, "enable_thinking")?
+        && kwargs.insert("enable_thinking".to_owned(), Value::Bool(on)).is_some()
+    {
+        return Err(refuse("`enable_thinking` is given twice"));
+    }
+    let (tools, documents) = (take(fields, "tools")?, take(fields, "documents")?);
+    let (tools, documents) = (tools.unwrap_or_default(), documents.unwrap_or_default());
+    let parse_content = take(fields, "parse_content")?.unwrap_or_default();
+    Ok(TemplateInputs { tools, documents, kwargs, parse_content })
+}
+
 /// Options of a generation; none given means the defaults.
 pub fn generate(text: Option<&str>) -> Result<GenerateOptions, Fault> {
-    let mut fields = object(text)?;
+    generation(object(text)?)
+}
+
+fn generation(mut fields: Map<String, Value>) -> Result<GenerateOptions, Fault> {
     let deadline = take::<u64>(&mut fields, "deadline_ms")?;
     let default = GenerateOptions::default();
     Ok(GenerateOptions {
@@ -30,20 +56,18 @@ pub fn generate(text: Option<&str>) -> Result<GenerateOptions, Fault> {
         wire: take(&mut fields, "wire")?.unwrap_or(default.wire),
         logprobs: take(&mut fields, "logprobs")?,
         constraint: take(&mut fields, "constraint")?,
+        caller: take(&mut fields, "caller")?.unwrap_or(default.caller),
         sampling: sampling(fields)?,
     })
 }
 
-/// As what a model is imported, and which parts of it are kept.
-type Kept = (Option<String>, Option<Vec<Parts>>);
-
-/// Options of an import: `name`, and `parts` as in [`parts`].
-pub fn import(text: Option<&str>) -> Result<Kept, Fault> {
+/// Options of an import: `name`, `anyway`, and `parts` as in [`parts`].
+pub fn import(text: Option<&str>) -> Result<ImportOptions, Fault> {
     kept(object(text)?)
 }
 
 /// The same with those of a source on the web.
-pub fn import_url(address: &str, text: Option<&str>) -> Result<(WebSource, Kept), Fault> {
+pub fn import_url(address: &str, text: Option<&str>) -> Result<(WebSource, ImportOptions), Fault> {
     let mut fields = object(text)?;
     let source = source(address, &mut fields)?;
     Ok((source, kept(fields)?))
@@ -64,14 +88,15 @@ fn source(address: &str, fields: &mut Map<String, Value>) -> Result<WebSource, F
     Ok(source)
 }
 
-fn kept(mut fields: Map<String, Value>) -> Result<Kept, Fault> {
+fn kept(mut fields: Map<String, Value>) -> Result<ImportOptions, Fault> {
     let name = take(&mut fields, "name")?;
+    let anyway = take(&mut fields, "anyway")?.unwrap_or_default();
     let parts = match fields.remove("parts") {
         None => None,
         Some(Value::Array(parts)) => Some(parts.iter().map(part).collect::<Result<_, _>>()?),
         Some(_) => return Err(refuse("`parts` is not a list")),
     };
-    no_more(&fields).map(|()| (name, parts))
+    no_more(&fields).map(|()| ImportOptions { name, parts, anyway, progress: None })
 }
 
 fn no_more(fields: &Map<String, Value>) -> Result<(), Fault> {
@@ -162,6 +187,25 @@ mod tests {
     }
 
     #[test]
+    fn what_a_template_is_given_stands_among_the_options_of_a_chat() {
+        let messages = r#"[{"role": "user", "content": "x"}]"#;
+        let text = r#"{"tools": [{"type": "function"}], "documents": [{"text": "d"}], "enable_thinking": false,
+            "chat_template_kwargs": {"reasoning_effort": "low"}, "chat_template": "{{ x }}", "parse_content": true, "max_tokens": 3}"#;
+        let request = chat("m", messages, Some(text)).unwrap();
+        assert_eq!((request.model.as_str(), request.messages.len(), request.options.max_tokens), ("m", 1, Some(3)));
+        assert_eq!((request.inputs.tools.len(), request.inputs.documents.len()), (1, 1));
+        let kwargs = serde_json::json!({"reasoning_effort": "low", "enable_thinking": false});
+        assert_eq!(Value::Object(request.inputs.kwargs), kwargs);
+        assert_eq!((request.chat_template.as_deref(), request.inputs.parse_content), (Some("{{ x }}"), true));
+        assert!(!chat("m", messages, None).unwrap().inputs.parse_content);
+        let twice = r#"{"enable_thinking": true, "chat_template_kwargs": {"enable_thinking": true}}"#;
+        for text in [twice, r#"{"tools": {}}"#, r#"{"enable_thinking": "no"}"#, r#"{"chat_template": 3}"#] {
+            assert!(chat("m", messages, Some(text)).is_err(), "{text}");
+        }
+        assert!(generate(Some(r#"{"tools": []}"#)).is_err(), "a plain text has no template");
+    }
+
+    #[test]
     fn unknown_and_mistyped_options_are_refused() {
         let typed = [r#"{"max_tokens": -1}"#, r#"{"stop": 3}"#, r#"{"seed": "x"}"#, r#"{"constraint": "yaml"}"#];
         for text in [r#"{"max_token": 3}"#, "[]", "{", r#"{"logit_bias": {"x": 1}}"#].iter().chain(&typed) {
@@ -174,10 +218,11 @@ mod tests {
 
     #[test]
     fn a_source_on_the_web_has_its_options_beside_those_of_an_import() {
-        let text = r#"{"name": "x", "token": "t", "hub": "https://example.org"}"#;
+        let text = r#"{"name": "x", "anyway": true, "token": "t", "hub": "https://example.org"}"#;
         let (source, kept) = import_url("hf:o/r/a.gguf", Some(text)).unwrap();
         assert_eq!((source.address.as_str(), source.hub.as_str()), ("hf:o/r/a.gguf", "https://example.org"));
-        assert_eq!((source.token.as_deref(), kept), (Some("t"), (Some("x".to_owned()), None)));
+        assert_eq!((source.token.as_deref(), kept.name.as_deref(), kept.anyway), (Some("t"), Some("x"), true));
+        assert!(kept.parts.is_none() && !import(None).unwrap().anyway);
         assert_eq!(web("hf:o/r/a.gguf", None), Ok(WebSource::new("hf:o/r/a.gguf")));
         assert!(web("hf:o/r/a.gguf", Some(text)).is_err() && import(Some(text)).is_err());
     }

@@ -22,7 +22,7 @@ const PREAMBLE: &str = "\
  * `swarmllm_string`: read-only, yours until `swarmllm_string_free`.
  *
  * Threads. Every call may be made from any thread, several at once, on the same handles too. Calls that wait (start,
- * connect, import, pull, pin, make room, plan, embed, chat, generate, next, completion, shutdown) block the calling thread; on a thread of an
+ * connect, import, examine, pull, pin, aliases, make room, plan, embed, chat, generate, next, completion, shutdown) block the calling thread; on a thread of an
  * async runtime of this library they are refused with SWARMLLM_UNSUPPORTED. A progress function is called on the thread
  * that made the call, before the call returns. The last error is kept per thread. A process that was forked after a node
  * had started gets SWARMLLM_FORKED from that node.

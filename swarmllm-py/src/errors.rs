@@ -8,7 +8,9 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 use swarmllm_core::base::{ErrorKind, Fault};
-use swarmllm_core::node::{Completion, ConnectError, EmbedError, GenerateError, ModelActError, StartError};
+use swarmllm_core::node::{
+    Completion, ConnectError, EmbedError, GenerateError, ImportReport, ModelActError, StartError,
+};
 
 static CLASSES: PyOnceLock<HashMap<u16, Py<PyType>>> = PyOnceLock::new();
 
@@ -16,6 +18,7 @@ static CLASSES: PyOnceLock<HashMap<u16, Py<PyType>>> = PyOnceLock::new();
 pub struct Failure {
     fault: Fault,
     partial: Option<Box<Completion>>,
+    report: Option<Box<ImportReport>>,
 }
 
 impl Failure {
@@ -33,13 +36,18 @@ impl Failure {
             let text = json(&*partial)?;
             error.setattr("partial", py.import("json")?.call_method1("loads", (text,))?)?;
         }
+        if let Some(report) = self.report {
+            let read = py.import("json")?.call_method1("loads", (json(&*report)?,))?;
+            let report = py.import("swarmllm._records")?.getattr("ImportReport")?.call1((read,))?;
+            error.setattr("report", report)?;
+        }
         Ok(PyErr::from_value(error))
     }
 }
 
 impl From<Fault> for Failure {
     fn from(fault: Fault) -> Self {
-        Self { fault, partial: None }
+        Self { fault, partial: None, report: None }
     }
 }
 
@@ -47,7 +55,7 @@ impl From<GenerateError> for Failure {
     fn from(error: GenerateError) -> Self {
         let fault = Fault::new(error.kind(), &error);
         match error {
-            GenerateError::Interrupted { partial, .. } => Self { fault, partial: Some(partial) },
+            GenerateError::Interrupted { partial, .. } => Self { fault, partial: Some(partial), report: None },
             GenerateError::Refused(_) => fault.into(),
         }
     }
@@ -73,7 +81,8 @@ impl From<EmbedError> for Failure {
 
 impl From<ModelActError> for Failure {
     fn from(error: ModelActError) -> Self {
-        error.0.into()
+        let report = error.report().cloned().map(Box::new);
+        Self { fault: error.0, partial: None, report }
     }
 }
 
@@ -93,6 +102,7 @@ pub fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
     let base = class(py, "Error", "Any failure of swarmllm.", &py.get_type::<PyException>(), ErrorKind::Internal)?;
     base.setattr("partial", py.None())?;
+    base.setattr("report", py.None())?;
     module.add("Error", &base)?;
     let mut classes = HashMap::new();
     for kind in ErrorKind::ALL {

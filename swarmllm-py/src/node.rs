@@ -10,7 +10,7 @@ use swarmllm_core::node::{
 
 use crate::errors::{Failure, json};
 use crate::generation::NativeGeneration;
-use crate::options::{self, NodeConfig, Options, Part, Web, messages, seconds, web};
+use crate::options::{self, NodeConfig, Options, Part, Templated, Web, seconds, web};
 use crate::wait::{awaitable, awaitable_reporting, awaitable_thread, block, block_reporting, drop_detached};
 
 /// A running node.
@@ -45,6 +45,14 @@ async fn import_url(node: Node, source: WebSource, options: ImportOptions) -> Re
     json(&node.import_url(source, options).await?)
 }
 
+async fn examine(node: Node, path: PathBuf, parts: Option<Vec<Parts>>) -> Result<String, Failure> {
+    json(&node.examine(&path, ImportOptions { parts, ..ImportOptions::default() }).await?)
+}
+
+async fn examine_url(node: Node, source: WebSource, parts: Option<Vec<Parts>>) -> Result<String, Failure> {
+    json(&node.examine_url(source, ImportOptions { parts, ..ImportOptions::default() }).await?)
+}
+
 async fn pull_url(
     node: Node,
     model: String,
@@ -61,6 +69,18 @@ async fn pull(node: Node, model: String, parts: Parts, progress: Option<Progress
 
 async fn pin(node: Node, model: String, on: bool) -> Result<(), Failure> {
     Ok(node.pin(&model, on).await?)
+}
+
+async fn add_alias(node: Node, model: String, alias: String) -> Result<String, Failure> {
+    json(&node.add_alias(&model, &alias).await?)
+}
+
+async fn move_alias(node: Node, model: String, alias: String) -> Result<String, Failure> {
+    json(&node.move_alias(&model, &alias).await?)
+}
+
+async fn remove_alias(node: Node, alias: String) -> Result<(), Failure> {
+    Ok(node.remove_alias(&alias).await?)
 }
 
 async fn make_room(node: Node, bytes: u64) -> Result<Vec<String>, Failure> {
@@ -92,9 +112,20 @@ async fn generate(
     NativeGeneration::new(node, generation)
 }
 
-fn embed_request(model: String, texts: Vec<String>, pooling: &str) -> Result<EmbedRequest, Failure> {
+fn embed_request(
+    model: String,
+    texts: Vec<String>,
+    pooling: &str,
+    caller: Option<String>,
+) -> Result<EmbedRequest, Failure> {
     let inputs = texts.into_iter().map(Prompt::Text).collect();
-    Ok(EmbedRequest { model, inputs, pooling: options::pooling(pooling)?, deadline: None })
+    Ok(EmbedRequest {
+        model,
+        inputs,
+        pooling: options::pooling(pooling)?,
+        deadline: None,
+        caller: caller.unwrap_or_default(),
+    })
 }
 
 async fn embed(node: Node, request: EmbedRequest) -> Result<String, Failure> {
@@ -171,11 +202,12 @@ impl NativeNode {
         path: PathBuf,
         name: Option<String>,
         parts: Option<Vec<Part>>,
+        anyway: bool,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<String> {
         let (node, parts) = (self.node()?, self::parts(parts)?);
         block_reporting(py, &node.runtime(), progress, |progress| {
-            import(node.clone(), path, ImportOptions { name, parts, progress })
+            import(node.clone(), path, ImportOptions { name, parts, anyway, progress })
         })
     }
 
@@ -185,11 +217,12 @@ impl NativeNode {
         path: PathBuf,
         name: Option<String>,
         parts: Option<Vec<Part>>,
+        anyway: bool,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let (node, parts) = (self.node()?, self::parts(parts)?);
         awaitable_reporting(py, &node.runtime(), progress, |progress| {
-            import(node.clone(), path, ImportOptions { name, parts, progress })
+            import(node.clone(), path, ImportOptions { name, parts, anyway, progress })
         })
     }
 
@@ -199,11 +232,12 @@ impl NativeNode {
         source: Web,
         name: Option<String>,
         parts: Option<Vec<Part>>,
+        anyway: bool,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<String> {
         let (node, source, parts) = (self.node()?, web(source), self::parts(parts)?);
         block_reporting(py, &node.runtime(), progress, |progress| {
-            import_url(node.clone(), source, ImportOptions { name, parts, progress })
+            import_url(node.clone(), source, ImportOptions { name, parts, anyway, progress })
         })
     }
 
@@ -213,12 +247,43 @@ impl NativeNode {
         source: Web,
         name: Option<String>,
         parts: Option<Vec<Part>>,
+        anyway: bool,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let (node, source, parts) = (self.node()?, web(source), self::parts(parts)?);
         awaitable_reporting(py, &node.runtime(), progress, |progress| {
-            import_url(node.clone(), source, ImportOptions { name, parts, progress })
+            import_url(node.clone(), source, ImportOptions { name, parts, anyway, progress })
         })
+    }
+
+    fn examine(&self, py: Python<'_>, path: PathBuf, parts: Option<Vec<Part>>) -> PyResult<String> {
+        let (node, parts) = (self.node()?, self::parts(parts)?);
+        block(py, &node.runtime(), examine(node.clone(), path, parts))
+    }
+
+    fn examine_async<'py>(
+        &self,
+        py: Python<'py>,
+        path: PathBuf,
+        parts: Option<Vec<Part>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (node, parts) = (self.node()?, self::parts(parts)?);
+        awaitable(py, &node.runtime(), examine(node.clone(), path, parts))
+    }
+
+    fn examine_url(&self, py: Python<'_>, source: Web, parts: Option<Vec<Part>>) -> PyResult<String> {
+        let (node, source, parts) = (self.node()?, web(source), self::parts(parts)?);
+        block(py, &node.runtime(), examine_url(node.clone(), source, parts))
+    }
+
+    fn examine_url_async<'py>(
+        &self,
+        py: Python<'py>,
+        source: Web,
+        parts: Option<Vec<Part>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (node, source, parts) = (self.node()?, web(source), self::parts(parts)?);
+        awaitable(py, &node.runtime(), examine_url(node.clone(), source, parts))
     }
 
     fn pull_url(
@@ -273,6 +338,36 @@ impl NativeNode {
         awaitable(py, &node.runtime(), pin(node.clone(), model, on))
     }
 
+    fn add_alias(&self, py: Python<'_>, model: String, alias: String) -> PyResult<String> {
+        let node = self.node()?;
+        block(py, &node.runtime(), add_alias(node.clone(), model, alias))
+    }
+
+    fn add_alias_async<'py>(&self, py: Python<'py>, model: String, alias: String) -> PyResult<Bound<'py, PyAny>> {
+        let node = self.node()?;
+        awaitable(py, &node.runtime(), add_alias(node.clone(), model, alias))
+    }
+
+    fn move_alias(&self, py: Python<'_>, model: String, alias: String) -> PyResult<String> {
+        let node = self.node()?;
+        block(py, &node.runtime(), move_alias(node.clone(), model, alias))
+    }
+
+    fn move_alias_async<'py>(&self, py: Python<'py>, model: String, alias: String) -> PyResult<Bound<'py, PyAny>> {
+        let node = self.node()?;
+        awaitable(py, &node.runtime(), move_alias(node.clone(), model, alias))
+    }
+
+    fn remove_alias(&self, py: Python<'_>, alias: String) -> PyResult<()> {
+        let node = self.node()?;
+        block(py, &node.runtime(), remove_alias(node.clone(), alias))
+    }
+
+    fn remove_alias_async<'py>(&self, py: Python<'py>, alias: String) -> PyResult<Bound<'py, PyAny>> {
+        let node = self.node()?;
+        awaitable(py, &node.runtime(), remove_alias(node.clone(), alias))
+    }
+
     fn make_room(&self, py: Python<'_>, bytes: u64) -> PyResult<Vec<String>> {
         let node = self.node()?;
         block(py, &node.runtime(), make_room(node.clone(), bytes))
@@ -299,9 +394,9 @@ impl NativeNode {
         model: String,
         messages: Vec<(String, String)>,
         options: Options,
+        templated: Templated,
     ) -> PyResult<NativeGeneration> {
-        let (node, options) = (self.node()?, options.convert()?);
-        let request = ChatRequest { model, messages: self::messages(messages), options };
+        let (node, request) = (self.node()?, options::chat(model, messages, options, templated)?);
         block(py, &node.runtime(), chat(node.clone(), request))
     }
 
@@ -311,9 +406,9 @@ impl NativeNode {
         model: String,
         messages: Vec<(String, String)>,
         options: Options,
+        templated: Templated,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let (node, options) = (self.node()?, options.convert()?);
-        let request = ChatRequest { model, messages: self::messages(messages), options };
+        let (node, request) = (self.node()?, options::chat(model, messages, options, templated)?);
         awaitable(py, &node.runtime(), chat(node.clone(), request))
     }
 
@@ -333,8 +428,15 @@ impl NativeNode {
         awaitable(py, &node.runtime(), generate(node.clone(), model, prompt, options))
     }
 
-    fn embed(&self, py: Python<'_>, model: String, texts: Vec<String>, pooling: &str) -> PyResult<String> {
-        let (node, request) = (self.node()?, embed_request(model, texts, pooling)?);
+    fn embed(
+        &self,
+        py: Python<'_>,
+        model: String,
+        texts: Vec<String>,
+        pooling: &str,
+        caller: Option<String>,
+    ) -> PyResult<String> {
+        let (node, request) = (self.node()?, embed_request(model, texts, pooling, caller)?);
         block(py, &node.runtime(), embed(node.clone(), request))
     }
 
@@ -344,8 +446,9 @@ impl NativeNode {
         model: String,
         texts: Vec<String>,
         pooling: &str,
+        caller: Option<String>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let (node, request) = (self.node()?, embed_request(model, texts, pooling)?);
+        let (node, request) = (self.node()?, embed_request(model, texts, pooling, caller)?);
         awaitable(py, &node.runtime(), embed(node.clone(), request))
     }
 

@@ -8,7 +8,8 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use swarmllm_core::base::{ErrorKind, LayerRange};
 use swarmllm_core::node::{
-    ChatMessage, Codec, Constraint, GenerateOptions, Node, NodeBuilder, Parts, Pooling, Preset, WebSource,
+    ChatMessage, ChatRequest, Codec, Constraint, GenerateOptions, Node, NodeBuilder, Parts, Pooling, Preset,
+    TemplateInputs, WebSource,
 };
 
 use crate::errors::Failure;
@@ -42,6 +43,7 @@ pub struct NodeConfig {
     kv: Option<String>,
     credit_limit: Option<u64>,
     engine: Option<String>,
+    chat_template: Option<String>,
 }
 
 impl NodeConfig {
@@ -78,7 +80,8 @@ impl NodeConfig {
         builder = set(builder, self.sessions, NodeBuilder::sessions);
         builder = set(builder, self.kv.map(|name| name.parse().map_err(refuse)).transpose()?, NodeBuilder::kv);
         builder = set(builder, self.credit_limit, NodeBuilder::credit_limit);
-        Ok(set(builder, self.engine, NodeBuilder::engine))
+        builder = set(builder, self.engine, NodeBuilder::engine);
+        Ok(set(builder, self.chat_template, NodeBuilder::chat_template))
     }
 }
 
@@ -129,6 +132,7 @@ pub struct Options {
     logprobs: Option<u32>,
     /// JSON, as [`Constraint`] is written in it.
     constraint: Option<String>,
+    caller: Option<String>,
 }
 
 impl Options {
@@ -162,6 +166,7 @@ impl Options {
         set(&mut options.wire, self.wire.map(wire).transpose()?);
         options.logprobs = self.logprobs;
         options.constraint = self.constraint.map(constraint).transpose()?;
+        set(&mut options.caller, self.caller);
         Ok(options)
     }
 }
@@ -174,8 +179,43 @@ fn constraint(json: String) -> Result<Constraint, Failure> {
     serde_json::from_str(&json).map_err(|cause| refuse(format_args!("option `constraint`: {cause}")))
 }
 
+/// What a chat template is given, from a dict with all of these keys.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+pub struct Templated {
+    /// JSON.
+    tools: String,
+    /// JSON.
+    documents: String,
+    /// JSON.
+    kwargs: String,
+    chat_template: Option<String>,
+    parse_content: bool,
+}
+
+/// A request for an answer to a chat.
+pub fn chat(
+    model: String,
+    messages: Vec<(String, String)>,
+    options: Options,
+    templated: Templated,
+) -> Result<ChatRequest, Failure> {
+    let inputs = TemplateInputs {
+        tools: read("tools", &templated.tools)?,
+        documents: read("documents", &templated.documents)?,
+        kwargs: read("chat_template_kwargs", &templated.kwargs)?,
+        parse_content: templated.parse_content,
+    };
+    let (messages, options, chat_template) = (self::messages(messages), options.convert()?, templated.chat_template);
+    Ok(ChatRequest { model, messages, options, inputs, chat_template })
+}
+
+fn read<T: serde::de::DeserializeOwned>(name: &str, json: &str) -> Result<T, Failure> {
+    serde_json::from_str(json).map_err(|cause| refuse(format_args!("option `{name}`: {cause}")))
+}
+
 /// `(role, content)` pairs as messages.
-pub fn messages(pairs: Vec<(String, String)>) -> Vec<ChatMessage> {
+fn messages(pairs: Vec<(String, String)>) -> Vec<ChatMessage> {
     pairs.into_iter().map(|(role, content)| ChatMessage { role, content }).collect()
 }
 
@@ -197,6 +237,7 @@ pub fn pooling(name: &str) -> Result<Pooling, Failure> {
 #[derive(FromPyObject)]
 pub enum Part {
     Stage(u32, u32, bool),
+    Layers(u32, u32),
     Named(String),
 }
 
@@ -205,11 +246,12 @@ impl Part {
     pub fn convert(self) -> Result<Parts, Failure> {
         match self {
             Part::Stage(start, end, head) => Ok(Parts::Stage { layers: LayerRange::new(start, end), head }),
+            Part::Layers(start, end) => Part::Stage(start, end, false).convert(),
             Part::Named(name) if name == "all" => Ok(Parts::All),
             Part::Named(name) if name == "coordinator" => Ok(Parts::Coordinator),
-            Part::Named(name) => {
-                Err(refuse(format_args!("part `{name}` is not `all`, `coordinator` or (start, end, head)")))
-            }
+            Part::Named(name) => Err(refuse(format_args!(
+                "part `{name}` is not `all`, `coordinator`, (start, end) or (start, end, head)"
+            ))),
         }
     }
 }

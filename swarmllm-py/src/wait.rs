@@ -43,8 +43,7 @@ where
     loop {
         let ended = py.detach(|| runtime.block_on(async { tokio::time::timeout(SLICE, &mut work).await }));
         py.check_signals()?;
-        if let (Some(progress), Ok(true)) = (&progress, come.has_changed()) {
-            let Progress { done, total } = *come.borrow_and_update();
+        if let (Some(progress), Some(Progress { done, total })) = (&progress, untold(&mut come)) {
             progress.call1(py, (done, total))?;
         }
         if let Ok(result) = ended {
@@ -84,15 +83,21 @@ where
     let work = work(Some(tell));
     awaitable(py, runtime, async move {
         let mut work = pin!(work);
+        let tell = |Progress { done, total }| {
+            let told = Python::attach(|py| progress.call1(py, (done, total)).map(drop));
+            told.map_err(|error| Failure::new(ErrorKind::Cancelled, format_args!("progress failed: {error}")))
+        };
         loop {
             tokio::select! {
                 biased;
                 Ok(()) = come.changed() => {
-                    let Progress { done, total } = *come.borrow_and_update();
-                    let told = Python::attach(|py| progress.call1(py, (done, total)).map(drop));
-                    told.map_err(|error| Failure::new(ErrorKind::Cancelled, format_args!("progress failed: {error}")))?;
+                    let newest = *come.borrow_and_update();
+                    tell(newest)?;
                 }
-                result = &mut work => return result,
+                result = &mut work => {
+                    untold(&mut come).map_or(Ok(()), tell)?;
+                    return result;
+                }
             }
         }
     })
@@ -130,6 +135,12 @@ fn news() -> (ProgressFn, watch::Receiver<Progress>) {
         send.send_replace(progress);
     });
     (tell, come)
+}
+
+/// The newest report, unless it was told already. What came as the work ended, which closes the channel, counts too.
+fn untold(come: &mut watch::Receiver<Progress>) -> Option<Progress> {
+    let newest = come.borrow_and_update();
+    newest.has_changed().then_some(*newest)
 }
 
 fn may_block() -> Result<(), Failure> {

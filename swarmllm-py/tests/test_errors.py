@@ -51,6 +51,45 @@ def test_a_bad_gguf_is_refused_and_leaves_nothing_behind(node: swarmllm.Node, tm
     assert node.models() == []
 
 
+def test_a_model_that_cannot_run_here_is_kept_only_where_asked_to(
+    node: swarmllm.Node, gguf: str, tmp_path: Path
+) -> None:
+    whole = Path(gguf).read_bytes()
+    unknown = tmp_path / "zebra.gguf"
+    unknown.write_bytes(whole[:65536].replace(b"llama", b"zebra") + whole[65536:])
+    with pytest.raises(swarmllm.UnsupportedArchitectureError) as caught:
+        node.import_model(unknown)
+    assert node.models() == []
+    report = caught.value.report
+    assert isinstance(report, swarmllm.ImportReport)
+    assert report == node.examine(unknown)
+    assert (report.architecture, report.refuses) == ("zebra", True)
+    first = report.findings[0]
+    assert (first.subject, first.engine is None, first.kind) == ("engine", False, "UnsupportedArchitecture")
+    kept = node.import_model(unknown, name="kept", anyway=True)
+    assert kept.names[0] == "kept" and any("zebra" in warning for warning in kept.warnings)
+    (listed,) = node.models()
+    assert not listed.ready and listed.findings[0].refuses and "zebra" in listed.warnings[0]
+
+
+def test_an_alias_is_moved_only_where_that_is_said(node: swarmllm.Node, gguf: str, tmp_path: Path) -> None:
+    model = node.import_model(gguf, name="chat")
+    whole = Path(gguf).read_bytes()
+    other = tmp_path / "zebra.gguf"
+    other.write_bytes(whole[:65536].replace(b"llama", b"zebra") + whole[65536:])
+    with pytest.raises(swarmllm.AliasTakenError) as caught:
+        node.import_model(other, name="Chat", anyway=True)
+    assert model.id[:8] in str(caught.value)
+    zebra = node.import_model(other, anyway=True)
+    with pytest.raises(swarmllm.AliasTakenError):
+        node.add_alias(zebra.id, "chat")
+    assert node.move_alias(zebra.id, "chat").aliases == ["chat"]
+    assert node.add_alias(model.id, "mine").aliases == ["mine"]
+    node.remove_alias("chat")
+    with pytest.raises(swarmllm.ModelNotFoundError):
+        node.remove_alias("chat")
+
+
 def test_a_file_that_is_not_there_is_an_io_error(node: swarmllm.Node, tmp_path: Path) -> None:
     with pytest.raises(swarmllm.IoError):
         node.import_model(tmp_path / "nothing.gguf")
@@ -83,3 +122,23 @@ def test_arguments_of_the_wrong_kind_are_refused(node: swarmllm.Node) -> None:
         node.pull("m", "half")
     with pytest.raises(swarmllm.InvalidArgumentError):
         swarmllm.Node(preset="everywhere").start()  # type: ignore[arg-type]
+
+
+def test_parts_that_the_model_does_not_have_are_refused(node: swarmllm.Node, gguf: str) -> None:
+    for parts in [[(5, 2)], [(0, 9999)], [(0, 1, True), (3, 3, False)], []]:
+        for call in [node.import_model, node.examine]:
+            with pytest.raises(swarmllm.InvalidArgumentError) as caught:
+                call(gguf, parts=parts)
+            assert "the model has" in str(caught.value) or not parts
+    assert node.models() == []
+    held = node.import_model(gguf, parts=[(0, 1)]).held
+    assert [(layers.start, layers.end) for layers in held] == [(0, 1)]
+
+
+def test_an_alias_that_could_not_be_told_from_an_id_or_seen_is_refused(node: swarmllm.Node, gguf: str) -> None:
+    model = node.import_model(gguf)
+    for alias in ["deadbeef", "a\u202eb", "a\u200bb"]:
+        for call in [node.add_alias, node.move_alias]:
+            with pytest.raises(swarmllm.InvalidArgumentError):
+                call(model.id, alias)
+    assert node.models()[0].aliases == []

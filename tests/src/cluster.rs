@@ -91,14 +91,54 @@ impl Member {
 
     /// Imports parts of a GGUF.
     pub async fn import(&self, gguf: &Path, name: &str, parts: Parts) -> ModelId {
-        let options = ImportOptions { name: Some(name.to_owned()), parts: Some(vec![parts]), progress: None };
+        let options =
+            ImportOptions { name: Some(name.to_owned()), parts: Some(vec![parts]), ..ImportOptions::default() };
         self.node.import(gguf, options).await.expect("a sound GGUF is imported").id
+    }
+
+    /// Starts a host of the whole model.
+    pub async fn host(network: &str, model: TestModel) -> (Member, ModelId) {
+        let host = Self::start(network, Carrier::Tcp).await;
+        let id = host.import(&model.path(), model.name(), Parts::All).await;
+        (host, id)
+    }
+
+    /// Starts a host of these layers, the head with the last of them, that `asker` is connected to.
+    pub async fn stage_host(network: &str, model: TestModel, layers: LayerRange, asker: &Member) -> Member {
+        let host = Self::start(network, Carrier::Tcp).await;
+        let head = layers.end == model.layers();
+        host.import(&model.path(), model.name(), Parts::Stage { layers, head }).await;
+        join(&asker.node, &host.node.addresses(), Carrier::Tcp).await;
+        host
+    }
+
+    /// Starts a node that can only ask `host`, which holds the whole model, and waits until it knows that.
+    pub async fn asker(network: &str, model: TestModel, host: &Member) -> Member {
+        let asker = Self::start(network, Carrier::Tcp).await;
+        let id = asker.import(&model.path(), model.name(), Parts::Coordinator).await;
+        join(&asker.node, &host.node.addresses(), Carrier::Tcp).await;
+        await_plan(&asker.node, id).await;
+        asker
     }
 
     /// Stops the node and keeps its directory.
     pub async fn stop(self) -> TempDir {
         self.node.shutdown(CLOSING).await;
         self.dir
+    }
+}
+
+/// A host of the whole model, and a node that can only ask it.
+pub async fn host_and_asker(network: &str, model: TestModel) -> (Member, Member, ModelId) {
+    let (host, id) = Member::host(network, model).await;
+    let asker = Member::asker(network, model, &host).await;
+    (host, asker, id)
+}
+
+/// Stops these nodes, one after the other.
+pub async fn stop_all(members: impl IntoIterator<Item = Member>) {
+    for member in members {
+        member.stop().await;
     }
 }
 
@@ -154,10 +194,7 @@ impl Cluster {
 
     /// Stops everyone.
     pub async fn stop(self) {
-        for member in self.hosts {
-            member.stop().await;
-        }
-        self.coordinator.stop().await;
+        stop_all(self.hosts.into_iter().chain([self.coordinator])).await;
     }
 }
 

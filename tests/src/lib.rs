@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod files;
 pub mod gguf;
 pub mod models;
+pub mod padded;
 pub mod process;
 pub mod prompts;
 pub mod relay;

@@ -43,11 +43,13 @@ impl LlamaServer {
         asked.is_ok() && stream.read_to_string(&mut answer).is_ok() && answer.starts_with("HTTP/1.1 200")
     }
 
-    /// Asks for `tokens` greedy tokens after `prompt`, nothing of which is cached; gives when each came. Blocks.
-    pub fn complete(&self, prompt: &[u32], tokens: u32) -> Vec<Instant> {
+    /// Asks for `tokens` tokens after `prompt`, nothing of which is cached: the best ones, or draws of a temperature. Gives
+    /// when each came. Blocks.
+    pub fn complete(&self, prompt: &[u32], tokens: u32, temperature: f32, seed: u64) -> Vec<Instant> {
+        let top_k = if temperature > 0.0 { 40 } else { 1 };
         let body = serde_json::json!({
-            "prompt": prompt, "n_predict": tokens, "stream": true, "temperature": 0, "top_k": 1,
-            "cache_prompt": false, "ignore_eos": true,
+            "prompt": prompt, "n_predict": tokens, "stream": true, "temperature": temperature, "top_k": top_k,
+            "seed": seed, "cache_prompt": false, "ignore_eos": true,
         });
         let body = body.to_string();
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("llama-server listens");

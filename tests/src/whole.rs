@@ -53,6 +53,11 @@ impl Whole {
         self.model.vocab().tokenize(text.as_bytes(), true, false).into_iter().map(|token| token.0 as u32).collect()
     }
 
+    /// The tokens of a rendered prompt, whose special tokens are written out and of which none is added.
+    pub fn tokenize_rendered(&self, text: &str) -> Vec<u32> {
+        self.model.vocab().tokenize(text.as_bytes(), false, true).into_iter().map(|token| token.0 as u32).collect()
+    }
+
     /// Whether the token ends an answer.
     pub fn ends(&self, token: u32) -> bool {
         self.model.vocab().is_eog(LlamaToken(token as i32))

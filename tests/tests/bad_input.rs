@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use swarmllm_core::base::{ErrorKind, LayerRange};
 use swarmllm_core::engine::sample::SamplingParams;
-use swarmllm_core::node::{GenerateError, GenerateOptions, GenerateRequest, ImportOptions, Node, Parts, Prompt};
+use swarmllm_core::node::{
+    ChatMessage, ChatRequest, FinishReason, GenerateError, GenerateOptions, GenerateRequest, ImportOptions, Node,
+    Parts, Preset, Prompt,
+};
 use swarmllm_tests::cluster::{
     Carrier, Cluster, Member, answer, ask, await_plan, builder, greedy, join, lonely_network,
 };
@@ -100,15 +103,14 @@ async fn an_uncertified_architecture_is_refused_and_never_run() {
     let path = files.path().join("zebra.gguf");
     std::fs::write(&path, bytes).expect("there is room for a copy");
     let member = Member::start(&lonely_network(), Carrier::Tcp).await;
-    // A catalogue may keep what no engine here can run; an answer it never gives.
-    let kind = match import(&member.node, &path).await {
-        Ok(kind) => kind,
-        Err(_) => {
-            let id = member.node.models()[0].id.to_string();
-            refusal(&member.node, request(&id, text("Hello"))).await.kind()
-        }
-    };
-    assert_eq!(kind, ErrorKind::UnsupportedArchitecture);
+    assert_eq!(import(&member.node, &path).await, Ok(ErrorKind::UnsupportedArchitecture));
+    assert!(member.node.models().is_empty(), "nothing of it is kept");
+    // A catalogue may keep for others what no engine here can run; an answer it never gives.
+    let options = ImportOptions { anyway: true, ..ImportOptions::default() };
+    let model = member.node.import(&path, options).await.expect("it is kept for others");
+    assert!(model.warnings.iter().any(|warning| warning.contains("zebra")), "{:?}", model.warnings);
+    let refused = refusal(&member.node, request(&model.id.to_string(), text("Hello"))).await;
+    assert_eq!(refused.kind(), ErrorKind::UnsupportedArchitecture);
     member.stop().await;
 }
 
@@ -180,6 +182,26 @@ async fn arguments_outside_their_bounds_are_refused_before_any_work() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_without_messages_is_refused_and_a_template_that_fails_names_the_setting() {
+    let member = whole_node(&lonely_network()).await;
+    let chat = async |messages: Vec<ChatMessage>, template: Option<&str>| {
+        let chat_template = template.map(str::to_owned);
+        let request = ChatRequest { model: MODEL.name().to_owned(), messages, chat_template, ..ChatRequest::default() };
+        member.node.chat(request).await.err().expect("it is refused")
+    };
+    let empty = chat(Vec::new(), None).await;
+    assert_eq!(empty.kind(), ErrorKind::InvalidArgument);
+    assert!(empty.to_string().contains("`messages`"), "{empty}");
+    let question = vec![ChatMessage { role: "user".to_owned(), content: "Hello".to_owned() }];
+    for template in ["{{ raise_exception('no') }}", "{% if %}", "{{ nobody.name.first }}"] {
+        let failed = chat(question.clone(), Some(template)).await;
+        assert_eq!(failed.kind(), ErrorKind::BadTemplate, "{failed}");
+        assert!(failed.to_string().contains("`chat_template`"), "{failed}");
+    }
+    member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_context_that_overflows_is_refused_with_both_sizes() {
     const CONTEXT: u32 = 256;
     let dir = TempDir::new().expect("a temporary directory");
@@ -191,10 +213,37 @@ async fn a_context_that_overflows_is_refused_with_both_sizes() {
     assert_eq!(error.kind(), ErrorKind::ContextOverflow);
     assert!(error.to_string().contains("256"), "{error}");
     let mut long_answer = request(MODEL.name(), text(TEXT));
-    long_answer.options.max_tokens = Some(CONTEXT);
-    assert_eq!(refusal(&member.node, long_answer).await.kind(), ErrorKind::ContextOverflow);
+    long_answer.options.max_tokens = Some(u32::MAX);
+    let long = member.node.generate(long_answer).await.expect("it is clipped").finish().await.expect("an answer");
+    let whole = long.finish == FinishReason::Length && long.prompt_tokens + long.completion_tokens == CONTEXT;
+    assert!(whole || long.finish == FinishReason::Stop, "{long:?}");
+    assert_eq!(member.node.models()[0].served_context, CONTEXT);
     assert_eq!(answer(&member.node, id, TEXT, 8).await.expect("the node goes on").tokens, expected(8));
     member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_context_that_nobody_set_shrinks_to_what_the_memory_holds() {
+    const MIB: u64 = 1 << 20;
+    for (memory, fits) in [(200 * MIB, true), (120 * MIB, false)] {
+        let dir = TempDir::new().expect("a temporary directory");
+        let builder = Node::builder().data_dir(dir.path()).preset(Preset::Offline).engine("llama.cpp").memory(memory);
+        let member = Member { node: builder.start().await.expect("a node starts"), dir };
+        let id = member.import(&MODEL.path(), MODEL.name(), Parts::All).await;
+        if fits {
+            assert_eq!(answer(&member.node, id, TEXT, 8).await.expect("it answers").tokens, expected(8));
+            let context = member.node.models()[0].served_context;
+            assert!((512..4096).contains(&context), "{context} positions are told");
+        } else {
+            let error = refusal(&member.node, request(MODEL.name(), text(TEXT))).await;
+            assert_eq!(error.kind(), ErrorKind::NoPlan);
+            for named in ["`memory`", "`sessions`", "120.0 MiB"] {
+                assert!(error.to_string().contains(named), "{error} names {named}");
+            }
+            assert!(!error.to_string().contains("`context`"), "{error}: it is at its least");
+        }
+        member.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -372,7 +421,7 @@ async fn a_damaged_store_is_named_and_left_as_it_is_and_the_node_starts_without_
     assert_eq!(error.kind(), ErrorKind::StoreDamaged);
     assert!(error.to_string().contains("store.redb"), "{error}");
     assert_eq!(std::fs::read(&store).expect("it is still there"), garbage);
-    std::fs::remove_file(&store).expect("the user moves it away, as the error says");
+    std::fs::remove_file(&store).expect("the user has no copy and goes on without");
     Member::start_on(dir, &network, Carrier::Tcp).await.stop().await;
 }
 
@@ -404,7 +453,8 @@ async fn a_full_disk_is_told_apart_and_hurts_nothing_that_is_held() {
     let network = lonely_network();
     let start = async || builder(disk.0.path(), &network, Carrier::Tcp).start().await.expect("a node starts");
     let few = || Parts::Stage { layers: LayerRange::new(0, 2), head: false };
-    let options = |parts| ImportOptions { name: Some(MODEL.name().into()), parts: Some(vec![parts]), progress: None };
+    let options =
+        |parts| ImportOptions { name: Some(MODEL.name().into()), parts: Some(vec![parts]), ..ImportOptions::default() };
     let node = start().await;
     let held = node.import(&MODEL.path(), options(few())).await.expect("two layers fit");
     let error = node.import(&MODEL.path(), options(Parts::All)).await.expect_err("98 MB do not fit 40 MiB");

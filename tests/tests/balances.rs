@@ -138,7 +138,7 @@ async fn forged_and_foreign_payments_are_refused_and_change_nothing() {
     let heads = |debit| Request::Heads(AccountHeads { debit, credit: None });
     let asked = [
         Request::Pay { proposal: Vec::new() },
-        Request::Pay { proposal: vec![0; 1 << 20] },
+        Request::Pay { proposal: vec![0; 32 << 10] },
         Request::Pay { proposal: forged },
         // Sound, but another's debt.
         Request::Pay { proposal: sound.clone() },
@@ -149,6 +149,9 @@ async fn forged_and_foreign_payments_are_refused_and_change_nothing() {
         let refused = request(&rogue.net, victim.node.id(), &ask, std::time::Duration::from_secs(10)).await;
         assert_eq!(refused.map(|_| ()).map_err(|fault| fault.kind()), Err(ErrorKind::BadFrame), "{ask:?}");
     }
+    // Longer than any request is: nobody reads it.
+    let long = Request::Pay { proposal: vec![0; 1 << 20] };
+    assert!(request(&rogue.net, victim.node.id(), &long, std::time::Duration::from_secs(10)).await.is_err());
     let fine = rogue.ask(victim.node.id(), heads(None)).await;
     assert_eq!(fine, Reply::Heads(AccountHeads::default()));
     assert!(victim.node.balances().is_empty());

@@ -11,7 +11,8 @@ use swarmllm_tests::prompts::harbour_log;
 use swarmllm_tests::whole::Whole;
 
 async fn embed(cluster: &Cluster, inputs: Vec<Prompt>, pooling: Pooling) -> Result<Embeddings, EmbedError> {
-    let request = EmbedRequest { model: cluster.model.to_string(), inputs, pooling, deadline: None };
+    let request =
+        EmbedRequest { model: cluster.model.to_string(), inputs, pooling, deadline: None, caller: String::new() };
     in_time("embeddings", cluster.node().embed(request)).await
 }
 
@@ -74,6 +75,7 @@ async fn texts_that_cannot_be_embedded_are_refused_and_the_next_one_is_not_harme
         inputs: vec![text(); 200],
         pooling: Pooling::Mean,
         deadline: Some(Duration::from_millis(1)),
+        caller: String::new(),
     };
     let late = cluster.node().embed(request).await.expect_err("a millisecond is too short");
     assert_eq!(late.kind(), ErrorKind::Timeout);

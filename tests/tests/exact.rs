@@ -50,7 +50,10 @@ impl Reference {
             let completion =
                 answer(node, model, prompt, ANSWER).await.unwrap_or_else(|error| panic!("{where_}: {error}"));
             self.check(index, &completion, where_);
-            let route: Vec<LayerRange> = completion.route.iter().map(|stage| stage.layers).collect();
+            // On a starved machine a host may be lost for a moment; the answer then goes on over the same route.
+            let last = completion.route.iter().map(|stage| stage.epoch).max();
+            let stages = completion.route.iter().filter(|stage| Some(stage.epoch) == last);
+            let route: Vec<LayerRange> = stages.map(|stage| stage.layers).collect();
             assert_eq!(route, cut, "{where_}: the answer came by the only route there is");
             assert!(
                 completion.route.iter().all(|stage| stage.engine == "llama.cpp"),

@@ -1,14 +1,19 @@
 //! What makes answers fast changes how they are computed, never what they may say.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use swarmllm_core::base::{ErrorKind, ModelId};
 use swarmllm_core::node::{
     Codec, Completion, GenerateOptions, GenerateRequest, ImportOptions, KvCache, Node, Parts, Prompt,
 };
-use swarmllm_tests::cluster::{Carrier, Cluster, Member, THREADS, answer, await_plan, builder, greedy, lonely_network};
+use swarmllm_tests::cluster::{
+    Carrier, Cluster, Member, THREADS, answer, await_plan, builder, greedy, join, lonely_network, stop_all,
+};
 use swarmllm_tests::models::TestModel;
+use swarmllm_tests::padded::padded;
 use swarmllm_tests::prompts::harbour_log;
+use swarmllm_tests::relay::delayed;
 use swarmllm_tests::whole::Whole;
 use swarmllm_tests::{eventually, in_time};
 use tempfile::TempDir;
@@ -201,7 +206,7 @@ async fn a_node_that_keeps_8_bits_answers_nearly_the_same_and_refuses_what_is_to
     let prompt = || Prompt::Text("The lighthouse keeper wrote: today the".to_owned());
     let exact = GenerateOptions { exact: true, ..fast(4) };
     let request = GenerateRequest { model: model.to_string(), prompt: prompt(), options: exact };
-    let refused = small.node.generate(request).await.expect("it is asked").finish().await;
+    let refused = small.node.generate(request).await.map(drop);
     assert_eq!(refused.expect_err("8 bits are not exact").kind(), ErrorKind::Unsupported);
     let (one, other) =
         (ask(&small.node, model, prompt(), fast(16)).await, ask(&full.node, model, prompt(), fast(16)).await);
@@ -211,24 +216,55 @@ async fn a_node_that_keeps_8_bits_answers_nearly_the_same_and_refuses_what_is_to
     full.stop().await;
 }
 
+/// One way between nodes that are so far apart that a token's time is mostly travelling, however busy the machine is.
+const WAY: Duration = Duration::from_millis(150);
+
+/// A node that holds `gguf` and a far one that can only ask it, and the draft model at the latter.
+async fn far_apart(gguf: &Path, draft: &Path) -> (Member, Member, ModelId, ModelId) {
+    let network = lonely_network();
+    let (host, asker) = (Member::start(&network, Carrier::Tcp).await, Member::start(&network, Carrier::Tcp).await);
+    host.import(gguf, "far", Parts::All).await;
+    let id = asker.import(gguf, "far", Parts::Coordinator).await;
+    let draft = asker.import(draft, "draft", Parts::All).await;
+    join(&asker.node, &[delayed(&host.node.addresses()[0], WAY)], Carrier::Tcp).await;
+    await_plan(&asker.node, id).await;
+    (host, asker, id, draft)
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_draft_model_saves_steps_and_changes_nothing_and_one_that_does_not_fit_is_refused() {
+async fn a_draft_model_saves_steps_and_changes_nothing_whichever_vocabulary_is_padded_further() {
+    let dir = TempDir::new().expect("a directory");
+    let (short, long) = (MODEL.path(), padded(&MODEL.path(), 64, dir.path()));
+    let prompt = || Prompt::Text(TEXT.to_owned());
+    for (model, draft) in [(&short, &long), (&long, &short)] {
+        let (host, asker, model, draft) = far_apart(model, draft).await;
+        let plain = ask(&asker.node, model, prompt(), GenerateOptions { guess: false, ..fast(16) }).await;
+        let with = || GenerateOptions { draft: Some(draft.to_string()), ..fast(16) };
+        let drafted = ask(&asker.node, model, prompt(), with()).await;
+        // The draft is the very model, so that each guess is right, up to the rounding of sums.
+        let same = alike(&plain.tokens, &drafted.tokens);
+        assert!(same >= 12, "the same but for rounding: {} and {}", plain.text, drafted.text);
+        assert_eq!(drafted.completion_tokens, plain.completion_tokens);
+        let (made, right) = (drafted.guessed_tokens, drafted.right_guesses);
+        assert!(made >= 1 && right * 2 >= made, "{right} of {made}");
+        // Cancelled in the middle of a window; the next answer is not harmed.
+        let request = GenerateRequest { model: model.to_string(), prompt: prompt(), options: with() };
+        let mut cut = asker.node.generate(request).await.expect("the swarm answers");
+        cut.next().await.expect("a first piece").expect("the swarm answers");
+        drop(cut);
+        eventually("the session ends", || host.node.status().sessions == 0).await;
+        let again = ask(&asker.node, model, prompt(), with()).await;
+        assert!(alike(&plain.tokens, &again.tokens) >= 12, "{}", again.text);
+        stop_all([host, asker]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_draft_model_that_does_not_fit_is_refused() {
     let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
     let node = cluster.node();
-    // The coordinator holds the layers too now, so that it can draft with the very model: each guess is right, up to
-    // the rounding of sums.
-    let draft = node.import(&MODEL.path(), ImportOptions::default()).await.expect("the model is imported").id;
     let prompt = || Prompt::Text(TEXT.to_owned());
-    let plain = ask(node, cluster.model, prompt(), GenerateOptions { guess: false, ..fast(48) }).await;
-    let with = |draft: &str| GenerateOptions { draft: Some(draft.to_owned()), ..fast(48) };
-    let drafted = ask(node, cluster.model, prompt(), with(&draft.to_string())).await;
-    let same = alike(&plain.tokens, &drafted.tokens);
-    assert!(same >= 12, "the same but for rounding: {} and {}", plain.text, drafted.text);
-    assert_eq!(drafted.completion_tokens, plain.completion_tokens);
-    // A draft as slow as the model does not pay, so that it is soon asked for little.
-    let (made, right) = (drafted.guessed_tokens, drafted.right_guesses);
-    assert!(made >= 1 && right * 2 >= made, "{right} of {made}");
-
+    let with = |draft: &str| GenerateOptions { draft: Some(draft.to_owned()), ..fast(24) };
     let refused = |options| async move {
         let request = GenerateRequest { model: cluster.model.to_string(), prompt: prompt(), options };
         node.generate(request).await.map(|_| ()).expect_err("it does not fit").kind()
@@ -240,14 +276,5 @@ async fn a_draft_model_saves_steps_and_changes_nothing_and_one_that_does_not_fit
     let gemma = TestModel::Gemma3.path();
     let other = node.import(&gemma, parts(Parts::Coordinator)).await.expect("it is imported").id;
     assert_eq!(refused(with(&other.to_string())).await, ErrorKind::InvalidArgument, "another vocabulary");
-    // Cancelled in the middle of a window; the next answer is not harmed.
-    let request =
-        GenerateRequest { model: cluster.model.to_string(), prompt: prompt(), options: with(&draft.to_string()) };
-    let mut cut = node.generate(request).await.expect("the swarm answers");
-    cut.next().await.expect("a first piece").expect("the swarm answers");
-    drop(cut);
-    eventually("the session ends", || node.status().sessions == 0).await;
-    let again = ask(node, cluster.model, prompt(), with(&draft.to_string())).await;
-    assert!(alike(&plain.tokens, &again.tokens) >= 12, "{}", again.text);
     cluster.stop().await;
 }

@@ -1,9 +1,12 @@
 //! Every handle has an ending, and nodes of one process are strangers to each other.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use swarmllm_core::base::{ErrorKind, Event, LayerRange};
+use swarmllm_core::base::{ErrorKind, Event, LayerRange, ModelId};
 use swarmllm_core::node::{Delta, GenerateOptions, GenerateRequest, Parts, Preset, Prompt};
+use swarmllm_core::server::{ServerConfig, serve};
 use swarmllm_tests::cluster::{
     CLOSING, Carrier, Cluster, Member, answer, ask, await_plan, builder, greedy, join, lonely_network, stage_parts,
 };
@@ -104,6 +107,29 @@ async fn a_prompt_that_nobody_waits_for_any_more_is_computed_no_further() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_call_one_file_by_different_names_answer_together() {
+    let network = lonely_network();
+    let (asker, host) = (Member::start(&network, Carrier::Tcp).await, Member::start(&network, Carrier::Tcp).await);
+    let model = asker.import(&MODEL.path(), "Harbour", Parts::Coordinator).await;
+    let all = Parts::Stage { layers: LayerRange::new(0, MODEL.layers()), head: true };
+    assert_eq!(host.import(&MODEL.path(), "Lighthouse", all).await, model);
+    join(&asker.node, &host.node.addresses(), Carrier::Tcp).await;
+    await_plan(&asker.node, model).await;
+    for name in ["Harbour", "harb", "HARBOUR", &model.to_string()[..8]] {
+        let prompt = Prompt::Text(TEXT.to_owned());
+        let request = GenerateRequest { model: name.to_owned(), prompt, options: greedy(1) };
+        let answer = in_time("an answer", asker.node.generate(request)).await.expect("a name of the model");
+        assert!(answer.finish().await.is_ok(), "{name}");
+    }
+    // The host's own alias is a hint here, for a model that is known.
+    assert_eq!(asker.node.resolve("lighthouse").expect("a peer's name"), model);
+    let error = asker.node.resolve("harbor").expect_err("nobody calls it so");
+    assert!(error.kind() == ErrorKind::ModelNotFound && error.to_string().contains("Harbour"), "{error}");
+    asker.stop().await;
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_is_dropped_while_guesses_are_under_way_frees_its_stages_and_the_next_is_whole() {
     const AWAY: Duration = Duration::from_millis(10);
     let network = lonely_network();
@@ -151,25 +177,67 @@ async fn more_answers_than_slots_come_one_after_another_when_each_is_dropped() {
     cluster.stop().await;
 }
 
+/// The connection of a request for a stream.
+fn stream_over_http(address: SocketAddr, model: ModelId) -> TcpStream {
+    let messages = serde_json::json!([{"role": "user", "content": "How many ships?"}]);
+    let body = serde_json::json!({"model": model.to_string(), "messages": messages, "max_tokens": 3, "stream": true});
+    let body = body.to_string();
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json";
+    let request = format!("{head}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let mut stream = TcpStream::connect(address).expect("the server listens");
+    stream.write_all(request.as_bytes()).expect("the server takes the request");
+    stream
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn who_finds_all_slots_in_use_waits_for_one_and_is_told_when_none_comes() {
+async fn a_request_that_finds_all_slots_in_use_waits_for_as_long_as_its_caller_and_nothing_is_said_before() {
     const SLOTS: usize = 4;
+    /// For so long hosts themselves let a session wait for a slot.
+    const HOSTS_WAIT: Duration = Duration::from_secs(5);
     let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
     let mut under_way = Vec::new();
     for _ in 0..SLOTS {
-        // Nobody reads these, so they go on for as long as they are held.
         under_way.push(ask(cluster.node(), cluster.model, TEXT, 1900).await.expect("the swarm answers"));
     }
-    let hosts_are_full = || cluster.hosts.iter().all(|host| host.node.status().sessions == SLOTS as u32);
-    eventually("all slots are in use", hosts_are_full).await;
-    let one_more = answer(cluster.node(), cluster.model, TEXT, 3).await.expect_err("no slot comes free");
-    assert_eq!(one_more.kind(), ErrorKind::Overloaded, "{one_more}");
-    let (waits, _) = tokio::join!(answer(cluster.node(), cluster.model, TEXT, 3), async {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        under_way.pop();
+    let config = ServerConfig { listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))], ..ServerConfig::default() };
+    let server = serve(cluster.node().clone(), config).expect("the server starts");
+    let mut stream = stream_over_http(server.addresses()[0], cluster.model);
+    eventually("the request waits", || cluster.node().status().waiting == 1).await;
+    // One with a deadline ends with it, one that is dropped leaves the queue.
+    let late = GenerateOptions { deadline: Some(Duration::from_millis(50)), ..greedy(3) };
+    let prompt = Prompt::Text(TEXT.to_owned());
+    let request = GenerateRequest { model: cluster.model.to_string(), prompt, options: late };
+    let Err(late) = cluster.node().generate(request).await else { panic!("no slot is free") };
+    assert_eq!(late.kind(), ErrorKind::Timeout, "{late}");
+    drop(tokio::time::timeout(Duration::from_millis(50), ask(cluster.node(), cluster.model, TEXT, 3)).await);
+    eventually("only the first waits", || cluster.node().status().waiting == 1).await;
+    tokio::time::sleep(HOSTS_WAIT + Duration::from_secs(1)).await;
+    stream.set_nonblocking(true).expect("an option of the socket");
+    let said = stream.read(&mut [0; 64]).map_err(|error| error.kind());
+    assert_eq!(said, Err(std::io::ErrorKind::WouldBlock), "nothing is said before there is a place");
+    under_way.pop();
+    let answer = tokio::task::spawn_blocking(move || {
+        stream.set_nonblocking(false).expect("an option of the socket");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map(|_| answer)
     });
-    assert_eq!(waits.expect("a slot came free").completion_tokens, 3);
+    let answer = in_time("an answer", answer).await.expect("no panic").expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("[DONE]"), "{answer}");
+    assert_eq!(cluster.node().status().waiting, 0);
     drop(under_way);
+    server.shutdown(CLOSING).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_nobody_reads_comes_to_its_end_and_frees_its_slots() {
+    const TOKENS: u32 = 100;
+    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+    let unread = ask(cluster.node(), cluster.model, TEXT, TOKENS).await.expect("the swarm answers");
+    let idle = || cluster.hosts.iter().all(|host| host.node.status().sessions == 0);
+    eventually("every host has forgotten the session", idle).await;
+    let whole = in_time("an answer", unread.finish()).await.expect("it was kept");
+    assert_eq!(whole.completion_tokens, TOKENS);
     cluster.stop().await;
 }
 

@@ -1,22 +1,27 @@
 //! A peer that lies costs the answer that it took part in, with a typed error, and nothing else.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::AsyncWriteExt;
-use swarmllm_core::base::{ErrorKind, LayerRange, ModelId, NodeId, SessionId};
+use swarmllm_core::base::{ErrorKind, Fault, LayerRange, ModelId, NodeId, SessionId};
+use swarmllm_core::net::{Channel, Stream};
 use swarmllm_core::node::{Delta, GenerateOptions, GenerateRequest, ImportOptions, Node, Parts, Prompt};
 use swarmllm_core::pipeline::control::request;
 use swarmllm_core::pipeline::message::Message;
-use swarmllm_core::wire::announce::Holding;
+use swarmllm_core::wire::announce::{Announcement, Holding};
 use swarmllm_core::wire::codec::Codec;
-use swarmllm_core::wire::control::{Host, OpenSession, Opened, Reply, Request};
+use swarmllm_core::wire::control::{Host, Opened, Reply, Request};
+use swarmllm_core::wire::frame::{FrameLimits, encode_head};
 use swarmllm_core::wire::job::{LogitShape, LogitsHeader, StageHeader, StepHeader, Want};
 use swarmllm_core::wire::prefix::Prefix;
-use swarmllm_tests::cluster::{Carrier, Member, THREADS, answer, await_plan, greedy, join, lonely_network};
+use swarmllm_tests::cluster::{
+    Carrier, Member, THREADS, answer, await_plan, greedy, host_and_asker, join, lonely_network, stop_all,
+};
 use swarmllm_tests::models::TestModel;
 use swarmllm_tests::rogue::{Claim, Lie, Rogue, frame};
 use swarmllm_tests::whole::Whole;
 use swarmllm_tests::{eventually, in_time};
+use tokio::net::TcpListener;
 
 const MODEL: TestModel = TestModel::SmolLm2;
 const TEXT: &str = "The lighthouse keeper counted the ships again and found that";
@@ -29,6 +34,34 @@ const HALF: u32 = 15;
 fn expected(tokens: u32) -> Vec<u32> {
     let whole = Whole::load(&MODEL.path(), THREADS);
     whole.greedy(&whole.tokenize(TEXT), tokens)
+}
+
+/// The first step of a session: one row.
+fn first_step(session: SessionId) -> StepHeader {
+    StepHeader {
+        session,
+        epoch: 0,
+        stage: 0,
+        step: 0,
+        pos: 0,
+        rows: 1,
+        width: WIDTH,
+        codec: Codec::F32,
+        want_from: 0,
+        want: Want::Top { k: 1 },
+        certain: 1,
+        compute_us: Vec::new(),
+    }
+}
+
+/// The hidden state of one row.
+fn one_row() -> Vec<u8> {
+    vec![0; 4 * WIDTH as usize]
+}
+
+async fn write(stream: &mut Stream, bytes: &[u8]) {
+    stream.write_all(bytes).await.expect("the stream is open");
+    stream.flush().await.expect("the stream is open");
 }
 
 fn logits(step: &StepHeader, rows: u32, shape: LogitShape) -> StageHeader {
@@ -88,19 +121,19 @@ fn silence(_: &StepHeader) -> Vec<u8> {
 
 fn claim(model: ModelId, lie: Lie, opened: Opened) -> Claim {
     let layers = vec![LayerRange::new(HALF, MODEL.layers())];
-    let name = MODEL.name().to_owned();
-    Claim { holding: Holding { model, name, layers, metadata: false, embedding: false, head: true }, opened, lie }
+    let names = vec![MODEL.name().to_owned()];
+    Claim { holding: Holding { model, names, layers, metadata: false, embedding: false, head: true }, opened, lie }
 }
 
 fn honest_opened() -> Opened {
-    Opened { width: WIDTH, vocab: Some(VOCAB), max_rows: 512, cached: 0, load_ms: 0 }
+    Opened { width: WIDTH, vocab: Some(VOCAB), max_rows: 512, cached: 0, context: 2048, load_ms: 0 }
 }
 
 /// A coordinator with the first half of the layers.
 async fn half_a_node(network: &str) -> (Member, ModelId) {
     let member = Member::start(network, Carrier::Tcp).await;
     let parts = vec![Parts::Coordinator, Parts::Stage { layers: LayerRange::new(0, HALF), head: false }];
-    let options = ImportOptions { name: Some(MODEL.name().to_owned()), parts: Some(parts), progress: None };
+    let options = ImportOptions { name: Some(MODEL.name().to_owned()), parts: Some(parts), ..ImportOptions::default() };
     let info = member.node.import(&MODEL.path(), options).await.expect("the model is imported");
     (member, info.id)
 }
@@ -148,15 +181,11 @@ async fn a_last_stage_that_lies_ends_its_answers_with_a_typed_error_and_an_hones
         rogue.net.shutdown().await;
         eventually("the liar is gone", || member.node.status().peers_connected == 0).await;
     }
-    let honest = Member::start(&network, Carrier::Tcp).await;
-    let rest = Parts::Stage { layers: LayerRange::new(HALF, MODEL.layers()), head: true };
-    honest.import(&MODEL.path(), MODEL.name(), rest).await;
-    join(&member.node, &honest.node.addresses(), Carrier::Tcp).await;
+    let honest = Member::stage_host(&network, MODEL, LayerRange::new(HALF, MODEL.layers()), &member).await;
     await_plan(&member.node, model).await;
     let completion = answer(&member.node, model, TEXT, 16).await.expect("the honest peer answers");
     assert_eq!(completion.tokens, expected(16));
-    honest.stop().await;
-    member.stop().await;
+    stop_all([honest, member]).await;
 }
 
 /// A liar who claims to hold everything: it is asked first, since that is one stage.
@@ -178,10 +207,7 @@ async fn whole_liar(network: &str, asker: &Member, model: ModelId, lie: Lie) -> 
 async fn a_liar_is_left_out_where_an_honest_host_can_do_its_work() {
     let network = lonely_network();
     let (member, model) = half_a_node(&network).await;
-    let honest = Member::start(&network, Carrier::Tcp).await;
-    let rest = Parts::Stage { layers: LayerRange::new(HALF, MODEL.layers()), head: true };
-    honest.import(&MODEL.path(), MODEL.name(), rest).await;
-    join(&member.node, &honest.node.addresses(), Carrier::Tcp).await;
+    let honest = Member::stage_host(&network, MODEL, LayerRange::new(HALF, MODEL.layers()), &member).await;
     await_plan(&member.node, model).await;
     let lies: [(&str, Lie); 4] = [
         ("NaN", not_a_number),
@@ -199,34 +225,194 @@ async fn a_liar_is_left_out_where_an_honest_host_can_do_its_work() {
         rogue.net.shutdown().await;
         eventually("the liar is gone", || member.node.status().peers_connected == 1).await;
     }
-    honest.stop().await;
-    member.stop().await;
+    stop_all([honest, member]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_did_not_open_comes_after_the_others_in_later_plans_and_is_asked_where_there_is_no_other() {
+    let network = lonely_network();
+    let (host, asker, model) = host_and_asker(&network, MODEL).await;
+    let mut claim = claim(model, silence, Opened { width: WIDTH + 1, ..honest_opened() });
+    claim.holding.layers = vec![LayerRange::new(0, MODEL.layers())];
+    let liar = Rogue::start(&network, Carrier::Tcp, Some(claim)).await;
+    join(&asker.node, &liar.net.addresses(), Carrier::Tcp).await;
+    await_holding(&asker, liar.net.local()).await;
+    let first = async || asker.node.plan(&model.to_string()).await.map(|plan| plan.stages[0].node);
+    // Of two alike, the pace that the honest one has shown may be the better one: it is not asked until the other has failed.
+    host.stop().await;
+    eventually("the honest host is gone", || asker.node.status().peers_connected == 1).await;
+    assert_eq!(first().await.expect("a plan"), liar.net.local());
+    let refused = answer(&asker.node, model, TEXT, 4).await.expect_err("it opens another stage than was asked for");
+    assert_eq!(refused.kind(), ErrorKind::BadFrame);
+    assert_eq!(first().await.expect("a plan"), liar.net.local(), "there is no other");
+    let (honest, _) = Member::host(&network, MODEL).await;
+    join(&asker.node, &honest.node.addresses(), Carrier::Tcp).await;
+    await_holding(&asker, honest.node.id()).await;
+    assert_eq!(first().await.expect("a plan"), honest.node.id());
+    println!("an answer took {:?} beside a host that did not open before", timed(&asker, model).await);
+    stop_all([asker, honest]).await;
+}
+
+/// Milliseconds since 1970.
+fn millis() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_millis() as u64
+}
+
+/// A made-up node that claims whatever a plan likes best, and a model of its own, by which it is known to have been heard of.
+fn made_up(model: ModelId, number: u8, address: &str) -> Announcement {
+    let whole = vec![LayerRange::new(0, MODEL.layers())];
+    let holding = |model, name: String| Holding {
+        model,
+        names: vec![name],
+        layers: whole.clone(),
+        metadata: true,
+        embedding: true,
+        head: true,
+    };
+    Announcement {
+        // In a minute.
+        version: millis() + 60_000,
+        agent: "made up".to_owned(),
+        serves: true,
+        free_memory: u64::MAX,
+        in_use: Vec::new(),
+        addresses: vec![address.to_owned()],
+        round_trips: Vec::new(),
+        holdings: vec![
+            holding(model, MODEL.name().to_owned()),
+            holding(ModelId([number; 32]), format!("made up {number}")),
+        ],
+    }
+}
+
+/// Made-up nodes that claim to hold the whole model, at an address that takes connections and says nothing.
+struct MadeUp {
+    nodes: Vec<Rogue>,
+    deaf: TcpListener,
+}
+
+impl MadeUp {
+    /// Announces `count` of them by way of one member until another has heard of them all.
+    async fn announce(network: &str, model: ModelId, count: u8, by: &Member, heard_by: &Member) -> MadeUp {
+        let deaf = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = format!("/ip4/127.0.0.1/tcp/{}", deaf.local_addr().expect("bound").port());
+        let to = by.node.addresses().remove(0);
+        let nodes = (1..=count).map(|number| {
+            let (to, announcement) = (&to, made_up(model, number, &address));
+            async move {
+                let node = Rogue::mute(network, to).await;
+                node.gossip(announcement);
+                node
+            }
+        });
+        let nodes = futures::future::join_all(nodes).await;
+        await_made_up(heard_by, count.into()).await;
+        // What follows is beside what was announced, not beside the announcing.
+        nodes.iter().for_each(Rogue::hush);
+        MadeUp { nodes, deaf }
+    }
+
+    /// How often they are dialled until `until` is done, and what that gives.
+    async fn dialled<T>(&self, until: impl Future<Output = T>) -> (usize, T) {
+        let (mut dialled, mut taken) = (0, Vec::new());
+        tokio::pin!(until);
+        loop {
+            tokio::select! {
+                done = &mut until => return (dialled, done),
+                came = self.deaf.accept() => {
+                    dialled += 1;
+                    taken.push(came);
+                }
+            }
+        }
+    }
+}
+
+async fn await_made_up(member: &Member, count: usize) {
+    let heard = || member.node.models().iter().filter(|info| info.name.starts_with("made up")).count();
+    eventually("all are heard of", || heard() == count).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn made_up_nodes_that_are_known_by_gossip_alone_are_in_no_plan() {
+    const FAKES: u8 = 60;
+    let network = lonely_network();
+    let asker = Member::start(&network, Carrier::Tcp).await;
+    let model = asker.import(&MODEL.path(), MODEL.name(), Parts::Coordinator).await;
+    let hosts = [
+        Member::stage_host(&network, MODEL, LayerRange::new(0, HALF), &asker).await,
+        Member::stage_host(&network, MODEL, LayerRange::new(HALF, MODEL.layers()), &asker).await,
+    ];
+    await_plan(&asker.node, model).await;
+    let ids = hosts.each_ref().map(|host| host.node.id());
+    let timed = async || {
+        let begun = Instant::now();
+        let completion = answer(&asker.node, model, TEXT, 16).await.expect("the hosts answer");
+        assert_eq!(completion.tokens, expected(16));
+        assert_eq!(completion.route.iter().map(|stage| stage.node).collect::<Vec<_>>(), ids);
+        begun.elapsed()
+    };
+    timed().await;
+    let before = median(&timed).await;
+    let fakes = MadeUp::announce(&network, model, FAKES, &hosts[0], &asker).await;
+    let plan = asker.node.plan(&model.to_string()).await.expect("a plan");
+    assert_eq!(plan.stages.iter().map(|stage| stage.node).collect::<Vec<_>>(), ids);
+    let (dialled, beside) = fakes.dialled(median(&timed)).await;
+    for node in fakes.nodes {
+        node.net.shutdown().await;
+    }
+    let after = median(&timed).await;
+    println!("an answer took {before:?}, {beside:?} beside {FAKES} made-up nodes ({dialled} dials), {after:?} after");
+    stop_all(hosts.into_iter().chain([asker])).await;
+}
+
+/// The third of five answers by the time that they take.
+async fn median(timed: &impl AsyncFn() -> Duration) -> Duration {
+    let mut took = Vec::new();
+    for _ in 0..5 {
+        took.push(timed().await);
+    }
+    took.sort_unstable();
+    took[2]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_was_lost_is_dialled_before_the_last_of_the_nodes_that_are_known_by_gossip_alone() {
+    // Four rounds of greetings.
+    const FAKES: u8 = 60;
+    let network = lonely_network();
+    let (host, model) = Member::host(&network, MODEL).await;
+    let asker = Member::start(&network, Carrier::Tcp).await;
+    asker.import(&MODEL.path(), MODEL.name(), Parts::Coordinator).await;
+    // The host dials: who was dialled is not dialled again by itself.
+    join(&host.node, &asker.node.addresses(), Carrier::Tcp).await;
+    await_plan(&asker.node, model).await;
+    let address = host.node.addresses().remove(0);
+    let port: u16 = address.split('/').nth(4).and_then(|port| port.parse().ok()).expect("/ip4/127.0.0.1/tcp/PORT");
+    host.stop().await;
+    eventually("the host is lost", || asker.node.status().peers_connected == 0).await;
+    let place = TcpListener::bind(("127.0.0.1", port)).await.expect("the host's port");
+    let hub = Member::start(&network, Carrier::Tcp).await;
+    join(&asker.node, &hub.node.addresses(), Carrier::Tcp).await;
+    let fakes = MadeUp::announce(&network, model, FAKES, &hub, &asker).await;
+    let plan = tokio::spawn({
+        let node = asker.node.clone();
+        async move { node.plan(&model.to_string()).await }
+    });
+    let (dialled, _) = fakes.dialled(in_time("a dial", place.accept())).await;
+    assert!(dialled < FAKES.into(), "the host is dialled behind all {dialled}");
+    plan.abort();
+    stop_all([asker, hub]).await;
 }
 
 /// What a rogue coordinator asks of an honest host.
 fn order(rogue: &Rogue, model: ModelId, session: SessionId) -> Request {
-    let own = Host { node: rogue.net.local(), addresses: rogue.net.addresses() };
-    Request::Open(OpenSession {
-        session,
-        epoch: 0,
-        model,
-        engine: "llama.cpp".to_owned(),
-        layers: LayerRange::new(0, MODEL.layers()),
-        head: true,
-        stage: 0,
-        context: 64,
-        exact: true,
-        prefix: Prefix::default(),
-        next: own.clone(),
-        copy: None,
-        stands_by: false,
-        coordinator: own,
-    })
+    Request::Open(rogue.order(model, MODEL.layers(), session))
 }
 
 /// A rogue coordinator's session at an honest host.
 async fn open(rogue: &Rogue, host: NodeId, model: ModelId, number: u8) -> SessionId {
-    let session = SessionId([number; 16]);
+    let session = rogue.session(number);
     match rogue.ask(host, order(rogue, model, session)).await {
         Reply::Opened(_) => session,
         other => panic!("an honest host opens a session for anyone: {other:?}"),
@@ -238,55 +424,26 @@ type Spoil = fn(&mut StepHeader, &mut Vec<u8>);
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stranger_who_knows_a_session_cannot_spoil_it_with_a_bad_frame() {
     let network = lonely_network();
-    let host = Member::start(&network, Carrier::Tcp).await;
-    let model = host.import(&MODEL.path(), MODEL.name(), Parts::All).await;
-    let asker = Member::start(&network, Carrier::Tcp).await;
-    asker.import(&MODEL.path(), MODEL.name(), Parts::Coordinator).await;
-    join(&asker.node, &host.node.addresses(), Carrier::Tcp).await;
-    await_plan(&asker.node, model).await;
-    let rogue = Rogue::start(&network, Carrier::Tcp, None).await;
-    let id = rogue.net.dial(&host.node.addresses()[0]).await.expect("the host is reached");
+    let (host, asker, model) = host_and_asker(&network, MODEL).await;
+    let (rogue, id) = Rogue::at(&network, &host).await;
     let prompt = Prompt::Text(TEXT.to_owned());
     let request = GenerateRequest { model: model.to_string(), prompt, options: greedy(160) };
     let mut answer = asker.node.generate(request).await.expect("the host answers");
     assert!(matches!(answer.next().await, Some(Ok(Delta::Text(_)))), "the answer has begun");
-    let step = StepHeader {
-        session: answer.session(),
-        epoch: 0,
-        stage: 0,
-        step: 1,
-        pos: 1,
-        rows: 1,
-        width: WIDTH,
-        codec: Codec::F32,
-        want_from: 0,
-        want: Want::Full,
-        certain: 2,
-        compute_us: Vec::new(),
-    };
+    let step = StepHeader { step: 1, pos: 1, want: Want::Full, certain: 2, ..first_step(answer.session()) };
     let mut stream = rogue.stage_stream(id).await;
-    stream.write_all(&frame(&StageHeader::Step(step), &[0; 4])).await.expect("the stream is open");
-    stream.flush().await.expect("the stream is open");
+    write(&mut stream, &frame(&StageHeader::Step(step), &[0; 4])).await;
     let completion = in_time("the answer", answer.finish()).await.expect("it is not touched");
     assert_eq!(completion.tokens, expected(160));
     rogue.net.shutdown().await;
-    for member in [asker, host] {
-        member.stop().await;
-    }
+    stop_all([asker, host]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_frame_ends_its_own_session_and_no_other() {
     let network = lonely_network();
-    let host = Member::start(&network, Carrier::Tcp).await;
-    let model = host.import(&MODEL.path(), MODEL.name(), Parts::All).await;
-    await_plan(&host.node, model).await;
-    let asker = Member::start(&network, Carrier::Tcp).await;
-    asker.import(&MODEL.path(), MODEL.name(), Parts::Coordinator).await;
-    join(&asker.node, &host.node.addresses(), Carrier::Tcp).await;
-    await_plan(&asker.node, model).await;
-    let mut rogue = Rogue::start(&network, Carrier::Tcp, None).await;
-    let id = rogue.net.dial(&host.node.addresses()[0]).await.expect("the host is reached");
+    let (host, asker, model) = host_and_asker(&network, MODEL).await;
+    let (mut rogue, id) = Rogue::at(&network, &host).await;
     let honest = tokio::spawn({
         let node = asker.node.clone();
         async move { answer(&node, model, TEXT, 160).await.expect("the host goes on").tokens }
@@ -305,58 +462,194 @@ async fn a_bad_frame_ends_its_own_session_and_no_other() {
     let mut stream = rogue.stage_stream(id).await;
     for (number, (what, spoil, kind)) in (1..).zip(spoils) {
         let session = open(&rogue, id, model, number).await;
-        let want = Want::Top { k: 1 };
-        let mut step = StepHeader {
-            session,
-            epoch: 0,
-            stage: 0,
-            step: 0,
-            pos: 0,
-            rows: 1,
-            width: WIDTH,
-            codec: Codec::F32,
-            want_from: 0,
-            want,
-            certain: 1,
-            compute_us: Vec::new(),
-        };
-        let mut body = vec![0; 4 * WIDTH as usize];
+        let (mut step, mut body) = (first_step(session), one_row());
         spoil(&mut step, &mut body);
-        stream.write_all(&frame(&StageHeader::Step(step), &body)).await.expect("the stream is open");
-        stream.flush().await.expect("the stream is open");
+        write(&mut stream, &frame(&StageHeader::Step(step), &body)).await;
         let told = in_time("the host's word", rogue.received.recv()).await;
         let Some(Message::Failed { session: failed, fault, .. }) = told else { panic!("{what}: {told:?}") };
         assert_eq!((failed, fault.kind()), (session, kind), "{what}: {fault}");
     }
     // What is no frame at all ends the stream; the session goes with its coordinator.
     open(&rogue, id, model, 200).await;
-    stream.write_all(&[0xff; 64]).await.expect("the stream is open");
-    stream.flush().await.expect("the stream is open");
+    write(&mut stream, &[0xff; 64]).await;
     rogue.net.shutdown().await;
     assert_eq!(honest.await.expect("no panic"), expected(160), "an honest answer beside it is not touched");
     eventually("no session is left", || host.node.status().sessions == 0).await;
-    asker.stop().await;
-    host.stop().await;
+    stop_all([asker, host]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_its_coordinator_ends_a_session_even_before_it_began() {
     let network = lonely_network();
-    let host = Member::start(&network, Carrier::Tcp).await;
-    let model = host.import(&MODEL.path(), MODEL.name(), Parts::All).await;
-    let owner = Rogue::start(&network, Carrier::Tcp, None).await;
-    let other = Rogue::start(&network, Carrier::Tcp, None).await;
-    let id = owner.net.dial(&host.node.addresses()[0]).await.expect("the host is reached");
-    other.net.dial(&host.node.addresses()[0]).await.expect("the host is reached");
+    let (host, model) = Member::host(&network, MODEL).await;
+    let (owner, id) = Rogue::at(&network, &host).await;
+    let (other, _) = Rogue::at(&network, &host).await;
     let session = open(&owner, id, model, 1).await;
     other.ask(id, Request::Release { session, epoch: 0, keep: Prefix::default() }).await;
     assert_eq!(host.node.status().sessions, 1, "a stranger's word ends nothing");
     owner.ask(id, Request::Release { session, epoch: 0, keep: Prefix::default() }).await;
     eventually("the session has ended", || host.node.status().sessions == 0).await;
-    let late = SessionId([2; 16]);
+    let late = owner.session(2);
     owner.ask(id, Request::Release { session: late, epoch: 0, keep: Prefix::default() }).await;
     let refused = request(&owner.net, id, &order(&owner, model, late), Duration::from_secs(60)).await;
     assert_eq!(refused.expect_err("it has ended").kind(), ErrorKind::Cancelled);
     eventually("nothing is held for it", || host.node.status().sessions == 0).await;
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_who_knows_a_session_cannot_take_the_place_of_its_next_route() {
+    let network = lonely_network();
+    let host = Member::start(&network, Carrier::Tcp).await;
+    let model = host.import(&MODEL.path(), MODEL.name(), Parts::All).await;
+    let owner = Rogue::start(&network, Carrier::Tcp, None).await;
+    let stranger = Rogue::start(&network, Carrier::Tcp, None).await;
+    let id = owner.net.dial(&host.node.addresses()[0]).await.expect("the host is reached");
+    stranger.net.dial(&host.node.addresses()[0]).await.expect("the host is reached");
+    let session = open(&owner, id, model, 1).await;
+    let next = |rogue: &Rogue| {
+        let mut next = rogue.order(model, MODEL.layers(), session);
+        next.epoch = 1;
+        Request::Open(next)
+    };
+    let taken = request(&stranger.net, id, &next(&stranger), Duration::from_secs(60)).await;
+    assert_eq!(taken.expect_err("it is another's").kind(), ErrorKind::InvalidArgument);
+    assert!(matches!(owner.ask(id, next(&owner)).await, Reply::Opened(_)), "the place is its own");
+    host.stop().await;
+}
+
+/// An honest answer, and the time that it takes.
+async fn timed(asker: &Member, model: ModelId) -> Duration {
+    let begun = Instant::now();
+    let completion = answer(&asker.node, model, TEXT, 16).await.expect("the host answers");
+    assert_eq!(completion.tokens, expected(16));
+    begun.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_streams_of_one_peer_keep_nobody_else_out() {
+    let network = lonely_network();
+    let (host, asker, model) = host_and_asker(&network, MODEL).await;
+    timed(&asker, model).await;
+    let alone = timed(&asker, model).await;
+    let (rogue, id) = Rogue::at(&network, &host).await;
+    rogue.open_silent(id, Channel::Control, 100);
+    rogue.open_silent(id, Channel::Stage, 20);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    println!("an answer took {alone:?}, and {:?} beside 120 silent streams", timed(&asker, model).await);
+    // A newcomer is greeted and told what it asks for.
+    let late = Member::asker(&network, MODEL, &host).await;
+    timed(&late, model).await;
+    stop_all([late, asker, host]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_that_compute_nothing_give_their_slots_back_within_seconds() {
+    let network = lonely_network();
+    let (host, asker, model) = host_and_asker(&network, MODEL).await;
+    let (rogue, id) = Rogue::at(&network, &host).await;
+    const SLOTS: u32 = 4;
+    for number in 1..=SLOTS as u8 {
+        open(&rogue, id, model, number).await;
+    }
+    assert_eq!(host.node.status().sessions, SLOTS, "all slots of the stage are taken");
+    println!("an answer took {:?} behind {SLOTS} silent sessions", timed(&asker, model).await);
+    timed(&host, model).await;
+    stop_all([asker, host]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_waits_for_its_turn_where_a_giver_is_busy() {
+    let network = lonely_network();
+    let (host, model) = Member::host(&network, MODEL).await;
+    let mut rogues = Vec::new();
+    for _ in 0..4 {
+        let (rogue, id) = Rogue::at(&network, &host).await;
+        rogue.open_silent(id, Channel::Shard, 8);
+        rogues.push(rogue);
+    }
+    let puller = Member::start(&network, Carrier::Tcp).await;
+    join(&puller.node, &host.node.addresses(), Carrier::Tcp).await;
+    await_holding(&puller, host.node.id()).await;
+    let begun = Instant::now();
+    let stage = Parts::Stage { layers: LayerRange::new(0, 4), head: false };
+    let pulled = in_time("a pull", puller.node.pull(&model.to_string(), stage, None)).await.expect("it is given");
+    assert_eq!(pulled.held, [LayerRange::new(0, 4)]);
+    println!("a pull took {:?} beside 32 silent readers", begun.elapsed());
+    stop_all([puller, host]).await;
+}
+
+async fn await_holding(member: &Member, peer: NodeId) {
+    let holds = || member.node.peers().iter().any(|known| known.id == peer && !known.holdings.is_empty());
+    eventually("the peer says what it holds", holds).await;
+}
+
+/// Bytes of memory that this process has.
+#[cfg(target_os = "linux")]
+fn memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/statm").expect("Linux has it");
+    status.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("pages") * 4096
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_of_frames_that_no_session_waits_for_take_no_memory() {
+    const STREAMS: u64 = 8;
+    const BODY: usize = 128 << 20;
+    const SENT: u64 = 24 << 20;
+    let network = lonely_network();
+    let (host, asker, model) = host_and_asker(&network, MODEL).await;
+    timed(&asker, model).await;
+    let (rogue, id) = Rogue::at(&network, &host).await;
+    let before = memory();
+    let mut streams = Vec::new();
+    for number in 0..STREAMS as u8 {
+        let failed = Fault::new(ErrorKind::Internal, "half of it");
+        let header = StageHeader::Failed { session: SessionId([number; 16]), epoch: 0, stage: 0, fault: failed };
+        let mut stream = rogue.stage_stream(id).await;
+        let head = encode_head(&header, BODY, FrameLimits { header: 8192, body: BODY }).expect("within the bounds");
+        write(&mut stream, &head).await;
+        let part = vec![0; 1 << 20];
+        for _ in 0..SENT >> 20 {
+            write(&mut stream, &part).await;
+        }
+        streams.push(stream);
+    }
+    let grown = memory().saturating_sub(before);
+    println!("{STREAMS} half frames of {} MiB each took {} MiB", SENT >> 20, grown >> 20);
+    assert!(grown < STREAMS * SENT / 2, "{grown} bytes");
+    timed(&asker, model).await;
+    stop_all([asker, host]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_dialled_because_a_coordinator_names_an_address() {
+    let network = lonely_network();
+    let (host, model) = Member::host(&network, MODEL).await;
+    let (mut rogue, id) = Rogue::at(&network, &host).await;
+    let target = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let ports = [&target, &closed].map(|listener| listener.local_addr().expect("bound").port());
+    drop(closed);
+    let nobody = swarmllm_core::identity::Keypair::generate().expect("chance").node_id();
+    let mut stream = rogue.stage_stream(id).await;
+    for (number, port) in (1..).zip(ports) {
+        let session = rogue.session(number);
+        let Request::Open(mut order) = order(&rogue, model, session) else { panic!("it opens") };
+        order.next = Host { node: nobody, addresses: vec![format!("/ip4/127.0.0.1/tcp/{port}")] };
+        assert!(matches!(rogue.ask(id, Request::Open(order)).await, Reply::Opened(_)));
+        write(&mut stream, &frame(&StageHeader::Step(first_step(session)), &one_row())).await;
+    }
+    let mut told = Vec::new();
+    for _ in ports {
+        let word = in_time("the host's word", rogue.received.recv()).await;
+        let Some(Message::Failed { fault, .. }) = word else { panic!("{word:?}") };
+        told.push((fault.kind(), fault.message().to_owned()));
+    }
+    assert_eq!(told[0].0, ErrorKind::PeerUnreachable, "{told:?}");
+    assert_eq!(told[0], told[1], "an open port and a closed one look alike");
+    assert!(!told[0].1.contains("127.0.0.1"), "{told:?}");
+    let dialled = tokio::time::timeout(Duration::from_millis(100), target.accept()).await;
+    assert!(dialled.is_err(), "nobody is there");
     host.stop().await;
 }

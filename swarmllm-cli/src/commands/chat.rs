@@ -1,37 +1,40 @@
 //! `swarmllm chat`: asks a model from a node of its own.
 
-use std::fs::File;
-use std::io::{IsTerminal, Read};
-use std::path::Path;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use swarmllm_core::base::ErrorKind;
 use swarmllm_core::engine::sample::SamplingParams;
 use swarmllm_core::node::{
-    ChatMessage, ChatRequest, Completion, Constraint, Delta, FinishReason, GenerateError, GenerateOptions, Generation,
-    Node,
+    ChatMessage, ChatRequest, Completion, Constraint, Delta, FinishReason, GenerateError, GenerateOptions,
+    GenerateRequest, Generation, Node, Prompt, TemplateInputs,
 };
 
 use crate::INTERRUPTED;
 use crate::args::ChatArgs;
-use crate::context::{Context, close, patiently};
+use crate::context::{Context, close, patiently, suggest};
 use crate::failure::Failure;
 use crate::signals::Stop;
 use crate::{input, print};
 
 /// Longest file with a schema, in bytes: the core takes no larger ones.
 const MAX_SCHEMA: u64 = 1 << 20;
+/// Longest file with tools or documents, in bytes: as much as the core takes of a conversation.
+const MAX_INPUTS: u64 = 4 << 20;
 
 pub async fn chat(context: &Context, args: ChatArgs) -> Result<ExitCode, Failure> {
-    let options = options(&args)?;
+    let (options, inputs) = (options(&args)?, inputs(&args)?);
     let mut stop = Stop::listen()?;
     let node = tokio::select! {
         node = context.guest(&args.meet.peer) => node?,
         () = stop.told() => return Ok(ExitCode::from(INTERRUPTED)),
     };
     let messages = args.system.map(|text| message("system", text)).into_iter().collect();
-    let mut talk = Talk { json: context.json, node: node.clone(), stop, model: args.model, options, messages };
+    let (json, raw, model) = (context.json, args.raw, args.model);
+    let mut talk = Talk { json, raw, node: node.clone(), stop, model, options, inputs, messages };
     let ended = talk.run(context.patience(&args.meet), args.message).await;
     drop(talk);
     close(node).await;
@@ -54,16 +57,26 @@ fn options(args: &ChatArgs) -> Result<GenerateOptions, Failure> {
     Ok(GenerateOptions { max_tokens, sampling, stop, exact, draft, stand_by, wire, constraint, ..default })
 }
 
+/// What the chat template is given.
+fn inputs(args: &ChatArgs) -> Result<TemplateInputs, Failure> {
+    let list =
+        |path: &Option<PathBuf>| path.as_deref().map(|path| json(path, MAX_INPUTS, "a list in JSON")).transpose();
+    let (tools, documents) = (list(&args.tools)?.unwrap_or_default(), list(&args.documents)?.unwrap_or_default());
+    let thinking = (args.think || args.no_think).then(|| ("enable_thinking".to_owned(), args.think.into()));
+    let given = args.template_arg.iter().map(|arg| (arg.name.clone(), arg.value.clone()));
+    let kwargs = given.chain(thinking).collect();
+    Ok(TemplateInputs { tools, documents, kwargs, parse_content: args.parse_content })
+}
+
 /// Reads a JSON schema.
 fn schema(path: &Path) -> Result<Constraint, Failure> {
-    let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_SCHEMA).read_to_string(&mut text));
-    read.map_err(|cause| Failure::io(path.display(), &cause))?;
-    let schema = serde_json::from_str(&text).map_err(|cause| {
-        let what = format!("{} is not a JSON schema of at most {MAX_SCHEMA} bytes: {cause}", path.display());
-        Failure::new(ErrorKind::InvalidArgument, what)
-    })?;
-    Ok(Constraint::JsonSchema(schema))
+    json(path, MAX_SCHEMA, "a JSON schema").map(Constraint::JsonSchema)
+}
+
+/// Reads a file of JSON.
+fn json<T: DeserializeOwned>(path: &Path, most: u64, what: &str) -> Result<T, Failure> {
+    serde_json::from_str(&input::file(path, most)?)
+        .map_err(|cause| Failure::new(ErrorKind::InvalidArgument, format!("{} is not {what}: {cause}", path.display())))
 }
 
 fn message(role: &str, content: String) -> ChatMessage {
@@ -73,10 +86,13 @@ fn message(role: &str, content: String) -> ChatMessage {
 /// A conversation.
 struct Talk {
     json: bool,
+    /// Each question is a text to be continued, and has nothing to do with the others.
+    raw: bool,
     node: Node,
     stop: Stop,
     model: String,
     options: GenerateOptions,
+    inputs: TemplateInputs,
     messages: Vec<ChatMessage>,
 }
 
@@ -84,6 +100,7 @@ impl Talk {
     /// Waits until the model can answer, then asks once or in turns.
     async fn run(&mut self, patience: Duration, text: Option<String>) -> Result<ExitCode, Failure> {
         let (node, model) = (&self.node, &self.model);
+        suggest(node, model);
         let planned = patiently(patience, async || node.plan(model).await.map_err(Failure::from));
         tokio::select! {
             planned = planned => drop(planned?),
@@ -132,9 +149,12 @@ impl Talk {
 
     /// Asks, shows the answer as it comes, and keeps both. A question that fails is not kept.
     async fn ask(&mut self, text: String) -> Result<Completion, Failure> {
+        if self.raw {
+            return self.answer(Some(text)).await;
+        }
         let kept = self.messages.len();
         self.messages.push(message("user", text));
-        let answered = self.answer().await;
+        let answered = self.answer(None).await;
         match &answered {
             Ok(done) => self.messages.push(message("assistant", done.text.clone())),
             Err(_) => self.messages.truncate(kept),
@@ -142,10 +162,27 @@ impl Talk {
         answered
     }
 
-    async fn answer(&mut self) -> Result<Completion, Failure> {
-        let (model, messages, options) = (self.model.clone(), self.messages.clone(), self.options.clone());
+    /// Begins the answer to the conversation, or the continuation of a text.
+    async fn begin(node: &Node, request: ChatRequest, text: Option<String>) -> Result<Generation, GenerateError> {
+        match text {
+            None => node.chat(request).await,
+            Some(text) => {
+                let (model, prompt, options) = (request.model, Prompt::Text(text), request.options);
+                node.generate(GenerateRequest { model, prompt, options }).await
+            }
+        }
+    }
+
+    async fn answer(&mut self, text: Option<String>) -> Result<Completion, Failure> {
+        let request = ChatRequest {
+            model: self.model.clone(),
+            messages: self.messages.clone(),
+            options: self.options.clone(),
+            inputs: self.inputs.clone(),
+            chat_template: None,
+        };
         let mut generation = tokio::select! {
-            generation = self.node.chat(ChatRequest { model, messages, options }) => generation?,
+            generation = Self::begin(&self.node, request, text) => generation?,
             () = self.stop.told() => return Err(cancelled()),
         };
         match self.show(&mut generation).await? {

@@ -95,9 +95,18 @@ async fn node(context: &Context) -> Vec<Check> {
             vec![Check::warn("data directory", format!("{place} is in use by a running node"), advice)]
         }
         Err(failure) => {
-            let advice = "make it writable, or name another directory with --data-dir";
-            vec![Check::fail("data directory", failure.message, advice)]
+            vec![Check::fail("data directory", failure.message, data_dir_advice(failure.kind))]
         }
+    }
+}
+
+fn data_dir_advice(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::DiskFull => "make room on its disk; what it holds is kept",
+        ErrorKind::StoreDamaged => {
+            "keep it, it holds the accounts with other nodes; put it back from a copy, or use the build that wrote it"
+        }
+        _ => "make it writable, or name another directory with --data-dir",
     }
 }
 
@@ -118,10 +127,14 @@ fn accelerators(status: &NodeStatus) -> Check {
 fn cpu() -> Check {
     let found: Vec<&str> = cpu_features().into_iter().filter_map(|(name, has)| has.then_some(name)).collect();
     let kernels = swarmllm_core::engine::llama_cpp::kernels();
-    let text = format!("{} {}; llama.cpp's kernels: {kernels}", std::env::consts::ARCH, found.join(" "));
-    match found.is_empty() {
-        false => Check::ok("processor", text.trim_end()),
-        true => Check::warn("processor", text.trim_end(), "no vector instructions are known here; expect slow answers"),
+    let text = format!("{} {}; llama.cpp's kernels: {}", std::env::consts::ARCH, found.join(" "), kernels.level);
+    match (found.is_empty(), kernels.missing) {
+        (true, _) => Check::warn("processor", text, "no vector instructions are known here; expect slow answers"),
+        (_, None) => Check::ok("processor", text),
+        (_, Some(missing)) => {
+            let text = format!("{text}; it could run `{}`: {}", missing.level, missing.reason);
+            Check::warn("processor", text, "fine, but answers come slower than this processor could give them")
+        }
     }
 }
 

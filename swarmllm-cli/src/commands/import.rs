@@ -9,13 +9,15 @@ use crate::INTERRUPTED;
 use crate::args::ImportArgs;
 use crate::context::{Context, close};
 use crate::failure::Failure;
+use crate::print;
 use crate::progress::Bar;
 use crate::signals::Stop;
 
 pub async fn import(context: &Context, args: ImportArgs) -> Result<ExitCode, Failure> {
     let node = context.offline().await?;
     let bar = Bar::new("importing", context.json);
-    let options = ImportOptions { parts: args.parts(), name: args.name.clone(), progress: Some(bar.mover()) };
+    let (parts, name) = (args.parts(), args.name.clone());
+    let options = ImportOptions { name, parts, anyway: args.anyway, progress: Some(bar.mover()) };
     let imported = match args.address() {
         None => node.import(&args.source, options).await.map(Some),
         Some(address) => {
@@ -30,7 +32,10 @@ pub async fn import(context: &Context, args: ImportArgs) -> Result<ExitCode, Fai
     drop(bar);
     close(node).await;
     match imported? {
-        Some(model) => models::tell(context, &[model]).map(|()| ExitCode::SUCCESS),
+        Some(model) => {
+            model.warnings.iter().for_each(|warning| print::note(&print::clean(&format!("warning: {warning}"))));
+            models::tell(context, &[model]).map(|()| ExitCode::SUCCESS)
+        }
         None => Ok(ExitCode::from(INTERRUPTED)),
     }
 }

@@ -1,8 +1,10 @@
 //! One file per command.
 
+mod alias;
 mod balances;
 mod chat;
 mod doctor;
+mod examine;
 mod import;
 mod invite;
 mod models;
@@ -32,15 +34,19 @@ pub async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Balances(args) => Flags { network: args.network.clone(), ..Flags::default() },
         Command::Invite(args) => args.run.flags(),
         Command::Import(args) => args.flags(),
-        Command::Models | Command::Pin(_) | Command::Unpin(_) | Command::Join(_) | Command::Doctor => Flags::default(),
+        Command::Models | Command::Examine(_) | Command::Alias(_) | Command::Unalias(_) => Flags::default(),
+        Command::Pin(_) | Command::Unpin(_) | Command::Join(_) | Command::Doctor => Flags::default(),
     };
     let context = Context::load(&cli.global, &flags)?;
     match cli.command {
         Command::Run(args) => run::run(&context, args.invite).await,
         Command::Chat(args) => chat::chat(&context, args).await,
         Command::Import(args) => import::import(&context, args).await,
+        Command::Examine(args) => examine::examine(&context, &args).await,
         Command::Pull(args) => pull::pull(&context, args).await,
         Command::Models => models::models(&context).await,
+        Command::Alias(args) => alias::alias(&context, &args).await,
+        Command::Unalias(args) => alias::unalias(&context, &args.alias).await,
         Command::Pin(args) => pin::pin(&context, &args.model, true).await,
         Command::Unpin(args) => pin::pin(&context, &args.model, false).await,
         Command::Plan(args) => plan::plan(&context, args).await,

@@ -15,6 +15,11 @@ pub async fn models(context: &Context) -> Result<ExitCode, Failure> {
     let models = node.models();
     close(node).await;
     tell(context, &models)?;
+    for model in models.iter().filter(|_| !context.json) {
+        if let Some(reason) = model.refusal() {
+            print::note(&print::clean(&format!("{} ({}) cannot run here: {reason}", model.name, model.id.short())));
+        }
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -27,20 +32,24 @@ pub fn tell(context: &Context, models: &[ModelInfo]) -> Result<(), Failure> {
         print::note("no model is held here; `swarmllm import` or `swarmllm pull` one");
         return Ok(());
     }
-    let rows: Vec<[String; 7]> = models.iter().map(row).collect();
-    print::line(&print::table(["name", "id", "architecture", "size", "layers", "held", "also held"], &rows))
+    let rows: Vec<[String; 8]> = models.iter().map(row).collect();
+    print::line(&print::table(
+        ["name", "id", "architecture", "size", "layers", "held", "also held", "runs here"],
+        &rows,
+    ))
 }
 
-fn row(model: &ModelInfo) -> [String; 7] {
+fn row(model: &ModelInfo) -> [String; 8] {
     let also = [(model.has_metadata, "metadata"), (model.has_embedding, "embedding"), (model.has_head, "head")];
     let also: Vec<&str> = also.into_iter().filter_map(|(held, what)| held.then_some(what)).collect();
     [
-        model.name.clone(),
+        if model.names.is_empty() { model.name.clone() } else { model.names.join(", ") },
         model.id.short(),
         model.architecture.clone(),
         Bytes(model.size).to_string(),
         model.layers.to_string(),
         ranges(&model.held),
         if also.is_empty() { "-".to_owned() } else { also.join(",") },
+        if model.refusal().is_none() { "yes" } else { "no" }.to_owned(),
     ]
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use swarmllm_core::node::{Node, Plan};
 
 use crate::args::PlanArgs;
-use crate::context::{Context, close, patiently};
+use crate::context::{Context, close, patiently, suggest};
 use crate::failure::Failure;
 use crate::print;
 
@@ -16,6 +16,7 @@ const MAX_HELPERS: usize = 64;
 pub async fn plan(context: &Context, args: PlanArgs) -> Result<ExitCode, Failure> {
     let node = context.guest(&args.meet.peer).await?;
     let patience = context.patience(&args.meet);
+    suggest(&node, &args.model);
     let plan = patiently(patience, async || node.plan(&args.model).await.map_err(Failure::from)).await;
     let helpers = match &plan {
         Ok(plan) => helpers(&node, &args.model, plan).await,

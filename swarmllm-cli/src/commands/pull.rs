@@ -7,7 +7,7 @@ use swarmllm_core::node::{ModelInfo, Node};
 use super::models;
 use crate::INTERRUPTED;
 use crate::args::PullArgs;
-use crate::context::{Context, close, patiently};
+use crate::context::{Context, close, patiently, suggest};
 use crate::failure::Failure;
 use crate::progress::Bar;
 use crate::signals::Stop;
@@ -32,6 +32,7 @@ pub async fn pull(context: &Context, args: PullArgs) -> Result<ExitCode, Failure
 
 async fn fetch(context: &Context, args: &PullArgs, node: &Node) -> Result<Option<ModelInfo>, Failure> {
     let wait = context.patience(&args.meet);
+    suggest(node, &args.model);
     let mut last = None;
     for parts in args.parts() {
         let bar = Bar::new("fetching", context.json);

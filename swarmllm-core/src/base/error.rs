@@ -74,6 +74,8 @@ kinds! {
     BadSource = 209, 502;
     /// A file on the web is no longer the one that was begun with.
     SourceChanged = 210, 409;
+    /// The alias is another model's here.
+    AliasTaken = 211, 409;
     /// No peer of this id is known.
     PeerNotFound = 300, 404;
     /// A peer cannot be reached.

@@ -92,7 +92,7 @@ id!(
     32
 );
 id!(
-    /// One session of a coordinator: random, never reused.
+    /// One session of a coordinator: random, never reused, and of nobody else (`wire::control::session_id`).
     SessionId,
     16
 );

@@ -1,4 +1,4 @@
-//! The words every other room speaks: identifiers, layer ranges, units, error kinds and events.
+//! The words every other room speaks: identifiers, layer ranges, units, names, error kinds and events.
 //!
 //! Owns nothing and promises purity: no IO, no clock, no randomness. May import nothing.
 
@@ -6,6 +6,7 @@ mod error;
 mod event;
 mod id;
 mod layers;
+pub mod names;
 mod units;
 
 pub use error::{ErrorKind, Fault};

@@ -8,6 +8,10 @@
 //! compiled on a thread with a stack of known size; every limit of llguidance's is set; a panic becomes an error.
 //! llguidance's own guard against panics is not used: it puts a panic hook into the host's process.
 
+mod bounds;
+mod closing;
+mod embedded;
+
 use std::any::Any;
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,6 +25,7 @@ use llguidance::{Logger, regex_to_lark};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use self::bounds::{Growing, Place};
 use crate::base::ErrorKind;
 use crate::model::tokenizer::Tokenizer;
 
@@ -28,11 +33,18 @@ use crate::model::tokenizer::Tokenizer;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Constraint {
-    /// Any JSON object.
+    /// Any JSON object. It has as many keys as the token limit allows; its numbers and its nesting are bounded like those
+    /// of a schema.
     JsonObject,
-    /// JSON that is valid by this JSON Schema. Keywords that cannot be enforced are refused by name.
+    /// JSON that is valid by this JSON Schema. Keywords that cannot be enforced are refused by name. Where an object's keys
+    /// are named and the schema does not say whether others are admitted (`additionalProperties`), none are: JSON Schema
+    /// admits them, and a model would invent keys until its token limit. Such an answer is valid by the schema all the
+    /// same. `"additionalProperties": true` admits them. An object of which no key is named (`{"type": "object"}`) is any
+    /// object. Numbers have at most 20 digits before their point, 20 behind it and three in their exponent, and arrays and
+    /// objects lie at most 64 in one another, but where the schema leaves nothing else.
     JsonSchema(Value),
-    /// What the rule `start` of this grammar derives, in llguidance's dialect of Lark.
+    /// What the rule `start` of this grammar derives, in llguidance's dialect of Lark. The objects of its schemas (`%json`)
+    /// are closed, and their white space ends, as those of `JsonSchema`; numbers and nesting are bounded by the schema alone.
     Lark(String),
     /// What this regular expression matches as a whole, in the syntax of Rust's `regex`.
     Regex(String),
@@ -136,12 +148,44 @@ impl Constraint {
         }
     }
 
+    /// Where the answer begins, if all of it is JSON.
+    fn place(&self) -> Option<Place> {
+        match self {
+            Self::JsonObject | Self::JsonSchema(_) => Some(Place::default()),
+            Self::Lark(_) | Self::Regex(_) => None,
+        }
+    }
+
     fn grammar(&self) -> TopLevelGrammar {
         match self {
-            Self::JsonObject => TopLevelGrammar::from_json_schema(bounded_spaces(json!({"type": "object"}))),
-            Self::JsonSchema(schema) => TopLevelGrammar::from_json_schema(bounded_spaces(schema.clone())),
+            Self::JsonObject => json_grammar(json!({"type": "object"})),
+            Self::JsonSchema(schema) => json_grammar(schema.clone()),
             Self::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
             Self::Regex(text) => TopLevelGrammar::from_lark(format!("start: /{}/", regex_to_lark(text, ""))),
+        }
+    }
+
+    /// The grammars that admit less than [`grammar`](Self::grammar) and nothing else, the narrowest first: with closed
+    /// objects, and with white space that ends.
+    fn narrower(&self) -> Result<Vec<TopLevelGrammar>, ConstraintError> {
+        let mut work = closing::MAX_WORK;
+        match self {
+            Self::JsonObject | Self::Regex(_) => Ok(Vec::new()),
+            Self::JsonSchema(schema) => Ok(closing::closed(schema, &mut work).map(json_grammar).into_iter().collect()),
+            Self::Lark(text) => {
+                let schemas = embedded::find(text);
+                schemas.iter().try_for_each(|embedded| check_schema(&embedded.schema))?;
+                if schemas.is_empty() {
+                    return Ok(Vec::new());
+                }
+                let closed = schemas.iter().map(|embedded| {
+                    let closed = closing::closed(&embedded.schema, &mut work);
+                    (embedded, with_options(closed.unwrap_or_else(|| embedded.schema.clone())))
+                });
+                let closed = embedded::replace(text, closed);
+                let open = schemas.iter().map(|embedded| (embedded, with_options(embedded.schema.clone())));
+                Ok([closed, embedded::replace(text, open)].map(TopLevelGrammar::from_lark).into())
+            }
         }
     }
 }
@@ -167,8 +211,14 @@ fn check_schema(schema: &Value) -> Result<(), ConstraintError> {
     Ok(())
 }
 
-/// Sets llguidance's options for a schema, over what the schema itself may say of them.
-fn bounded_spaces(mut schema: Value) -> Value {
+fn json_grammar(schema: Value) -> TopLevelGrammar {
+    TopLevelGrammar::from_json_schema(with_options(schema))
+}
+
+/// The schema with llguidance's options set over what it may say of them itself.
+fn with_options(schema: Value) -> Value {
+    // `true` has no place for options; it means what an empty schema means.
+    let mut schema = if schema == Value::Bool(true) { json!({}) } else { schema };
     if let Value::Object(fields) = &mut schema {
         fields.insert("x-guidance".to_owned(), json!({"whitespace_pattern": WHITE_SPACE}));
     }
@@ -222,6 +272,7 @@ impl TokenizerEnv for Words {
 pub struct Lexicon {
     words: TokEnv,
     slices: SlicedBiasComputer,
+    growing: Growing,
     ends: Vec<u32>,
 }
 
@@ -243,7 +294,8 @@ impl Lexicon {
             let facts = TokRxInfo::new(words.len() as u32, INVALID_TOKEN);
             let trie: TokEnv = Arc::new(Words(TokTrie::from(&facts, &words)));
             let slices = SlicedBiasComputer::new(&trie, &SlicedBiasComputer::general_slices());
-            Ok(Self { words: trie, slices: slices.map_err(ConstraintError::refused)?, ends })
+            let growing = Growing::of(trie.tok_trie());
+            Ok(Self { words: trie, slices: slices.map_err(ConstraintError::refused)?, growing, ends })
         })
     }
 
@@ -251,21 +303,33 @@ impl Lexicon {
     pub fn compile(self: &Arc<Self>, constraint: &Constraint) -> Result<Guide, ConstraintError> {
         constraint.check()?;
         on_own_stack(|| {
-            let slices = self.slices.extra_lexemes();
-            let grammar = GrammarInit::Serialized(constraint.grammar());
-            let grammar = grammar.to_cgrammar(Some(self.words.clone()), &mut Logger::new(0, 0), limits(), slices);
-            let grammar = grammar.map_err(ConstraintError::refused)?;
-            let counters = Arc::new(ParserPerfCounters::default());
-            let parser = Parser::new(self.words.clone(), grammar, limits(), counters);
-            let parser = parser.map_err(ConstraintError::refused)?;
-            let mut guide = Guide { parser, lexicon: self.clone() };
-            // What admits nothing is refused before anything is computed for it.
-            match guide.allowed() {
-                Err(ConstraintError::DeadEnd) => Err(ConstraintError::Unsatisfiable),
-                Err(error) => Err(error),
-                Ok(_) => Ok(guide),
+            let place = constraint.place();
+            for narrower in constraint.narrower()? {
+                if let Ok(guide) = self.guide(narrower, place) {
+                    return Ok(guide);
+                }
             }
+            // What is refused is refused as it was given.
+            self.guide(constraint.grammar(), place)
         })
+    }
+
+    /// A guide through a grammar, with the place where the answer begins if all of it is JSON. Needs [`COMPILE_STACK`].
+    fn guide(self: &Arc<Self>, grammar: TopLevelGrammar, place: Option<Place>) -> Result<Guide, ConstraintError> {
+        let slices = self.slices.extra_lexemes();
+        let grammar = GrammarInit::Serialized(grammar);
+        let grammar = grammar.to_cgrammar(Some(self.words.clone()), &mut Logger::new(0, 0), limits(), slices);
+        let grammar = grammar.map_err(ConstraintError::refused)?;
+        let counters = Arc::new(ParserPerfCounters::default());
+        let parser = Parser::new(self.words.clone(), grammar, limits(), counters);
+        let parser = parser.map_err(ConstraintError::refused)?;
+        let mut guide = Guide { parser, lexicon: self.clone(), place };
+        // What admits nothing is refused before anything is computed for it.
+        match guide.allowed() {
+            Err(ConstraintError::DeadEnd) => Err(ConstraintError::Unsatisfiable),
+            Err(error) => Err(error),
+            Ok(_) => Ok(guide),
+        }
     }
 }
 
@@ -313,12 +377,14 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
 pub struct Guide {
     parser: Parser,
     lexicon: Arc<Lexicon>,
+    /// Where the answer is, if all of it is JSON.
+    place: Option<Place>,
 }
 
 impl Guide {
     /// The tokens that may come next: those that continue the answer, and those that end it where it may end.
     pub fn allowed(&mut self) -> Result<Allowed, ConstraintError> {
-        let lexicon = self.lexicon.clone();
+        let (lexicon, place) = (self.lexicon.clone(), self.place);
         self.guarded(|parser| {
             let mut allowed = parser.compute_bias(&lexicon.slices, &[]);
             if let Some(error) = parser.get_error() {
@@ -326,6 +392,9 @@ impl Guide {
             }
             let may_end = parser.is_accepting();
             lexicon.ends.iter().for_each(|end| allowed.set(*end as usize, may_end));
+            if let Some(place) = place {
+                lexicon.growing.bound(place, lexicon.words.tok_trie(), &mut allowed);
+            }
             match allowed.is_zero() && !may_end {
                 true => Err(ConstraintError::DeadEnd),
                 false => Ok(Allowed(allowed)),
@@ -336,6 +405,7 @@ impl Guide {
     /// Takes a chosen token, one of [`allowed`](Self::allowed) that does not end the answer.
     pub fn accept(&mut self, token: u32) -> Result<(), ConstraintError> {
         let bytes = self.lexicon.words.tok_trie().decode_raw(&[token]);
+        self.place = self.place.map(|place| place.after(&bytes));
         self.guarded(|parser| match parser.apply_token(&bytes, token) {
             Ok(_) => Ok(()),
             Err(cause) => Err(ConstraintError::TooComplex { reason: cut(cause) }),

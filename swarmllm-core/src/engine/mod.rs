@@ -277,8 +277,9 @@ pub trait Stage: Send {
     /// then differ, in the rounding of sums, from those of a step of each. A session whose numbers overflow there gets
     /// them as they are, so that it alone fails; one that is computed by itself gets an error.
     ///
-    /// A refused step (shape, position, slot, non-finite input) changes nothing, nor does one that ends as
-    /// [`EngineError::Abandoned`]. After `Step` the slots named in `rows` must be released.
+    /// A refused step (shape, position, slot, non-finite input) changes nothing. A step that fails, or ends as
+    /// [`EngineError::Abandoned`], leaves each of its sessions with what it held before, or with nothing where the engine
+    /// cannot go back.
     fn compute(&mut self, hidden: &[f32], rows: &[Row], terms: Terms, out: &mut Vec<f32>) -> Result<(), EngineError>;
 
     /// Computes one step as a plain run does.

@@ -262,9 +262,10 @@ fn exp_of_negative(x: f32) -> f32 {
 pub struct Sampled {
     /// The token.
     pub token: u32,
-    /// Natural logarithm of its probability in the row as the model gave it, before biases, penalties and temperature.
+    /// Natural logarithm of its probability in the row as the model gave it, before biases, penalties and temperature;
+    /// where only some tokens were allowed, of its probability among those.
     pub logprob: f32,
-    /// The likeliest tokens of that row with theirs, best first, as many as were asked for.
+    /// The likeliest tokens of that row, of those that were allowed, with theirs, best first, as many as were asked for.
     pub alternatives: Vec<(u32, f32)>,
 }
 
@@ -301,6 +302,7 @@ pub struct Sampler {
     // Kept between calls so that a token costs no allocation.
     best: Vec<Candidate>,
     weights: Vec<f64>,
+    admitted: Vec<f32>,
 }
 
 impl Sampler {
@@ -325,6 +327,7 @@ impl Sampler {
             counts: HashMap::new(),
             best: Vec::new(),
             weights: Vec::new(),
+            admitted: Vec::new(),
         })
     }
 
@@ -382,14 +385,17 @@ impl Sampler {
         let chosen = if self.params.temperature > 0.0 { self.draw() } else { 0 };
         let token = self.best.get(chosen).map(|candidate| candidate.token).ok_or(SampleError::NotFinite)?;
         let logit = logit_of(row, token).ok_or(SampleError::NotFinite)?;
-        let alternatives = self.alternatives(row, lse);
+        let alternatives = self.alternatives(row, allowed, lse);
         Ok(Sampled { token, logprob: (logit - lse).min(0.0), alternatives })
     }
 
     /// The best tokens of the row as it is, with their log-probabilities. Uses `best` up.
-    fn alternatives(&mut self, row: &LogitRow, lse: f32) -> Vec<(u32, f32)> {
+    fn alternatives(&mut self, row: &LogitRow, allowed: Option<&Allowed>, lse: f32) -> Vec<(u32, f32)> {
         let wanted = self.alternatives as usize;
         match row {
+            LogitRow::Full(logits) if allowed.is_some() => {
+                top_of(open_of(logits, &[], allowed), wanted, &mut self.best)
+            }
             LogitRow::Full(logits) => top(logits, wanted, &mut self.best),
             LogitRow::Top { ids, logits, .. } => {
                 self.best.clear();
@@ -401,7 +407,8 @@ impl Sampler {
         self.best.iter().map(|candidate| (candidate.token, (candidate.logit - lse).min(0.0))).collect()
     }
 
-    /// Checks the row and leaves in `best` the tokens that may be chosen, best first. Gives the row's log-sum-exp.
+    /// Checks the row and leaves in `best` the tokens that may be chosen, best first. Gives the log-sum-exp of the row, or
+    /// of the tokens that are allowed.
     fn gather(&mut self, row: &LogitRow, allowed: Option<&Allowed>) -> Result<f32, SampleError> {
         let vocab = self.vocab as usize;
         let within = |needed: Option<u32>| needed.map_or(vocab, |needed| vocab.min(needed as usize));
@@ -418,7 +425,11 @@ impl Sampler {
                         _ => top_of(open_of(logits, &self.biases, allowed), kept, &mut self.best),
                     }
                 }
-                lse
+                match allowed {
+                    // Where none is, nothing is left to choose, which `sample_within` refuses.
+                    Some(allowed) if lse.is_finite() => self.log_sum_exp_within(logits, allowed).max(f32::MIN),
+                    _ => lse,
+                }
             }
             LogitRow::Top { .. } if allowed.is_some() => {
                 return Err(SampleError::TooFew { given: 0, needed: vocab });
@@ -431,6 +442,12 @@ impl Sampler {
             }
         };
         if lse.is_finite() { Ok(lse) } else { Err(SampleError::NotFinite) }
+    }
+
+    fn log_sum_exp_within(&mut self, row: &[f32], allowed: &Allowed) -> f32 {
+        self.admitted.clear();
+        self.admitted.extend(open_of(row, &[], Some(allowed)).map(|candidate| candidate.logit));
+        log_sum_exp(&self.admitted)
     }
 
     /// Checks the reduced row and leaves its tokens in `best`, their biases added, best first.

@@ -5,9 +5,10 @@
 //! computation never sits on the runtime. [`StageHandle`] sends jobs through a bounded queue and gets each answer through
 //! a oneshot. Logits are reduced here, before they travel: a row of a large vocabulary becomes some hundred bytes.
 //!
-//! Promises: jobs of one session are done in the order in which they were sent; a refused step fails nobody else's; a
-//! panic of an engine becomes an error and ends the stage, never the process; a step whose caller has gone is given up,
-//! also in the middle of its computation; dropping the last handle ends the thread, and nobody waits for that.
+//! Promises: jobs of one session are done in the order in which they were sent; a step that is refused or fails takes
+//! nothing from other sessions, also where it was computed with theirs; a panic of an engine becomes an error and ends the
+//! stage, never the process; a step whose caller has gone is given up, also in the middle of its computation; dropping the
+//! last handle ends the thread, and nobody waits for that.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -457,6 +458,11 @@ impl Worker {
         let how = How { reduce: Reduce::Full, long: false, exact: false, abandoned: &abandoned };
         let computed = self.compute(&hidden, &rows, how);
         self.joint = hidden;
+        if let Err(error @ EngineError::Step { .. }) = &computed
+            && !self.broken
+        {
+            return self.apart(tasks, error);
+        }
         if let Some(took) = &mut self.took {
             took.riders = tasks.iter().filter(|(task, _)| task.is_long()).filter_map(|(task, _)| task.slot()).collect();
         }
@@ -466,6 +472,21 @@ impl Worker {
             let rest = self.settle(task, end, from, computed.clone());
             self.put_back(rest);
             from += floats;
+        }
+    }
+
+    /// Computes steps one by one that failed together, so that only those fail that fail by themselves. A session that the
+    /// engine cannot take back to where the step began fails as all did.
+    fn apart(&mut self, tasks: Vec<(Task, usize)>, error: &EngineError) {
+        tracing::warn!(%error, sessions = tasks.len(), "a shared step failed; each session's is computed by itself");
+        for (task, end) in tasks {
+            let Row { slot, pos, .. } = task.job.rows[task.done];
+            let rows = end - task.done;
+            let rest = match self.guard(|stage| stage.truncate(slot, pos)) {
+                Ok(()) => self.advance(task, rows),
+                Err(_) => self.settle(task, end, 0, Err(error.clone())),
+            };
+            self.put_back(rest);
         }
     }
 

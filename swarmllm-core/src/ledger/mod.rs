@@ -68,7 +68,8 @@ pub enum LedgerError {
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A transaction failed earlier: what is on disk is not known, so nothing is signed until the next start.
+    /// A transaction failed earlier, and not for want of room: what is on disk is not known, so nothing is signed until the
+    /// next start. Or the ledger has been closed.
     #[error("the ledger stopped signing when its store failed; start the node again")]
     Stopped,
 }

@@ -6,9 +6,10 @@ use tempfile::TempDir;
 
 use super::record::{Body, PROPOSAL_BYTES, Proposal, RECORD_BYTES, Record};
 use super::*;
-use crate::base::{Hash, NodeId, SessionId};
+use crate::base::{ErrorKind, Hash, NodeId, SessionId};
 use crate::identity::Keypair;
 use crate::store::Store;
+use crate::store::disk::Disk;
 
 const NETWORK: Hash = Hash([9; 32]);
 const SESSION: SessionId = SessionId([3; 16]);
@@ -420,4 +421,41 @@ async fn an_account_that_cannot_be_read_is_an_error_and_not_forgotten() {
     store.put_account(&place, b"spoilt").unwrap();
     let refused = Ledger::open(store, Arc::new(key(1)), "test", None);
     assert!(matches!(refused, Err(LedgerError::Malformed { .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_ledger_whose_disk_was_full_signs_again_when_there_is_room_and_pays_nothing_twice() {
+    let mut failed = 0;
+    for writes in 0.. {
+        let disks = [Disk::default(), Disk::default()];
+        let [debtor, creditor] = [0, 1].map(|side| {
+            let store = disks[side].open().unwrap();
+            Ledger::open(store, Arc::new(key(side as u8 + 1)), "test", None).unwrap()
+        });
+        for _ in 0..2 {
+            debtor.tabs().spend(node(2), SESSION, 1, 5_000);
+            creditor.tabs().earn(node(1), 5_000);
+            assert!(settle(&debtor, &creditor).await % 5 == 0);
+        }
+        debtor.tabs().spend(node(2), SESSION, 1, 5_000);
+        creditor.tabs().earn(node(1), 5_000);
+        disks[0].allow(Some(writes));
+        let proposed = debtor.propose(node(2)).await;
+        let Err(refused) = proposed else { break };
+        for refused in [refused, debtor.propose(node(2)).await.unwrap_err()] {
+            assert_eq!(refused.kind(), ErrorKind::DiskFull, "at write {writes}: {refused}");
+        }
+        disks[0].allow(None);
+        let proposal = debtor.propose(node(2)).await.unwrap().expect("it is still owed");
+        disks[1].allow(Some(writes));
+        if creditor.accept(proposal.clone()).await.is_err() {
+            assert_eq!(creditor.accept(proposal).await.unwrap_err().kind(), ErrorKind::DiskFull);
+        }
+        disks[1].allow(None);
+        assert_eq!(settle(&debtor, &creditor).await, 15, "at write {writes}");
+        let left = [debtor.tabs().balances(), creditor.tabs().balances()].concat();
+        assert!(left.iter().all(|peer| peer.unsigned_spent + peer.unsigned_earned == 0), "at write {writes}: {left:?}");
+        failed += 1;
+    }
+    assert!(failed > 2, "a change takes several writes");
 }

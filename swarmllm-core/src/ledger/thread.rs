@@ -13,7 +13,7 @@ use crate::ledger::account::{Account, AccountId};
 use crate::ledger::record::{Proposal, Record};
 use crate::ledger::tab::Tabs;
 use crate::ledger::{LedgerError, limits};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// Requests that wait; more wait at their senders.
 const QUEUE: usize = 64;
@@ -49,7 +49,8 @@ impl Ledger {
     pub fn open(store: Store, key: Arc<Keypair>, network: &str, limit: Option<u64>) -> Result<Ledger, LedgerError> {
         let tabs = Tabs::new(limit);
         let network = Hash(*blake3::hash(network.as_bytes()).as_bytes());
-        let mut book = Book { store, key, network, accounts: BTreeMap::new(), tabs: tabs.clone(), stopped: false };
+        let (accounts, unsure) = (BTreeMap::new(), None);
+        let mut book = Book { store, key, network, accounts, tabs: tabs.clone(), unsure, stopped: false };
         book.read()?;
         let (requests, queue) = mpsc::channel(QUEUE);
         let thread = std::thread::Builder::new().name("swarmllm-ledger".into());
@@ -109,8 +110,19 @@ struct Book {
     network: Hash,
     accounts: BTreeMap<AccountId, Account>,
     tabs: Tabs,
-    /// A commit has failed: what the disk has is not known, so nothing is signed any more.
+    /// A change for which the disk had no room: whether the disk has it is not known, and nothing is signed meanwhile.
+    unsure: Option<(Account, Effect)>,
+    /// A commit has failed otherwise: what the disk will have after a loss of power is not known, so nothing is signed any
+    /// more.
     stopped: bool,
+}
+
+/// What a durable change of an account does to what is not signed for.
+#[derive(Debug, Clone, Copy)]
+enum Effect {
+    None,
+    Proposed(NodeId, u64),
+    Accepted(NodeId, u64),
 }
 
 impl Book {
@@ -166,11 +178,11 @@ impl Book {
             let mut account = self.account(id)?;
             match account.adopt(record) {
                 Ok(false) => {}
-                Ok(true) => self.keep(account)?,
+                Ok(true) => self.keep(account, Effect::None)?,
                 Err(error) => {
                     // A frozen one stays so after a restart.
                     if matches!(error, LedgerError::Conflict { .. }) {
-                        self.keep(account)?;
+                        self.keep(account, Effect::None)?;
                     }
                     return Err(error);
                 }
@@ -189,8 +201,7 @@ impl Book {
             return Ok(None);
         }
         let proposal = account.propose(credits, work, now(), &self.key)?;
-        self.keep(account)?;
-        self.tabs.proposed(peer, credits);
+        self.keep(account, Effect::Proposed(peer, credits))?;
         Ok(Some(proposal))
     }
 
@@ -207,16 +218,15 @@ impl Book {
         let before = account.total();
         let record = account.accept(proposal, &self.key)?;
         if account.total() != before {
-            self.keep(account)?;
-            self.tabs.accepted(id.debtor, delta);
+            self.keep(account, Effect::Accepted(id.debtor, delta))?;
         }
         Ok(record)
     }
 
     /// A copy of the account, to be changed and kept.
-    fn account(&self, id: AccountId) -> Result<Account, LedgerError> {
+    fn account(&mut self, id: AccountId) -> Result<Account, LedgerError> {
+        self.make_sure()?;
         match self.accounts.get(&id) {
-            _ if self.stopped => Err(LedgerError::Stopped),
             Some(account) => Ok(account.clone()),
             None if self.accounts.len() >= limits::ACCOUNTS => Err(LedgerError::Full),
             None => Ok(Account::new(id, self.network)),
@@ -224,15 +234,54 @@ impl Book {
     }
 
     /// Makes a change durable, and only then real.
-    fn keep(&mut self, account: Account) -> Result<(), LedgerError> {
+    fn keep(&mut self, account: Account, effect: Effect) -> Result<(), LedgerError> {
         let stored = self.store.put_account(&key_of(&self.network, account.id()), &account.encode());
-        stored.inspect_err(|error| {
-            tracing::error!(%error, "the ledger stops signing");
-            self.stopped = true;
-        })?;
+        if let Err(error) = stored {
+            match &error {
+                StoreError::Full { .. } => {
+                    tracing::warn!(%error, "the ledger signs nothing until there is room");
+                    self.unsure = Some((account, effect));
+                }
+                _ => {
+                    tracing::error!(%error, "the ledger stops signing");
+                    self.stopped = true;
+                }
+            }
+            return Err(error.into());
+        }
+        self.take_over(account, effect);
+        Ok(())
+    }
+
+    /// Finds out whether the disk has a change that it had no room for: then it has happened, and else it has not.
+    fn make_sure(&mut self) -> Result<(), LedgerError> {
+        if self.stopped {
+            return Err(LedgerError::Stopped);
+        }
+        let Some((account, effect)) = &self.unsure else { return Ok(()) };
+        let (account, effect) = (account.clone(), *effect);
+        let key = key_of(&self.network, account.id());
+        let found = self.store.account(&key)?;
+        if let Some(found) = &found {
+            // What was read may be in the system's memory only. Once it is written again it is durable.
+            self.store.put_account(&key, found)?;
+        }
+        self.unsure = None;
+        if found == Some(account.encode()) {
+            self.take_over(account, effect);
+        }
+        Ok(())
+    }
+
+    /// A change is durable.
+    fn take_over(&mut self, account: Account, effect: Effect) {
+        match effect {
+            Effect::None => {}
+            Effect::Proposed(peer, credits) => self.tabs.proposed(peer, credits),
+            Effect::Accepted(peer, credits) => self.tabs.accepted(peer, credits),
+        }
         self.show(&account);
         self.accounts.insert(account.id(), account);
-        Ok(())
     }
 
     /// Tells the totals to those who look.

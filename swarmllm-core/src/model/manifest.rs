@@ -1,11 +1,14 @@
 //! The manifest: what a model is made of, in canonical bytes. `ModelId` is the BLAKE3 digest of those bytes.
 //!
+//! A manifest has no name in it, so that equal content is one model, whatever people call it.
+//!
 //! Promises: a [`Manifest`] that was decoded or built here has passed every check of [`Manifest::check`], so that its
 //! tensors are known types of possible shapes, packed inside their shards, each in the shard its name belongs to.
 
 mod check;
 mod cut;
 mod error;
+mod old;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -17,12 +20,15 @@ use crate::base::{LayerRange, ModelId, ShardId};
 
 pub use cut::{Cut, Piece};
 pub use error::{ManifestError, TensorFault};
+pub(crate) use old::decode_format_1;
+#[cfg(test)]
+pub(crate) use old::encode_format_1;
 
 /// Bounds of what a manifest may say. Each is far above the largest public model's need.
 pub mod limits {
     /// Bytes of the encoding.
     pub const BYTES: usize = 2 * 1024 * 1024;
-    /// Bytes of the name for people.
+    /// Bytes of a name for people.
     pub const NAME: usize = 128;
     /// Bytes of the architecture's name.
     pub const ARCHITECTURE: usize = 64;
@@ -48,6 +54,9 @@ pub mod limits {
 pub const EMBEDDING_TENSOR: &str = "token_embd.weight";
 /// The output matrix of a model that is not tied.
 pub const OUTPUT_TENSOR: &str = "output.weight";
+
+/// The norm before the output matrix, which every model has.
+pub const OUTPUT_NORM_TENSOR: &str = "output_norm.weight";
 
 /// Which part of a model a shard is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -122,8 +131,6 @@ pub struct Fact {
 pub struct Manifest {
     /// Version of this layout; [`Manifest::FORMAT`].
     pub format: u32,
-    /// A name for people. Not an identity: two models may have one name.
-    pub name: String,
     /// `general.architecture`.
     pub architecture: String,
     /// Transformer blocks.
@@ -147,7 +154,7 @@ pub struct Manifest {
 
 impl Manifest {
     /// Version of the layout.
-    pub const FORMAT: u32 = 1;
+    pub const FORMAT: u32 = 2;
 
     /// The entry of this kind.
     pub fn shard(&self, kind: ShardKind) -> Option<&ShardEntry> {
@@ -188,6 +195,12 @@ impl Manifest {
                 given: bytes.len() as u64,
                 max: limits::BYTES as u64,
             });
+        }
+        // Asked first: the bytes of another layout need not decode as this one.
+        match postcard::take_from_bytes::<u32>(bytes) {
+            Ok((Self::FORMAT, _)) => {}
+            Ok((found, _)) => return Err(ManifestError::Format { found, known: Self::FORMAT }),
+            Err(error) => return Err(ManifestError::Encoding { reason: error.to_string() }),
         }
         let manifest: Manifest =
             postcard::from_bytes(bytes).map_err(|error| ManifestError::Encoding { reason: error.to_string() })?;

@@ -211,6 +211,11 @@ fn scope(ip: IpAddr) -> Scope {
     }
 }
 
+/// Whether the address leads to the same place from everywhere.
+pub(super) fn is_global(ip: IpAddr) -> bool {
+    scope(ip) == Scope::World
+}
+
 /// Whether an address may be dialled because a peer has told it that was itself seen at `seen`: who is far away has no say
 /// about this machine and this site, and a name may lead to either.
 pub(super) fn may_tell(seen: Option<&Multiaddr>, told: &Multiaddr) -> bool {

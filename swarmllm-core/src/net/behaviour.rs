@@ -13,7 +13,7 @@ use libp2p::{
 };
 
 use super::config::{self, NetConfig};
-use super::{NetError, streams};
+use super::{NetError, per_address, streams};
 use crate::wire::PROTOCOL_VERSION;
 
 /// Time after which announced keys are announced again, and forgotten without.
@@ -30,6 +30,7 @@ const GOSSIP_QUEUE_PER_PEER: usize = 64;
 pub(super) struct Behaviour {
     // Limits first: what they deny, the others never hear of.
     limits: connection_limits::Behaviour,
+    per_address: per_address::Behaviour,
     memory: memory_connection_limits::Behaviour,
     pub identify: identify::Behaviour,
     pub ping: ping::Behaviour,
@@ -84,6 +85,10 @@ impl Behaviour {
         let ping = ping::Config::new().with_interval(config::PING_INTERVAL).with_timeout(config::PING_TIMEOUT);
         Ok(Self {
             limits: connection_limits::Behaviour::new(limits(config.max_connections)),
+            per_address: per_address::Behaviour::new(
+                config.key.is_none().then_some(config.max_per_address),
+                config.count_loopback,
+            ),
             memory: memory_connection_limits::Behaviour::with_max_percentage(config::MAX_MEMORY_SHARE),
             identify: identify::Behaviour::new(identify),
             ping: ping::Behaviour::new(ping),
@@ -152,6 +157,7 @@ fn gossip(network: &str, key: &identity::Keypair) -> Result<gossipsub::Behaviour
 }
 
 fn routing(network: &str, local: PeerId) -> Result<kad::Behaviour<MemoryStore>, NetError> {
+    let config = routing_config(network)?;
     let store = MemoryStoreConfig {
         // Only who-has-what is kept; values are refused below.
         max_records: 0,
@@ -159,6 +165,12 @@ fn routing(network: &str, local: PeerId) -> Result<kad::Behaviour<MemoryStore>, 
         max_provided_keys: config::MAX_PROVIDED_KEYS,
         max_providers_per_key: config::MAX_PROVIDERS_PER_KEY,
     };
+    let mut routing = kad::Behaviour::with_config(local, MemoryStore::with_config(local, store), config);
+    routing.set_mode(Some(kad::Mode::Server));
+    Ok(routing)
+}
+
+fn routing_config(network: &str) -> Result<kad::Config, NetError> {
     let name = StreamProtocol::try_from_owned(protocol(network, "kad")).map_err(|error| setup("routing", error))?;
     let mut config = kad::Config::new(name);
     config
@@ -171,14 +183,14 @@ fn routing(network: &str, local: PeerId) -> Result<kad::Behaviour<MemoryStore>, 
         .set_publication_interval(None)
         .set_provider_record_ttl(Some(PROVIDE_EXPIRES))
         .set_provider_publication_interval(Some(PROVIDE_AGAIN))
+        // The driver refreshes the table. libp2p would do so where nobody is in it, too, and warn each time that it failed.
+        .set_periodic_bootstrap_interval(None)
         // Peers enter the table when they have identified themselves as ours, not before.
         .set_kbucket_inserts(kad::BucketInserts::Manual);
     if let Some(replicas) = NonZeroUsize::new(config::MAX_PROVIDERS_PER_KEY) {
         config.set_replication_factor(replicas);
     }
-    let mut routing = kad::Behaviour::with_config(local, MemoryStore::with_config(local, store), config);
-    routing.set_mode(Some(kad::Mode::Server));
-    Ok(routing)
+    Ok(config)
 }
 
 /// mDNS where it is wanted and the machine has it: a machine without multicast still has a network.
@@ -189,4 +201,15 @@ fn discovery(wanted: bool, local: PeerId) -> Option<mdns::tokio::Behaviour> {
     mdns::tokio::Behaviour::new(mdns::Config::default(), local)
         .inspect_err(|error| tracing::warn!(%error, "peers on the LAN cannot be discovered"))
         .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libp2p_does_not_refresh_a_table_in_which_nobody_may_be() {
+        let config = format!("{:?}", routing_config("alone").unwrap());
+        assert!(config.contains("periodic_bootstrap_interval: None"), "{config}");
+    }
 }

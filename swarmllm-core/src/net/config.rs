@@ -37,6 +37,11 @@ pub struct NetConfig {
     pub ceiling: Option<NonZeroU64>,
     /// Most connections at once, to all peers together.
     pub max_connections: u32,
+    /// Most connections that may come from one address: many nodes may be behind one router. Three times as many may come from its
+    /// network (/24 of IPv4, /48 of IPv6). Without effect with a key: those who have it are trusted so far.
+    pub max_per_address: u32,
+    /// Whether connections from this machine are bounded so, too.
+    pub count_loopback: bool,
     /// Longest wait for a dialled peer to be connected and identified.
     pub dial_deadline: Duration,
     /// What peers are told that runs here; at most [`MAX_AGENT_BYTES`] bytes.
@@ -57,12 +62,20 @@ impl Default for NetConfig {
             upnp: false,
             ceiling: None,
             max_connections: 512,
+            max_per_address: MAX_PER_ADDRESS,
+            count_loopback: false,
             dial_deadline: Duration::from_secs(10),
             agent: concat!("swarmllm/", env!("CARGO_PKG_VERSION")).into(),
         }
     }
 }
 
+/// Connections that may come from one address, of the 448 that may come in all. Each node has one, or two for a moment.
+pub const MAX_PER_ADDRESS: u32 = 64;
+/// Those that may come from one network, of which somebody may have all addresses, in shares of one address: /24 of IPv4 and
+/// /48 of IPv6. Three shares of 64 are 192, less than half of the 448: one network leaves more than half to the others. Behind a
+/// carrier's router one address is shared by up to some hundred customers, and a carrier has many such networks.
+pub(super) const NETWORK_SHARES: u32 = 3;
 /// Longest network name.
 pub const MAX_NETWORK_BYTES: usize = 64;
 /// Longest agent text, given or received.
@@ -136,6 +149,8 @@ pub(super) const RESOLVE_DEADLINE: Duration = Duration::from_secs(5);
 pub(super) const QUERY_DEADLINE: Duration = Duration::from_secs(10);
 /// Longest goodbye at shutdown.
 pub(super) const CLOSE_DEADLINE: Duration = Duration::from_millis(500);
+/// How often the routing table is refreshed: libp2p's own interval.
+pub(super) const REFRESH: Duration = Duration::from_secs(5 * 60);
 /// How often deadlines are looked at.
 pub(super) const TICK: Duration = Duration::from_millis(250);
 

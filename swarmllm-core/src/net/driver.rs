@@ -18,14 +18,14 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::address::{self, TransportKind, node_of};
 use super::behaviour::{self, Behaviour, BehaviourEvent};
-use super::command::{Command, Reply};
+use super::command::{Command, Dial, Reply};
 use super::config;
 use super::discovery::Discovery;
 use super::outward::SomebodyElse;
 use super::peers::{PeerTable, Way};
 use super::pending::{Pending, Query, Waiter};
 use super::reach::Reach;
-use super::{NetError, listen};
+use super::{Gossip, NetError, listen};
 use crate::base::{Event, NodeId};
 use crate::rt::EventBus;
 
@@ -37,7 +37,7 @@ pub(super) struct Drops {
 
 /// Where the driver tells others what happens.
 pub(super) struct Outlets {
-    pub gossip: mpsc::Sender<(NodeId, Vec<u8>)>,
+    pub gossip: mpsc::Sender<Gossip>,
     pub connects: broadcast::Sender<NodeId>,
     pub disconnects: broadcast::Sender<NodeId>,
     pub events: EventBus,
@@ -59,6 +59,8 @@ pub(super) struct Driver {
     pub reach: Reach<PeerId, Multiaddr, ListenerId>,
     /// When all who ought to be connected were last dialled because somebody missed them.
     pub reconnected: Option<Instant>,
+    /// When the routing table is refreshed next.
+    pub refresh: Instant,
     /// Whether this node carries circuits: where it listens is where it can be reached, as far as nobody says otherwise.
     pub relays: bool,
     /// Ends the tasks of all connections, after the goodbye.
@@ -149,11 +151,11 @@ impl Driver {
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Dial { address, anew, reply } => self.dial(address, anew, reply),
-            Command::Ensure { node, peer, mut addresses, told_by, reply } => {
+            Command::Ensure { node, peer, mut addresses, dial: Dial { told_by, brief }, reply } => {
                 if let Some(teller) = told_by {
                     addresses.retain(|told| address::may_tell(self.table.seen(&teller), told));
                 }
-                self.ensure(node, peer, addresses, reply);
+                self.ensure(node, peer, addresses, brief, reply);
             }
             Command::Open { node, peer, channel, reply } => match self.table.link(&peer) {
                 Some(link) => self.swarm.behaviour_mut().streams.open(node, peer, link, channel, reply),
@@ -181,7 +183,7 @@ impl Driver {
             return None;
         }
         let allowed = self.dial_deadline;
-        Some(Waiter { address, reply, deadline: Instant::now() + allowed, allowed })
+        Some(Waiter { address, reply, deadline: Instant::now() + allowed, allowed, brief: false })
     }
 
     /// Connects to whoever is at the address.
@@ -199,7 +201,7 @@ impl Driver {
         self.start_dial(peer, vec![address], waiter);
     }
 
-    fn ensure(&mut self, node: NodeId, peer: PeerId, mut addresses: Vec<Multiaddr>, reply: Reply<NodeId>) {
+    fn ensure(&mut self, node: NodeId, peer: PeerId, mut addresses: Vec<Multiaddr>, brief: bool, reply: Reply<NodeId>) {
         if peer == *self.swarm.local_peer_id() {
             let _ = reply.send(Err(NetError::ThatIsMe { address: node.to_string() }));
             return;
@@ -209,6 +211,7 @@ impl Driver {
             return;
         }
         let Some(waiter) = self.waiter(node.to_string(), reply) else { return };
+        let waiter = Waiter { brief, ..waiter };
         if self.table.is_connected(&peer) {
             return self.pending.await_greeting(peer, waiter);
         }
@@ -331,9 +334,10 @@ impl Driver {
     }
 
     fn on_gossip(&mut self, event: gossipsub::Event) {
-        let gossipsub::Event::Message { message, .. } = event else { return };
-        let Some(node) = message.source.as_ref().and_then(node_of) else { return };
-        if self.outlets.gossip.try_send((node, message.data)).is_err() {
+        let gossipsub::Event::Message { propagation_source, message, .. } = event else { return };
+        let author = message.source.as_ref().and_then(node_of);
+        let (Some(author), Some(via)) = (author, node_of(&propagation_source)) else { return };
+        if self.outlets.gossip.try_send(Gossip { author, via, bytes: message.data }).is_err() {
             self.outlets.drops.gossip.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -582,7 +586,12 @@ impl Driver {
     }
 
     fn on_tick(&mut self, now: Instant) {
-        self.pending.sweep(now);
+        for peer in self.pending.sweep(now) {
+            // Ends the dials to it: it has no connection.
+            if !self.table.is_connected(&peer) {
+                let _ = self.swarm.disconnect_peer_id(peer);
+            }
+        }
         let gone = self.table.links_where(|link, _| now.duration_since(link.heard) > config::SILENCE_LIMIT);
         for (peer, id) in gone {
             tracing::debug!(%peer, "a silent connection is given up");
@@ -600,6 +609,11 @@ impl Driver {
         }
         self.dial_due(now);
         self.ask_for_reservations(now);
+        if now >= self.refresh {
+            self.refresh = now + config::REFRESH;
+            // An error says that nobody is in it.
+            let _ = self.swarm.behaviour_mut().routing.bootstrap();
+        }
     }
 }
 

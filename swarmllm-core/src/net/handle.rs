@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::address::{self, peer_of};
 use super::behaviour::{self, Behaviour};
-use super::command::{Command, Reply};
+use super::command::{Command, Dial, Reply};
 use super::config::{self, Checked};
 use super::discovery::Discovery;
 use super::driver::{Driver, Drops, Outlets};
@@ -32,8 +32,19 @@ pub struct Incoming {
     pub stage: mpsc::Receiver<(NodeId, Stream)>,
     /// Streams of [`Channel::Shard`].
     pub shard: mpsc::Receiver<(NodeId, Stream)>,
-    /// Gossip with its author, whose signature was checked; at most [`MAX_GOSSIP_BYTES`](super::MAX_GOSSIP_BYTES) each.
-    pub gossip: mpsc::Receiver<(NodeId, Vec<u8>)>,
+    /// Gossip.
+    pub gossip: mpsc::Receiver<Gossip>,
+}
+
+/// A message that went round the network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gossip {
+    /// Who wrote it; the signature was checked.
+    pub author: NodeId,
+    /// The connected peer that passed it on.
+    pub via: NodeId,
+    /// At most [`MAX_GOSSIP_BYTES`](super::MAX_GOSSIP_BYTES).
+    pub bytes: Vec<u8>,
 }
 
 /// What was not taken in time.
@@ -106,14 +117,14 @@ fn build(
         executor.spawn("connection", async move { over.run_until_cancelled(task).await.unwrap_or(()) });
     };
     let swarm_config = swarm::Config::with_executor(run).with_idle_connection_timeout(config::IDLE_CONNECTION);
-    let swarm =
-        Swarm::new(transport::build(&key, config.key.as_ref(), circuits, &meter)?, behaviour, local, swarm_config);
+    let (table, registry) = PeerTable::new();
+    let transport = transport::build(&key, config.key.as_ref(), circuits, &meter, &registry)?;
+    let swarm = Swarm::new(transport, behaviour, local, swarm_config);
 
     let (commands, queue) = mpsc::channel(config::COMMAND_QUEUE);
     let (gossip, gossip_out) = mpsc::channel(config::GOSSIP_QUEUE);
     let (connects, disconnects) =
         (broadcast::Sender::new(config::NOTICE_QUEUE), broadcast::Sender::new(config::NOTICE_QUEUE));
-    let (table, registry) = PeerTable::new();
     let (addresses, bound) = Addresses::new(local);
     let drops = Arc::new(Drops::default());
     let handle = NetHandle {
@@ -147,6 +158,7 @@ fn build(
         pending: Pending::new(),
         discovery,
         reconnected: None,
+        refresh: Instant::now() + config::REFRESH,
         reach: Reach::new(),
         relays: config.relay,
         _connections: connections.drop_guard(),
@@ -217,22 +229,26 @@ impl NetHandle {
     /// Waits until `node` is connected and identified, dialling it where it is not: at these addresses, of which the
     /// unusable are skipped, and at those known from before.
     pub async fn ensure_connected(&self, node: NodeId, addresses: &[String]) -> Result<(), NetError> {
-        self.ensure(node, addresses, None).await
+        self.ensure(node, addresses, Dial { told_by: None, brief: false }).await
     }
 
     /// The same at addresses that another peer has told. Those of this machine and its site are skipped where that peer
     /// itself is farther away.
     pub async fn ensure_as_told(&self, node: NodeId, addresses: &[String], by: NodeId) -> Result<(), NetError> {
-        let teller = peer_of(&by).ok_or(NetError::NotConnected { node: by })?;
-        self.ensure(node, addresses, Some(teller)).await
+        self.ensure(node, addresses, Dial { told_by: Some(teller(by)?), brief: false }).await
     }
 
-    async fn ensure(&self, node: NodeId, addresses: &[String], told_by: Option<PeerId>) -> Result<(), NetError> {
+    /// The same with a dial that ends with the call: where it is dropped, within a quarter of a second.
+    pub async fn try_as_told(&self, node: NodeId, addresses: &[String], by: NodeId) -> Result<(), NetError> {
+        self.ensure(node, addresses, Dial { told_by: Some(teller(by)?), brief: true }).await
+    }
+
+    async fn ensure(&self, node: NodeId, addresses: &[String], dial: Dial) -> Result<(), NetError> {
         let peer = peer_of(&node).ok_or(NetError::NotConnected { node })?;
         let usable = addresses.iter().filter_map(|text| address::parse_dial(text).ok());
         let of_node = usable.filter(|address| address::peer_in(address).is_none_or(|named| named == peer));
         let addresses = of_node.take(config::MAX_ADDRESSES_PER_PEER).collect();
-        self.ask(|reply| Command::Ensure { node, peer, addresses, told_by, reply }).await.map(drop)
+        self.ask(|reply| Command::Ensure { node, peer, addresses, dial, reply }).await.map(drop)
     }
 
     /// Opens a stream to a connected node, at most within 10 s. Never dials: see
@@ -305,6 +321,10 @@ impl NetHandle {
         self.send(command(reply)).await?;
         outcome.await.unwrap_or(Err(NetError::Closed))
     }
+}
+
+fn teller(by: NodeId) -> Result<PeerId, NetError> {
+    peer_of(&by).ok_or(NetError::NotConnected { node: by })
 }
 
 /// A reader, at its end at once where the network has ended.

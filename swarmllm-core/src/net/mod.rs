@@ -31,6 +31,7 @@ mod muxer;
 mod outward;
 mod peers;
 mod pending;
+mod per_address;
 mod reach;
 mod streams;
 #[cfg(test)]
@@ -42,7 +43,7 @@ pub use config::{
     MAX_AGENT_BYTES, MAX_BOOTSTRAP, MAX_GOSSIP_BYTES, MAX_LISTEN, MAX_NETWORK_BYTES, MAX_STREAMS_PER_PEER, NetConfig,
 };
 pub use error::NetError;
-pub use handle::{Dropped, Incoming, NetHandle, start};
+pub use handle::{Dropped, Gossip, Incoming, NetHandle, start};
 pub use meter::{Flow, Traffic};
 pub use peers::{PeerInfo, PeerRegistry};
 pub use streams::{Channel, Stream};

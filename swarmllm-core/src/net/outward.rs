@@ -1,5 +1,10 @@
 //! Dials: names are resolved, and who answers must be who was meant.
 //!
+//! Of TCP only the dial through routers, of a peer that a circuit leads to, begins at the port that this node listens on. The
+//! first packet of a connection opens its way through the own router, and only that connection's: what came by it once the dial
+//! was given up, the listener would answer with a packet that is none of that connection, which the router lets pass no more. So
+//! any other dial would close the way for the later one. libp2p begins there unless it is told not to, and routing does not tell it.
+//!
 //! An address that a peer has at home may be another machine's here, or this one. libp2p would give up all addresses of the
 //! peer when one of them leads to somebody else; here that one has failed and the others are tried on.
 
@@ -14,11 +19,12 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use libp2p::core::muxing::StreamMuxerBox;
-use libp2p::core::transport::{Boxed, DialOpts, ListenerId, TransportError, TransportEvent};
+use libp2p::core::transport::{Boxed, DialOpts, ListenerId, PortUse, TransportError, TransportEvent};
 use libp2p::{Multiaddr, PeerId, Transport};
 
-use super::address;
+use super::address::{self, TransportKind, node_of};
 use super::config::{DIAL_AGAIN, DIAL_LONGEST, RESOLVE_DEADLINE};
+use super::peers::PeerRegistry;
 
 /// Addresses of one name that are tried.
 const MAX_TRIED: usize = 4;
@@ -36,11 +42,22 @@ pub(super) struct SomebodyElse(pub PeerId);
 /// The transports below, dialled our way.
 pub(super) struct Outward {
     inner: Arc<Mutex<Inner>>,
+    peers: PeerRegistry,
 }
 
 impl Outward {
-    pub fn new(inner: Inner) -> Self {
-        Self { inner: Arc::new(Mutex::new(inner)) }
+    pub fn new(inner: Inner, peers: PeerRegistry) -> Self {
+        Self { inner: Arc::new(Mutex::new(inner)), peers }
+    }
+
+    /// The port at which a dial of this peer begins, where libp2p would have it begin at this one.
+    fn port(&self, address: &Multiaddr, meant: Option<PeerId>, wanted: PortUse) -> PortUse {
+        if TransportKind::of(address) != TransportKind::Tcp {
+            return wanted;
+        }
+        let through_routers =
+            meant.and_then(|peer| node_of(&peer)).is_some_and(|node| self.peers.is_over_circuit(node));
+        if through_routers { wanted } else { PortUse::New }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -69,6 +86,7 @@ impl Transport for Outward {
 
     fn dial(&mut self, address: Multiaddr, options: DialOpts) -> Result<Self::Dial, TransportError<io::Error>> {
         let meant = address::peer_in(&address);
+        let options = DialOpts { port_use: self.port(&address, meant, options.port_use), ..options };
         let Some((name, four, six)) = address::dns_name(&address) else {
             let (first, inner) = (self.lock().dial(address.clone(), options)?, self.inner.clone());
             return Ok(Box::pin(async move { check(connect(first, inner, address, options).await?, meant) }));
@@ -159,10 +177,41 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use futures::FutureExt;
+    use libp2p::swarm::ConnectionId;
 
+    use super::super::peers::{PeerTable, Way};
     use super::*;
+    use crate::identity::Keypair;
 
     const PAUSE: Duration = Duration::from_millis(20);
+
+    #[tokio::test]
+    async fn only_a_peer_that_a_circuit_leads_to_is_dialled_from_the_port_that_is_listened_on() {
+        let (mut table, peers) = PeerTable::new();
+        let node = Keypair::from_seed(&[7; 32]).node_id();
+        let peer = address::peer_of(&node).unwrap();
+        let inner = libp2p::core::transport::dummy::DummyTransport::<Output>::new();
+        let outward = Outward::new(inner.boxed(), peers);
+        let [tcp, quic] = ["/ip4/8.8.4.4/tcp/1", "/ip4/8.8.4.4/udp/1/quic-v1"].map(|text| text.parse().unwrap());
+        let port = || outward.port(&tcp, Some(peer), PortUse::Reuse);
+        let connect = |table: &mut PeerTable, id, relayed| {
+            let way = Way { dialled: true, wanted: true, relayed };
+            table.connected(peer, node, ConnectionId::new_unchecked(id), &tcp, way);
+        };
+        assert_eq!((port(), outward.port(&tcp, None, PortUse::Reuse)), (PortUse::New, PortUse::New));
+        assert_eq!(
+            outward.port(&quic, None, PortUse::Reuse),
+            PortUse::Reuse,
+            "it has no connections that a router knows"
+        );
+        connect(&mut table, 1, true);
+        assert_eq!((port(), outward.port(&tcp, Some(peer), PortUse::New)), (PortUse::Reuse, PortUse::New));
+        connect(&mut table, 2, false);
+        assert_eq!(port(), PortUse::New, "there is a connection of its own");
+        table.disconnected(peer, ConnectionId::new_unchecked(2));
+        table.disconnected(peer, ConnectionId::new_unchecked(1));
+        assert_eq!(port(), PortUse::New);
+    }
 
     #[tokio::test]
     async fn a_dial_that_hangs_is_tried_again_and_the_first_that_connects_counts() {

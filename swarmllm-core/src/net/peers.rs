@@ -57,6 +57,11 @@ impl PeerRegistry {
         peers
     }
 
+    /// Whether the connection in use to a peer is a circuit.
+    pub(super) fn is_over_circuit(&self, node: NodeId) -> bool {
+        self.peers.get(&node).is_some_and(|info| info.transport == Some(TransportKind::Relay))
+    }
+
     /// Nodes of this network that are connected.
     pub fn connected(&self) -> Vec<NodeId> {
         self.peers.iter().filter(|info| info.connected && info.speaks).map(|info| info.node).collect()

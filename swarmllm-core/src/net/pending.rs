@@ -18,6 +18,8 @@ pub(super) struct Waiter {
     pub reply: Reply<NodeId>,
     pub deadline: Instant,
     pub allowed: Duration,
+    /// Whether the dial ends where nobody waits for it any more.
+    pub brief: bool,
 }
 
 impl Waiter {
@@ -146,11 +148,17 @@ impl<D: HashKey + Eq + Copy, P: HashKey + Eq + Copy, Q: HashKey + Eq + Copy> Pen
         }
     }
 
-    /// Answers whoever has waited long enough, and forgets who no longer waits.
-    pub fn sweep(&mut self, now: Instant) {
-        for (_, waiters) in self.dials.values_mut() {
+    /// Answers whoever has waited long enough, and forgets who no longer waits. Gives the peers of dials that end: all who
+    /// waited for them have given up, and no other dial to the peer is under way.
+    pub fn sweep(&mut self, now: Instant) -> Vec<P> {
+        let mut given_up = Vec::new();
+        for (peer, waiters) in self.dials.values_mut() {
+            if !waiters.is_empty() && waiters.iter().all(|waiter| waiter.brief && waiter.reply.is_closed()) {
+                given_up.extend(*peer);
+            }
             expire(waiters, now);
         }
+        given_up.retain(|peer| self.dials.values().filter(|(to, _)| *to == Some(*peer)).count() == 1);
         for waiters in self.greetings.values_mut() {
             expire(waiters, now);
         }
@@ -161,6 +169,7 @@ impl<D: HashKey + Eq + Copy, P: HashKey + Eq + Copy, Q: HashKey + Eq + Copy> Pen
             let millis = super::config::QUERY_DEADLINE.as_millis() as u64;
             self.answered(id, Some(NetError::Timeout { what: "searching the swarm", millis }));
         }
+        given_up
     }
 }
 
@@ -180,7 +189,7 @@ mod tests {
 
     fn waiter(allowed: Duration) -> (Waiter, oneshot::Receiver<Result<NodeId, NetError>>) {
         let (reply, receiver) = oneshot::channel();
-        (Waiter { address: "there".into(), reply, deadline: Instant::now() + allowed, allowed }, receiver)
+        (Waiter { address: "there".into(), reply, deadline: Instant::now() + allowed, allowed, brief: false }, receiver)
     }
 
     const LONG: Duration = Duration::from_secs(3600);
@@ -228,6 +237,27 @@ mod tests {
         assert!(matches!(dial_reply.try_recv().unwrap(), Err(NetError::Timeout { .. })));
         assert!(matches!(greeting_reply.try_recv().unwrap(), Err(NetError::Timeout { .. })));
         assert!(matches!(found.try_recv().unwrap(), Err(NetError::Timeout { .. })));
+    }
+
+    #[test]
+    fn a_brief_dial_ends_where_all_who_waited_for_it_have_given_up() {
+        let mut acts = Acts::new();
+        let brief = || {
+            let (waiter, reply) = waiter(LONG);
+            (Waiter { brief: true, ..waiter }, reply)
+        };
+        let ((first, first_reply), (second, second_reply)) = (brief(), brief());
+        acts.dialling(1, Some(7), vec![first, second]);
+        let (patient, patient_reply) = waiter(LONG);
+        acts.dialling(2, Some(8), vec![patient]);
+        let (third, third_reply) = brief();
+        acts.dialling(3, Some(9), vec![third]);
+        acts.dialling(4, Some(9), Vec::new());
+        drop((first_reply, patient_reply, third_reply));
+        assert!(acts.sweep(Instant::now()).is_empty(), "somebody waits, it may last, or another dial is under way");
+        drop(second_reply);
+        assert_eq!(acts.sweep(Instant::now()), [7]);
+        assert!(acts.sweep(Instant::now()).is_empty(), "it is told once");
     }
 
     #[test]

@@ -402,7 +402,7 @@ async fn gossip_reaches_nodes_that_are_not_neighbours_with_its_author() {
     };
     let receive = async {
         for incoming in [&mut hub.incoming, &mut c.incoming] {
-            let (author, bytes) = incoming.gossip.recv().await.unwrap();
+            let Gossip { author, bytes, .. } = incoming.gossip.recv().await.unwrap();
             assert_eq!(author, a.net.local());
             assert!(bytes.starts_with(&message));
         }
@@ -432,7 +432,7 @@ async fn the_longest_gossip_is_carried_and_a_longer_one_refused() {
     soon("gossip", async {
         tokio::select! {
             () = publish => panic!("never received"),
-            received = b.incoming.gossip.recv() => assert_eq!(received.unwrap().1.len(), MAX_GOSSIP_BYTES),
+            received = b.incoming.gossip.recv() => assert_eq!(received.unwrap().bytes.len(), MAX_GOSSIP_BYTES),
         }
     })
     .await;
@@ -567,6 +567,7 @@ mod foreign {
             None,
             libp2p::relay::client::new(key.public().to_peer_id()).0,
             &std::sync::Arc::new(super::meter::Meter::new(None)),
+            &super::peers::PeerTable::new().1,
         )
         .unwrap();
         let config = swarm::Config::with_tokio_executor().with_idle_connection_timeout(super::PATIENCE);

@@ -19,6 +19,7 @@ use super::config::{
 use super::meter::{Meter, Metered};
 use super::muxer::Yamux;
 use super::outward::Outward;
+use super::peers::PeerRegistry;
 use crate::identity::SwarmKey;
 
 /// Builds the transports, on top of the circuits' one. Must be called inside the runtime that they shall use.
@@ -27,6 +28,7 @@ pub(super) fn build(
     swarm: Option<&SwarmKey>,
     circuits: relay::client::Transport,
     meter: &Arc<Meter>,
+    peers: &PeerRegistry,
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, NetError> {
     let noise = noise::Config::new(key).map_err(|error| NetError::Setup { reason: format!("noise: {error}") })?;
     // Without nodelay a small message waits for the answer to the one before: 40 ms and more.
@@ -37,17 +39,18 @@ pub(super) fn build(
             Either::Left((peer, muxer)) => (peer, StreamMuxerBox::new(muxer)),
             Either::Right((peer, muxer)) => (peer, StreamMuxerBox::new(muxer)),
         });
-        return Ok(metered(both, meter));
+        return Ok(outward(both, meter, peers));
     };
     // Below Noise, so that who has not the key cannot even say who it is.
     let sealed = PnetConfig::new(PreSharedKey::new(*swarm.bytes()));
     let tcp = tcp.and_then(move |socket, _| sealed.handshake(socket));
     let tcp = tcp.upgrade(Version::V1Lazy).authenticate(noise).multiplex(Yamux).timeout(HANDSHAKE_DEADLINE);
-    Ok(metered(tcp.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))), meter))
+    Ok(outward(tcp.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))), meter, peers))
 }
 
-/// Counts what connections carry. That of a circuit is carried by the connection to its relay, and counted there.
-fn metered<T>(transport: T, meter: &Arc<Meter>) -> Boxed<(PeerId, StreamMuxerBox)>
+/// Dials our way, and counts what connections carry. That of a circuit is carried by the connection to its relay, and counted
+/// there.
+fn outward<T>(transport: T, meter: &Arc<Meter>, peers: &PeerRegistry) -> Boxed<(PeerId, StreamMuxerBox)>
 where
     T: Transport<Output = (PeerId, StreamMuxerBox)> + Send + Unpin + 'static,
     T::Dial: Send + 'static,
@@ -59,7 +62,7 @@ where
         true => (peer, muxer),
         false => (peer, StreamMuxerBox::new(Metered::new(muxer, meter.clone()))),
     });
-    Outward::new(counted.boxed()).boxed()
+    Outward::new(counted.boxed(), peers.clone()).boxed()
 }
 
 fn quic_config(key: &identity::Keypair) -> quic::Config {

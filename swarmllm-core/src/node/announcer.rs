@@ -4,15 +4,16 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::sync::broadcast;
 use tokio::time::{Instant, sleep_until};
 
-use crate::base::{Fault, Hash, NodeId};
+use crate::base::{Fault, Hash, ModelId, NodeId};
 use crate::model::catalog::Catalog;
 use crate::net::NetHandle;
 use crate::node::planning::rtt_us;
+use crate::node::registry::{CLOCK_PUT_BACK, REPEAT, millis};
 use crate::node::seek::{key_of, key_of_name};
 use crate::node::shared::Shared;
 use crate::pipeline::control::{request, unexpected};
@@ -24,14 +25,33 @@ use crate::wire::control::{Reply, Request};
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 /// Peers that are told of a change directly; gossip reaches the others. A mesh needs a second to form, a hello does not.
 const DIRECT_PEERS: usize = 32;
+/// Bytes of names beyond the first of each model, in one announcement. With 256 first names of 128 bytes and ids they take
+/// some 57 KiB of its 64 at the very most.
+const MORE_NAMES: usize = 16 * 1024;
 /// Changes within this time are told together.
 const SETTLE: Duration = Duration::from_millis(50);
 /// What peers may wait for is told this long after it came up, together with what has come up since: a peer that came has
 /// been measured by then, and most answers that came and went have left no trace. Gossip, which reaches the whole swarm, has none of it.
 const LATER: Duration = Duration::from_secs(5);
+/// How often a node whose stages are in use looks whether it has news of that: memory becomes free for others where sessions are
+/// idle for long, which nothing tells.
+const LOOK_AGAIN: Duration = Duration::from_secs(15);
+
+/// How often announcements that have ended are forgotten.
+const SWEEP: Duration = Duration::from_secs(30);
+
+/// The version behind `last`, at this time. A clock that was far ahead and is right again must not leave a node unheard until
+/// the time that it once said.
+fn next_version(last: u64, now: u64) -> u64 {
+    match last > now.saturating_add(CLOCK_PUT_BACK) {
+        true => now,
+        false => now.max(last.saturating_add(1)),
+    }
+}
 
 /// Makes announcements.
 pub(crate) struct Announcer {
+    /// Of the last announcement.
     version: AtomicU64,
     serves: bool,
     catalog: Catalog,
@@ -41,16 +61,23 @@ pub(crate) struct Announcer {
 
 impl Announcer {
     pub fn new(serves: bool, catalog: Catalog, stages: StageTable, net: Option<NetHandle>) -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let version = AtomicU64::new(now.as_millis().try_into().unwrap_or(u64::MAX / 2));
-        Self { version, serves, catalog, stages, net }
+        Self { version: AtomicU64::new(millis()), serves, catalog, stages, net }
+    }
+
+    /// The time; and more than the version before, unless the clock was put back by more than peers take for that.
+    fn next_version(&self) -> u64 {
+        let now = millis();
+        let last =
+            self.version.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next_version(last, now)));
+        // Always `Ok`: the closure always gives a value.
+        next_version(last.unwrap_or_else(|last| last), now)
     }
 
     /// What is so now. Each has a higher version than the one before.
     pub fn current(&self) -> Announcement {
         let addresses = self.net.as_ref().map(NetHandle::addresses).unwrap_or_default();
-        Announcement {
-            version: self.version.fetch_add(1, Ordering::Relaxed),
+        let mut announcement = Announcement {
+            version: self.next_version(),
             agent: concat!("swarmllm/", env!("CARGO_PKG_VERSION")).to_owned(),
             serves: self.serves,
             free_memory: if self.serves { self.stages.memory_free() } else { 0 },
@@ -58,7 +85,9 @@ impl Announcer {
             addresses: addresses.into_iter().take(Announcement::MAX_ADDRESSES).collect(),
             round_trips: self.round_trips(),
             holdings: self.holdings(),
-        }
+        };
+        announcement.shorten();
+        announcement
     }
 
     fn in_use(&self) -> Vec<InUse> {
@@ -81,12 +110,13 @@ impl Announcer {
     }
 
     fn holdings(&self) -> Vec<Holding> {
+        let mut more = MORE_NAMES;
         let models = self.catalog.models().into_iter().take(Announcement::MAX_HOLDINGS);
-        let holding = |(model, manifest): (_, Arc<crate::model::Manifest>)| {
+        let holding = |(model, _)| {
             let held = self.catalog.holding(model);
             Holding {
                 model,
-                name: manifest.name.clone(),
+                names: self.names(model, &mut more),
                 layers: held.layers,
                 metadata: held.metadata,
                 embedding: held.embedding,
@@ -94,6 +124,18 @@ impl Announcer {
             }
         };
         models.map(holding).collect()
+    }
+
+    /// A model's first name, and further ones within the bytes that are left for these.
+    fn names(&self, model: ModelId, more: &mut usize) -> Vec<String> {
+        let mut names = self.catalog.names(model);
+        names.truncate(Announcement::MAX_NAMES);
+        let mut first = true;
+        names.retain(|name| {
+            let left = if std::mem::take(&mut first) { Some(*more) } else { more.checked_sub(name.len()) };
+            left.map(|left| *more = left).is_some()
+        });
+        names
     }
 }
 
@@ -111,8 +153,8 @@ pub(crate) async fn hello(shared: &Shared, peer: NodeId) -> Result<(), Fault> {
     }
 }
 
-/// Announces each change of the catalogue, and of the addresses, until the node stops; and to its peers alone what they may
-/// wait for.
+/// Announces each change of the catalogue, and of the addresses, until the node stops, and repeats the last announcement
+/// before it ends; and to its peers alone what they may wait for.
 pub(crate) async fn run(shared: Arc<Shared>, mut connects: broadcast::Receiver<NodeId>) {
     let Some(net) = shared.net.clone() else { return };
     let mut changes = shared.catalog.changes();
@@ -120,6 +162,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut connects: broadcast::Receiver<N
     let mut sessions = shared.serving.stages().changes();
     let stopping = shared.tasks.stopping();
     let (mut told, mut later) = (None, None);
+    let mut published = Instant::now();
     loop {
         let soon = tokio::select! {
             () = stopping.cancelled() => return,
@@ -131,19 +174,26 @@ pub(crate) async fn run(shared: Arc<Shared>, mut connects: broadcast::Receiver<N
             },
             moved = sessions.changed() => if moved.is_err() { return } else { None },
             () = sleep_until(later.unwrap_or_else(Instant::now)), if later.is_some() => Some(false),
+            () = sleep_until(published + REPEAT) => {
+                published = Instant::now();
+                publish(&net, &shared.announcer.current()).await;
+                continue;
+            }
         };
         let Some(soon) = soon else {
-            later.get_or_insert_with(|| Instant::now() + LATER);
+            let at = Instant::now() + LATER;
+            later = Some(later.map_or(at, |later| at.min(later)));
             continue;
         };
-        later = None;
         if soon {
             tokio::time::sleep(SETTLE).await;
             changes.borrow_and_update();
         }
         let now = shared.announcer.current();
         let news = what_may_wait(&now);
+        later = (!now.in_use.is_empty()).then(|| Instant::now() + LOOK_AGAIN);
         if soon {
+            published = Instant::now();
             publish(&net, &now).await;
         }
         if soon || told.as_ref() != Some(&news) {
@@ -151,6 +201,20 @@ pub(crate) async fn run(shared: Arc<Shared>, mut connects: broadcast::Receiver<N
             told = Some(news);
         }
     }
+}
+
+/// Forgets announcements that have ended, until the node stops.
+pub(crate) async fn forget_ended(shared: Arc<Shared>) {
+    let Some(net) = shared.net.clone() else { return };
+    let stopping = shared.tasks.stopping();
+    let connected = |node| net.peers().lookup(node).is_some_and(|peer| peer.connected);
+    let work = async {
+        loop {
+            tokio::time::sleep(SWEEP).await;
+            shared.registry.sweep(connected);
+        }
+    };
+    stopping.run_until_cancelled(work).await;
 }
 
 /// Of an announcement, what peers may wait for.
@@ -186,7 +250,11 @@ pub(crate) async fn keep_provided(shared: Arc<Shared>) {
 async fn provide(shared: &Shared, net: &NetHandle, provided: &mut HashSet<Hash>) {
     let models = shared.catalog.models().into_iter().take(Announcement::MAX_HOLDINGS);
     let held = models.filter(|(model, _)| shared.catalog.holding(*model).any());
-    let keys: HashSet<Hash> = held.flat_map(|(model, known)| [key_of(model), key_of_name(&known.name)]).collect();
+    let of = |(model, _)| {
+        let names = shared.catalog.names(model).into_iter().take(Announcement::MAX_NAMES);
+        names.map(|name| key_of_name(&name)).chain([key_of(model)]).collect::<Vec<Hash>>()
+    };
+    let keys: HashSet<Hash> = held.flat_map(of).collect();
     let withdrawn: Vec<Hash> = provided.difference(&keys).copied().collect();
     for key in withdrawn {
         provided.remove(&key);
@@ -238,7 +306,8 @@ mod tests {
     use crate::model::manifest::tests::small_model;
     use crate::model::{EmbeddingSource, Manifest, StageSource};
     use crate::node::{ImportOptions, Node};
-    use crate::pipeline::stages::{Claim, Owner};
+    use crate::pipeline::slots::Owner;
+    use crate::pipeline::stages::Claim;
     use crate::wire::prefix::Prefix;
 
     /// The echo engine, of whatever architecture; takes one byte for a layer.
@@ -285,6 +354,15 @@ mod tests {
         }
     }
 
+    #[test]
+    fn versions_grow_and_begin_again_where_the_clock_was_far_ahead() {
+        assert_eq!(
+            (next_version(5, 9), next_version(9, 9), next_version(9 + CLOCK_PUT_BACK, 9)),
+            (9, 10, 10 + CLOCK_PUT_BACK)
+        );
+        assert_eq!(next_version(10 + CLOCK_PUT_BACK, 9), 9, "the clock is right again");
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn peers_come_to_know_how_far_a_node_is_from_them_and_what_is_in_use_there_and_that_it_is_not_any_more() {
         let network = format!("announcer-{}", std::process::id());
@@ -292,17 +370,19 @@ mod tests {
         let file = dirs[0].path().join("model.gguf");
         std::fs::write(&file, small_model("small", 4, false, true, 1)).unwrap();
         let (host, peer) = (node(&dirs[0], &network).await, node(&dirs[1], &network).await);
-        let model = host.import(&file, ImportOptions::default()).await.unwrap().id;
+        let model = host.import(&file, ImportOptions { anyway: true, ..ImportOptions::default() }).await.unwrap().id;
         peer.connect(&host.addresses()[0]).await.unwrap();
         let (here, there) = (host.id(), peer.id());
-        let told = |of: &dyn Fn(&Announcement) -> bool| peer.shared().registry.snapshot().get(&here).is_some_and(of);
+        let told = |of: &dyn Fn(&Announcement) -> bool| {
+            peer.shared().registry.snapshot().get(&here).is_some_and(|told| of(told))
+        };
         eventually("the way is told", || told(&|told| told.round_trips.iter().any(|(node, _)| *node == there))).await;
         // What follows is told for its own sake, not along with what the connection is news of.
         tokio::time::sleep(LATER + SECOND).await;
         let layers = LayerRange::new(0, 2);
         let key = StageKey { model, layers, head: false, engine: Any.name().to_owned() };
         let owner = Owner { coordinator: there, session: SessionId([1; 16]), epoch: 0 };
-        let claim = Claim { owner, context: 8, prefix: &Prefix::default(), over: &CancellationToken::new() };
+        let claim = Claim { owner, least: 8, prefix: &Prefix::default(), over: &CancellationToken::new() };
         let (lease, _) = host.shared().serving.stages().acquire(key, claim).await.unwrap();
         eventually("what is in use is told", || {
             told(&|told| told.free_memory < 1 << 30 && told.in_use.first().is_some_and(|stage| stage.layers == layers))

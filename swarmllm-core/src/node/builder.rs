@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::base::{ErrorKind, Fault};
@@ -13,21 +14,28 @@ use crate::engine::{self, Engine, KvCache, StageConfig};
 use crate::identity::{Keypair, keyfile};
 use crate::ledger::Ledger;
 use crate::model::catalog::Catalog;
+use crate::model::chat::ChatTemplate;
 use crate::net::{self, Incoming, NetConfig, NetHandle};
 use crate::node::announcer::{self, Announcer};
 use crate::node::control;
-use crate::node::error::StartError;
+use crate::node::error::{ModelActError, StartError};
+use crate::node::examine::{Engines, Examination, ImportReport, Reports};
 use crate::node::exchange::Exchange;
+use crate::node::greeting;
 use crate::node::guide::Guides;
 use crate::node::handle::Node;
 use crate::node::loaded::LoadedModels;
 use crate::node::membership::{self, Membership, Wish};
 use crate::node::placer;
+use crate::node::planning::Judged;
+use crate::node::queue::Queue;
+use crate::node::reading::Readers;
 use crate::node::registry::Registry;
+use crate::node::request::ImportOptions;
 use crate::node::runtime::Ground;
 use crate::node::shared::{Config, Shared};
 #[cfg(feature = "https")]
-use crate::node::web::Throttle;
+use crate::node::web::{self, Throttle, WebSource};
 use crate::node::{peer_cache, speed_cache};
 use crate::pipeline::job::Coordinator;
 use crate::pipeline::links::Links;
@@ -45,9 +53,10 @@ pub const DATA_DIR_VARIABLE: &str = "SWARMLLM_DATA_DIR";
 const DEFAULT_NETWORK: &str = "main";
 /// TCP and QUIC on ephemeral ports of every interface.
 const DEFAULT_LISTEN: [&str; 2] = ["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"];
-/// Positions of a session.
-const DEFAULT_CONTEXT: u32 = 4096;
-/// Sessions of a stage at once. SmolLM2-135M takes 22.5 KiB of KV a token, so `4 * 4096` of them take 360 MiB.
+/// Positions of a session where none are set, the model has as many, and memory neither allows more nor asks for fewer.
+/// SmolLM2-135M takes 22.5 KiB of KV a token, so `4 * 4096` of them take 360 MiB.
+const USUAL_CONTEXT: u32 = 4096;
+/// Sessions of a stage at once.
 const DEFAULT_SESSIONS: u32 = 4;
 /// Most sessions of a stage: they are computed together, and llama.cpp gives logits of 64 rows at once.
 const MAX_SESSIONS: u32 = 64;
@@ -95,6 +104,7 @@ pub struct NodeBuilder {
     credit_limit: Option<u64>,
     place: Option<u64>,
     engine: Option<String>,
+    chat_template: Option<String>,
     engines: Option<Vec<Arc<dyn Engine>>>,
     runtime: Option<Handle>,
 }
@@ -230,13 +240,16 @@ impl NodeBuilder {
         self
     }
 
-    /// Positions that a session may have, prompt and answer together. Default 4,096.
+    /// Positions that a session may have, prompt and answer together; a model never has more than its own. Default: the
+    /// model's own as far as the memory allows: keys and values of all sessions of a stage take at most half of what its
+    /// weights leave free when it is loaded, but no less than 4,096 positions each take; where those do not fit, as many as
+    /// do, and 512 at least.
     pub fn context(mut self, tokens: u32) -> Self {
         self.context = Some(tokens);
         self
     }
 
-    /// Sessions that a stage here has room for at once, 1 to 64. Each takes KV for `context` positions. Default 4.
+    /// Sessions that a stage here has room for at once, 1 to 64. Each takes KV for the whole context. Default 4.
     pub fn sessions(mut self, sessions: u32) -> Self {
         self.sessions = Some(sessions);
         self
@@ -267,6 +280,14 @@ impl NodeBuilder {
     /// Engine to use: `llama.cpp` or `candle`. Default: the best that serves the model.
     pub fn engine(mut self, name: impl Into<String>) -> Self {
         self.engine = Some(name.into());
+        self
+    }
+
+    /// A chat template (Jinja) in the place of those that models have, unless a request brings one of its own. At most
+    /// [`MAX_TEMPLATE`](super::MAX_TEMPLATE) bytes; one that cannot be compiled is refused at the start. Default: each
+    /// model's own.
+    pub fn chat_template(mut self, source: impl Into<String>) -> Self {
+        self.chat_template = Some(source.into());
         self
     }
 
@@ -301,6 +322,31 @@ impl NodeBuilder {
         let ground = self.ground()?;
         let shared = ground.handle().block_on(self.start_on(ground.handle().clone()))?;
         Ok(Node::new(shared, ground))
+    }
+
+    /// What of a model cannot run on such a node, as [`Node::examine`] finds it, with no node and no data directory.
+    pub async fn examine(self, path: &Path, options: ImportOptions) -> Result<ImportReport, ModelActError> {
+        let (ground, examination, path) = (self.ground()?, self.examination(&options), path.to_owned());
+        let looked = ground.handle().spawn_blocking(move || examination.look_at_file(&path)).await;
+        Ok(looked.map_err(|error| Fault::new(ErrorKind::Internal, error))??)
+    }
+
+    /// The same of a GGUF on the web, of which only the header is fetched. Cancel-safe.
+    #[cfg(feature = "https")]
+    pub async fn examine_url(
+        self,
+        source: impl Into<WebSource>,
+        options: ImportOptions,
+    ) -> Result<ImportReport, ModelActError> {
+        let (ground, examination) = (self.ground()?, self.examination(&options));
+        let throttle = Arc::new(Throttle::new(self.download_rate));
+        let work = ground.handle().spawn(web::examine_url(throttle, source.into(), examination));
+        crate::node::handle::AbortOnDrop(work).await.map_err(|error| Fault::new(ErrorKind::Internal, error))?
+    }
+
+    fn examination(&self, options: &ImportOptions) -> Examination {
+        let all = self.engines.clone().unwrap_or_else(engine::built_in);
+        Examination::by(Engines { all, wanted: self.engine.clone() }, options)
     }
 
     fn ground(&self) -> Result<Ground, Fault> {
@@ -351,7 +397,7 @@ impl NodeBuilder {
         let Opened { config, membership, keypair, catalog, lock, namer, ledger, speeds, .. } = opened;
         let id = keypair.node_id();
         let stage = StageConfig {
-            context: config.context,
+            context: config.context.unwrap_or(USUAL_CONTEXT),
             max_sessions: config.sessions,
             max_rows: StageConfig::DEFAULT_MAX_ROWS,
             threads: config.threads,
@@ -359,25 +405,28 @@ impl NodeBuilder {
             gpu_layers: config.gpu_layers,
             keep_awake: config.keep_awake,
         };
-        let limits = StageLimits { stage, memory: config.memory };
+        let limits = StageLimits { stage, grows: config.context.is_none(), memory: config.memory };
         let engines = self.engines.unwrap_or_else(engine::built_in);
         let stages = StageTable::new(engines, catalog.clone(), limits, events.clone(), tasks.clone());
         let links = Links::new(id, net.clone(), tasks.clone());
+        let registry = Arc::new(Registry::new());
+        links.set_announced(Box::new({
+            let registry = registry.clone();
+            move |node| registry.snapshot().get(&node).map(|at| (at.addresses.clone(), at.via())).unwrap_or_default()
+        }));
         let tabs = ledger.tabs().clone();
         let serving = Serving::new(stages.clone(), links.clone(), tabs.clone(), tasks.clone());
         let settler = net.clone().map(|net| Settler::new(ledger, net));
-        let bound = net.clone();
-        let addresses = Arc::new(move || bound.as_ref().map(NetHandle::addresses).unwrap_or_default());
         let coordinator = Coordinator {
             links,
             serving: serving.clone(),
             net: net.clone(),
             tasks: tasks.clone(),
-            addresses,
             namer,
             overlap: Arc::default(),
             lessons: Arc::default(),
             speeds,
+            failures: Arc::default(),
             tabs,
             events: events.clone(),
         };
@@ -388,15 +437,20 @@ impl NodeBuilder {
             swarm_key: membership.key,
             config,
             catalog,
-            registry: Registry::new(),
+            registry,
             serving,
             coordinator,
             settler,
             net,
             models: LoadedModels::default(),
+            reports: Reports::default(),
+            judged: Judged::default(),
             guides: Guides::default(),
+            readers: Readers::default(),
+            queue: Queue::default(),
             announcer,
             exchange: Exchange::new(),
+            greetings: Arc::new(Semaphore::new(greeting::TURNS)),
             #[cfg(feature = "https")]
             throttle: Arc::new(Throttle::new(self.download_rate)),
             events,
@@ -457,6 +511,10 @@ impl NodeBuilder {
         if self.sessions.is_some_and(|sessions| !(1..=MAX_SESSIONS).contains(&sessions)) {
             return refuse("a stage has room for 1 to 64 sessions");
         }
+        if let Some(source) = &self.chat_template {
+            let refused = |error| Fault::new(ErrorKind::InvalidConfig, format!("`chat_template`: {error}"));
+            ChatTemplate::from_source(source, "", "").map_err(refused)?;
+        }
         let data_dir = match &self.data_dir {
             Some(dir) => dir.clone(),
             None => default_data_dir()?,
@@ -469,10 +527,11 @@ impl NodeBuilder {
             gpu_layers: self.gpu_layers.unwrap_or(u32::MAX),
             keep_awake: self.keep_awake,
             memory: self.memory.unwrap_or_else(half_of_free_memory),
-            context: self.context.unwrap_or(DEFAULT_CONTEXT),
+            context: self.context,
             sessions: self.sessions.unwrap_or(DEFAULT_SESSIONS),
             kv: self.kv,
             engine: self.engine.clone(),
+            chat_template: self.chat_template.as_deref().map(Arc::from),
             place: self.place,
         })
     }
@@ -507,9 +566,10 @@ fn spawn(shared: &Arc<Shared>, incoming: Option<Incoming>, store: Store) {
             settler.run(stopping).await;
         }
     });
-    shared.tasks.spawn("doors", control::run(shared.clone(), incoming));
+    shared.tasks.spawn("inbound", control::run(shared.clone(), incoming));
     shared.tasks.spawn("peers", control::watch_peers(shared.clone(), net, connects, disconnects));
     shared.tasks.spawn("announcer", announcer::run(shared.clone(), announced));
+    shared.tasks.spawn("forgetting", announcer::forget_ended(shared.clone()));
     if let Some(disk) = shared.config.place.filter(|_| shared.config.serve) {
         shared.tasks.spawn("placer", placer::run(shared.clone(), disk));
     }
@@ -517,7 +577,7 @@ fn spawn(shared: &Arc<Shared>, incoming: Option<Incoming>, store: Store) {
 }
 
 fn make_dir(dir: &Path) -> Result<(), Fault> {
-    std::fs::create_dir_all(dir).map_err(|error| {
+    crate::rt::create_dir_all(dir).map_err(|error| {
         let kind = match error.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::DiskFull,
             _ => ErrorKind::Io,

@@ -1,12 +1,13 @@
-//! The node's doors for peers: control requests, stage streams, shard requests, gossip, comings and goings.
+//! What peers ask of the node: control requests, stage streams, shard requests, gossip, comings and goings.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, broadcast};
+use tokio::sync::broadcast;
 
 use crate::base::{ErrorKind, Event, Fault, NodeId};
-use crate::net::{Incoming, NetHandle, Stream};
+use crate::net::{Gossip, Incoming, NetHandle, Stream};
+use crate::node::inbound::{InboundPools, Placed};
 use crate::node::shared::Shared;
 use crate::node::{announcer, exchange, transfer};
 use crate::pipeline::control::{read_request, write_reply};
@@ -16,79 +17,93 @@ use crate::wire::announce::Announcement;
 use crate::wire::control::{Reply, Request};
 use crate::wire::prefix::Prefix;
 
-/// A peer that opens a control stream asks within this time, and takes the answer within it.
-const IO_DEADLINE: Duration = Duration::from_secs(10);
-/// Control requests that are answered at once. Loading a stage holds one.
-const MAX_REQUESTS: usize = 64;
-/// Stage streams that are read at once: one or two per peer.
-const MAX_STAGE_STREAMS: usize = 512;
-/// Shards that are given away at once.
-const MAX_UPLOADS: usize = 8;
+/// A peer that opens a control stream asks within this time.
+const ASK_DEADLINE: Duration = Duration::from_secs(5);
+/// It takes the answer within this time.
+const REPLY_DEADLINE: Duration = Duration::from_secs(10);
+/// A peer whose request has no place may come back after this time.
+const COME_BACK: Duration = Duration::from_millis(200);
 
 /// Answers peers until the node stops.
 pub(crate) async fn run(shared: Arc<Shared>, mut incoming: Incoming) {
-    let stopping = shared.tasks.stopping();
-    let requests = Arc::new(Semaphore::new(MAX_REQUESTS));
-    let streams = Arc::new(Semaphore::new(MAX_STAGE_STREAMS));
-    let uploads = Arc::new(Semaphore::new(MAX_UPLOADS));
+    let (stopping, pools) = (shared.tasks.stopping(), Arc::new(InboundPools::new()));
     loop {
         tokio::select! {
             () = stopping.cancelled() => return,
             Some((peer, stream)) = incoming.control.recv() => {
-                let work = answer(shared.clone(), peer, stream);
-                spawn_limited(&shared, "control", &requests, work);
+                let Some(place) = pools.take(&pools.reading, peer, "control") else { continue };
+                shared.tasks.spawn("control", answer(shared.clone(), pools.clone(), peer, stream, place));
             }
             Some((peer, stream)) = incoming.stage.recv() => {
+                let Some(place) = pools.take(&pools.stage_streams, peer, "stage") else { continue };
                 let links = shared.coordinator.links.clone();
-                spawn_limited(&shared, "stage-reader", &streams, async move { links.read(peer, stream).await });
+                shared.tasks.spawn("stage-reader", async move {
+                    links.read(peer, stream).await;
+                    drop(place);
+                });
             }
-            Some((peer, stream)) = incoming.shard.recv() => {
-                let work = transfer::give(shared.catalog.clone(), peer, stream);
-                spawn_limited(&shared, "shard-upload", &uploads, work);
-            }
-            Some((peer, bytes)) = incoming.gossip.recv() => heard(&shared, peer, &bytes),
+            Some((peer, stream)) = incoming.shard.recv() => give(&shared, &pools, peer, stream),
+            Some(gossip) = incoming.gossip.recv() => heard(&shared, &gossip),
             else => return,
         }
     }
 }
 
-/// Runs `work` if fewer than the limit run; else drops it, which resets the stream, and the peer tries again.
-fn spawn_limited(
-    shared: &Shared,
-    name: &'static str,
-    limit: &Arc<Semaphore>,
-    work: impl Future<Output = ()> + Send + 'static,
-) {
-    let Ok(permit) = limit.clone().try_acquire_owned() else {
-        return tracing::warn!(name, "a stream was refused: too many at once");
-    };
-    shared.tasks.spawn(name, async move {
-        work.await;
-        drop(permit);
+/// Gives a shard, or tells the peer to come back.
+fn give(shared: &Shared, pools: &InboundPools, peer: NodeId, stream: Stream) {
+    if let Some(place) = pools.uploads.take(peer) {
+        let work = transfer::give(shared.catalog.clone(), peer, stream);
+        return shared.tasks.spawn("shard-upload", async move {
+            work.await;
+            drop(place);
+        });
+    }
+    let Some(place) = pools.take(&pools.telling, peer, "shard") else { return };
+    shared.tasks.spawn("shard-busy", async move {
+        transfer::refuse_busy(stream).await;
+        drop(place);
     });
 }
 
-fn heard(shared: &Shared, peer: NodeId, bytes: &[u8]) {
+fn heard(shared: &Shared, Gossip { author, via, bytes }: &Gossip) {
     match Announcement::decode(bytes) {
-        Ok(announcement) => shared.registry.learn(peer, announcement),
-        Err(error) => tracing::debug!(%peer, %error, "gossip was refused"),
+        Ok(announcement) => shared.registry.learn(*author, announcement, *via),
+        Err(error) => tracing::debug!(peer = %author, %error, "gossip was refused"),
     }
 }
 
-async fn answer(shared: Arc<Shared>, peer: NodeId, mut stream: Stream) {
-    let request = match tokio::time::timeout(IO_DEADLINE, read_request(&mut stream)).await {
+async fn answer(shared: Arc<Shared>, pools: Arc<InboundPools>, peer: NodeId, mut stream: Stream, place: Placed) {
+    let request = match tokio::time::timeout(ASK_DEADLINE, read_request(&mut stream)).await {
         Ok(Ok(Some(request))) => request,
         Ok(Ok(None)) | Err(_) => return,
         Ok(Err(error)) => return tracing::debug!(%peer, %error, "a control request was refused"),
     };
     let opens = if let Request::Open(open) = &request { Some((open.session, open.epoch)) } else { None };
-    let reply = reply_to(&shared, peer, request).await.unwrap_or_else(Reply::Refused);
-    if !matches!(tokio::time::timeout(IO_DEADLINE, write_reply(&mut stream, &reply)).await, Ok(Ok(()))) {
+    // One that takes long gives its place among those that are read back: its peer's `Alive` and `Release` may need it.
+    let place = if is_quick(&request) {
+        Some(place)
+    } else {
+        drop(place);
+        pools.working.take(peer)
+    };
+    let reply = match &place {
+        Some(_) => reply_to(&shared, peer, request).await.unwrap_or_else(Reply::Refused),
+        None => Reply::Busy { millis: COME_BACK.as_millis() as u32 },
+    };
+    if !matches!(tokio::time::timeout(REPLY_DEADLINE, write_reply(&mut stream, &reply)).await, Ok(Ok(()))) {
         tracing::debug!(%peer, "a reply was not taken");
         // Who went while a stage was loaded has been cleaned up after, and will not end what it does not know to have begun.
         if let (Some((session, epoch)), Reply::Opened(_)) = (opens, reply) {
             shared.serving.release(session, epoch, peer, &Prefix::default());
         }
+    }
+}
+
+/// Whether a request is answered without a wait: it needs no place among those that are not.
+fn is_quick(request: &Request) -> bool {
+    match request {
+        Request::Alive { .. } | Request::Release { .. } | Request::Hello(_) | Request::Peers => true,
+        Request::Manifest { .. } | Request::Open(_) | Request::Heads(_) | Request::Pay { .. } => false,
     }
 }
 

@@ -9,9 +9,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::base::{ErrorKind, Fault};
 use crate::engine::sample::{Sampled, Sampler, SamplingParams};
-use crate::node::generation::{blocking, check_prompt, context_limit, encode, in_time, load, new_session};
+use crate::node::admission::{Admitted, Wants, admit, refusal};
+use crate::node::generation::{check_prompt, context_limit, in_time, load, new_session};
 use crate::node::loaded::LoadedModel;
-use crate::node::planning::{Finding, first_route};
+use crate::node::planning::Finding;
+use crate::node::queue::Ticket;
+use crate::node::reading::prompt_bytes;
 use crate::node::report::Embeddings;
 use crate::node::request::{EmbedRequest, Prompt};
 use crate::node::shared::Shared;
@@ -27,17 +30,22 @@ struct Work {
     pooling: Pooling,
     deadline: Option<Instant>,
     cancel: CancellationToken,
+    /// Held to the end: between two texts the request waits for a place again.
+    ticket: Ticket,
 }
 
 /// Embeds the texts of a request, one after another. Dropped, it cancels at every stage.
 pub(crate) async fn embed(shared: Arc<Shared>, request: EmbedRequest) -> Result<Embeddings, Fault> {
     request.check()?;
     let deadline = request.deadline.map(|allowed| Instant::now() + allowed);
+    let bytes = request.inputs.iter().map(prompt_bytes).sum();
+    let mut ticket = shared.queue.enter(&request.caller.as_str().into(), bytes)?;
     let (model, texts) = in_time(deadline, read(&shared, &request.model, request.inputs)).await?;
     texts.iter().try_for_each(|text| check(&shared, &model, text))?;
+    ticket.resize(texts.iter().map(|text| size_of_val(text.as_slice())).sum());
     let cancel = shared.closed.child_token();
     let _cancel_on_drop = cancel.clone().drop_guard();
-    let work = Work { shared: shared.clone(), model, pooling: request.pooling, deadline, cancel };
+    let work = Work { shared: shared.clone(), model, pooling: request.pooling, deadline, cancel, ticket };
     let (reply, answer) = oneshot::channel();
     // In a task of its own: the runner of a session must come to its end, even where the caller leaves.
     shared.tasks.spawn("embedding", async move { drop(reply.send(work.all(texts).await)) });
@@ -51,23 +59,19 @@ async fn read(
     inputs: Vec<Prompt>,
 ) -> Result<(Arc<LoadedModel>, Vec<Vec<u32>>), Fault> {
     let model = load(shared, model).await?;
-    let reader = model.clone();
-    let texts = blocking(move || inputs.into_iter().map(|input| tokens(&reader, input)).collect());
-    Ok((model, texts.await?))
-}
-
-fn tokens(model: &LoadedModel, input: Prompt) -> Result<Vec<u32>, Fault> {
-    match input {
-        Prompt::Text(text) => encode(model, &text, false),
-        Prompt::Tokens(tokens) => Ok(tokens),
-    }
+    let texts = shared.readers.prompts(&model, inputs, context_limit(shared, &model)).await?;
+    Ok((model, texts))
 }
 
 fn check(shared: &Shared, model: &LoadedModel, text: &[u32]) -> Result<(), Fault> {
     check_prompt(model, text)?;
     let limit = context_limit(shared, model);
     if text.len() > limit as usize {
-        let message = format!("a text of {} tokens exceeds the context of {limit}; cut it into pieces", text.len());
+        let message = format!(
+            "a text of {} tokens exceeds the context of {limit}; cut it into pieces, or give the node a longer `context` \
+             where the model's own is longer",
+            text.len()
+        );
         return Err(Fault::new(ErrorKind::ContextOverflow, message));
     }
     Ok(())
@@ -85,13 +89,11 @@ impl Work {
 
     async fn one(&self, text: Vec<u32>) -> Result<Vec<f32>, Fault> {
         let (shared, model) = (&self.shared, &self.model);
-        let route = first_route(shared, model, false).await?;
         // Never asked: nothing is chosen.
         let sampler = Sampler::new(SamplingParams::greedy(), model.manifest.vocab);
         let job = Job {
-            session: new_session()?,
+            session: new_session(shared)?,
             model: model.id,
-            route,
             routes: Arc::new(Finding { shared: shared.clone(), model: model.clone(), stand_by: false }),
             engine: model.engine.name().to_owned(),
             prompt: text,
@@ -109,7 +111,10 @@ impl Work {
             deadline: self.deadline,
             cancel: self.cancel.clone(),
         };
-        let outcome = runner::run(&shared.coordinator, job, &mut Nothing).await;
+        let admitted = admit(shared, model, self.ticket.caller(), job, &Wants::default()).await;
+        let Admitted { place, job, begun } = admitted.map_err(|end| refusal(shared, end))?;
+        let outcome = runner::run(&shared.coordinator, job, begun, &mut Nothing).await;
+        drop(place);
         outcome.end?;
         let cancelled = || Fault::new(ErrorKind::Cancelled, "the embedding was cancelled");
         outcome.embedding.filter(|_| !self.cancel.is_cancelled()).ok_or_else(cancelled)
@@ -122,5 +127,13 @@ struct Nothing;
 impl TokenSink for Nothing {
     async fn token(&mut self, _: Sampled) -> ControlFlow<()> {
         ControlFlow::Break(())
+    }
+
+    fn has_room(&self) -> bool {
+        true
+    }
+
+    async fn room(&self) -> Result<(), Fault> {
+        Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! The node's public errors: one per act, each carrying a [`Fault`] that crosses every border.
 
 use crate::base::{ErrorKind, Fault};
+use crate::node::examine::ImportReport;
 use crate::node::report::Completion;
 
 macro_rules! act_error {
@@ -38,10 +39,47 @@ act_error!(
     /// A peer could not be connected.
     ConnectError
 );
-act_error!(
-    /// A model could not be imported, fetched or removed.
-    ModelActError
-);
+/// A model could not be imported, fetched or removed.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub struct ModelActError(pub Fault, Option<Box<ImportReport>>);
+
+impl ModelActError {
+    /// What went wrong.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind()
+    }
+
+    /// Kind and sentence.
+    pub fn fault(&self) -> &Fault {
+        &self.0
+    }
+
+    /// What of the model cannot run here, where an import was refused because of it.
+    pub fn report(&self) -> Option<&ImportReport> {
+        self.1.as_deref()
+    }
+}
+
+impl ModelActError {
+    /// The report where there is one, or else the fault.
+    #[cfg(feature = "https")]
+    pub(crate) fn into_report(self) -> Result<Box<ImportReport>, Fault> {
+        self.1.ok_or(self.0)
+    }
+}
+
+impl From<Fault> for ModelActError {
+    fn from(fault: Fault) -> Self {
+        Self(fault, None)
+    }
+}
+
+impl From<Box<ImportReport>> for ModelActError {
+    fn from(report: Box<ImportReport>) -> Self {
+        Self(report.fault(), Some(report))
+    }
+}
 
 act_error!(
     /// Texts could not be embedded.

@@ -4,24 +4,30 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use futures::stream::{self, TryStreamExt};
 
+use crate::base::names::{Meaning, nearest};
 use crate::base::{ErrorKind, Event, Fault, ModelId, NodeId, Progress};
-use crate::model::{Catalog, Manifest, ShardEntry, ShardKind};
+use crate::model::{Catalog, Manifest, ModelError, ShardEntry, ShardKind};
+use crate::node::greeting;
 use crate::node::registry::Registry;
 use crate::node::request::{Parts, ProgressFn};
 use crate::node::seek::{key_of, key_of_name, seek};
 use crate::node::shared::Shared;
-use crate::node::transfer::{self, Taken};
+use crate::node::transfer::{self, Gave, Taken};
 use crate::pipeline::control::{request, unexpected};
-use crate::wire::announce::Holding;
+use crate::wire::announce::{Announcement, Holding};
 use crate::wire::control::{Reply, Request};
 
 /// A manifest of 10,000 tensors is about 1 MiB.
 const MANIFEST_DEADLINE: Duration = Duration::from_secs(30);
+/// Longest search in the swarm's table for a name that resembles a known one, so that it is most likely misspelt.
+const TYPO_PATIENCE: Duration = Duration::from_secs(2);
+/// Longest that a shard is waited for at givers that are all busy.
+const BUSY_LONGEST: Duration = Duration::from_secs(60 * 60);
 /// Shards that are fetched at once.
 const PARALLEL: usize = 4;
 
@@ -55,7 +61,7 @@ pub(crate) async fn pull(
     progress: Option<ProgressFn>,
 ) -> Result<ModelId, Fault> {
     let model = find(shared, name).await?;
-    let manifest = manifest(shared, model).await?;
+    let manifest = manifest(shared, model, asker).await?;
     let wanted: Vec<ShardEntry> = select(&manifest, parts)?.into_iter().cloned().collect();
     let total = wanted.iter().map(|entry| entry.size).sum();
     let held = wanted.iter().filter(|entry| shared.catalog.has(&entry.id)).map(|entry| entry.size).sum();
@@ -95,48 +101,94 @@ pub(crate) async fn pull(
     Ok(model)
 }
 
-/// The model that a name or id means, here or at a peer.
-pub(crate) fn resolve(shared: &Shared, name: &str) -> Result<ModelId, Fault> {
-    let here = match shared.catalog.resolve(name) {
-        Ok(model) => return Ok(model),
-        Err(error) => Fault::new(error.kind(), error),
+/// The model that a name or id means, here or at a peer. Of several models the only one that can run here. Blocks where that
+/// has to be found out.
+pub(crate) fn resolve(shared: &Shared, text: &str) -> Result<ModelId, Fault> {
+    look_up(shared, text).or_else(|error| only_runnable(shared, error)).map_err(transfer::fault)
+}
+
+/// Of the models that a text could mean, the only one that can run here, as far as is known of them here. Blocks where one
+/// was not examined yet.
+fn only_runnable(shared: &Shared, error: ModelError) -> Result<ModelId, ModelError> {
+    let ModelError::Ambiguous { models, .. } = &error else { return Err(error) };
+    let refuses = |model: ModelId| {
+        let manifest = shared.catalog.manifest(model);
+        manifest.is_some_and(|manifest| shared.reports.of(shared, model, &manifest).refuses())
     };
-    match (Registry::find(&shared.registry.snapshot(), name).as_slice(), here.kind()) {
-        ([model], ErrorKind::ModelNotFound) => Ok(*model),
-        ([], _) => Err(here),
-        (several, _) => {
-            let ids: Vec<String> = several.iter().map(ModelId::short).collect();
-            let text = format!("`{name}` means several models ({}); give an id", ids.join(", "));
-            Err(Fault::new(ErrorKind::InvalidArgument, text))
-        }
+    let mut runnable = models.iter().filter(|model| !refuses(**model));
+    match (runnable.next(), runnable.next()) {
+        (Some(model), None) => Ok(*model),
+        _ => Err(error),
     }
 }
 
-/// The same, and where nobody known means anything by it, whoever the swarm's table names is asked first.
-pub(crate) async fn find(shared: &Arc<Shared>, name: &str) -> Result<ModelId, Fault> {
-    match resolve(shared, name) {
-        Err(fault) if fault.kind() == ErrorKind::ModelNotFound => {
-            let key = name.parse().map_or_else(|_| key_of_name(name), key_of);
-            match seek(shared, key).await {
-                0 => Err(fault),
-                _ => resolve(shared, name),
+fn look_up(shared: &Shared, text: &str) -> Result<ModelId, ModelError> {
+    match shared.catalog.resolve(text) {
+        Err(ModelError::NotFound { name, .. }) => {
+            let known = shared.registry.snapshot();
+            match Registry::find(&known, text) {
+                Meaning::Model(model) => Ok(model),
+                Meaning::Ambiguous(found) => {
+                    Err(ModelError::ambiguous(name, &found, |id| Registry::matched(&known, text, id)))
+                }
+                Meaning::Unknown => {
+                    let own = shared.catalog.all_names();
+                    let names = own.iter().map(String::as_str).chain(Registry::names(&known));
+                    Err(ModelError::NotFound { name, nearest: nearest(text, names) })
+                }
             }
         }
-        known => known,
+        here => here,
     }
 }
 
-/// The manifest, from here or from a peer that says it holds the model.
-pub(crate) async fn manifest(shared: &Arc<Shared>, model: ModelId) -> Result<Arc<Manifest>, Fault> {
+/// Names of known models that a text resembles which means none of them.
+pub(crate) fn nearest_names(shared: &Shared, text: &str) -> Vec<String> {
+    match look_up(shared, text) {
+        Err(ModelError::NotFound { nearest, .. }) => nearest,
+        _ => Vec::new(),
+    }
+}
+
+/// The same, and where nobody known means anything by it, whoever the swarm's table names is asked first. The table knows
+/// whole names and ids only.
+pub(crate) async fn find(shared: &Arc<Shared>, text: &str) -> Result<ModelId, Fault> {
+    let (missed, near) = match look_up(shared, text) {
+        Err(error @ ModelError::NotFound { .. }) => {
+            let near = matches!(&error, ModelError::NotFound { nearest, .. } if !nearest.is_empty());
+            (transfer::fault(error), near)
+        }
+        Err(error @ ModelError::Ambiguous { .. }) => {
+            let shared = shared.clone();
+            return transfer::blocking(move || only_runnable(&shared, error).map_err(transfer::fault)).await;
+        }
+        known => return known.map_err(transfer::fault),
+    };
+    let connected = shared.net.as_ref().is_some_and(|net| net.peers().snapshot().iter().any(|peer| peer.connected));
+    if !connected || text.len() > Announcement::MAX_NAME {
+        return Err(missed);
+    }
+    let key = text.parse().map_or_else(|_| key_of_name(text), key_of);
+    let patience = if near { TYPO_PATIENCE } else { Duration::MAX };
+    match tokio::time::timeout(patience, seek(shared, key)).await {
+        Err(_) | Ok(0) => Err(missed),
+        Ok(_) => {
+            let (shared, text) = (shared.clone(), text.to_owned());
+            transfer::blocking(move || resolve(&shared, &text)).await
+        }
+    }
+}
+
+/// The manifest, from here or from a peer that says it holds the model. What a peer calls a model that the host asks for is
+/// remembered as a hint.
+pub(crate) async fn manifest(shared: &Arc<Shared>, model: ModelId, asker: Asker) -> Result<Arc<Manifest>, Fault> {
     if let Some(manifest) = shared.catalog.manifest(model) {
         return Ok(manifest);
     }
     let mut last = Fault::new(ErrorKind::ModelNotFound, format!("no peer within reach knows model {}", model.short()));
-    if holders(shared, model, |_| true).is_empty() {
-        seek(shared, key_of(model)).await;
-    }
-    for (peer, _) in holders(shared, model, |_| true) {
-        match manifest_from(shared, peer, model).await {
+    for (peer, holding) in known_or_sought(shared, model, |_| true).await {
+        let hint = holding.names.first().filter(|_| asker == Asker::Host);
+        match manifest_from(shared, peer, model, hint.cloned()).await {
             Ok(manifest) => return Ok(manifest),
             Err(fault) => last = fault,
         }
@@ -144,36 +196,42 @@ pub(crate) async fn manifest(shared: &Arc<Shared>, model: ModelId) -> Result<Arc
     Err(last)
 }
 
-async fn manifest_from(shared: &Arc<Shared>, peer: NodeId, model: ModelId) -> Result<Arc<Manifest>, Fault> {
+async fn manifest_from(
+    shared: &Arc<Shared>,
+    peer: NodeId,
+    model: ModelId,
+    hint: Option<String>,
+) -> Result<Arc<Manifest>, Fault> {
     let net = shared.net.as_ref().ok_or_else(offline)?;
     let reply = request(net, peer, &Request::Manifest { model }, MANIFEST_DEADLINE).await?;
     let Reply::Manifest { bytes } = reply else { return Err(unexpected(peer)) };
     let catalog = shared.catalog.clone();
-    let added = tokio::task::spawn_blocking(move || catalog.add_manifest(&bytes, model)).await;
-    let added = added.map_err(|error| Fault::new(ErrorKind::Internal, error))?;
-    let manifest = added.map_err(|error| Fault::new(error.kind(), error))?;
-    shared.events.send(Event::ModelKnown { model, name: manifest.name.clone() });
+    let add = move || {
+        let manifest = catalog.add_manifest(&bytes, model)?;
+        hint.map_or(Ok(()), |hint| catalog.suggest_name(model, &hint))?;
+        Ok(manifest)
+    };
+    let manifest = transfer::blocking(move || add().map_err(transfer::fault)).await?;
+    shared.tell_known(model);
     Ok(manifest)
 }
 
 /// The shards that `parts` means.
 pub(crate) fn select<'a>(manifest: &'a Manifest, parts: &Parts) -> Result<Vec<&'a ShardEntry>, Fault> {
-    match parts {
-        Parts::All => Ok(manifest.shards.iter().collect()),
-        Parts::Coordinator => Ok(manifest.coordinator_shards().collect()),
-        Parts::Stage { layers, .. } if layers.is_empty() || layers.end > manifest.layers => {
-            let text = format!("layers {layers} were asked for, the model has 0..{}", manifest.layers);
-            Err(Fault::new(ErrorKind::InvalidArgument, text))
-        }
-        Parts::Stage { layers, head } => Ok(manifest.stage_shards(*layers, *head).collect()),
-    }
+    parts.check(manifest.layers)?;
+    Ok(match parts {
+        Parts::All => manifest.shards.iter().collect(),
+        Parts::Coordinator => manifest.coordinator_shards().collect(),
+        Parts::Stage { layers, head } => manifest.stage_shards(*layers, *head).collect(),
+    })
 }
 
-/// Connected peers that say they hold the model, and what of it.
+/// Greeted peers that say they hold the model, and what of it.
 fn holders(shared: &Shared, model: ModelId, wanted: impl Fn(&Holding) -> bool) -> Vec<(NodeId, Holding)> {
     let known = shared.registry.snapshot();
     let holding = |node: &NodeId| Registry::holding(&known, *node, model).filter(|held| wanted(held)).cloned();
-    known.keys().filter_map(|node| Some((*node, holding(node)?))).collect()
+    let greeted = known.iter().filter(|(_, announced)| announced.greeted());
+    greeted.filter_map(|(node, _)| Some((*node, holding(node)?))).collect()
 }
 
 fn holds(holding: &Holding, kind: ShardKind) -> bool {
@@ -186,13 +244,21 @@ fn holds(holding: &Holding, kind: ShardKind) -> bool {
     }
 }
 
-/// Who holds a shard of this kind; where nobody known does, the swarm's table is asked.
-async fn known_or_sought(shared: &Arc<Shared>, model: ModelId, kind: ShardKind) -> Vec<(NodeId, Holding)> {
-    let known = holders(shared, model, |holding| holds(holding, kind));
-    if !known.is_empty() || seek(shared, key_of(model)).await == 0 {
-        return known;
+/// Who holds what is wanted; where no greeted peer does, those that are known by gossip are greeted, and then the swarm's
+/// table is asked.
+async fn known_or_sought(
+    shared: &Arc<Shared>,
+    model: ModelId,
+    wanted: impl Fn(&Holding) -> bool,
+) -> Vec<(NodeId, Holding)> {
+    let mut known = holders(shared, model, &wanted);
+    if known.is_empty() && greeting::greet(shared, model).await > 0 {
+        known = holders(shared, model, &wanted);
     }
-    holders(shared, model, |holding| holds(holding, kind))
+    if known.is_empty() && seek(shared, key_of(model)).await > 0 {
+        known = holders(shared, model, &wanted);
+    }
+    known
 }
 
 /// Who gives shards.
@@ -232,7 +298,7 @@ impl Givers {
     /// Who may give a shard of this kind. The swarm's table is asked where nobody else would be left.
     async fn of(&self, shared: &Arc<Shared>, model: ModelId, kind: ShardKind) -> Vec<Giver> {
         let peers = match &self.source {
-            None => known_or_sought(shared, model, kind).await,
+            None => known_or_sought(shared, model, |holding| holds(holding, kind)).await,
             Some(_) => holders(shared, model, |holding| holds(holding, kind)),
         };
         // Peers are perhaps near; the source is not.
@@ -247,7 +313,7 @@ impl Drop for Giving {
     }
 }
 
-/// Takes one shard from the first that gives it whole.
+/// Takes one shard from the first that gives it whole. Where those that are left are busy, it waits for them.
 async fn fetch_one(
     shared: &Arc<Shared>,
     model: ModelId,
@@ -262,18 +328,32 @@ async fn fetch_one(
     let mut left = givers.of(shared, model, entry.kind).await;
     let text = format!("no peer within reach holds {:?} of model {}", entry.kind, model.short());
     let mut last = Fault::new(ErrorKind::ShardMissing, text);
-    while let Some(giving) = givers.next(&mut left) {
+    let (begun, mut busy, mut wait) = (Instant::now(), Vec::new(), Duration::ZERO);
+    loop {
+        let Some(giving) = givers.next(&mut left) else {
+            if busy.is_empty() || begun.elapsed() > BUSY_LONGEST {
+                return Err(last);
+            }
+            left = std::mem::take(&mut busy);
+            tokio::time::sleep(std::mem::take(&mut wait)).await;
+            continue;
+        };
         let (given, giver) = match (giving.giver, &shared.net, &givers.source) {
             (Giver::Peer(peer), Some(net), _) => {
                 (transfer::take(net, &shared.catalog, peer, entry, &**taken).await, format!("peer {}", peer.short()))
             }
             (Giver::Source, _, Some(source)) => {
-                (source.take(&shared.catalog, manifest, entry, taken).await, "the source".to_owned())
+                let given = source.take(&shared.catalog, manifest, entry, taken).await;
+                (given.map(|()| Gave::All), "the source".to_owned())
             }
             _ => continue,
         };
         match given {
-            Ok(()) => return Ok(()),
+            Ok(Gave::All) => return Ok(()),
+            Ok(Gave::Busy(until)) => {
+                (wait, last) = (wait.max(until), Fault::new(ErrorKind::Overloaded, format!("{giver} is busy")));
+                busy.push(giving.giver);
+            }
             // Our own ground, not the giver's fault: another one cannot help.
             Err(fault) if matches!(fault.kind(), ErrorKind::DiskFull | ErrorKind::Io) => return Err(fault),
             Err(fault) => {
@@ -282,7 +362,6 @@ async fn fetch_one(
             }
         }
     }
-    Err(last)
 }
 
 fn offline() -> Fault {

@@ -5,28 +5,30 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use tokio::sync::mpsc;
+use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::base::{ErrorKind, Event, Fault, ModelId, SessionId};
 use crate::engine::sample::Sampler;
-use crate::node::drafting;
+use crate::node::admission::{Admitted, Wants, admit, refusal};
+use crate::node::conversation::Conversation;
 use crate::node::error::GenerateError;
 use crate::node::fetch;
 use crate::node::loaded::LoadedModel;
-use crate::node::planning::{Finding, first_route};
+use crate::node::planning::Finding;
+use crate::node::queue::Ticket;
+use crate::node::reading::prompt_bytes;
 use crate::node::report::{Completion, FinishReason, RouteStage, Timings, TokenLogprob};
-use crate::node::request::{ChatRequest, DEFAULT_MAX_TOKENS, GenerateOptions, GenerateRequest, Prompt};
+use crate::node::request::{ChatRequest, DEFAULT_MAX_TOKENS, GenerateOptions, GenerateRequest};
 use crate::node::shared::Shared;
-use crate::node::sink::{Said, Sink};
+use crate::node::sink::Sink;
+use crate::node::unread::{self, DeltaReader};
 use crate::pipeline::job::{self, Job, Outcome, StageReport};
 use crate::pipeline::plan::Plan;
 use crate::pipeline::runner;
 use crate::pipeline::session::End;
 use crate::wire::codec::Codec;
-
-/// Deltas that wait for a slow reader; beyond that the generation waits for it.
-const DELTA_QUEUE: usize = 64;
+use crate::wire::control::{SESSION_CHANCE, session_id};
 
 /// A piece of an answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,10 +42,15 @@ pub enum Delta {
 }
 
 /// An answer as it comes: a stream of [`Delta`]s. Dropping it cancels at every stage.
+///
+/// What is not read is kept, up to a MiB, log-probabilities included: an answer of usual length comes to its end and frees its stages whether it is
+/// read or not. A longer one pauses there, and ends with [`ErrorKind::Timeout`] where nothing is read for a minute.
 pub struct Generation {
     session: SessionId,
     route: Plan,
-    deltas: mpsc::Receiver<Result<Delta, GenerateError>>,
+    deltas: DeltaReader,
+    /// How likely the tokens were that were read, where that was asked for and is kept.
+    told: Option<Vec<TokenLogprob>>,
     cancel: CancellationToken,
     _cancel_on_drop: DropGuard,
 }
@@ -69,9 +76,28 @@ impl Generation {
         self.cancel.cancel();
     }
 
+    /// Keeps no log-probabilities that were read: the completion has none then. For who passes them on as they come, since
+    /// those of a long answer take up to some 2 KiB a token.
+    pub fn forget_told(&mut self) {
+        self.told = None;
+    }
+
     /// The next piece; `None` after `Done` or an error. Cancel-safe.
     pub async fn next(&mut self) -> Option<Result<Delta, GenerateError>> {
-        self.deltas.recv().await
+        let next = self.deltas.next().await;
+        next.map(|delta| self.keep(delta))
+    }
+
+    /// Keeps the log-probabilities that are read, and gives them with the end.
+    fn keep(&mut self, mut delta: Result<Delta, GenerateError>) -> Result<Delta, GenerateError> {
+        match &mut delta {
+            Ok(Delta::Token(token)) => self.told.iter_mut().for_each(|told| told.push(TokenLogprob::clone(token))),
+            Ok(Delta::Done(whole)) | Err(GenerateError::Interrupted { partial: whole, .. }) => {
+                whole.logprobs = self.told.take();
+            }
+            Ok(Delta::Text(_)) | Err(_) => {}
+        }
+        delta
     }
 
     /// Waits for the end.
@@ -89,7 +115,8 @@ impl futures::Stream for Generation {
     type Item = Result<Delta, GenerateError>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.deltas.poll_recv(context)
+        let polled = self.deltas.poll_next(context);
+        polled.map(|next| next.map(|delta| self.keep(delta)))
     }
 }
 
@@ -97,51 +124,37 @@ impl futures::Stream for Generation {
 pub(crate) async fn chat(shared: Arc<Shared>, request: ChatRequest) -> Result<Generation, GenerateError> {
     request.options.check()?;
     let deadline = request.options.deadline.map(|allowed| Instant::now() + allowed);
-    in_time(deadline, begin_chat(shared, request, deadline)).await
-}
-
-async fn begin_chat(
-    shared: Arc<Shared>,
-    request: ChatRequest,
-    deadline: Option<Instant>,
-) -> Result<Generation, GenerateError> {
-    let model = load(&shared, &request.model).await?;
-    let messages = request.messages;
-    let tokens = blocking({
-        let model = model.clone();
-        move || {
-            let template = model.template.as_ref().map_err(|error| Fault::new(error.kind(), error))?;
-            let text = template.render(&messages, true).map_err(|error| Fault::new(error.kind(), error))?;
-            encode(&model, &text, true)
-        }
-    })
-    .await?;
-    start(shared, model, tokens, request.options, deadline).await
+    let ChatRequest { model, messages, inputs, chat_template, options } = request;
+    let own = chat_template.map(Arc::from).or_else(|| shared.config.chat_template.clone());
+    let conversation = Conversation { messages, inputs, own };
+    let ticket = shared.queue.enter(&options.caller.as_str().into(), conversation.bytes()?)?;
+    let begin = async {
+        let model = load(&shared, &model).await?;
+        let limit = context_limit(&shared, &model);
+        let tokens = shared.readers.conversation(&model, conversation, limit).await?;
+        start(shared.clone(), model, tokens, options, ticket, deadline).await
+    };
+    in_time(deadline, begin).await
 }
 
 /// Starts the continuation of a text.
 pub(crate) async fn generate(shared: Arc<Shared>, request: GenerateRequest) -> Result<Generation, GenerateError> {
     request.options.check()?;
     let deadline = request.options.deadline.map(|allowed| Instant::now() + allowed);
-    in_time(deadline, begin_generate(shared, request, deadline)).await
+    let ticket = shared.queue.enter(&request.options.caller.as_str().into(), prompt_bytes(&request.prompt))?;
+    in_time(deadline, begin_generate(shared, request, ticket, deadline)).await
 }
 
 async fn begin_generate(
     shared: Arc<Shared>,
     request: GenerateRequest,
+    ticket: Ticket,
     deadline: Option<Instant>,
 ) -> Result<Generation, GenerateError> {
     let model = load(&shared, &request.model).await?;
-    let prompt = request.prompt;
-    let tokens = blocking({
-        let model = model.clone();
-        move || match prompt {
-            Prompt::Text(text) => encode(&model, &text, false),
-            Prompt::Tokens(tokens) => Ok(tokens),
-        }
-    })
-    .await?;
-    start(shared, model, tokens, request.options, deadline).await
+    let limit = context_limit(&shared, &model);
+    let tokens = shared.readers.prompts(&model, vec![request.prompt], limit).await?.concat();
+    start(shared, model, tokens, request.options, ticket, deadline).await
 }
 
 /// The deadline counts from when the request was made: models and drafts are loaded within it, too.
@@ -184,32 +197,24 @@ pub(super) async fn blocking<T: Send + 'static>(
     done.unwrap_or_else(|error| Err(Fault::new(ErrorKind::Internal, error)))
 }
 
-pub(super) fn encode(model: &LoadedModel, text: &str, templated: bool) -> Result<Vec<u32>, Fault> {
-    let tokens = match templated {
-        true => model.tokenizer.encode_rendered(text),
-        false => model.tokenizer.encode(text, true, false),
-    };
-    tokens.map_err(|error| Fault::new(error.kind(), error))
-}
-
-/// Positions that a session of this model may use at most.
+/// Positions that a session of this model may use at most. Hosts may grant less.
 pub(super) fn context_limit(shared: &Shared, model: &LoadedModel) -> u32 {
-    model.manifest.context.min(shared.config.context)
+    shared.serving.stages().most_context(&model.manifest)
 }
 
+/// Tokens of the answer, as far as the context admits them.
 fn max_tokens(shared: &Shared, model: &LoadedModel, prompt: usize, asked: Option<u32>) -> Result<u32, Fault> {
     let limit = context_limit(shared, model);
     let left = u64::from(limit).saturating_sub(prompt as u64);
-    let wanted = asked.unwrap_or(DEFAULT_MAX_TOKENS);
-    if left == 0 || (asked.is_some() && u64::from(wanted) > left) {
+    if left == 0 {
         let text = format!(
-            "{prompt} prompt tokens and {wanted} to generate exceed the context of {limit}; shorten the prompt, ask for \
-             fewer tokens or raise the context"
+            "the prompt has {prompt} tokens, which leaves no room for an answer in the context of {limit}; shorten it, or \
+             give the node a longer `context` where the model's own is longer"
         );
         return Err(Fault::new(ErrorKind::ContextOverflow, text));
     }
-    // At most `wanted`, which is a u32.
-    Ok(left.min(u64::from(wanted)) as u32)
+    // At most what was asked for, which is a u32.
+    Ok(left.min(u64::from(asked.unwrap_or(DEFAULT_MAX_TOKENS))) as u32)
 }
 
 pub(super) fn check_prompt(model: &LoadedModel, prompt: &[u32]) -> Result<(), Fault> {
@@ -244,8 +249,10 @@ async fn start(
     model: Arc<LoadedModel>,
     prompt: Vec<u32>,
     options: GenerateOptions,
+    mut ticket: Ticket,
     deadline: Option<Instant>,
 ) -> Result<Generation, GenerateError> {
+    ticket.resize(size_of_val(prompt.as_slice()));
     check_prompt(&model, &prompt)?;
     check_wire(&model.manifest.architecture, options.wire)?;
     let max_tokens = max_tokens(&shared, &model, prompt.len(), options.max_tokens)?;
@@ -256,27 +263,18 @@ async fn start(
         Some(constraint) => Some(shared.guides.guide(&model, constraint).await?),
         None => None,
     };
-    let drafter = match &options.draft {
-        Some(name) => Some(drafting::drafter(&shared, &model, name, prompt.len(), max_tokens).await?),
-        None => None,
-    };
-    let route = first_route(&shared, &model, options.stand_by).await?;
-    let plan = route.plan.clone();
-    let session = new_session()?;
     let cancel = shared.closed.child_token();
-    let (sender, deltas) = mpsc::channel(DELTA_QUEUE);
     let ends = model.clone();
     let job = Job {
-        session,
+        session: new_session(&shared)?,
         model: model.id,
-        route,
         routes: Arc::new(Finding { shared: shared.clone(), model: model.clone(), stand_by: options.stand_by }),
         engine: model.engine.name().to_owned(),
         prompt,
         exact: options.exact,
         codec: options.wire,
         guess: options.guess,
-        drafter,
+        drafter: None,
         guide,
         pooling: None,
         max_tokens,
@@ -287,43 +285,82 @@ async fn start(
         deadline,
         cancel: cancel.clone(),
     };
-    let sink = Sink::new(model.tokenizer.clone(), options.stop, options.logprobs.is_some(), sender);
-    shared.events.send(Event::GenerationStarted { session, model: model.id });
-    let (tasks, work) = (shared.tasks.clone(), run(shared, model, job, sink));
+    let (wants, logprobs) = (Wants { draft: options.draft, stand_by: options.stand_by }, options.logprobs.is_some());
+    let order = Order { model, job, wants, stop: options.stop, logprobs, ticket };
+    // Cancelled where this call is dropped: the session must come to its end in a task of its own.
+    let cancel_on_drop = cancel.clone().drop_guard();
+    let (tell, started) = oneshot::channel();
+    let (tasks, work) = (shared.tasks.clone(), run(shared, order, tell));
     tasks.spawn("generation", work);
-    Ok(Generation { session, route: plan, deltas, _cancel_on_drop: cancel.clone().drop_guard(), cancel })
+    let closed = |_| Fault::new(ErrorKind::Closed, "the node was shut down meanwhile");
+    let Started { session, route, deltas } = started.await.map_err(closed)??;
+    let told = logprobs.then(Vec::new);
+    Ok(Generation { session, route, deltas, told, cancel, _cancel_on_drop: cancel_on_drop })
 }
 
-pub(super) fn new_session() -> Result<SessionId, Fault> {
-    let mut bytes = [0u8; 16];
-    getrandom::fill(&mut bytes).map_err(|error| Fault::new(ErrorKind::Internal, error))?;
-    Ok(SessionId(bytes))
+/// A generation before it has its place.
+struct Order {
+    model: Arc<LoadedModel>,
+    job: Job,
+    wants: Wants,
+    stop: Vec<String>,
+    logprobs: bool,
+    ticket: Ticket,
 }
 
-async fn run(shared: Arc<Shared>, model: Arc<LoadedModel>, job: Job, mut sink: Sink) {
+/// A generation that has it.
+struct Started {
+    session: SessionId,
+    route: Plan,
+    deltas: DeltaReader,
+}
+
+/// The id of a new session of this node.
+pub(super) fn new_session(shared: &Shared) -> Result<SessionId, Fault> {
+    let mut chance = [0; SESSION_CHANCE];
+    getrandom::fill(&mut chance).map_err(|error| Fault::new(ErrorKind::Internal, error))?;
+    Ok(session_id(shared.id, chance))
+}
+
+async fn run(shared: Arc<Shared>, order: Order, tell: oneshot::Sender<Result<Started, Fault>>) {
+    let Order { model, job, wants, stop, logprobs, ticket } = order;
+    let admitted = admit(&shared, &model, ticket.caller(), job, &wants).await;
+    drop(ticket);
+    let Admitted { place, job, begun } = match admitted {
+        Ok(admitted) => admitted,
+        // Who has left is told nothing.
+        Err(end) => return drop(tell.send(Err(refusal(&shared, end)))),
+    };
     let (session, prompt) = (job.session, job.prompt.len() as u32);
-    let mut outcome = runner::run(&shared.coordinator, job, &mut sink).await;
+    let (deltas, reader) = unread::channel();
+    shared.events.send(Event::GenerationStarted { session, model: model.id });
+    // Where nobody waits any more the job is cancelled, and ends at once.
+    let _ = tell.send(Ok(Started { session, route: begun.plan().clone(), deltas: reader }));
+    let mut sink = Sink::new(model.tokenizer.clone(), stop, logprobs, deltas);
+    let mut outcome = runner::run(&shared.coordinator, job, begun, &mut sink).await;
+    drop(place);
     if outcome.end == Ok(End::Cancelled) && shared.closed.is_cancelled() {
         outcome.end = Err(Fault::new(ErrorKind::Closed, "the node was shut down during the answer"));
     }
-    let (said, deltas) = sink.end().await;
+    let (said, deltas) = sink.end();
     let tokens = outcome.tokens.len() as u32;
     let fault = outcome.end.as_ref().err().cloned();
     let last = conclude(outcome, prompt, model.engine.name(), said);
     // Counted before the reader is told, so that a reader who looks at the events finds it there.
     shared.events.send(Event::GenerationEnded { session, tokens, fault });
-    let _ = deltas.send(last).await;
+    let _ = deltas.send(last);
 }
 
-fn conclude(outcome: Outcome, prompt: u32, engine: &str, said: Said) -> Result<Delta, GenerateError> {
+fn conclude(outcome: Outcome, prompt: u32, engine: &str, text: String) -> Result<Delta, GenerateError> {
     let finish = match &outcome.end {
         Ok(End::Stop) => FinishReason::Stop,
         Ok(End::Length) => FinishReason::Length,
         Ok(End::Cancelled) | Err(_) => FinishReason::Cancelled,
     };
     let completion = Box::new(Completion {
-        text: said.text,
-        logprobs: said.logprobs,
+        text,
+        // Whoever reads the answer has them.
+        logprobs: None,
         finish,
         prompt_tokens: prompt,
         cached_tokens: outcome.cached,

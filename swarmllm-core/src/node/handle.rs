@@ -6,21 +6,21 @@ use std::time::Duration;
 
 use crate::base::{ErrorKind, Event, Fault, ModelId, NodeId};
 use crate::ledger::Balance;
-use crate::model::Manifest;
+use crate::model::{Catalog, ModelError};
 use crate::net::NetHandle;
 use crate::node::builder::NodeBuilder;
 use crate::node::error::{ConnectError, EmbedError, GenerateError, ModelActError};
+use crate::node::examine::{Examination, Finding, ImportReport, Subject};
 use crate::node::fetch::Asker;
 use crate::node::generation::{self, Generation};
 use crate::node::invite::Invite;
-use crate::node::registry::{Registry, union};
 use crate::node::report::{Embeddings, ModelInfo, NodeStatus, PeerHolding, PeerStatus};
 use crate::node::request::{ChatRequest, EmbedRequest, GenerateRequest, ImportOptions, Parts, ProgressFn};
 use crate::node::runtime::Ground;
 use crate::node::shared::Shared;
 #[cfg(feature = "https")]
 use crate::node::web::{self, WebSource};
-use crate::node::{announcer, embedding, fetch, keeping, planning, transfer};
+use crate::node::{announcer, embedding, fetch, keeping, models, planning, transfer};
 use crate::pipeline::plan::Plan;
 use crate::pipeline::search::is_loss;
 use crate::rt::EventReader;
@@ -108,6 +108,7 @@ impl Node {
             memory_budget: shared.config.memory,
             memory_used: table.memory_used(),
             peers_connected: peers.iter().filter(|peer| peer.connected).count() as u32,
+            waiting: shared.queue.waiting() as u32,
             sessions,
             stages,
             traffic: shared.net.as_ref().map(NetHandle::traffic).unwrap_or_default(),
@@ -115,41 +116,24 @@ impl Node {
         }
     }
 
-    /// Models held here, wholly or in part, and models that connected peers hold.
+    /// Models held here, wholly or in part, and models that connected peers hold. Each model that is held is examined the first
+    /// time, for which its tokenizer is built, and planned for each time: from async code, call this on a blocking thread.
     pub fn models(&self) -> Vec<ModelInfo> {
-        let shared = &self.shared;
-        let mut models: Vec<ModelInfo> =
-            shared.catalog.models().into_iter().map(|(id, manifest)| self.info(id, &manifest)).collect();
-        let known = shared.registry.snapshot();
-        for holding in known.values().flat_map(|announcement| &announcement.holdings) {
-            if models.iter().all(|model| model.id != holding.model) {
-                models.push(foreign(holding.model, &holding.name, union(peer_layers(&known, holding.model))));
-            }
-        }
-        models.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
-        models
+        models::all(&self.shared)
     }
 
-    fn info(&self, id: ModelId, manifest: &Manifest) -> ModelInfo {
-        let held = self.shared.catalog.holding(id);
-        let known = self.shared.registry.snapshot();
-        let covered = union(held.layers.iter().copied().chain(peer_layers(&known, id)));
-        let head = held.head || known.keys().any(|node| Registry::holding(&known, *node, id).is_some_and(|h| h.head));
-        let whole = covered.first().is_some_and(|range| range.start == 0 && range.end >= manifest.layers);
-        ModelInfo {
-            id,
-            name: manifest.name.clone(),
-            architecture: manifest.architecture.clone(),
-            layers: manifest.layers,
-            context: manifest.context,
-            size: manifest.size(),
-            ready: held.metadata && held.embedding && whole && head,
-            held: held.layers,
-            has_metadata: held.metadata,
-            has_embedding: held.embedding,
-            has_head: held.head,
-            covered,
-        }
+    /// The model that a text means, here or at connected peers: its id or at least eight digits of it, a name without case,
+    /// or the unique beginning of a name. The host's own aliases go before names that files and peers suggest. Of several
+    /// models that it could mean, the only one that can run here: so are models meant that are asked or planned for, while
+    /// what changes a model (pins, aliases, [`Node::discard`]) wants a name of it alone. Examines such models the first time, which
+    /// blocks.
+    pub fn resolve(&self, model: &str) -> Result<ModelId, ModelActError> {
+        Ok(fetch::resolve(&self.shared, model)?)
+    }
+
+    /// Names of models known here or at connected peers that a text resembles, nearest first; none where it means a model.
+    pub fn nearest_names(&self, model: &str) -> Vec<String> {
+        fetch::nearest_names(&self.shared, model)
     }
 
     /// Peers that are known, connected or not.
@@ -161,7 +145,7 @@ impl Node {
             let holdings = announcement.map(|told| told.holdings.as_slice()).unwrap_or_default();
             let holding = |held: &crate::wire::announce::Holding| PeerHolding {
                 model: held.model,
-                name: held.name.clone(),
+                name: held.names.first().cloned().unwrap_or_else(|| held.model.short()),
                 layers: held.layers.clone(),
                 head: held.head,
             };
@@ -200,7 +184,7 @@ impl Node {
                 }
                 greeted => greeted?,
             }
-            Ok(peer)
+            Ok::<NodeId, Fault>(peer)
         });
         Ok(connected.await?)
     }
@@ -219,16 +203,17 @@ impl Node {
         Invite::write(&shared.keypair, &shared.config.network, shared.swarm_key.as_ref(), addresses, good_for)
     }
 
-    /// Cuts a local GGUF into shards and keeps those that `options.parts` names. The file is only read.
+    /// Cuts a local GGUF into shards and keeps those that `options.parts` names. The file is only read. Of a model in several
+    /// files (`NAME-00001-of-00003.gguf`) any part is given; the others lie beside it and are found. A model that cannot
+    /// run here is refused before its weights are read, with a report, unless `options.anyway` is set.
     pub async fn import(&self, path: &Path, options: ImportOptions) -> Result<ModelInfo, ModelActError> {
         let (shared, path) = (self.shared.clone(), path.to_owned());
         let imported = self.run(async move {
             let work = shared.clone();
             let done = tokio::task::spawn_blocking(move || import(&work, &path, &options)).await;
-            done.map_err(|error| Fault::new(ErrorKind::Internal, error))?
+            done.map_err(|error| ModelActError::from(Fault::new(ErrorKind::Internal, error)))?
         });
-        let id = imported.await?;
-        self.known(id)
+        self.imported(imported.await?).await
     }
 
     /// Imports a GGUF from the web as [`Node::import`] does one that lies here, with the same result. What it needs of the
@@ -241,8 +226,25 @@ impl Node {
     ) -> Result<ModelInfo, ModelActError> {
         let (shared, source) = (self.shared.clone(), source.into());
         let imported = self.run(async move { web::import_url(&shared, source, &options).await });
-        let id = imported.await?;
-        self.known(id)
+        self.imported(imported.await?).await
+    }
+
+    /// What of a model cannot run here, asked of its file's header as an import does; nothing is kept. Of `options` only
+    /// `parts` counts: a node that keeps no metadata needs no tokenizer. [`NodeBuilder::examine`] needs no node.
+    pub async fn examine(&self, path: &Path, options: ImportOptions) -> Result<ImportReport, ModelActError> {
+        let (examination, path) = (Examination::new(&self.shared, &options), path.to_owned());
+        Ok(self.run(transfer::blocking(move || examination.look_at_file(&path))).await?)
+    }
+
+    /// The same of a GGUF on the web, of which only the header is fetched.
+    #[cfg(feature = "https")]
+    pub async fn examine_url(
+        &self,
+        source: impl Into<WebSource>,
+        options: ImportOptions,
+    ) -> Result<ImportReport, ModelActError> {
+        let examination = Examination::new(&self.shared, &options);
+        self.run(web::examine_url(self.shared.throttle.clone(), source.into(), examination)).await
     }
 
     /// Fetches shards of a model from peers, verified while they stream. Cancel-safe: what is verified is kept.
@@ -255,7 +257,7 @@ impl Node {
         let (shared, model) = (self.shared.clone(), model.to_owned());
         let pulled = self.run(async move { fetch::pull(&shared, &model, &parts, Asker::Host, None, progress).await });
         let id = pulled.await?;
-        self.known(id)
+        self.known(id).await
     }
 
     /// The same with one source more: a GGUF of this very model on the web, of which the ranges of those shards are fetched
@@ -274,7 +276,7 @@ impl Node {
             fetch::pull(&shared, &model, &parts, Asker::Host, Some(source), progress).await
         });
         let id = pulled.await?;
-        self.known(id)
+        self.known(id).await
     }
 
     /// Whether [`Node::make_room`] leaves a model alone from now on, after a restart too.
@@ -282,6 +284,39 @@ impl Node {
         let (catalog, model) = (self.shared.catalog.clone(), model.to_owned());
         let pin = move || catalog.pin(catalog.resolve(&model)?, on);
         Ok(self.run(transfer::blocking(move || pin().map_err(transfer::fault))).await?)
+    }
+
+    /// Gives a model that is known here an alias, beside those that it has. Refused with [`ErrorKind::AliasTaken`] where
+    /// another model has it, in whatever case, or is called so by its file or a peer, which this one is not;
+    /// [`Node::move_alias`] takes it from that one. Refused too where it looks like the beginning of an id, or has a character
+    /// that nobody sees.
+    pub async fn add_alias(&self, model: &str, alias: &str) -> Result<ModelInfo, ModelActError> {
+        let alias = alias.to_owned();
+        self.rename(model, move |catalog, model| catalog.add_alias(model, &alias)).await
+    }
+
+    /// Gives a model that is known here an alias, and takes it from the model that had it, or was called so.
+    pub async fn move_alias(&self, model: &str, alias: &str) -> Result<ModelInfo, ModelActError> {
+        let alias = alias.to_owned();
+        self.rename(model, move |catalog, model| catalog.move_alias(model, &alias)).await
+    }
+
+    async fn rename(
+        &self,
+        model: &str,
+        change: impl FnOnce(&Catalog, ModelId) -> Result<(), ModelError> + Send + 'static,
+    ) -> Result<ModelInfo, ModelActError> {
+        let (catalog, model) = (self.shared.catalog.clone(), model.to_owned());
+        let rename = move || catalog.resolve(&model).and_then(|id| change(&catalog, id).map(|()| id));
+        let id = self.run(transfer::blocking(move || rename().map_err(transfer::fault))).await?;
+        self.known(id).await
+    }
+
+    /// Takes an alias from the model that has it. What files and peers call the model stays.
+    pub async fn remove_alias(&self, alias: &str) -> Result<(), ModelActError> {
+        let (catalog, alias) = (self.shared.catalog.clone(), alias.to_owned());
+        let remove = move || catalog.remove_alias(&alias).map_err(transfer::fault);
+        Ok(self.run(transfer::blocking(remove)).await?)
     }
 
     /// Removes the models that were used longest ago until `bytes` more have room within `max_disk_bytes`; gives those that
@@ -298,13 +333,21 @@ impl Node {
     pub async fn discard(&self, model: &str, parts: Parts) -> Result<ModelInfo, ModelActError> {
         let (shared, model) = (self.shared.clone(), model.to_owned());
         let id = self.run(transfer::blocking(move || keeping::discard(&shared, &model, &parts))).await?;
-        self.known(id)
+        self.known(id).await
     }
 
-    fn known(&self, id: ModelId) -> Result<ModelInfo, ModelActError> {
-        let manifest = self.shared.catalog.manifest(id);
-        let gone = || Fault::new(ErrorKind::ModelNotFound, format!("model {} was removed meanwhile", id.short()));
-        Ok(self.info(id, &*manifest.ok_or_else(gone)?))
+    async fn known(&self, id: ModelId) -> Result<ModelInfo, ModelActError> {
+        let shared = self.shared.clone();
+        Ok(self.run(transfer::blocking(move || models::known(&shared, id))).await?)
+    }
+
+    /// The model that was imported, with what was found of its header, and whether memory is short for it.
+    async fn imported(&self, (id, report): (ModelId, ImportReport)) -> Result<ModelInfo, ModelActError> {
+        let known = self.known(id).await?;
+        let memory = known.findings.iter().filter(|finding| finding.subject == Subject::Memory);
+        let warnings = report.warnings().into_iter().chain(memory.clone().map(Finding::to_string)).collect();
+        let findings = report.findings.into_iter().chain(memory.cloned()).collect();
+        Ok(ModelInfo { warnings, findings, ..known })
     }
 
     /// Which stages would answer now, without acting.
@@ -320,17 +363,19 @@ impl Node {
         self.act(async move { Ok(planning::plan_if_held(&shared, &model, peer).await?) }).await
     }
 
-    /// Continues a conversation, by the model's own template. Cancel-safe: dropped, nothing goes on.
+    /// Continues a conversation, by the model's own template. Where all places are in use it waits for one, for as long as
+    /// this call is awaited and the deadline allows, fairly between [callers](crate::node::GenerateOptions::caller); it is refused with
+    /// [`ErrorKind::Overloaded`] only where too many wait already. Cancel-safe: dropped, nothing goes on.
     pub async fn chat(&self, request: ChatRequest) -> Result<Generation, GenerateError> {
         self.act(generation::chat(self.shared.clone(), request)).await
     }
 
-    /// Continues a text. Cancel-safe: dropped, nothing goes on.
+    /// Continues a text. Waits for a place as [`chat`](Self::chat) does. Cancel-safe: dropped, nothing goes on.
     pub async fn generate(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
         self.act(generation::generate(self.shared.clone(), request)).await
     }
 
-    /// Makes vectors of texts. Cancel-safe: dropped, nothing goes on.
+    /// Makes vectors of texts. Waits for a place as [`chat`](Self::chat) does. Cancel-safe: dropped, nothing goes on.
     pub async fn embed(&self, request: EmbedRequest) -> Result<Embeddings, EmbedError> {
         Ok(self.run(embedding::embed(self.shared.clone(), request)).await?)
     }
@@ -369,15 +414,15 @@ impl Node {
     }
 
     /// Runs work on the node's runtime; dropping the call drops the work.
-    async fn run<T: Send + 'static>(
+    async fn run<T: Send + 'static, E: From<Fault> + Send + 'static>(
         &self,
-        work: impl Future<Output = Result<T, Fault>> + Send + 'static,
-    ) -> Result<T, Fault> {
+        work: impl Future<Output = Result<T, E>> + Send + 'static,
+    ) -> Result<T, E> {
         // Before anything is spawned: a forked child has the runtime's memory, but none of its threads.
         self.shared.check_open()?;
         match AbortOnDrop(self.shared.handle.spawn(work)).await {
             Ok(done) => done,
-            Err(_) => Err(Fault::new(ErrorKind::Closed, "the node has been shut down; start another")),
+            Err(_) => Err(Fault::new(ErrorKind::Closed, "the node has been shut down; start another").into()),
         }
     }
 
@@ -401,7 +446,11 @@ const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// Waits until no session is left, or the deadline has passed.
 async fn drain(shared: &Shared, deadline: Duration) {
     let drained = async {
-        while shared.serving.stages().counts().1 > 0 || shared.coordinator.links.coordinated() > 0 {
+        let busy = || {
+            let (_, sessions) = shared.serving.stages().counts();
+            sessions > 0 || shared.coordinator.links.coordinated() > 0 || shared.queue.waiting() > 0
+        };
+        while busy() {
             tokio::time::sleep(DRAIN_POLL).await;
         }
     };
@@ -411,7 +460,7 @@ async fn drain(shared: &Shared, deadline: Duration) {
 }
 
 /// A task that is aborted when its waiter is dropped.
-struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+pub(crate) struct AbortOnDrop<T>(pub tokio::task::JoinHandle<T>);
 
 impl<T> Future for AbortOnDrop<T> {
     type Output = Result<T, tokio::task::JoinError>;
@@ -427,37 +476,14 @@ impl<T> Drop for AbortOnDrop<T> {
     }
 }
 
-fn import(shared: &Shared, path: &Path, options: &ImportOptions) -> Result<ModelId, Fault> {
+fn import(shared: &Shared, path: &Path, options: &ImportOptions) -> Result<(ModelId, ImportReport), ModelActError> {
+    let found = shared.catalog.open_gguf(path).map_err(transfer::fault)?;
+    let examination = Examination::new(shared, options);
+    examination.check(found.header())?;
     let (keep, mut tell) = (|kind| options.keeps(kind), |progress| options.tell(progress));
-    let id = shared.catalog.import_parts(path, options.name.as_deref(), &keep, &mut tell);
-    let id = id.map_err(|error| Fault::new(error.kind(), error))?;
+    let id = found.import(options.name.as_deref(), &keep, &mut tell).map_err(transfer::fault)?;
     shared.tell_known(id);
-    Ok(id)
-}
-
-fn peer_layers(
-    known: &crate::node::registry::Known,
-    model: ModelId,
-) -> impl Iterator<Item = crate::base::LayerRange> + '_ {
-    let holdings = known.keys().filter_map(move |node| Registry::holding(known, *node, model));
-    holdings.flat_map(|holding| holding.layers.iter().copied())
-}
-
-fn foreign(id: ModelId, name: &str, covered: Vec<crate::base::LayerRange>) -> ModelInfo {
-    ModelInfo {
-        id,
-        name: name.to_owned(),
-        architecture: String::new(),
-        layers: 0,
-        context: 0,
-        size: 0,
-        held: Vec::new(),
-        has_metadata: false,
-        has_embedding: false,
-        has_head: false,
-        covered,
-        ready: false,
-    }
+    Ok((id, examination.report()))
 }
 
 /// The node's news. A reader that lags loses the oldest and is told how many.

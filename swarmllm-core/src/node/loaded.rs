@@ -17,6 +17,8 @@ const MAX_LOADED: usize = 4;
 /// A model that can be asked.
 pub(crate) struct LoadedModel {
     pub id: ModelId,
+    /// What it is called here.
+    pub name: String,
     pub manifest: Arc<Manifest>,
     pub tokenizer: Arc<Tokenizer>,
     /// The error says why the model cannot chat.
@@ -29,10 +31,25 @@ pub(crate) struct LoadedModel {
 }
 
 impl LoadedModel {
+    /// What plans are made of.
+    pub fn planned(&self) -> Planned<'_> {
+        let LoadedModel { id, manifest, engine, cuts, .. } = self;
+        Planned { id: *id, manifest, engine: engine.as_ref(), cuts }
+    }
+
     /// The vocabulary as constraints need it. Blocks the first time.
     pub fn lexicon(&self) -> Result<Arc<Lexicon>, ConstraintError> {
         self.lexicon.get_or_init(|| Lexicon::new(&self.tokenizer).map(Arc::new)).clone()
     }
+}
+
+/// What of a model plans are made of.
+#[derive(Clone, Copy)]
+pub(crate) struct Planned<'a> {
+    pub id: ModelId,
+    pub manifest: &'a Manifest,
+    pub engine: &'a dyn Engine,
+    pub cuts: &'a CutRules,
 }
 
 /// The models kept ready, longest unused first.
@@ -92,11 +109,14 @@ fn load(
     };
     let facts = catalog.metadata(id).map_err(missing)?;
     let tokenizer = Tokenizer::from_facts(&facts).map_err(|error| Fault::new(error.kind(), error))?;
+    for warning in tokenizer.warnings() {
+        tracing::warn!(model = %id.short(), %warning, "a tokenizer is not all that its model says");
+    }
     let template = ChatTemplate::from_facts(&facts);
     let source = catalog.embedding_source(id).map_err(missing)?;
     let embedder = engine.load_embedder(source).map_err(|error| Fault::new(error.kind(), error))?;
     let (tokenizer, lexicon) = (Arc::new(tokenizer), OnceLock::new());
-    Ok(LoadedModel { id, manifest, tokenizer, template, embedder, engine, cuts, lexicon })
+    Ok(LoadedModel { id, name: catalog.title(id), manifest, tokenizer, template, embedder, engine, cuts, lexicon })
 }
 
 /// The best engine that serves the model, or the one that the host wants.
@@ -105,17 +125,24 @@ pub(crate) fn choose(
     wanted: Option<&str>,
     manifest: &Manifest,
 ) -> Result<(Arc<dyn Engine>, CutRules), Fault> {
-    let mut refusal = Fault::new(ErrorKind::Unsupported, "this build has no engine");
+    let mut refusals: Vec<(ErrorKind, String)> = Vec::new();
     for engine in engines.iter().filter(|engine| wanted.is_none_or(|name| name == engine.name())) {
         match engine.cuts(manifest) {
             Ok(cuts) => return Ok((engine.clone(), cuts)),
-            Err(error) => refusal = Fault::new(error.kind(), error),
+            Err(error) => refusals.push((error.kind(), format!("{}: {error}", engine.name()))),
         }
     }
     match wanted {
         Some(name) if engines.iter().all(|engine| engine.name() != name) => {
             Err(Fault::new(ErrorKind::Unsupported, format!("engine `{name}` is not built into this node")))
         }
-        _ => Err(refusal),
+        // The best engine's kind, and what each of them says.
+        _ => Err(match refusals.first() {
+            None => Fault::new(ErrorKind::Unsupported, "this build has no engine"),
+            Some((kind, _)) => {
+                let reasons: Vec<String> = refusals.iter().map(|(_, reason)| reason.clone()).collect();
+                Fault::new(*kind, reasons.join("; "))
+            }
+        }),
     }
 }

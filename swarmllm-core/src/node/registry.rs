@@ -1,95 +1,281 @@
-//! Who holds what: the newest announcement of each peer, and what follows from them.
+//! Who holds what: the newest announcement of each node, who it came from, and what follows from it.
+//!
+//! A node that has said hello over a connection is *greeted*. What came by gossip alone is a candidate: its author may be made
+//! up, so that it is asked itself before a plan counts on it. Announcements that nobody repeats end after [`LIFETIME`].
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
+use crate::base::names::{Meaning, Named, matched, meaning};
 use crate::base::{LayerRange, ModelId, NodeId};
-use crate::rt::{Watched, WatchedWriter};
 use crate::wire::announce::{Announcement, Holding};
 
-/// Peers whose announcements are kept; beyond that the oldest version goes.
-const MAX_PEERS: usize = 4096;
+/// Nodes whose announcements are kept. Connections are far fewer (512), so that each connected node has its place.
+const MAX_NODES: usize = 4096;
 
-/// Versions begin at the milliseconds of its node's clock and grow by one with each announcement. What a peer itself says now
-/// and is older than the known by this much is of a later life, before which its clock was put back.
-const LIFE: u64 = 60_000;
+/// Those that one peer has passed on and that have not been greeted: a quarter. A swarm of more is known by several peers, and
+/// through the swarm's table. Of who floods all but these push out each other, before the registry is full.
+const MAX_PASSED_ON: usize = MAX_NODES / 4;
 
-/// Announcements by peer.
-pub(crate) type Known = HashMap<NodeId, Announcement>;
+/// Bytes that all announcements may take: `4096 * 16 KiB`. One of a few models takes about 1 KiB. The longest that a stranger can
+/// make takes some 200 KiB, since a range of layers takes two to four bytes on the wire and eight in memory; 4,096 of those
+/// would take 800 MiB. Those of connected nodes count, and are kept beyond it: 512 of them take 100 MiB at most.
+const MAX_BYTES: usize = 64 << 20;
 
-/// The one writer of the view, and its readers.
+/// An announcement is repeated this often.
+pub(crate) const REPEAT: Duration = Duration::from_secs(5 * 60);
+
+/// An announcement that came by gossip is forgotten this long after it was made: three repetitions may be lost. Clocks of two
+/// nodes may differ by as much; nodes with worse clocks hear of each other over connections and through the swarm's table, and
+/// the hosts of a route by way of its coordinator.
+const LIFETIME: Duration = Duration::from_secs(16 * 60);
+
+/// The version of an announcement is the time at which it was made, in milliseconds since 1970. What a peer itself says now
+/// and is older than the known by this much was made after its clock had been put back.
+pub(crate) const CLOCK_PUT_BACK: u64 = 60_000;
+
+/// What is known of a node.
+#[derive(Debug, Clone)]
+pub(crate) struct Announced {
+    announcement: Arc<Announcement>,
+    /// Its bytes in memory.
+    bytes: usize,
+    heard: Instant,
+    /// The peer that passed it on; nothing where the node itself said it.
+    via: Option<NodeId>,
+}
+
+impl Announced {
+    fn new(announcement: Arc<Announcement>, heard: Instant, via: Option<NodeId>) -> Self {
+        Self { bytes: announcement.memory(), announcement, heard, via }
+    }
+
+    /// Whether the node itself has said it, over a connection.
+    pub fn greeted(&self) -> bool {
+        self.via.is_none()
+    }
+
+    /// What the node says that it holds of a model.
+    pub fn holding(&self, model: ModelId) -> Option<&Holding> {
+        self.holdings.iter().find(|holding| holding.model == model)
+    }
+
+    /// The peer that passed it on, where the node itself has said nothing yet.
+    pub fn via(&self) -> Option<NodeId> {
+        self.via
+    }
+}
+
+impl Deref for Announced {
+    type Target = Announcement;
+
+    fn deref(&self) -> &Announcement {
+        &self.announcement
+    }
+}
+
+/// What is known of each node.
+pub(crate) type Known = HashMap<NodeId, Announced>;
+
+/// When something happens: by this process's clock, and by the machine's.
+#[derive(Debug, Clone, Copy)]
+struct Now {
+    at: Instant,
+    millis: u64,
+}
+
+impl Now {
+    fn read() -> Self {
+        Self { at: Instant::now(), millis: millis() }
+    }
+}
+
+/// Milliseconds since 1970, by the machine's clock.
+pub(crate) fn millis() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    now.as_millis().try_into().unwrap_or(u64::MAX / 2)
+}
+
+/// The view: written by messages, copied only where a reader still looks at the version before.
+#[derive(Default)]
 pub(crate) struct Registry {
-    writer: Mutex<WatchedWriter<Known>>,
-    view: Watched<Known>,
+    view: Mutex<View>,
+    changes: watch::Sender<()>,
+}
+
+#[derive(Default)]
+struct View {
+    known: Arc<Known>,
+    /// Bytes of all announcements.
+    bytes: usize,
 }
 
 impl Registry {
     pub fn new() -> Self {
-        let (writer, view) = Watched::new(Known::new());
-        Self { writer: Mutex::new(writer), view }
+        Self::default()
     }
 
-    fn writer(&self) -> MutexGuard<'_, WatchedWriter<Known>> {
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    fn view(&self) -> MutexGuard<'_, View> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes what a peer itself has just said, and was checked. What it said in an earlier life counts no more.
+    /// Takes what a peer itself has just said, and was checked. What it said before its clock was put back counts no more.
     pub fn hear(&self, node: NodeId, announcement: Announcement) {
-        if self.view.get().get(&node).is_some_and(|known| known.version > announcement.version.saturating_add(LIFE)) {
-            self.forget(node);
-        }
-        self.learn(node, announcement);
+        self.hear_at(node, announcement, Now::read());
     }
 
-    /// Takes an announcement that has been checked; an older version than the known one is ignored.
-    pub fn learn(&self, node: NodeId, announcement: Announcement) {
-        let mut writer = self.writer();
-        if self.view.get().get(&node).is_some_and(|known| known.version >= announcement.version) {
+    fn hear_at(&self, node: NodeId, mut announcement: Announcement, now: Now) {
+        announcement.clean();
+        let mut view = self.view();
+        let overtaken = |known: &Announced| {
+            (announcement.version..=announcement.version.saturating_add(CLOCK_PUT_BACK)).contains(&known.version)
+        };
+        let announcement = match view.known.get(&node) {
+            Some(known) if overtaken(known) => known.announcement.clone(),
+            _ => Arc::new(announcement),
+        };
+        view.insert(node, Announced::new(announcement, now.at, None));
+        drop(view);
+        self.changes.send_replace(());
+    }
+
+    /// Takes an announcement that `via` passed on and that was checked. Ignores one that is not newer than the known, or not
+    /// of the last minutes: anybody may repeat what a node said long ago.
+    pub fn learn(&self, node: NodeId, announcement: Announcement, via: NodeId) {
+        self.learn_at(node, announcement, via, Now::read());
+    }
+
+    fn learn_at(&self, node: NodeId, mut announcement: Announcement, via: NodeId, now: Now) {
+        announcement.clean();
+        let lifetime = LIFETIME.as_millis() as u64;
+        let age = Duration::from_millis(now.millis.saturating_sub(announcement.version));
+        if age > LIFETIME || announcement.version > now.millis.saturating_add(lifetime) {
             return;
         }
-        writer.update(|known| {
-            let mut known = known.clone();
-            known.insert(node, announcement);
-            if known.len() > MAX_PEERS {
-                let oldest = known.iter().min_by_key(|(_, announcement)| announcement.version).map(|(node, _)| *node);
-                oldest.and_then(|node| known.remove(&node));
-            }
-            known
-        });
+        let mut view = self.view();
+        let known = view.known.get(&node);
+        if known.is_some_and(|known| known.version >= announcement.version) {
+            return;
+        }
+        let via = if known.is_some_and(Announced::greeted) { None } else { Some(via) };
+        let heard = now.at.checked_sub(age).unwrap_or(now.at);
+        view.insert(node, Announced::new(Arc::new(announcement), heard, via));
+        drop(view);
+        self.changes.send_replace(());
     }
 
-    /// Forgets a peer, so that a restarted one is believed again.
+    /// Forgets a peer whose last connection is gone.
     pub fn forget(&self, node: NodeId) {
-        self.writer().update(|known| {
-            let mut known = known.clone();
-            known.remove(&node);
-            known
-        });
+        self.view().remove(node);
+        self.changes.send_replace(());
+    }
+
+    /// Forgets announcements that have ended, but for those of connected nodes.
+    pub fn sweep(&self, connected: impl Fn(NodeId) -> bool) {
+        self.sweep_at(Instant::now(), connected);
+    }
+
+    fn sweep_at(&self, now: Instant, connected: impl Fn(NodeId) -> bool) {
+        let mut view = self.view();
+        let over = |node: &NodeId, known: &Announced| now.duration_since(known.heard) > LIFETIME && !connected(*node);
+        let ended: Vec<NodeId> =
+            view.known.iter().filter(|(node, known)| over(node, known)).map(|(node, _)| *node).collect();
+        if !ended.is_empty() {
+            ended.into_iter().for_each(|node| view.remove(node));
+            drop(view);
+            self.changes.send_replace(());
+        }
+    }
+
+    /// Changes after what is known has.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
     }
 
     /// The view as it stands.
-    pub fn snapshot(&self) -> std::sync::Arc<Known> {
-        self.view.get()
+    pub fn snapshot(&self) -> Arc<Known> {
+        self.view().known.clone()
     }
 
     /// What a peer says that it holds of a model.
     pub fn holding(known: &Known, node: NodeId, model: ModelId) -> Option<&Holding> {
-        known.get(&node)?.holdings.iter().find(|holding| holding.model == model)
+        known.get(&node)?.holding(model)
     }
 
-    /// Models that any peer names so, or whose id begins so.
-    pub fn find(known: &Known, text: &str) -> Vec<ModelId> {
-        /// Shortest prefix of an id that is taken as one.
-        const PREFIX: usize = 8;
-        let matches = |holding: &&Holding| {
-            holding.name == text || (text.len() >= PREFIX && holding.model.to_string().starts_with(text))
-        };
+    /// Which model a text means by what peers say. Their names are hints.
+    pub fn find(known: &Known, text: &str) -> Meaning {
         let holdings = known.values().flat_map(|announcement| &announcement.holdings);
-        let mut models: Vec<ModelId> = holdings.filter(matches).map(|holding| holding.model).collect();
-        models.sort_unstable();
-        models.dedup();
-        models
+        meaning(text, holdings.map(|held| Named { id: held.model, names: &held.names, given: 0 }))
     }
+
+    /// The name at some peer by which a text means a model.
+    pub fn matched(known: &Known, text: &str, model: ModelId) -> Option<String> {
+        let holdings = known.values().flat_map(|announcement| &announcement.holdings);
+        let mut of_it = holdings.filter(|held| held.model == model);
+        of_it.find_map(|held| matched(text, &Named { id: model, names: &held.names, given: 0 }).map(str::to_owned))
+    }
+
+    /// The names that peers use.
+    pub fn names(known: &Known) -> impl Iterator<Item = &str> {
+        let holdings = known.values().flat_map(|announcement| &announcement.holdings);
+        holdings.flat_map(|held| held.names.iter().map(String::as_str))
+    }
+}
+
+impl View {
+    fn insert(&mut self, node: NodeId, announced: Announced) {
+        self.remove(node);
+        if let Some(via) = announced.via
+            && passed_on(&self.known, via).count() >= MAX_PASSED_ON
+            && let Some(first) = heard_first(passed_on(&self.known, via))
+        {
+            self.remove(first);
+        }
+        while self.known.len() >= MAX_NODES {
+            let Some(least) = least_missed(&self.known, |_| 1) else { break };
+            self.remove(least);
+        }
+        while self.bytes + announced.bytes > MAX_BYTES {
+            // Connected nodes are few (512) and have their place, however long the others' announcements are.
+            let Some(least) = least_missed(&self.known, |known| known.bytes) else { break };
+            if self.known.get(&least).is_some_and(Announced::greeted) {
+                break;
+            }
+            self.remove(least);
+        }
+        self.bytes += announced.bytes;
+        Arc::make_mut(&mut self.known).insert(node, announced);
+    }
+
+    fn remove(&mut self, node: NodeId) {
+        if self.known.contains_key(&node)
+            && let Some(removed) = Arc::make_mut(&mut self.known).remove(&node)
+        {
+            self.bytes -= removed.bytes;
+        }
+    }
+}
+
+/// What this peer has passed on.
+fn passed_on(view: &Known, via: NodeId) -> impl Iterator<Item = (&NodeId, &Announced)> {
+    view.iter().filter(move |(_, known)| known.via == Some(via))
+}
+
+fn heard_first<'a>(known: impl Iterator<Item = (&'a NodeId, &'a Announced)>) -> Option<NodeId> {
+    known.min_by_key(|(_, known)| known.heard).map(|(node, _)| *node)
+}
+
+/// The node that makes room for another: of the peer that has passed on most by this weight, the one heard longest ago. So a
+/// peer that makes up nodes pushes out its own; a greeted node goes only where there are no others.
+fn least_missed(known: &Known, weight: impl Fn(&Announced) -> usize) -> Option<NodeId> {
+    let mut passed_on: HashMap<Option<NodeId>, usize> = HashMap::new();
+    known.values().for_each(|known| *passed_on.entry(known.via).or_default() += weight(known));
+    let most = passed_on.into_iter().max_by_key(|(via, weight)| (via.is_some(), *weight))?.0;
+    heard_first(known.iter().filter(|(_, known)| known.via == most))
 }
 
 /// Layers of all `ranges` together, merged.
@@ -104,10 +290,14 @@ pub(crate) fn union(ranges: impl Iterator<Item = LayerRange>) -> Vec<LayerRange>
 mod tests {
     use super::*;
 
+    const HOUR: u64 = 3_600_000;
+    /// A peer that passes gossip on.
+    const VIA: NodeId = NodeId([7; 32]);
+
     fn announcement(version: u64, name: &str) -> Announcement {
         let holding = Holding {
             model: ModelId([9; 32]),
-            name: name.to_owned(),
+            names: vec![name.to_owned()],
             layers: vec![LayerRange::new(0, 2)],
             metadata: false,
             embedding: false,
@@ -125,43 +315,181 @@ mod tests {
         }
     }
 
+    fn numbered(index: u32) -> NodeId {
+        let mut id = [0u8; 32];
+        id[..4].copy_from_slice(&index.to_le_bytes());
+        NodeId(id)
+    }
+
+    fn now() -> Now {
+        Now { at: Instant::now(), millis: 9 * HOUR }
+    }
+
+    fn named(registry: &Registry, name: &str) -> usize {
+        usize::from(Registry::find(&registry.snapshot(), name) != Meaning::Unknown)
+    }
+
+    #[test]
+    fn who_waits_for_changes_hears_of_each_and_not_of_what_is_known() {
+        let (registry, node, now) = (Registry::new(), NodeId([1; 32]), now());
+        let mut changes = registry.changes();
+        let mut changed = || std::mem::replace(&mut changes, registry.changes()).has_changed().unwrap();
+        registry.learn_at(node, announcement(now.millis, "new"), VIA, now);
+        assert!(changed());
+        registry.learn_at(node, announcement(now.millis, "the same"), VIA, now);
+        registry.sweep_at(now.at, |_| true);
+        assert!(!changed());
+        registry.hear_at(node, announcement(now.millis, "itself"), now);
+        assert!(changed());
+        registry.sweep_at(now.at + LIFETIME * 2, |_| false);
+        assert!(changed());
+        registry.hear_at(node, announcement(now.millis, "again"), now);
+        assert!(changed());
+        registry.forget(node);
+        assert!(changed());
+    }
+
     #[test]
     fn the_newest_announcement_counts() {
-        let registry = Registry::new();
-        let node = NodeId([1; 32]);
-        registry.learn(node, announcement(2, "new"));
-        registry.learn(node, announcement(1, "old"));
-        assert_eq!(Registry::find(&registry.snapshot(), "new"), [ModelId([9; 32])]);
-        assert!(Registry::find(&registry.snapshot(), "old").is_empty());
+        let (registry, node, now) = (Registry::new(), NodeId([1; 32]), now());
+        registry.learn_at(node, announcement(now.millis + 1, "new"), VIA, now);
+        registry.learn_at(node, announcement(now.millis, "old"), VIA, now);
+        assert_eq!((named(&registry, "new"), named(&registry, "old")), (1, 0));
         registry.forget(node);
-        assert!(Registry::find(&registry.snapshot(), "new").is_empty());
+        assert_eq!(named(&registry, "new"), 0);
+    }
+
+    #[test]
+    fn what_nobody_sees_of_a_peers_names_is_gone_however_the_announcement_came() {
+        let (registry, now) = (Registry::new(), now());
+        registry.hear_at(NodeId([1; 32]), announcement(now.millis, "ad\u{200b}min"), now);
+        registry.learn_at(NodeId([2; 32]), announcement(now.millis, "\u{202e}nimda"), VIA, now);
+        registry.learn_at(NodeId([3; 32]), announcement(now.millis, "\u{2066}"), VIA, now);
+        let known = registry.snapshot();
+        let mut names: Vec<&str> = Registry::names(&known).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["admin", "nimda"]);
     }
 
     #[test]
     fn a_node_whose_clock_was_put_back_is_heard_again_though_older_gossip_is_not() {
-        const HOUR: u64 = 3_600_000;
-        let (registry, node) = (Registry::new(), NodeId([1; 32]));
-        let named = |name| Registry::find(&registry.snapshot(), name).len();
-        registry.hear(node, announcement(9 * HOUR, "before"));
-        registry.learn(node, announcement(2 * HOUR, "after"));
+        let (registry, node, now) = (Registry::new(), NodeId([1; 32]), now());
+        let named = |name| named(&registry, name);
+        registry.hear_at(node, announcement(9 * HOUR, "before"), now);
+        let after = 9 * HOUR - 2 * CLOCK_PUT_BACK;
+        registry.learn_at(node, announcement(after, "after"), VIA, now);
         assert_eq!((named("before"), named("after")), (1, 0), "gossip may be repeated by anybody");
-        registry.hear(node, announcement(2 * HOUR, "after"));
+        registry.hear_at(node, announcement(after, "after"), now);
         assert_eq!((named("before"), named("after")), (0, 1));
-        registry.hear(node, announcement(2 * HOUR - 1, "late"));
+        registry.hear_at(node, announcement(after - 1, "late"), now);
         assert_eq!((named("after"), named("late")), (1, 0), "an answer that was overtaken by the next announcement");
     }
 
     #[test]
-    fn peers_beyond_the_bound_push_out_the_oldest() {
-        let registry = Registry::new();
-        for index in 0..=MAX_PEERS as u32 {
-            let mut id = [0u8; 32];
-            id[..4].copy_from_slice(&index.to_le_bytes());
-            registry.learn(NodeId(id), announcement(u64::from(index) + 1, "model"));
+    fn gossip_is_a_candidate_until_its_author_says_hello() {
+        let (registry, node, now) = (Registry::new(), NodeId([1; 32]), now());
+        let state = || registry.snapshot().get(&node).map(|known| (known.greeted(), known.via()));
+        registry.learn_at(node, announcement(now.millis, "model"), VIA, now);
+        assert_eq!(state(), Some((false, Some(VIA))));
+        registry.hear_at(node, announcement(now.millis, "model"), now);
+        assert_eq!(state(), Some((true, None)));
+        registry.learn_at(node, announcement(now.millis + 1, "model"), VIA, now);
+        assert_eq!(state(), Some((true, None)));
+    }
+
+    #[test]
+    fn made_up_announcements_push_out_no_connected_node_whatever_their_version() {
+        let (registry, honest, now) = (Registry::new(), NodeId([0xff; 32]), now());
+        registry.hear_at(honest, announcement(1, "honest"), now);
+        for index in 0..MAX_PASSED_ON as u32 + 100 {
+            let later = Now { at: now.at + Duration::from_millis(index.into()), ..now };
+            registry.learn_at(numbered(index), announcement(now.millis + HOUR / 10, "fake"), VIA, later);
+            registry.learn_at(numbered(u32::MAX - index), announcement(u64::MAX, "never"), VIA, later);
+        }
+        assert_eq!(registry.snapshot().len(), MAX_PASSED_ON + 1, "a peer has a share");
+        for index in 0..3 * MAX_PASSED_ON as u32 + 100 {
+            let via = NodeId([10 + (index % 4) as u8; 32]);
+            registry.learn_at(numbered(index + MAX_NODES as u32 * 2), announcement(now.millis, "fake"), via, now);
+        }
+        assert_eq!(registry.snapshot().len(), MAX_NODES);
+        assert_eq!((named(&registry, "honest"), named(&registry, "never")), (1, 0));
+        let second = Now { at: now.at + Duration::from_secs(60), ..now };
+        registry.learn_at(NodeId([0xfe; 32]), announcement(now.millis, "another"), NodeId([8; 32]), second);
+        assert_eq!(named(&registry, "another"), 1, "a full registry still takes honest gossip");
+    }
+
+    #[test]
+    fn a_peer_that_floods_pushes_out_what_it_passed_on_itself() {
+        let (registry, honest, now) = (Registry::new(), NodeId([0xff; 32]), now());
+        registry.learn_at(honest, announcement(now.millis, "honest"), NodeId([8; 32]), now);
+        for index in 0..MAX_NODES as u32 + 50 {
+            let later = Now { at: now.at + Duration::from_millis(1), ..now };
+            registry.learn_at(numbered(index), announcement(now.millis, "fake"), VIA, later);
+        }
+        assert_eq!((registry.snapshot().len(), named(&registry, "honest")), (MAX_PASSED_ON + 1, 1));
+    }
+
+    #[test]
+    fn long_announcements_are_bounded_in_bytes_and_push_out_what_their_peer_passed_on() {
+        let (registry, honest, now) = (Registry::new(), NodeId([0xff; 32]), now());
+        registry.learn_at(honest, announcement(now.millis, "honest"), NodeId([8; 32]), now);
+        let mut long = announcement(now.millis, "fake");
+        long.holdings[0].layers = vec![LayerRange::new(0, 2); MAX_BYTES / 16 / size_of::<LayerRange>()];
+        for index in 0..40 {
+            let later = Now { at: now.at + Duration::from_millis(1), ..now };
+            registry.learn_at(numbered(index), long.clone(), VIA, later);
         }
         let known = registry.snapshot();
-        assert_eq!(known.len(), MAX_PEERS);
-        assert!(!known.contains_key(&NodeId([0; 32])));
+        let bytes: usize = known.values().map(|known| known.announcement.memory()).sum();
+        assert!(bytes <= MAX_BYTES && known.len() > 10, "{bytes}");
+        assert!(named(&registry, "honest") == 1 && registry.view().bytes == bytes);
+        known.keys().for_each(|node| registry.forget(*node));
+        assert_eq!(registry.view().bytes, 0);
+    }
+
+    #[test]
+    fn a_connected_node_stays_however_long_the_announcements_of_other_connected_nodes_are() {
+        let (registry, honest, now) = (Registry::new(), NodeId([0xff; 32]), now());
+        registry.hear_at(honest, announcement(now.millis, "honest"), now);
+        let mut long = announcement(now.millis, "fake");
+        long.holdings[0].layers = vec![LayerRange::new(0, 2); MAX_BYTES / 16 / size_of::<LayerRange>()];
+        let later = Now { at: now.at + Duration::from_millis(1), ..now };
+        (0..20).for_each(|index| registry.hear_at(numbered(index), long.clone(), later));
+        registry.learn_at(numbered(20), long, VIA, later);
+        assert_eq!((named(&registry, "honest"), registry.snapshot().len()), (1, 22));
+    }
+
+    #[test]
+    fn an_announcement_that_nobody_repeats_ends_and_an_old_one_is_not_taken_again() {
+        let (registry, [gone, here], begun) = (Registry::new(), [1, 2].map(|name| NodeId([name; 32])), now());
+        registry.learn_at(gone, announcement(begun.millis, "gone"), VIA, begun);
+        registry.hear_at(here, announcement(begun.millis, "here"), begun);
+        let connected = |node| node == here;
+        registry.sweep_at(begun.at + LIFETIME, connected);
+        assert_eq!((named(&registry, "gone"), named(&registry, "here")), (1, 1));
+        let passed = LIFETIME + Duration::from_secs(1);
+        let later = Now { at: begun.at + passed, millis: begun.millis + passed.as_millis() as u64 };
+        registry.sweep_at(later.at, connected);
+        assert_eq!((named(&registry, "gone"), named(&registry, "here")), (0, 1));
+        registry.learn_at(gone, announcement(begun.millis, "gone"), VIA, later);
+        assert_eq!(named(&registry, "gone"), 0, "anybody may repeat it");
+        registry.learn_at(gone, announcement(later.millis, "gone"), VIA, later);
+        assert_eq!(named(&registry, "gone"), 1);
+    }
+
+    #[test]
+    fn a_message_copies_nothing_where_nobody_looks_and_readers_keep_their_version() {
+        let (registry, now) = (Registry::new(), now());
+        let learn = |index| registry.learn_at(numbered(index), announcement(now.millis, "model"), VIA, now);
+        learn(0);
+        let before = Arc::as_ptr(&registry.snapshot());
+        learn(1);
+        assert_eq!(Arc::as_ptr(&registry.snapshot()), before);
+        let read = registry.snapshot();
+        learn(2);
+        assert_eq!((read.len(), registry.snapshot().len()), (2, 3));
+        let shared = |view: &Known| Arc::as_ptr(&view[&numbered(0)].announcement);
+        assert_eq!(shared(&read), shared(&registry.snapshot()), "announcements are shared");
     }
 
     #[test]

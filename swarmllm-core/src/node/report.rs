@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::base::{LayerRange, ModelId, NodeId};
 use crate::model::tokenizer::Tokenizer;
 use crate::net::Traffic;
+use crate::node::examine::Finding;
 
 /// Serialises an identifier as its text.
 pub(crate) fn as_text<T: std::fmt::Display, S: serde::Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
@@ -30,14 +31,21 @@ pub struct ModelInfo {
     /// Its identity.
     #[serde(serialize_with = "as_text")]
     pub id: ModelId,
-    /// Its alias.
+    /// The first of its names, or the beginning of its id where it has none.
     pub name: String,
+    /// What it is called here: the host's aliases, the newest first, then what its file or a peer suggests.
+    pub names: Vec<String>,
+    /// Those of them that the host has given, which it may move and remove.
+    pub aliases: Vec<String>,
     /// GGUF architecture; empty where only peers hold the manifest.
     pub architecture: String,
     /// Transformer blocks; 0 where only peers hold the manifest.
     pub layers: u32,
     /// Positions that it was trained for.
     pub context: u32,
+    /// Positions that an answer of this node may have with it, prompt and answer together; hosts of other layers may have
+    /// less. 0 where only peers hold the manifest.
+    pub served_context: u32,
     /// Bytes of all its shards.
     pub size: u64,
     /// Layers held here.
@@ -50,8 +58,24 @@ pub struct ModelInfo {
     pub has_head: bool,
     /// Layers that this node and its connected peers hold together.
     pub covered: Vec<LayerRange>,
-    /// Whether this node can answer with it now: tokenizer and embedding here, every layer and the head within reach.
+    /// Whether this node can answer with it now: it can run here, tokenizer and embedding are here, every layer and the head
+    /// within reach, and the memory there, as a plan would count it.
     pub ready: bool,
+    /// What of the model cannot be used here, as sentences: all that keeps it from running, and what it lacks. Where nothing
+    /// else does, that the memory within reach is too short for it now.
+    pub warnings: Vec<String>,
+    /// The same as facts, and each engine that does not take the model. Of tokenizer and template only where the metadata is
+    /// held here.
+    pub findings: Vec<Finding>,
+}
+
+impl ModelInfo {
+    /// Why the model cannot run here, though it may be kept for others; `None` where it can, as far as is known.
+    pub fn refusal(&self) -> Option<String> {
+        let reasons: Vec<String> =
+            self.findings.iter().filter(|finding| finding.refuses).map(Finding::to_string).collect();
+        (!reasons.is_empty()).then(|| reasons.join("; "))
+    }
 }
 
 /// Vectors of texts, in the order of the request.
@@ -96,7 +120,7 @@ pub struct PeerHolding {
     /// The model.
     #[serde(serialize_with = "as_text")]
     pub model: ModelId,
-    /// Its alias there.
+    /// What it is called there.
     pub name: String,
     /// Layers.
     pub layers: Vec<LayerRange>,
@@ -130,6 +154,8 @@ pub struct NodeStatus {
     pub memory_used: u64,
     /// Peers with a connection.
     pub peers_connected: u32,
+    /// Requests to this node that wait for a place, or to be read before.
+    pub waiting: u32,
     /// Sessions that have a slot in a stage here.
     pub sessions: u32,
     /// Stages loaded.
@@ -161,7 +187,8 @@ pub struct Likelihood {
     pub text: String,
     /// Its bytes.
     pub bytes: Vec<u8>,
-    /// Natural logarithm of the probability that the model gave it, before biases, penalties, temperature and constraints.
+    /// Natural logarithm of the probability that the model gave it, before biases, penalties and temperature. Under a
+    /// constraint it is the probability among the tokens that the constraint admitted there.
     pub logprob: f32,
 }
 
@@ -182,7 +209,8 @@ pub struct TokenLogprob {
     /// The token.
     #[serde(flatten)]
     pub chosen: Likelihood,
-    /// The likeliest tokens there, best first, as many as were asked for; the chosen one may be among them.
+    /// The likeliest tokens there, best first, as many as were asked for; the chosen one may be among them. Under a
+    /// constraint fewer where it admitted fewer.
     pub alternatives: Vec<Likelihood>,
 }
 
@@ -193,7 +221,8 @@ pub struct Completion {
     pub text: String,
     /// The tokens as chosen.
     pub tokens: Vec<u32>,
-    /// How likely each of them was, where that was asked for.
+    /// How likely the tokens were of which `text` has at least the beginning, where that was asked for. Tokens of a stop
+    /// text, and control tokens, which have no text, are left out.
     pub logprobs: Option<Vec<TokenLogprob>>,
     /// Why it ended.
     pub finish: FinishReason,

@@ -7,7 +7,7 @@ use crate::base::{ErrorKind, Fault, LayerRange, Progress};
 use crate::engine::constraint::Constraint;
 use crate::engine::sample::{MAX_ALTERNATIVES, SamplingParams};
 use crate::model::ShardKind;
-use crate::model::chat::ChatMessage;
+use crate::model::chat::{ChatMessage, TemplateInputs};
 use crate::pipeline::pool::Pooling;
 use crate::wire::codec::Codec;
 
@@ -19,6 +19,9 @@ pub const MAX_STOP_BYTES: usize = 256;
 pub const MAX_INPUTS: usize = 1024;
 /// Tokens of an answer where the request does not say: enough for a page, and it leaves context to other sessions.
 pub const DEFAULT_MAX_TOKENS: u32 = 1024;
+
+/// Bytes of a caller's name at most.
+pub const MAX_CALLER_BYTES: usize = 256;
 
 /// Told how far a long work has come.
 pub type ProgressFn = Arc<dyn Fn(Progress) + Send + Sync>;
@@ -39,18 +42,49 @@ pub enum Parts {
     },
 }
 
+impl Parts {
+    /// Refuses layers that a model of so many does not have, and none.
+    pub(crate) fn check(&self, count: u32) -> Result<(), Fault> {
+        let all = LayerRange::new(0, count);
+        match self {
+            Parts::Stage { layers, .. } if layers.is_empty() || !all.covers(*layers) => {
+                let what = if layers.is_empty() { "are none" } else { "are not all there" };
+                let text = format!("layers {layers} {what}: the model has {count} layers ({all}, the end excluded)");
+                Err(Fault::new(ErrorKind::InvalidArgument, text))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// How to import.
 #[derive(Clone, Default)]
 pub struct ImportOptions {
-    /// Alias; default: the GGUF's `general.name`, or the file's stem.
+    /// An alias of the model here, beside those it has; refused where it is another model's
+    /// ([`Node::move_alias`](crate::node::Node::move_alias)). The model is the same whatever it is called; without an alias it is
+    /// called by the GGUF's `general.name`, or the file's stem.
     pub name: Option<String>,
-    /// What to keep here; default: all.
+    /// What to keep here, at least one part; default: all. Layers that the model does not have are refused.
     pub parts: Option<Vec<Parts>>,
+    /// Whether a model that cannot run here is imported all the same, to be kept for others. Default: false, so that it is
+    /// refused before a weight is fetched or hashed; see [`ImportReport`](crate::node::ImportReport).
+    pub anyway: bool,
     /// Told about progress, from another thread.
     pub progress: Option<ProgressFn>,
 }
 
 impl ImportOptions {
+    /// Refuses parts of which a model with so many layers has nothing.
+    pub(crate) fn check(&self, layers: u32) -> Result<(), Fault> {
+        match self.parts.as_deref() {
+            Some([]) => {
+                let text = "`parts` names nothing to keep; leave it out to keep all of the model";
+                Err(Fault::new(ErrorKind::InvalidArgument, text))
+            }
+            parts => parts.unwrap_or_default().iter().try_for_each(|parts| parts.check(layers)),
+        }
+    }
+
     /// Whether a shard is to be kept. A head asks for the embedding too: only the manifest knows whether it is tied, and
     /// an import keeps what the answer may need.
     pub(crate) fn keeps(&self, kind: ShardKind) -> bool {
@@ -74,7 +108,7 @@ impl ImportOptions {
 /// How to generate.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateOptions {
-    /// Default: [`DEFAULT_MAX_TOKENS`], or what is left of the context.
+    /// Tokens of the answer at most; what is left of the context where that is less. Default: [`DEFAULT_MAX_TOKENS`].
     pub max_tokens: Option<u32>,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
@@ -89,8 +123,8 @@ pub struct GenerateOptions {
     pub exact: bool,
     /// Whether to try guesses ahead where that pays; never where `exact` is asked for. Default: true.
     pub guess: bool,
-    /// A model that guesses ahead in the place of what repeats itself: a smaller one with the same vocabulary, of which this
-    /// node holds all. Not with `exact` or a constraint, which are never guessed. Default: none.
+    /// A model that guesses ahead in the place of what repeats itself: a smaller one with the same tokens (vocabularies may be
+    /// padded to different lengths), of which this node holds all. Not with `exact` or a constraint, which are never guessed. Default: none.
     pub draft: Option<String>,
     /// Whether other hosts follow the stages of the answer, where some have the layers and the memory, so that one goes on
     /// where a stage's host is lost and little is computed again. They see, compute and are paid for what the stages are,
@@ -100,11 +134,15 @@ pub struct GenerateOptions {
     /// prompts over slow lines, and change answers by less than llama.cpp's own settings do. Not with `exact`; for
     /// architectures for which it was measured. Default: `F32`.
     pub wire: Codec,
-    /// Where given, each token is told with the log-probability that the model itself gave it, and with those of so many
-    /// of the likeliest tokens there, at most [`MAX_ALTERNATIVES`]. Default: none.
+    /// Where given, each token whose text is in the answer is told with its log-probability, and with those of so many of
+    /// the likeliest tokens there, at most [`MAX_ALTERNATIVES`]. They are the model's own; under a constraint, those of the
+    /// tokens that it admits, which the token was drawn from. Default: none.
     pub logprobs: Option<u32>,
     /// The form that the answer must have. Nothing is guessed ahead then. Default: none.
     pub constraint: Option<Constraint>,
+    /// On whose behalf the host program asks, at most [`MAX_CALLER_BYTES`]: callers that wait for places take turns. Default:
+    /// all are one.
+    pub caller: String,
 }
 
 impl Default for GenerateOptions {
@@ -123,6 +161,7 @@ impl Default for GenerateOptions {
             wire,
             logprobs,
             constraint,
+            caller: String::new(),
         }
     }
 }
@@ -152,20 +191,38 @@ impl GenerateOptions {
                 "{asked} alternatives to each token were asked for, at most {MAX_ALTERNATIVES} are told"
             ));
         }
+        check_caller(&self.caller)?;
         let constraint = self.constraint.as_ref().map_or(Ok(()), Constraint::check);
         constraint.map_err(|error| Fault::new(error.kind(), error))
     }
 }
 
+fn check_caller(name: &str) -> Result<(), Fault> {
+    match name.len() {
+        0..=MAX_CALLER_BYTES => Ok(()),
+        given => {
+            let text = format!("the caller's name has {given} bytes, at most {MAX_CALLER_BYTES} are accepted");
+            Err(Fault::new(ErrorKind::InvalidArgument, text))
+        }
+    }
+}
+
 /// A conversation to be continued.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct ChatRequest {
-    /// Name, id or unique prefix of an id.
+    /// Name, id, or the unique beginning of either.
     pub model: String,
     /// The conversation so far.
     pub messages: Vec<ChatMessage>,
     /// How.
     pub options: GenerateOptions,
+    /// What the chat template is given beside the messages: tools, documents, and variables of its own such as
+    /// `enable_thinking`. Their bytes count to the conversation's. What the model writes to call a tool is text of the
+    /// answer. Default: nothing.
+    pub inputs: TemplateInputs,
+    /// A chat template (Jinja) in the place of the model's own, and of the node's
+    /// ([`NodeBuilder::chat_template`](super::NodeBuilder::chat_template)). Default: none.
+    pub chat_template: Option<String>,
 }
 
 /// A prompt without a template.
@@ -180,7 +237,7 @@ pub enum Prompt {
 /// A text to be continued.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateRequest {
-    /// Name, id or unique prefix of an id.
+    /// Name, id, or the unique beginning of either.
     pub model: String,
     /// The text.
     pub prompt: Prompt,
@@ -191,7 +248,7 @@ pub struct GenerateRequest {
 /// Texts to be made vectors of.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EmbedRequest {
-    /// Name, id or unique prefix of an id.
+    /// Name, id, or the unique beginning of either.
     pub model: String,
     /// The texts, 1 to [`MAX_INPUTS`]; each must fit into the context.
     pub inputs: Vec<Prompt>,
@@ -199,11 +256,14 @@ pub struct EmbedRequest {
     pub pooling: Pooling,
     /// Whole time allowed.
     pub deadline: Option<Duration>,
+    /// See [`GenerateOptions::caller`].
+    pub caller: String,
 }
 
 impl EmbedRequest {
     /// Refuses what cannot be done, naming the field.
     pub fn check(&self) -> Result<(), Fault> {
+        check_caller(&self.caller)?;
         match self.inputs.len() {
             1..=MAX_INPUTS => Ok(()),
             given => {

@@ -10,6 +10,7 @@ use futures::future::join_all;
 use crate::base::{Hash, ModelId, NodeId};
 use crate::net::NetHandle;
 use crate::node::announcer::hello;
+use crate::node::registry::Announced;
 use crate::node::shared::Shared;
 
 /// Providers of one key that are asked.
@@ -22,9 +23,9 @@ pub(crate) fn key_of(model: ModelId) -> Hash {
     Hash(*model.as_bytes())
 }
 
-/// The table's key of a model's name.
+/// The table's key of a model's name, whatever its case.
 pub(crate) fn key_of_name(name: &str) -> Hash {
-    Hash(blake3::derive_key(NAME_CONTEXT, name.as_bytes()))
+    Hash(blake3::derive_key(NAME_CONTEXT, name.to_lowercase().as_bytes()))
 }
 
 /// Looks for who announced `key`, says hello to those that are new, and gives how many answered.
@@ -38,7 +39,8 @@ pub(crate) async fn seek(shared: &Arc<Shared>, key: Hash) -> usize {
         }
     };
     let known = shared.registry.snapshot();
-    let strangers = providers.into_iter().filter(|node| !known.contains_key(node)).take(MAX_ASKED);
+    let greeted = |node: &NodeId| known.get(node).is_some_and(Announced::greeted);
+    let strangers = providers.into_iter().filter(|node| !greeted(node)).take(MAX_ASKED);
     let met = join_all(strangers.map(|node| meet(shared, net, node))).await;
     met.into_iter().filter(|met| *met).count()
 }

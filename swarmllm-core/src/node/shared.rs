@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::base::{ErrorKind, Event, Fault, ModelId, NodeId};
@@ -12,9 +13,13 @@ use crate::identity::{Keypair, SwarmKey};
 use crate::model::catalog::Catalog;
 use crate::net::NetHandle;
 use crate::node::announcer::Announcer;
+use crate::node::examine::Reports;
 use crate::node::exchange::Exchange;
 use crate::node::guide::Guides;
 use crate::node::loaded::LoadedModels;
+use crate::node::planning::Judged;
+use crate::node::queue::Queue;
+use crate::node::reading::Readers;
 use crate::node::registry::Registry;
 #[cfg(feature = "https")]
 use crate::node::web::Throttle;
@@ -33,10 +38,13 @@ pub(crate) struct Config {
     pub gpu_layers: u32,
     pub keep_awake: bool,
     pub memory: u64,
-    pub context: u32,
+    /// Nothing where it is the model's own, as far as the memory allows.
+    pub context: Option<u32>,
     pub sessions: u32,
     pub kv: KvCache,
     pub engine: Option<String>,
+    /// A chat template in the place of those that models have.
+    pub chat_template: Option<Arc<str>>,
     /// Bytes of disk within which it fetches what the swarm is short of; nothing where it does not.
     pub place: Option<u64>,
 }
@@ -49,16 +57,24 @@ pub(crate) struct Shared {
     pub swarm_key: Option<SwarmKey>,
     pub config: Config,
     pub catalog: Catalog,
-    pub registry: Registry,
+    pub registry: Arc<Registry>,
     pub serving: Serving,
     pub coordinator: Coordinator,
     /// Pays peers and is paid; nothing without a network.
     pub settler: Option<Settler>,
     pub net: Option<NetHandle>,
     pub models: LoadedModels,
+    /// What of the known models cannot run here.
+    pub reports: Reports,
+    pub judged: Judged,
     pub guides: Guides,
+    pub readers: Readers,
+    /// Requests that this node answers as coordinator.
+    pub queue: Queue,
     pub announcer: Announcer,
     pub exchange: Exchange,
+    /// The turns to greet candidates.
+    pub greetings: Arc<Semaphore>,
     /// What downloads from the web keep to.
     #[cfg(feature = "https")]
     pub throttle: Arc<Throttle>,
@@ -81,9 +97,7 @@ impl Shared {
 
     /// Tells the host of a model that became known here.
     pub fn tell_known(&self, model: ModelId) {
-        if let Some(manifest) = self.catalog.manifest(model) {
-            self.events.send(Event::ModelKnown { model, name: manifest.name.clone() });
-        }
+        self.events.send(Event::ModelKnown { model, name: self.catalog.title(model) });
     }
 
     /// Refuses acts on a node that has been shut down, or in a forked child.

@@ -23,6 +23,26 @@ const GROUP_DEADLINE: Duration = Duration::from_secs(30);
 /// The giver may have to hash a shard of many GiB before it answers.
 const REPLY_DEADLINE: Duration = Duration::from_secs(120);
 
+/// A peer that opens a stream asks within this time.
+const ASK_DEADLINE: Duration = Duration::from_secs(5);
+/// A peer that was told to come back does so after this time.
+const COME_BACK: Duration = Duration::from_millis(500);
+/// Longest that a giver can make us wait before we ask again.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// Tells a peer that asks on this stream to come back.
+pub(crate) async fn refuse_busy(mut stream: Stream) {
+    let reply = ShardReply::Busy { millis: COME_BACK.as_millis() as u32 };
+    let told = async {
+        within(ASK_DEADLINE, read_frame::<_, ShardRequest>(&mut stream, REQUEST_LIMITS)).await?;
+        within(ASK_DEADLINE, write_frame(&mut stream, &reply, &[], REPLY_LIMITS)).await
+    };
+    if let Err(fault) = told.await {
+        tracing::debug!(%fault, "a peer could not be told to come back");
+    }
+    let _ = stream.close().await;
+}
+
 /// Gives a shard to a peer that asked on this stream.
 pub(crate) async fn give(catalog: Catalog, peer: NodeId, mut stream: Stream) {
     if let Err(fault) = try_give(&catalog, &mut stream).await {
@@ -32,7 +52,7 @@ pub(crate) async fn give(catalog: Catalog, peer: NodeId, mut stream: Stream) {
 }
 
 async fn try_give(catalog: &Catalog, stream: &mut Stream) -> Result<(), Fault> {
-    let asked = within(GROUP_DEADLINE, read_frame::<_, ShardRequest>(stream, REQUEST_LIMITS)).await?;
+    let asked = within(ASK_DEADLINE, read_frame::<_, ShardRequest>(stream, REQUEST_LIMITS)).await?;
     let Some(asked) = asked else { return Ok(()) };
     let shard = asked.header.shard;
     let opened = blocking({
@@ -72,6 +92,15 @@ fn read_group(mut file: std::fs::File, size: u64, group: u64) -> Result<Group, F
     Ok((bytes, file))
 }
 
+/// How a giver answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gave {
+    /// The whole shard.
+    All,
+    /// Nothing yet: it may be asked again after this time.
+    Busy(Duration),
+}
+
 /// Takes a shard from a peer. `taken` is told the bytes of each group as it is verified. Cancel-safe: what is verified
 /// is kept.
 pub(crate) async fn take(
@@ -80,7 +109,7 @@ pub(crate) async fn take(
     peer: NodeId,
     entry: &ShardEntry,
     taken: &(dyn Fn(u64) + Send + Sync),
-) -> Result<(), Fault> {
+) -> Result<Gave, Fault> {
     let mut stream = net.open(peer, Channel::Shard).await.map_err(|error| Fault::new(error.kind(), error))?;
     let request = ShardRequest { shard: entry.id };
     within(GROUP_DEADLINE, write_frame(&mut stream, &request, &[], REQUEST_LIMITS)).await?;
@@ -88,6 +117,9 @@ pub(crate) async fn take(
     let Some(reply) = reply else { return Err(silent(peer)) };
     match reply.header {
         ShardReply::Refused(fault) => return Err(fault),
+        ShardReply::Busy { millis } => {
+            return Ok(Gave::Busy(Duration::from_millis(millis.into()).clamp(COME_BACK, LONGEST_WAIT)));
+        }
         ShardReply::Found { size } if size != entry.size => return Err(wrong_size(peer, entry, size)),
         ShardReply::Found { .. } => {}
     }
@@ -103,7 +135,8 @@ pub(crate) async fn take(
     while writer.next_group() < writer.groups() {
         writer = take_group(&mut stream, writer, taken).await?;
     }
-    blocking(move || writer.finish().map_err(fault)).await
+    blocking(move || writer.finish().map_err(fault)).await?;
+    Ok(Gave::All)
 }
 
 async fn take_group(

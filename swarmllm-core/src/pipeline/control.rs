@@ -1,19 +1,26 @@
 //! The client's side of control: one request, one reply, over a stream of its own.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::base::{ErrorKind, Fault, NodeId};
 use crate::net::{Channel, NetHandle, Stream};
-use crate::wire::control::{MAX_CONTROL_BYTES, Reply, Request};
+use crate::wire::control::{MAX_REPLY_BYTES, MAX_REQUEST_BYTES, Reply, Request};
 use crate::wire::frame::{FrameLimits, read_frame, write_frame};
 
-/// Bounds of a control frame; it has no body.
-const LIMITS: FrameLimits = FrameLimits { header: MAX_CONTROL_BYTES, body: 0 };
+/// Bounds of control frames; they have no body.
+const REQUESTS: FrameLimits = FrameLimits { header: MAX_REQUEST_BYTES, body: 0 };
+const REPLIES: FrameLimits = FrameLimits { header: MAX_REPLY_BYTES, body: 0 };
+/// Time for which a busy peer is asked again, within the request's own deadline.
+const BUSY: Duration = Duration::from_secs(5);
+/// Waits between two questions to a busy peer, whatever it says itself.
+const BUSY_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
-/// Asks a peer. `Refused` comes back as the error that it carries. A connection that brings no answer in time is doubted:
-/// perhaps only it is of no use any more. Cancel-safe: dropping it resets the stream.
+/// Asks a peer. `Refused` comes back as the error that it carries. A peer that is busy is asked again for some seconds; then that
+/// is the error (`Overloaded`). A connection that brings no answer in time is doubted: perhaps only it is of no use any more.
+/// Cancel-safe: dropping it resets the stream.
 pub async fn request(net: &NetHandle, peer: NodeId, request: &Request, deadline: Duration) -> Result<Reply, Fault> {
-    let asked = tokio::time::timeout(deadline, exchange(net, peer, request)).await;
+    let until = Instant::now() + deadline.min(BUSY);
+    let asked = tokio::time::timeout(deadline, exchange_while_busy(net, peer, request, until)).await;
     let late = || {
         net.doubt(peer);
         Fault::new(ErrorKind::Timeout, format!("peer {} did not answer within {deadline:?}", peer.short()))
@@ -24,25 +31,39 @@ pub async fn request(net: &NetHandle, peer: NodeId, request: &Request, deadline:
     }
 }
 
+async fn exchange_while_busy(net: &NetHandle, peer: NodeId, request: &Request, until: Instant) -> Result<Reply, Fault> {
+    loop {
+        let millis = match exchange(net, peer, request).await? {
+            Reply::Busy { millis } => millis,
+            reply => return Ok(reply),
+        };
+        let wait = Duration::from_millis(millis.into()).clamp(BUSY_AGAIN.0, BUSY_AGAIN.1);
+        if Instant::now() + wait >= until {
+            return Err(Fault::new(ErrorKind::Overloaded, format!("peer {} is busy; try again", peer.short())));
+        }
+        tokio::time::sleep(wait).await;
+    }
+}
+
 async fn exchange(net: &NetHandle, peer: NodeId, request: &Request) -> Result<Reply, Fault> {
     let mut stream = net.open(peer, Channel::Control).await.map_err(|error| Fault::new(error.kind(), error))?;
     let broken = |error: crate::wire::WireError| {
         Fault::new(ErrorKind::PeerLost, format!("the control stream to peer {} broke: {error}", peer.short()))
     };
-    write_frame(&mut stream, request, &[], LIMITS).await.map_err(broken)?;
-    let frame = read_frame::<_, Reply>(&mut stream, LIMITS).await.map_err(broken)?;
+    write_frame(&mut stream, request, &[], REQUESTS).await.map_err(broken)?;
+    let frame = read_frame::<_, Reply>(&mut stream, REPLIES).await.map_err(broken)?;
     let silent = || Fault::new(ErrorKind::PeerLost, format!("peer {} closed without an answer", peer.short()));
     Ok(frame.ok_or_else(silent)?.header)
 }
 
 /// Reads the request of an inbound control stream.
 pub async fn read_request(stream: &mut Stream) -> Result<Option<Request>, crate::wire::WireError> {
-    Ok(read_frame::<_, Request>(stream, LIMITS).await?.map(|frame| frame.header))
+    Ok(read_frame::<_, Request>(stream, REQUESTS).await?.map(|frame| frame.header))
 }
 
 /// Answers it.
 pub async fn write_reply(stream: &mut Stream, reply: &Reply) -> Result<(), crate::wire::WireError> {
-    write_frame(stream, reply, &[], LIMITS).await
+    write_frame(stream, reply, &[], REPLIES).await
 }
 
 /// The error for a reply of the wrong kind.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::engine::sample::LogitRow;
 use crate::engine::{Embedder, EngineError, Reduce, Row, StepJob, StepOutput};
+use crate::pipeline::draft::{Draft, MAX_GUESSES};
 use crate::pipeline::stages::Lease;
 
 /// A guess that the draft model itself holds for less likely than this is not made, nor any behind it.
@@ -17,26 +18,33 @@ const SURE: f32 = 0.4;
 pub struct Drafter {
     lease: Lease,
     embedder: Arc<dyn Embedder>,
+    /// Tokens below this mean the same in both models; the vocabularies may be padded to different lengths.
+    common: u32,
+    draft: Draft,
     /// The text whose KV its stage has.
     read: Vec<u32>,
 }
 
 impl Drafter {
-    /// A drafter that has read nothing; the lease is of a stage with all layers and the head.
-    pub fn new(lease: Lease, embedder: Arc<dyn Embedder>) -> Self {
-        Self { lease, embedder, read: Vec::new() }
+    /// A drafter that has read nothing; the lease is of a stage with all layers and the head. Tokens below `common` are
+    /// the draft model's and the answering model's alike. It guesses no others, and nothing behind a text that has others.
+    pub fn new(lease: Lease, embedder: Arc<dyn Embedder>, common: u32, draft: Draft) -> Self {
+        Self { lease, embedder, common, draft, read: Vec::new() }
     }
 
-    /// Whether it has read so much of a text that a guess takes no long.
-    pub fn is_ready(&self) -> bool {
-        !self.read.is_empty()
+    /// What its guesses are weighed by.
+    pub fn draft(&self) -> Draft {
+        self.draft
     }
 
-    /// Reads a text without saying how it goes on.
+    /// Reads a text without saying how it goes on, where it has not read so much of it that a guess would take long.
     ///
     /// Cancel-safe only in that the drafter may be dropped then.
-    pub async fn read(&mut self, text: &[u32]) -> Result<(), EngineError> {
-        self.feed(text).await.map(drop)
+    pub async fn catch_up(&mut self, text: &[u32]) -> Result<(), EngineError> {
+        match text.len() > self.read.len() + MAX_GUESSES && self.knows(text) {
+            true => self.feed(text).await.map(drop),
+            false => Ok(()),
+        }
     }
 
     /// How the text goes on: at most `most` tokens, fewer where the draft model becomes unsure.
@@ -45,14 +53,18 @@ impl Drafter {
     pub async fn guess(&mut self, text: &[u32], most: usize) -> Result<Vec<u32>, EngineError> {
         let mut text = text.to_vec();
         let begin = text.len();
-        while text.len() - begin < most {
-            let LogitRow::Top { lse, ids, logits } = self.feed(&text).await? else { break };
-            match (ids.first(), logits.first()) {
-                (Some(token), Some(logit)) if (logit - lse).exp() >= SURE => text.push(*token),
-                _ => break,
+        while text.len() - begin < most && self.knows(&text) {
+            match sure(&self.feed(&text).await?, self.common) {
+                Some(token) => text.push(token),
+                None => break,
             }
         }
         Ok(text.split_off(begin))
+    }
+
+    /// Whether the draft model has all tokens of a text.
+    fn knows(&self, text: &[u32]) -> bool {
+        text.iter().all(|token| *token < self.common)
     }
 
     /// Brings the stage to a text, which is not empty; gives the likeliest token behind it.
@@ -81,5 +93,25 @@ impl Drafter {
         }
         let nothing = || EngineError::Step { engine: "draft model", reason: "it gave no logits".to_owned() };
         last.ok_or_else(nothing)
+    }
+}
+
+/// The best token of a row, where it is a sure one and one of the `common` tokens.
+fn sure(row: &LogitRow, common: u32) -> Option<u32> {
+    let LogitRow::Top { lse, ids, logits } = row else { return None };
+    let (token, logit) = ids.first().zip(logits.first())?;
+    ((logit - lse).exp() >= SURE && *token < common).then_some(*token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_that_the_answering_model_lacks_is_never_guessed() {
+        let row = |token, logit| LogitRow::Top { lse: 0.0, ids: vec![token], logits: vec![logit] };
+        assert_eq!(sure(&row(7, -0.1), 8), Some(7));
+        assert_eq!(sure(&row(8, -0.1), 8), None);
+        assert_eq!(sure(&row(7, -1.0), 8), None);
     }
 }

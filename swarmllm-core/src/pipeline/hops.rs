@@ -20,7 +20,7 @@ pub(super) struct Hops {
 
 impl Hops {
     /// Takes what the candidates tell of each other.
-    pub fn new(candidates: &[Candidate], told: &Told) -> Self {
+    pub fn new(candidates: &[&Candidate], told: &Told) -> Self {
         let mut hops = Self { told: vec![Vec::new(); candidates.len()] };
         if told.is_empty() {
             return hops;
@@ -66,7 +66,8 @@ mod tests {
         let node = |name| NodeId([name; 32]);
         let lists = [vec![(node(2), 70), (node(3), 10)], vec![(node(1), 50)], vec![(node(2), 90)]];
         let told = lists.iter().zip(1..).map(|(list, name)| (node(name), &list[..])).collect();
-        let hops = Hops::new(&[candidate(1, 5), candidate(2, 5), candidate(3, 5), candidate(4, 5)], &told);
+        let hosts = [1, 2, 3, 4].map(|name| candidate(name, 5));
+        let hops = Hops::new(&hosts.each_ref(), &told);
         assert_eq!(hops.known(0), [(0, 0), (1, 70), (2, 10)]);
         assert_eq!(hops.known(1), [(0, 70), (1, 0), (2, 90)]);
         assert_eq!(hops.known(3), [(3, 0)], "nobody tells of it");
@@ -76,7 +77,7 @@ mod tests {
     fn nobody_tells_the_coordinator_how_far_it_is_nor_how_far_a_host_is_from_itself_or_from_strangers() {
         let lie = [(NodeId([1; 32]), 1), (NodeId([2; 32]), 900), (NodeId([9; 32]), 1)];
         let told = Told::from([(lie[0].0, &lie[..]), (lie[1].0, &lie[..])]);
-        let hops = Hops::new(&[candidate(1, 0), candidate(2, 40)], &told);
+        let hops = Hops::new(&[&candidate(1, 0), &candidate(2, 40)], &told);
         assert_eq!((hops.known(0), hops.known(1)), (vec![(0, 0)], vec![(1, 0)]));
     }
 }

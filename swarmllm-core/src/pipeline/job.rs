@@ -16,12 +16,13 @@ use crate::ledger::Tabs;
 use crate::net::NetHandle;
 use crate::pipeline::draft::Lessons;
 use crate::pipeline::drafter::Drafter;
+use crate::pipeline::failures::Failures;
 use crate::pipeline::links::Links;
 use crate::pipeline::overlap::Overlap;
 use crate::pipeline::plan::PlanStage;
 use crate::pipeline::pool::Pooling;
 use crate::pipeline::prefix::Namer;
-use crate::pipeline::route::{Route, Routes, Terms};
+use crate::pipeline::route::{Routes, Terms};
 use crate::pipeline::serve::Serving;
 use crate::pipeline::session::{End, Guess};
 use crate::pipeline::speeds::Speeds;
@@ -35,8 +36,6 @@ pub struct Coordinator {
     pub serving: Serving,
     pub net: Option<NetHandle>,
     pub tasks: TaskSet,
-    /// Where this node may be dialled, for the last stage.
-    pub addresses: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
     /// Names the texts whose KV hosts may keep.
     pub namer: Namer,
     /// How long a prompt's chunks are.
@@ -45,6 +44,8 @@ pub struct Coordinator {
     pub lessons: Arc<Lessons>,
     /// How fast hosts have computed.
     pub speeds: Arc<Speeds>,
+    /// Which hosts failed lately.
+    pub failures: Arc<Failures>,
     /// What peers are asked for is owed to them.
     pub tabs: Tabs,
     /// Hears of sessions that got another route.
@@ -55,9 +56,7 @@ pub struct Coordinator {
 pub struct Job {
     pub session: SessionId,
     pub model: ModelId,
-    /// The stages to begin with.
-    pub route: Route,
-    /// Where others come from.
+    /// Where routes come from, beside the first.
     pub routes: Arc<dyn Routes>,
     pub engine: String,
     pub prompt: Vec<u32>,
@@ -73,6 +72,7 @@ pub struct Job {
     pub guide: Option<Guide>,
     /// Whether the prompt is only read, for its embedding.
     pub pooling: Option<Pooling>,
+    /// The hosts may grant less.
     pub max_tokens: u32,
     pub vocab: u32,
     pub embedder: Arc<dyn Embedder>,
@@ -87,9 +87,14 @@ impl Job {
     pub(super) fn guess(&self) -> Guess {
         match &self.drafter {
             _ if !self.guess || self.exact => Guess::Never,
-            Some(_) => Guess::Draft,
+            Some(drafter) => Guess::Draft(drafter.draft()),
             None => Guess::Repeats,
         }
+    }
+
+    /// When it ends whatever it waits for.
+    pub fn limits(&self) -> Limits {
+        Limits { deadline: self.deadline, cancel: self.cancel.clone() }
     }
 
     /// What every host is asked.
@@ -100,6 +105,7 @@ impl Job {
             engine: self.engine.clone(),
             exact: self.exact,
             context: (self.prompt.len() as u64 + u64::from(self.max_tokens)).try_into().unwrap_or(u32::MAX),
+            least: (self.prompt.len() as u64 + u64::from(self.max_tokens.min(1))).try_into().unwrap_or(u32::MAX),
             width: self.embedder.width(),
             vocab: self.vocab,
         }
@@ -107,9 +113,15 @@ impl Job {
 }
 
 /// Takes the tokens as they come.
-pub trait TokenSink: Send {
-    /// One token; a `Break` ends the session there, the token included.
+pub trait TokenSink: Send + Sync {
+    /// One token; a `Break` ends the session there, the token included. It must not wait for a reader.
     fn token(&mut self, sampled: Sampled) -> impl Future<Output = ControlFlow<()>> + Send;
+
+    /// Whether more tokens may come now. Where not, the session goes no further, and hears what happens to it all the same.
+    fn has_room(&self) -> bool;
+
+    /// Waits until more tokens may come; fails where it gives that up. Cancel-safe.
+    fn room(&self) -> impl Future<Output = Result<(), Fault>> + Send;
 }
 
 /// One stage as it was used.
@@ -156,7 +168,7 @@ pub struct Outcome {
 
 /// When a session ends whatever it waits for.
 #[derive(Clone)]
-pub(super) struct Limits {
+pub struct Limits {
     pub deadline: Option<Instant>,
     pub cancel: CancellationToken,
 }
@@ -177,15 +189,6 @@ impl Limits {
             Some(deadline) => sleep_until(deadline.into()).await,
             None => std::future::pending().await,
         }
-    }
-}
-
-impl Outcome {
-    /// Of a session whose stages were not opened.
-    pub(super) fn unopened(end: Result<End, Fault>, total: Duration) -> Self {
-        let (tokens, stages) = (Vec::new(), Vec::new());
-        let (guesses, embedding, first_token) = ((0, 0), None, None);
-        Self { end, tokens, cached: 0, guesses, embedding, stages, open: total, predicted_us: 0, first_token, total }
     }
 }
 

@@ -11,14 +11,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use futures::io::WriteHalf;
+use futures::io::{ReadHalf, WriteHalf};
 use futures::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc};
 
 use crate::net::Stream;
-use crate::pipeline::message::Message;
+use crate::pipeline::outgoing::Outgoing;
 use crate::wire::WireError;
-use crate::wire::frame::{Frame, FrameLimits, encode_head, read_frame};
+use crate::wire::frame::{Begun, Frame, FrameLimits, Head, begin_frame, encode_head, read_body, read_head, skip_body};
 use crate::wire::job::{MAX_BODY_BYTES, MAX_HEADER_BYTES, StageHeader};
 
 /// Messages that are taken out of a link's queue at once.
@@ -27,6 +27,13 @@ const TOGETHER: usize = 16;
 const LIMITS: FrameLimits = FrameLimits { header: MAX_HEADER_BYTES, body: MAX_BODY_BYTES };
 /// A peer that does not take what is written at once, a frame at most, within this time is gone.
 const WRITE_DEADLINE: Duration = Duration::from_secs(30);
+/// A peer opens a stream because it has a frame to send.
+const FIRST_FRAME: Duration = Duration::from_secs(10);
+/// Time for the header of a frame that has begun, as long as its sender has: a line may be cut for a while. Its body has as long,
+/// and what its bytes take on a slow line.
+const HEAD_DEADLINE: Duration = WRITE_DEADLINE;
+/// Time that an inlet has for finding memory for a frame: as long as its sender waits for us to take it.
+const ROOM_DEADLINE: Duration = WRITE_DEADLINE;
 /// Frames that come within this time are acknowledged together.
 const ACK_EVERY: Duration = Duration::from_millis(200);
 /// After this time, and what the bytes take on a slow line, a connection that brings no acknowledgement is doubted, again and
@@ -56,14 +63,14 @@ pub struct Watching<F, G> {
 
 /// Writes a link's messages until nobody sends any more; closes its queue and fails when the stream ends or its reader is
 /// silent for too long.
-pub async fn write(
+pub(super) async fn write(
     stream: Stream,
-    mut queue: mpsc::Receiver<Message>,
+    mut queue: mpsc::Receiver<Outgoing>,
     watching: Watching<impl Fn() -> Duration, impl Fn()>,
 ) -> Result<(), WireError> {
     let Watching { asked, rtt, doubt } = watching;
     let (mut acks, mut stream) = stream.split();
-    let (mut messages, mut owed, mut part) = (Vec::new(), Owed::default(), Vec::with_capacity(ACK));
+    let (mut queued, mut owed, mut part) = (Vec::new(), Owed::default(), Vec::with_capacity(ACK));
     let mut bytes = [0; 64];
     loop {
         let overdue = async {
@@ -74,11 +81,16 @@ pub async fn write(
         };
         tokio::select! {
             biased;
-            taken = queue.recv_many(&mut messages, TOGETHER) => {
+            taken = queue.recv_many(&mut queued, TOGETHER) => {
                 if taken == 0 {
                     return Ok(());
                 }
-                let frames = messages.drain(..).map(Message::encode);
+                // Their memory is given back when all are written.
+                let mut held = Vec::with_capacity(taken);
+                let frames = queued.drain(..).map(|Outgoing { message, memory }| {
+                    held.push(memory);
+                    message.encode()
+                });
                 let sent = write_frames(&mut stream, frames).await?;
                 owed.sent(taken as u32, sent, Instant::now());
             }
@@ -213,22 +225,62 @@ async fn write_all(stream: &mut WriteHalf<Stream>, bytes: &[u8]) -> Result<(), W
     Ok(written.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?)
 }
 
-/// Gives the frames of an inbound stream to `take`, and acknowledges them, until it ends or breaks the protocol.
-pub async fn read(stream: Stream, take: impl Fn(Frame<StageHeader>)) -> Result<(), WireError> {
+/// Where the frames of a peer's stream go.
+pub trait Inlet {
+    /// Memory for a body.
+    type Room;
+    /// Whether the body of a frame is wanted, which has so many bytes. Others are passed over.
+    fn admits(&self, header: &StageHeader, body: usize) -> bool;
+    /// Waits for the memory for it; nothing where it is wanted no more.
+    fn room(&self, header: &StageHeader, body: usize) -> impl Future<Output = Option<Self::Room>>;
+    /// Takes a frame, and the memory that it has.
+    fn take(&self, frame: Frame<StageHeader>, room: Self::Room);
+}
+
+/// Gives the frames of an inbound stream to an inlet, and acknowledges them, until it ends or breaks the protocol. Between
+/// frames the peer has all time, after it has sent one; a frame that has begun comes to its end.
+pub async fn read(stream: Stream, inlet: impl Inlet) -> Result<(), WireError> {
     let (mut stream, acks) = stream.split();
     let (had, more) = (AtomicU32::new(0), Notify::new());
     let frames = async {
-        while let Some(frame) = read_frame::<_, StageHeader>(&mut stream, LIMITS).await? {
-            take(frame);
+        let mut first = true;
+        loop {
+            let begun = match first {
+                true => in_time(FIRST_FRAME, begin_frame(&mut stream)).await?,
+                false => begin_frame(&mut stream).await?,
+            };
+            let Some(begun) = begun else { return Ok(()) };
+            first = false;
+            read_one(&mut stream, begun, &inlet).await?;
             had.fetch_add(1, Ordering::Relaxed);
             more.notify_one();
         }
-        Ok(())
     };
     tokio::select! {
         ended = frames => ended,
         ended = acknowledge(acks, &had, &more) => ended,
     }
+}
+
+/// Reads a frame that has begun, or passes over it.
+async fn read_one(stream: &mut ReadHalf<Stream>, begun: Begun, inlet: &impl Inlet) -> Result<(), WireError> {
+    let Head { header, body: len } = in_time(HEAD_DEADLINE, read_head(stream, begun, LIMITS)).await?;
+    let deadline = HEAD_DEADLINE + Duration::from_millis(len as u64 * 1000 / SLOW_BYTES_PER_SECOND);
+    if !inlet.admits(&header, len) {
+        return in_time(deadline, skip_body(stream, len)).await;
+    }
+    let room = tokio::time::timeout(ROOM_DEADLINE, inlet.room(&header, len)).await;
+    let Some(room) = room.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))? else {
+        return in_time(deadline, skip_body(stream, len)).await;
+    };
+    let body = in_time(deadline, read_body(stream, len)).await?;
+    inlet.take(Frame { header, body }, room);
+    Ok(())
+}
+
+async fn in_time<T>(deadline: Duration, work: impl Future<Output = Result<T, WireError>>) -> Result<T, WireError> {
+    let done = tokio::time::timeout(deadline, work).await;
+    done.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
 }
 
 async fn acknowledge(mut stream: WriteHalf<Stream>, had: &AtomicU32, more: &Notify) -> Result<(), WireError> {

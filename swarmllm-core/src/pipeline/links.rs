@@ -1,6 +1,6 @@
 //! Links: one persistent outbound stage stream per peer, and the table that says whose message is whose.
 //!
-//! A link is a task that owns its stream and a bounded queue before it; messages of all sessions to that peer share it,
+//! A link is a task that owns its stream and a queue before it, bounded in number and in bytes ([`outgoing`](super::outgoing)); messages of all sessions to that peer share it,
 //! in order. A message to the node itself never touches a stream. Inbound streams are read by one task each and
 //! delivered here. A queue that is full means a peer that ignores the window of its session: that session ends.
 //!
@@ -9,27 +9,38 @@
 //! have heard it they send no more: the frames of a session go to a peer by one link alone ([`Outlet`]), or those behind a
 //! loss would arrive, and look as if they were out of turn.
 
+mod inboxes;
+
 use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, broadcast, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::base::{ErrorKind, Fault, NodeId, SessionId};
+use crate::engine::WANTED_ROWS;
 use crate::net::{Channel, NetError, NetHandle, Stream};
-use crate::pipeline::link::{self, Watching};
+use crate::pipeline::bodies::{Bodies, Held, HeldBodies, NoMemory};
+use crate::pipeline::link::{self, Inlet, Watching};
 use crate::pipeline::message::Message;
+use crate::pipeline::outgoing::{LinkQueue, OutgoingFrames};
 use crate::pipeline::watch::ANSWERS;
-use crate::rt::TaskSet;
+use crate::rt::{Bounds, Shares, TaskSet};
 use crate::wire::control::Host;
 use crate::wire::frame::Frame;
-use crate::wire::job::StageHeader;
+use crate::wire::job::{StageHeader, StepHeader};
 use crate::wire::prefix::Prefix;
 
-/// Messages that may wait for one peer's stream.
-const LINK_QUEUE: usize = 64;
+pub use inboxes::{CoordinatorInbox, Opening, StageInbox};
+
+/// Time that a peer has to connect by itself that another one has named, and how often it is looked for.
+const NAMED_COMES: Duration = Duration::from_secs(3);
+const LOOK_FOR_NAMED: Duration = Duration::from_millis(50);
+/// Hosts that are dialled at once because they were named as the one before: a session of three stages has two, and a dial ends
+/// within seconds.
+const MEETINGS: Bounds = Bounds { all: 32, each: 4, reserve: 32 };
 /// Messages that may wait for one session: a window of chunks, its confirmations and a few control words.
 pub const SESSION_QUEUE: usize = 32;
 
@@ -52,6 +63,9 @@ pub struct SessionStage {
 /// A message and who sent it.
 pub type Delivery = (NodeId, Message);
 
+/// The same with the memory that its body takes.
+type Queued = (Delivery, Option<Held>);
+
 /// See the module.
 #[derive(Clone)]
 pub struct Links {
@@ -64,15 +78,43 @@ struct Inner {
     tasks: TaskSet,
     peers: Mutex<HashMap<NodeId, Link>>,
     stages: Mutex<Stages>,
-    coordinators: Mutex<HashMap<SessionId, mpsc::Sender<Delivery>>>,
+    coordinators: Mutex<HashMap<SessionId, Coordinated>>,
+    /// Memory for the bodies of frames that came, and for frames that are to be written.
+    held: HeldBodies,
+    outgoing: OutgoingFrames,
+    /// Where nodes say that they are.
+    announced: OnceLock<Announced>,
+    /// Whom hosts are dialled for that were named as the one before, for as long as that takes.
+    meetings: Shares<NodeId>,
     /// Peers to which a link broke.
     broken: broadcast::Sender<NodeId>,
 }
 
+/// A session that this node coordinates.
+struct Coordinated {
+    queue: mpsc::Sender<Queued>,
+    bodies: Bodies,
+    hosts: Hosts,
+}
+
+/// The hosts of a session's present route, and what the last of them may answer.
+#[derive(Debug, Clone, Default)]
+pub struct Hosts {
+    /// All that may say that they failed.
+    pub all: Vec<NodeId>,
+    /// Who answers.
+    pub last: Option<NodeId>,
+    /// Bytes of the longest answer.
+    pub longest: usize,
+}
+
+/// Where a node says itself that it may be dialled, and who passed that on where it was not said over a connection.
+pub type Announced = Box<dyn Fn(NodeId) -> (Vec<String>, Option<NodeId>) + Send + Sync>;
+
 /// The way into a link's task.
 #[derive(Clone)]
 struct Link {
-    queue: mpsc::Sender<Message>,
+    queue: LinkQueue,
     /// Tells it that an answer is late.
     asked: Arc<Notify>,
 }
@@ -104,12 +146,52 @@ impl Stages {
     }
 }
 
+/// What a stage and its coordinator have agreed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Agreed {
+    /// Who sends the steps.
+    pub previous: NodeId,
+    /// Where results go.
+    pub next: NodeId,
+    /// Floats of a row.
+    pub width: u32,
+    /// Rows of a step at most.
+    pub max_rows: u32,
+}
+
+impl Agreed {
+    /// Why a step with a body of so many bytes is none that was agreed on.
+    fn refuses(&self, step: &StepHeader, body: usize) -> Option<String> {
+        let row = step.codec.row_bytes(self.width as usize);
+        let fits = step.width == self.width && (1..=self.max_rows).contains(&step.rows);
+        let refused = || {
+            let StepHeader { rows, width, .. } = step;
+            let Agreed { max_rows, width: agreed, .. } = self;
+            format!("{body} bytes for {rows} rows of {width} numbers, where steps have up to {max_rows} of {agreed}")
+        };
+        // At most 512 rows of a width that a model of ours has.
+        (!fits || row.saturating_mul(step.rows as usize) != body).then(refused)
+    }
+
+    /// Bytes of the longest body, decoded.
+    fn longest(&self) -> usize {
+        floats(self.max_rows, self.width)
+    }
+}
+
+/// Bytes of so many rows, decoded.
+fn floats(rows: u32, width: u32) -> usize {
+    (rows as usize).saturating_mul(width as usize).saturating_mul(size_of::<f32>())
+}
+
 /// A stage's queue, and whose session it is. Its end tells the stage that the session is over.
 struct StageEntry {
     coordinator: NodeId,
-    /// Where its results go.
-    next: NodeId,
-    queue: mpsc::Sender<Delivery>,
+    agreed: Agreed,
+    /// When its coordinator last asked for it.
+    asked: Arc<Mutex<Instant>>,
+    queue: mpsc::Sender<Queued>,
+    bodies: Bodies,
     keep: Arc<Mutex<Prefix>>,
     _over: DropGuard,
 }
@@ -122,9 +204,34 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Links {
     /// Links of this node; without a network only messages to itself can be sent.
     pub fn new(local: NodeId, net: Option<NetHandle>, tasks: TaskSet) -> Self {
+        Self::holding(local, net, tasks, HeldBodies::new())
+    }
+
+    fn holding(local: NodeId, net: Option<NetHandle>, tasks: TaskSet, held: HeldBodies) -> Self {
         let (peers, stages, coordinators) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (broken, _) = broadcast::channel(BROKEN_QUEUE);
-        Self { inner: Arc::new(Inner { local, net, tasks, peers, stages, coordinators, broken }) }
+        let announced = OnceLock::new();
+        let meetings = Shares::new(MEETINGS);
+        Self {
+            inner: Arc::new(Inner {
+                local,
+                net,
+                tasks,
+                peers,
+                stages,
+                coordinators,
+                held,
+                outgoing: OutgoingFrames::new(),
+                announced,
+                meetings,
+                broken,
+            }),
+        }
+    }
+
+    /// Says where nodes announce that they are. Counts once.
+    pub fn set_announced(&self, announced: Announced) {
+        let _ = self.inner.announced.set(announced);
     }
 
     /// This node.
@@ -143,11 +250,16 @@ impl Links {
 
     /// The way of a session's frames to a peer that may be at these addresses.
     pub fn outlet(&self, to: Host) -> Outlet {
-        Outlet { links: self.clone(), to, link: None }
+        Outlet { links: self.clone(), to, link: None, named: false }
+    }
+
+    /// The same to a peer that another one has named: it is dialled only where it says itself that it is.
+    pub fn outlet_to_named(&self, node: NodeId) -> Outlet {
+        Outlet { links: self.clone(), to: Host { node, addresses: Vec::new() }, link: None, named: true }
     }
 
     /// The link to a peer, opened if there is none that stands.
-    async fn link(&self, to: NodeId, addresses: &[String]) -> Result<mpsc::Sender<Message>, Fault> {
+    async fn link(&self, to: NodeId, addresses: &[String]) -> Result<LinkQueue, Fault> {
         let known = locked(&self.inner.peers).get(&to).cloned();
         match known.filter(|link| !link.queue.is_closed()) {
             Some(link) => Ok(link.queue),
@@ -155,14 +267,14 @@ impl Links {
         }
     }
 
-    async fn open(&self, to: NodeId, addresses: &[String]) -> Result<mpsc::Sender<Message>, Fault> {
+    async fn open(&self, to: NodeId, addresses: &[String]) -> Result<LinkQueue, Fault> {
         let Some(net) = &self.inner.net else {
             return Err(Fault::new(ErrorKind::PeerUnreachable, "this node runs without a network"));
         };
         let fault = |error: NetError| Fault::new(error.kind(), error);
         net.ensure_connected(to, addresses).await.map_err(fault)?;
         let stream = open_stream(net, to).await.map_err(fault)?;
-        let (queue, receiver) = mpsc::channel(LINK_QUEUE);
+        let (queue, receiver) = self.inner.outgoing.queue(to);
         let asked = Arc::<Notify>::default();
         let mut peers = locked(&self.inner.peers);
         // Two sessions may open at once; the first link that stands is used, so that order within a session holds.
@@ -180,6 +292,37 @@ impl Links {
             }
         });
         Ok(queue)
+    }
+
+    /// Is connected to a peer that another one has named. It is dialled where it says itself that it is; and it may be about to
+    /// connect by itself. Who named it learns no reason: that would tell him what there is at an address.
+    async fn reach_named(&self, to: NodeId) -> Result<(), Fault> {
+        let Some(net) = self.inner.net.as_ref().filter(|_| to != self.inner.local) else { return Ok(()) };
+        let (addresses, via) = self.inner.announced.get().map(|announced| announced(to)).unwrap_or_default();
+        let dialled = net.ensure_as_told(to, &addresses, via.unwrap_or(to)).await;
+        let Err(error) = dialled else { return Ok(()) };
+        tracing::debug!(peer = %to, %error, "a peer that was named could not be dialled");
+        let speaks = || net.peers().lookup(to).is_some_and(|peer| peer.connected && peer.speaks);
+        let comes = async {
+            while !speaks() {
+                tokio::time::sleep(LOOK_FOR_NAMED).await;
+            }
+        };
+        tokio::time::timeout(NAMED_COMES, comes).await.map_err(|_| unreachable(to))
+    }
+
+    /// Makes sure of a connection to the peer that will send the steps of a session of `coordinator`, until that is over. Of two
+    /// hosts that have not met, the one that has heard the other's announcement dials: the younger of them has not heard the
+    /// elder's yet. A coordinator that names more hosts at once than has its share of dials must let them come by themselves.
+    pub fn meet(&self, from: NodeId, coordinator: NodeId, over: &CancellationToken) {
+        let Some(place) = self.inner.meetings.take(coordinator) else { return };
+        let (links, over) = (self.clone(), over.clone());
+        self.inner.tasks.spawn("stage-previous", async move {
+            let _place = place;
+            if let Some(Err(fault)) = over.run_until_cancelled(links.reach_named(from)).await {
+                tracing::debug!(peer = %from, %fault, "the host before is not connected yet");
+            }
+        });
     }
 
     fn rtt(&self, peer: NodeId) -> Duration {
@@ -212,11 +355,11 @@ impl Links {
     pub(super) fn broke(&self, peer: NodeId) {
         let _ = self.inner.broken.send(peer);
         let stages = locked(&self.inner.stages);
-        for (key, entry) in stages.live.iter().filter(|(_, entry)| entry.next == peer) {
+        for (key, entry) in stages.live.iter().filter(|(_, entry)| entry.agreed.next == peer) {
             let SessionStage { session, epoch, stage } = *key;
             // A full queue has ended the session already.
-            let _ =
-                entry.queue.try_send((self.inner.local, Message::Failed { session, epoch, stage, fault: lost(peer) }));
+            let failed = Message::Failed { session, epoch, stage, fault: lost(peer) };
+            let _ = entry.queue.try_send(((self.inner.local, failed), None));
         }
     }
 
@@ -240,7 +383,8 @@ impl Links {
     pub fn serves(&self, key: SessionStage, coordinator: NodeId) -> bool {
         let stages = locked(&self.inner.stages);
         let Some(stage) = stages.live.get(&key).filter(|entry| entry.coordinator == coordinator) else { return false };
-        let next = stage.next;
+        let next = stage.agreed.next;
+        *locked(&stage.asked) = Instant::now();
         drop(stages);
         locked(&self.inner.peers).get(&next).inspect(|link| link.asked.notify_one());
         true
@@ -266,9 +410,17 @@ impl Links {
 
     /// Takes the answers of a session that this node coordinates until the inbox is dropped.
     pub fn register_coordinator(&self, session: SessionId) -> CoordinatorInbox {
-        let (sender, receiver) = mpsc::channel(SESSION_QUEUE);
-        locked(&self.inner.coordinators).insert(session, sender);
+        let (queue, receiver) = mpsc::channel(SESSION_QUEUE);
+        let coordinated = Coordinated { queue, bodies: Bodies::new(), hosts: Hosts::default() };
+        locked(&self.inner.coordinators).insert(session, coordinated);
         CoordinatorInbox { links: self.clone(), session, receiver }
+    }
+
+    /// Takes over the network what these hosts say of a session that this node coordinates, and what no others say.
+    pub fn set_hosts(&self, session: SessionId, hosts: Hosts) {
+        if let Some(coordinated) = locked(&self.inner.coordinators).get_mut(&session) {
+            coordinated.hosts = hosts;
+        }
     }
 
     /// How many sessions this node coordinates now.
@@ -278,54 +430,145 @@ impl Links {
 
     /// Hands a message to its session. Messages of unknown sessions are dropped: they are late, or foreign.
     pub fn deliver(&self, from: NodeId, message: Message) {
-        let session = message.session();
-        match &message {
+        self.queue((from, message), None);
+    }
+
+    fn queue(&self, delivery: Delivery, held: Option<Held>) {
+        let session = delivery.1.session();
+        match &delivery.1 {
             Message::Step { header, .. } => {
                 let key = SessionStage { session, epoch: header.epoch, stage: header.stage };
-                self.deliver_stage(key, from, message);
+                self.queue_stage(key, delivery, held);
             }
             Message::Logits { .. } | Message::Failed { .. } => {
-                let queue = locked(&self.inner.coordinators).get(&session).cloned();
-                if queue.is_some_and(|queue| queue.try_send((from, message)).is_err()) {
-                    tracing::warn!(session = %session, "an answer was dropped and its session with it");
-                    locked(&self.inner.coordinators).remove(&session);
+                let queue = locked(&self.inner.coordinators).get(&session).map(|session| session.queue.clone());
+                if queue.is_some_and(|queue| queue.try_send((delivery, held)).is_err()) {
+                    let key = SessionStage { session, epoch: 0, stage: 0 };
+                    self.drop_session(key, false, "its queue is full");
                 }
             }
         }
     }
 
-    fn deliver_stage(&self, key: SessionStage, from: NodeId, message: Message) {
+    fn queue_stage(&self, key: SessionStage, delivery: Delivery, held: Option<Held>) {
         let queue = locked(&self.inner.stages).live.get(&key).map(|entry| entry.queue.clone());
-        if queue.is_some_and(|queue| queue.try_send((from, message)).is_err()) {
-            tracing::warn!(session = %key.session, "a step was dropped and its session with it");
-            locked(&self.inner.stages).live.remove(&key);
+        if queue.is_some_and(|queue| queue.try_send((delivery, held)).is_err()) {
+            self.drop_session(key, true, "its queue is full");
         }
     }
 
     /// Reads one inbound stage stream until it ends or breaks the protocol.
     pub async fn read(&self, from: NodeId, stream: Stream) {
-        let take = |frame: Frame<StageHeader>| {
-            let key = key_of(&frame.header);
-            match Message::decode(frame) {
-                Ok(message) => self.deliver(from, message),
-                Err(error) => self.refuse(from, key, error.to_string()),
+        if let Err(error) = link::read(stream, Reader { links: self, from }).await {
+            tracing::debug!(peer = %from, %error, "a stage stream ended");
+        }
+    }
+
+    /// Whether a frame of this peer is of a session that is open here and to which the peer sends, within what was agreed; or
+    /// else why it ends that session, where it does.
+    fn admits(&self, from: NodeId, header: &StageHeader, body: usize) -> Result<bool, String> {
+        let (key, _) = key_of(header);
+        match header {
+            StageHeader::Step(step) => {
+                let stages = locked(&self.inner.stages);
+                let Some(stage) = stages.live.get(&key).filter(|stage| stage.agreed.previous == from) else {
+                    return Ok(false);
+                };
+                stage.agreed.refuses(step, body).map_or(Ok(true), Err)
+            }
+            StageHeader::Logits(logits) => {
+                let coordinated = locked(&self.inner.coordinators);
+                let session = coordinated.get(&key.session).filter(|session| session.hosts.last == Some(from));
+                match session.map(|session| session.hosts.longest) {
+                    None => Ok(false),
+                    // Rows of a few bytes each would become long in memory.
+                    Some(_) if logits.rows > WANTED_ROWS => {
+                        Err(format!("an answer of {} rows, where one has {WANTED_ROWS} at most", logits.rows))
+                    }
+                    Some(longest) if body <= longest => Ok(true),
+                    Some(longest) => Err(format!("an answer of {body} bytes, where one has {longest} at most")),
+                }
+            }
+            StageHeader::Failed { .. } => {
+                let coordinated = locked(&self.inner.coordinators);
+                let ours = coordinated.get(&key.session).is_some_and(|session| session.hosts.all.contains(&from));
+                Ok(ours && body == 0)
+            }
+        }
+    }
+
+    /// Waits for the memory for a frame's body; nothing where its session has ended, or ends for having too much unread.
+    async fn hold(&self, from: NodeId, header: &StageHeader, body: usize) -> Option<Held> {
+        let (key, is_step) = key_of(header);
+        let (by, bodies, bytes, longest) = match header {
+            StageHeader::Step(step) => {
+                let stages = locked(&self.inner.stages);
+                let stage = stages.live.get(&key)?;
+                (stage.coordinator, stage.bodies.share(), floats(step.rows, step.width), stage.agreed.longest())
+            }
+            StageHeader::Logits(_) | StageHeader::Failed { .. } => {
+                let coordinated = locked(&self.inner.coordinators);
+                let session = coordinated.get(&key.session)?;
+                (from, session.bodies.share(), body, session.hosts.longest)
             }
         };
-        if let Err(error) = link::read(stream, take).await {
-            tracing::debug!(peer = %from, %error, "a stage stream ended");
+        match self.inner.held.wait(by, bodies, bytes, longest).await {
+            Ok(held) => return Some(held),
+            Err(NoMemory::Ended) => {}
+            Err(NoMemory::Overfull) => self.drop_session(key, is_step, "it has more than a window unread"),
+            Err(NoMemory::Late) => self.drop_session(key, is_step, "its coordinator's frames held all memory for long"),
+        }
+        None
+    }
+
+    /// Ends a session for which a peer sends more than its window.
+    fn drop_session(&self, key: SessionStage, is_step: bool, reason: &str) {
+        tracing::debug!(session = %key.session, reason, "a frame was dropped and its session with it");
+        match is_step {
+            true => drop(locked(&self.inner.stages).live.remove(&key)),
+            false => drop(locked(&self.inner.coordinators).remove(&key.session)),
         }
     }
 
     /// A frame that is well-formed but wrong ends its session, not the stream of the others.
     fn refuse(&self, from: NodeId, (key, is_step): (SessionStage, bool), reason: String) {
-        tracing::warn!(peer = %from, reason, "a frame was refused");
+        tracing::debug!(peer = %from, reason, "a frame was refused");
         let fault = Fault::new(ErrorKind::BadFrame, format!("peer {} sent a bad frame: {reason}", from.short()));
         let SessionStage { session, epoch, stage } = key;
         let failed = Message::Failed { session, epoch, stage, fault };
         match is_step {
             // The stage's task passes it on to the coordinator.
-            true => self.deliver_stage(key, from, failed),
+            true => self.queue_stage(key, (from, failed), None),
             false => self.deliver(from, failed),
+        }
+    }
+}
+
+/// Reads a peer's frames.
+struct Reader<'a> {
+    links: &'a Links,
+    from: NodeId,
+}
+
+impl Inlet for Reader<'_> {
+    type Room = Held;
+
+    fn admits(&self, header: &StageHeader, body: usize) -> bool {
+        self.links.admits(self.from, header, body).unwrap_or_else(|reason| {
+            self.links.refuse(self.from, key_of(header), reason);
+            false
+        })
+    }
+
+    async fn room(&self, header: &StageHeader, body: usize) -> Option<Held> {
+        self.links.hold(self.from, header, body).await
+    }
+
+    fn take(&self, frame: Frame<StageHeader>, held: Held) {
+        let key = key_of(&frame.header);
+        match Message::decode(frame) {
+            Ok(message) => self.links.queue((self.from, message), Some(held)),
+            Err(error) => self.links.refuse(self.from, key, error.to_string()),
         }
     }
 }
@@ -366,6 +609,10 @@ fn ended(session: SessionId) -> Fault {
     Fault::new(ErrorKind::Cancelled, format!("session {session} has ended before it began"))
 }
 
+fn unreachable(peer: NodeId) -> Fault {
+    Fault::new(ErrorKind::PeerUnreachable, format!("peer {} cannot be reached from here", peer.short()))
+}
+
 fn lost(peer: NodeId) -> Fault {
     Fault::new(ErrorKind::PeerLost, format!("the link to peer {} broke", peer.short()))
 }
@@ -374,7 +621,9 @@ fn lost(peer: NodeId) -> Fault {
 pub struct Outlet {
     links: Links,
     to: Host,
-    link: Option<mpsc::Sender<Message>>,
+    link: Option<LinkQueue>,
+    /// Whether another peer has named it.
+    named: bool,
 }
 
 impl Outlet {
@@ -388,251 +637,17 @@ impl Outlet {
         }
         let link = match &mut self.link {
             Some(link) => link,
-            none => none.insert(self.links.link(*node, addresses).await?),
+            none => {
+                if self.named {
+                    self.links.reach_named(*node).await?;
+                }
+                let link = self.links.link(*node, addresses).await;
+                none.insert(link.map_err(|fault| if self.named { unreachable(*node) } else { fault })?)
+            }
         };
         link.send(message).await.map_err(|_| lost(*node))
     }
 }
 
-/// A stage of a session that is being opened, until it is dropped.
-pub struct Opening {
-    links: Links,
-    key: SessionStage,
-    coordinator: NodeId,
-    over: CancellationToken,
-}
-
-impl Opening {
-    /// Is cancelled when the session is over before it began.
-    pub fn over(&self) -> CancellationToken {
-        self.over.clone()
-    }
-
-    /// Takes the stage's messages from now on, until the inbox is dropped; its results go to `next`. Fails where the session
-    /// has ended meanwhile.
-    pub fn register(self, next: NodeId) -> Result<StageInbox, Fault> {
-        let (queue, receiver) = mpsc::channel(SESSION_QUEUE);
-        let mut stages = locked(&self.links.inner.stages);
-        if self.over.is_cancelled() {
-            return Err(ended(self.key.session));
-        }
-        let (keep, over) = (Arc::<Mutex<Prefix>>::default(), CancellationToken::new());
-        let (coordinator, guard) = (self.coordinator, over.clone().drop_guard());
-        stages.live.insert(self.key, StageEntry { coordinator, next, queue, keep: keep.clone(), _over: guard });
-        Ok(StageInbox { links: self.links.clone(), key: self.key, receiver, keep, over })
-    }
-}
-
-impl Drop for Opening {
-    fn drop(&mut self) {
-        let mut stages = locked(&self.links.inner.stages);
-        // Once it is over it is no longer in the table, where another of that number may be.
-        if !self.over.is_cancelled() {
-            stages.opening.remove(&self.key);
-        }
-    }
-}
-
-/// The messages of one stage of one session.
-pub struct StageInbox {
-    links: Links,
-    key: SessionStage,
-    receiver: mpsc::Receiver<Delivery>,
-    keep: Arc<Mutex<Prefix>>,
-    over: CancellationToken,
-}
-
-impl StageInbox {
-    /// Is cancelled when the session is over: what has not been computed then is wanted no more.
-    pub fn over(&self) -> CancellationToken {
-        self.over.clone()
-    }
-
-    /// What the coordinator named when it ended the session; nothing where it did not.
-    pub fn keep(&self) -> Prefix {
-        std::mem::take(&mut locked(&self.keep))
-    }
-
-    /// The next message; `None` once all were read of a session that is over. Cancel-safe.
-    pub async fn next(&mut self) -> Option<Delivery> {
-        self.receiver.recv().await
-    }
-}
-
-impl Drop for StageInbox {
-    fn drop(&mut self) {
-        locked(&self.links.inner.stages).live.remove(&self.key);
-    }
-}
-
-/// The answers of one coordinated session.
-pub struct CoordinatorInbox {
-    links: Links,
-    session: SessionId,
-    receiver: mpsc::Receiver<Delivery>,
-}
-
-impl CoordinatorInbox {
-    /// The next answer; `None` where the queue overflowed. Cancel-safe.
-    pub async fn next(&mut self) -> Option<Delivery> {
-        self.receiver.recv().await
-    }
-}
-
-impl Drop for CoordinatorInbox {
-    fn drop(&mut self) {
-        locked(&self.links.inner.coordinators).remove(&self.session);
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use std::time::Instant;
-
-    use tokio::io::copy_bidirectional;
-    use tokio::net::{TcpListener, TcpStream};
-
-    use super::*;
-    use crate::identity::Keypair;
-    use crate::net::{self, Incoming, NetConfig};
-    use crate::rt::EventBus;
-
-    const STAGE: SessionStage = SessionStage { session: SessionId([1; 16]), epoch: 2, stage: 3 };
-
-    fn node(name: u8) -> NodeId {
-        NodeId([name; 32])
-    }
-
-    async fn start(tasks: &TaskSet) -> (NetHandle, Incoming) {
-        let (listen, network) = (vec!["/ip4/127.0.0.1/tcp/0".to_owned()], format!("links-{}", std::process::id()));
-        let config = NetConfig { network, listen, mdns: false, ..NetConfig::default() };
-        let key = Keypair::generate().unwrap();
-        net::start(config, &key, EventBus::new(), tasks.clone()).await.unwrap()
-    }
-
-    fn frame() -> Message {
-        let SessionStage { session, epoch, stage } = STAGE;
-        Message::Failed { session, epoch, stage, fault: lost(node(9)) }
-    }
-
-    #[tokio::test]
-    async fn a_stage_is_served_to_its_coordinator_until_either_ends_it() {
-        let links = Links::new(node(0), None, TaskSet::new(tokio::runtime::Handle::current()));
-        let inbox = links.begin(STAGE, node(1)).unwrap().register(node(1)).unwrap();
-        assert!(links.serves(STAGE, node(1)));
-        assert!(!links.serves(STAGE, node(2)), "another's session is nobody's business");
-        assert!(!links.serves(SessionStage { epoch: 3, ..STAGE }, node(1)));
-        links.disconnected(node(1));
-        assert!(!links.serves(STAGE, node(1)));
-        drop(inbox);
-    }
-
-    #[tokio::test]
-    async fn a_stage_that_is_being_opened_does_not_begin_once_its_session_is_over() {
-        let links = Links::new(node(0), None, TaskSet::new(tokio::runtime::Handle::current()));
-        let (session, none) = (STAGE.session, Prefix::default());
-        let opening = links.begin(STAGE, node(1)).unwrap();
-        assert!(links.begin(STAGE, node(1)).is_err(), "one is on its way");
-        links.end_session(session, STAGE.epoch, node(2), &none);
-        links.end_session(session, STAGE.epoch - 1, node(1), &none);
-        assert!(!opening.over().is_cancelled(), "neither another's word nor that of an earlier route ends it");
-        links.end_session(session, STAGE.epoch, node(1), &none);
-        // However much ends meanwhile.
-        let others = (0..2 * ENDED as u128).map(|other| SessionId(other.to_le_bytes()));
-        others.for_each(|other| links.end_session(other, 0, node(1), &none));
-        assert!(opening.over().is_cancelled());
-        assert_eq!(opening.register(node(1)).err().unwrap().kind(), ErrorKind::Cancelled);
-        let opening = links.begin(STAGE, node(1)).unwrap();
-        links.disconnected(node(1));
-        assert!(opening.register(node(1)).is_err(), "who is to have the answer is gone");
-        drop(links.begin(STAGE, node(1)).unwrap());
-        links.begin(STAGE, node(1)).unwrap().register(node(1)).unwrap();
-    }
-
-    #[tokio::test]
-    async fn an_end_that_overtakes_the_beginning_counts_however_often_it_is_told() {
-        let links = Links::new(node(0), None, TaskSet::new(tokio::runtime::Handle::current()));
-        let end = |session, epoch| links.end_session(session, epoch, node(1), &Prefix::default());
-        end(STAGE.session, STAGE.epoch);
-        for _ in 0..2 * ENDED {
-            end(SessionId([7; 16]), 1);
-        }
-        end(STAGE.session, 0);
-        assert_eq!(links.begin(STAGE, node(1)).err().unwrap().kind(), ErrorKind::Cancelled);
-        assert!(links.begin(SessionStage { epoch: STAGE.epoch + 1, ..STAGE }, node(1)).is_ok());
-    }
-
-    #[tokio::test]
-    async fn the_frames_of_a_session_do_not_go_on_over_another_link_than_the_one_that_broke() {
-        let tasks = TaskSet::new(tokio::runtime::Handle::current());
-        let ((near, _near), (far, mut incoming)) = (start(&tasks).await, start(&tasks).await);
-        let links = Links::new(near.local(), Some(near), tasks.clone());
-        let host = Host { node: far.local(), addresses: far.addresses() };
-        let mut outlet = links.outlet(host.clone());
-        outlet.send(frame()).await.unwrap();
-        // The peer ends the stream; it stays connected.
-        drop(incoming.stage.recv().await.unwrap());
-        let begun = Instant::now();
-        let broken = loop {
-            match outlet.send(frame()).await {
-                Err(fault) => break fault,
-                Ok(()) => tokio::time::sleep(Duration::from_millis(10)).await,
-            }
-            assert!(begun.elapsed() < Duration::from_secs(10), "the link is never found broken");
-        };
-        assert_eq!(broken.kind(), ErrorKind::PeerLost);
-        assert!(outlet.send(frame()).await.is_err(), "it stays so");
-        links.outlet(host).send(frame()).await.expect("a new route has a new link");
-        tasks.abort();
-    }
-
-    /// A way to `to` that lets nothing through any more once it is cut, and keeps what is connected.
-    async fn line(to: &str, cut: CancellationToken) -> String {
-        let port = |address: &str| address.split('/').nth(4).unwrap().parse::<u16>().unwrap();
-        let (listener, to) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), port(to));
-        let here = format!("/ip4/127.0.0.1/tcp/{}", listener.local_addr().unwrap().port());
-        tokio::spawn(async move {
-            let mut near = listener.accept().await.unwrap().0;
-            let mut far = TcpStream::connect(("127.0.0.1", to)).await.unwrap();
-            let _ = cut.run_until_cancelled(copy_bidirectional(&mut near, &mut far)).await;
-            std::future::pending::<()>().await;
-        });
-        here
-    }
-
-    #[tokio::test]
-    async fn a_link_is_opened_anew_where_the_connection_hangs_over_it() {
-        let tasks = TaskSet::new(tokio::runtime::Handle::current());
-        let ((near, _near), (far, mut incoming)) = (start(&tasks).await, start(&tasks).await);
-        let cut = CancellationToken::new();
-        near.dial(&line(&far.addresses()[0], cut.clone()).await).await.unwrap();
-        let (links, host) = (Links::new(near.local(), Some(near), tasks.clone()), far.local());
-        cut.cancel();
-        let begun = Instant::now();
-        links.outlet(Host { node: host, addresses: Vec::new() }).send(frame()).await.expect("another connection");
-        // By itself the open would fail after ten seconds.
-        assert!(begun.elapsed() < Duration::from_secs(8), "it waits for the one that hangs");
-        incoming.stage.recv().await.unwrap();
-        tasks.abort();
-    }
-
-    #[tokio::test]
-    async fn a_connection_without_acknowledgements_is_replaced_sooner_where_a_coordinator_asks_for_the_stage() {
-        let tasks = TaskSet::new(tokio::runtime::Handle::current());
-        let ((near, _near), (far, mut incoming)) = (start(&tasks).await, start(&tasks).await);
-        let links = Links::new(near.local(), Some(near), tasks.clone());
-        let mut broken = links.broken();
-        let host = Host { node: far.local(), addresses: far.addresses() };
-        let _stage = links.begin(STAGE, node(1)).unwrap().register(far.local()).unwrap();
-        links.outlet(host).send(frame()).await.unwrap();
-        let _unread = incoming.stage.recv().await.unwrap();
-        let begun = Instant::now();
-        while broken.try_recv().is_err() {
-            // By itself the link would begin to doubt after two seconds and a half.
-            assert!(begun.elapsed() < Duration::from_secs(2), "it is not doubted");
-            assert!(links.serves(STAGE, node(1)));
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        tasks.abort();
-    }
-}
+mod tests;

@@ -38,6 +38,15 @@ impl Message {
         }
     }
 
+    /// Bytes that its numbers take in memory.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Message::Step { hidden, .. } => size_of_val(&hidden[..]),
+            Message::Logits { rows, .. } => rows.iter().map(row_bytes).sum(),
+            Message::Failed { .. } => 0,
+        }
+    }
+
     /// Header and body for the wire.
     pub fn encode(self) -> (StageHeader, Vec<u8>) {
         match self {
@@ -99,6 +108,13 @@ pub fn shape_of(rows: &[LogitRow]) -> LogitShape {
         Some(LogitRow::Top { ids, .. }) => LogitShape::Top { k: ids.len() as u32 },
         Some(LogitRow::Full(row)) => LogitShape::Full { vocab: row.len() as u32 },
         None => LogitShape::Top { k: 0 },
+    }
+}
+
+fn row_bytes(row: &LogitRow) -> usize {
+    match row {
+        LogitRow::Top { ids, logits, .. } => size_of_val(&ids[..]) + size_of_val(&logits[..]),
+        LogitRow::Full(row) => size_of_val(&row[..]),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The pipeline: plans which nodes compute which layers, and runs sessions over them.
 //!
 //! The only room where the engine meets the network. [`plan`] and [`session`] are pure, as is what decides when a route
-//! breaks ([`way`], [`search`]) and what a stage admits ([`turns`]); [`runner`] drives a session from the coordinator's
+//! breaks ([`way`], [`search`]), what a stage admits ([`turns`]) and whose slots and memory go to others ([`slots`], `room`); [`runner`] drives a session from the coordinator's
 //! side over the routes that [`route`] finds and opens, [`serve`] computes its stages on their hosts, [`links`] carries
 //! messages between them. [`stand_by`] lets other hosts follow a stage, and [`placement`] says which layers a node should hold at all.
 //! Promises: a cancelled, failed or forgotten session frees its KV at every stage; a bad frame ends its session and
@@ -9,19 +9,25 @@
 //!
 //! May import: base, identity, wire, rt, store, ledger, model, engine, net.
 
+mod bodies;
+pub mod context;
 pub mod control;
 pub mod draft;
 pub mod drafter;
+pub mod failures;
+mod fewest;
 pub mod hops;
 pub mod job;
 mod link;
 pub mod links;
 pub mod message;
+mod outgoing;
 pub mod overlap;
 pub mod placement;
 pub mod plan;
 pub mod pool;
 pub mod prefix;
+mod room;
 pub mod route;
 pub mod runner;
 pub mod search;
@@ -30,6 +36,7 @@ pub mod session;
 pub mod settle;
 #[cfg(test)]
 mod sim;
+pub mod slots;
 pub mod speeds;
 pub mod stages;
 pub mod stand_by;

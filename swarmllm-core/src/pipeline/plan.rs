@@ -6,8 +6,9 @@
 //!
 //! What the way from one host to the next counts for is said in [`hops`](super::hops).
 
-use crate::base::{LayerRange, ModelId, NodeId, missing_ranges};
+use crate::base::{Bytes, LayerRange, ModelId, NodeId, missing_ranges};
 use crate::engine::CutRules;
+use crate::pipeline::fewest::{self, Choice, Choices};
 use crate::pipeline::hops::{Hops, Told};
 
 /// A node that may compute stages of the model.
@@ -27,6 +28,13 @@ pub struct Candidate {
     pub free_memory: u64,
     /// Stages that are in use there already and take no more, as it says.
     pub loaded: Vec<(LayerRange, bool)>,
+}
+
+impl Candidate {
+    /// Whether it holds what a stage of these layers needs.
+    pub fn holds(&self, layers: LayerRange, head: bool) -> bool {
+        (self.head || !head) && self.layers.iter().any(|held| held.covers(layers))
+    }
 }
 
 /// One stage of a plan.
@@ -67,9 +75,15 @@ pub enum NoPlan {
     /// The head is held by nobody together with the last layer.
     #[error("no node within reach holds the head together with layer {last_layer}; let one pull it")]
     NoHead { last_layer: u32 },
-    /// Everything is held, but cut rules or memory forbid every chain.
-    #[error("every chain of stages breaks a cut rule or a memory bound ({rules}); free memory or hold longer ranges")]
+    /// Everything is held, but cut rules forbid every chain.
+    #[error("every chain of stages breaks a cut rule ({rules}); hold longer ranges")]
     NoChain { rules: String },
+    /// There are legal chains, none of which fits into the memory of its hosts.
+    #[error(
+        "no chain of stages fits into the memory of the nodes within reach: the whole model takes {whole}, and none of them \
+         has more than {free} free"
+    )]
+    NoMemory { whole: Bytes, free: Bytes },
 }
 
 fn list(ranges: &[LayerRange]) -> String {
@@ -97,19 +111,12 @@ pub struct PlanRequest<'a> {
 /// Cost of a partial plan, compared in this order: stages, and nanoseconds of a token that came back from its last host.
 type Cost = (u32, u64);
 
-/// What every candidate would need for a stage: asked once, since there may be thousands of candidates.
-#[derive(Clone, Copy)]
-struct Need {
-    memory: u64,
-    weight: u64,
-}
-
 /// A way to compute the layers up to some boundary: its last stage, and which way to the beginning of that.
 #[derive(Clone, Copy)]
 struct Way {
     cost: Cost,
     stage: PlanStage,
-    /// Which of the candidates has the last stage, and what it takes there.
+    /// Which of the hosts has the last stage, and what it takes there.
     host: usize,
     memory: u64,
     before: usize,
@@ -120,7 +127,6 @@ type Ways = Vec<Vec<Way>>;
 
 /// A way that is to be extended.
 struct Begun {
-    start: u32,
     which: usize,
     cost: Cost,
     /// What its hosts have given to its stages.
@@ -145,47 +151,72 @@ struct Near {
 /// Finds the plan, by dynamic programming over layer boundaries.
 ///
 /// The stages of a host must fit into its memory together. So the cheapest way to a boundary may be one that cannot be
-/// extended, where a dearer one can; only if that has happened more than the cheapest are tried. Whether there is any way is
-/// then a question that takes too long to be answered always: one that leads over many half-full hosts may be missed.
+/// extended, where a dearer one can. A search behind the cheapest ways alone is tried first, then one behind more of them;
+/// stages that no chain of the fewest stages has are tried last. Whether there is any way is a question that takes too long
+/// to be answered always: one that leads over many half-full hosts may be missed.
 pub fn plan(request: &PlanRequest) -> Result<Plan, NoPlan> {
-    check_holders(request)?;
-    let hops = Hops::new(request.candidates, request.told);
-    let (mut ways, crowded) = chains(request, &hops, 1);
-    if crowded && ways.last().is_none_or(Vec::is_empty) {
-        (ways, _) = chains(request, &hops, MANY);
+    let fewest = fewest::fewest(request);
+    // Even without what the stages of a host take from each other there is no chain.
+    if fewest.first().is_none_or(Vec::is_empty) {
+        return Err(why_not(request));
     }
-    let mut stages = Vec::new();
-    let token_us = ways.last().and_then(|ways| ways.first()).map_or(0, |way| way.cost.1.div_ceil(1000));
-    let (mut end, mut which) = (request.layers, 0);
+    let found = search(request, &fewest, 1).or_else(|| search(request, &fewest, MANY));
+    found.or_else(|| search_all(request)).ok_or_else(|| why_not(request))
+}
+
+/// The cheapest plan of any number of stages.
+fn search_all(request: &PlanRequest) -> Option<Plan> {
+    let all = fewest::all(request);
+    search(request, &all, 1).or_else(|| search(request, &all, MANY))
+}
+
+/// The cheapest plan of these stages, each host tried behind the `tried` cheapest ways before it and the one that is best for
+/// the way between the two.
+fn search(request: &PlanRequest, choices: &Choices, tried: usize) -> Option<Plan> {
+    let hosts = able(request, choices);
+    // Where one stage is all there is no way between two.
+    let (alone, nothing) = (choices.iter().skip(1).all(Vec::is_empty), Told::new());
+    let hops = Hops::new(&hosts, if alone { &nothing } else { request.told });
+    let ways = chains(choices, &hosts, &hops, tried);
+    let token_us = ways.last()?.first()?.cost.1.div_ceil(1000);
+    let (mut stages, mut end, mut which) = (Vec::new(), request.layers, 0);
     while end > 0 {
-        let Some(way) = ways[end as usize].get(which) else {
-            return Err(NoPlan::NoChain { rules: describe(request.cuts) });
-        };
+        let way = ways[end as usize].get(which)?;
         stages.push(way.stage);
         (end, which) = (way.stage.layers.start, way.before);
     }
     stages.reverse();
-    Ok(Plan { model: request.model, stages, token_us })
+    Some(Plan { model: request.model, stages, token_us })
 }
 
-/// The cheapest ways to each boundary, each host tried behind the `tried` cheapest before it and the one that is best for the
-/// way between the two; and whether one was not extended because a host of it had no more room.
-fn chains(request: &PlanRequest, hops: &Hops, tried: usize) -> (Ways, bool) {
-    let mut ways: Ways = vec![Vec::new(); request.layers as usize + 1];
-    let mut near = vec![Near::default(); request.candidates.len()];
-    let mut crowded = false;
-    for start in 0..request.layers {
+/// The candidates, without most of those that can compute none of these stages.
+fn able<'a>(request: &PlanRequest<'a>, choices: &Choices) -> Vec<&'a Candidate> {
+    let least = choices.iter().flatten().map(|choice| choice.memory).min().unwrap_or(0);
+    let able = |candidate: &&Candidate| {
+        let room = candidate.free_memory >= least || !candidate.loaded.is_empty();
+        room && candidate.layers.iter().any(|range| {
+            let mut from = choices.iter().take(range.end as usize).skip(range.start as usize);
+            from.any(|choices| choices.first().is_some_and(|shortest| shortest.layers.end <= range.end))
+        })
+    };
+    request.candidates.iter().filter(able).collect()
+}
+
+/// The cheapest ways to each boundary.
+fn chains(choices: &Choices, hosts: &[&Candidate], hops: &Hops, tried: usize) -> Ways {
+    let mut ways: Ways = vec![Vec::new(); choices.len() + 1];
+    let mut near = vec![Near::default(); hosts.len()];
+    for (start, choices) in (0..).zip(choices) {
         let begun: Vec<Begun> = match start {
-            0 => vec![Begun { start, which: 0, cost: (0, 0), taken: Vec::new() }],
+            0 => vec![Begun { which: 0, cost: (0, 0), taken: Vec::new() }],
             _ => (0..ways[start as usize].len()).map(|which| begun(&ways, start, which)).collect(),
         };
-        if begun.is_empty() {
+        if begun.is_empty() || choices.is_empty() {
             continue;
         }
         near.fill(Near::default());
-        find_near(request, hops, &ways[start as usize], &mut near);
-        let needs = needs_from(request, start);
-        for (host, candidate) in request.candidates.iter().enumerate() {
+        find_near(hosts, hops, &ways[start as usize], &mut near);
+        for (host, candidate) in hosts.iter().enumerate() {
             let rtt_ns = u64::from(candidate.rtt_us) * 1000;
             let Some(range) = candidate.layers.iter().find(|range| range.start <= start && start < range.end) else {
                 continue;
@@ -193,21 +224,21 @@ fn chains(request: &PlanRequest, hops: &Hops, tried: usize) -> (Ways, bool) {
             let there = There { host, candidate, range: *range };
             let far = begun.iter().filter(|begun| near[host].known & (1 << begun.which) == 0).take(tried);
             for begun in far {
-                crowded |= extend(begun, begun.cost.1.saturating_add(rtt_ns), there, &needs, &mut ways);
+                extend(begun, begun.cost.1.saturating_add(rtt_ns), there, choices, &mut ways);
             }
             if let Some((cost, which)) = near[host].best {
-                crowded |= extend(&begun[which], cost.1.saturating_add(rtt_ns / 2), there, &needs, &mut ways);
+                extend(&begun[which], cost.1.saturating_add(rtt_ns / 2), there, choices, &mut ways);
             }
         }
     }
-    (ways, crowded)
+    ways
 }
 
 /// Notes, for each host that the last hosts of these ways know a way to, what it may be extended from.
-fn find_near(request: &PlanRequest, hops: &Hops, ways: &[Way], near: &mut [Near]) {
+fn find_near(hosts: &[&Candidate], hops: &Hops, ways: &[Way], near: &mut [Near]) {
     for (which, way) in ways.iter().enumerate() {
         // A token that goes on does not come back from here.
-        let back_ns = u64::from(request.candidates[way.host].rtt_us) * 500;
+        let back_ns = u64::from(hosts[way.host].rtt_us) * 500;
         for (next, us) in hops.known(way.host) {
             let cost = (way.cost.0, way.cost.1.saturating_sub(back_ns).saturating_add(u64::from(us) * 500));
             let near = &mut near[next];
@@ -227,32 +258,7 @@ fn begun(ways: &Ways, start: u32, which: usize) -> Begun {
         taken.push((way.host, way.memory));
         (end, at) = (way.stage.layers.start, way.before);
     }
-    Begun { start, which, cost, taken }
-}
-
-fn check_holders(request: &PlanRequest) -> Result<(), NoPlan> {
-    let held: Vec<LayerRange> = request.candidates.iter().flat_map(|candidate| candidate.layers.clone()).collect();
-    let missing = missing_ranges(&held, request.layers);
-    if !missing.is_empty() {
-        return Err(NoPlan::NoHolder { layers: missing });
-    }
-    let last_layer = request.layers.saturating_sub(1);
-    let last = LayerRange::new(last_layer, request.layers);
-    let holds_end = |candidate: &Candidate| candidate.head && candidate.layers.iter().any(|range| range.covers(last));
-    match request.candidates.iter().any(holds_end) {
-        true => Ok(()),
-        false => Err(NoPlan::NoHead { last_layer }),
-    }
-}
-
-/// What the stages need that begin at `start`, by their length less one; nothing where there may be none.
-fn needs_from(request: &PlanRequest, start: u32) -> Vec<Option<Need>> {
-    let need = |end: u32| {
-        let (layers, head) = (LayerRange::new(start, end), end == request.layers);
-        let need = || Need { memory: (request.memory)(layers, head), weight: (request.weight)(layers, head) };
-        request.cuts.refuses(layers).is_none().then(need)
-    };
-    (start + 1..=request.layers).map(need).collect()
+    Begun { which, cost, taken }
 }
 
 /// A host of the next stage, and those of its layers that the stage may have.
@@ -264,25 +270,21 @@ struct There<'a> {
 }
 
 /// Extends a way by each stage that the candidate may have, where it takes so many nanoseconds to go there and back beside
-/// what is computed; says whether there was one that would fit but for those that it has already.
-fn extend(begun: &Begun, way_ns: u64, there: There, needs: &[Option<Need>], ways: &mut Ways) -> bool {
-    let (start, There { host, candidate, range }) = (begun.start, there);
+/// what is computed.
+fn extend(begun: &Begun, way_ns: u64, there: There, choices: &[Choice], ways: &mut Ways) {
+    let There { host, candidate, range } = there;
     let taken: u64 = begun.taken.iter().filter(|(other, _)| *other == host).map(|(_, memory)| memory).sum();
     let free = candidate.free_memory.saturating_sub(taken);
-    let (layers, mut crowded) = (ways.len() as u32 - 1, false);
-    for (end, need) in (start + 1..=range.end.min(layers)).zip(needs) {
-        let (stage, head) = (LayerRange::new(start, end), end == layers);
-        let Some(need) = need.filter(|_| !head || candidate.head) else { continue };
-        let memory = if candidate.loaded.contains(&(stage, head)) { 0 } else { need.memory };
-        if memory > free {
-            crowded |= memory <= candidate.free_memory;
+    for choice in choices.iter().take_while(|choice| choice.layers.end <= range.end) {
+        let Choice { layers, head, .. } = *choice;
+        let memory = if candidate.loaded.contains(&(layers, head)) { 0 } else { choice.memory };
+        if (head && !candidate.head) || memory > free {
             continue;
         }
-        let cost = (begun.cost.0 + 1, way_ns.saturating_add(need.weight.saturating_mul(candidate.pace_ns)));
-        let stage = PlanStage { node: candidate.node, layers: stage, head };
-        keep(&mut ways[end as usize], Way { cost, stage, host, memory, before: begun.which });
+        let cost = (begun.cost.0 + 1, way_ns.saturating_add(choice.weight.saturating_mul(candidate.pace_ns)));
+        let stage = PlanStage { node: candidate.node, layers, head };
+        keep(&mut ways[layers.end as usize], Way { cost, stage, host, memory, before: begun.which });
     }
-    crowded
 }
 
 /// Keeps a way where it is among the cheapest.
@@ -297,6 +299,27 @@ fn keep(ways: &mut Vec<Way>, way: Way) {
     }
     let place = ways.partition_point(|known| known.cost <= way.cost);
     ways.insert(place, way);
+}
+
+/// Says what is missing, where there is no plan.
+fn why_not(request: &PlanRequest) -> NoPlan {
+    let held = request.candidates.iter().flat_map(|candidate| &candidate.layers);
+    let missing = missing_ranges(&held.copied().collect::<Vec<_>>(), request.layers);
+    if !missing.is_empty() {
+        return NoPlan::NoHolder { layers: missing };
+    }
+    let last_layer = request.layers.saturating_sub(1);
+    let last = LayerRange::new(last_layer, request.layers);
+    if !request.candidates.iter().any(|candidate| candidate.holds(last, true)) {
+        return NoPlan::NoHead { last_layer };
+    }
+    // Memory is what is short where there is a chain without its bounds.
+    if fewest::fewest(&PlanRequest { memory: &|_, _| 0, ..*request }).first().is_none_or(Vec::is_empty) {
+        return NoPlan::NoChain { rules: describe(request.cuts) };
+    }
+    let free = request.candidates.iter().map(|candidate| candidate.free_memory).max().unwrap_or(0);
+    let whole = (request.memory)(LayerRange::new(0, request.layers), true);
+    NoPlan::NoMemory { whole: Bytes(whole), free: Bytes(free) }
 }
 
 fn describe(cuts: &CutRules) -> String {
@@ -447,7 +470,10 @@ mod tests {
         // 12 layers of 150 exceed 1,000 bytes: six on each host is the only way with two stages of at most six.
         assert_eq!(run(12, &CutRules::free(), &hosts, 150), Ok(vec![(2, 0, 6), (1, 6, 12)]));
         let whole_only = CutRules { min_layers: 12, ..CutRules::free() };
-        assert!(matches!(run(12, &whole_only, &hosts, 150), Err(NoPlan::NoChain { .. })));
+        let refused = run(12, &whole_only, &hosts, 150);
+        assert_eq!(refused, Err(NoPlan::NoMemory { whole: Bytes(1800), free: Bytes(FREE) }), "memory is what is short");
+        let halves = [candidate(1, &[(0, 6)], false, 0), candidate(2, &[(6, 12)], true, 0)];
+        assert!(matches!(run(12, &whole_only, &halves, 1), Err(NoPlan::NoChain { .. })), "no memory would help");
         let aligned = CutRules { align: 4, ..CutRules::free() };
         let plan = run(12, &aligned, &hosts, 125).unwrap();
         assert!(plan.iter().all(|stage| stage.1 % 4 == 0), "{plan:?}");
@@ -459,10 +485,19 @@ mod tests {
         let far = Candidate { free_memory: 400, ..candidate(2, &[(0, 4)], false, 9) };
         // The cheapest way to layer 4 is the near host's, which has no room for all that follows.
         assert_eq!(run(12, &CutRules::free(), &[near(&[(0, 12)]), far.clone()], 100), Ok(vec![(2, 0, 4), (1, 4, 12)]));
-        assert!(matches!(run(12, &CutRules::free(), &[near(&[(0, 12)])], 100), Err(NoPlan::NoChain { .. })));
+        assert!(matches!(run(12, &CutRules::free(), &[near(&[(0, 12)])], 100), Err(NoPlan::NoMemory { .. })));
         let apart = [near(&[(0, 4), (8, 12)]), candidate(2, &[(4, 8)], false, 9)];
         assert_eq!(run(12, &CutRules::free(), &apart, 100), Ok(vec![(1, 0, 4), (2, 4, 8), (1, 8, 12)]));
         assert!(run(12, &CutRules::free(), &apart, 101).is_err());
+    }
+
+    #[test]
+    fn a_plan_has_more_stages_where_the_fewest_do_not_fit_together() {
+        // Two stages of six layers are the fewest, and the only host that holds either has room for one of them.
+        let large = Candidate { free_memory: 600, ..candidate(1, &[(0, 12)], true, 9) };
+        let small = |name, start| Candidate { free_memory: 300, ..candidate(name, &[(start, start + 3)], false, 1) };
+        let hosts = [large, small(2, 0), small(3, 3)];
+        assert_eq!(run(12, &CutRules::free(), &hosts, 100), Ok(vec![(2, 0, 3), (3, 3, 6), (1, 6, 12)]));
     }
 
     #[test]
@@ -471,6 +506,48 @@ mod tests {
         assert!(run(12, &CutRules::free(), std::slice::from_ref(&full), 100).is_err());
         let loaded = Candidate { loaded: vec![(LayerRange::new(0, 12), true)], ..full };
         assert_eq!(run(12, &CutRules::free(), &[loaded], 100), Ok(vec![(1, 0, 12)]));
+    }
+
+    /// A host before the model's length is known.
+    #[derive(Debug, Clone)]
+    struct AnyHost {
+        ranges: Vec<(u32, u32)>,
+        head: bool,
+        rtt_us: u32,
+        pace_ns: u64,
+        free_memory: u64,
+        loaded: Option<(u32, u32, bool)>,
+    }
+
+    impl AnyHost {
+        fn named(&self, name: u8, layers: u32) -> Candidate {
+            let held = self.ranges.iter().flat_map(|(start, len)| *start..start + len).filter(|layer| *layer < layers);
+            let loaded = self.loaded.map(|(start, len, head)| (LayerRange::new(start, start + len), head));
+            Candidate {
+                node: NodeId([name; 32]),
+                layers: crate::base::merge_ranges(held.collect()),
+                head: self.head,
+                rtt_us: self.rtt_us,
+                pace_ns: self.pace_ns,
+                free_memory: self.free_memory,
+                loaded: loaded.into_iter().collect(),
+            }
+        }
+    }
+
+    /// Few different values, so that many ways cost the same.
+    fn any_host() -> impl Strategy<Value = AnyHost> {
+        let ranges = proptest::collection::vec((0u32..12, 1u32..12), 1..3);
+        let loaded = proptest::option::of((0u32..12, 1u32..12, any::<bool>()));
+        let rest = (any::<bool>(), 0u32..20, 0u64..4000, 0u64..13, loaded);
+        (ranges, rest).prop_map(|(ranges, (head, rtt_us, pace_ns, free_memory, loaded))| AnyHost {
+            ranges,
+            head,
+            rtt_us,
+            pace_ns,
+            free_memory,
+            loaded,
+        })
     }
 
     proptest! {
@@ -501,6 +578,34 @@ mod tests {
                 next = *end;
             }
             prop_assert_eq!(next, layers);
+        }
+
+        #[test]
+        fn a_search_over_all_stages_finds_no_better_plan(
+            layers in 1u32..12,
+            hosts in proptest::collection::vec(any_host(), 1..9),
+            told in proptest::collection::vec((0usize..9, 0usize..9, 0u32..40), 0..20),
+            (align, min_layers, forbidden) in (1u32..3, 1u32..3, 1u32..20),
+            windowed in proptest::option::of(proptest::collection::vec(0u32..12, 1..4)),
+        ) {
+            let cuts = CutRules { align, min_layers, forbidden: vec![forbidden], must_contain: windowed.unwrap_or_default() };
+            let named = |(host, name): (&AnyHost, u8)| host.named(name, layers);
+            let candidates: Vec<Candidate> = hosts.iter().zip(1..).map(named).collect();
+            let node = |index: usize| NodeId([index as u8 + 1; 32]);
+            let from = |from: usize| told.iter().filter(|of| of.0 == from).map(|(_, to, us)| (node(*to), *us)).collect();
+            let lists: Vec<Vec<(NodeId, u32)>> = (0..9).map(from).collect();
+            let told = lists.iter().zip(0..).map(|(list, index)| (node(index), &list[..])).collect();
+            let (memory, weight) = (|range: LayerRange, _| range.len().into(), |range: LayerRange, _| range.len().into());
+            let (model, cuts, candidates, told) = (ModelId([0; 32]), &cuts, &candidates, &told);
+            let request = PlanRequest { model, layers, cuts, candidates, memory: &memory, weight: &weight, told };
+            let (found, of_all) = (plan(&request).ok(), search_all(&request));
+            prop_assert_eq!(found.is_some(), of_all.is_some());
+            let cost = |plan: &Plan| (plan.stages.len(), plan.token_us);
+            prop_assert!(found.as_ref().map(cost) <= of_all.as_ref().map(cost), "{found:?}, {of_all:?}");
+            if let Some(uncrowded) = search(&request, &fewest::fewest(&request), 1) {
+                prop_assert_eq!(Some(&uncrowded), of_all.as_ref());
+                prop_assert_eq!(found, of_all);
+            }
         }
     }
 }

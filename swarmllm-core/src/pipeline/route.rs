@@ -4,6 +4,7 @@
 //! end it, never meets a later one.
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -98,8 +99,10 @@ pub struct Terms {
     pub model: ModelId,
     pub engine: String,
     pub exact: bool,
-    /// Positions.
+    /// Positions at most.
     pub context: u32,
+    /// Positions at least.
+    pub least: u32,
     /// Floats of a state.
     pub width: u32,
     /// Logits of a row.
@@ -132,6 +135,11 @@ impl Finder {
             Ok(open) => Ok(open),
             Err(blame) => self.reopen(blame, None, prefix, patience).await,
         }
+    }
+
+    /// From now on the session needs so many positions.
+    pub fn needs(&mut self, least: u32) {
+        self.terms.least = least.min(self.terms.context);
     }
 
     /// Opens another route than one whose hosts have failed: that on which stand-bys take their place, if there is one.
@@ -221,9 +229,13 @@ impl Finder {
         let (epoch, nodes) = (self.tried.attempt(), route.nodes());
         self.opening = Some((epoch, nodes.clone()));
         self.asked.extend(&nodes);
-        let (answers, following) = self.open_all(&route, epoch, prefix).await;
+        let (answers, following) = tokio::select! {
+            opened = self.open_all(&route, epoch, prefix) => opened,
+            never = self.keep(&route, epoch) => match never {},
+        };
         let (mut opened, mut failed) = (Vec::new(), Vec::new());
         for (stage, answer) in route.plan.stages.iter().zip(answers) {
+            self.remember(stage.node, &answer);
             match answer {
                 Ok(one) => opened.push(one),
                 Err(fault) => failed.push((stage.node, fault)),
@@ -235,6 +247,30 @@ impl Finder {
         };
         self.abandon();
         Err(blame)
+    }
+
+    /// Remembers, for the sessions to come, which hosts did not open their stages.
+    fn remember(&self, host: NodeId, answer: &Result<Opened, Fault>) {
+        if let Err(fault) = answer
+            && host != self.coordinator.links.local()
+        {
+            self.coordinator.failures.refused(host, fault.kind());
+        }
+    }
+
+    /// Asks for the stages that are open while others are loaded.
+    async fn keep(&self, route: &Route, epoch: u32) -> Infallible {
+        let (local, session) = (self.coordinator.links.local(), self.terms.session);
+        let place = |stage: usize, node| (node, SessionStage { session, epoch, stage: stage as u32 });
+        let hosts = route.plan.stages.iter().map(|stage| stage.node).enumerate();
+        let stand_bys = route.stand_bys.iter().enumerate();
+        let stand_bys = stand_bys.filter_map(|(stage, host)| Some((stage, host.as_ref()?.node)));
+        let all = hosts.chain(stand_bys).filter(|(_, node)| *node != local);
+        let places: Vec<_> = all.map(|(stage, node)| place(stage, node)).collect();
+        match &self.coordinator.net {
+            Some(net) => watch::keep(net, &places).await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Opens the stages, and their stand-bys for as long as that takes and not much longer.
@@ -279,7 +315,10 @@ impl Finder {
         let nobody = || Fault::new(ErrorKind::NoPlan, "nobody was asked for");
         let Host { node, addresses } = host.ok_or_else(nobody)?;
         let (stage, coordinator, terms) = (&route.plan.stages[index], &self.coordinator, &self.terms);
-        let own = Host { node: coordinator.links.local(), addresses: (coordinator.addresses)() };
+        let local = coordinator.links.local();
+        // Where they are is theirs to say.
+        let named = |node| Host { node, addresses: Vec::new() };
+        let node_of = |stage: usize| route.plan.stages.get(stage).map(|stage| stage.node);
         let open = OpenSession {
             session: terms.session,
             epoch,
@@ -289,14 +328,15 @@ impl Finder {
             head: stage.head,
             stage: index as u32,
             context: terms.context,
+            least: terms.least,
             exact: terms.exact,
             prefix: prefix.clone(),
-            next: route.host(index + 1).filter(|_| !stands_by).unwrap_or_else(|| own.clone()),
-            copy: route.stand_by(index + 1).filter(|_| !stands_by).cloned(),
+            next: named(node_of(index + 1).filter(|_| !stands_by).unwrap_or(local)),
+            copy: route.stand_by(index + 1).filter(|_| !stands_by).map(|host| named(host.node)),
             stands_by,
-            coordinator: own,
+            coordinator: named(local),
+            previous: index.checked_sub(1).and_then(node_of).unwrap_or(local),
         };
-        let local = coordinator.links.local();
         let opened = match &coordinator.net {
             _ if node == local => coordinator.serving.open(local, open).await?,
             Some(net) => self.ask(net, node, &addresses, open).await?,
@@ -309,8 +349,9 @@ impl Finder {
     /// A host whose stage has another shape than the manifest says has another model, or lies.
     fn check(&self, node: NodeId, stage: &PlanStage, opened: &Opened) -> Result<(), Fault> {
         let vocab_fits = !stage.head || opened.vocab == Some(self.terms.vocab);
-        if opened.width != self.terms.width || !vocab_fits || opened.max_rows == 0 || opened.cached > self.terms.context
-        {
+        let (least, most) = (self.terms.least, self.terms.context);
+        let no_room = opened.max_rows == 0 || opened.context < least || opened.cached > most;
+        if opened.width != self.terms.width || !vocab_fits || no_room {
             let text = format!("peer {} opened a stage of another shape than the model's", node.short());
             return Err(Fault::new(ErrorKind::BadFrame, text));
         }

@@ -12,19 +12,20 @@ use tokio::sync::broadcast;
 use tokio::time::sleep;
 
 use crate::base::{ErrorKind, Event, Fault, ModelId, NodeId, SessionId};
-use crate::engine::Embedder;
+use crate::engine::{Embedder, WANTED_ROWS};
 use crate::ledger::price;
 use crate::net::NetHandle;
-use crate::pipeline::draft::{Learnt, Took};
+use crate::pipeline::draft::Took;
 use crate::pipeline::drafter::Drafter;
 use crate::pipeline::job::{Coordinator, Job, Limits, Outcome, StageReport, TokenSink, late};
 use crate::pipeline::links::{CoordinatorInbox, Delivery, Outlet};
 use crate::pipeline::message::Message;
+use crate::pipeline::plan::Plan;
 use crate::pipeline::pool::{Pool, Pooling};
 use crate::pipeline::prefix::{EXACT_BLOCK, Namer};
-use crate::pipeline::route::{Finder, OpenRoute};
+use crate::pipeline::route::{Finder, OpenRoute, Route};
 use crate::pipeline::search::{Blame, is_loss};
-use crate::pipeline::session::{Action, End, Guess, Session, SessionParams};
+use crate::pipeline::session::{Action, End, LearntOfGuesses, Session, SessionParams};
 use crate::pipeline::speeds::Seen;
 use crate::pipeline::stand_by::Copies;
 use crate::pipeline::watch::{Absent, Watch};
@@ -41,23 +42,44 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often a route around silent hosts is looked for where there is none.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Runs a session to its end and releases its stages, whatever happens. Not cancel-safe: use `job.cancel`.
-pub async fn run<S: TokenSink>(coordinator: &Coordinator, job: Job, sink: &mut S) -> Outcome {
+/// A session whose stages are open, and which has computed nothing.
+pub struct Begun {
+    finder: Finder,
+    open: OpenRoute,
+    inbox: CoordinatorInbox,
+    losses: Losses,
+    began: Instant,
+    opened_in: Duration,
+}
+
+impl Begun {
+    /// The route that was opened.
+    pub fn plan(&self) -> &Plan {
+        &self.open.route.plan
+    }
+}
+
+/// Opens a session's stages on this route or, where a host of it fails, on another. Where the error comes nothing stays
+/// open, and the session's id is used up. Not cancel-safe: use `job.cancel`. What it gives is to be [`run`].
+pub async fn open(coordinator: &Coordinator, job: &Job, route: Route) -> Result<Begun, Result<End, Fault>> {
     let began = Instant::now();
     let losses = coordinator.net.as_ref().map(NetHandle::disconnects);
     let losses = Losses { peers: losses, links: coordinator.links.broken() };
     let inbox = coordinator.links.register_coordinator(job.session);
     let mut finder = Finder::new(coordinator.clone(), job.routes.clone(), job.terms());
     let prefix = coordinator.namer.of(job.codec).name(job.model, job.exact, &job.prompt);
-    let limits = Limits { deadline: job.deadline, cancel: job.cancel.clone() };
-    let open = match limits.bound(finder.open(job.route.clone(), &prefix, PATIENCE)).await {
-        Ok(open) => open,
+    match job.limits().bound(finder.open(route, &prefix, PATIENCE)).await {
+        Ok(open) => Ok(Begun { finder, open, inbox, losses, began, opened_in: began.elapsed() }),
         Err(end) => {
             finder.abandon();
-            return Outcome::unopened(end, began.elapsed());
+            Err(end)
         }
-    };
-    let opened_in = began.elapsed();
+    }
+}
+
+/// Runs a session to its end and releases its stages, whatever happens. Not cancel-safe: use `job.cancel`.
+pub async fn run<S: TokenSink>(coordinator: &Coordinator, job: Job, begun: Begun, sink: &mut S) -> Outcome {
+    let Begun { finder, open, inbox, losses, began, opened_in } = begun;
     let mut drive = Drive::new(coordinator, job, finder, open, began);
     let end = drive.run(inbox, losses, sink).await;
     let keep = if end.is_ok() { drive.keep() } else { Prefix::default() };
@@ -65,6 +87,7 @@ pub async fn run<S: TokenSink>(coordinator: &Coordinator, job: Job, sink: &mut S
     if end.is_ok() {
         // Computed, most likely, and needed no more. Of a route that failed, what was not answered is not paid.
         drive.sent.iter().for_each(|sent| drive.owe(sent));
+        drive.way.nodes.iter().for_each(|host| coordinator.failures.worked(*host));
     }
     coordinator.tabs.end();
     drive.learn();
@@ -106,6 +129,8 @@ struct Drive<'a> {
 struct Sent {
     /// When it was sent, or its guesses were asked for.
     begun: Instant,
+    /// What of that a draft model guessed for it.
+    guessing: Duration,
     rows: u32,
     /// Rows whose output is wanted.
     wanted: u32,
@@ -118,12 +143,16 @@ struct Facts {
     exact: bool,
     codec: Codec,
     namer: Namer,
-    /// Whether what guesses cost is remembered: a draft model's own time is part of theirs.
-    learns: bool,
+    /// The draft model.
+    draft: Option<ModelId>,
     /// Whether the states of all tokens are needed, so that nothing may be cached.
     needs_all: bool,
+    /// Whether it only reads, and needs no room for an answer.
+    reads: bool,
     /// Tokens of the prompt.
     prompt: usize,
+    /// Bytes of the longest answer to a step.
+    longest: usize,
     embedder: Arc<dyn Embedder>,
     limits: Limits,
 }
@@ -142,12 +171,15 @@ impl<'a> Drive<'a> {
             exact: job.exact,
             codec: job.codec,
             namer: coordinator.namer.of(job.codec),
-            learns: guess == Guess::Repeats,
+            draft: job.drafter.as_ref().map(|drafter| drafter.draft().model),
             needs_all: job.pooling == Some(Pooling::Mean),
+            reads: job.pooling.is_some(),
             prompt: job.prompt.len(),
+            longest: longest_answer(job.vocab, job.embedder.width()),
             embedder: job.embedder,
             limits: Limits { deadline: job.deadline, cancel: job.cancel },
         };
+        coordinator.links.set_hosts(facts.session, way.hosts(facts.longest));
         let cached = facts.usable(&way, way.max_rows, facts.prompt);
         let left = job.prompt.len() - cached as usize;
         let chunk = match facts.exact {
@@ -156,12 +188,15 @@ impl<'a> Drive<'a> {
         };
         let params = SessionParams {
             chunk,
+            max_tokens: job.max_tokens.min(way.context.saturating_sub(job.prompt.len() as u32)),
             prompt: job.prompt,
-            max_tokens: job.max_tokens,
             max_rows: way.max_rows,
             vocab: job.vocab,
             cached,
-            learnt: if facts.learns { coordinator.lessons.of(job.model) } else { Learnt::default() },
+            learnt: LearntOfGuesses {
+                repeats: coordinator.lessons.of(job.model, None),
+                draft: facts.draft.map(|draft| coordinator.lessons.of(job.model, Some(draft))).unwrap_or_default(),
+            },
             guess,
         };
         let session = Session::new(params, job.sampler, job.is_end);
@@ -214,8 +249,12 @@ impl<'a> Drive<'a> {
     /// Remembers what it has learnt of guesses, and what the stage whose rows took longest took, for the chunks of later
     /// prompts.
     fn learn(&self) {
-        if let Some(learnt) = self.session.learnt().filter(|_| self.job.learns) {
-            self.coordinator.lessons.learn(self.job.model, learnt);
+        if let Some(learnt) = self.session.learnt() {
+            let (lessons, model) = (&self.coordinator.lessons, self.job.model);
+            lessons.learn(model, None, learnt.repeats);
+            if let Some(draft) = self.job.draft {
+                lessons.learn(model, Some(draft), learnt.draft);
+            }
         }
         self.learn_speeds();
         if self.way.epoch > 0 {
@@ -259,7 +298,7 @@ impl<'a> Drive<'a> {
         loop {
             let mut next = self.act(&mut actions, sink).await;
             if let Ok(None) = next {
-                next = self.wait(&mut inbox, &mut losses).await.map(|more| {
+                next = self.wait(&mut inbox, &mut losses, sink).await.map(|more| {
                     actions = more;
                     None
                 });
@@ -273,6 +312,7 @@ impl<'a> Drive<'a> {
                         // The queue may have overflowed, and has nothing that is of use any more.
                         drop(inbox);
                         inbox = self.coordinator.links.register_coordinator(self.job.session);
+                        self.coordinator.links.set_hosts(self.job.session, self.way.hosts(self.job.longest));
                     }
                     Err(end) => return end,
                 },
@@ -280,13 +320,24 @@ impl<'a> Drive<'a> {
         }
     }
 
-    /// Waits for the next thing that happens to the session.
-    async fn wait(&mut self, inbox: &mut CoordinatorInbox, losses: &mut Losses) -> Result<Vec<Action>, Broken> {
-        let limits = self.job.limits.clone();
+    /// Waits for the next thing that happens to the session. Where the sink has no room answers are left where they are, so
+    /// that no step follows; all else is heard.
+    async fn wait<S: TokenSink>(
+        &mut self,
+        inbox: &mut CoordinatorInbox,
+        losses: &mut Losses,
+        sink: &S,
+    ) -> Result<Vec<Action>, Broken> {
+        let (limits, reads) = (self.job.limits.clone(), sink.has_room());
         tokio::select! {
             biased;
             () = limits.cancel.cancelled() => Ok(self.session.stop(End::Cancelled)),
-            delivery = inbox.next() => self.on_delivery(delivery),
+            delivery = inbox.next(), if reads => self.on_delivery(delivery),
+            room = sink.room(), if !reads => {
+                // What waited here for the reader took no host that long.
+                self.sent.iter_mut().for_each(|sent| sent.begun = Instant::now());
+                Ok(room.err().map(|fault| self.session.on_fault(fault)).unwrap_or_default())
+            }
             peer = next_of(losses.peers.as_mut()) => {
                 self.way.unfollow(peer, None);
                 self.way.lost(peer).map_or(Ok(Vec::new()), Err)
@@ -296,8 +347,10 @@ impl<'a> Drive<'a> {
             }
             () = limits.overdue() => Ok(self.session.on_fault(late())),
             absent = self.absent() => Err(absent),
-            () = sleep(STALL_DEADLINE) => {
+            () = sleep(STALL_DEADLINE), if reads => {
                 let text = format!("the stages gave no answer for {STALL_DEADLINE:?}");
+                // Which of them it was nobody says; the next answer does without all of them where it can.
+                self.remember_failed(&self.way.nodes);
                 Ok(self.session.on_fault(Fault::new(ErrorKind::Timeout, text)))
             }
         }
@@ -324,6 +377,12 @@ impl<'a> Drive<'a> {
         }
     }
 
+    /// Remembers, for the sessions to come, hosts that failed or lied.
+    fn remember_failed(&self, hosts: &[NodeId]) {
+        let local = self.coordinator.links.local();
+        hosts.iter().filter(|host| **host != local).for_each(|host| self.coordinator.failures.failed(*host));
+    }
+
     async fn can_avoid(&self, nodes: &[NodeId]) -> bool {
         self.way.takeover(nodes).is_some() || self.finder.can_avoid(nodes).await
     }
@@ -334,6 +393,9 @@ impl<'a> Drive<'a> {
             return Err(Err(broken.fault));
         }
         tracing::warn!(session = %self.job.session, fault = %broken.fault, "a route broke; looking for another");
+        if !broken.may_return {
+            self.remember_failed(&broken.nodes);
+        }
         self.finder.release(self.way.epoch, &self.way.nodes, &Prefix::default());
         self.sent.clear();
         self.rounds.clear();
@@ -343,6 +405,7 @@ impl<'a> Drive<'a> {
         // What an exact answer has generated was computed in other steps than any prompt is.
         let named = if self.job.exact { &text[..self.job.prompt] } else { &text };
         let prefix = self.job.namer.name(self.job.model, self.job.exact, named);
+        self.finder.needs(text.len() as u32 + u32::from(!self.job.reads));
         let open = self.job.limits.bound(self.finder.reopen(broken, takeover, &prefix, PATIENCE)).await;
         let open = open.inspect_err(|_| self.finder.abandon())?;
         let (mut way, stages) = Way::new(open, self.coordinator.links.local());
@@ -356,6 +419,7 @@ impl<'a> Drive<'a> {
         let Some(chunk) = chunk else { return Err(Err(cause)) };
         let (session, epoch) = (self.job.session, self.way.epoch);
         let cached = self.job.usable(&self.way, chunk, text.len());
+        self.session.limit(self.way.context.saturating_sub(self.job.prompt as u32));
         self.coordinator.events.send(Event::GenerationRerouted { session, epoch, kept: cached, cause });
         Ok(self.session.resume(cached, self.way.max_rows, chunk, self.job.exact))
     }
@@ -388,7 +452,7 @@ impl<'a> Drive<'a> {
             (Heard::Late, _) => {
                 tracing::debug!(session = %self.job.session, "a late answer of an earlier route was dropped");
             }
-            _ => tracing::warn!(peer = %from, "an answer from a peer outside the route was dropped"),
+            _ => tracing::debug!(peer = %from, "an answer from a peer outside the route was dropped"),
         }
         Ok(Vec::new())
     }
@@ -425,7 +489,9 @@ impl<'a> Drive<'a> {
         self.watch.heard(round, now);
         let round = micros(round);
         let gap = micros(now - std::mem::replace(&mut self.answered, now));
-        Took { round, gap, busy: header.compute_us.iter().copied().max().unwrap_or(round) }
+        let busy = header.compute_us.iter().copied().max().unwrap_or(round);
+        let computed = header.compute_us.iter().fold(0, |all: u32, us| all.saturating_add(*us));
+        Took { round, gap, busy, computed, guessing: sent.map_or(0, |sent| micros(sent.guessing)) }
     }
 
     /// Carries out what the session wants: steps first, so that the stages work while the token is looked at.
@@ -485,8 +551,9 @@ impl<'a> Drive<'a> {
         let cancel = self.job.limits.cancel.clone();
         let ask = async {
             let drafter = self.drafter.as_mut()?;
-            // The prompt is read once, so that it says nothing about what a window costs.
-            let read = if drafter.is_ready() { Ok(()) } else { drafter.read(&text).await };
+            // What is read for the first time says nothing about what a window costs.
+            let (_, before) = text.split_last()?;
+            let read = drafter.catch_up(before).await;
             self.asked = Some(Instant::now());
             let guesses = match read {
                 Ok(()) => drafter.guess(&text, most).await,
@@ -529,8 +596,10 @@ impl<'a> Drive<'a> {
             compute_us: Vec::with_capacity(self.way.stages.len()),
         };
         let message = Message::Step { header, hidden };
-        let (begun, rows) = (self.asked.take().unwrap_or_else(Instant::now), tokens.len() as u32);
-        self.sent.push_back(Sent { begun, rows, wanted: rows.saturating_sub(want_from) });
+        let (asked, rows) = (self.asked.take(), tokens.len() as u32);
+        let (begun, guessing) =
+            asked.map_or_else(|| (Instant::now(), Duration::ZERO), |asked| (asked, asked.elapsed()));
+        self.sent.push_back(Sent { begun, guessing, rows, wanted: rows.saturating_sub(want_from) });
         self.copies.send(&message);
         let sent = self.outlet.send(message).await;
         let first = || self.way.host(0).into_iter().collect();
@@ -555,7 +624,13 @@ fn outlet(coordinator: &Coordinator, way: &Way) -> Outlet {
 
 /// What sends copies to who follows the first stage of a way.
 fn copies(coordinator: &Coordinator, way: &Way) -> Copies {
-    Copies::to(way.stand_bys.first().cloned().flatten(), &coordinator.links, &coordinator.tasks)
+    let host = way.stand_bys.first().cloned().flatten();
+    Copies::to(host.map(|host| coordinator.links.outlet(host)), &coordinator.tasks)
+}
+
+/// Bytes of the longest answer: so many rows of logits, or of states, in full.
+fn longest_answer(vocab: u32, width: u32) -> usize {
+    (WANTED_ROWS as usize).saturating_mul(vocab.max(width) as usize).saturating_mul(4)
 }
 
 /// The middle of some times; 0 of none.

@@ -31,7 +31,9 @@ pub struct Blame {
 impl Blame {
     /// Hosts that did not open their stages; nothing where there are none.
     pub fn unopened(failed: Vec<(NodeId, Fault)>) -> Option<Self> {
-        let fault = failed.first()?.1.clone();
+        // That a host is busy passes: where another has failed, that is the reason.
+        let lasting = failed.iter().find(|(_, fault)| fault.kind() != ErrorKind::Overloaded);
+        let fault = lasting.or(failed.first())?.1.clone();
         let may_return = failed.iter().all(|(_, fault)| is_loss(fault.kind()));
         Some(Blame { nodes: failed.into_iter().map(|(node, _)| node).collect(), may_return, fault })
     }
@@ -140,6 +142,10 @@ impl Search {
     /// How long a route without those is looked for now. A host whose connection was only replaced is back sooner than the
     /// table says that there is no other.
     pub fn look(&mut self) -> Duration {
+        if self.cause.kind() == ErrorKind::Overloaded {
+            // Another host that is known may have room. The swarm's table is not waited for: a slot comes free sooner.
+            return LOOK_AGAIN;
+        }
         if self.lost.is_empty() {
             return LONGEST_LOOK;
         }
@@ -172,6 +178,17 @@ mod tests {
         assert_eq!(tried.without(search.lost()), [NodeId([2; 32]), NodeId([1; 32])]);
         assert_eq!(tried.next(&mut search, false, now), Next::LookAgain);
         assert_eq!(tried.without(search.lost()), [NodeId([2; 32])]);
+    }
+
+    #[test]
+    fn a_route_is_busy_only_where_none_of_its_hosts_has_failed() {
+        let of = |kinds: &[ErrorKind]| {
+            let failed = kinds.iter().map(|kind| (NodeId([1; 32]), Fault::new(*kind, "so"))).collect();
+            Blame::unopened(failed).map(|blame| blame.fault.kind())
+        };
+        assert_eq!(of(&[ErrorKind::Overloaded, ErrorKind::NoCredit]), Some(ErrorKind::NoCredit));
+        assert_eq!(of(&[ErrorKind::Overloaded, ErrorKind::Overloaded]), Some(ErrorKind::Overloaded));
+        assert_eq!(of(&[]), None);
     }
 
     #[test]

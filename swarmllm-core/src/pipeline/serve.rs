@@ -2,26 +2,39 @@
 //!
 //! It takes steps in order, computes them on the stage's thread and passes the result straight on: hidden states to the
 //! next stage, logits to the coordinator. It ends, and frees the KV, when the session is released, its coordinator is
-//! gone, a step fails, or nothing came for [`IDLE`]; a step that is being computed when its session ends is given up.
+//! gone, a step fails, or nothing came for [`IDLE`], before the first step for [`FIRST_STEP`]; a step that is being computed
+//! when its session ends is given up. A session that computes nothing for long, however often it is asked for, may be evicted
+//! where others need its slot or its stage's memory; that is no more than the loss of a route to its coordinator, which asks
+//! for the stage and hears that it is gone. The node's own sessions are never evicted: nobody else can begin one, each has a
+//! reader that is given up after a minute, and what its machine computes first is for its owner to say.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::base::{ErrorKind, Fault, NodeId, SessionId};
 use crate::engine::KvCache;
 use crate::ledger::{Tabs, price};
-use crate::pipeline::links::{Links, Outlet, SessionStage, StageInbox};
+use crate::pipeline::links::{Agreed, Links, Outlet, SessionStage, StageInbox};
 use crate::pipeline::message::Message;
 use crate::pipeline::search::is_loss;
-use crate::pipeline::stages::{Claim, Lease, Owner, StageKey, StageTable};
+use crate::pipeline::slots::Owner;
+use crate::pipeline::stages::{Claim, Lease, StageKey, StageTable};
 use crate::pipeline::stand_by::Copies;
 use crate::pipeline::turns::Turns;
 use crate::rt::TaskSet;
-use crate::wire::control::{Host, OpenSession, Opened};
+use crate::wire::control::{OpenSession, Opened, is_session_of};
 use crate::wire::job::StepHeader;
 use crate::wire::prefix::Prefix;
 
-/// A session from which nothing came for so long has lost its coordinator.
-pub const IDLE: Duration = Duration::from_secs(600);
+/// A session of which nothing was heard for so long has lost its coordinator, who asks for it while an answer is late.
+pub const IDLE: Duration = Duration::from_secs(120);
+/// The same for a session that has computed nothing. Its coordinator asks for it thrice in this time, while other stages are
+/// loaded and while those before compute the prompt ([`KEEP_ALIVE`](crate::pipeline::watch::KEEP_ALIVE)).
+const FIRST_STEP: Duration = Duration::from_secs(6);
+/// The same for a stand-by, which nobody asks for once the answer has begun.
+const FIRST_COPY: Duration = Duration::from_secs(60);
+/// A session that has computed nothing for so long is let go however often it is asked for: all stages are loaded within three
+/// minutes (`OPEN_DEADLINE` of a coordinator).
+const LONGEST_START: Duration = Duration::from_secs(300);
 /// Addresses that a request may name for one peer.
 const MAX_ADDRESSES: usize = 32;
 
@@ -46,9 +59,12 @@ impl Serving {
     }
 
     /// Admits a session, loading its stage if need be. `from` asked, and must be the coordinator.
-    pub async fn open(&self, from: NodeId, open: OpenSession) -> Result<Opened, Fault> {
+    pub async fn open(&self, from: NodeId, mut open: OpenSession) -> Result<Opened, Fault> {
         if from != open.coordinator.node {
             return Err(Fault::new(ErrorKind::InvalidArgument, "only the coordinator opens its sessions"));
+        }
+        if !is_session_of(open.session, from) {
+            return Err(Fault::new(ErrorKind::InvalidArgument, "the session's id is another coordinator's"));
         }
         let named = [Some(&open.next), Some(&open.coordinator), open.copy.as_ref()];
         if named.into_iter().flatten().any(|host| host.addresses.len() > MAX_ADDRESSES) {
@@ -74,16 +90,19 @@ impl Serving {
         }
         let opening = self.links.begin(key_of(&open), from)?;
         let (owner, over) = (owner_of(&open), opening.over());
-        let claim = Claim { owner, context: open.context, prefix: &open.prefix, over: &over };
+        let claim = Claim { owner, least: open.least, prefix: &open.prefix, over: &over };
         let (lease, load_ms) = self.stages.acquire(key, claim).await?;
-        let inbox = opening.register(open.next.node)?;
         let spec = lease.stage().spec();
         let (max_rows, cached) = (spec.config.max_rows, lease.cached());
-        let opened = Opened { width: spec.width, vocab: spec.vocab, max_rows, cached, load_ms };
+        let (previous, next) = (open.previous, open.next.node);
+        let inbox = opening.register(Agreed { previous, next, width: spec.width, max_rows })?;
+        open.context = open.context.min(lease.context());
+        let opened = Opened { width: spec.width, vocab: spec.vocab, max_rows, cached, context: open.context, load_ms };
         let bill = debtor.map(|debtor| Bill { debtor, weight, tabs: self.tabs.clone() });
         let links = self.links.clone();
-        let copies = Copies::to(open.copy.clone(), &links, &self.tasks);
-        let next = links.outlet(open.next.clone());
+        let copies = Copies::to(open.copy.as_ref().map(|host| links.outlet_to_named(host.node)), &self.tasks);
+        links.meet(open.previous, from, &inbox.over());
+        let next = links.outlet_to_named(open.next.node);
         let turns = Turns::new(open, opened.width, cached);
         let session = StageSession { turns, lease, links, next, copies, bill };
         self.tasks.spawn("stage-session", session.run(inbox));
@@ -131,7 +150,12 @@ struct StageSession {
 impl StageSession {
     async fn run(mut self, mut inbox: StageInbox) {
         // A session that is over drops its step in the middle: the engine gives it up, and `held` does not count it.
-        let ended = inbox.over().run_until_cancelled(self.serve(&mut inbox)).await;
+        let (over, evicted) = (inbox.over(), self.lease.evicted());
+        self.rest(0);
+        let ended = over.run_until_cancelled(evicted.run_until_cancelled(self.serve(&mut inbox))).await.flatten();
+        if evicted.is_cancelled() {
+            tracing::debug!(session = %self.turns.open().session, "an idle session was evicted for others");
+        }
         let (open, held) = (self.turns.open(), self.turns.held());
         let named = inbox.keep().within(held);
         match &ended {
@@ -148,12 +172,36 @@ impl StageSession {
         }
     }
 
-    /// Serves until nothing came for [`IDLE`], or a step has failed.
-    async fn serve(&mut self, inbox: &mut StageInbox) -> Result<(), Fault> {
-        while let Ok(Some((from, message))) = tokio::time::timeout(IDLE, inbox.next()).await {
-            self.handle(from, message).await?;
+    /// Computes nothing from now on, so that others may have its place when that lasts; not where the node asks itself.
+    fn rest(&self, computed: u32) {
+        if self.bill.is_some() {
+            self.lease.rest(computed);
         }
-        Ok(())
+    }
+
+    /// Serves until nothing came for long, or a step has failed.
+    async fn serve(&mut self, inbox: &mut StageInbox) -> Result<(), Fault> {
+        let (begun, mut last) = (Instant::now(), Instant::now());
+        loop {
+            let until = self.patience(begun, last.max(inbox.asked()));
+            match tokio::time::timeout_at(until.into(), inbox.next()).await {
+                Ok(Some((from, message))) => self.handle(from, message).await?,
+                // It was asked for meanwhile.
+                Err(_) if Instant::now() < self.patience(begun, last.max(inbox.asked())) => continue,
+                Ok(None) | Err(_) => return Ok(()),
+            }
+            last = Instant::now();
+        }
+    }
+
+    /// Until when a session lasts that began then, and was last heard of then.
+    fn patience(&self, begun: Instant, heard: Instant) -> Instant {
+        let open = self.turns.open();
+        match open.stands_by {
+            _ if self.turns.begun() || open.coordinator.node == self.links.local() => heard + IDLE,
+            false => (heard + FIRST_STEP).min(begun + LONGEST_START),
+            true => (heard + FIRST_COPY).min(begun + LONGEST_START),
+        }
     }
 
     async fn handle(&mut self, from: NodeId, message: Message) -> Result<(), Fault> {
@@ -161,7 +209,7 @@ impl StageSession {
             // This node's own links say that the way to the next stage is lost.
             Message::Failed { fault, .. } if from == self.links.local() => Err(fault),
             _ if !self.turns.admits(from) => {
-                tracing::warn!(peer = %from, "a message from another peer than the one before was dropped");
+                tracing::debug!(peer = %from, "a message from another peer than the one before was dropped");
                 Ok(())
             }
             Message::Step { header, hidden } => self.step(header, hidden).await,
@@ -174,7 +222,10 @@ impl StageSession {
         let job = self.turns.job(&header, hidden, self.lease.slot())?;
         self.bill.iter().try_for_each(|bill| bill.tabs.admit(bill.debtor))?;
         let returns = header.step == 0 && job.rewind;
-        let (output, compute_us) = self.lease.stage().step(job).await.map_err(|error| match returns {
+        self.lease.compute();
+        let computed = self.lease.stage().step(job).await;
+        self.rest(if computed.is_ok() { header.rows } else { 0 });
+        let (output, compute_us) = computed.map_err(|error| match returns {
             // Most likely the window of an earlier route's KV has moved on; without it the session can be computed from its
             // beginning. Where it is something else it comes again, and attempts are bounded.
             true if error.kind() == ErrorKind::EngineFailed => {
@@ -194,8 +245,9 @@ impl StageSession {
 
 /// Tells the coordinator why its session ends.
 async fn fail(links: &Links, turns: &Turns, fault: Fault) {
-    let Host { node, addresses } = &turns.open().coordinator;
-    if let Err(fault) = links.send(*node, addresses, turns.failed(fault)).await {
+    // By a connection of its own making, if there is one.
+    let mut coordinator = links.outlet_to_named(turns.open().coordinator.node);
+    if let Err(fault) = coordinator.send(turns.failed(fault)).await {
         tracing::debug!(%fault, "the coordinator could not be told");
     }
 }

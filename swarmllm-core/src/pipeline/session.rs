@@ -12,15 +12,19 @@
 //! Where its stages are lost it goes on with others: all that is known of the text is sent again, in the steps in which a
 //! plain run computes it where it is to be exact, and what was under way counts no more.
 
+mod guesser;
+
 use std::collections::VecDeque;
 
 use crate::base::{ErrorKind, Fault};
 use crate::engine::constraint::{ConstraintError, Guide};
 use crate::engine::sample::{LogitRow, Sampled, Sampler};
 use crate::engine::{Reduce, WANTED_ROWS};
-use crate::pipeline::draft::{Ground, Learnt, MAX_GUESSES, NGrams, Pace, Took, window_of};
+use crate::pipeline::draft::{Draft, Learnt, MAX_GUESSES, Took};
 use crate::pipeline::pool::{Pool, Pooling};
 use crate::wire::job::{MAX_BODY_BYTES, Want};
+
+use guesser::{Guesser, Next};
 
 /// Chunks of a prefill that may be under way at once. Two per stage keep a chain of stages busy; more only queue up.
 pub const MAX_CHUNKS_IN_FLIGHT: usize = 8;
@@ -46,7 +50,16 @@ pub struct SessionParams {
     /// How to guess ahead.
     pub guess: Guess,
     /// What earlier answers have learnt of guesses.
-    pub learnt: Learnt,
+    pub learnt: LearntOfGuesses,
+}
+
+/// What was learnt of guesses from what repeats itself, and of a draft model's.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct LearntOfGuesses {
+    /// Of what repeats itself.
+    pub repeats: Learnt,
+    /// Of the draft model's.
+    pub draft: Learnt,
 }
 
 /// Where guesses come from.
@@ -56,8 +69,8 @@ pub enum Guess {
     Never,
     /// From what followed the last time when the text was like now.
     Repeats,
-    /// From a draft model, which the runner asks.
-    Draft,
+    /// From that, or from a draft model, which the runner asks.
+    Draft(Draft),
 }
 
 /// Why a session ended well.
@@ -123,6 +136,8 @@ struct Flight {
     chained: Option<usize>,
     /// Whether it follows a wrong guess: its answer says nothing.
     stale: bool,
+    /// Whether a draft model was asked for its guesses.
+    drafted: bool,
 }
 
 impl Flight {
@@ -132,36 +147,11 @@ impl Flight {
     }
 }
 
-/// What guesses ahead.
-struct Guesser {
-    /// The text by its n-grams; nothing where a draft model guesses, which the runner has.
-    grams: Option<NGrams>,
-    pace: Pace,
-    made: u32,
-    right: u32,
-}
-
-impl Guesser {
-    /// The next token of the text, whether it was guessed or not.
-    fn hear(&mut self, token: u32) {
-        let Some(grams) = &mut self.grams else { return };
-        if let Some((guess, ground)) = grams.next() {
-            self.pace.saw(ground, guess == token);
-        }
-        grams.push(token);
-    }
-}
-
 impl Session {
     /// A session that has not begun. `is_end` says which tokens end an answer; they are not emitted.
     pub fn new(params: SessionParams, sampler: Sampler, is_end: Box<dyn Fn(u32) -> bool + Send + Sync>) -> Self {
         let in_flight = VecDeque::with_capacity(MAX_CHUNKS_IN_FLIGHT);
-        let guesser = (params.guess != Guess::Never).then(|| Guesser {
-            grams: (params.guess == Guess::Repeats).then(|| NGrams::new(&params.prompt)),
-            pace: Pace::new(params.learnt),
-            made: 0,
-            right: 0,
-        });
+        let guesser = Guesser::new(&params);
         // The last token of a prompt is always computed: its logits are wanted.
         let sent = (params.cached as usize).min(params.prompt.len().saturating_sub(1));
         Self {
@@ -212,8 +202,8 @@ impl Session {
             return self.fail(ErrorKind::BadFrame, text);
         };
         match flight {
-            Flight { stale: true, .. } => {
-                self.guesser.iter_mut().for_each(|guesser| guesser.made += flight.guesses() as u32);
+            flight @ Flight { stale: true, .. } => {
+                self.guesser.iter_mut().for_each(|guesser| guesser.wasted(&flight, took));
                 Vec::new()
             }
             Flight { wanted: 0, .. } => self.fill(),
@@ -233,6 +223,11 @@ impl Session {
         (self.next_step, self.in_flight) = (0, VecDeque::with_capacity(MAX_CHUNKS_IN_FLIGHT));
         self.pool.iter_mut().for_each(Pool::restart);
         self.fill()
+    }
+
+    /// Its stages have room for so many tokens of the answer, those that were chosen included.
+    pub fn limit(&mut self, max_tokens: u32) {
+        self.params.max_tokens = self.params.max_tokens.min(max_tokens);
     }
 
     /// Ends the session early.
@@ -260,13 +255,13 @@ impl Session {
     }
 
     /// What it has learnt of guesses; nothing where it makes none.
-    pub fn learnt(&self) -> Option<Learnt> {
-        self.guesser.as_ref().map(|guesser| guesser.pace.learnt())
+    pub fn learnt(&self) -> Option<LearntOfGuesses> {
+        self.guesser.as_ref().map(Guesser::learnt)
     }
 
     /// Guesses that were made, and how many were right.
     pub fn guesses(&self) -> (u32, u32) {
-        self.guesser.as_ref().map_or((0, 0), |guesser| (guesser.made, guesser.right))
+        self.guesser.as_ref().map_or((0, 0), Guesser::counts)
     }
 
     /// The prompt's embedding, of a session that only reads and has come to its end.
@@ -332,7 +327,7 @@ impl Session {
         let step = self.next_step;
         self.next_step += 1;
         let alone = self.in_flight.is_empty();
-        self.in_flight.push_back(Flight { step, wanted, window, alone, chained: None, stale: false });
+        self.in_flight.push_back(Flight { step, wanted, window, alone, chained: None, stale: false, drafted: false });
         let want_from = tokens.len() as u32 - wanted;
         let certain = (self.params.prompt.len() + self.generated.len()) as u32;
         Action::Step { step, pos, tokens, want_from, want: self.want(), certain }
@@ -382,15 +377,7 @@ impl Session {
         }
         if let Some(guesser) = self.guesser.as_mut().filter(|_| !first) {
             // What lies behind the first wrong guess was not tried.
-            let tried = (right + 1).min(guesses.len());
-            let own = flight.window.len().saturating_sub(1);
-            if guesser.grams.is_none() {
-                (0..tried).for_each(|nth| guesser.pace.saw(Ground::Draft, nth < right));
-            }
-            guesser.pace.took(own, (tried, right), took, flight.alone, flight.chained);
-            // The first guess of a chained window was right, or it would be stale.
-            guesser.right += (right.min(own) + usize::from(flight.chained.is_some())) as u32;
-            guesser.made += flight.guesses() as u32;
+            guesser.took(flight, ((right + 1).min(guesses.len()), right), took);
         }
         if follows.is_none() || right < guesses.len() {
             self.in_flight.iter_mut().for_each(|flight| flight.stale = true);
@@ -399,20 +386,23 @@ impl Session {
         actions
     }
 
-    /// What the draft model guessed; where it could not, it is not asked again, and what repeats itself is guessed.
+    /// What the draft model guessed; where it could not, it is not asked again.
     pub fn on_guesses(&mut self, guesses: Option<Vec<u32>>) -> Vec<Action> {
         if self.over {
             return Vec::new();
         }
-        let (most, text) = (self.most_guesses(), self.text());
-        if let Some(guesser) = self.guesser.as_mut().filter(|_| guesses.is_none()) {
-            guesser.grams = Some(NGrams::new(&text));
-        }
-        let mut guesses = guesses.unwrap_or_default();
-        // Windows are of the lengths whose cost is known, and what is no token is no guess.
-        let known = guesses.iter().take(most).take_while(|token| **token < self.params.vocab).count();
-        guesses.truncate(window_of(known));
-        vec![self.window(guesses)]
+        let (most, text) = (self.most_guesses(), self.text_len());
+        self.guesser.iter_mut().for_each(|guesser| guesser.guessed(guesses.as_deref(), text));
+        // What is no token is no guess.
+        let known = |token: &u32| *token < self.params.vocab;
+        let guesses = guesses.unwrap_or_default().into_iter().take(most).take_while(known).collect();
+        let window = self.window(guesses);
+        self.in_flight.back_mut().into_iter().for_each(|flight| flight.drafted = true);
+        vec![window]
+    }
+
+    fn text_len(&self) -> usize {
+        self.params.prompt.len() + self.generated.len()
     }
 
     /// The prompt and what was said.
@@ -469,17 +459,13 @@ impl Session {
         let under_way = |flight: &Flight| if flight.stale { Vec::new() } else { flight.window.clone() };
         let mut ahead: Vec<u32> = self.in_flight.iter().flat_map(under_way).skip(1).collect();
         let mut windows = self.in_flight.iter().filter(|flight| !flight.stale).count();
-        let most = self.most_guesses();
+        let (most, text) = (self.most_guesses(), self.text_len());
+        let left = self.params.max_tokens.saturating_sub(self.generated.len() as u32);
         let Some(guesser) = &mut self.guesser else { return vec![self.window(Vec::new())] };
-        let Some(grams) = &guesser.grams else {
-            return match guesser.pace.length(most, Ground::Draft) {
-                0 => vec![self.window(Vec::new())],
-                most => vec![Action::Guess { most }],
-            };
+        let (guesses, reach) = match guesser.next(most, windows == 0, text, left) {
+            Next::Ask { most } => return vec![Action::Guess { most }],
+            Next::Repeats { guesses, reach } => (guesses, reach),
         };
-        let guesses = grams.guess(most);
-        let ground = grams.next().map_or(Ground::Repeats(0), |(_, ground)| ground);
-        let reach = guesser.pace.reach(guesses.len(), ground);
         let mut actions = Vec::new();
         if windows == 0 {
             ahead = guesses[..reach.guesses].to_vec();

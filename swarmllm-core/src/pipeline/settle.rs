@@ -132,8 +132,12 @@ impl Settler {
     }
 }
 
+/// Peers are told that the store failed and not where it lies.
 fn refused(error: LedgerError) -> Fault {
-    Fault::new(error.kind(), error)
+    match error {
+        LedgerError::Store(_) => Fault::new(error.kind(), "the ledger's store takes no change now"),
+        error => Fault::new(error.kind(), error),
+    }
 }
 
 fn encoded(heads: &Heads) -> AccountHeads {

@@ -1,33 +1,40 @@
 //! The stage table: which stages are loaded on this node, and who has a slot in them.
 //!
 //! Owns the stages' handles and the memory budget. A session gets a [`Lease`]: a slot with KV cells of its own,
-//! admitted before anything is computed, given back when the lease ends. A slot that is given back may keep its KV, which
-//! takes no memory that it would not have anyway: the next session whose prompt begins alike gets that slot, or the same
-//! session when it comes back by another route. Where all
-//! are in use a session waits a while, first come first served: the word that the one before has ended may be under way
-//! still. A stage that no session has or waits for may be unloaded to make room for another.
+//! admitted before anything is computed, given back when the lease ends. Where all are in use a session waits a while: the
+//! word that the one before has ended may be under way still. Who gets which slot, and in which order, is decided in
+//! [`slots`](super::slots). A stage that no session has or waits for may be unloaded to make room for another; where there is
+//! none, idle sessions may be evicted for it ([`room`](super::room)).
 
-use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::base::{Bytes, ErrorKind, Event, Fault, LayerRange, ModelId, NodeId, SessionId};
+use crate::base::{ErrorKind, Event, Fault, LayerRange, ModelId, NodeId};
 use crate::engine::{Engine, EngineError, StageConfig, StageHandle, StageSpec};
 use crate::model::Manifest;
 use crate::model::catalog::Catalog;
-use crate::rt::{EventBus, TaskSet};
+use crate::pipeline::context::Savings;
+use crate::pipeline::slots::{Content, Owner, Slots, Taken};
+use crate::rt::{Bounds, EventBus, Shares, TaskSet};
 use crate::wire::prefix::Prefix;
+
+mod memory;
 
 /// How often a shutdown looks whether stages are left.
 const UNLOAD_POLL: Duration = Duration::from_millis(2);
-/// Time that a session waits for a slot: another's end is told within it, and that the swarm is busy is no late news.
-const SLOT_WAIT: Duration = Duration::from_secs(5);
-/// Sessions that wait for slots at once, so that they leave room for the requests that end others.
-const MAX_WAITING: usize = 16;
+/// Time that a session waits for a slot: another's end is told within it, sessions that compute nothing are let go (6 s), and
+/// that the swarm is busy is no late news.
+const SLOT_WAIT: Duration = Duration::from_secs(8);
+/// Sessions that wait for slots or memory at once; those of one coordinator leave room for those of others, and the reserve is more than
+/// the connections of one address (64).
+const WAITING: Bounds = Bounds { all: 32, each: 16, reserve: 80 };
 /// Time that a session waits for the KV of its own earlier route: a step that is under way is given up well within it.
 const EARLIER_WAIT: Duration = Duration::from_secs(2);
 
@@ -49,6 +56,9 @@ pub struct StageKey {
 pub struct StageLimits {
     /// How each stage is loaded; layers of accelerators are for all of them together.
     pub stage: StageConfig,
+    /// Whether stages have more context than that says, up to the model's own, where the memory allows, and less where it
+    /// asks for that.
+    pub grows: bool,
     /// Bytes that all stages may take together.
     pub memory: u64,
 }
@@ -66,7 +76,7 @@ struct Inner {
     events: EventBus,
     tasks: TaskSet,
     entries: Mutex<Entries>,
-    waiting: Semaphore,
+    waiting: Shares<NodeId>,
     /// Told each time that a session gets a slot or gives it back.
     moves: watch::Sender<()>,
     /// Held by the thread of each stage until it is unloaded.
@@ -76,65 +86,69 @@ struct Inner {
 #[derive(Default)]
 struct Entries {
     by_key: HashMap<StageKey, Arc<Entry>>,
+    /// Stages whose sessions were evicted and have not all ended; nobody is admitted to them.
+    leaving: Vec<Arc<Entry>>,
+    /// Who waits for memory, in the order in which they came: numbers, and coordinators.
+    waiting: Vec<(u64, NodeId)>,
     clock: u64,
 }
 
 struct Entry {
     key: StageKey,
     memory: u64,
+    /// Positions of each session.
+    context: u32,
     /// Layers that an accelerator may compute, the head being one.
     gpu_layers: u32,
     cell: OnceCell<StageHandle>,
     /// One for each slot that is free.
     places: Arc<Semaphore>,
     slots: Mutex<Slots>,
-    /// Told of each slot that is given back.
+    /// Told of each slot that is given back, and of each wait that ends.
     given_back: Notify,
+    /// How many [`Hold`]s there are. Changes with the table locked only.
+    holds: AtomicUsize,
 }
 
-struct Slots {
-    free: Vec<FreeSlot>,
-    /// Whose the others are.
-    taken: Vec<(u32, Owner)>,
-    last_used: u64,
+/// What keeps an entry in use: to use its stage, or to wait for a slot in it. The last that ends drops an entry whose sessions
+/// were evicted or whose stage was not loaded, so that its memory is free from then on. Not to be dropped with the table locked.
+struct Hold {
+    table: StageTable,
+    entry: Arc<Entry>,
 }
 
-/// A slot that no session has.
-struct FreeSlot {
-    slot: u32,
-    content: Content,
-    /// When it was given back.
-    since: u64,
-}
-
-/// What is in a slot.
-enum Content {
-    /// Nothing.
-    Empty,
-    /// Whatever was left where a session was given up before it began.
-    Unknown,
-    /// The KV of this coordinator's text.
-    Kept(NodeId, Prefix),
-    /// So many positions of a session whose route broke. Nobody else can use them.
-    Broken(Owner, u32),
-}
-
-/// Whose a session is, and which of its routes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Owner {
-    /// Who asks, and pays.
-    pub coordinator: NodeId,
-    /// The session.
-    pub session: SessionId,
-    /// Its route.
-    pub epoch: u32,
-}
-
-impl Owner {
-    /// Whether the other is an earlier route of the same session.
-    fn follows(&self, other: &Owner) -> bool {
-        (self.coordinator, self.session) == (other.coordinator, other.session) && self.epoch > other.epoch
+impl Hold {
+    /// Holds an entry of the locked table.
+    fn new(table: &StageTable, _locked: &Entries, entry: &Arc<Entry>) -> Self {
+        entry.holds.fetch_add(1, Ordering::Relaxed);
+        Self { table: table.clone(), entry: entry.clone() }
     }
+}
+
+impl Deref for Hold {
+    type Target = Entry;
+
+    fn deref(&self) -> &Entry {
+        &self.entry
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut entries = locked(&self.table.inner.entries);
+        if self.entry.holds.fetch_sub(1, Ordering::Relaxed) == 1 {
+            entries.forget_unused(&self.entry);
+        }
+        drop(entries);
+        self.table.inner.moves.send_replace(());
+    }
+}
+
+/// A session's wait for a slot. Ends when dropped.
+struct Wait<'a> {
+    entry: &'a Entry,
+    coordinator: NodeId,
+    ticket: u64,
 }
 
 /// What a session asks of a stage.
@@ -142,21 +156,12 @@ impl Owner {
 pub struct Claim<'a> {
     /// Whose session it is.
     pub owner: Owner,
-    /// Positions.
-    pub context: u32,
+    /// Positions that it needs at least.
+    pub least: u32,
     /// How its prompt begins.
     pub prefix: &'a Prefix,
     /// Is cancelled when the session is over: then it waits for a slot no longer.
     pub over: &'a CancellationToken,
-}
-
-/// A slot that was taken.
-struct Taken {
-    slot: u32,
-    /// Positions of the prompt that are there.
-    cached: u32,
-    /// Whether other KV is in it, which must go first.
-    stale: bool,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -172,13 +177,14 @@ pub struct Lease {
     /// The same, until it is given back.
     held: Option<Held>,
     cached: u32,
+    context: u32,
     keep: Content,
+    evicted: CancellationToken,
 }
 
 /// A slot that was taken; given back when dropped. Its stage is not unloaded meanwhile.
 struct Held {
-    table: StageTable,
-    entry: Arc<Entry>,
+    entry: Hold,
     slot: u32,
     place: Option<OwnedSemaphorePermit>,
     /// What is in it when it is given back.
@@ -198,12 +204,16 @@ impl Drop for Held {
         locked(&self.entry.slots).give_back(self.slot, content);
         self.entry.given_back.notify_waiters();
         drop(self.place.take());
-        self.table.forget_unloaded(&self.entry);
-        self.table.inner.moves.send_replace(());
+        self.entry.given_back.notify_waiters();
     }
 }
 
 impl Lease {
+    /// Positions that the session may use.
+    pub fn context(&self) -> u32 {
+        self.context
+    }
+
     /// Positions of the session's prompt whose KV is in the slot.
     pub fn cached(&self) -> u32 {
         self.cached
@@ -217,6 +227,26 @@ impl Lease {
     /// Says how many positions of its own the session leaves in the slot, for its next route.
     pub fn leave(&mut self, owner: Owner, held: u32) {
         self.keep = if held == 0 { Content::Empty } else { Content::Broken(owner, held) };
+    }
+
+    /// Is cancelled when the session is to end, since others need what it has.
+    pub fn evicted(&self) -> CancellationToken {
+        self.evicted.clone()
+    }
+
+    /// Says that the session computes from now on.
+    pub fn compute(&self) {
+        if let Some(held) = &self.held {
+            locked(&held.entry.slots).compute(self.slot, Instant::now());
+        }
+    }
+
+    /// Says that the session computes nothing from now on, and has computed so many rows: one that has been idle for long may
+    /// be evicted. Until it has said so once, it is not.
+    pub fn rest(&self, rows: u32) {
+        if let Some(held) = &self.held {
+            locked(&held.entry.slots).rest(self.slot, rows, Instant::now());
+        }
     }
 
     /// The stage.
@@ -258,7 +288,7 @@ impl StageTable {
         tasks: TaskSet,
     ) -> Self {
         let entries = Mutex::new(Entries::default());
-        let (waiting, moves, threads) = (Semaphore::new(MAX_WAITING), watch::Sender::new(()), Arc::default());
+        let (waiting, moves, threads) = (Shares::new(WAITING), watch::Sender::new(()), Arc::default());
         Self { inner: Arc::new(Inner { engines, catalog, limits, events, tasks, entries, waiting, moves, threads }) }
     }
 
@@ -276,23 +306,6 @@ impl StageTable {
     pub fn weight_of(&self, key: &StageKey) -> Result<u64, Fault> {
         let manifest = self.inner.catalog.manifest(key.model).ok_or_else(|| not_known(key.model))?;
         Ok(manifest.stage_weight(key.layers, key.head))
-    }
-
-    /// Bytes that a stage of this model would take here.
-    pub fn memory_of(&self, engine: &dyn Engine, manifest: &Manifest, layers: LayerRange, head: bool) -> u64 {
-        engine.memory(manifest, layers, head, &self.inner.limits.stage)
-    }
-
-    /// Bytes taken by loaded stages.
-    pub fn memory_used(&self) -> u64 {
-        locked(&self.inner.entries).by_key.values().map(|entry| entry.memory).sum()
-    }
-
-    /// Bytes that a new stage may take, idle stages unloaded.
-    pub fn memory_free(&self) -> u64 {
-        let entries = locked(&self.inner.entries);
-        let busy: u64 = entries.by_key.values().filter(|entry| in_use(entry)).map(|entry| entry.memory).sum();
-        self.inner.limits.memory.saturating_sub(busy)
     }
 
     /// Stages that sessions use: another session takes no more memory.
@@ -327,12 +340,13 @@ impl StageTable {
         let manifest = self.inner.catalog.manifest(key.model).ok_or_else(|| not_known(key.model))?;
         let engine = self.engine(&key.engine)?;
         self.check_cut(&engine, &manifest, &key)?;
-        self.check_context(claim.context)?;
-        let entry = self.find_or_make(engine.as_ref(), &manifest, &key)?;
+        let entry = self.find_or_wait(engine.as_ref(), &manifest, &key, &claim).await?;
+        self.check_context(entry.context, claim.least)?;
+        let context = entry.context;
         entry.earlier_gone(&claim.owner).await;
-        let place = Some(self.place_in(&entry, claim.over).await?);
-        let Taken { slot, cached, stale } = self.take(&entry, claim)?;
-        let held = Held { table: self.clone(), entry, slot, place, content: Content::Unknown };
+        let place = Some(self.place_in(&entry, &claim).await?);
+        let Taken { slot, cached, stale, evicted } = self.take(&entry, claim)?;
+        let held = Held { entry, slot, place, content: Content::Unknown };
         self.inner.moves.send_replace(());
         let began = Instant::now();
         let cell = &held.entry.cell;
@@ -341,7 +355,7 @@ impl StageTable {
         let cached = prepare(&handle, slot, cached, stale).await.map_err(|error| Fault::new(error.kind(), error))?;
         let load_ms = if was_loaded { 0 } else { began.elapsed().as_millis().try_into().unwrap_or(u32::MAX) };
         let tasks = self.inner.tasks.clone();
-        Ok((Lease { handle, tasks, slot, held: Some(held), cached, keep: Content::Empty }, load_ms))
+        Ok((Lease { handle, tasks, slot, held: Some(held), cached, context, keep: Content::Empty, evicted }, load_ms))
     }
 
     /// Unloads every stage that no session uses.
@@ -351,7 +365,9 @@ impl StageTable {
 
     /// The same, of those that `which` names.
     pub fn unload_idle_where(&self, which: impl Fn(&StageKey) -> bool) {
-        locked(&self.inner.entries).by_key.retain(|key, entry| in_use(entry) || !which(key));
+        let mut entries = locked(&self.inner.entries);
+        entries.leaving.retain(in_use);
+        entries.by_key.retain(|key, entry| in_use(entry) || !which(key));
     }
 
     /// Waits until every stage that nobody holds any more is unloaded and its memory free.
@@ -382,44 +398,38 @@ impl StageTable {
         }
     }
 
-    fn check_context(&self, asked: u32) -> Result<(), Fault> {
-        let has = self.inner.limits.stage.context;
-        if asked > has {
-            let text = format!("{asked} tokens were asked for, a stage here has {has}");
+    fn check_context(&self, has: u32, least: u32) -> Result<(), Fault> {
+        if least > has {
+            // A longer context is what is asked for: it is none of the savings.
+            let savings = Savings { context: false, ..self.savings(has) };
+            let text = format!(
+                "the text and its answer need {least} positions at least, a stage here has {has}; shorten the text, or give \
+                 the host a longer `context`, for which it may need {savings}"
+            );
             return Err(Fault::new(ErrorKind::ContextOverflow, text));
         }
         Ok(())
     }
 
-    /// The stage's entry, which is in use as long as somebody holds it.
-    fn find_or_make(&self, engine: &dyn Engine, manifest: &Manifest, key: &StageKey) -> Result<Arc<Entry>, Fault> {
-        let mut entries = locked(&self.inner.entries);
-        if let Some(entry) = entries.by_key.get(key) {
-            return Ok(entry.clone());
-        }
-        let memory = self.memory_of(engine, manifest, key.layers, key.head);
-        self.make_room(&mut entries, memory)?;
-        let entry = Arc::new(Entry::new(key.clone(), memory, self.gpu_layers(&entries, key), &self.inner.limits));
-        entries.by_key.insert(key.clone(), entry.clone());
-        Ok(entry)
-    }
-
     /// A place for one session: at once where there is one, else when it is this session's turn.
-    async fn place_in(&self, entry: &Entry, over: &CancellationToken) -> Result<OwnedSemaphorePermit, Fault> {
-        if let Ok(place) = entry.places.clone().try_acquire_owned() {
+    async fn place_in(&self, entry: &Entry, claim: &Claim<'_>) -> Result<OwnedSemaphorePermit, Fault> {
+        if locked(&entry.slots).nobody_waits()
+            && let Ok(place) = entry.places.clone().try_acquire_owned()
+        {
             return Ok(place);
         }
         let full = || {
-            let text =
-                format!("all {} sessions of the stage are in use; try again", self.inner.limits.stage.max_sessions);
+            let text = format!(
+                "all {} sessions of the stage are in use; try again, or give the host more `sessions`",
+                self.inner.limits.stage.max_sessions
+            );
             Fault::new(ErrorKind::Overloaded, text)
         };
-        let _waiting = self.inner.waiting.try_acquire().map_err(|_| full())?;
-        let place = tokio::time::timeout(SLOT_WAIT, entry.places.clone().acquire_owned());
-        match over.run_until_cancelled(place).await {
-            None => Err(Fault::new(ErrorKind::Cancelled, "the session has ended before it began")),
-            // The semaphore is never closed.
-            Some(place) => place.ok().and_then(Result::ok).ok_or_else(full),
+        let _waiting = self.inner.waiting.take(claim.owner.coordinator).ok_or_else(full)?;
+        let place = tokio::time::timeout(SLOT_WAIT, entry.wait(claim.owner.coordinator).place());
+        match claim.over.run_until_cancelled(place).await {
+            None => Err(over()),
+            Some(place) => place.map_err(|_| full()),
         }
     }
 
@@ -427,43 +437,20 @@ impl StageTable {
     fn take(&self, entry: &Entry, claim: Claim) -> Result<Taken, Fault> {
         let mut entries = locked(&self.inner.entries);
         entries.clock += 1;
-        let mut slots = locked(&entry.slots);
-        slots.last_used = entries.clock;
-        slots.take(claim).ok_or_else(|| Fault::new(ErrorKind::Internal, "a place without a slot"))
+        let taken = locked(&entry.slots).take(claim.owner, claim.prefix, entries.clock);
+        taken.ok_or_else(|| Fault::new(ErrorKind::Internal, "a place without a slot"))
     }
 
     /// What is left for a stage of the layers that accelerators may compute.
     fn gpu_layers(&self, entries: &Entries, key: &StageKey) -> u32 {
-        let used = entries.by_key.values().map(|entry| entry.gpu_layers());
+        let used = entries.all().map(|entry| entry.gpu_layers());
         gpu_share(self.inner.limits.stage.gpu_layers, used, key.layers, key.head)
-    }
-
-    /// Unloads idle stages, longest unused first, until `memory` fits.
-    fn make_room(&self, entries: &mut Entries, memory: u64) -> Result<(), Fault> {
-        let budget = self.inner.limits.memory;
-        loop {
-            let used: u64 = entries.by_key.values().map(|entry| entry.memory).sum();
-            if used.saturating_add(memory) <= budget {
-                return Ok(());
-            }
-            let idle = entries.by_key.values().filter(|entry| !in_use(entry));
-            let Some(oldest) = idle.min_by_key(|entry| locked(&entry.slots).last_used).map(|entry| entry.key.clone())
-            else {
-                let text = format!(
-                    "the stage takes {}, {} of the budget of {} are in use; raise the memory budget or cut the model finer",
-                    Bytes(memory),
-                    Bytes(used),
-                    Bytes(budget)
-                );
-                return Err(Fault::new(ErrorKind::OutOfMemory, text));
-            };
-            entries.by_key.remove(&oldest);
-        }
     }
 
     async fn load(&self, engine: Arc<dyn Engine>, entry: &Entry) -> Result<StageHandle, Fault> {
         let catalog = self.inner.catalog.clone();
-        let config = StageConfig { gpu_layers: entry.gpu_layers, ..self.inner.limits.stage.clone() };
+        let config =
+            StageConfig { gpu_layers: entry.gpu_layers, context: entry.context, ..self.inner.limits.stage.clone() };
         let name = engine.name();
         let StageKey { model, layers, head, .. } = entry.key;
         let source = tokio::task::spawn_blocking(move || catalog.stage_source(model, layers, head))
@@ -476,16 +463,6 @@ impl StageTable {
             .map_err(|error| Fault::new(error.kind(), error))?;
         self.inner.events.send(Event::StageLoaded { model, layers, engine: name });
         Ok(handle)
-    }
-
-    /// Removes an entry whose load failed or was dropped, when the last that waited for it goes.
-    fn forget_unloaded(&self, entry: &Arc<Entry>) {
-        /// The table's and the caller's.
-        const LAST: usize = 2;
-        let mut entries = locked(&self.inner.entries);
-        if Arc::strong_count(entry) == LAST && !entry.cell.initialized() {
-            entries.by_key.remove(&entry.key);
-        }
     }
 
     /// What is loaded, for status.
@@ -508,19 +485,28 @@ async fn prepare(stage: &StageHandle, slot: u32, cached: u32, stale: bool) -> Re
     Ok(0)
 }
 
-/// Whether somebody else than the table holds the entry: to use the stage, or to wait for a slot in it. Asked with the
-/// table locked, where nobody can take hold of it.
+/// Whether somebody holds the entry. Asked with the table locked, where nobody can begin or end to.
 fn in_use(entry: &Arc<Entry>) -> bool {
-    Arc::strong_count(entry) > 1
+    entry.holds.load(Ordering::Relaxed) > 0
+}
+
+impl Entries {
+    /// Removes an entry that nobody holds any more, where its sessions were evicted, or its load failed or was dropped.
+    fn forget_unused(&mut self, entry: &Arc<Entry>) {
+        self.leaving.retain(|other| !Arc::ptr_eq(other, entry));
+        // Another stage of the same key may have followed one that left.
+        if !entry.cell.initialized() && self.by_key.get(&entry.key).is_some_and(|other| Arc::ptr_eq(other, entry)) {
+            self.by_key.remove(&entry.key);
+        }
+    }
 }
 
 impl Entry {
-    fn new(key: StageKey, memory: u64, gpu_layers: u32, limits: &StageLimits) -> Self {
-        let free =
-            (0..limits.stage.max_sessions).map(|slot| FreeSlot { slot, content: Content::Empty, since: 0 }).collect();
+    fn new(key: StageKey, memory: u64, context: u32, gpu_layers: u32, limits: &StageLimits) -> Self {
         let places = Arc::new(Semaphore::new(limits.stage.max_sessions as usize));
-        let slots = Mutex::new(Slots { free, taken: Vec::new(), last_used: 0 });
-        Self { key, memory, gpu_layers, cell: OnceCell::new(), places, slots, given_back: Notify::new() }
+        let slots = Mutex::new(Slots::new(limits.stage.max_sessions));
+        let (cell, given_back, holds) = (OnceCell::new(), Notify::new(), AtomicUsize::new(0));
+        Self { key, memory, context, gpu_layers, cell, places, slots, given_back, holds }
     }
 
     /// Waits until no earlier route of a session has a slot, or for as long as that may take.
@@ -528,7 +514,7 @@ impl Entry {
         let gone = async {
             loop {
                 let changed = self.given_back.notified();
-                if !locked(&self.slots).taken.iter().any(|(_, other)| owner.follows(other)) {
+                if !locked(&self.slots).has_earlier(owner) {
                     return;
                 }
                 changed.await;
@@ -538,35 +524,49 @@ impl Entry {
         let _ = tokio::time::timeout(EARLIER_WAIT, gone).await;
     }
 
+    /// Begins to wait for a slot.
+    fn wait(&self, coordinator: NodeId) -> Wait<'_> {
+        Wait { entry: self, coordinator, ticket: locked(&self.slots).begin_wait(coordinator) }
+    }
+
     /// Layers of accelerators that it has, or may get while it is being loaded.
     fn gpu_layers(&self) -> u32 {
         self.cell.get().map_or(self.gpu_layers, |stage| stage.spec().config.gpu_layers)
     }
 }
 
-impl Slots {
-    /// The free slot that holds most of the prompt, else an empty one, else the one given back longest ago; among equals
-    /// the lowest, so that neighbouring slots are in use, which engines compute together.
-    fn take(&mut self, claim: Claim) -> Option<Taken> {
-        let common = |free: &FreeSlot| match &free.content {
-            Content::Kept(owner, text) if *owner == claim.owner.coordinator => text.common(claim.prefix),
-            Content::Broken(owner, held) if claim.owner.follows(owner) => *held,
-            _ => 0,
-        };
-        let is_empty = |free: &FreeSlot| matches!(free.content, Content::Empty);
-        let rank = |free: &FreeSlot| (Reverse(common(free)), !is_empty(free), free.since, free.slot);
-        let (index, _) = self.free.iter().enumerate().min_by_key(|(_, free)| rank(free))?;
-        let free = self.free.swap_remove(index);
-        let cached = common(&free);
-        self.taken.push((free.slot, claim.owner));
-        Some(Taken { slot: free.slot, cached, stale: !is_empty(&free) && cached == 0 })
+impl Wait<'_> {
+    /// A place, when it is this session's turn.
+    async fn place(self) -> OwnedSemaphorePermit {
+        loop {
+            let mut changed = std::pin::pin!(self.entry.given_back.notified());
+            // From here on no change is missed.
+            changed.as_mut().enable();
+            let later = {
+                let slots = locked(&self.entry.slots);
+                match slots.next() == Some(self.ticket) {
+                    true => match self.entry.places.clone().try_acquire_owned() {
+                        Ok(place) => return place,
+                        Err(_) => slots.evict_for(self.coordinator, Instant::now()),
+                    },
+                    false => None,
+                }
+            };
+            match later {
+                // Then a session may be evicted.
+                Some(later) => {
+                    let _ = timeout_at(later, changed).await;
+                }
+                None => changed.await,
+            }
+        }
     }
+}
 
-    fn give_back(&mut self, slot: u32, content: Content) {
-        // Empty slots are alike, whenever they were given back.
-        let since = if matches!(content, Content::Empty) { 0 } else { self.last_used };
-        self.taken.retain(|(taken, _)| *taken != slot);
-        self.free.push(FreeSlot { slot, content, since });
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        locked(&self.entry.slots).end_wait(self.ticket);
+        self.entry.given_back.notify_waiters();
     }
 }
 
@@ -576,20 +576,13 @@ fn gpu_share(budget: u32, used: impl Iterator<Item = u32>, layers: LayerRange, h
     left.min(layers.len().saturating_add(u32::from(head)))
 }
 
+fn over() -> Fault {
+    Fault::new(ErrorKind::Cancelled, "the session has ended before it began")
+}
+
 fn not_known(model: ModelId) -> Fault {
     Fault::new(ErrorKind::ModelNotFound, format!("model {} is not known here", model.short()))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stages_share_the_layers_of_accelerators_and_never_get_more_than_the_node_has() {
-        let layers = LayerRange::new(4, 10);
-        let share = |budget, used: &[u32], head| gpu_share(budget, used.iter().copied(), layers, head);
-        assert_eq!((share(u32::MAX, &[], false), share(u32::MAX, &[7], true)), (6, 7));
-        assert_eq!((share(10, &[7], true), share(10, &[7, 3], true), share(10, &[7, 9], true)), (3, 0, 0));
-        assert_eq!(share(0, &[], true), 0);
-    }
-}
+mod tests;

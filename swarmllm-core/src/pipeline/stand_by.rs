@@ -11,11 +11,10 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::base::NodeId;
-use crate::pipeline::links::Links;
+use crate::pipeline::links::Outlet;
 use crate::pipeline::message::Message;
 use crate::pipeline::plan::{Candidate, PlanRequest, PlanStage};
 use crate::rt::TaskSet;
-use crate::wire::control::Host;
 
 /// Steps that may wait to be sent to a stand-by: those of the first second, while the way to it is opened.
 const COPIES: usize = 256;
@@ -40,12 +39,7 @@ pub fn choose(request: &PlanRequest, stages: &[PlanStage]) -> Vec<Option<NodeId>
             let free = host.free_memory.saturating_sub(taken.get(&host.node).copied().unwrap_or(0));
             is_loaded(host, stage) || free >= need(stage)
         };
-        let holds = |host: &&Candidate| {
-            host.node != stage.node
-                && (host.head || !stage.head)
-                && host.layers.iter().any(|held| held.covers(stage.layers))
-                && room(host)
-        };
+        let holds = |host: &&Candidate| host.node != stage.node && host.holds(stage.layers, stage.head) && room(host);
         let rank = |host: &&Candidate| {
             let time = weight.saturating_mul(host.pace_ns).saturating_add(u64::from(host.rtt_us) * 1000);
             (taken.contains_key(&host.node), time, host.node)
@@ -68,11 +62,10 @@ pub struct Copies {
 
 impl Copies {
     /// Copies to this stand-by, if there is one. They end when this is dropped, and when one cannot be sent.
-    pub fn to(host: Option<Host>, links: &Links, tasks: &TaskSet) -> Self {
+    pub fn to(outlet: Option<Outlet>, tasks: &TaskSet) -> Self {
         let room = Arc::new(Semaphore::new(FLOATS));
-        let Some(host) = host else { return Self { queue: None, room } };
+        let Some(mut outlet) = outlet else { return Self { queue: None, room } };
         let (queue, mut copies) = mpsc::channel::<(Message, OwnedSemaphorePermit)>(COPIES);
-        let mut outlet = links.outlet(host);
         tasks.spawn("copies", async move {
             while let Some((message, _room)) = copies.recv().await {
                 if let Err(fault) = outlet.send(message).await {

@@ -11,8 +11,6 @@ pub struct Turns {
     open: OpenSession,
     /// Floats of a state.
     width: u32,
-    /// Who sends the steps: the first that did.
-    previous: Option<NodeId>,
     next_step: u32,
     /// Positions that the slot holds.
     held: u32,
@@ -23,12 +21,17 @@ pub struct Turns {
 impl Turns {
     /// Of a session whose slot holds the first `held` positions.
     pub fn new(open: OpenSession, width: u32, held: u32) -> Self {
-        Self { open, width, previous: None, next_step: 0, held, certain: held }
+        Self { open, width, next_step: 0, held, certain: held }
     }
 
     /// What was asked for.
     pub fn open(&self) -> &OpenSession {
         &self.open
+    }
+
+    /// Whether a step was computed.
+    pub fn begun(&self) -> bool {
+        self.next_step > 0
     }
 
     /// Positions that the slot holds.
@@ -43,8 +46,8 @@ impl Turns {
     }
 
     /// Whether messages from this peer are of the session.
-    pub fn admits(&mut self, from: NodeId) -> bool {
-        *self.previous.get_or_insert(from) == from
+    pub fn admits(&self, from: NodeId) -> bool {
+        self.open.previous == from
     }
 
     /// What a step makes the engine compute in this slot. Refuses what the engine cannot know to be wrong: that it is not

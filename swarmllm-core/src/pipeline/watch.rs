@@ -7,6 +7,7 @@
 //! nothing.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -25,6 +26,8 @@ const TIMES: u32 = 4;
 const REMEMBERED: usize = 64;
 /// A host that is there says so within this time: its control streams wait for no computation.
 pub const ANSWERS: Duration = Duration::from_secs(1);
+/// A session that waits asks its hosts for their stages this often at least, by which they know that it is there.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// Peers that are asked at once whether they are there.
 const MOST_ROUSED: usize = 16;
 
@@ -58,9 +61,10 @@ impl Watch {
         self.heard + self.patience()
     }
 
-    /// When they are to be asked again who were all there at `now`, having been asked at `late`: less and less often.
+    /// When they are to be asked again who were all there at `now`, having been asked at `late`: less and less often, down to
+    /// once in [`KEEP_ALIVE`].
     pub fn later(&self, late: Instant, now: Instant) -> Instant {
-        now + late.saturating_duration_since(self.heard)
+        now + late.saturating_duration_since(self.heard).min(KEEP_ALIVE)
     }
 
     /// Waits until an answer is late and hosts of these stages are silent or have them no more; gives those. Cancel-safe.
@@ -134,6 +138,18 @@ fn in_time(net: &NetHandle, host: NodeId) -> Duration {
 /// Whether a host that may not have its stage yet says nothing; `late` is called as soon as that seems so.
 pub async fn is_silent(net: &NetHandle, host: NodeId, stage: SessionStage, late: impl FnOnce()) -> bool {
     presence(net, host, stage, late).await == Presence::Silent
+}
+
+/// Asks hosts for the stage of a session again and again, so that they keep it until its first step.
+pub async fn keep(net: &NetHandle, stages: &[(NodeId, SessionStage)]) -> Infallible {
+    loop {
+        tokio::time::sleep(KEEP_ALIVE).await;
+        let asked = stages.iter().map(|(host, SessionStage { session, epoch, stage })| {
+            let alive = Request::Alive { session: *session, epoch: *epoch, stage: *stage };
+            async move { request(net, *host, &alive, ANSWERS).await }
+        });
+        join_all(asked).await;
+    }
 }
 
 /// Asks peers whether they are there, only so that connections to them that hang are replaced before they are needed.

@@ -2,7 +2,7 @@
 
 use crate::base::{ErrorKind, Fault, LayerRange, ModelId, NodeId, SessionId};
 use crate::pipeline::job::StageReport;
-use crate::pipeline::links::SessionStage;
+use crate::pipeline::links::{Hosts, SessionStage};
 use crate::pipeline::message::Message;
 use crate::pipeline::plan::{Plan, PlanStage};
 use crate::pipeline::route::{OpenRoute, Route};
@@ -21,6 +21,8 @@ pub struct Way {
     pub max_rows: u32,
     /// Tokens that every stage has.
     pub cached: u32,
+    /// Positions that every stage grants.
+    pub context: u32,
     /// Where each stage's host may be dialled.
     pub addresses: Vec<Vec<String>>,
     /// Who follows each stage.
@@ -73,6 +75,7 @@ impl Way {
         let paid = all.filter(|(node, _)| *node != local).collect();
         let max_rows = opened.iter().map(|opened| opened.max_rows).min().unwrap_or(1);
         let cached = opened.iter().map(|opened| opened.cached).min().unwrap_or(0);
+        let context = opened.iter().map(|opened| opened.context).min().unwrap_or(0);
         // Who lacks the beginning, or takes shorter steps, cannot follow.
         let follows = |opened: &Opened| opened.max_rows >= max_rows && opened.cached >= cached;
         let stand_bys = following.iter().zip(route.stand_bys);
@@ -82,6 +85,7 @@ impl Way {
             predicted_us,
             max_rows,
             cached,
+            context,
             addresses,
             stand_bys,
             nodes,
@@ -114,6 +118,11 @@ impl Way {
         let place = |(stage, node)| (node, SessionStage { session, epoch, stage });
         let hosts = (0..).zip(self.stages.iter().map(|stage| stage.node));
         hosts.filter(|(_, node)| *node != self.local).map(place).collect()
+    }
+
+    /// Who has a say in it over the network.
+    pub fn hosts(&self, longest: usize) -> Hosts {
+        Hosts { all: self.nodes.clone(), last: self.stages.last().map(|stage| stage.node), longest }
     }
 
     /// Where the first stage's host may be dialled.
@@ -242,15 +251,21 @@ mod tests {
         NodeId([name; 32])
     }
 
-    /// A way over one layer at each of these hosts, each of which admits steps of so many rows.
+    /// A way over one layer at each of these hosts, each of which admits steps of so many rows, and 8 times as many positions.
     fn way(epoch: u32, hosts: &[(u8, u32)]) -> Way {
         let stage = |(index, (name, _)): (usize, &(u8, u32))| PlanStage {
             node: node(*name),
             layers: LayerRange::new(index as u32, index as u32 + 1),
             head: index + 1 == hosts.len(),
         };
-        let opened =
-            |(_, max_rows): &(u8, u32)| Opened { width: 1, vocab: None, max_rows: *max_rows, cached: 0, load_ms: 0 };
+        let opened = |(_, max_rows): &(u8, u32)| Opened {
+            width: 1,
+            vocab: None,
+            max_rows: *max_rows,
+            cached: 0,
+            context: 8 * *max_rows,
+            load_ms: 0,
+        };
         let stages = hosts.iter().enumerate().map(stage).collect();
         let plan = Plan { model: ModelId([1; 32]), stages, token_us: 0 };
         let (weights, stand_bys) = (vec![1; hosts.len()], vec![None; hosts.len()]);
@@ -296,6 +311,11 @@ mod tests {
         assert_eq!(way(2, &[(3, 8)]).follow(&longer, true), Some(8));
         assert_eq!(way(2, &[(3, 4)]).follow(&longer, true), None);
         assert_eq!(way(2, &[(3, 4)]).follow(&longer, false), Some(4));
+    }
+
+    #[test]
+    fn a_session_has_the_positions_that_the_least_of_its_stages_grants() {
+        assert_eq!(way(0, &[(1, 16), (2, 8), (3, 32)]).context, 64);
     }
 
     #[test]

@@ -2,12 +2,16 @@
 //!
 //! An own loop, because axum's has no timers: a client that sends half a head would hold its connection for ever.
 
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
@@ -16,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::stall::StallGuard;
+use super::state::Client;
 
 /// Pause after a failed accept: out of file descriptors, a loop without it would take a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -44,7 +49,7 @@ impl Driver {
         let accepting = async {
             while let Ok(slot) = self.slots.clone().acquire_owned().await {
                 match listener.accept().await {
-                    Ok((stream, _)) => drop(self.tasks.spawn(self.clone().connection(stream, slot))),
+                    Ok((stream, from)) => drop(self.tasks.spawn(self.clone().connection(stream, from, slot))),
                     Err(cause) => {
                         tracing::warn!(%cause, "cannot accept a connection");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -56,7 +61,7 @@ impl Driver {
     }
 
     /// Serves one connection; dropping it drops the answers that it waits for.
-    async fn connection(self, stream: TcpStream, _slot: OwnedSemaphorePermit) {
+    async fn connection(self, stream: TcpStream, from: SocketAddr, _slot: OwnedSemaphorePermit) {
         // Tokens are small: without this each waits for the acknowledgement of the one before.
         if let Err(cause) = stream.set_nodelay(true) {
             tracing::debug!(%cause, "cannot set nodelay");
@@ -64,7 +69,12 @@ impl Driver {
         let io = TokioIo::new(StallGuard::new(stream, self.write_timeout));
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(self.header_timeout).max_buf_size(CONNECTION_BUFFER);
-        let mut connection = pin!(builder.serve_connection(io, TowerToHyperService::new(self.app)));
+        let (client, app) = (Client::new(from.ip()), TowerToHyperService::new(self.app));
+        let app = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(client.clone());
+            app.call(request)
+        });
+        let mut connection = pin!(builder.serve_connection(io, app));
         let serving = async {
             tokio::select! {
                 ended = connection.as_mut() => return ended,

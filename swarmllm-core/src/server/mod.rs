@@ -1,12 +1,15 @@
 //! The HTTP surface: OpenAI-shaped endpoints for a node.
 //!
 //! Owns the listening sockets and their connections, nothing of the node's. Promises: every accepted field acts and
-//! every other is refused by name; a client that leaves cancels its answer; every wait and every buffer is bounded.
+//! every other is refused by name, but for those that clients send by default and that change nothing that an answer shows
+//! (`user`, `metadata`, `store: false`, `service_tier`, `safety_identifier`, `prompt_cache_key`, a message's `name`, and
+//! `parallel_tool_calls` without tools), which are accepted without effect; a client that leaves cancels its answer; every wait and every buffer is bounded.
 //! Refuses: hosts and origins that are not its own (DNS rebinding, web pages), bodies that are not JSON or are too
 //! large, addresses beyond this machine without a key. May import: base and the node's public items.
 
 mod auth;
 mod driver;
+mod json;
 mod openai;
 mod reject;
 mod stall;

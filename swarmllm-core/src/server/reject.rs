@@ -52,10 +52,14 @@ impl Reject {
         Self { param: Some(param), ..Self::of(ErrorKind::InvalidArgument, message) }
     }
 
-    /// A kind with its own status.
+    /// A kind with its own status, and the code that OpenAI's clients know it by or else its name.
     pub(super) fn of(kind: ErrorKind, message: impl Into<String>) -> Self {
         let status = StatusCode::from_u16(kind.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Self::new(status, &snake_case(kind.name()), message)
+        let code = match kind {
+            ErrorKind::ContextOverflow => "context_length_exceeded".to_owned(),
+            kind => snake_case(kind.name()),
+        };
+        Self::new(status, &code, message)
     }
 
     /// The body, to be written as JSON.
@@ -140,6 +144,8 @@ mod tests {
         codes.dedup();
         assert_eq!(codes.len(), ErrorKind::ALL.len());
         assert_eq!(Reject::of(ErrorKind::ModelNotFound, "").code, "model_not_found");
+        let long = Reject::of(ErrorKind::ContextOverflow, "");
+        assert_eq!((long.status, long.code.as_str()), (StatusCode::BAD_REQUEST, "context_length_exceeded"));
     }
 
     #[test]

@@ -1,13 +1,17 @@
 //! What handlers are given, and how they read a body.
 
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{FromRef, FromRequest, Request};
+use axum::extract::{FromRef, FromRequest, FromRequestParts, Request};
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 use futures::StreamExt;
 use serde::de::DeserializeOwned;
 
+use super::json::parse;
 use super::reject::Reject;
 use crate::node::Node;
 
@@ -35,6 +39,31 @@ impl FromRef<AppState> for Limits {
 impl FromRef<AppState> for Node {
     fn from_ref(state: &AppState) -> Self {
         state.node.clone()
+    }
+}
+
+/// Who asks, for a fair share of the node: requests from one address are one caller's, of IPv6 those from one network of 64
+/// bits, of which a machine has all addresses.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Client(pub(super) String);
+
+impl Client {
+    pub(super) fn new(address: IpAddr) -> Self {
+        /// Bits of an address that one machine does not choose.
+        const NETWORK: u128 = (u64::MAX as u128) << 64;
+        let address = match address.to_canonical() {
+            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from(v6.to_bits() & NETWORK)),
+            v4 => v4,
+        };
+        Self(format!("http {address}"))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Client {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(parts.extensions.get().cloned().unwrap_or_default())
     }
 }
 
@@ -70,18 +99,4 @@ async fn read(body: Body, max_body: usize) -> Result<Vec<u8>, Reject> {
         bytes.extend_from_slice(&part);
     }
     Ok(bytes)
-}
-
-/// Parses a body, naming the field that does not fit. Nesting is bounded by the types, and by serde_json to 128 levels.
-pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Reject> {
-    let malformed = |cause: &serde_json::Error| {
-        Reject::new(StatusCode::BAD_REQUEST, "malformed_json", format!("the body is not JSON: {cause}"))
-    };
-    let mut json = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| match error.inner().is_data() {
-        true => Reject::field(error.path().to_string(), error.inner()),
-        false => malformed(error.inner()),
-    })?;
-    json.end().map_err(|cause| malformed(&cause))?;
-    Ok(value)
 }

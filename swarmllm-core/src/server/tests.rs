@@ -1,5 +1,7 @@
 //! The server without a model: what it refuses, and how.
 
+mod malformed;
+
 use std::io::{Read, Write};
 
 use axum::body::Body;
@@ -10,13 +12,18 @@ use axum::{Json, Router};
 use serde_json::{Map, Value, json};
 use tower::ServiceExt;
 
+use super::openai::choices::Asked;
+use super::openai::completions::TextBody;
+use super::openai::request::Ask;
 use super::openai::types::ChatBody;
+use super::reject::Reject;
 use super::state::{JsonBody, Limits};
 use super::*;
-use crate::node::Constraint;
+use crate::node::{ChatRequest, Constraint};
 
 const KEY: &str = "0123456789abcdef";
 const CHAT: &str = "/v1/chat/completions";
+const TEXT: &str = "/v1/completions";
 
 fn limits() -> Limits {
     Limits { max_body: 16 << 10, body_timeout: Duration::from_secs(30) }
@@ -35,21 +42,34 @@ fn app(config: &ServerConfig, bound: &str) -> Router {
                 }
             }),
         )
-        .route(
-            CHAT,
-            post(|JsonBody(body): JsonBody<ChatBody>| async move {
-                match body.check() {
-                    Ok(ask) => Json(json!({"model": ask.request.model, "stream": ask.stream})).into_response(),
-                    Err(reject) => reject.into_response(),
-                }
-            }),
-        )
+        .route(CHAT, post(|JsonBody(body): JsonBody<ChatBody>| async move { echo(body.check()) }))
+        .route(TEXT, post(|JsonBody(body): JsonBody<TextBody>| async move { echo(body.check()) }))
         .with_state(limits());
     openai::guarded(routes, Arc::new(policy))
 }
 
+fn echo(checked: Result<Ask, Reject>) -> axum::response::Response {
+    match checked {
+        Ok(ask) => Json(json!({"model": ask.request.model(), "stream": ask.stream})).into_response(),
+        Err(reject) => reject.into_response(),
+    }
+}
+
+/// What a chat's body asks of the node.
+fn chat_request(body: &str) -> ChatRequest {
+    let body: ChatBody = json::parse(body.as_bytes()).unwrap();
+    match body.check().unwrap().request {
+        Asked::Chat(request) => request,
+        Asked::Text(_) => panic!("a chat asks for an answer"),
+    }
+}
+
 fn post_chat(body: impl Into<Body>) -> Request<Body> {
-    let request = Request::builder().method(Method::POST).uri(CHAT).header(header::HOST, "localhost:8800");
+    post_to(CHAT, body)
+}
+
+fn post_to(uri: &str, body: impl Into<Body>) -> Request<Body> {
+    let request = Request::builder().method(Method::POST).uri(uri).header(header::HOST, "localhost:8800");
     request.header(header::CONTENT_TYPE, "application/json").body(body.into()).unwrap()
 }
 
@@ -78,19 +98,20 @@ async fn every_accepted_field_is_accepted() {
         "top_p": 0.5, "top_k": 40, "min_p": 0.1, "max_completion_tokens": 7, "stop": ["a", "b"], "seed": -1,
         "presence_penalty": -2, "frequency_penalty": 2, "repeat_penalty": 1.1, "tools": null, "typical_p": 0.9,
         "logit_bias": {"50256": -100, "7": 1.5}, "logprobs": true, "top_logprobs": 20,
-        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "strict": true, "schema": {"type": "null"}}},
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "strict": false, "schema": {"type": "null"}}},
         "messages": [
             {"role": "developer", "content": "be brief"},
             {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
             {"role": "assistant", "content": "c", "refusal": null, "tool_calls": null},
         ],
     });
-    let ask: ChatBody = state::parse(body.to_string().as_bytes()).unwrap();
+    let ask: ChatBody = json::parse(body.to_string().as_bytes()).unwrap();
     let ask = ask.check().unwrap();
     assert!(ask.stream && ask.include_usage && ask.n == 3);
-    let messages: Vec<_> = ask.request.messages.iter().map(|m| (m.role.as_str(), m.content.as_str())).collect();
+    let Asked::Chat(request) = ask.request else { panic!("a chat asks for an answer") };
+    let messages: Vec<_> = request.messages.iter().map(|m| (m.role.as_str(), m.content.as_str())).collect();
     assert_eq!(messages, [("system", "be brief"), ("user", "a\nb"), ("assistant", "c")]);
-    let options = ask.request.options;
+    let options = request.options;
     assert_eq!((options.max_tokens, options.stop), (Some(7), vec!["a".to_owned(), "b".to_owned()]));
     assert_eq!((options.sampling.temperature, options.sampling.top_k), (0.0, 40));
     assert_eq!(options.sampling.seed, Some(u64::MAX));
@@ -114,8 +135,8 @@ fn every_response_format_is_understood() {
         ),
     ];
     for (format, constraint) in table {
-        let ask: ChatBody = state::parse(with("response_format", format.clone()).as_bytes()).unwrap();
-        assert_eq!(ask.check().unwrap().request.options.constraint, constraint, "{format}");
+        let request = chat_request(&with("response_format", format.clone()));
+        assert_eq!(request.options.constraint, constraint, "{format}");
     }
 }
 
@@ -123,7 +144,15 @@ fn every_response_format_is_understood() {
 async fn what_is_not_supported_is_refused_by_name() {
     let table = [
         ("frobnicate", json!(1), "frobnicate"),
-        ("tools", json!([]), "tools"),
+        ("tools", json!({}), "tools"),
+        ("tools", json!([{"type": "custom", "custom": {"name": "f"}}]), "tools[0]"),
+        ("tools", json!([{"type": "function", "function": {"name": ""}}]), "tools[0]"),
+        ("tool_choice", json!("required"), "tool_choice"),
+        ("tool_choice", json!({"type": "function", "function": {"name": "f"}}), "tool_choice"),
+        ("reasoning_effort", json!("enormous"), "reasoning_effort"),
+        ("documents", json!("text"), "documents"),
+        ("chat_template_kwargs", json!([]), "chat_template_kwargs"),
+        ("chat_template", json!("x"), "chat_template"),
         ("logprobs", json!("yes"), "logprobs"),
         ("top_logprobs", json!(3), "top_logprobs"),
         ("logit_bias", json!({"7": 101}), "logit_bias.7"),
@@ -134,7 +163,10 @@ async fn what_is_not_supported_is_refused_by_name() {
             "logit_bias",
         ),
         ("typical_p", json!(2), "typical_p"),
-        ("user", json!("me"), "user"),
+        ("user", json!(7), "user"),
+        ("metadata", json!("text"), "metadata"),
+        ("store", json!(true), "store"),
+        ("service_tier", json!("flex"), "service_tier"),
         ("n", json!(0), "n"),
         ("n", json!(9), "n"),
         ("n", json!(-1), "n"),
@@ -148,7 +180,6 @@ async fn what_is_not_supported_is_refused_by_name() {
         ("presence_penalty", json!(3), "presence_penalty"),
         ("frequency_penalty", json!(-3), "frequency_penalty"),
         ("max_tokens", json!(0), "max_tokens"),
-        ("max_tokens", json!(u32::MAX), "max_tokens"),
         ("max_completion_tokens", json!(0), "max_completion_tokens"),
         ("stop", json!(vec!["x"; 17]), "stop"),
         ("stop", json!(""), "stop"),
@@ -160,7 +191,8 @@ async fn what_is_not_supported_is_refused_by_name() {
         ("messages", json!([]), "messages"),
         ("messages", json!([{"role": "pirate", "content": "x"}]), "messages[0].role"),
         ("messages", json!([{"role": "user", "content": null}]), "messages[0].content"),
-        ("messages", json!([{"role": "user", "content": "x", "name": "n"}]), "messages[0].name"),
+        ("messages", json!([{"role": "system", "content": "x"}, {"role": "user"}]), "messages[1].content"),
+        ("messages", json!([{"role": "user", "content": "x", "name": 1}]), "messages[0].name"),
         ("messages", json!([{"role": "user", "content": [{"type": "image"}]}]), "messages[0].content[0].type"),
     ];
     for (field, value, param) in table {
@@ -169,6 +201,85 @@ async fn what_is_not_supported_is_refused_by_name() {
         assert_eq!(body["error"]["param"], param, "{field}: {value}: {body}");
         assert_eq!(body["error"]["code"], "invalid_argument");
         assert_eq!(body["error"]["type"], "invalid_request_error");
+    }
+}
+
+#[test]
+fn what_clients_send_by_default_is_accepted_without_effect() {
+    let plain = chat_request(&with("model", json!("m")));
+    let table = [
+        ("user", json!("me")),
+        ("metadata", json!({"session": "7"})),
+        ("store", json!(false)),
+        ("service_tier", json!("auto")),
+        ("service_tier", json!("default")),
+        ("safety_identifier", json!("x")),
+        ("prompt_cache_key", json!("x")),
+        ("tools", json!([])),
+        ("parallel_tool_calls", json!(true)),
+        ("messages", json!([{"role": "user", "content": "hi", "name": "ann"}])),
+    ];
+    for (field, value) in table {
+        let request = chat_request(&with(field, value.clone()));
+        assert_eq!((&request.messages, &request.options), (&plain.messages, &plain.options), "{field}: {value}");
+    }
+    let said = json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": null}]);
+    assert_eq!(chat_request(&with("messages", said)).messages[1].content, "");
+    let mut tools: Value = serde_json::from_str(&with("parallel_tool_calls", json!(true))).unwrap();
+    tools["tools"] = json!([{"type": "function", "function": {"name": "f"}}]);
+    let refused: ChatBody = json::parse(tools.to_string().as_bytes()).unwrap();
+    assert_eq!(refused.check().unwrap_err().param.as_deref(), Some("parallel_tool_calls"));
+}
+
+#[test]
+fn what_a_template_is_given_reaches_the_node() {
+    let tools = json!([{"type": "function", "function": {"name": "f"}}]);
+    let mut body: Value = serde_json::from_str(&with("tools", tools.clone())).unwrap();
+    body["documents"] = json!([{"text": "d"}]);
+    body["chat_template_kwargs"] = json!({"enable_thinking": false});
+    body["reasoning_effort"] = json!("high");
+    body["tool_choice"] = json!("auto");
+    let inputs = chat_request(&body.to_string()).inputs;
+    assert_eq!((Value::Array(inputs.tools), inputs.documents.len()), (tools, 1));
+    assert_eq!(Value::Object(inputs.kwargs), json!({"enable_thinking": false, "reasoning_effort": "high"}));
+    body["tool_choice"] = json!("none");
+    assert!(chat_request(&body.to_string()).inputs.tools.is_empty());
+    assert!(chat_request(&with("tools", json!([]))).inputs.tools.is_empty(), "official clients send it");
+    body["chat_template_kwargs"] = json!({"reasoning_effort": "low"});
+    let twice: ChatBody = json::parse(body.to_string().as_bytes()).unwrap();
+    assert_eq!(twice.check().unwrap_err().param.as_deref(), Some("reasoning_effort"));
+}
+
+#[tokio::test]
+async fn a_plain_text_is_continued_and_what_it_cannot_have_is_refused_by_name() {
+    let with = |field: &str, value: Value| {
+        let mut body = json!({"model": "m", "prompt": "Once"});
+        body[field] = value;
+        body.to_string()
+    };
+    for (field, value) in
+        [("n", json!(2)), ("prompt", json!(["Once"])), ("echo", json!(false)), ("logprobs", json!(null))]
+    {
+        let (status, answer) = ask(post_to(TEXT, with(field, value))).await;
+        assert_eq!((status, &answer["model"]), (StatusCode::OK, &json!("m")), "{field}: {answer}");
+    }
+    let table = [
+        ("prompt", json!(["a", "b"]), "prompt"),
+        ("prompt", json!([]), "prompt"),
+        ("prompt", json!([1, 2]), "prompt[0]"),
+        ("echo", json!(true), "echo"),
+        ("logprobs", json!(1), "logprobs"),
+        ("best_of", json!(2), "best_of"),
+        ("suffix", json!("x"), "suffix"),
+        ("messages", json!([]), "messages"),
+        ("max_tokens", json!(0), "max_tokens"),
+        ("temperature", json!(3), "temperature"),
+        ("n", json!(9), "n"),
+        ("stop", json!([""]), "stop"),
+    ];
+    for (field, value, param) in table {
+        let (status, answer) = ask(post_to(TEXT, with(field, value.clone()))).await;
+        assert_eq!((status, &answer["error"]["param"]), (StatusCode::BAD_REQUEST, &json!(param)), "{field}: {value}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! The version of the tables, and the way from each older one to the next.
 
-use redb::{ReadableTable, WriteTransaction};
+use redb::{ReadTransaction, ReadableTable, TableError, WriteTransaction};
 
 use super::tables::{ACCOUNTS, META, OLD_PEERS, PEERS, SPEEDS};
 
@@ -8,6 +8,15 @@ use super::tables::{ACCOUNTS, META, OLD_PEERS, PEERS, SPEEDS};
 pub(super) const VERSION: u64 = 3;
 /// Where the version is kept.
 const VERSION_KEY: &str = "schema";
+
+/// The version that a file has; none of a new one.
+pub(super) fn version(transaction: &ReadTransaction) -> Result<Option<u64>, redb::Error> {
+    match transaction.open_table(META) {
+        Ok(meta) => Ok(meta.get(VERSION_KEY)?.map(|version| version.value())),
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
 
 /// Brings the tables to [`VERSION`], inside the one transaction; gives the version that the file then has. A newer one
 /// is left as it is.

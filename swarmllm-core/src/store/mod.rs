@@ -2,13 +2,17 @@
 //! accounts. One redb file.
 //!
 //! Owns every table (`tables`) and their version (`migrate`); no other room opens the file. Promises: each call is one
-//! durable transaction, so a killed process loses nothing that was acknowledged; everything stored is bounded. Refuses:
-//! a damaged file, one of a newer build, and one that another process uses; none of them is changed by the attempt.
+//! durable transaction, so a killed process loses nothing that was acknowledged; everything stored is bounded; a call that
+//! fails for want of room, or because the disk does not read or write, leaves a store that works again as soon as the disk
+//! does. Refuses: a damaged file, one of a newer build, and one that another process uses; none of them is changed by the
+//! attempt.
 //!
 //! All calls block on the disk, for about a millisecond: from async code, call them on a blocking thread.
 //!
 //! May import: base, identity, wire, rt.
 
+#[cfg(test)]
+pub(crate) mod disk;
 mod migrate;
 mod tables;
 
@@ -18,12 +22,13 @@ mod tests;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
+use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
 use crate::base::{ErrorKind, Hash, ModelId, NodeId};
+use crate::rt::{create_dir_all, sync_dir};
 use tables::{ACCOUNTS, PEERS, SPEEDS};
 
 /// Bounds of what is stored.
@@ -45,11 +50,18 @@ pub mod limits {
 /// Why the store refused or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Reading or writing failed; see [`StoreError::kind`] for a full disk.
+    /// The disk has no room for a change. What was stored before is there, and the next call tries again.
+    #[error("there is no room on the disk for the store {path}: {source}; make some, what it holds is kept", path = path.display())]
+    Full { path: PathBuf, source: io::Error },
+    /// The disk did not read or write. The next call tries again.
     #[error("the store {path} could not be read or written: {source}", path = path.display())]
     Io { path: PathBuf, source: io::Error },
     /// The file is not a store, or its content is damaged.
-    #[error("the store {path} is damaged: {reason}; move it away to begin with an empty one", path = path.display())]
+    #[error(
+        "the store {path} is damaged: {reason}; it holds the accounts with other nodes, so put it back from a copy. A node \
+         that starts without it has lost all credits that the other nodes do not tell it of",
+        path = path.display()
+    )]
     Damaged { path: PathBuf, reason: String },
     /// The file is of a newer build.
     #[error(
@@ -69,10 +81,8 @@ impl StoreError {
     /// The kind that crosses borders.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Io { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::DiskFull,
-                _ => ErrorKind::Io,
-            },
+            Self::Full { .. } => ErrorKind::DiskFull,
+            Self::Io { .. } => ErrorKind::Io,
             Self::Damaged { .. } | Self::Newer { .. } => ErrorKind::StoreDamaged,
             Self::InUse { .. } => ErrorKind::DataDirBusy,
         }
@@ -86,9 +96,21 @@ impl StoreError {
                 io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
                     Self::Damaged { path, reason: source.to_string() }
                 }
-                _ => Self::Io { path, source },
+                _ => Self::from_io(source, &path),
             },
+            // They say that something failed before, and nothing of the file's content.
+            redb::Error::PreviousIo | redb::Error::DatabaseClosed | redb::Error::LockPoisoned(_) => {
+                Self::Io { path, source: io::Error::other(error.to_string()) }
+            }
             other => Self::Damaged { path, reason: other.to_string() },
+        }
+    }
+
+    fn from_io(source: io::Error, path: &Path) -> StoreError {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { path, source },
+            _ => Self::Io { path, source },
         }
     }
 }
@@ -153,28 +175,46 @@ pub struct Store {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
+/// Opens the database.
+type Opener = Box<dyn Fn() -> Result<Database, DatabaseError> + Send + Sync>;
+
 struct Inner {
     path: PathBuf,
-    database: Database,
+    opener: Opener,
+    /// Nothing behind a failure: redb refuses all work then, so that the next call opens the file again.
+    database: Mutex<Option<Database>>,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").field("path", &self.path).finish_non_exhaustive()
+    }
 }
 
 impl Store {
     /// Opens the store at `path`, which is made (with its directory) where it is missing, and brings it to this build's
     /// version.
     pub fn open(path: &Path) -> Result<Store, StoreError> {
-        let io = |source| StoreError::Io { path: path.to_owned(), source };
-        if let Some(dir) = path.parent() {
-            fs::create_dir_all(dir).map_err(io)?;
+        match fs::metadata(path) {
+            // An empty file is what a node leaves that is killed while it makes one.
+            Ok(found) if !found.is_file() || found.len() > 0 => {}
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(StoreError::from_io(error, path)),
+            _ => make(path)?,
         }
-        let opened = Database::builder().set_cache_size(limits::CACHE).create(path);
-        let database = opened.map_err(|error| StoreError::from_redb(error.into(), path))?;
-        let store = Store { inner: Arc::new(Inner { path: path.to_owned(), database }) };
-        match store.write(migrate::run)? {
-            found if found > migrate::VERSION => {
-                Err(StoreError::Newer { path: path.to_owned(), found, known: migrate::VERSION })
-            }
-            _ => Ok(store),
+        let file = path.to_owned();
+        Self::open_with(path, Box::new(move || Database::builder().set_cache_size(limits::CACHE).open(&file)))
+    }
+
+    fn open_with(path: &Path, opener: Opener) -> Result<Store, StoreError> {
+        let store = Store { inner: Arc::new(Inner { path: path.to_owned(), opener, database: Mutex::default() }) };
+        // A file of this version needs no change, for which a full disk may have no room.
+        let found = match store.read(migrate::version)? {
+            Some(found) if found >= migrate::VERSION => found,
+            _ => store.write(migrate::run)?,
+        };
+        match found > migrate::VERSION {
+            true => Err(StoreError::Newer { path: path.to_owned(), found, known: migrate::VERSION }),
+            false => Ok(store),
         }
     }
 
@@ -234,6 +274,11 @@ impl Store {
         })
     }
 
+    /// What [`put_account`](Self::put_account) was given for one account.
+    pub fn account(&self, key: &[u8; 96]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.read(|transaction| Ok(transaction.open_table(ACCOUNTS)?.get(key)?.map(|bytes| bytes.value().to_vec())))
+    }
+
     /// Stores an account in one transaction, durable when this returns, even if the machine loses power in the commit.
     pub fn put_account(&self, key: &[u8; 96], bytes: &[u8]) -> Result<(), StoreError> {
         debug_assert!(bytes.len() <= limits::ACCOUNT, "{} bytes of an account", bytes.len());
@@ -273,8 +318,7 @@ impl Store {
     }
 
     fn read<T>(&self, work: impl FnOnce(&ReadTransaction) -> Result<T, redb::Error>) -> Result<T, StoreError> {
-        let transaction = self.inner.database.begin_read().map_err(redb::Error::from);
-        transaction.and_then(|transaction| work(&transaction)).map_err(|error| self.error(error))
+        self.with(|database| work(&database.begin_read()?))
     }
 
     /// Runs one durable transaction; an error leaves everything as it was.
@@ -288,14 +332,49 @@ impl Store {
         two_phase: bool,
         work: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>,
     ) -> Result<T, StoreError> {
-        let mut transaction = self.inner.database.begin_write().map_err(|error| self.error(error.into()))?;
-        transaction.set_two_phase_commit(two_phase);
-        let done = work(&transaction).map_err(|error| self.error(error))?;
-        transaction.commit().map_err(|error| self.error(error.into()))?;
-        Ok(done)
+        self.with(|database| {
+            let mut transaction = database.begin_write()?;
+            transaction.set_two_phase_commit(two_phase);
+            let done = work(&transaction)?;
+            transaction.commit()?;
+            Ok(done)
+        })
     }
 
-    fn error(&self, error: redb::Error) -> StoreError {
-        StoreError::from_redb(error, &self.inner.path)
+    /// Lets `work` have the database, which is opened again where the last call failed on the disk.
+    fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, StoreError> {
+        let Inner { path, opener, database } = &*self.inner;
+        let mut place = database.lock().unwrap_or_else(PoisonError::into_inner);
+        let opened = place.take().map_or_else(opener, Ok);
+        let database = opened.map_err(|error| StoreError::from_redb(error.into(), path))?;
+        let done = work(&database).map_err(|error| StoreError::from_redb(error, path));
+        if !matches!(done, Err(StoreError::Full { .. } | StoreError::Io { .. })) {
+            *place = Some(database);
+        }
+        done
+    }
+}
+
+/// Makes an empty store, whole or not at all: a file that is half made would be taken for a damaged one.
+fn make(path: &Path) -> Result<(), StoreError> {
+    let io = |source| StoreError::from_io(source, path);
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    create_dir_all(dir).map_err(io)?;
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = PathBuf::from(beside);
+    remove_if_there(&beside).map_err(io)?;
+    let made = Database::builder().set_cache_size(limits::CACHE).create(&beside).and_then(Database::close);
+    let placed = made.map_err(|error| StoreError::from_redb(error.into(), path)).and_then(|()| {
+        fs::rename(&beside, path).map_err(io)?;
+        sync_dir(dir).map_err(io)
+    });
+    placed.inspect_err(|_| drop(remove_if_there(&beside)))
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
     }
 }

@@ -185,3 +185,49 @@ fn a_peer_row_that_cannot_be_read_is_passed_over() {
     store.remember_peers(&SWARM, &[peer(2, 20, &["/y"])]).unwrap();
     assert_eq!(store.peers(&SWARM).unwrap().len(), 2);
 }
+
+#[test]
+fn a_full_disk_is_told_as_such_and_the_store_works_again_when_there_is_room() {
+    let mut failed = 0;
+    for writes in 0.. {
+        let disk = disk::Disk::default();
+        let store = disk.open().unwrap();
+        store.put_account(&[1; 96], b"before").unwrap();
+        disk.allow(Some(writes));
+        let changed = store.put_account(&[1; 96], b"after");
+        if changed.is_ok() {
+            break;
+        }
+        for error in [changed.unwrap_err(), store.put_account(&[1; 96], b"after").unwrap_err()] {
+            assert_eq!(error.kind(), ErrorKind::DiskFull, "at write {writes}: {error}");
+            assert!(!error.to_string().contains("damaged"), "{error}");
+        }
+        disk.allow(None);
+        let kept = store.account(&[1; 96]).unwrap().expect("what was acknowledged is there");
+        assert!(kept == b"before" || kept == b"after", "at write {writes}");
+        store.put_account(&[2; 96], b"later").unwrap();
+        drop(store);
+        assert_eq!(disk.open().unwrap().accounts().unwrap().len(), 2, "at write {writes}");
+        failed += 1;
+    }
+    assert!(failed > 2, "a change takes several writes");
+}
+
+#[test]
+fn a_store_that_was_half_made_is_made_anew() {
+    let (_dir, path) = place();
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path.with_extension("redb.new"), [0; 5000]).unwrap();
+    Store::open(&path).unwrap().put_account(&[1; 96], b"kept").unwrap();
+    assert!(!path.with_extension("redb.new").exists());
+    assert_eq!(Store::open(&path).unwrap().accounts().unwrap().len(), 1);
+}
+
+#[test]
+fn who_is_told_that_a_store_is_damaged_is_told_what_it_holds() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("store.redb");
+    fs::write(&path, [7; 4096]).unwrap();
+    let told = Store::open(&path).unwrap_err().to_string();
+    assert!(told.contains("accounts") && told.contains("copy") && !told.contains("move it away"), "{told}");
+}

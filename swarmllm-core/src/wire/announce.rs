@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::names::{is_hidden, visible};
 use crate::base::{LayerRange, ModelId, NodeId};
 use crate::wire::WireError;
 
@@ -10,8 +11,9 @@ use crate::wire::WireError;
 pub struct Holding {
     /// The model.
     pub model: ModelId,
-    /// Its name, for people.
-    pub name: String,
+    /// What the node calls it, the name that it prefers first. Hints for people and for look-ups by name: the model is
+    /// its id.
+    pub names: Vec<String>,
     /// Layers held, merged and sorted.
     pub layers: Vec<LayerRange>,
     /// Whether the metadata shard is held.
@@ -59,6 +61,10 @@ pub struct Announcement {
 impl Announcement {
     /// Most models that one announcement names.
     pub const MAX_HOLDINGS: usize = 256;
+    /// Most names of one holding.
+    pub const MAX_NAMES: usize = 4;
+    /// Longest name of a holding, in bytes.
+    pub const MAX_NAME: usize = 128;
     /// Most layer ranges of one holding.
     pub const MAX_RANGES: usize = 512;
     /// Most addresses.
@@ -69,8 +75,8 @@ impl Announcement {
     pub const MAX_IN_USE: usize = 32;
     /// Longest text, in bytes.
     pub const MAX_TEXT: usize = 256;
-    /// Longest encoded announcement, in bytes.
-    pub const MAX_BYTES: usize = 64 * 1024;
+    /// Longest encoded announcement, in bytes: with room for what a request or gossip has around it.
+    pub const MAX_BYTES: usize = 63 * 1024;
 }
 
 impl Announcement {
@@ -80,6 +86,40 @@ impl Announcement {
         match bytes.len() <= Self::MAX_BYTES {
             true => Ok(bytes),
             false => Err(WireError::TooLong { part: "announcement", given: bytes.len(), max: Self::MAX_BYTES }),
+        }
+    }
+
+    /// Bytes that it takes in memory, beside what allocators and spare room in lists add.
+    pub fn memory(&self) -> usize {
+        let text = |text: &String| size_of::<String>() + text.len();
+        let holding = |held: &Holding| {
+            size_of::<Holding>() + size_of_val(&held.layers[..]) + held.names.iter().map(text).sum::<usize>()
+        };
+        let in_use = |stage: &InUse| size_of::<InUse>() + stage.engine.len();
+        size_of::<Self>()
+            + self.agent.len()
+            + size_of_val(&self.round_trips[..])
+            + self.in_use.iter().map(in_use).sum::<usize>()
+            + self.addresses.iter().map(text).sum::<usize>()
+            + self.holdings.iter().map(holding).sum::<usize>()
+    }
+
+    /// Leaves out the last of what it holds until it is short enough to be encoded.
+    pub fn shorten(&mut self) {
+        while self.encode().is_err() && self.holdings.pop().is_some() {}
+    }
+
+    /// Makes its texts harmless to show. A name of which nothing is seen goes.
+    pub fn clean(&mut self) {
+        let clean = |text: &mut String| {
+            if text.chars().any(is_hidden) {
+                *text = visible(text);
+            }
+        };
+        clean(&mut self.agent);
+        for held in &mut self.holdings {
+            held.names.iter_mut().for_each(clean);
+            held.names.retain(|name| !name.is_empty());
         }
     }
 
@@ -100,7 +140,7 @@ impl Announcement {
             return refuse("names too many models or addresses");
         }
         let long = |text: &String| text.len() > Self::MAX_TEXT;
-        if long(&self.agent) || self.addresses.iter().any(long) || self.holdings.iter().any(|held| long(&held.name)) {
+        if long(&self.agent) || self.addresses.iter().any(long) {
             return refuse("holds a text that is too long");
         }
         let sorted = self.round_trips.windows(2).all(|pair| pair[0].0 < pair[1].0);
@@ -112,7 +152,12 @@ impl Announcement {
         if self.in_use.len() > Self::MAX_IN_USE || !self.in_use.iter().all(sound) {
             return refuse("names too many stages in use, or one that is none");
         }
+        let is_name =
+            |name: &String| !name.is_empty() && name.len() <= Self::MAX_NAME && !name.chars().any(char::is_control);
         for held in &self.holdings {
+            if held.names.len() > Self::MAX_NAMES || !held.names.iter().all(is_name) {
+                return refuse("holds a model of too many names, or of a name that is not printable");
+            }
             let sorted = held.layers.windows(2).all(|pair| pair[0].end < pair[1].start);
             if held.layers.len() > Self::MAX_RANGES || !sorted || held.layers.iter().any(LayerRange::is_empty) {
                 return refuse("holds layer ranges that are not merged");
@@ -129,7 +174,8 @@ mod tests {
 
     fn announcement(layers: Vec<LayerRange>) -> Announcement {
         let model = ModelId([1; 32]);
-        let holding = Holding { model, name: "model".to_owned(), layers, metadata: true, embedding: true, head: false };
+        let holding =
+            Holding { model, names: vec!["model".to_owned()], layers, metadata: true, embedding: true, head: false };
         Announcement {
             version: 1,
             agent: "test".to_owned(),
@@ -149,12 +195,49 @@ mod tests {
     }
 
     #[test]
+    fn one_that_holds_more_than_can_be_told_tells_of_the_first() {
+        let ranges = (0..Announcement::MAX_RANGES as u32).map(|index| LayerRange::new(2 * index, 2 * index + 1));
+        let mut long = announcement(ranges.collect());
+        long.holdings = vec![long.holdings[0].clone(); Announcement::MAX_HOLDINGS];
+        assert!(long.encode().is_err());
+        long.shorten();
+        assert!(long.encode().is_ok() && long.holdings.len() > 16);
+    }
+
+    #[test]
     fn ranges_that_are_empty_or_overlap_and_long_texts_are_refused() {
         assert!(announcement(vec![LayerRange::new(3, 3)]).check().is_err());
         assert!(announcement(vec![LayerRange::new(0, 4), LayerRange::new(3, 6)]).check().is_err());
         let mut long = announcement(Vec::new());
         long.agent = "x".repeat(Announcement::MAX_TEXT + 1);
         assert!(long.check().is_err());
+    }
+
+    #[test]
+    fn names_that_are_many_long_or_not_printable_are_refused() {
+        let of = |names: Vec<String>| {
+            let mut announcement = announcement(Vec::new());
+            announcement.holdings[0].names = names;
+            announcement.check()
+        };
+        assert!(of(vec!["n".repeat(Announcement::MAX_NAME); Announcement::MAX_NAMES]).is_ok());
+        assert!(of(Vec::new()).is_ok());
+        assert!(of(vec!["n".to_owned(); Announcement::MAX_NAMES + 1]).is_err());
+        for name in ["", "a\u{1b}[2J", &"n".repeat(Announcement::MAX_NAME + 1)] {
+            assert!(of(vec![name.to_owned()]).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_sees_is_left_out_of_names_and_the_agent() {
+        let mut announcement = announcement(Vec::new());
+        announcement.agent = "swarm\u{202e}llm\u{7}".to_owned();
+        announcement.holdings[0].names = ["a\u{200b}b", "\u{2066}\u{2069}", "plain  name"].map(str::to_owned).to_vec();
+        announcement.clean();
+        assert_eq!(
+            (announcement.agent.as_str(), &announcement.holdings[0].names[..]),
+            ("swarmllm", &["ab".to_owned(), "plain  name".to_owned()][..])
+        );
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub enum Reply {
     Alive { serves: bool },
     /// To `Peers`: some to whom the asked one is connected. Checked by [`check_peers`].
     Peers(Vec<Host>),
+    /// To any request that has to wait for a place: the asker may come back in so many milliseconds.
+    Busy { millis: u32 },
 }
 
 /// The newest records of two accounts, in the ledger's own encoding.
@@ -79,13 +81,16 @@ pub struct OpenSession {
     pub head: bool,
     /// Which stage of the plan it is, from 0.
     pub stage: u32,
-    /// Positions that the session may use.
+    /// Positions that the session may use at most.
     pub context: u32,
+    /// Positions that it needs at least: its text and a token. The host says how many it grants.
+    pub least: u32,
     /// Whether its steps keep their shapes: none is computed together with another session's, or in pieces.
     pub exact: bool,
     /// How its prompt begins.
     pub prefix: Prefix,
-    /// Where results go: the next stage's host, or the coordinator behind the last.
+    /// Where results go: the next stage's host, or the coordinator behind the last. Addresses that a coordinator names are
+    /// not dialled.
     pub next: Host,
     /// The stand-by of the next stage, which gets a copy of each result.
     pub copy: Option<Host>,
@@ -93,6 +98,8 @@ pub struct OpenSession {
     pub stands_by: bool,
     /// Where failures go.
     pub coordinator: Host,
+    /// Who sends the steps: the host of the stage before, or the coordinator to the first.
+    pub previous: NodeId,
 }
 
 /// A node, and where it may be dialled.
@@ -115,12 +122,37 @@ pub struct Opened {
     pub max_rows: u32,
     /// Positions of the prompt whose KV is there; steps may begin here, or before.
     pub cached: u32,
+    /// Positions that the session may use here: at most what was asked for, at least what was needed.
+    pub context: u32,
     /// Milliseconds that loading took; 0 where the stage was there.
     pub load_ms: u32,
 }
 
-/// Longest control message, in bytes: a manifest of 10,000 tensors is about 1 MiB.
-pub const MAX_CONTROL_BYTES: usize = 16 * 1024 * 1024;
+/// Bytes of chance in a session's id.
+pub const SESSION_CHANCE: usize = 8;
+
+/// The id of a session: chance, and behind it as much of a digest of that and of the coordinator. Hosts admit nobody else
+/// under it, so that who has seen an id cannot take its next routes' places; a stranger would need 2^64 keys for one that fits.
+pub fn session_id(coordinator: NodeId, chance: [u8; SESSION_CHANCE]) -> SessionId {
+    let digest =
+        blake3::Hasher::new_derive_key("swarmllm session id").update(&coordinator.0).update(&chance).finalize();
+    let mut id = SessionId([0; 16]);
+    id.0[..SESSION_CHANCE].copy_from_slice(&chance);
+    id.0[SESSION_CHANCE..].copy_from_slice(&digest.as_bytes()[..16 - SESSION_CHANCE]);
+    id
+}
+
+/// Whether a session's id is of this coordinator.
+pub fn is_session_of(session: SessionId, coordinator: NodeId) -> bool {
+    let mut chance = [0; SESSION_CHANCE];
+    chance.copy_from_slice(&session.0[..SESSION_CHANCE]);
+    session_id(coordinator, chance) == session
+}
+
+/// Longest request, in bytes. An announcement has 63 KiB at most, the names of a prompt's beginning 60 KiB.
+pub const MAX_REQUEST_BYTES: usize = 64 * 1024;
+/// Longest reply, in bytes: a manifest of 10,000 tensors is about 1 MiB.
+pub const MAX_REPLY_BYTES: usize = 16 * 1024 * 1024;
 
 /// Most peers that one reply names.
 pub const MAX_PEERS: usize = 32;
@@ -146,6 +178,15 @@ pub fn check_peers(peers: &[Host]) -> Result<(), WireError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_session_s_id_is_of_one_coordinator() {
+        let [ours, other] = [1, 2].map(|name| NodeId([name; 32]));
+        let session = session_id(ours, [7; SESSION_CHANCE]);
+        assert!(is_session_of(session, ours) && !is_session_of(session, other));
+        assert_ne!(session, session_id(ours, [8; SESSION_CHANCE]));
+        assert!(!is_session_of(SessionId([7; 16]), ours));
+    }
 
     #[test]
     fn peers_that_are_many_or_have_many_or_long_addresses_are_refused() {

@@ -82,30 +82,75 @@ where
     Ok(())
 }
 
+/// A frame of which the header was read, and not the body yet.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Head<H> {
+    /// The header.
+    pub header: H,
+    /// Bytes of the body.
+    pub body: usize,
+}
+
+/// The first bytes of a frame: it has begun.
+#[derive(Debug, Clone, Copy)]
+pub struct Begun {
+    prefix: [u8; 8],
+    read: usize,
+}
+
+/// Waits for a frame to begin; `None` where the stream ended. Cancel-safe.
+pub async fn begin_frame<R: AsyncRead + Unpin>(stream: &mut R) -> Result<Option<Begun>, WireError> {
+    let mut prefix = [0u8; 8];
+    let read = stream.read(&mut prefix).await?;
+    Ok((read > 0).then_some(Begun { prefix, read }))
+}
+
+/// Reads the header of a frame that has begun. Not cancel-safe. The body is to be read or skipped next.
+pub async fn read_head<R, H>(stream: &mut R, begun: Begun, limits: FrameLimits) -> Result<Head<H>, WireError>
+where
+    R: AsyncRead + Unpin,
+    H: DeserializeOwned,
+{
+    let Begun { mut prefix, read } = begun;
+    stream.read_exact(&mut prefix[read..]).await?;
+    let [h0, h1, h2, h3, b0, b1, b2, b3] = prefix;
+    let header_len = u32::from_le_bytes([h0, h1, h2, h3]) as usize;
+    let body = u32::from_le_bytes([b0, b1, b2, b3]) as usize;
+    check("header", header_len, limits.header)?;
+    check("body", body, limits.body)?;
+    let head = read_exactly(stream, header_len).await?;
+    let (header, rest) = postcard::take_from_bytes::<H>(&head).map_err(|error| WireError::Header(error.to_string()))?;
+    match rest.is_empty() {
+        true => Ok(Head { header, body }),
+        false => Err(WireError::Header(format!("{} bytes follow it", rest.len()))),
+    }
+}
+
+/// Reads a body of this length. Not cancel-safe.
+pub async fn read_body<R: AsyncRead + Unpin>(stream: &mut R, len: usize) -> Result<Vec<u8>, WireError> {
+    read_exactly(stream, len).await
+}
+
+/// Passes over a body of this length. Not cancel-safe.
+pub async fn skip_body<R: AsyncRead + Unpin>(stream: &mut R, len: usize) -> Result<(), WireError> {
+    let (mut left, mut bytes) = (len, vec![0; len.min(BODY_STEP)]);
+    while left > 0 {
+        let step = left.min(bytes.len());
+        stream.read_exact(&mut bytes[..step]).await?;
+        left -= step;
+    }
+    Ok(())
+}
+
 /// Reads one frame; `None` where the stream ended between frames. Not cancel-safe.
 pub async fn read_frame<R, H>(stream: &mut R, limits: FrameLimits) -> Result<Option<Frame<H>>, WireError>
 where
     R: AsyncRead + Unpin,
     H: DeserializeOwned,
 {
-    let mut prefix = [0u8; 8];
-    let first = stream.read(&mut prefix).await?;
-    if first == 0 {
-        return Ok(None);
-    }
-    stream.read_exact(&mut prefix[first..]).await?;
-    let [h0, h1, h2, h3, b0, b1, b2, b3] = prefix;
-    let header_len = u32::from_le_bytes([h0, h1, h2, h3]) as usize;
-    let body_len = u32::from_le_bytes([b0, b1, b2, b3]) as usize;
-    check("header", header_len, limits.header)?;
-    check("body", body_len, limits.body)?;
-    let head = read_exactly(stream, header_len).await?;
-    let (header, rest) = postcard::take_from_bytes::<H>(&head).map_err(|error| WireError::Header(error.to_string()))?;
-    if !rest.is_empty() {
-        return Err(WireError::Header(format!("{} bytes follow it", rest.len())));
-    }
-    let body = read_exactly(stream, body_len).await?;
-    Ok(Some(Frame { header, body }))
+    let Some(begun) = begin_frame(stream).await? else { return Ok(None) };
+    let Head { header, body } = read_head(stream, begun, limits).await?;
+    Ok(Some(Frame { header, body: read_body(stream, body).await? }))
 }
 
 async fn read_exactly<R: AsyncRead + Unpin>(stream: &mut R, len: usize) -> Result<Vec<u8>, WireError> {
@@ -155,6 +200,24 @@ mod tests {
         for len in 1..bytes.len() {
             assert!(matches!(read(bytes[..len].to_vec()), Err(WireError::Stream(_))), "{len}");
         }
+    }
+
+    #[test]
+    fn a_body_that_is_passed_over_leaves_the_next_frame() {
+        let mut bytes = Vec::new();
+        let body = vec![7; 3 * BODY_STEP + 1];
+        let limits = FrameLimits { body: body.len(), ..LIMITS };
+        block_on(write_frame(&mut bytes, &7u32, &body, limits)).unwrap();
+        block_on(write_frame(&mut bytes, &8u32, b"next", LIMITS)).unwrap();
+        let mut stream = Cursor::new(bytes);
+        let next = block_on(async {
+            let begun = begin_frame(&mut stream).await.unwrap().unwrap();
+            let head: Head<u32> = read_head(&mut stream, begun, limits).await.unwrap();
+            assert_eq!(head, Head { header: 7, body: body.len() });
+            skip_body(&mut stream, head.body).await.unwrap();
+            read_frame(&mut stream, LIMITS).await.unwrap()
+        });
+        assert_eq!(next, Some(Frame { header: 8u32, body: b"next".to_vec() }));
     }
 
     #[test]

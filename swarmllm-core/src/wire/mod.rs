@@ -18,4 +18,4 @@ pub mod tensor;
 pub use frame::{Frame, WireError};
 
 /// Version of the whole protocol; part of every protocol name together with the network id.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Most blocks of a text; what lies behind is computed again. 16,384 * 16 are 262,144 tokens.
-pub const MAX_BLOCKS: usize = 16_384;
+/// Most blocks of a text; what lies behind is computed again. 3,840 blocks of 16 tokens are 61,440 tokens, and their names 60 KiB
+/// of the 64 KiB that a request may have.
+pub const MAX_BLOCKS: usize = 3_840;
 
 /// The name of a text up to the end of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

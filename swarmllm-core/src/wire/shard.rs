@@ -26,6 +26,8 @@ pub enum ShardReply {
     Found { size: u64 },
     /// Not held, or not given.
     Refused(Fault),
+    /// Others are given shards now: the asker may come back in so many milliseconds.
+    Busy { millis: u32 },
 }
 
 /// Starts the bytes.

@@ -15,6 +15,7 @@ from ._answers import ChatStream as ChatStream
 from ._answers import Stream as Stream
 from ._answers import TextStream as TextStream
 from ._node import AsyncNode as AsyncNode
+from ._node import ChatOptions as ChatOptions
 from ._node import Constraint as Constraint
 from ._node import JsonSchema as JsonSchema
 from ._node import Lark as Lark

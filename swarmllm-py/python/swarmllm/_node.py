@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, overload
 
 from ._answers import (
     Asked,
@@ -22,14 +22,15 @@ from ._answers import (
     finish_async,
     text_shape,
 )
-from ._records import Balance, ChatCompletion, Embeddings, Model, Peer, Plan, Status, TextCompletion
+from ._records import Balance, ChatCompletion, Embeddings, ImportReport, Model, Peer, Plan, Status, TextCompletion
 from ._swarmllm import ClosedError, InvalidArgumentError, NativeGeneration, NativeNode
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Part = str | tuple[int, int, bool]
-"""`"all"`, `"coordinator"`, or `(start, end, head)`: these layers, and the head or not."""
+Part = str | tuple[int, int] | tuple[int, int, bool]
+"""`"all"`, `"coordinator"`, or `(start, end, head)`: these layers of the model, `end` excluded, and the head or not (left out:
+not)."""
 
 Messages = str | Iterable[Mapping[str, str]]
 """Messages of a chat (`role`, `content`); a plain text is one message of the user."""
@@ -52,7 +53,8 @@ def _texts(texts: str | Sequence[str]) -> list[str]:
 
 
 class JsonSchema(TypedDict):
-    """The answer is JSON that the schema validates; keywords that cannot be enforced are refused by name."""
+    """The answer is JSON that the schema validates; keywords that cannot be enforced are refused by name. Objects whose keys
+    it names have no others, unless it says `additionalProperties`."""
 
     json_schema: Mapping[str, Any]
 
@@ -77,7 +79,7 @@ class Options(TypedDict, total=False):
     """Options of an answer."""
 
     max_tokens: int | None
-    """Default: as many as the context admits."""
+    """What is left of the context where that is less. Default: 1024."""
     temperature: float | None
     """0 is greedy."""
     top_k: int | None
@@ -100,21 +102,42 @@ class Options(TypedDict, total=False):
     guess: bool | None
     """Whether to try guesses ahead where that pays; never where `exact` is asked for. Default: true."""
     draft: str | None
-    """A smaller model with the same vocabulary, held here as a whole, which guesses in the place of repeated text."""
+    """A smaller model with the same tokens, held here as a whole, which guesses in the place of repeated text."""
     stand_by: bool | None
     """Whether other hosts follow the stages, where some can, so that one goes on where a stage's host is lost."""
     wire: Literal["f32", "bf16", "int8"] | None
     """How hidden states travel: as they are, or rounded and shorter, not with `exact`. Default: f32."""
     logprobs: int | None
-    """Tell how likely each token was, and so many of the likeliest there, 0 to 20."""
+    """Tell how likely each token was whose text is in the answer, and so many of the likeliest there, 0 to 20. Under a
+    constraint they are probabilities among the tokens that it admits."""
     constraint: Constraint | None
     """The form that the answer must have, such as `{"json_schema": {...}}`."""
+    caller: str | None
+    """On whose behalf this is asked: callers that wait for a place take turns. Default: all are one."""
     n: int | None
     """How many answers, 1 to 8, one after the other, each with a seed of its own where `seed` is given. Usage counts the
     prompt once; the route and times of a whole answer are those of the last. Default: 1."""
 
 
+class ChatOptions(Options, total=False):
+    """Options of an answer to a chat: those of any answer, and what the chat template is given."""
+
+    tools: Sequence[Mapping[str, Any]] | None
+    """Tools that the model may call, each in the shape of OpenAI's. A call that it writes is text of the answer."""
+    documents: Sequence[Mapping[str, Any]] | None
+    """Documents that the answer is grounded on, for templates that know any."""
+    enable_thinking: bool | None
+    """Whether the model thinks before it answers, for templates that can choose: one of `chat_template_kwargs`."""
+    chat_template_kwargs: Mapping[str, Any] | None
+    """Further variables of the template, by name."""
+    chat_template: str | None
+    """A template (Jinja) in the place of the model's own."""
+    parse_content: bool | None
+    """Read control tokens in messages and inputs too, where a text can then forge turns. Default: they are plain text."""
+
+
 _OPTIONS = tuple(Options.__annotations__)
+_OF_TEMPLATES = tuple(name for name in ChatOptions.__annotations__ if name not in _OPTIONS)
 
 _MOST_CHOICES = 8
 _SEEDS = 1 << 64
@@ -135,6 +158,28 @@ def _choices(options: Options) -> list[Asked]:
         return [given] * n
     # The first keeps the seed as it is, so that what is none is refused.
     return [given, *({**given, "seed": (seed + index) % _SEEDS} for index in range(1, n))]
+
+
+def _templated(options: ChatOptions) -> tuple[Options, dict[str, Any]]:
+    """The options of any answer, and what is for the template, as JSON."""
+    rest: dict[str, Any] = {name: value for name, value in options.items() if name not in _OF_TEMPLATES}
+    odd = [name for name in rest if name not in _OPTIONS]
+    if odd:
+        raise TypeError(f"there is no option {odd[0]!r}; options are {', '.join(_OPTIONS + _OF_TEMPLATES)}")
+    variables = dict(options.get("chat_template_kwargs") or {})
+    thinking = options.get("enable_thinking")
+    if thinking is not None:
+        if "enable_thinking" in variables:
+            raise TypeError("enable_thinking is given twice")
+        variables["enable_thinking"] = thinking
+    given = {
+        "tools": json.dumps(list(options.get("tools") or ())),
+        "documents": json.dumps(list(options.get("documents") or ())),
+        "kwargs": json.dumps(variables),
+        "chat_template": options.get("chat_template"),
+        "parse_content": bool(options.get("parse_content")),
+    }
+    return cast("Options", rest), given
 
 
 def _given(options: Options) -> dict[str, Any]:
@@ -182,6 +227,7 @@ class _Base:
         kv: Literal["full", "q8_0"] | None = None,
         credit_limit: int | None = None,
         engine: str | None = None,
+        chat_template: str | None = None,
     ) -> None:
         """A node that is not started yet.
 
@@ -195,10 +241,10 @@ class _Base:
         takes power and makes tokens faster. `memory`: bytes for weights and KV. `max_disk_bytes`: most that
         shards may take on the disk. `place`: fetch what the swarm is short of, up to so many bytes of disk.
         `download_rate`: bytes a second from the web at most. `context`: positions of a session, prompt and answer
-        together. `sessions`: how many a stage computes at once. `kv`: how keys and values are kept; `q8_0` takes about half
-        of the memory, and refuses exact answers. `credit_limit`: credits that a peer may owe before it is not computed for
+        together; by default the model's own as far as the memory allows, 512 at least. `sessions`: how many a stage
+        computes at once. `kv`: how keys and values are kept; `q8_0` takes about half of the memory, and refuses exact answers. `credit_limit`: credits that a peer may owe before it is not computed for
         any more, one being a million parameters applied to one token; by default nobody is refused. `engine`: `llama.cpp`
-        or `candle`.
+        or `candle`. `chat_template`: a template (Jinja) in the place of those that models have, unless a chat brings one.
         """
         self._native: NativeNode | None = None
         self._config: dict[str, Any] = {
@@ -227,6 +273,7 @@ class _Base:
             "kv": kv,
             "credit_limit": credit_limit,
             "engine": engine,
+            "chat_template": chat_template,
         }
 
     def _running(self) -> NativeNode:
@@ -249,7 +296,8 @@ class _Base:
         return Status(json.loads(self._running().status()))
 
     def models(self) -> list[Model]:
-        """The models it knows."""
+        """The models it knows. One that cannot run here, or does not fit into the memory within reach now, is not `ready`;
+        its `findings` and `warnings` say why."""
         return Model.listed(json.loads(self._running().models()))
 
     def peers(self) -> list[Peer]:
@@ -292,11 +340,19 @@ class Node(_Base):
         *,
         name: str | None = None,
         parts: Sequence[Part] | None = None,
+        anyway: bool = False,
         progress: Callable[[int, int], object] | None = None,
     ) -> Model:
-        """Cuts a local GGUF into shards. `progress` is called with the bytes done and in all."""
+        """Cuts a local GGUF into shards. `progress` is called with the bytes done and in all.
+
+        `path`: of a model in several files (`NAME-00001-of-00003.gguf`) any part; the others lie beside it.
+
+        `name`: an alias beside those that the model has; no other model may have it. A model that cannot run here is refused before its weights are
+        read, with its `report` on the error; with `anyway` it is kept for others. `warnings` and `findings` of the model
+        say what of it cannot be used here.
+        """
         kept = None if parts is None else list(parts)
-        return Model(json.loads(self._running().import_model(path, name, kept, progress)))
+        return Model(json.loads(self._running().import_model(path, name, kept, anyway, progress)))
 
     def import_url(
         self,
@@ -304,6 +360,7 @@ class Node(_Base):
         *,
         name: str | None = None,
         parts: Sequence[Part] | None = None,
+        anyway: bool = False,
         hub: str | None = None,
         token: str | None = None,
         progress: Callable[[int, int], object] | None = None,
@@ -316,7 +373,27 @@ class Node(_Base):
         """
         kept = None if parts is None else list(parts)
         source = (address, hub, token)
-        return Model(json.loads(self._running().import_url(source, name, kept, progress)))
+        return Model(json.loads(self._running().import_url(source, name, kept, anyway, progress)))
+
+    def examine(self, path: str | os.PathLike[str], *, parts: Sequence[Part] | None = None) -> ImportReport:
+        """What of a local GGUF cannot run here, asked of its header as `import_model` does; nothing is kept.
+
+        `parts`: what would be kept. A node that keeps no metadata needs no tokenizer.
+        """
+        kept = None if parts is None else list(parts)
+        return ImportReport(json.loads(self._running().examine(path, kept)))
+
+    def examine_url(
+        self,
+        address: str,
+        *,
+        parts: Sequence[Part] | None = None,
+        hub: str | None = None,
+        token: str | None = None,
+    ) -> ImportReport:
+        """The same of a GGUF on the web, of which only the header is fetched; the rest as in `import_url`."""
+        kept = None if parts is None else list(parts)
+        return ImportReport(json.loads(self._running().examine_url((address, hub, token), kept)))
 
     def pull(
         self, model: str, part: Part = "all", *, progress: Callable[[int, int], object] | None = None
@@ -346,6 +423,22 @@ class Node(_Base):
         """Takes a pin back."""
         self._running().pin(model, False)
 
+    def add_alias(self, model: str, alias: str) -> Model:
+        """Gives a known model an alias, beside those that it has.
+
+        `AliasTakenError` where another model has it, is called so by its file, or has an id that begins so; `InvalidArgumentError`
+        where it would be read as an id, or has a character that nobody sees.
+        """
+        return Model(json.loads(self._running().add_alias(model, alias)))
+
+    def move_alias(self, model: str, alias: str) -> Model:
+        """The same, and the model that had the alias, or was called so by its file, has it no longer."""
+        return Model(json.loads(self._running().move_alias(model, alias)))
+
+    def remove_alias(self, alias: str) -> None:
+        """Takes an alias from the model that has it. What files and peers call the model stays."""
+        self._running().remove_alias(alias)
+
     def make_room(self, bytes: int) -> list[str]:
         """Removes the models used longest ago until so many bytes more have room; gives the ids of those that went.
 
@@ -359,18 +452,19 @@ class Node(_Base):
 
     @overload
     def chat(
-        self, model: str, messages: Messages, *, stream: Literal[False] = False, **options: Unpack[Options]
+        self, model: str, messages: Messages, *, stream: Literal[False] = False, **options: Unpack[ChatOptions]
     ) -> ChatCompletion: ...
     @overload
-    def chat(self, model: str, messages: Messages, *, stream: Literal[True], **options: Unpack[Options]) -> ChatStream: ...
+    def chat(self, model: str, messages: Messages, *, stream: Literal[True], **options: Unpack[ChatOptions]) -> ChatStream: ...
     def chat(
-        self, model: str, messages: Messages, *, stream: bool = False, **options: Unpack[Options]
+        self, model: str, messages: Messages, *, stream: bool = False, **options: Unpack[ChatOptions]
     ) -> ChatCompletion | ChatStream:
-        """Asks a model; `stream=True` gives the answer as it comes. See `Options`."""
-        pairs, choices = _pairs(messages), _choices(options)
+        """Asks a model; `stream=True` gives the answer as it comes. See `ChatOptions`."""
+        rest, templated = _templated(options)
+        pairs, choices = _pairs(messages), _choices(rest)
 
         def ask(asked: Asked) -> NativeGeneration:
-            return self._running().chat(model, pairs, asked)
+            return self._running().chat(model, pairs, asked, templated)
 
         shape = chat_shape(model)
         return Stream(shape, choices, ask) if stream else finish(shape, choices, ask)
@@ -393,9 +487,12 @@ class Node(_Base):
         shape = text_shape(model)
         return Stream(shape, choices, ask) if stream else finish(shape, choices, ask)
 
-    def embed(self, model: str, texts: str | Sequence[str], *, pooling: Pooling = "mean") -> Embeddings:
-        """Makes a vector of length 1 of each text; `pooling` is what is taken of the states of its tokens."""
-        return Embeddings(json.loads(self._running().embed(model, _texts(texts), pooling)))
+    def embed(
+        self, model: str, texts: str | Sequence[str], *, pooling: Pooling = "mean", caller: str | None = None
+    ) -> Embeddings:
+        """Makes a vector of length 1 of each text; `pooling` is what is taken of the states of its tokens, and `caller` says
+        on whose behalf this is asked: callers that wait for a place take turns."""
+        return Embeddings(json.loads(self._running().embed(model, _texts(texts), pooling, caller)))
 
     def shutdown(self, deadline: float = DEADLINE) -> None:
         """Stops accepting, drains at most `deadline` seconds, flushes and closes. May be called again."""
@@ -439,11 +536,19 @@ class AsyncNode(_Base):
         *,
         name: str | None = None,
         parts: Sequence[Part] | None = None,
+        anyway: bool = False,
         progress: Callable[[int, int], object] | None = None,
     ) -> Model:
-        """Cuts a local GGUF into shards. `progress` is called with the bytes done and in all."""
+        """Cuts a local GGUF into shards. `progress` is called with the bytes done and in all.
+
+        `path`: of a model in several files (`NAME-00001-of-00003.gguf`) any part; the others lie beside it.
+
+        `name`: an alias beside those that the model has; no other model may have it. A model that cannot run here is refused before its weights are
+        read, with its `report` on the error; with `anyway` it is kept for others. `warnings` and `findings` of the model
+        say what of it cannot be used here.
+        """
         kept = None if parts is None else list(parts)
-        return Model(json.loads(await self._running().import_model_async(path, name, kept, _on_loop(progress))))
+        return Model(json.loads(await self._running().import_model_async(path, name, kept, anyway, _on_loop(progress))))
 
     async def import_url(
         self,
@@ -451,6 +556,7 @@ class AsyncNode(_Base):
         *,
         name: str | None = None,
         parts: Sequence[Part] | None = None,
+        anyway: bool = False,
         hub: str | None = None,
         token: str | None = None,
         progress: Callable[[int, int], object] | None = None,
@@ -463,7 +569,27 @@ class AsyncNode(_Base):
         """
         kept = None if parts is None else list(parts)
         source = (address, hub, token)
-        return Model(json.loads(await self._running().import_url_async(source, name, kept, _on_loop(progress))))
+        return Model(json.loads(await self._running().import_url_async(source, name, kept, anyway, _on_loop(progress))))
+
+    async def examine(self, path: str | os.PathLike[str], *, parts: Sequence[Part] | None = None) -> ImportReport:
+        """What of a local GGUF cannot run here, asked of its header as `import_model` does; nothing is kept.
+
+        `parts`: what would be kept. A node that keeps no metadata needs no tokenizer.
+        """
+        kept = None if parts is None else list(parts)
+        return ImportReport(json.loads(await self._running().examine_async(path, kept)))
+
+    async def examine_url(
+        self,
+        address: str,
+        *,
+        parts: Sequence[Part] | None = None,
+        hub: str | None = None,
+        token: str | None = None,
+    ) -> ImportReport:
+        """The same of a GGUF on the web, of which only the header is fetched; the rest as in `import_url`."""
+        kept = None if parts is None else list(parts)
+        return ImportReport(json.loads(await self._running().examine_url_async((address, hub, token), kept)))
 
     async def pull(
         self, model: str, part: Part = "all", *, progress: Callable[[int, int], object] | None = None
@@ -493,6 +619,22 @@ class AsyncNode(_Base):
         """Takes a pin back."""
         await self._running().pin_async(model, False)
 
+    async def add_alias(self, model: str, alias: str) -> Model:
+        """Gives a known model an alias, beside those that it has.
+
+        `AliasTakenError` where another model has it, is called so by its file, or has an id that begins so; `InvalidArgumentError`
+        where it would be read as an id, or has a character that nobody sees.
+        """
+        return Model(json.loads(await self._running().add_alias_async(model, alias)))
+
+    async def move_alias(self, model: str, alias: str) -> Model:
+        """The same, and the model that had the alias, or was called so by its file, has it no longer."""
+        return Model(json.loads(await self._running().move_alias_async(model, alias)))
+
+    async def remove_alias(self, alias: str) -> None:
+        """Takes an alias from the model that has it. What files and peers call the model stays."""
+        await self._running().remove_alias_async(alias)
+
     async def make_room(self, bytes: int) -> list[str]:
         """Removes the models used longest ago until so many bytes more have room; gives the ids of those that went.
 
@@ -506,18 +648,19 @@ class AsyncNode(_Base):
 
     @overload
     async def chat(
-        self, model: str, messages: Messages, *, stream: Literal[False] = False, **options: Unpack[Options]
+        self, model: str, messages: Messages, *, stream: Literal[False] = False, **options: Unpack[ChatOptions]
     ) -> ChatCompletion: ...
     @overload
-    async def chat(self, model: str, messages: Messages, *, stream: Literal[True], **options: Unpack[Options]) -> AsyncChatStream: ...
+    async def chat(self, model: str, messages: Messages, *, stream: Literal[True], **options: Unpack[ChatOptions]) -> AsyncChatStream: ...
     async def chat(
-        self, model: str, messages: Messages, *, stream: bool = False, **options: Unpack[Options]
+        self, model: str, messages: Messages, *, stream: bool = False, **options: Unpack[ChatOptions]
     ) -> ChatCompletion | AsyncChatStream:
-        """Asks a model; `stream=True` gives the answer as it comes. See `Options`."""
-        pairs, choices = _pairs(messages), _choices(options)
+        """Asks a model; `stream=True` gives the answer as it comes. See `ChatOptions`."""
+        rest, templated = _templated(options)
+        pairs, choices = _pairs(messages), _choices(rest)
 
         async def ask(asked: Asked) -> NativeGeneration:
-            return await self._running().chat_async(model, pairs, asked)
+            return await self._running().chat_async(model, pairs, asked, templated)
 
         shape = chat_shape(model)
         if stream:
@@ -544,9 +687,12 @@ class AsyncNode(_Base):
             return AsyncStream(shape, choices, await ask(choices[0]), ask)
         return await finish_async(shape, choices, ask)
 
-    async def embed(self, model: str, texts: str | Sequence[str], *, pooling: Pooling = "mean") -> Embeddings:
-        """Makes a vector of length 1 of each text; `pooling` is what is taken of the states of its tokens."""
-        return Embeddings(json.loads(await self._running().embed_async(model, _texts(texts), pooling)))
+    async def embed(
+        self, model: str, texts: str | Sequence[str], *, pooling: Pooling = "mean", caller: str | None = None
+    ) -> Embeddings:
+        """Makes a vector of length 1 of each text; `pooling` is what is taken of the states of its tokens, and `caller` says
+        on whose behalf this is asked: callers that wait for a place take turns."""
+        return Embeddings(json.loads(await self._running().embed_async(model, _texts(texts), pooling, caller)))
 
     async def shutdown(self, deadline: float = DEADLINE) -> None:
         """Stops accepting, drains at most `deadline` seconds, flushes and closes. May be called again."""

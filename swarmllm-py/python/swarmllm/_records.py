@@ -12,6 +12,8 @@ __all__ = [
     "Flow",
     "Traffic",
     "Status",
+    "Finding",
+    "ImportReport",
     "Model",
     "Holding",
     "Balance",
@@ -112,10 +114,29 @@ class Status(Record):
     memory_budget: int
     memory_used: int
     peers_connected: int
+    waiting: int
     sessions: int
     stages: int
     traffic: Traffic
     uptime_ms: int
+
+
+class Finding(Record):
+    """Something of a model that cannot be used here, or not as its file says."""
+
+    subject: str
+    engine: str | None
+    kind: str
+    reason: str
+    refuses: bool
+
+
+class ImportReport(Record):
+    """What of a model cannot run on a node; where it `refuses`, an import asks for `anyway`."""
+
+    architecture: str
+    refuses: bool
+    findings: list[Finding]
 
 
 class Model(Record):
@@ -123,9 +144,12 @@ class Model(Record):
 
     id: str
     name: str
+    names: list[str]
+    aliases: list[str]
     architecture: str
     layers: int
     context: int
+    served_context: int
     size: int
     held: list[Layers]
     has_metadata: bool
@@ -133,6 +157,8 @@ class Model(Record):
     has_head: bool
     covered: list[Layers]
     ready: bool
+    warnings: list[str]
+    findings: list[Finding]
 
 
 class Holding(Record):
@@ -239,7 +265,7 @@ class Message(Record):
 
 
 class TopLogprob(Record):
-    """How likely a token was by the model itself."""
+    """How likely a token was by the model itself; under a constraint, among the tokens that it admitted."""
 
     token: str
     logprob: float
@@ -253,7 +279,7 @@ class TokenLogprob(TopLogprob):
 
 
 class Logprobs(Record):
-    """How likely the tokens of an answer, or of a piece of it, were."""
+    """How likely the tokens were whose text is in the answer, or in a piece of it."""
 
     content: list[TokenLogprob]
 

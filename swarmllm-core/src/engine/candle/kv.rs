@@ -54,17 +54,19 @@ impl Kv {
         let end = pos + keys.dim(1)?;
         let (cells, device) = (self.cells, &self.device);
         let Some(held) = self.layers.get_mut(layer) else { candle_core::bail!("no layer {layer} in the KV") };
-        let held = match held.take() {
-            Some(old) if old.keys.dim(1)? >= end => held.insert(old),
-            old => {
+        // Replaced once both tensors are there: a device without room for them leaves what the session had.
+        let held = match held {
+            Some(layer) if layer.keys.dim(1)? >= end => layer,
+            place => {
                 let capacity = end.next_multiple_of(BLOCK);
                 let grow = |old: Option<&Tensor>| -> Result<Tensor> {
                     let new = Tensor::zeros((cells.heads, capacity, cells.head), DType::F32, device)?;
                     old.map_or(Ok(()), |old| new.slice_set(old, 1, 0))?;
                     Ok(new)
                 };
-                let keys = grow(old.as_ref().map(|old| &old.keys))?;
-                held.insert(Layer { keys, values: grow(old.as_ref().map(|old| &old.values))? })
+                let keys = grow(place.as_ref().map(|old| &old.keys))?;
+                let values = grow(place.as_ref().map(|old| &old.values))?;
+                place.insert(Layer { keys, values })
             }
         };
         held.keys.slice_set(keys, 1, pos)?;

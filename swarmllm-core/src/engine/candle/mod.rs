@@ -27,6 +27,7 @@ mod parts;
 mod rope;
 mod shape;
 mod stage;
+mod tensors;
 mod weights;
 
 #[cfg(test)]
@@ -65,7 +66,9 @@ impl Engine for Candle {
 
     fn cuts(&self, manifest: &Manifest) -> Result<CutRules, EngineError> {
         // Layers are told apart by their place in the model, never in the stage, so that any cut is legal.
-        Shape::read(manifest).map(|_| CutRules::free())
+        let shape = Shape::read(manifest)?;
+        tensors::check_model(&shape, manifest)?;
+        Ok(CutRules::free())
     }
 
     fn memory(&self, manifest: &Manifest, layers: LayerRange, head: bool, config: &StageConfig) -> u64 {
@@ -79,7 +82,9 @@ impl Engine for Candle {
 
     fn load_stage(&self, source: StageSource, config: &StageConfig) -> Result<Box<dyn Stage>, EngineError> {
         let manifest = &source.manifest;
-        self.cuts(manifest)?.check(manifest, source.layers)?;
+        // The stage's own tensors are checked as they are taken.
+        Shape::read(manifest)?;
+        CutRules::free().check(manifest, source.layers)?;
         Ok(Box::new(CandleStage::load(&source, config)?))
     }
 

@@ -14,7 +14,7 @@ use crate::engine::{EngineError, Terms};
 use crate::model::StageSource;
 
 /// Factors that divide the frequencies of rotations.
-const FACTORS: &str = "rope_freqs.weight";
+pub(super) const FACTORS: &str = "rope_freqs.weight";
 
 /// One transformer block.
 struct Block {

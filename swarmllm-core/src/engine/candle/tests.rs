@@ -9,9 +9,9 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 
 use super::Candle;
-use crate::base::LayerRange;
-use crate::engine::{Embedder, Engine, EngineError, KvCache, Row, Stage, StageConfig, Terms};
-use crate::model::{EmbeddingSource, Fact, Manifest, SourceTensor, StageSource, TensorEntry};
+use crate::base::{LayerRange, ShardId};
+use crate::engine::{CutRules, Embedder, Engine, EngineError, KvCache, Row, Stage, StageConfig, Terms};
+use crate::model::{EmbeddingSource, Fact, Manifest, ShardEntry, ShardKind, SourceTensor, StageSource, TensorEntry};
 
 const LAYERS: u32 = 3;
 const WIDTH: u32 = 64;
@@ -175,7 +175,6 @@ fn manifest(architecture: &str) -> Manifest {
     }
     Manifest {
         format: Manifest::FORMAT,
-        name: "noise".to_owned(),
         architecture: architecture.to_owned(),
         layers: LAYERS,
         width: WIDTH,
@@ -436,6 +435,40 @@ fn what_a_description_asks_for_must_be_there() {
     ] {
         let error = Model::of(architecture).refusal(|source| source.tensors.retain(|held| held.entry.name != tensor));
         assert!(matches!(&error, EngineError::BadModel { what, .. } if what == tensor), "{error}");
+    }
+}
+
+/// Its manifest with all tensors in it, of one shard.
+fn listed(model: &Model) -> Manifest {
+    let tensors = model.tensors.iter().map(|tensor| tensor.entry.clone()).collect();
+    let shard = ShardEntry { kind: ShardKind::Head, id: ShardId([0; 32]), size: 1, weight: 1, tensors };
+    Manifest { shards: vec![shard], ..model.manifest.clone() }
+}
+
+#[test]
+fn the_check_of_a_manifest_refuses_the_tensors_that_the_loader_refuses() {
+    type Change = fn(&mut Vec<SourceTensor>, usize);
+    for model in Model::every() {
+        let architecture = model.manifest.architecture.clone();
+        assert_eq!(Candle::new().cuts(&listed(&model)), Ok(CutRules::free()), "{architecture}");
+        for at in 0..model.tensors.len() {
+            let name = model.tensors[at].entry.name.clone();
+            let changes: [(&str, Change); 4] = [
+                ("missing", |tensors, at| drop(tensors.remove(at))),
+                ("of an unknown type", |tensors, at| tensors[at].entry.ty = 16),
+                ("of another shape", |tensors, at| tensors[at].entry.dims[0] += 32),
+                ("not known", |tensors, at| tensors[at].entry.name.push('x')),
+            ];
+            for (what, change) in changes {
+                let mut changed = Model { manifest: model.manifest.clone(), tensors: model.tensors.clone() };
+                change(&mut changed.tensors, at);
+                let loaded = Candle::new().load_stage(changed.source(0, LAYERS, true), &config()).is_ok();
+                let admitted = Candle::new().cuts(&listed(&changed)).is_ok();
+                assert_eq!(loaded, admitted, "{architecture}: {name} {what}");
+                // Factors of rotations may be missing.
+                assert!(!admitted || name == "rope_freqs.weight", "{architecture}: {name} {what}");
+            }
+        }
     }
 }
 

@@ -43,15 +43,14 @@ const BLOCK: u32 = 32;
 
 /// What a checked tensor is.
 #[derive(Debug, Clone, Copy)]
-struct Layout {
+pub(super) struct Layout {
     dtype: GgmlDType,
     row_bytes: u64,
     bytes: u64,
 }
 
-/// Checks type, shape, size and file of a tensor against what the architecture needs. `dims` is in GGUF order.
-fn check(tensor: &SourceTensor, dims: &[u64]) -> Result<Layout, EngineError> {
-    let entry = &tensor.entry;
+/// Checks type, shape and size of a tensor against what the architecture needs. `dims` is in GGUF order.
+pub(super) fn check_entry(entry: &TensorEntry, dims: &[u64]) -> Result<Layout, EngineError> {
     let refuse = |reason: String| bad_model(entry.name.clone(), reason);
     let dtype = dtype(entry.ty).ok_or_else(|| refuse(format!("candle has no tensors of ggml type {}", entry.ty)))?;
     if entry.dims != dims {
@@ -68,16 +67,23 @@ fn check(tensor: &SourceTensor, dims: &[u64]) -> Result<Layout, EngineError> {
     if entry.size != bytes {
         return Err(refuse(format!("it has {} bytes, its shape and type make {bytes}", entry.size)));
     }
+    Ok(Layout { dtype, row_bytes, bytes })
+}
+
+/// The same, and that the file holds the tensor.
+fn check(tensor: &SourceTensor, dims: &[u64]) -> Result<Layout, EngineError> {
+    let layout = check_entry(&tensor.entry, dims)?;
+    let refuse = |reason: String| bad_model(tensor.entry.name.clone(), reason);
     let held = tensor.file.metadata().map_err(|error| refuse(error.to_string()))?.len();
-    if tensor.offset.checked_add(bytes).is_none_or(|end| end > held) {
+    if tensor.offset.checked_add(layout.bytes).is_none_or(|end| end > held) {
         return Err(refuse(format!("its bytes end beyond the {held} bytes of its file")));
     }
-    Ok(Layout { dtype, row_bytes, bytes })
+    Ok(layout)
 }
 
 /// Refuses rows of an odd number of blocks for the types whose products candle takes two blocks at a time. That would
 /// panic on candle's workers, and a panic there leaves candle useless for the whole process.
-fn check_blocks(entry: &TensorEntry, columns: u32) -> Result<(), EngineError> {
+pub(super) fn check_blocks(entry: &TensorEntry, columns: u32) -> Result<(), EngineError> {
     let pairs = matches!(dtype(entry.ty), Some(GgmlDType::Q4_1 | GgmlDType::Q5_0 | GgmlDType::Q5_1));
     if pairs && !(columns / BLOCK).is_multiple_of(2) {
         let reason = format!("candle needs an even number of blocks of {BLOCK} in a row, {columns} make an odd one");

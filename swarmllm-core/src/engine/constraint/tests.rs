@@ -1,9 +1,19 @@
+mod bounded;
+mod closed_objects;
+mod embedded_schemas;
+
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use super::*;
 
 /// Every byte is a token, and so are a few words; the last two end an answer.
 fn lexicon() -> Arc<Lexicon> {
+    static LEXICON: OnceLock<Arc<Lexicon>> = OnceLock::new();
+    LEXICON.get_or_init(new_lexicon).clone()
+}
+
+fn new_lexicon() -> Arc<Lexicon> {
     let mut words: Vec<Vec<u8>> = (0..=254).map(|byte| vec![byte]).collect();
     words.extend([b"tru".to_vec(), b"\": ".to_vec(), b"\xff<|tool|>".to_vec(), b"\xff<|end|>".to_vec(), Vec::new()]);
     let ends = vec![END, END + 1];
@@ -74,6 +84,7 @@ fn white_space_between_json_values_ends() {
     let own = schema(r#"{"type": "object", "x-guidance": {"whitespace_pattern": "[ \\n]*", "lenient": true}}"#);
     for endless in ["{  }", "{\n\n}", "{\n                                 }"] {
         assert!(!admits(&Constraint::JsonObject, endless) && !admits(&own, endless), "{endless:?}");
+        assert!(!admits(&schema("true"), endless) && !admits(&schema("{}"), endless), "{endless:?}");
     }
 }
 

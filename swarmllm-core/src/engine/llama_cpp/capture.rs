@@ -2,13 +2,15 @@
 //! llama.cpp asks about each node of its graph. At the last layer's output we copy it and stop the graph, so that norm
 //! and output are never computed. At the node that stands for the first layer's input, once it is computed, we write the
 //! hidden states over it. Of a stage with the head, a step that wants states takes those behind the output norm, and
-//! stops there.
+//! stops there. Where weights are read while the graph computes ([`plain`](super::plain)), it pauses for that.
 
 use std::ffi::{CString, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as ll;
+
+use super::plain::{Stream, is_product};
 
 /// What llama.cpp calls the output norm's result.
 const HEAD_NORM: &str = "result_norm";
@@ -33,6 +35,8 @@ pub(super) struct Capture {
     pub rows: Vec<f32>,
     /// What the graph multiplies with, where that is asked for.
     pub factors: Option<Vec<NonNull<ll::ggml_tensor>>>,
+    /// Weights that are read while the graph computes, where the step has them.
+    pub stream: Option<Box<Stream>>,
 }
 
 impl Node {
@@ -54,7 +58,7 @@ impl Capture {
         let output = if head { HEAD_NORM.to_owned() } else { format!("l_out-{}", layers.saturating_sub(1)) };
         let (input, output, width) = (input.map(Node::new), Node::new(&output), width as usize);
         let (hidden, rows) = (Vec::new(), Vec::new());
-        Box::new(Self { width, input, output, taken: false, hidden, rows, factors: None })
+        Box::new(Self { width, input, output, taken: false, hidden, rows, factors: None, stream: None })
     }
 
     /// Gets ready for a step of these hidden states, of which so many rows of output are wanted; of a stage with the head
@@ -89,6 +93,12 @@ impl Capture {
     fn meet(&mut self, tensor: *mut ll::ggml_tensor) -> bool {
         // SAFETY: llama.cpp gives a computed node that lives as long as the call.
         let node = unsafe { &*tensor };
+        if let Some(stream) = self.stream.as_mut().filter(|stream| stream.pauses(node)) {
+            stream.go_on();
+            if !self.is_wanted(node) {
+                return true;
+            }
+        }
         if let Some(input) = self.input.as_mut().filter(|input| input.is(&node.name)) {
             if has_shape(node, self.width, self.hidden.len()) {
                 let bytes = size_of_val(&*self.hidden);
@@ -117,11 +127,11 @@ impl Capture {
                 // SAFETY: llama.cpp gives a node that lives as long as the call.
                 let node = unsafe { &*tensor };
                 if let Some(factors) = &mut capture.factors
-                    && matches!(node.op, ll::GGML_OP_MUL_MAT | ll::GGML_OP_MUL_MAT_ID)
+                    && is_product(node)
                 {
                     factors.extend(NonNull::new(node.src[0]));
                 }
-                return capture.is_wanted(node);
+                return capture.is_wanted(node) || capture.stream.as_ref().is_some_and(|stream| stream.pauses(node));
             }
             capture.meet(tensor)
         });

@@ -6,6 +6,7 @@
 use std::ffi::c_void;
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
 use super::image::Image;
@@ -31,6 +32,38 @@ pub(super) fn read_exact_at(file: &File, mut buffer: &mut [u8], mut at: u64) -> 
     Ok(())
 }
 
+/// As [`read_exact_at`], into memory that nobody has written before: where this succeeds all of it is initialised.
+#[cfg(target_os = "linux")]
+pub(super) fn fill_at(file: &File, mut buffer: &mut [MaybeUninit<u8>], mut at: u64) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    while !buffer.is_empty() {
+        let offset = i64::try_from(at).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: the buffer has room for so many bytes, which are only written.
+        let read = unsafe { libc::pread64(file.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), offset) };
+        match usize::try_from(read) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => {
+                buffer = buffer.get_mut(read..).unwrap_or_default();
+                at += read as u64;
+            }
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            },
+        }
+    }
+    Ok(())
+}
+
+/// As [`read_exact_at`], into memory that nobody may have written before: where this succeeds all of it is initialised.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn fill_at(file: &File, buffer: &mut [MaybeUninit<u8>], at: u64) -> io::Result<()> {
+    buffer.fill(MaybeUninit::new(0));
+    // SAFETY: all of it was just written.
+    let buffer = unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast::<u8>(), buffer.len()) };
+    read_exact_at(file, buffer, at)
+}
+
 /// A C `FILE`, closed when dropped.
 struct Stream(NonNull<c_void>);
 
@@ -54,6 +87,7 @@ pub(super) fn with_file<T>(image: &Image, read: impl FnOnce(*mut c_void) -> T) -
 mod imp {
     use std::ffi::{c_char, c_int, c_void};
     use std::io;
+    use std::mem::MaybeUninit;
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::ptr::NonNull;
 
@@ -81,10 +115,9 @@ mod imp {
 
     unsafe extern "C" fn on_read(cookie: *mut c_void, buffer: *mut c_char, size: usize) -> isize {
         // SAFETY: `cookie` is the one that `with_file` opened the stream with; the C library calls from one thread, and
-        // gives a buffer of `size` bytes, which is written before it is read.
+        // gives a buffer of `size` bytes, which is only written.
         let (cookie, buffer) = unsafe {
-            buffer.write_bytes(0, size);
-            (&mut *cookie.cast::<Cookie>(), std::slice::from_raw_parts_mut(buffer.cast::<u8>(), size))
+            (&mut *cookie.cast::<Cookie>(), std::slice::from_raw_parts_mut(buffer.cast::<MaybeUninit<u8>>(), size))
         };
         let read = catch_unwind(AssertUnwindSafe(|| cookie.image.read_at(buffer, cookie.at)));
         match read.unwrap_or_else(|_| Err(io::Error::other("reading a stage image panicked"))) {
@@ -138,6 +171,7 @@ mod imp {
     use std::ffi::{c_char, c_int, c_void};
     use std::fs::OpenOptions;
     use std::io::{self, Write};
+    use std::mem::MaybeUninit;
     use std::os::fd::IntoRawFd;
     use std::os::unix::fs::OpenOptionsExt;
     use std::ptr::NonNull;
@@ -158,14 +192,15 @@ mod imp {
         let path = std::env::temp_dir().join(name);
         let mut file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
         std::fs::remove_file(&path)?;
-        let mut buffer = vec![0; BUFFER];
+        let mut buffer = vec![MaybeUninit::new(0_u8); BUFFER];
         let mut at = 0;
         loop {
-            let count = image.read_at(&mut buffer, at)?;
+            let count = image.read_at(&mut buffer, at)?.min(buffer.len());
             if count == 0 {
                 break;
             }
-            file.write_all(buffer.get(..count).unwrap_or_default())?;
+            // SAFETY: all bytes of the buffer have been written.
+            file.write_all(unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), count) })?;
             at += count as u64;
         }
         io::Seek::rewind(&mut file)?;

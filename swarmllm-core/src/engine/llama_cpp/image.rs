@@ -4,6 +4,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use llama_cpp_sys_2 as ll;
@@ -12,7 +13,7 @@ use crate::model::StageSource;
 
 use super::architectures::Output;
 use super::facts::ty;
-use super::plain::Matrix;
+use super::plain::{LAYER, Matrix};
 use super::shape::Shape;
 use super::tensors::{EMBEDDING, OUTPUT, row_size, stand_ins};
 
@@ -181,7 +182,7 @@ impl Image {
     /// Where in the shards the tensors of layers are.
     pub fn matrices(&self) -> Vec<Matrix> {
         let matrix = |extent: &Extent| match &extent.origin {
-            Origin::Shard { file, offset } if extent.name.starts_with("blk.") => Some(Matrix {
+            Origin::Shard { file, offset } if extent.name.starts_with(LAYER) => Some(Matrix {
                 name: CString::new(extent.name.as_str()).ok()?,
                 file: file.clone(),
                 offset: *offset,
@@ -192,9 +193,9 @@ impl Image {
         self.extents.iter().filter_map(matrix).collect()
     }
 
-    /// Reads at most `buffer.len()` bytes at `at`; 0 at the end. An extent that the shard's file does not fill is an
-    /// error, never a short image.
-    pub fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+    /// Reads at most `buffer.len()` bytes at `at`, and gives how many, which are then initialised; 0 at the end. An extent
+    /// that the shard's file does not fill is an error, never a short image.
+    pub fn read_at(&self, buffer: &mut [MaybeUninit<u8>], at: u64) -> io::Result<usize> {
         if let Some(head) = usize::try_from(at).ok().and_then(|at| self.head.get(at..)).filter(|head| !head.is_empty())
         {
             return Ok(copy(head, buffer));
@@ -208,15 +209,15 @@ impl Image {
         let Some((extent, skip)) = inside else {
             let end = self.extents.get(next).map_or(self.len, |extent| extent.start);
             let gap = limit(buffer, end - at);
-            gap.fill(0);
+            gap.fill(MaybeUninit::new(0));
             return Ok(gap.len());
         };
         let part = limit(buffer, extent.size - skip);
         match &extent.origin {
-            Origin::Zeros => part.fill(0),
+            Origin::Zeros => part.fill(MaybeUninit::new(0)),
             Origin::Shard { file, offset } => {
                 let from = offset.checked_add(skip).ok_or(io::ErrorKind::InvalidInput)?;
-                super::file::read_exact_at(file, part, from)?;
+                super::file::fill_at(file, part, from)?;
             }
         }
         Ok(part.len())
@@ -242,14 +243,14 @@ fn renumbered(name: &str, first: u32) -> String {
     }
 }
 
-fn limit(buffer: &mut [u8], most: u64) -> &mut [u8] {
+fn limit(buffer: &mut [MaybeUninit<u8>], most: u64) -> &mut [MaybeUninit<u8>] {
     let end = usize::try_from(most).unwrap_or(usize::MAX).min(buffer.len());
     buffer.get_mut(..end).unwrap_or_default()
 }
 
-fn copy(from: &[u8], to: &mut [u8]) -> usize {
+fn copy(from: &[u8], to: &mut [MaybeUninit<u8>]) -> usize {
     let count = from.len().min(to.len());
-    to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = MaybeUninit::new(*from));
     count
 }
 
@@ -274,11 +275,12 @@ mod tests {
 
     fn read_all(image: &Image, step: usize) -> io::Result<Vec<u8>> {
         let mut all = Vec::new();
-        let mut buffer = vec![0xff; step];
+        let mut buffer = vec![MaybeUninit::new(0xff); step];
         loop {
             match image.read_at(&mut buffer, all.len() as u64)? {
                 0 => return Ok(all),
-                read => all.extend_from_slice(&buffer[..read]),
+                // SAFETY: so many were read.
+                read => all.extend(buffer[..read].iter().map(|byte| unsafe { byte.assume_init() })),
             }
         }
     }

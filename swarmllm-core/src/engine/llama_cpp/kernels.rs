@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 
 use llama_cpp_sys_2 as ll;
 
-use super::levels::LEVELS;
+use super::levels::{LEVELS, has};
 
 type Entry = unsafe extern "C" fn() -> ll::ggml_backend_reg_t;
 
@@ -22,6 +22,10 @@ macro_rules! entries {
         unsafe extern "C" {
             $(#[cfg(kernels = $name)] fn $entry() -> ll::ggml_backend_reg_t;)*
         }
+
+        /// Levels that have an entry point, where they came along.
+        #[cfg(test)]
+        const KNOWN: &[&str] = &[$($name),*];
 
         /// The entry point of a level's build, where it came along.
         fn entry(name: &str) -> Option<Entry> {
@@ -35,6 +39,7 @@ macro_rules! entries {
 
 entries! {
     "avx512_bf16" swarmllm_kernels_avx512_bf16,
+    "avx512_vbmi" swarmllm_kernels_avx512_vbmi,
     "avx512_vnni" swarmllm_kernels_avx512_vnni,
     "avx512" swarmllm_kernels_avx512,
     "avx_vnni" swarmllm_kernels_avx_vnni,
@@ -42,17 +47,47 @@ entries! {
     "dotprod" swarmllm_kernels_dotprod,
 }
 
-/// The name of the build that this machine gets, `base` where that is the one that all get.
-pub(super) fn level() -> &'static str {
-    best().map_or("base", |(name, _)| name)
+/// Which build of llama.cpp's CPU kernels this machine gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kernels {
+    /// Its name: `base` for the one that all get, or that of a better one.
+    pub level: &'static str,
+    /// The best one that the processor could run, where it did not come along.
+    pub missing: Option<MissingKernels>,
 }
 
+/// A build of the kernels that this machine would get if it had come along.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MissingKernels {
+    /// Its name.
+    pub level: &'static str,
+    /// Why it did not come along.
+    pub reason: &'static str,
+}
+
+/// Which build this machine gets.
+pub(super) fn found() -> Kernels {
+    let level = best().map_or("base", |(name, _)| name);
+    let wanted = LEVELS.iter().find(|level| level.fits(has)).map_or("base", |level| level.name);
+    let missing = (wanted != level).then_some(MissingKernels { level: wanted, reason: WHY_FEWER });
+    Kernels { level, missing }
+}
+
+/// Why the build script left levels out.
+const WHY_FEWER: &str = match option_env!("SWARMLLM_FEWER_KERNELS") {
+    Some(reason) => reason,
+    None => "the build left it out",
+};
+
 fn best() -> Option<(&'static str, Entry)> {
-    LEVELS.iter().filter(|level| (level.fits)()).find_map(|level| Some((level.name, entry(level.name)?)))
+    LEVELS.iter().filter(|level| level.fits(has)).find_map(|level| Some((level.name, entry(level.name)?)))
 }
 
 /// Puts the best build in the place of the registered one. To be called once, before anything is loaded.
 pub(super) fn choose() {
+    if let Some(MissingKernels { level, reason }) = found().missing {
+        tracing::warn!(level, reason, "llama.cpp's faster kernels for this processor did not come along");
+    }
     if let Some((_, entry)) = best() {
         // SAFETY: the machine can run the build; nothing has been taken from the registry yet, so that nothing of the
         // build that leaves it is in use. Both builds' registrations are static.
@@ -121,6 +156,22 @@ fn function(name: &CStr) -> Option<*mut c_void> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_level_that_the_build_script_may_bring_is_known_here() {
+        let levels = super::super::levels::X86_64.iter().chain(super::super::levels::AARCH64);
+        assert_eq!(levels.map(|level| level.name).collect::<Vec<_>>(), KNOWN);
+    }
+
+    #[test]
+    fn a_better_build_that_did_not_come_along_is_told_with_the_reason() {
+        let Kernels { level, missing } = found();
+        let wanted = LEVELS.iter().find(|level| level.fits(has)).map_or("base", |level| level.name);
+        match missing {
+            None => assert_eq!(level, wanted),
+            Some(missing) => assert!(missing.level == wanted && level != wanted && !missing.reason.is_empty()),
+        }
+    }
 
     #[test]
     fn one_build_of_the_kernels_is_registered_and_it_is_the_best_that_this_machine_can_run() {

@@ -48,6 +48,8 @@ use super::{CutRules, Embedder, Engine, EngineError, Stage, StageConfig, tensors
 use crate::base::LayerRange;
 use crate::model::{EmbeddingSource, Manifest, StageSource};
 
+pub use kernels::{Kernels, MissingKernels};
+
 use embedder::LlamaEmbedder;
 use image::Image;
 use pool::Pools;
@@ -63,9 +65,9 @@ pub fn start() {
     log::init();
 }
 
-/// Which build of llama.cpp's CPU kernels this machine gets: `base`, or the name of a better one.
-pub fn kernels() -> &'static str {
-    kernels::level()
+/// Which build of llama.cpp's CPU kernels this machine gets.
+pub fn kernels() -> Kernels {
+    kernels::found()
 }
 
 /// Refuses machines that llama.cpp's kernels would end the process on.
@@ -113,7 +115,12 @@ impl Engine for LlamaCpp {
         let own =
             |shape| stage::memory(&shape, layers, head, config).saturating_add(Image::stand_in_bytes(&shape, head));
         let engine = Shape::read(manifest).map_or(0, own);
-        tensors_and_scratch(manifest, layers, head, config).saturating_add(engine)
+        let tensors = manifest.stage_shards(layers, head).flat_map(|shard| &shard.tensors);
+        let buffer = match gpu::layers(config.gpu_layers, layers, head) {
+            0 => plain::buffer_bytes(tensors),
+            _ => 0,
+        };
+        tensors_and_scratch(manifest, layers, head, config).saturating_add(engine).saturating_add(buffer)
     }
 
     fn load_stage(&self, source: StageSource, config: &StageConfig) -> Result<Box<dyn Stage>, EngineError> {

@@ -2,30 +2,62 @@
 //!
 //! llama.cpp repacks quantised weights while it loads them, for products with a row or a few. With many rows its products
 //! on the weights as they are may be the faster ones: on x86 a model in Q4_K reads prompts nearly twice as fast with them.
-//! Here the shards' files stay mapped, which takes no memory that the system could not take back at any time, and steps of
-//! many rows whose bits are free are computed with whichever layout is faster. Which one that is depends on the processor,
-//! so it is measured, on pieces of long steps.
+//! So steps of many rows whose bits are free are computed with whichever layout is faster. Which one that is depends on the
+//! processor, so it is measured, on pieces of long steps.
+//!
+//! The weights as they stand are read from the shards' files while a step computes: as many matrices at a time as a buffer
+//! of bounded size holds, in the order in which the graph multiplies with them. The graph pauses behind the last of them,
+//! and the next ones are read over them. Nothing is mapped: where a file is cut short or its disk fails, a mapping ends the
+//! process, and a read gives an error, behind which all steps are computed with the repacked weights.
 //!
 //! Only matrices of layers take part: of the output matrix a prompt needs one row.
 
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ffi::{CStr, CString, c_void};
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use llama_cpp_sys_2 as ll;
-use memmap2::Mmap;
 
+use super::file::read_exact_at;
 use super::image::Image;
+use crate::model::TensorEntry;
 
 /// What llama.cpp calls the buffers of repacked weights.
 const REPACKED: &CStr = c"CPU_REPACK";
-/// What llama.cpp's kernels may assume of a tensor's address.
-const ALIGNMENT: usize = 32;
+/// What the names of layers' tensors begin with.
+pub(super) const LAYER: &str = "blk.";
+/// Types of which llama.cpp repacks matrices, on one kind of processor or another.
+const REPACKED_TYPES: [ll::ggml_type; 9] = [
+    ll::GGML_TYPE_Q1_0,
+    ll::GGML_TYPE_Q4_0,
+    ll::GGML_TYPE_Q8_0,
+    ll::GGML_TYPE_Q2_K,
+    ll::GGML_TYPE_Q4_K,
+    ll::GGML_TYPE_Q5_K,
+    ll::GGML_TYPE_Q6_K,
+    ll::GGML_TYPE_IQ4_NL,
+    ll::GGML_TYPE_MXFP4,
+];
+/// Bytes of the buffer, where no matrix is larger: a step of an 8B model in 4 bits pauses 70 times then, for some 10 ms each.
+/// Tests have small models, which pause too.
+const BUFFER: u64 = if cfg!(test) { 4 << 20 } else { 64 << 20 };
+/// Larger matrices stay repacked: the largest of a dense model of 70B in 4 bits has 130 MiB.
+const LARGEST: u64 = 256 << 20;
+/// Bytes that a thread reads at once.
+const READ: usize = 1 << 20;
+/// Name of a thread that reads, at most the 15 bytes that Linux shows.
+const READER: &str = "swarmllm-shards";
+/// What llama.cpp's kernels may assume of a tensor's address, and a line of the processor's cache.
+const ALIGNMENT: usize = 64;
 /// Rows from which weights as they stand may be the faster ones: 16 rows take as long with either layout.
 const MANY: usize = 32;
-/// Rows of a piece that is measured.
+/// The same where a step reads them from their files, which takes as long as some 15 rows do. Steps of tests are short.
+const MANY_READ: usize = if cfg!(test) { 32 } else { 128 };
+/// Fewest rows of a piece that is measured.
 const PIECE: usize = 64;
 /// Long steps between two measurements; each takes a piece with the slower layout.
 const BETWEEN: u32 = 64;
@@ -54,6 +86,8 @@ impl Part {
 #[derive(Debug)]
 pub(super) struct Choice {
     plain: bool,
+    /// Rows from which there is a choice.
+    many: usize,
     trial: Trial,
 }
 
@@ -70,29 +104,35 @@ enum Trial {
 
 impl Default for Choice {
     fn default() -> Self {
-        // Measured at the first step that is long enough. Its first piece is computed with repacked weights, and llama.cpp's
-        // tensors are met there.
-        Self { plain: true, trial: Trial::Over(BETWEEN) }
+        // Measured at the first step that is long enough, once llama.cpp's tensors have been met in it or before.
+        Self { plain: true, many: MANY, trial: Trial::Over(BETWEEN) }
     }
 }
 
 impl Choice {
     /// What of a step's rows is computed next; all where it may not be taken apart.
     pub fn next(&mut self, rows: Range<usize>, whole: bool) -> Part {
-        if rows.len() < MANY {
+        if rows.len() < self.many {
             return Part::usual(rows);
         }
-        let piece = |plain| Part { rows: rows.start..rows.start + PIECE, plain, measured: true };
+        let long = PIECE.max(self.many);
+        let piece = |plain| Part { rows: rows.start..rows.start + long, plain, measured: true };
         match self.trial {
-            Trial::Over(BETWEEN) | Trial::Other if !whole && rows.len() >= 3 * PIECE => {
+            Trial::Over(BETWEEN) | Trial::Other if !whole && rows.len() >= 3 * long => {
                 self.trial = Trial::Other;
                 return piece(!self.plain);
             }
-            Trial::This(_) if !whole && rows.len() >= PIECE => return piece(self.plain),
+            Trial::This(_) if !whole && rows.len() >= long => return piece(self.plain),
             Trial::Over(since) => self.trial = Trial::Over(BETWEEN.min(since + 1)),
             Trial::Other | Trial::This(_) => {}
         }
         Part { rows, plain: self.plain, measured: false }
+    }
+
+    /// Begins anew, for steps of at least so many rows.
+    fn restart(&mut self, many: usize) {
+        self.many = many;
+        self.trial = Trial::Over(BETWEEN);
     }
 
     /// What a measured part took.
@@ -111,18 +151,16 @@ impl Choice {
 /// A stage's weights as they stand in the shards.
 pub(super) struct Plain {
     weights: Weights,
-    /// Whether they are in use now.
-    in_use: bool,
+    /// Threads that read.
+    threads: usize,
     pub choice: Choice,
 }
 
 enum Weights {
     /// Where each matrix is; llama.cpp's tensors are met in its first graph.
     Unmet(Vec<Matrix>),
-    Met {
-        swaps: Vec<Swap>,
-        _files: Vec<Mapped>,
-    },
+    /// Nothing while a step has them, and where llama.cpp has repacked none or their files cannot be read.
+    Met(Option<Box<Stream>>),
 }
 
 /// A matrix in a shard.
@@ -133,16 +171,41 @@ pub(super) struct Matrix {
     pub size: u64,
 }
 
-/// A shard's file in memory, and llama.cpp's view of it.
-struct Mapped {
-    file: Arc<File>,
-    buffer: NonNull<ll::ggml_backend_buffer>,
-    map: Mmap,
+/// Most bytes that the buffer of a stage with these tensors takes.
+pub(super) fn buffer_bytes<'a>(tensors: impl Iterator<Item = &'a TensorEntry>) -> u64 {
+    let may_take_part = |tensor: &&TensorEntry| tensor.name.starts_with(LAYER) && REPACKED_TYPES.contains(&tensor.ty);
+    room(tensors.filter(may_take_part).map(|tensor| tensor.size))
 }
 
-/// A tensor of llama.cpp's model, and what it does not point to at the moment.
+/// Bytes of the buffer for matrices of these sizes.
+fn room(sizes: impl Iterator<Item = u64>) -> u64 {
+    let sizes = sizes.filter(|size| *size <= LARGEST).map(|size| size.next_multiple_of(ALIGNMENT as u64));
+    let (largest, all) = sizes.fold((0, 0_u64), |(most, all), size| (size.max(most), all.saturating_add(size)));
+    all.min(BUFFER).max(largest)
+}
+
+/// Matrices that are read group by group while a graph multiplies with them.
+pub(super) struct Stream {
+    matrices: Vec<Swap>,
+    /// Neighbouring matrices that the buffer holds at once.
+    groups: Vec<Range<usize>>,
+    buffer: Buffer,
+    /// Threads that read.
+    threads: usize,
+    /// The group whose bytes are in the buffer.
+    held: Option<usize>,
+    /// The group whose tensors point there.
+    used: Option<usize>,
+    failure: Option<io::Error>,
+}
+
+/// A tensor of llama.cpp's model, where its bytes are in a shard, and what it does not point to at the moment.
 struct Swap {
     tensor: NonNull<ll::ggml_tensor>,
+    file: Arc<File>,
+    offset: u64,
+    /// Where in the buffer.
+    bytes: Range<usize>,
     other: Place,
 }
 
@@ -154,10 +217,18 @@ struct Place {
     extra: *mut c_void,
 }
 
+/// Memory, and llama.cpp's view of it.
+struct Buffer {
+    memory: NonNull<u8>,
+    layout: Layout,
+    view: NonNull<ll::ggml_backend_buffer>,
+}
+
 impl Plain {
-    /// The matrices of an image. Nothing is mapped yet.
-    pub fn of(image: &Image) -> Self {
-        Self { weights: Weights::Unmet(image.matrices()), in_use: false, choice: Choice::default() }
+    /// The matrices of an image, to be read by so many threads. Nothing is read yet.
+    pub fn of(image: &Image, threads: u32) -> Self {
+        let threads = usize::try_from(threads).unwrap_or(1);
+        Self { weights: Weights::Unmet(image.matrices()), threads, choice: Choice::default() }
     }
 
     /// Whether llama.cpp's tensors are still to be met.
@@ -165,47 +236,51 @@ impl Plain {
         matches!(self.weights, Weights::Unmet(_))
     }
 
-    /// Whether llama.cpp has repacked nothing, so that there is no choice.
+    /// Whether there is no second layout, so that there is no choice.
     pub fn is_nothing(&self) -> bool {
-        matches!(&self.weights, Weights::Met { swaps, .. } if swaps.is_empty())
+        matches!(self.weights, Weights::Met(None))
     }
 
-    /// Takes the tensors that the graph of a step multiplies with. Those that llama.cpp has not repacked, and those whose
-    /// shard cannot be mapped, stay as they are.
+    /// Takes the tensors that the graph of a step multiplies with, in its order. Those that llama.cpp has not repacked stay
+    /// as they are.
     ///
     /// # Safety
     ///
     /// The tensors are alive, and those that are repacked are of a model that is not computed with after `self`.
     pub unsafe fn meet(&mut self, tensors: &[NonNull<ll::ggml_tensor>]) {
         let Weights::Unmet(matrices) = &self.weights else { return };
-        let (mut swaps, mut files) = (Vec::<Swap>::new(), Vec::new());
+        let mut met = Vec::<(NonNull<ll::ggml_tensor>, &Matrix)>::new();
         for &tensor in tensors {
             // SAFETY: the caller's tensors are alive, and nothing computes with them now.
-            let met = unsafe { tensor.as_ref() };
-            if !is_repacked(met) || swaps.iter().any(|swap| swap.tensor == tensor) {
-                continue;
+            let known = unsafe { tensor.as_ref() };
+            if is_repacked(known) && !met.iter().any(|(met, _)| *met == tensor) {
+                met.extend(matrices.iter().find(|matrix| matrix.is(known)).map(|matrix| (tensor, matrix)));
             }
-            let place = matrices.iter().find(|matrix| matrix.is(met)).and_then(|matrix| mapped(&mut files, matrix));
-            swaps.extend(place.map(|other| Swap { tensor, other }));
         }
-        self.weights = Weights::Met { swaps, _files: files };
+        let stream = Stream::new(&met, self.threads);
+        let is_read = stream.as_ref().is_some_and(|stream| stream.groups.len() > 1);
+        self.choice.restart(if is_read { MANY_READ } else { MANY });
+        self.weights = Weights::Met(stream.map(Box::new));
     }
 
-    /// Puts this layout in use, or the other one. Not while the model computes.
-    pub fn put(&mut self, plain: bool) {
-        let Weights::Met { swaps, .. } = &mut self.weights else { return };
-        if std::mem::replace(&mut self.in_use, plain) == plain {
-            return;
-        }
-        for Swap { tensor, other } in swaps {
-            // SAFETY: the tensor is alive, see `meet`, and nothing computes with it. Both places hold its weights: one as
-            // llama.cpp left them, the other in a file that stays mapped. llama.cpp looks at a weight's buffer whenever it
-            // computes, to find out how it is laid out, and keeps no memory of it.
-            let tensor = unsafe { tensor.as_mut() };
-            let Place { buffer, data, extra } = *other;
-            *other = Place { buffer: tensor.buffer, data: tensor.data, extra: tensor.extra };
-            (tensor.buffer, tensor.data, tensor.extra) = (buffer, data, extra);
-        }
+    /// Gives the weights to a step; the first ones are read. Nothing where there is no second layout.
+    pub fn begin(&mut self) -> Option<Box<Stream>> {
+        let Weights::Met(stream) = &mut self.weights else { return None };
+        let mut stream = stream.take()?;
+        stream.turn_to(0);
+        Some(stream)
+    }
+
+    /// Takes them back when the step has been computed, or given up.
+    pub fn end(&mut self, mut stream: Box<Stream>) {
+        stream.rest();
+        self.weights = Weights::Met(match stream.failure.take() {
+            None => Some(stream),
+            Some(error) => {
+                tracing::warn!(%error, "a shard can no longer be read; prompts are computed with repacked weights only");
+                None
+            }
+        });
     }
 }
 
@@ -228,43 +303,147 @@ fn is_repacked(tensor: &ll::ggml_tensor) -> bool {
     name == REPACKED
 }
 
-/// Where a matrix is in memory; its file is mapped once.
-fn mapped(files: &mut Vec<Mapped>, matrix: &Matrix) -> Option<Place> {
-    let known = files.iter().position(|mapped| Arc::ptr_eq(&mapped.file, &matrix.file));
-    let index = match known {
-        Some(index) => index,
-        None => {
-            files.push(Mapped::new(&matrix.file)?);
-            files.len() - 1
+impl Stream {
+    /// The matrices, grouped; nothing where none is small enough.
+    fn new(met: &[(NonNull<ll::ggml_tensor>, &Matrix)], threads: usize) -> Option<Self> {
+        let room = room(met.iter().map(|(_, matrix)| matrix.size));
+        let buffer = Buffer::new(usize::try_from(room).ok().filter(|room| *room > 0)?)?;
+        let (mut matrices, mut groups, mut end) = (Vec::<Swap>::new(), Vec::<Range<usize>>::new(), 0);
+        for (tensor, matrix) in met.iter().filter(|(_, matrix)| matrix.size <= room) {
+            // Below the buffer's size, which fits.
+            let size = matrix.size as usize;
+            let index = matrices.len();
+            match groups.last_mut().filter(|_| end + size <= buffer.layout.size()) {
+                Some(group) => group.end += 1,
+                None => {
+                    groups.push(index..index + 1);
+                    end = 0;
+                }
+            }
+            let bytes = end..end + size;
+            end = bytes.end.next_multiple_of(ALIGNMENT);
+            let other = buffer.place(bytes.start);
+            matrices.push(Swap { tensor: *tensor, file: matrix.file.clone(), offset: matrix.offset, bytes, other });
         }
-    };
-    let Mapped { buffer, map, .. } = &files[index];
-    let from = usize::try_from(matrix.offset).ok()?;
-    let end = from.checked_add(usize::try_from(matrix.size).ok()?)?;
-    let bytes = map.get(from..end).filter(|bytes| bytes.as_ptr().addr() % ALIGNMENT == 0)?;
-    Some(Place { buffer: buffer.as_ptr(), data: bytes.as_ptr().cast_mut().cast(), extra: std::ptr::null_mut() })
-}
+        Some(Self { matrices, groups, buffer, threads, held: None, used: None, failure: None })
+    }
 
-impl Mapped {
-    fn new(file: &Arc<File>) -> Option<Self> {
-        // SAFETY: a shard's file is never written to or cut short once it is whole, and belongs to a directory that one
-        // node at a time has; whoever changes it by hand harms its own process.
-        let map = unsafe { Mmap::map(file.as_ref()) }.ok()?;
-        // SAFETY: the bytes stay where they are for as long as the map, which is dropped after the buffer; llama.cpp reads
-        // weights and never writes to them.
-        let buffer = unsafe { ll::ggml_backend_cpu_buffer_from_ptr(map.as_ptr().cast_mut().cast(), map.len()) };
-        let buffer = NonNull::new(buffer)?;
-        // SAFETY: the buffer was just made.
-        unsafe { ll::ggml_backend_buffer_set_usage(buffer.as_ptr(), ll::GGML_BACKEND_BUFFER_USAGE_WEIGHTS) };
-        Some(Self { file: file.clone(), buffer, map })
+    /// Whether the graph pauses behind a node: the next matrices are not in the buffer yet.
+    pub fn pauses(&self, node: &ll::ggml_tensor) -> bool {
+        let last = self.used.filter(|group| group + 1 < self.groups.len());
+        let last = last.and_then(|group| self.matrices.get(self.groups.get(group)?.end.checked_sub(1)?));
+        is_product(node) && last.is_some_and(|last| last.tensor.as_ptr() == node.src[0])
+    }
+
+    /// Reads the next matrices; to be called in a pause.
+    pub fn go_on(&mut self) {
+        if let Some(group) = self.used {
+            self.turn_to(group + 1);
+        }
+    }
+
+    /// Points the tensors of a group to their bytes, which are read where they are not in the buffer; all others are as
+    /// llama.cpp left them, and so are these where reading fails. Not while the model computes.
+    fn turn_to(&mut self, group: usize) {
+        self.rest();
+        let Some(range) = self.groups.get(group).cloned() else { return };
+        if self.held != Some(group) {
+            self.held = None;
+            let matrices = self.matrices.get(range.clone()).unwrap_or_default();
+            if let Err(error) = self.buffer.fill(matrices, self.threads) {
+                self.failure.get_or_insert(error);
+                return;
+            }
+            self.held = Some(group);
+        }
+        self.swap(range);
+        self.used = Some(group);
+    }
+
+    /// Leaves all tensors as llama.cpp left them. Not while the model computes.
+    fn rest(&mut self) {
+        if let Some(range) = self.used.take().and_then(|group| self.groups.get(group).cloned()) {
+            self.swap(range);
+        }
+    }
+
+    fn swap(&mut self, range: Range<usize>) {
+        for Swap { tensor, other, .. } in self.matrices.get_mut(range).unwrap_or_default() {
+            // SAFETY: the tensor is alive, see `meet`, and nothing computes with it. Both places hold its weights: one as
+            // llama.cpp left them, the other in the buffer, which has been filled. llama.cpp looks at a weight's buffer
+            // whenever it computes, to find out how it is laid out, and keeps no memory of it.
+            let tensor = unsafe { tensor.as_mut() };
+            let Place { buffer, data, extra } = *other;
+            *other = Place { buffer: tensor.buffer, data: tensor.data, extra: tensor.extra };
+            (tensor.buffer, tensor.data, tensor.extra) = (buffer, data, extra);
+        }
     }
 }
 
-impl Drop for Mapped {
+impl Buffer {
+    /// Room for so many bytes, at least 1; nothing where there is no memory for it.
+    fn new(room: usize) -> Option<Self> {
+        let layout = Layout::from_size_align(room, ALIGNMENT).ok().filter(|layout| layout.size() > 0)?;
+        // SAFETY: the layout has a size. The pages are the system's zeros until something is read into them.
+        let memory = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        // SAFETY: the memory is the buffer's, which frees it after the view; llama.cpp reads weights and never writes to
+        // them.
+        let view = unsafe { ll::ggml_backend_cpu_buffer_from_ptr(memory.as_ptr().cast(), room) };
+        let Some(view) = NonNull::new(view) else {
+            // SAFETY: it was just taken, with this layout.
+            unsafe { dealloc(memory.as_ptr(), layout) };
+            return None;
+        };
+        // SAFETY: the view was just made.
+        unsafe { ll::ggml_backend_buffer_set_usage(view.as_ptr(), ll::GGML_BACKEND_BUFFER_USAGE_WEIGHTS) };
+        Some(Self { memory, layout, view })
+    }
+
+    /// The place of a tensor that begins here; inside the memory, as callers see to.
+    fn place(&self, at: usize) -> Place {
+        let data = self.memory.as_ptr().wrapping_add(at);
+        Place { buffer: self.view.as_ptr(), data: data.cast(), extra: std::ptr::null_mut() }
+    }
+
+    /// Reads matrices to their places, which follow each other.
+    fn fill(&mut self, matrices: &[Swap], threads: usize) -> io::Result<()> {
+        // SAFETY: the memory has been written, with zeros at least, and nothing computes with it while it is lent out here.
+        let mut memory = unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr(), self.layout.size()) };
+        let (mut pieces, mut at) = (Vec::new(), 0);
+        for matrix in matrices {
+            let Range { start, end } = matrix.bytes;
+            let (room, rest) = memory.split_at_mut_checked(end - at).ok_or(io::ErrorKind::InvalidInput)?;
+            let room = room.get_mut(start - at..).unwrap_or_default();
+            (memory, at) = (rest, end);
+            let offsets = (matrix.offset..).step_by(READ);
+            pieces.extend(room.chunks_mut(READ).zip(offsets).map(|(room, offset)| (room, &*matrix.file, offset)));
+        }
+        let threads = threads.min(pieces.len());
+        let pieces = Mutex::new(pieces.into_iter());
+        let next = || pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let read = || std::iter::from_fn(next).try_for_each(|(room, file, offset)| read_exact_at(file, room, offset));
+        std::thread::scope(|scope| {
+            let helper = |_| std::thread::Builder::new().name(READER.to_owned()).spawn_scoped(scope, read).ok();
+            let helpers: Vec<_> = (1..threads).filter_map(helper).collect();
+            let panicked = |_| Err(io::Error::other("reading a shard panicked"));
+            helpers.into_iter().fold(read(), |done, helper| done.and(helper.join().unwrap_or_else(panicked)))
+        })
+    }
+}
+
+impl Drop for Buffer {
     fn drop(&mut self) {
-        // SAFETY: the buffer is ours, and the model that pointed to it computes no more.
-        unsafe { ll::ggml_backend_buffer_free(self.buffer.as_ptr()) };
+        // SAFETY: view and memory are ours, the latter of this layout, and the model that pointed there computes no more.
+        unsafe {
+            ll::ggml_backend_buffer_free(self.view.as_ptr());
+            dealloc(self.memory.as_ptr(), self.layout);
+        }
     }
+}
+
+/// Whether a node multiplies with a matrix.
+pub(super) fn is_product(node: &ll::ggml_tensor) -> bool {
+    matches!(node.op, ll::GGML_OP_MUL_MAT | ll::GGML_OP_MUL_MAT_ID)
 }
 
 #[cfg(test)]
@@ -273,6 +452,24 @@ mod tests {
 
     fn part(rows: Range<usize>, plain: bool, measured: bool) -> Part {
         Part { rows, plain, measured }
+    }
+
+    #[test]
+    fn the_buffer_is_bounded_and_has_room_for_the_largest_matrix_that_takes_part() {
+        const MIB: u64 = 1 << 20;
+        let room = |sizes: &[u64]| room(sizes.iter().copied());
+        assert_eq!(room(&[]), 0);
+        assert_eq!(room(&[100, 64]), 192);
+        assert_eq!(room(&[3 * MIB; 3]), BUFFER);
+        assert_eq!(room(&[130 * MIB, MIB]), 130 * MIB);
+        assert_eq!(room(&[300 * MIB, MIB]), MIB, "the larger one stays repacked");
+        let tensor = |name: &str, ty| TensorEntry { name: name.to_owned(), ty, dims: Vec::new(), offset: 0, size: MIB };
+        let tensors = [
+            tensor("blk.0.ffn_up.weight", ll::GGML_TYPE_Q4_K),
+            tensor("blk.0.ffn_down.weight", ll::GGML_TYPE_F16),
+            tensor("output.weight", ll::GGML_TYPE_Q4_K),
+        ];
+        assert_eq!(buffer_bytes(tensors.iter()), MIB);
     }
 
     #[test]
@@ -296,5 +493,17 @@ mod tests {
         choice.next(64..512, false);
         choice.took(360);
         assert_eq!(choice.next(128..512, false), part(128..512, false, false));
+    }
+
+    #[test]
+    fn weights_that_each_step_reads_anew_are_for_longer_steps_and_measured_on_longer_pieces() {
+        let mut choice = Choice::default();
+        assert_eq!(choice.next(0..512, false), part(0..64, false, true));
+        // The tensors are met in that piece.
+        choice.restart(128);
+        assert_eq!(choice.next(0..127, false), part(0..127, false, false));
+        assert_eq!(choice.next(64..512, false), part(64..192, false, true));
+        choice.took(360);
+        assert_eq!(choice.next(192..512, false), part(192..320, true, true));
     }
 }

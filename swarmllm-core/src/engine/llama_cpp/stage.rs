@@ -13,7 +13,7 @@ use super::gpu;
 use super::image::Image;
 use super::kv::Kept;
 use super::model::{Context, ContextParams, Model};
-use super::plain::{Part, Plain};
+use super::plain::{Part, Plain, buffer_bytes};
 use super::pool::{Pool, Pools};
 use super::shape::Shape;
 use super::snapshot::Layout;
@@ -111,15 +111,17 @@ impl LlamaStage {
         let input = shape.architecture.input;
         let capture = Capture::new(input.node(), layers.len(), source.head, shape.width);
         let context = Context::new(model, &params, capture, &pool).map_err(refuse)?;
-        let memory = image.len() + memory(shape, layers, source.head, &config);
+        // Beside an accelerator llama.cpp would carry plain weights there and back.
+        let with_plain = config.gpu_layers == 0;
+        let buffer = if with_plain { buffer_bytes(source.tensors.iter().map(|tensor| &tensor.entry)) } else { 0 };
+        let memory = image.len() + memory(shape, layers, source.head, &config) + buffer;
         Ok(Self {
             context,
             batch: Batch { takes_tokens: matches!(input, Input::OverTokens(_)), ..Batch::default() },
             slots: Slots::new(&config),
             layout: Layout::of(shape, layers, config.max_sessions, kept),
             threads: Threads::new(config.threads),
-            // Beside an accelerator llama.cpp would carry plain weights there and back.
-            plain: (config.gpu_layers == 0).then(|| Plain::of(image)),
+            plain: with_plain.then(|| Plain::of(image, config.threads)),
             window: shape.window.clone(),
             head_rows,
             spec: StageSpec {
@@ -189,10 +191,12 @@ impl LlamaStage {
 
     /// Runs the batch.
     fn decode(&mut self, hidden: &[f32], rows: &[Row], part: &Part, terms: Terms) -> Result<(), EngineError> {
+        let begun = Instant::now();
         if let Some(plain) = &mut self.plain {
-            plain.put(part.plain);
+            self.context.capture.stream = if part.plain { plain.begin() } else { None };
             self.context.capture.factors = plain.is_unmet().then(Vec::new);
         }
+        let reading = begun.elapsed();
         let batch = self.batch.fill(hidden, rows, self.spec.vocab.is_none());
         let context = self.context.raw();
         // Beyond 512 cells the sums of a row depend on the number of threads.
@@ -203,19 +207,23 @@ impl LlamaStage {
         let compute = || unsafe {
             let begun = Instant::now();
             ll::llama_set_n_threads(context, count, count);
-            (ll::llama_decode(context, batch), begun.elapsed().as_micros())
+            (ll::llama_decode(context, batch), (reading + begun.elapsed()).as_micros())
         };
         let (code, micros) = self.pool.compute(|| self.context.stop.watched(terms, compute));
+        #[cfg(test)]
+        let code = faults::strike().unwrap_or(code);
         let micros = micros.try_into().unwrap_or(u32::MAX);
         if terms.free && code == 0 {
             self.threads.took(rows.len(), micros);
+        }
+        if let (Some(plain), Some(stream)) = (&mut self.plain, self.context.capture.stream.take()) {
+            plain.end(stream);
         }
         if let (Some(plain), 0) = (&mut self.plain, code) {
             if let Some(factors) = self.context.capture.factors.take() {
                 // SAFETY: what a graph multiplies with and is repacked is a weight of the context's model.
                 unsafe { plain.meet(&factors) };
-            }
-            if part.measured {
+            } else if part.measured {
                 plain.choice.took(micros);
             }
         }
@@ -263,12 +271,19 @@ impl LlamaStage {
         }
     }
 
-    /// Takes rows that were computed, but not committed, out of the KV again.
+    /// Takes rows that were computed, but not committed, out of the KV again. A session that then lacks a part of its
+    /// window is forgotten, and no other.
     fn undo(&mut self, rows: &[Row]) {
-        let memory = self.context.memory();
-        for row in rows {
-            // SAFETY: as in `forget`; slots and positions were checked, and fit.
-            unsafe { ll::llama_memory_seq_rm(memory, row.slot as i32, row.pos as i32, -1) };
+        for run in rows.chunk_by(|one, next| one.slot == next.slot) {
+            let Row { slot, pos, .. } = run[0];
+            // Slots and positions were checked, and fit.
+            let (session, from) = (slot as i32, pos as i32);
+            let memory = self.context.memory();
+            // SAFETY: as in `forget`.
+            let removed = unsafe { ll::llama_memory_seq_rm(memory, session, from, -1) };
+            if !removed || (pos > 0 && !self.holds_window(session, pos)) {
+                self.forget(slot);
+            }
         }
     }
 
@@ -308,10 +323,7 @@ impl Stage for LlamaStage {
                 let hidden = &hidden[start * width..end * width];
                 if let Err(error) = self.run(hidden, &rows[start..end], &part, terms, shared, out) {
                     out.clear();
-                    match error {
-                        EngineError::Abandoned => self.undo(&rows[..start]),
-                        _ => rows.iter().for_each(|row| self.forget(row.slot)),
-                    }
+                    self.undo(&rows[..end]);
                     return Err(error);
                 }
                 done = end;
@@ -458,4 +470,26 @@ fn settle(config: &StageConfig, shape: &Shape) -> Result<StageConfig, String> {
     let context = context.min(shape.context);
     let cores = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX));
     Ok(StageConfig { context, max_rows: max_rows.min(context), threads: threads.min(cores), ..config.clone() })
+}
+
+/// A llama.cpp that fails behind a computation, for tests on one thread.
+#[cfg(test)]
+pub(super) mod faults {
+    use std::cell::Cell;
+
+    thread_local! {
+        static CALLS: Cell<Option<u32>> = const { Cell::new(None) };
+    }
+
+    /// The call behind so many fails, and none after it.
+    pub fn fail_after(calls: u32) {
+        CALLS.set(Some(calls));
+    }
+
+    /// The code of a call that fails.
+    pub fn strike() -> Option<i32> {
+        let left = CALLS.get()?.checked_sub(1);
+        CALLS.set(left);
+        left.is_none().then_some(-3)
+    }
 }

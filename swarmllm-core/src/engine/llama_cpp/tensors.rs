@@ -27,7 +27,7 @@ pub(super) const OUTPUT_NORM_BIAS: &str = "output_norm.bias";
 pub(super) const ROPE_FREQUENCIES: &str = "rope_freqs.weight";
 
 /// Types that a matrix may have: those that llama.cpp multiplies and dequantises on a CPU.
-const MATRIX_TYPES: [ll::ggml_type; 25] = [
+const MATRIX_TYPES: [ll::ggml_type; 28] = [
     ll::GGML_TYPE_F32,
     ll::GGML_TYPE_F16,
     ll::GGML_TYPE_BF16,
@@ -53,6 +53,27 @@ const MATRIX_TYPES: [ll::ggml_type; 25] = [
     ll::GGML_TYPE_TQ1_0,
     ll::GGML_TYPE_TQ2_0,
     ll::GGML_TYPE_MXFP4,
+    ll::GGML_TYPE_NVFP4,
+    ll::GGML_TYPE_Q1_0,
+    ll::GGML_TYPE_Q2_0,
+];
+/// Matrices of a layer beside which llama.cpp reads factors, `<part>.scale` of the matrix and `<part>.input_scale` of what
+/// it is multiplied with: files of NVFP4 have them, one for a matrix or for each expert.
+const SCALED: [&str; 14] = [
+    "attn_q",
+    "attn_k",
+    "attn_v",
+    "attn_output",
+    "attn_qkv",
+    "ffn_gate",
+    "ffn_down",
+    "ffn_up",
+    "ffn_gate_shexp",
+    "ffn_down_shexp",
+    "ffn_up_shexp",
+    "ffn_gate_exps",
+    "ffn_down_exps",
+    "ffn_up_exps",
 ];
 
 /// A tensor that is expected.
@@ -169,11 +190,20 @@ impl Layer<'_> {
     /// A matrix that takes `columns` floats to `rows`.
     pub fn matrix(&mut self, part: &str, columns: u64, rows: u64) {
         self.put(&format!("{part}.weight"), vec![columns, rows], false, true);
+        self.maybe_scales(part, 1);
+    }
+
+    fn maybe_scales(&mut self, part: &str, count: u64) {
+        if SCALED.contains(&part) {
+            self.maybe_vector(&format!("{part}.scale"), count);
+            self.maybe_vector(&format!("{part}.input_scale"), count);
+        }
     }
 
     /// Matrices, one after another: columns, rows, how many.
     pub fn cube(&mut self, part: &str, dims: [u64; 3]) {
         self.put(&format!("{part}.weight"), dims.to_vec(), false, true);
+        self.maybe_scales(part, dims[2]);
     }
 
     /// Queries, keys and values, fused or not, with biases or without, and what brings the heads together.
@@ -429,4 +459,33 @@ pub(super) fn check_embedding(shape: &Shape, entry: &TensorEntry) -> Result<(), 
     let mut expectation = Expectation::new(&|_| false);
     expectation.embedding(shape, shape.vocab);
     expectation.check(std::iter::once(entry))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::gguf::GgmlType;
+
+    #[test]
+    fn every_type_of_the_pinned_ggml_is_known_by_its_blocks() {
+        for id in 0..ll::GGML_TYPE_COUNT {
+            // SAFETY: `id` is below the number of ggml's types, and the functions only read its table of them.
+            let (block, bytes) = unsafe { (ll::ggml_blck_size(id), ll::ggml_type_size(id)) };
+            // Types that were withdrawn have no size.
+            let own = (bytes > 0).then_some((block as u64, bytes as u64));
+            let known = GgmlType::from_id(id).map(|ty| (ty.block, ty.bytes));
+            assert_eq!(known, own, "type {id}");
+        }
+    }
+
+    #[test]
+    fn every_type_of_a_matrix_can_be_dequantised() {
+        for ty in MATRIX_TYPES {
+            // SAFETY: ggml has traits of each of its types, in a table that lives as long as the process.
+            let dequantise = unsafe { ll::ggml_get_type_traits(ty).as_ref() }.and_then(|traits| traits.to_float);
+            assert!(dequantise.is_some() || ty == ll::GGML_TYPE_F32, "type {ty}");
+            let known = GgmlType::from_id(ty).unwrap();
+            assert_eq!(row_size(ty, 512), known.row_size(512).ok(), "{}", known.name);
+        }
+    }
 }

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -211,7 +212,6 @@ fn only_allowed_tokens_are_chosen_and_only_from_a_full_row() {
     let mut greedy = sampler(&SamplingParams::greedy(), 3).with_alternatives(1);
     let sampled = greedy.sample_within(&row, Some(&allowed)).unwrap();
     assert_eq!(sampled.token, 2);
-    assert_eq!(sampled.alternatives[0].0, 0, "alternatives are the model's own");
     let reduced = LogitRow::Top { lse: 9.0, ids: vec![0], logits: vec![9.0] };
     assert!(matches!(greedy.sample_within(&reduced, Some(&allowed)), Err(SampleError::TooFew { .. })));
     let mut none = sampler(&banned(&[(1, -100.0), (2, -100.0)]), 3);
@@ -219,6 +219,24 @@ fn only_allowed_tokens_are_chosen_and_only_from_a_full_row() {
     let mut drawn = sampler(&plain(3), 3);
     let tokens: Vec<u32> = (0..50).map(|_| drawn.sample_within(&row, Some(&allowed)).unwrap().token).collect();
     assert!(tokens.iter().all(|token| *token > 0) && tokens.contains(&1) && tokens.contains(&2), "{tokens:?}");
+}
+
+#[test]
+fn under_a_constraint_probabilities_are_of_the_admitted_tokens() {
+    let lexicon = Lexicon::from_words(vec![b"a".to_vec(), b"b".to_vec(), b"c".to_vec()], Vec::new()).unwrap();
+    let mut guide = Arc::new(lexicon).compile(&Constraint::Regex("[bc]".to_owned())).unwrap();
+    let allowed = guide.allowed().unwrap();
+    let row = LogitRow::Full([0.9f32, 0.075, 0.025].map(f32::ln).to_vec());
+    // A bias and a temperature change what is drawn, never what is told.
+    let params = SamplingParams { logit_bias: BTreeMap::from([(2, 5.0)]), ..SamplingParams::greedy() };
+    let sampled = sampler(&params, 3).with_alternatives(3).sample_within(&row, Some(&allowed)).unwrap();
+    let told: Vec<(u32, f32)> = sampled.alternatives.iter().map(|(token, logprob)| (*token, logprob.exp())).collect();
+    assert_eq!(sampled.token, 2);
+    assert!((sampled.logprob.exp() - 0.25).abs() < 1e-6, "{sampled:?}");
+    assert_eq!(told.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [1, 2], "{told:?}");
+    assert!((told[0].1 - 0.75).abs() < 1e-6 && (told[1].1 - 0.25).abs() < 1e-6, "{told:?}");
+    let free = sampler(&params, 3).with_alternatives(1).sample(&row).unwrap();
+    assert_eq!(free.alternatives[0].0, 0, "without a constraint they are the model's own");
 }
 
 #[test]

@@ -166,10 +166,21 @@ async fn dropping_the_last_handle_unloads_the_stage_on_its_own_thread() {
     assert_eq!(seen.recv_timeout(Duration::from_secs(60)), Ok(Some(THREAD_NAME.to_owned())));
 }
 
-/// A stage whose slot 1 overflows.
-struct Overflows(EchoStage);
+/// What goes wrong in every step that has rows of slot 1.
+#[derive(Clone, Copy, PartialEq)]
+enum Flaw {
+    /// The session's numbers overflow.
+    Overflows,
+    /// The step fails, and has computed its rows before.
+    Fails,
+    /// The step fails, and no session of it can go back.
+    Forgets,
+}
 
-impl Stage for Overflows {
+/// A stage whose slot 1 is its flaw.
+struct Flawed(EchoStage, Flaw);
+
+impl Stage for Flawed {
     fn spec(&self) -> &StageSpec {
         self.0.spec()
     }
@@ -178,14 +189,23 @@ impl Stage for Overflows {
     }
     fn compute(&mut self, hidden: &[f32], rows: &[Row], terms: Terms, out: &mut Vec<f32>) -> Result<(), EngineError> {
         self.0.compute(hidden, rows, terms, out)?;
-        for (row, values) in rows.iter().zip(out.chunks_exact_mut(WIDTH as usize)) {
-            if row.slot == 1 {
-                values[0] = f32::INFINITY;
-            }
+        if !rows.iter().any(|row| row.slot == 1) {
+            return Ok(());
         }
-        Ok(())
+        if self.1 == Flaw::Overflows {
+            let infinite = rows.iter().zip(out.chunks_exact_mut(WIDTH as usize)).filter(|(row, _)| row.slot == 1);
+            infinite.for_each(|(_, values)| values[0] = f32::INFINITY);
+            return Ok(());
+        }
+        if self.1 == Flaw::Forgets {
+            rows.iter().for_each(|row| self.0.release(row.slot));
+        }
+        Err(EngineError::Step { engine: "flawed", reason: "slot 1".to_owned() })
     }
     fn truncate(&mut self, slot: u32, len: u32) -> Result<(), EngineError> {
+        if self.1 == Flaw::Forgets && len > 0 {
+            return Err(EngineError::Position { given: len, expected: 0 });
+        }
         self.0.truncate(slot, len)
     }
     fn release(&mut self, slot: u32) {
@@ -203,7 +223,8 @@ impl Stage for Overflows {
 async fn a_session_that_overflows_or_is_refused_ends_none_that_shares_its_step() {
     let faults = EchoFaults { delay: Duration::from_millis(50), ..EchoFaults::default() };
     let stage = EchoStage::new(1, LayerRange::new(0, 2), WIDTH, None, config()).with_faults(faults);
-    let stage = StageHandle::spawn(move || Ok(Box::new(Overflows(stage)) as Box<dyn Stage>)).await.unwrap();
+    let stage =
+        StageHandle::spawn(move || Ok(Box::new(Flawed(stage, Flaw::Overflows)) as Box<dyn Stage>)).await.unwrap();
     let of = |slot: u32, pos: u32| {
         let rows = vec![Row { slot, pos, want: true }];
         StepJob { hidden: vec![0.5; WIDTH as usize], rows, reduce: Reduce::Hidden, exact: false, rewind: false }
@@ -257,5 +278,53 @@ fn a_prompt_that_rides_with_the_tokens_of_another_gives_what_it_gives_by_itself(
         let (answer, expected) = (answer.try_recv().unwrap().unwrap().0, expected.try_recv().unwrap().unwrap().0);
         assert_eq!(answer, expected, "{vocab:?}");
         assert!(worker.waiting.is_empty());
+    }
+}
+
+/// A step of one token of a session.
+fn token(slot: u32, pos: u32) -> StepJob {
+    let rows = vec![Row { slot, pos, want: true }];
+    let hidden = vec![(slot * 100 + pos) as f32; WIDTH as usize];
+    StepJob { hidden, rows, reduce: Reduce::Full, exact: false, rewind: false }
+}
+
+#[test]
+fn a_shared_step_that_fails_ends_only_the_session_at_fault() {
+    let stage =
+        || EchoStage::new(1, LayerRange::new(0, 2), WIDTH, Some(VOCAB), StageConfig { max_sessions: 3, ..config() });
+    let mut alone = Worker::new(Box::new(stage()));
+    let mut shared = Worker::new(Box::new(Flawed(stage(), Flaw::Fails)));
+    for pos in 0..4 {
+        // The session at fault begins anew each time.
+        let all = [token(0, pos), token(1, 0), token(2, pos)];
+        let (jobs, mut answers): (Vec<_>, Vec<_>) = all.map(sent).into_iter().unzip();
+        shared.waiting.extend(jobs);
+        shared.together(&[0, 1, 2], &[]);
+        for slot in [0, 2] {
+            let (job, mut expected) = sent(token(slot, pos));
+            alone.waiting.push(job);
+            alone.one(0);
+            let (output, _) = answers[slot as usize].try_recv().unwrap().expect("an innocent session goes on");
+            assert_eq!(output, expected.try_recv().unwrap().unwrap().0, "slot {slot} at {pos}");
+        }
+        assert!(matches!(answers[1].try_recv().unwrap(), Err(EngineError::Step { engine: "flawed", .. })));
+        shared.stage.release(1);
+    }
+    assert!(shared.waiting.is_empty());
+}
+
+#[test]
+fn a_session_that_cannot_go_back_fails_as_the_shared_step_did() {
+    let stage = EchoStage::new(1, LayerRange::new(0, 2), WIDTH, Some(VOCAB), config());
+    let mut worker = Worker::new(Box::new(Flawed(stage, Flaw::Forgets)));
+    let (job, mut first) = sent(token(0, 0));
+    worker.waiting.push(job);
+    worker.one(0);
+    assert!(first.try_recv().unwrap().is_ok());
+    let (jobs, mut answers): (Vec<_>, Vec<_>) = [sent(token(0, 1)), sent(token(1, 0))].into_iter().unzip();
+    worker.waiting.extend(jobs);
+    worker.together(&[0, 1], &[]);
+    for answer in &mut answers {
+        assert!(matches!(answer.try_recv().unwrap(), Err(EngineError::Step { engine: "flawed", .. })));
     }
 }

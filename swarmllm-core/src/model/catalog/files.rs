@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::base::{ModelId, ShardId};
 use crate::model::ModelError;
+use crate::rt::{create_dir_all, sync_dir};
 
 /// What a manifest's file name ends with.
 const MANIFEST_SUFFIX: &str = ".manifest";
@@ -15,6 +16,8 @@ const MANIFEST_SUFFIX: &str = ".manifest";
 const PIN_SUFFIX: &str = ".pinned";
 /// What the name of a file ends with that says by whose word a model's shards are here.
 const MARKS_SUFFIX: &str = ".marks";
+/// What the name of a file ends with that says what a model is called.
+const NAMES_SUFFIX: &str = ".names";
 /// What the name of a file that is not complete begins with; whatever has it is removed when a catalogue opens.
 const TEMPORARY_PREFIX: &str = "tmp-";
 /// What the name of a file of a model that comes from the web begins with.
@@ -33,7 +36,7 @@ impl Layout {
     pub fn create(root: &Path) -> Result<Layout, ModelError> {
         let layout = Layout { models: root.join("models"), shards: root.join("shards"), partial: root.join("partial") };
         for dir in [&layout.models, &layout.shards, &layout.partial] {
-            fs::create_dir_all(dir).map_err(ModelError::io("create", dir))?;
+            create_dir_all(dir).map_err(ModelError::io("create", dir))?;
         }
         layout.clean()?;
         Ok(layout)
@@ -58,6 +61,10 @@ impl Layout {
 
     pub fn marks(&self, model: &ModelId) -> PathBuf {
         self.models.join(format!("{model}{MARKS_SUFFIX}"))
+    }
+
+    pub fn names(&self, model: &ModelId) -> PathBuf {
+        self.models.join(format!("{model}{NAMES_SUFFIX}"))
     }
 
     pub fn shard(&self, shard: &ShardId) -> PathBuf {
@@ -135,12 +142,12 @@ impl Layout {
 
     /// Makes renames of shards durable.
     pub fn sync_shards(&self) -> Result<(), ModelError> {
-        sync_dir(&self.shards)
+        sync_dir(&self.shards).map_err(ModelError::io("flush", &self.shards))
     }
 
     /// Makes renames and removals of manifests durable.
     pub fn sync_models(&self) -> Result<(), ModelError> {
-        sync_dir(&self.models)
+        sync_dir(&self.models).map_err(ModelError::io("flush", &self.models))
     }
 }
 
@@ -153,11 +160,6 @@ pub(super) struct Temporary {
 }
 
 impl Temporary {
-    /// Where it is written.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Fills `bytes` with what an earlier attempt left next; false where it left less.
     pub fn read(&mut self, bytes: &mut [u8]) -> Result<bool, ModelError> {
         let Some(file) = &mut self.file else { return Ok(false) };
@@ -185,6 +187,8 @@ impl Temporary {
     /// Makes the bytes durable.
     pub fn sync(&mut self) -> Result<(), ModelError> {
         let Some(file) = &self.file else { return Ok(()) };
+        #[cfg(test)]
+        faults::flush();
         file.sync_all().map_err(ModelError::io("flush", &self.path))
     }
 
@@ -220,15 +224,17 @@ fn file_name(path: &Path) -> &str {
     path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }
 
-/// Makes renames and removals in a directory durable. Only Unix lets a directory be flushed.
-fn sync_dir(dir: &Path) -> Result<(), ModelError> {
-    if cfg!(unix) {
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(ModelError::io("flush", dir))?;
+/// Removes a file if it is there.
+pub(super) fn remove_if_there(path: &Path) -> Result<(), ModelError> {
+    #[cfg(test)]
+    faults::remove().map_err(ModelError::io("remove", path))?;
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ModelError::io("remove", path)(error)),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
-/// A disk that gets full, for tests on one thread.
+/// A disk that gets full, a process that is killed between removals, and how often a file is flushed, for tests on one thread.
 #[cfg(test)]
 pub(super) mod faults {
     use std::cell::Cell;
@@ -236,11 +242,37 @@ pub(super) mod faults {
 
     thread_local! {
         static LEFT: Cell<Option<usize>> = const { Cell::new(None) };
+        static REMOVALS: Cell<Option<usize>> = const { Cell::new(None) };
+        static FLUSHES: Cell<usize> = const { Cell::new(0) };
     }
 
     /// From now on this thread can write so many bytes; `None` for no bound.
     pub fn set_space(bytes: Option<usize>) {
         LEFT.set(bytes);
+    }
+
+    /// From now on this thread can remove so many files; `None` for no bound.
+    pub fn set_removals(files: Option<usize>) {
+        REMOVALS.set(files);
+    }
+
+    pub fn remove() -> io::Result<()> {
+        match REMOVALS.get().map(|left| left.checked_sub(1)) {
+            Some(None) => Err(io::ErrorKind::Interrupted.into()),
+            left => {
+                REMOVALS.set(left.flatten());
+                Ok(())
+            }
+        }
+    }
+
+    pub fn flush() {
+        FLUSHES.set(FLUSHES.get() + 1);
+    }
+
+    /// How often this thread has flushed a file.
+    pub fn flushes() -> usize {
+        FLUSHES.get()
     }
 
     pub fn spend(bytes: usize) -> io::Result<()> {

@@ -21,7 +21,7 @@ impl Catalog {
         let manifest = self.known(model)?;
         self.check_free(model)?;
         if let Some(entry) = manifest.shards.iter().find(|entry| parts(entry.kind) && busy(entry.kind)) {
-            return Err(ModelError::InUse { model: manifest.name.clone(), part: entry.kind });
+            return Err(ModelError::InUse { model: self.title(model), part: entry.kind });
         }
         let goes = |entry: &ShardEntry, mark| if parts(entry.kind) { Mark::Deleted } else { mark };
         // The word first: a crash in between leaves shards that the next opening removes.
@@ -64,7 +64,7 @@ impl Catalog {
 
     fn check_free(&self, model: ModelId) -> Result<(), ModelError> {
         match self.is_pinned(model) {
-            true => Err(ModelError::Pinned { model: self.known(model)?.name.clone() }),
+            true => Err(ModelError::Pinned { model: self.title(model) }),
             false => Ok(()),
         }
     }

@@ -23,6 +23,10 @@ impl Growing {
             Some(file) => {
                 growing.leaves = read(file, size, known)?;
                 file.cut((growing.leaves.len() as u64 * GROUP).min(size))?;
+                if growing.leaves.len() as u64 == groups(size) {
+                    // An attempt that was killed may have written the last group and not flushed it.
+                    file.sync()?;
+                }
             }
         }
         Ok(growing)
@@ -79,4 +83,26 @@ fn read(file: &mut Temporary, size: u64, known: Option<&[Leaf]>) -> Result<Vec<L
         leaves.push(found);
     }
     Ok(leaves)
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::super::files::{Layout, faults};
+    use super::*;
+
+    #[test]
+    fn a_shard_that_an_earlier_attempt_wrote_to_its_end_is_flushed() {
+        let dir = TempDir::new().unwrap();
+        let layout = Layout::create(dir.path()).unwrap();
+        let size = GROUP + 9;
+        let resume = || Growing::resume(Some(layout.lasting(dir.path().join("shard")).unwrap()), size, None).unwrap();
+        let begun = faults::flushes();
+        resume().write(&vec![7; GROUP as usize]).unwrap();
+        assert_eq!((resume().next_group(), faults::flushes()), (1, begun), "it is not whole");
+        resume().write(&[7; 9]).unwrap();
+        assert_eq!(faults::flushes(), begun + 1);
+        assert_eq!((resume().next_len(), faults::flushes()), (0, begun + 2), "the attempt may have been killed before");
+    }
 }

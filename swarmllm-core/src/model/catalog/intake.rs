@@ -5,20 +5,21 @@
 //! is in the log and, for shards that are kept, in their files too; so a killed process fetches at most one group again.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::budget::Reservation;
 use super::files::Temporary;
 use super::growing::Growing;
-use super::import::title;
 use super::log::Log;
+use super::names::Names;
 use super::{Catalog, Claim};
 use crate::base::{ModelId, Progress, ShardId};
 use crate::model::gguf::Gguf;
 use crate::model::manifest::{Cut, Piece};
 use crate::model::shard::groups;
-use crate::model::{ModelError, ShardKind};
+use crate::model::{Manifest, ModelError, ShardKind};
 
 /// A source of which ranges can be had.
 #[derive(Debug, Clone)]
@@ -98,8 +99,43 @@ impl HeadIntake {
         header.behind(&self.bytes)
     }
 
+    /// The known model that a file may be of by its header. `None` where there are several, which only their weights tell
+    /// apart.
+    pub fn known(&self, cut: &Cut) -> Option<Arc<Manifest>> {
+        let models = self.claim.catalog.models();
+        let mut found = models.into_iter().map(|(_, manifest)| manifest).filter(|manifest| cut.is_header_of(manifest));
+        found.next().filter(|_| found.next().is_none())
+    }
+
+    /// Ends the import of a model that is known, of which all that is wanted is held. `name` and `stem` as in
+    /// [`HeadIntake::cut`].
+    pub fn finish_known(
+        self,
+        model: ModelId,
+        (header, cut): (&Gguf, &Cut),
+        name: Option<&str>,
+        stem: Option<&str>,
+    ) -> Result<(), ModelError> {
+        let HeadIntake { claim, log, growing, .. } = self;
+        let names = claim.catalog.names_for(name, header, stem, cut)?;
+        claim.catalog.name_imported(model, &names)?;
+        drop((log, growing));
+        claim.catalog.layout().remove_coming(&claim.key)
+    }
+
+    /// Refuses an alias that is another model's, before anything but the header has come.
+    pub fn check_alias(
+        &self,
+        (header, cut): (&Gguf, &Cut),
+        name: Option<&str>,
+        stem: Option<&str>,
+    ) -> Result<(), ModelError> {
+        self.claim.catalog.names_for(name, header, stem, cut).map(drop)
+    }
+
     /// Cuts the model that the header describes, and goes on with what of it an earlier attempt left. Refuses what
-    /// would go beyond the catalogue's bound. `name` (or else the file's own, or `stem`) is cleaned.
+    /// would go beyond the catalogue's bound. `name` is an alias, what the file calls
+    /// itself, or else `stem`, a hint.
     pub fn cut(
         self,
         header: &Gguf,
@@ -108,10 +144,10 @@ impl HeadIntake {
         keep: impl Fn(ShardKind) -> bool,
     ) -> Result<Intake, ModelError> {
         let HeadIntake { claim, origin, log, growing, .. } = self;
-        let cut = Cut::new(header, &title(name, header, stem));
-        let cut = cut.map_err(|source| ModelError::Cut { path: origin.path(), source })?;
+        let cut = Cut::new(header).map_err(|source| ModelError::Cut { path: origin.path(), source })?;
         let keeps: Vec<bool> = cut.manifest.shards.iter().map(|shard| keep(shard.kind)).collect();
         let mut intake = Intake {
+            names: claim.catalog.names_for(name, header, stem, &cut)?,
             claim,
             base: growing.next_group() as usize,
             log,
@@ -131,6 +167,7 @@ impl HeadIntake {
 #[derive(Debug)]
 pub struct Intake {
     claim: Claim,
+    names: Names,
     log: Log,
     cut: Cut,
     /// Which shards are kept.
@@ -177,12 +214,12 @@ impl Intake {
 
     /// Puts the model into the catalogue.
     pub fn finish(self) -> Result<ModelId, ModelError> {
-        let Intake { claim, mut cut, done, log, reserved, .. } = self;
+        let Intake { claim, names, mut cut, done, log, reserved, .. } = self;
         for (shard, (id, _)) in cut.manifest.shards.iter_mut().zip(&done) {
             shard.id = *id;
         }
         let written = done.into_iter().filter_map(|(id, file)| Some((id, file?))).collect();
-        let model = claim.catalog.place(written, cut.manifest)?;
+        let model = claim.catalog.place(written, cut.manifest, &names)?;
         drop((log, reserved));
         claim.catalog.layout().remove_coming(&claim.key)?;
         Ok(model)

@@ -68,6 +68,18 @@ impl Marks {
         manifest.shards.iter().zip(marks)
     }
 
+    /// Of two marks for each shard the one that keeps more: the host's wish, no word, placement's, a deletion.
+    pub fn stronger(&self, other: &Marks, manifest: &Manifest) -> Marks {
+        let rank = |mark: &Mark| match mark {
+            Mark::Wanted => 3,
+            Mark::None => 2,
+            Mark::Placed => 1,
+            Mark::Deleted => 0,
+        };
+        let pairs = self.with(manifest).zip(other.with(manifest));
+        Marks(pairs.map(|((_, one), (_, two))| if rank(&one) >= rank(&two) { one } else { two }).collect())
+    }
+
     /// What they become by `change`.
     pub fn changed(&self, manifest: &Manifest, change: &dyn Fn(&ShardEntry, Mark) -> Mark) -> Marks {
         Marks(self.with(manifest).map(|(entry, mark)| change(entry, mark)).collect())

@@ -1,7 +1,7 @@
 //! The catalogue: which models this node knows, and which of their shards it holds.
 //!
-//! Owns three directories below the one it is given: `models/<model id>.manifest`, `shards/<shard id>` and
-//! `partial/<shard id>`. Promises: nothing appears in the first two before it is checked, complete and durable; a shard
+//! Owns three directories below the one it is given: `models/<model id>.manifest` (beside it `.names`, `.marks` and
+//! `.pinned`), `shards/<shard id>` and `partial/<shard id>`. Promises: nothing appears in the first two before it is checked, complete and durable; a shard
 //! is read through again (BLAKE3) before its first use in a process, and set aside where it is damaged; a failed write
 //! changes nothing. Refuses: manifests that are not the one asked for, and names as paths.
 //!
@@ -19,6 +19,9 @@ mod intake;
 mod keeping;
 mod log;
 mod marks;
+mod migrate;
+mod names;
+mod parted;
 mod source;
 mod spool;
 mod writer;
@@ -39,17 +42,16 @@ use crate::model::manifest::limits;
 use crate::model::shard::Leaf;
 use crate::model::{Manifest, ManifestError, ModelError, ShardEntry, ShardKind};
 use budget::Promised;
-use files::Layout;
+use files::{Layout, remove_if_there};
 use marks::Marks;
 
 pub use budget::Reservation;
+pub use import::{LocalImport, read_header};
 pub use intake::{HeadIntake, Intake, Origin};
 pub use marks::Mark;
-pub use spool::Spool;
+pub use names::{MAX_NAMES, Names};
+pub use spool::{Choice as SpoolChoice, Spool};
 pub use writer::{ShardWriter, WholeWriter};
-
-/// Fewest digits of an id that name a model.
-pub const MIN_PREFIX: usize = 8;
 
 /// A handle to the catalogue; clones share it.
 #[derive(Debug, Clone)]
@@ -79,6 +81,8 @@ struct State {
     models: BTreeMap<ModelId, Arc<Manifest>>,
     /// What was said of their shards, where something was.
     marks: HashMap<ModelId, Marks>,
+    /// What they are called.
+    names: HashMap<ModelId, Names>,
     /// Shards that are complete on disk.
     held: HashSet<ShardId>,
 }
@@ -122,12 +126,14 @@ impl Catalog {
     /// is there already stays.
     pub fn open_within(dir: &Path, max_bytes: Option<u64>) -> Result<Catalog, ModelError> {
         let layout = Layout::create(dir)?;
+        migrate::manifests(&layout)?;
         let mut state = State::default();
         for (id, path) in layout.manifests()? {
             match read_manifest(&path, id) {
                 Ok(manifest) => {
                     state.models.insert(id, Arc::new(manifest));
                     state.marks.insert(id, Marks::read(&layout.marks(&id))?);
+                    state.names.insert(id, Names::read(&layout.names(&id))?);
                 }
                 Err(error) => tracing::warn!(path = %path.display(), %error, "a manifest was passed over"),
             }
@@ -166,16 +172,19 @@ impl Catalog {
         let _alone = self.disk();
         prepared.keep(&self.layout().manifest(&expect))?;
         self.layout().sync_models()?;
-        Ok(self.insert(expect, manifest, Marks::read(&self.layout().marks(&expect))?))
+        let marks = Marks::read(&self.layout().marks(&expect))?;
+        let names = Names::read(&self.layout().names(&expect))?;
+        Ok(self.insert(expect, manifest, marks, names))
     }
 
     /// Makes a model known whose manifest is on disk; whichever of its shards are there are held.
-    fn insert(&self, model: ModelId, manifest: Manifest, marks: Marks) -> Arc<Manifest> {
+    fn insert(&self, model: ModelId, manifest: Manifest, marks: Marks, names: Names) -> Arc<Manifest> {
         let complete = |shard: &&ShardEntry| is_complete(&self.layout().shard(&shard.id), shard.size);
         let held: Vec<ShardId> = manifest.shards.iter().filter(complete).map(|shard| shard.id).collect();
         let mut state = self.state_mut();
         state.held.extend(held);
         state.marks.insert(model, marks);
+        state.names.insert(model, names);
         let manifest = state.models.entry(model).or_insert_with(|| Arc::new(manifest)).clone();
         drop(state);
         self.changed();
@@ -190,26 +199,6 @@ impl Catalog {
     /// A known model.
     pub fn manifest(&self, model: ModelId) -> Option<Arc<Manifest>> {
         self.state().models.get(&model).cloned()
-    }
-
-    /// The model that is meant by an id, by the only name that fits, or by at least [`MIN_PREFIX`] digits of an id.
-    pub fn resolve(&self, name: &str) -> Result<ModelId, ModelError> {
-        let state = self.state();
-        if let Some(id) = name.parse().ok().filter(|id| state.models.contains_key(id)) {
-            return Ok(id);
-        }
-        let named = state.models.iter().filter(|(_, manifest)| manifest.name == name).map(|(id, _)| *id);
-        let mut found: Vec<ModelId> = named.collect();
-        if found.is_empty() && name.len() >= MIN_PREFIX {
-            let prefix = name.to_ascii_lowercase();
-            found = state.models.keys().copied().filter(|id| id.to_string().starts_with(&prefix)).collect();
-        }
-        let name = || name.chars().take(limits::NAME).collect();
-        match found.as_slice() {
-            [only] => Ok(*only),
-            [] => Err(ModelError::NotFound { name: name() }),
-            [example, ..] => Err(ModelError::Ambiguous { name: name(), count: found.len(), example: *example }),
-        }
     }
 
     /// Whether a shard is complete here.
@@ -241,6 +230,7 @@ impl Catalog {
         remove_if_there(&self.layout().manifest(&model))?;
         remove_if_there(&self.layout().pin(&model))?;
         remove_if_there(&self.layout().marks(&model))?;
+        remove_if_there(&self.layout().names(&model))?;
         self.layout().sync_models()?;
         gone.iter().try_for_each(|shard| self.remove_shard(shard))
     }
@@ -248,8 +238,9 @@ impl Catalog {
     /// Takes a model out of memory; gives the shards that no other model needs.
     fn forget(&self, model: ModelId) -> Result<Vec<ShardId>, ModelError> {
         let mut state = self.state_mut();
+        let manifest = state.models.remove(&model).ok_or_else(|| ModelError::unknown(model))?;
         state.marks.remove(&model);
-        let manifest = state.models.remove(&model).ok_or_else(|| ModelError::NotFound { name: model.to_string() })?;
+        state.names.remove(&model);
         let gone: HashSet<ShardId> =
             manifest.shards.iter().map(|shard| shard.id).filter(|shard| !state.is_wanted(shard)).collect();
         state.held.retain(|shard| !gone.contains(shard));
@@ -352,26 +343,25 @@ fn is_complete(path: &Path, size: u64) -> bool {
 }
 
 fn check_manifest(bytes: &[u8], expect: ModelId) -> Result<Manifest, ManifestError> {
-    let found = ModelId(*blake3::hash(bytes).as_bytes());
-    if found != expect {
-        return Err(ManifestError::WrongId { expected: expect, found });
-    }
+    check_id(bytes, expect)?;
     Manifest::decode(bytes)
 }
 
+fn check_id(bytes: &[u8], expect: ModelId) -> Result<(), ManifestError> {
+    let found = ModelId(*blake3::hash(bytes).as_bytes());
+    if found == expect { Ok(()) } else { Err(ManifestError::WrongId { expected: expect, found }) }
+}
+
 fn read_manifest(path: &Path, id: ModelId) -> Result<Manifest, ModelError> {
+    Ok(check_manifest(&read_bounded(path)?, id)?)
+}
+
+/// The bytes of a manifest's file, where it is not too long to be one.
+fn read_bounded(path: &Path) -> Result<Vec<u8>, ModelError> {
     let len = fs::metadata(path).map_err(ModelError::io("read", path))?.len();
     if len > limits::BYTES as u64 {
         let max = limits::BYTES as u64;
         return Err(ManifestError::Limit { what: "the manifest's length", given: len, max }.into());
     }
-    let bytes = fs::read(path).map_err(ModelError::io("read", path))?;
-    Ok(check_manifest(&bytes, id)?)
-}
-
-fn remove_if_there(path: &Path) -> Result<(), ModelError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(ModelError::io("remove", path)(error)),
-        _ => Ok(()),
-    }
+    fs::read(path).map_err(ModelError::io("read", path))
 }

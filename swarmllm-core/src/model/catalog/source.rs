@@ -91,12 +91,12 @@ impl Catalog {
         let manifest = self.known(model)?;
         let inside = layers.start <= layers.end && layers.end <= manifest.layers;
         if !inside || (layers.is_empty() && !head) {
-            let (model, count) = (manifest.name.clone(), manifest.layers);
+            let (model, count) = (self.title(model), manifest.layers);
             return Err(ModelError::Layers { model, layers, count });
         }
         let mut tensors = Vec::new();
         for entry in manifest.stage_shards(layers, head) {
-            tensors.extend(self.source_tensors(&manifest, entry)?);
+            tensors.extend(self.source_tensors(model, entry)?);
         }
         self.note_use(model);
         Ok(StageSource { manifest, layers, head, tensors })
@@ -107,7 +107,7 @@ impl Catalog {
         let manifest = self.known(model)?;
         let mut tensors = Vec::new();
         if let Some(entry) = manifest.shard(ShardKind::Embedding) {
-            tensors.extend(self.source_tensors(&manifest, entry)?);
+            tensors.extend(self.source_tensors(model, entry)?);
         }
         let found = tensors.into_iter().find(|tensor: &SourceTensor| tensor.entry.name == EMBEDDING_TENSOR);
         let tensor = found.ok_or(ManifestError::MissingTensor { tensor: EMBEDDING_TENSOR })?;
@@ -118,9 +118,9 @@ impl Catalog {
     /// The model's key-values: tokenizer, chat template and the rest, as they were in the GGUF.
     pub fn metadata(&self, model: ModelId) -> Result<Vec<Fact>, ModelError> {
         let manifest = self.known(model)?;
-        let contradiction = || ModelError::Metadata { model: manifest.name.clone() };
+        let contradiction = || ModelError::Metadata { model: self.title(model) };
         let entry = manifest.shard(ShardKind::Metadata).ok_or_else(contradiction)?;
-        let mut file = self.open_part(&manifest, entry)?;
+        let mut file = self.open_part(model, entry)?;
         let path = self.layout().shard(&entry.id);
         let gguf = Gguf::read(&mut file).map_err(|source| ModelError::Gguf { path, source })?;
         let agrees = |fact: &Fact| Facts(&gguf.facts).get(&fact.key) == Some(fact);
@@ -131,13 +131,13 @@ impl Catalog {
     }
 
     pub(super) fn known(&self, model: ModelId) -> Result<Arc<Manifest>, ModelError> {
-        self.manifest(model).ok_or_else(|| ModelError::NotFound { name: model.to_string() })
+        self.manifest(model).ok_or_else(|| ModelError::unknown(model))
     }
 
-    fn open_part(&self, manifest: &Manifest, entry: &ShardEntry) -> Result<File, ModelError> {
+    fn open_part(&self, model: ModelId, entry: &ShardEntry) -> Result<File, ModelError> {
         self.open_shard(&entry.id).map_err(|error| match error {
             ModelError::ShardMissing { shard } => {
-                ModelError::PartMissing { model: manifest.name.clone(), part: entry.kind, shard }
+                ModelError::PartMissing { model: self.title(model), part: entry.kind, shard }
             }
             error => error,
         })
@@ -145,10 +145,10 @@ impl Catalog {
 
     fn source_tensors<'a>(
         &self,
-        manifest: &Manifest,
+        model: ModelId,
         entry: &'a ShardEntry,
     ) -> Result<impl Iterator<Item = SourceTensor> + use<'a>, ModelError> {
-        let file = Arc::new(self.open_part(manifest, entry)?);
+        let file = Arc::new(self.open_part(model, entry)?);
         let source = move |tensor: &crate::model::TensorEntry| SourceTensor {
             entry: tensor.clone(),
             file: file.clone(),

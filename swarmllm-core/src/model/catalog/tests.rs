@@ -1,5 +1,8 @@
 //! The catalogue on real files in temporary directories.
 
+mod names;
+mod parts;
+
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -264,7 +267,8 @@ fn shards_that_two_models_share_stay_when_one_is_removed() {
     // Only the metadata differs.
     assert_eq!(bench.files("shards").len(), 8);
     bench.catalog.remove(one).unwrap();
-    assert_eq!((bench.files("shards").len(), bench.files("models").len()), (7, 2));
+    // Manifest, marks and names.
+    assert_eq!((bench.files("shards").len(), bench.files("models").len()), (7, 3));
     assert_eq!(bench.catalog.verify(two).unwrap(), []);
     assert!(bench.catalog.holding(two).head && bench.catalog.holding(one) == Held::default());
     bench.catalog.remove(two).unwrap();
@@ -324,43 +328,6 @@ fn a_file_that_is_not_a_model_is_refused_and_changes_nothing() {
     for part in ["models", "shards", "partial"] {
         assert_eq!(bench.files(part).len(), 0, "{part}");
     }
-}
-
-#[test]
-fn names_are_cleaned_and_never_become_paths() {
-    let bench = Bench::new();
-    let path = bench.file("file stem.gguf", &small("", 1));
-    let long = "é".repeat(500);
-    let name = |given| {
-        let model = bench.catalog.import(&path, given, &mut quiet).unwrap();
-        bench.catalog.manifest(model).unwrap().name.clone()
-    };
-    assert_eq!(name(Some("../../etc/passwd")), "../../etc/passwd");
-    assert_eq!(name(Some("  a\n\tb  ")), "a b");
-    assert_eq!(name(Some(&long)), "é".repeat(64));
-    assert_eq!(name(Some(" \n")), "file stem");
-    assert_eq!(name(None), "file stem");
-    for path in bench.files("models").iter().chain(&bench.files("shards")) {
-        assert!(path.file_name().unwrap().to_str().unwrap().len() >= 64, "{}", path.display());
-    }
-}
-
-#[test]
-fn a_model_is_found_by_id_by_prefix_and_by_a_name_that_only_it_has() {
-    let bench = Bench::new();
-    let one = bench.import(&small("one", 1));
-    let twin = bench.import(&small("twin", 1));
-    let other = bench.import(&small("twin", 2));
-    let resolve = |name: &str| bench.catalog.resolve(name);
-    assert_eq!(resolve(&one.to_string()).unwrap(), one);
-    assert_eq!(resolve(&one.to_string()[..MIN_PREFIX]).unwrap(), one);
-    assert_eq!(resolve("one").unwrap(), one);
-    assert!(matches!(resolve(&one.to_string()[..MIN_PREFIX - 1]), Err(ModelError::NotFound { .. })));
-    assert!(matches!(resolve("twin"), Err(ModelError::Ambiguous { count: 2, .. })));
-    assert!(matches!(resolve(""), Err(ModelError::NotFound { .. })));
-    assert!(matches!(resolve(&"f".repeat(64)), Err(ModelError::NotFound { .. })));
-    assert!(resolve(&"x".repeat(1 << 20)).unwrap_err().to_string().len() < 1024);
-    assert_ne!(twin, other);
 }
 
 #[test]

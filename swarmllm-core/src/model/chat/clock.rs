@@ -1,4 +1,4 @@
-//! The date for templates that put it into a system prompt, in UTC.
+//! The date for templates that put it into a system prompt.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -35,18 +35,30 @@ pub fn format(now: SystemTime, format: &str) -> Option<String> {
         if character != '%' {
             text.push(character);
         } else {
-            text += &match characters.next()? {
+            // A dash leaves out zeros in front.
+            let bare = characters.as_str().starts_with('-');
+            let directive = if bare { characters.nth(1)? } else { characters.next()? };
+            let (hour, of_year) = (second / 3600, days - days_before(year)?);
+            let half = if hour % 12 == 0 { 12 } else { hour % 12 };
+            let number = |value: u64, width: usize| if bare { value.to_string() } else { format!("{value:0width$}") };
+            text += &match directive {
                 'Y' => year.to_string(),
-                'y' => format!("{:02}", year % 100),
-                'm' => format!("{month:02}"),
-                'd' => format!("{day:02}"),
+                'y' => number(year % 100, 2),
+                'm' => number(month, 2),
+                'd' => number(day, 2),
+                'e' if !bare => format!("{day:2}"),
+                'j' => number(of_year + 1, 3),
+                'F' if !bare => format!("{year}-{month:02}-{day:02}"),
+                'T' if !bare => format!("{hour:02}:{:02}:{:02}", second / 60 % 60, second % 60),
+                'I' => number(half, 2),
+                'p' if !bare => if hour < 12 { "AM" } else { "PM" }.to_owned(),
                 'B' => month_name.to_owned(),
                 'b' => month_name.get(..3)?.to_owned(),
                 'A' => weekday.to_owned(),
                 'a' => weekday.get(..3)?.to_owned(),
-                'H' => format!("{:02}", second / 3600),
-                'M' => format!("{:02}", second / 60 % 60),
-                'S' => format!("{:02}", second % 60),
+                'H' => number(hour, 2),
+                'M' => number(second / 60 % 60, 2),
+                'S' => number(second % 60, 2),
                 '%' => "%".to_owned(),
                 _ => return None,
             };
@@ -56,6 +68,13 @@ pub fn format(now: SystemTime, format: &str) -> Option<String> {
         }
     }
     Some(text)
+}
+
+/// Days from 1970 to the first of a year.
+fn days_before(year: u64) -> Option<u64> {
+    let years = year.checked_sub(1)?;
+    let leap_days = |years: u64| years / 4 - years / 100 + years / 400;
+    Some((year.checked_sub(1970)?) * 365 + leap_days(years) - leap_days(1969))
 }
 
 /// Year, month and day, `days` after 1970-01-01.
@@ -84,6 +103,12 @@ mod tests {
         let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
         assert_eq!(format(at(0), "%A %d %B %Y %H:%M:%S"), Some("Thursday 01 January 1970 00:00:00".into()));
         assert_eq!(format(at(1_709_210_096), "%a %d %b %y, %m%%"), Some("Thu 29 Feb 24, 02%".into()));
+        assert_eq!(
+            format(at(1_709_210_096), "%-d.%-m. %e|%j %I %p %F %T"),
+            Some("29.2. 29|060 12 PM 2024-02-29 12:34:56".into())
+        );
+        assert_eq!(format(at(0), "%-d|%e|%j|%-j|%I %p"), Some("1| 1|001|1|12 AM".into()));
+        assert_eq!(format(at(1_735_603_200), "%j"), Some("366".into()));
         assert_eq!((format(at(0), "%Q"), format(at(0), "%")), (None, None));
     }
 }

@@ -8,6 +8,7 @@ use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
 use super::MAX_BUILT;
+use super::shadow::cost;
 
 /// Bytes and values that a rendering may look at; a comparison of two long texts looks at both.
 const MAX_WORK: usize = 1 << 30;
@@ -35,6 +36,8 @@ pub enum Stop {
     Work,
     /// The template refused the conversation itself.
     Raised(String),
+    /// It came to a part of the language that is not admitted.
+    Unsupported(&'static str),
 }
 
 impl Meter {
@@ -79,7 +82,7 @@ impl Meter {
     }
 
     fn weigh_within(&self, value: &Value, depth: usize) -> Result<usize, Error> {
-        let own = VALUE_COST + value.as_str().map_or(0, str::len);
+        let own = VALUE_COST + value.as_str().map_or(0, cost);
         self.work(own)?;
         let kind = value.kind();
         if !matches!(kind, ValueKind::Seq | ValueKind::Iterable | ValueKind::Map) {
@@ -97,17 +100,6 @@ impl Meter {
         })
     }
 
-    /// What a template may keep of a result: its size is taken, and what is computed lazily is computed now, so that
-    /// laziness cannot nest.
-    pub fn keep(&self, value: Value) -> Result<Value, Error> {
-        let value = match value.kind() {
-            ValueKind::Iterable => Value::from(self.collect(&value)?),
-            _ => value,
-        };
-        self.build(self.weigh(&value)?)?;
-        Ok(value)
-    }
-
     /// The items of a list.
     pub fn collect(&self, value: &Value) -> Result<Vec<Value>, Error> {
         let mut items = Vec::new();
@@ -117,15 +109,6 @@ impl Meter {
             items.push(item);
         }
         Ok(items)
-    }
-
-    /// The text of a value as `{{ }}` writes it.
-    pub fn text(&self, value: &Value) -> Result<String, Error> {
-        self.weigh(value)?;
-        let mut text = Text { meter: self, text: String::new() };
-        let written = fmt::write(&mut text, format_args!("{value}"));
-        written.map_err(|_| self.stop(Stop::Built))?;
-        Ok(text.text)
     }
 }
 
@@ -140,23 +123,31 @@ pub struct Text<'m> {
     pub text: String,
 }
 
-impl fmt::Write for Text<'_> {
-    fn write_str(&mut self, part: &str) -> fmt::Result {
-        self.meter.build(part.len()).map_err(|_| fmt::Error)?;
+impl<'m> Text<'m> {
+    /// An empty text.
+    pub fn new(meter: &'m Meter) -> Text<'m> {
+        Text { meter, text: String::new() }
+    }
+
+    /// Appends a part.
+    pub fn push(&mut self, part: &str) -> Result<(), Error> {
+        self.meter.build(cost(part))?;
         self.text.push_str(part);
+        Ok(())
+    }
+
+    /// Appends a character several times.
+    pub fn fill(&mut self, character: char, times: usize) -> Result<(), Error> {
+        self.meter.build(times.saturating_mul(character.len_utf8()))?;
+        self.text.extend(std::iter::repeat_n(character, times));
         Ok(())
     }
 }
 
-impl std::io::Write for Text<'_> {
-    fn write(&mut self, part: &[u8]) -> std::io::Result<usize> {
-        // Used for JSON only, which is written in whole characters.
-        let part = str::from_utf8(part).map_err(std::io::Error::other)?;
-        fmt::Write::write_str(self, part).map_err(std::io::Error::other)?;
-        Ok(part.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
+impl fmt::Write for Text<'_> {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        self.meter.build(cost(part)).map_err(|_| fmt::Error)?;
+        self.text.push_str(part);
         Ok(())
     }
 }

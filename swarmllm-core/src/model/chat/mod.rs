@@ -3,40 +3,59 @@
 //! Owns: the rendering of `tokenizer.chat_template`. Promises: rendering is bounded in time and memory whatever the
 //! template and the conversation are; a template that cannot be rendered gives a typed error. Refuses: guessing a
 //! template where the model has none, and parts of the template language that chats do not need (include, import,
-//! extends, products, recursive loops).
+//! extends, blocks, recursive loops).
 //!
-//! Templates are foreign programs. How they are kept in bounds is told in [`program`].
+//! Templates are foreign programs. How they are kept in bounds is told in [`program`]. The texts that a request brings
+//! are foreign, too: what comes of them is marked in the result ([`shadow`]), so that no control token is read in it.
 
 mod builtins;
+mod checks;
 mod clock;
+mod filters;
+mod format;
+mod given;
+mod inputs;
+mod json;
 mod meter;
+mod methods;
+mod operators;
 mod program;
+mod python;
+mod rendering;
+mod shadow;
+mod values;
+mod zone;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use minijinja::machinery::{eval, make_string_output};
-use minijinja::{AutoEscape, Environment, ErrorKind as JinjaKind, Value, context};
+use minijinja::{AutoEscape, Environment, ErrorKind as JinjaKind, Value};
 use serde::{Deserialize, Serialize};
 
 use crate::base::ErrorKind;
 use crate::model::Fact;
-use crate::model::tokenizer::{Facts, MAX_TOKENS, TokenizerError};
+use crate::model::tokenizer::{Facts, MAX_TOKENS, MarkedText, TokenizerError};
+pub use inputs::TemplateInputs;
 use meter::{Meter, Stop};
+use rendering::Rendering;
+use shadow::Shadow;
+use values::Dict;
 
 /// Longest template, in bytes; the longest in use have about 20,000.
 pub const MAX_TEMPLATE: usize = 256 << 10;
-/// Longest conversation, in bytes of roles and contents.
+/// Longest conversation, in bytes of roles, contents and inputs.
 pub const MAX_CONVERSATION: usize = 4 << 20;
 /// Most messages in a conversation.
 pub const MAX_MESSAGES: usize = 16_384;
-/// Bytes that one rendering may build, the output and all that comes before it together.
+/// Characters that one rendering may build, the output and all that comes before it together. One takes up to four
+/// bytes.
 pub const MAX_BUILT: usize = 32 << 20;
 /// Instructions that one rendering may run.
 pub const FUEL: u64 = 1_000_000;
 /// Nested frames: loops, and macros that call macros.
-const MAX_FRAMES: usize = 64;
+const MAX_FRAMES: usize = 256;
 /// Stack of the thread that renders. Parser and compiler recurse as deep as [`program`] admits.
 const STACK: usize = 32 << 20;
 /// Longest reason that an error repeats, in bytes.
@@ -62,7 +81,10 @@ impl ChatMessage {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
     /// The model has no template.
-    #[error("the model has no chat template; complete plain text instead (`generate`)")]
+    #[error(
+        "the model has no chat template; give one (`chat_template`, `--chat-template`), or have plain text completed \
+         (`generate`, `POST /v1/completions`, `swarmllm chat --raw`)"
+    )]
     Missing,
     /// The facts about the template are malformed.
     #[error("the chat template cannot be read: {0}")]
@@ -77,6 +99,18 @@ pub enum TemplateError {
         MAX_MESSAGES
     )]
     Conversation { bytes: usize, messages: usize },
+    /// An input has a name that the renderer itself gives.
+    #[error("`{name}` is no name for an input of a chat template: it is given already")]
+    Reserved { name: &'static str },
+    /// A role has characters that could be a part of a control token.
+    #[error("`{role}` is no role: a role has letters, digits, `_` and `-` only")]
+    Role { role: String },
+    /// The texts use characters of both private planes of Unicode, of which a rendering needs one.
+    #[error("the texts use both private planes of Unicode, of which one is admitted")]
+    PrivatePlanes,
+    /// An input nests deeper than is admitted.
+    #[error("an input of the chat template is nested too deep")]
+    Nested,
     /// The template is not in the template language.
     #[error("the chat template cannot be compiled: {reason}")]
     Syntax { reason: String },
@@ -87,7 +121,7 @@ pub enum TemplateError {
     #[error("the chat template does more work than is admitted")]
     OutOfFuel,
     /// Rendering built more than is admitted.
-    #[error("the chat template builds more than {max} bytes")]
+    #[error("the chat template builds more than {max} characters")]
     TooLarge { max: usize },
     /// The template itself refuses the conversation.
     #[error("the chat template refuses the conversation: {message}")]
@@ -104,7 +138,11 @@ impl TemplateError {
     /// The kind that crosses borders.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Conversation { .. } => ErrorKind::InvalidArgument,
+            Self::Conversation { .. }
+            | Self::Reserved { .. }
+            | Self::Nested
+            | Self::Role { .. }
+            | Self::PrivatePlanes => ErrorKind::InvalidArgument,
             Self::Thread => ErrorKind::Internal,
             _ => ErrorKind::BadTemplate,
         }
@@ -145,7 +183,15 @@ impl ChatTemplate {
         };
         let (bos, eos) = (text("tokenizer.ggml.bos_token_id")?, text("tokenizer.ggml.eos_token_id")?);
         let template = ChatTemplate { source: source.into(), bos, eos };
-        on_own_stack(|| program::compile(&template.source).map(drop))?;
+        on_own_stack(|| program::compile(&program::prepare(&template.source)?).map(drop))?;
+        Ok(template)
+    }
+
+    /// A template of the host's own, for a model whose begin and end tokens have these texts; compiled once to see that it
+    /// can be.
+    pub fn from_source(source: &str, bos: &str, eos: &str) -> Result<ChatTemplate, TemplateError> {
+        let template = ChatTemplate { source: source.into(), bos: bos.into(), eos: eos.into() };
+        on_own_stack(|| program::compile(&program::prepare(&template.source)?).map(drop))?;
         Ok(template)
     }
 
@@ -159,42 +205,81 @@ impl ChatTemplate {
     ///
     /// Many templates write the begin token themselves: encode the text so that it is not there twice
     /// ([`super::tokenizer::Tokenizer::encode_rendered`]).
-    pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String, TemplateError> {
-        self.render_at(messages, add_generation_prompt, SystemTime::now())
+    pub fn render(
+        &self,
+        messages: &[ChatMessage],
+        inputs: &TemplateInputs,
+        add_generation_prompt: bool,
+    ) -> Result<MarkedText, TemplateError> {
+        self.render_at(messages, inputs, add_generation_prompt, zone::local(SystemTime::now()))
     }
 
-    fn render_at(&self, messages: &[ChatMessage], prompt: bool, now: SystemTime) -> Result<String, TemplateError> {
-        let bytes = messages.iter().map(|message| message.role.len() + message.content.len()).sum();
+    fn render_at(
+        &self,
+        messages: &[ChatMessage],
+        inputs: &TemplateInputs,
+        prompt: bool,
+        now: SystemTime,
+    ) -> Result<MarkedText, TemplateError> {
+        let talk: usize = messages.iter().map(|message| message.role.len() + message.content.len()).sum();
+        let bytes = talk.saturating_add(inputs.check()?);
         if bytes > MAX_CONVERSATION || messages.len() > MAX_MESSAGES {
             return Err(TemplateError::Conversation { bytes, messages: messages.len() });
         }
-        on_own_stack(|| self.run(messages, prompt, now))
+        let shadow = self.shadow(messages, inputs)?;
+        on_own_stack(|| self.run(messages, inputs, prompt, now, shadow))
     }
 
-    fn run(&self, messages: &[ChatMessage], prompt: bool, now: SystemTime) -> Result<String, TemplateError> {
-        let instructions = program::compile(&self.source)?;
-        let meter = Arc::new(Meter::new());
-        let mut env: Environment<'_> = builtins::environment(&meter, now);
+    /// What tells the texts of a request from the template's own.
+    fn shadow(&self, messages: &[ChatMessage], inputs: &TemplateInputs) -> Result<Shadow, TemplateError> {
+        if inputs.parse_content {
+            return Ok(Shadow::NONE);
+        }
+        let odd = |role: &str| role.chars().any(|at| !at.is_alphanumeric() && at != '_' && at != '-');
+        if let Some(message) = messages.iter().find(|message| odd(&message.role)) {
+            return Err(TemplateError::Role { role: cut(&message.role, MAX_REASON).to_owned() });
+        }
+        let mut texts = vec![&*self.source, &*self.bos, &*self.eos];
+        texts.extend(messages.iter().map(|message| message.content.as_str()));
+        texts.extend(inputs.texts());
+        Shadow::beside(&texts).ok_or(TemplateError::PrivatePlanes)
+    }
+
+    fn run(
+        &self,
+        messages: &[ChatMessage],
+        inputs: &TemplateInputs,
+        prompt: bool,
+        now: SystemTime,
+        shadow: Shadow,
+    ) -> Result<MarkedText, TemplateError> {
+        let prepared = program::prepare(&self.source)?;
+        let instructions = program::compile(&prepared)?;
+        let rendering = Arc::new(Rendering { meter: Meter::new(), shadow });
+        let mut env: Environment<'_> = builtins::environment(&rendering, now);
         env.set_fuel(Some(FUEL));
         env.set_recursion_limit(MAX_FRAMES);
         env.set_debug(false);
-        let root = context! {
-            messages => messages.iter().map(message_value).collect::<Value>(),
-            add_generation_prompt => prompt,
-            bos_token => &*self.bos,
-            eos_token => &*self.eos,
-            tools => Value::from(()),
-        };
+        let own = [
+            ("messages", messages.iter().map(|message| message_value(message, shadow)).collect::<Value>()),
+            ("add_generation_prompt", Value::from(prompt)),
+            ("bos_token", Value::from(&*self.bos)),
+            ("eos_token", Value::from(&*self.eos)),
+        ];
+        let root = Value::from_pairs(inputs.variables(shadow).chain(own));
         let (blocks, mut text) = (BTreeMap::new(), String::new());
         let done =
             eval(&env, &instructions, root, &blocks, &mut make_string_output(&mut text), AutoEscape::None).map(drop);
-        match (done, meter.stopped()) {
+        match (done, rendering.meter.stopped()) {
             (_, Some(Stop::Raised(message))) => Err(TemplateError::Raised { message }),
+            (_, Some(Stop::Unsupported(what))) => Err(TemplateError::Unsupported { what }),
             (_, Some(Stop::Built)) => Err(TemplateError::TooLarge { max: MAX_BUILT }),
             (_, Some(Stop::Work)) => Err(TemplateError::OutOfFuel),
             (Err(error), None) if error.kind() == JinjaKind::OutOfFuel => Err(TemplateError::OutOfFuel),
-            (Err(error), None) => Err(TemplateError::Render { reason: reason(&error) }),
-            (Ok(()), None) => Ok(text),
+            (Err(error), None) => {
+                Err(TemplateError::Render { reason: cut(&shadow.plain(&error.to_string()), MAX_REASON).to_owned() })
+            }
+            (Ok(()), None) => Ok(shadow.resolve(text)),
         }
     }
 }
@@ -211,7 +296,9 @@ fn on_own_stack<T: Send>(work: impl FnOnce() -> Result<T, TemplateError> + Send)
 #[cfg(test)]
 mod tests;
 
-/// A message as templates see it.
-fn message_value(message: &ChatMessage) -> Value {
-    Value::from_pairs([("role", &*message.role), ("content", &*message.content)])
+/// A message as templates see it, its content in shadows.
+fn message_value(message: &ChatMessage, shadow: Shadow) -> Value {
+    let content = shadow.mark(&message.content);
+    let pairs = [("role", Value::from(&*message.role)), ("content", Value::from(content))];
+    Dict::of(pairs.map(|(name, value)| (Value::from(name), value)), shadow)
 }

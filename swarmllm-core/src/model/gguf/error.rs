@@ -19,8 +19,11 @@ pub enum GgufError {
     /// The other byte order.
     #[error("the file is big-endian; convert it to little-endian")]
     BigEndian,
-    /// One file of several.
-    #[error("the model is split over {parts} files; merge them into one (llama-gguf-split --merge)")]
+    /// One file of several that is not named as one.
+    #[error(
+        "the file is one of the model's {parts} parts and not named as one; name the parts \
+         NAME-00001-of-{parts:05}.gguf and so on, in one place"
+    )]
     Split { parts: u32 },
     /// The file ends too early.
     #[error("the file ends inside {what} at byte {offset}: {need} bytes are needed, {have} are left; fetch it again")]

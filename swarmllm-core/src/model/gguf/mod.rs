@@ -2,12 +2,13 @@
 //!
 //! Owns the one validator of foreign model files. Promises: a [`Gguf`] holds only what was checked (bounds, UTF-8,
 //! alignment, types, shapes, offsets inside the file, no duplicate and no overlap); reading never needs more than twice
-//! the header's bytes, whatever a count claims; no input panics. Refuses: version 1, big-endian files, nested arrays,
-//! unknown types and models split over several files.
+//! the header's bytes, whatever a count claims; no input panics. Refuses: version 1, big-endian files, nested arrays
+//! and unknown types. Of a model in several files [`Join`] makes the header of one; nothing is merged.
 
 mod error;
 mod ggml;
 mod read;
+mod split;
 mod value;
 mod write;
 
@@ -16,6 +17,7 @@ pub(crate) mod tests;
 
 pub use error::{GgufError, ShapeFault};
 pub use ggml::{GgmlType, elements};
+pub use split::{Join, MAX_PARTS, PartName, Places, SplitError, is_split_key};
 pub use value::{Array, Facts, Value, ValueType};
 pub use write::{HeaderTensor, write_header};
 

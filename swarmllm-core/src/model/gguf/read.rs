@@ -29,7 +29,6 @@ impl Gguf {
         let tensor_count = cursor.count("the number of tensors", limits::TENSORS)?;
         let fact_count = cursor.count("the number of keys", limits::FACTS)?;
         let facts = read_facts(&mut cursor, fact_count)?;
-        refuse_split(Facts(&facts))?;
         let alignment = read_alignment(Facts(&facts))?;
         let tensors = read_tensors(&mut cursor, tensor_count)?;
         let data_offset = align_up(cursor.pos, alignment).ok_or(GgufError::Alignment { found: alignment.into() })?;
@@ -93,13 +92,6 @@ fn read_version(cursor: &mut Cursor<impl Read>) -> Result<u32, GgufError> {
         version @ (2 | 3) => Ok(version),
         version if matches!(version.swap_bytes(), 1..=3) => Err(GgufError::BigEndian),
         found => Err(GgufError::Version { found }),
-    }
-}
-
-fn refuse_split(facts: Facts<'_>) -> Result<(), GgufError> {
-    match facts.u32("split.count")? {
-        Some(parts) if parts > 1 => Err(GgufError::Split { parts }),
-        _ => Ok(()),
     }
 }
 

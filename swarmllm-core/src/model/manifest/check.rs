@@ -29,7 +29,6 @@ impl Manifest {
     }
 
     fn check_numbers(&self) -> Result<(), ManifestError> {
-        check_text("the model's name", &self.name, limits::NAME, |c| !c.is_control())?;
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         check_text("the architecture's name", &self.architecture, limits::ARCHITECTURE, plain)?;
         check_limit("the number of layers", self.layers.into(), limits::LAYERS.into())?;

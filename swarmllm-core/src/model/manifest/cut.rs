@@ -1,11 +1,11 @@
 //! How a GGUF is cut into shards: which tensor goes where, before any byte is read.
 
 use super::check::{Shape, belongs, kind_of, weight};
-use super::{EMBEDDING_TENSOR, Manifest, ManifestError, OUTPUT_TENSOR, TensorFault, limits};
+use super::{EMBEDDING_TENSOR, Manifest, ManifestError, OUTPUT_NORM_TENSOR, OUTPUT_TENSOR, TensorFault, limits};
 use crate::base::ShardId;
-use crate::model::gguf::{Facts, Gguf, GgufTensor, align_up, write_header};
+use crate::model::gguf::{Facts, Gguf, GgufError, GgufTensor, align_up, is_split_key, write_header};
 use crate::model::shard::{GROUP, group_len};
-use crate::model::{ShardEntry, ShardKind, TensorEntry};
+use crate::model::{Fact, ShardEntry, ShardKind, TensorEntry};
 
 /// A part of a group of a shard: where it goes, and where it lies in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,16 +30,21 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// Cuts a checked GGUF. The same file and name always give the same cut: inside a shard the tensors keep the file's
+    /// Cuts a checked GGUF. The same file always gives the same cut: inside a shard the tensors keep the file's
     /// order, packed at its alignment. All checks of [`Manifest::check`] have passed.
-    pub fn new(gguf: &Gguf, name: &str) -> Result<Cut, ManifestError> {
+    pub fn new(gguf: &Gguf) -> Result<Cut, ManifestError> {
+        let parts = gguf.parts()?;
+        if parts > 1 {
+            return Err(GgufError::Split { parts }.into());
+        }
         let shape = Shape::read(gguf.view())?;
         let embedding =
             gguf.tensor(EMBEDDING_TENSOR).ok_or(ManifestError::MissingTensor { tensor: EMBEDDING_TENSOR })?;
-        let metadata = write_header(&gguf.facts, &[], gguf.alignment);
+        // A model that was split and one that was not are the same model.
+        let facts: Vec<Fact> = gguf.facts.iter().filter(|fact| !is_split_key(&fact.key)).cloned().collect();
+        let metadata = write_header(&facts, &[], gguf.alignment);
         let mut manifest = Manifest {
             format: Manifest::FORMAT,
-            name: name.to_owned(),
             architecture: shape.architecture.to_owned(),
             layers: shape.layers,
             width: shape.width,
@@ -48,7 +53,7 @@ impl Cut {
             context: shape.context,
             tied: gguf.tensor(OUTPUT_TENSOR).is_none(),
             alignment: gguf.alignment,
-            facts: gguf.facts.iter().filter(|fact| belongs(fact, shape.architecture)).cloned().collect(),
+            facts: facts.into_iter().filter(|fact| belongs(fact, shape.architecture)).collect(),
             shards: Vec::new(),
         };
         let mut sources = vec![Vec::new()];
@@ -63,6 +68,20 @@ impl Cut {
         }
         manifest.check()?;
         Ok(Cut { manifest, metadata, sources })
+    }
+
+    /// Whether a model has these shards, whatever bytes are in them.
+    pub fn fits(&self, manifest: &Manifest) -> bool {
+        let mut own = self.manifest.clone();
+        own.shards.iter_mut().zip(&manifest.shards).for_each(|(own, theirs)| own.id = theirs.id);
+        own == *manifest
+    }
+
+    /// Whether the file's header is that of a model: the same tensors at the same places, and the same key-values. The
+    /// weights may be others.
+    pub fn is_header_of(&self, manifest: &Manifest) -> bool {
+        let is_metadata = |entry: &ShardEntry| entry.id == ShardId(*blake3::hash(&self.metadata).as_bytes());
+        self.fits(manifest) && manifest.shard(ShardKind::Metadata).is_some_and(is_metadata)
     }
 
     /// What of the file makes a group of the shard at `index`; zeros lie between the pieces.
@@ -101,8 +120,19 @@ fn sorted(gguf: &Gguf, layers: u32) -> Result<Vec<(ShardKind, Vec<&GgufTensor>)>
     }
     // The order of `ShardKind` is the order of shards in a manifest.
     tagged.sort_by_key(|(kind, tensor)| (*kind, tensor.offset));
+    check_complete(&tagged, layers)?;
     let groups = tagged.chunk_by(|(left, _), (right, _)| left == right);
     Ok(groups.filter_map(|group| Some((group.first()?.0, group.iter().map(|(_, tensor)| *tensor).collect()))).collect())
+}
+
+/// Names the first part of which the file has nothing. `tagged` is in the order of parts.
+fn check_complete(tagged: &[(ShardKind, &GgufTensor)], layers: u32) -> Result<(), ManifestError> {
+    let missing = |kind: &ShardKind| tagged.binary_search_by_key(kind, |(kind, _)| *kind).is_err();
+    match (0..layers).map(ShardKind::Layer).chain([ShardKind::Head]).find(missing) {
+        None => Ok(()),
+        Some(ShardKind::Head) => Err(ManifestError::MissingTensor { tensor: OUTPUT_NORM_TENSOR }),
+        Some(kind) => Err(ManifestError::EmptyShard { kind }),
+    }
 }
 
 /// One shard's entry, and where its tensors begin in the file.

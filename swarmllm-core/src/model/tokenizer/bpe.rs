@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 
 use super::TokenizerError;
+use super::bounds::EncodeBounds;
 use super::facts::Facts;
 use super::merge::{Chain, Join, NONE, Symbol};
 use super::pre::PreTokenizer;
@@ -37,21 +38,37 @@ impl Bpe {
         Ok(Bpe { pre, merges, bytes })
     }
 
-    /// Appends the tokens of `text`. A byte without a token is dropped, as in llama.cpp.
-    pub fn encode(&self, text: &str, vocab: &Vocab, tokens: &mut Vec<u32>) {
+    /// Appends the tokens of `text`, word after word. A byte without a token is dropped, as in llama.cpp.
+    pub fn encode(
+        &self,
+        text: &str,
+        vocab: &Vocab,
+        tokens: &mut Vec<u32>,
+        bounds: &EncodeBounds<'_>,
+    ) -> Result<(), TokenizerError> {
         let mut chain = Chain::default();
-        for word in self.pre.split(text) {
+        self.pre.each_word(text, &mut |word| {
+            bounds.check(tokens.len())?;
             if let Some(token) = self.whole_word(word, vocab) {
                 tokens.push(token);
-                continue;
+                return Ok(());
             }
             chain.clear();
             for byte in word.bytes() {
                 chain.push(1, self.bytes.get(usize::from(byte)).copied().flatten());
             }
-            chain.run(|left: &Symbol, right: &Symbol| self.merges.get(&(left.token, right.token)).copied());
+            let join = |left: &Symbol, right: &Symbol| self.merges.get(&(left.token, right.token)).copied();
+            let had = tokens.len();
+            chain.run(join, || bounds.check(had))?;
             tokens.extend(chain.finished().map(|symbol| symbol.token).filter(|token| *token != NONE));
-        }
+            Ok(())
+        })?;
+        bounds.check(tokens.len())
+    }
+
+    /// Whether this byte has no token.
+    pub fn drops(&self, byte: u8) -> bool {
+        self.bytes.get(usize::from(byte)).copied().flatten().is_none()
     }
 
     fn whole_word(&self, word: &str, vocab: &Vocab) -> Option<u32> {

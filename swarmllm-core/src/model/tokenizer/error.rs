@@ -26,15 +26,21 @@ pub enum TokenizerError {
     /// A merge rule cannot be used.
     #[error("merge {index} of the tokenizer cannot be used: {reason}")]
     Merge { index: usize, reason: &'static str },
-    /// A special token's id lies outside the vocabulary.
-    #[error("`{key}` is {id}, the vocabulary has {vocab} tokens")]
-    SpecialId { key: &'static str, id: u32, vocab: usize },
     /// The facts ask for a token at the begin or end of every text, and name none.
     #[error("the model wants a {what} token around every text and names none")]
     NoSpecial { what: &'static str },
     /// The text is longer than is admitted.
     #[error("a text of {bytes} bytes was given, at most {max} are admitted")]
     TextTooLong { bytes: usize, max: usize },
+    /// The text has more tokens than may be used.
+    #[error(
+        "the text has more than the {max} tokens that there is room for; shorten it, or give the node a longer `context` \
+         where the model's own is longer"
+    )]
+    TooManyTokens { max: usize },
+    /// Nobody waits for the tokens any more.
+    #[error("the text is not read any further, since nobody waits for it")]
+    GivenUp,
     /// Finding special tokens in the text would take more work than is admitted.
     #[error("the text has more than {max} candidates for special tokens")]
     TooManySpecials { max: usize },
@@ -43,10 +49,26 @@ pub enum TokenizerError {
     NoByteToken { byte: u8 },
 }
 
+/// Something of a model's facts that its tokenizer works without.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TokenizerWarning {
+    /// No pre-tokenizer is named, so that the default one cuts the words.
+    #[error(
+        "the model does not name its pre-tokenizer; `default` is taken, and answers may be worse for it: a newer file of the \
+         model names it"
+    )]
+    NoPreTokenizer,
+    /// A special token that the vocabulary does not have.
+    #[error("`{key}` names token {id}, the vocabulary has {tokens}; the token is ignored")]
+    SpecialToken { key: &'static str, id: u32, tokens: usize },
+}
+
 impl TokenizerError {
     /// The kind that crosses borders.
     pub fn kind(&self) -> ErrorKind {
         match self {
+            Self::TooManyTokens { .. } => ErrorKind::ContextOverflow,
+            Self::GivenUp => ErrorKind::Cancelled,
             Self::TextTooLong { .. } | Self::TooManySpecials { .. } => ErrorKind::InvalidArgument,
             _ => ErrorKind::BadTokenizer,
         }

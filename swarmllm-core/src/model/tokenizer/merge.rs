@@ -8,6 +8,9 @@ use std::collections::BinaryHeap;
 /// No neighbour, no token.
 pub const NONE: u32 = u32::MAX;
 
+/// Pairs after which [`Chain::run`] asks whether to go on: a few hundred microseconds.
+const CHECK_EVERY: u32 = 4096;
+
 /// A piece of the text in the chain of symbols.
 #[derive(Debug, Clone, Copy)]
 pub struct Symbol {
@@ -71,12 +74,22 @@ impl Chain {
         self.symbols.push(Symbol { start, len: len as u32, token: token.unwrap_or(NONE), prev, next: NONE });
     }
 
-    /// Joins until nothing joins. `join` says what two neighbours become, if anything.
-    pub fn run(&mut self, join: impl Fn(&Symbol, &Symbol) -> Option<Join>) {
+    /// Joins until nothing joins. `join` says what two neighbours become, if anything; `check` is asked now and then
+    /// whether to go on.
+    pub fn run<E>(
+        &mut self,
+        join: impl Fn(&Symbol, &Symbol) -> Option<Join>,
+        check: impl Fn() -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut steps = 0u32;
         for right in 1..self.symbols.len() as u32 {
             self.offer(right - 1, right, &join);
         }
         while let Some(Reverse(pair)) = self.queue.pop() {
+            steps = steps.wrapping_add(1);
+            if steps.is_multiple_of(CHECK_EVERY) {
+                check()?;
+            }
             let (Some(&left), Some(&right)) = (self.at(pair.left), self.at(pair.right)) else { continue };
             // Symbols only grow or vanish: the pair is what it was exactly if both live and the length is the same.
             if left.len == 0 || right.len == 0 || left.len + right.len != pair.len {
@@ -94,6 +107,7 @@ impl Chain {
             self.offer(left.prev, pair.left, &join);
             self.offer(pair.left, right.next, &join);
         }
+        Ok(())
     }
 
     /// The symbols that are left, in the order of the text.

@@ -5,9 +5,11 @@
 //! typed error, in time and memory linear in their size. Refuses: guessing at a tokenizer or a rule that it does not
 //! know.
 
+mod bounds;
 mod bpe;
 mod error;
 mod facts;
+mod marked;
 mod merge;
 mod pre;
 mod special;
@@ -17,16 +19,20 @@ mod vocab;
 
 use std::borrow::Cow;
 
-pub use error::TokenizerError;
+pub use bounds::EncodeBounds;
+pub use error::{TokenizerError, TokenizerWarning};
 pub(crate) use facts::Facts;
+pub use marked::MarkedText;
+pub(crate) use marked::is_space;
 pub use special::MAX_CANDIDATES;
 pub use stream::Detokenizer;
 pub use vocab::{MAX_TOKEN_BYTES, MAX_TOKENS};
 
 use crate::model::Fact;
+use bounds::Reach;
 use bpe::{Bpe, byte_of};
 use pre::PreTokenizer;
-use special::{Fragment, Specials};
+use special::{Fragment, Read, Specials};
 use spm::{SPACE, Spm};
 use vocab::{Attr, Defaults, Vocab};
 
@@ -44,7 +50,9 @@ pub struct Tokenizer {
     vocab: Vocab,
     specials: Specials,
     kind: Kind,
+    reach: Reach,
     space_prefix: bool,
+    warnings: Vec<TokenizerWarning>,
 }
 
 #[derive(Debug)]
@@ -58,58 +66,116 @@ impl Tokenizer {
     pub fn from_facts(facts: &[Fact]) -> Result<Tokenizer, TokenizerError> {
         let facts = Facts(facts);
         let prefix = facts.bool("tokenizer.ggml.add_space_prefix")?;
-        let (vocab, kind, space_prefix) = match facts.string(MODEL)?.ok_or(TokenizerError::Missing { key: MODEL })? {
-            "gpt2" => {
-                let pre = PreTokenizer::named(facts.string(PRE)?.ok_or(TokenizerError::Missing { key: PRE })?)?;
-                // Without facts llama.cpp takes token 11 for begin and end.
-                let bos = if pre.no_bos { None } else { Some(11) };
-                let vocab = Vocab::from_facts(facts, Defaults { bos, eos: Some(11), add_bos: pre.add_bos })?;
-                let bpe = Bpe::from_facts(facts, pre, &vocab)?;
-                (vocab, Kind::Bpe(bpe), prefix.unwrap_or(false))
-            }
-            "llama" => {
-                let vocab = Vocab::from_facts(facts, Defaults { bos: Some(1), eos: Some(2), add_bos: true })?;
-                let spm = Spm::new(&vocab, prefix.unwrap_or(true));
-                (vocab, Kind::Spm(spm), prefix.unwrap_or(true))
-            }
-            other => {
-                let name = other.chars().take(NAME_SHOWN).collect();
-                let supported = "gpt2, llama".to_owned();
-                return Err(TokenizerError::Unsupported { what: "tokenizer", name, supported });
-            }
-        };
-        Ok(Tokenizer { specials: Specials::new(&vocab), vocab, kind, space_prefix })
+        let mut warnings = Vec::new();
+        let (mut vocab, kind, space_prefix) =
+            match facts.string(MODEL)?.ok_or(TokenizerError::Missing { key: MODEL })? {
+                "gpt2" => {
+                    let pre = facts.string(PRE)?;
+                    if pre.is_none_or(str::is_empty) {
+                        warnings.push(TokenizerWarning::NoPreTokenizer);
+                    }
+                    let pre = PreTokenizer::of_model(pre)?;
+                    // Without facts llama.cpp takes token 11 for begin and end.
+                    let bos = if pre.no_bos { None } else { Some(11) };
+                    let vocab = Vocab::from_facts(facts, Defaults { bos, eos: Some(11), add_bos: pre.add_bos })?;
+                    let bpe = Bpe::from_facts(facts, pre, &vocab)?;
+                    (vocab, Kind::Bpe(bpe), prefix.unwrap_or(false))
+                }
+                "llama" => {
+                    let vocab = Vocab::from_facts(facts, Defaults { bos: Some(1), eos: Some(2), add_bos: true })?;
+                    let spm = Spm::new(&vocab, prefix.unwrap_or(true));
+                    (vocab, Kind::Spm(spm), prefix.unwrap_or(true))
+                }
+                other => {
+                    let name = other.chars().take(NAME_SHOWN).collect();
+                    let supported = "gpt2, llama".to_owned();
+                    return Err(TokenizerError::Unsupported { what: "tokenizer", name, supported });
+                }
+            };
+        warnings.append(&mut vocab.warnings);
+        let reach = Reach::new(&vocab, if let Kind::Bpe(bpe) = &kind { Some(bpe) } else { None });
+        Ok(Tokenizer { specials: Specials::new(&vocab), vocab, kind, reach, space_prefix, warnings })
+    }
+
+    /// What of the facts it works without.
+    pub fn warnings(&self) -> &[TokenizerWarning] {
+        &self.warnings
     }
 
     /// The tokens of `text`. `add_special` adds the begin and end tokens that the model wants around a text;
-    /// `parse_special` reads control tokens where their text occurs (for rendered templates, never for a user's text).
+    /// `parse_special` reads control tokens where their text occurs (never for a user's text).
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>, TokenizerError> {
+        self.encode_within(text, add_special, parse_special, EncodeBounds::NONE)
+    }
+
+    /// The same within bounds: a text that must have more tokens is refused in one pass over its bytes, another one as soon
+    /// as it has more.
+    pub fn encode_within(
+        &self,
+        text: &str,
+        add_special: bool,
+        parse_special: bool,
+        bounds: EncodeBounds<'_>,
+    ) -> Result<Vec<u32>, TokenizerError> {
+        let mut tokens = Vec::new();
+        tokens.extend(self.vocab.bos.filter(|_| add_special && self.vocab.add_bos));
+        let read = if parse_special { Read::Everywhere } else { Read::Nowhere };
+        self.encode_onto(&mut tokens, text, read, &bounds)?;
+        tokens.extend(self.vocab.eos.filter(|_| add_special && self.vocab.add_eos));
+        bounds.check(tokens.len())?;
+        Ok(tokens)
+    }
+
+    /// The tokens of a rendered chat template. Control tokens are read where the template wrote them, not in foreign
+    /// text. The begin token is added only where the template did not write it, and no end token: the answer follows.
+    pub fn encode_rendered(&self, rendered: &MarkedText) -> Result<Vec<u32>, TokenizerError> {
+        self.encode_rendered_within(rendered, EncodeBounds::NONE)
+    }
+
+    /// The same within bounds, as [`encode_within`](Self::encode_within).
+    pub fn encode_rendered_within(
+        &self,
+        rendered: &MarkedText,
+        bounds: EncodeBounds<'_>,
+    ) -> Result<Vec<u32>, TokenizerError> {
+        let mut tokens = Vec::new();
+        let begin = self.vocab.bos.filter(|_| self.vocab.add_bos);
+        tokens.extend(begin);
+        let written = begin
+            .and_then(|id| self.vocab.text(id))
+            .filter(|begin| rendered.text().starts_with(begin) && rendered.admits(begin, 0..begin.len()));
+        let from = written.map_or(0, str::len);
+        let text = rendered.text().get(from..).unwrap_or_default();
+        self.encode_onto(&mut tokens, text, Read::Rendered(rendered, from), &bounds)?;
+        bounds.check(tokens.len())?;
+        Ok(tokens)
+    }
+
+    fn encode_onto(
+        &self,
+        tokens: &mut Vec<u32>,
+        text: &str,
+        read: Read<'_>,
+        bounds: &EncodeBounds<'_>,
+    ) -> Result<(), TokenizerError> {
         if text.len() > MAX_TEXT {
             return Err(TokenizerError::TextTooLong { bytes: text.len(), max: MAX_TEXT });
         }
-        let mut tokens = Vec::new();
-        tokens.extend(self.vocab.bos.filter(|_| add_special && self.vocab.add_bos));
+        if self.reach.exceeds(text, bounds.tokens) {
+            return Err(TokenizerError::TooManyTokens { max: bounds.tokens });
+        }
         let mut first = true;
-        for fragment in self.specials.split(text, parse_special)? {
+        for fragment in self.specials.split(text, read)? {
             match fragment {
                 Fragment::Token(token) => tokens.push(token),
                 Fragment::Text(part) => match &self.kind {
-                    Kind::Bpe(bpe) => bpe.encode(part, &self.vocab, &mut tokens),
-                    Kind::Spm(spm) => spm.encode(part, first, &self.vocab, &mut tokens)?,
+                    Kind::Bpe(bpe) => bpe.encode(part, &self.vocab, tokens, bounds)?,
+                    Kind::Spm(spm) => spm.encode(part, first, &self.vocab, tokens, bounds)?,
                 },
             }
             first = matches!(fragment, Fragment::Token(_));
         }
-        tokens.extend(self.vocab.eos.filter(|_| add_special && self.vocab.add_eos));
-        Ok(tokens)
-    }
-
-    /// The tokens of a rendered chat template: control tokens are read, and the begin token is added only where the
-    /// template did not write it.
-    pub fn encode_rendered(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let bos = self.vocab.bos.filter(|_| self.vocab.add_bos).and_then(|id| self.vocab.text(id));
-        let text = bos.and_then(|bos| text.strip_prefix(bos)).unwrap_or(text);
-        self.encode(text, true, true)
+        Ok(())
     }
 
     /// What a token renders as: any bytes, perhaps part of a character. Control and unknown tokens render as nothing
@@ -202,6 +268,15 @@ fn decode_symbols(text: &str) -> Vec<u8> {
     }
     bytes
 }
+
+/// The texts of a byte-level vocabulary's single bytes.
+#[cfg(test)]
+pub(crate) fn byte_symbols() -> Vec<String> {
+    (0..=255).map(|byte| bpe::symbol_of(byte).to_string()).collect()
+}
+
+#[cfg(test)]
+pub(crate) use tests::{byte_tokenizer, tokenizer_of_words};
 
 #[cfg(test)]
 mod tests;

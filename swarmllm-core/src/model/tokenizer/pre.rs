@@ -2,7 +2,8 @@
 //!
 //! The rules are those of llama.cpp, stated without look-around so that the matcher is linear in the text: `\s+(?!\S)`
 //! becomes [`Step::leaves_space`]. Classes are cut to the Unicode version of llama.cpp's tables, so that newer letters
-//! split alike. An unknown name is refused: another rule would give other tokens without any error.
+//! split alike. An unknown name is refused: another rule would give other tokens without any error. No name is what
+//! llama.cpp takes it for, `default`.
 
 use tokenizers::utils::SysRegex;
 
@@ -10,6 +11,8 @@ use super::TokenizerError;
 
 /// The Unicode version of llama.cpp's tables.
 const UNICODE: &str = "15.1";
+/// The rules of a model that names none.
+const UNNAMED: &str = "default";
 /// Longest part of an unknown name that an error repeats, in characters.
 const NAME_SHOWN: usize = 64;
 
@@ -215,6 +218,11 @@ pub struct PreTokenizer {
 }
 
 impl PreTokenizer {
+    /// The rules that a model names. Files from before there were names have none; llama.cpp takes `default` for them.
+    pub fn of_model(name: Option<&str>) -> Result<PreTokenizer, TokenizerError> {
+        Self::named(name.filter(|name| !name.is_empty()).unwrap_or(UNNAMED))
+    }
+
     /// The rules of this name.
     pub fn named(name: &str) -> Result<PreTokenizer, TokenizerError> {
         let family = FAMILIES.iter().find(|family| family.names.contains(&name)).ok_or_else(|| unknown(name))?;
@@ -232,15 +240,21 @@ impl PreTokenizer {
         FAMILIES.iter().flat_map(|family| family.names).copied()
     }
 
-    /// Cuts `text` into words; together they are the text.
-    pub fn split<'t>(&self, text: &'t str) -> Vec<&'t str> {
-        let mut words = vec![text];
-        for (pattern, spaces) in &self.steps {
-            let mut finer = Vec::with_capacity(words.len());
-            words.into_iter().for_each(|word| cut(pattern, *spaces, word, &mut finer));
-            words = finer;
-        }
-        words
+    /// Cuts `text` into words, one after another; together they are the text. An error of `take` ends it.
+    pub fn each_word<'t, E>(&self, text: &'t str, take: &mut dyn FnMut(&'t str) -> Result<(), E>) -> Result<(), E> {
+        each_finer(&self.steps, text, take)
+    }
+}
+
+/// Cuts a word by the first step, and each part by those that follow: the parts of a step need not be known at once.
+fn each_finer<'t, E>(
+    steps: &[(SysRegex, Spaces)],
+    word: &'t str,
+    take: &mut dyn FnMut(&'t str) -> Result<(), E>,
+) -> Result<(), E> {
+    match steps.split_first() {
+        None => take(word),
+        Some(((pattern, spaces), finer)) => cut(pattern, *spaces, word, &mut |part| each_finer(finer, part, take)),
     }
 }
 
@@ -261,17 +275,24 @@ fn compile(pattern: &str) -> Result<SysRegex, TokenizerError> {
     SysRegex::new(&pattern).map_err(broken)
 }
 
-fn cut<'t>(pattern: &SysRegex, spaces: Spaces, word: &'t str, out: &mut Vec<&'t str>) {
+fn cut<'t, E>(
+    pattern: &SysRegex,
+    spaces: Spaces,
+    word: &'t str,
+    take: &mut dyn FnMut(&'t str) -> Result<(), E>,
+) -> Result<(), E> {
     let mut rest = word;
     while let Some((start, end)) = pattern.find_iter(rest).next() {
         let end = end - left_for_next(spaces, rest.get(start..end).unwrap_or_default(), end < rest.len());
         let Some((found, after)) = rest.split_at_checked(end).filter(|(found, _)| found.len() > start) else { break };
         let (before, found) = found.split_at_checked(start).unwrap_or(("", found));
-        out.extend(Some(before).filter(|before| !before.is_empty()));
-        out.push(found);
+        if !before.is_empty() {
+            take(before)?;
+        }
+        take(found)?;
         rest = after;
     }
-    out.extend(Some(rest).filter(|rest| !rest.is_empty()));
+    if rest.is_empty() { Ok(()) } else { take(rest) }
 }
 
 /// Bytes at the end of a match that belong to the next word.
@@ -291,6 +312,18 @@ fn left_for_next(spaces: Spaces, found: &str, more: bool) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl PreTokenizer {
+        fn split<'t>(&self, text: &'t str) -> Vec<&'t str> {
+            let mut words = Vec::new();
+            let taken: Result<(), ()> = self.each_word(text, &mut |word| {
+                words.push(word);
+                Ok(())
+            });
+            assert_eq!(taken, Ok(()));
+            words
+        }
+    }
 
     #[test]
     fn every_known_rule_compiles_and_words_make_up_the_text() {

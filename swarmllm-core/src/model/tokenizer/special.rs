@@ -7,8 +7,8 @@ use std::cmp::Reverse;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::TokenizerError;
 use super::vocab::{Attr, Vocab};
+use super::{MarkedText, TokenizerError};
 
 /// Places in one text where a special token might be.
 pub const MAX_CANDIDATES: usize = 1 << 22;
@@ -22,6 +22,25 @@ pub enum Fragment<'t> {
     Token(u32),
     /// Text without special tokens; not empty.
     Text(&'t str),
+}
+
+/// Where control and unknown tokens are read.
+#[derive(Debug, Clone, Copy)]
+pub enum Read<'m> {
+    Nowhere,
+    Everywhere,
+    /// Where this text admits it, of which the text that is cut begins at a byte.
+    Rendered(&'m MarkedText, usize),
+}
+
+impl Read<'_> {
+    fn admits(self, token: &str, place: Range<usize>) -> bool {
+        match self {
+            Read::Nowhere => false,
+            Read::Everywhere => true,
+            Read::Rendered(marked, from) => marked.admits(token, from + place.start..from + place.end),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -62,9 +81,9 @@ impl Specials {
         Specials { sorted, by_first }
     }
 
-    /// Cuts `text`. Control and unknown tokens count only with `parse_special`, those defined by users always.
-    pub fn split<'t>(&self, text: &'t str, parse_special: bool) -> Result<Vec<Fragment<'t>>, TokenizerError> {
-        let mut candidates = self.candidates(text.as_bytes(), parse_special)?;
+    /// Cuts `text`. Control and unknown tokens count only where `read` admits them, those defined by users always.
+    pub fn split<'t>(&self, text: &'t str, read: Read<'_>) -> Result<Vec<Fragment<'t>>, TokenizerError> {
+        let mut candidates = self.candidates(text.as_bytes(), read)?;
         candidates.sort_unstable_by_key(|found| (Reverse(found.end - found.start), found.id, found.start));
         let accepted = accept(text.as_bytes(), &candidates);
         let mut fragments = Vec::with_capacity(2 * accepted.len() + 1);
@@ -79,7 +98,7 @@ impl Specials {
     }
 
     /// Every special token at every place.
-    fn candidates(&self, text: &[u8], parse_special: bool) -> Result<Vec<Candidate>, TokenizerError> {
+    fn candidates(&self, text: &[u8], read: Read<'_>) -> Result<Vec<Candidate>, TokenizerError> {
         let mut found = Vec::new();
         let mut steps = 0;
         for (start, first) in text.iter().enumerate() {
@@ -88,7 +107,9 @@ impl Specials {
             while !range.is_empty() {
                 // The shortest of the range comes first: it alone can end here.
                 let special = self.sorted.get(range.start).filter(|special| special.text.len() == end - start);
-                if let Some(special) = special.filter(|special| parse_special || !hidden(special.attr)) {
+                let admitted =
+                    |special: &&Special| !guarded(special.attr, read) || read.admits(&special.text, start..end);
+                if let Some(special) = special.filter(admitted) {
                     found.push(Candidate { start: start as u32, end: end as u32, id: special.id, attr: special.attr });
                 }
                 let Some(byte) = text.get(end) else { break };
@@ -129,6 +150,11 @@ fn accept(text: &[u8], candidates: &[Candidate]) -> Vec<(Range<usize>, u32)> {
     accepted
 }
 
+/// Whether the token counts only where `read` admits it.
+fn guarded(attr: Attr, read: Read<'_>) -> bool {
+    hidden(attr) || (attr.any(Attr::FRAMES) && matches!(read, Read::Rendered(..)))
+}
+
 /// Whether the token is only recognised on request.
 fn hidden(attr: Attr) -> bool {
     attr.any(Attr::CONTROL.and(Attr::UNKNOWN))
@@ -152,6 +178,6 @@ fn is_taken(taken: &[bool], at: usize) -> bool {
 }
 
 /// C's `isspace`: it has the vertical tab too.
-fn is_space(byte: u8) -> bool {
+pub(super) fn is_space(byte: u8) -> bool {
     byte.is_ascii_whitespace() || byte == b'\x0b'
 }

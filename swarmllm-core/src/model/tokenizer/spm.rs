@@ -1,12 +1,18 @@
 //! SentencePiece in llama.cpp's reading (`tokenizer.ggml.model = llama`): characters are joined where the joined text
 //! is a token, the best score first; what is left without a token becomes byte tokens.
 
+use std::collections::HashSet;
+
 use super::TokenizerError;
+use super::bounds::EncodeBounds;
 use super::merge::{Chain, Join, NONE, Symbol};
 use super::vocab::Vocab;
 
 /// What stands for a space in the texts of tokens.
 pub const SPACE: &str = "\u{2581}";
+
+/// Neighbours that are kept: a vocabulary of 256,000 tokens in use has some 200,000. Each takes about 10 bytes.
+const MAX_NEIGHBOURS: usize = 1 << 21;
 
 #[derive(Debug)]
 pub struct Spm {
@@ -16,6 +22,9 @@ pub struct Spm {
     bytes: Vec<Option<u32>>,
     /// Length of the longest token's text.
     longest: usize,
+    /// Characters that are neighbours in some token. Between two others no token joins, so that a text is cut there and each
+    /// piece encoded by itself: mostly at the spaces, which tokens begin with. Nothing where a vocabulary has too many to keep.
+    neighbours: Option<HashSet<(char, char)>>,
 }
 
 impl Spm {
@@ -26,25 +35,68 @@ impl Spm {
         };
         let bytes = (0..=u8::MAX).map(byte_token).collect();
         let longest = vocab.iter().map(|(_, text, _)| text.len()).max().unwrap_or(0);
-        Spm { space_prefix, bytes, longest }
+        let mut neighbours = HashSet::new();
+        let texts = vocab.iter().map(|(_, text, _)| text);
+        let mut pairs = texts.flat_map(|text| text.chars().zip(text.chars().skip(1)));
+        let all = pairs.try_for_each(|pair| {
+            neighbours.insert(pair);
+            (neighbours.len() <= MAX_NEIGHBOURS).then_some(())
+        });
+        Spm { space_prefix, bytes, longest, neighbours: all.map(|()| neighbours) }
     }
 
     /// Appends the tokens of `text`, which follows a special token or begins the whole if `first`.
-    pub fn encode(&self, text: &str, first: bool, vocab: &Vocab, tokens: &mut Vec<u32>) -> Result<(), TokenizerError> {
+    pub fn encode(
+        &self,
+        text: &str,
+        first: bool,
+        vocab: &Vocab,
+        tokens: &mut Vec<u32>,
+        bounds: &EncodeBounds<'_>,
+    ) -> Result<(), TokenizerError> {
         let prefix = if self.space_prefix && first { SPACE } else { "" };
         let text = [prefix, &text.replace(' ', SPACE)].concat();
         let mut chain = Chain::default();
+        let mut rest = text.as_str();
+        while !rest.is_empty() {
+            bounds.check(tokens.len())?;
+            let (piece, after) = rest.split_at_checked(self.piece(rest)).unwrap_or((rest, ""));
+            self.encode_piece(piece, vocab, &mut chain, tokens, bounds)?;
+            rest = after;
+        }
+        bounds.check(tokens.len())
+    }
+
+    /// Bytes up to the first two neighbours that no token has.
+    fn piece(&self, text: &str) -> usize {
+        let Some(neighbours) = &self.neighbours else { return text.len() };
+        let mut pairs = text.chars().zip(text.char_indices().skip(1));
+        let apart = |(one, (at, other))| (!neighbours.contains(&(one, other))).then_some(at);
+        pairs.find_map(apart).unwrap_or(text.len())
+    }
+
+    fn encode_piece(
+        &self,
+        text: &str,
+        vocab: &Vocab,
+        chain: &mut Chain,
+        tokens: &mut Vec<u32>,
+        bounds: &EncodeBounds<'_>,
+    ) -> Result<(), TokenizerError> {
+        chain.clear();
         for character in text.chars() {
             chain.push(character.len_utf8(), vocab.id(character.encode_utf8(&mut [0; 4])));
         }
-        chain.run(|left: &Symbol, right: &Symbol| {
+        let join = |left: &Symbol, right: &Symbol| {
             let joined = left.start as usize..right.end();
             if joined.len() > self.longest {
                 return None;
             }
             let token = vocab.id(text.get(joined)?)?;
             Some(Join { rank: rank_of(vocab.score(token)), token })
-        });
+        };
+        let had = tokens.len();
+        chain.run(join, || bounds.check(had))?;
         for symbol in chain.finished() {
             if symbol.token != NONE {
                 tokens.push(symbol.token);

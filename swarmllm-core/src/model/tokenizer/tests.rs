@@ -1,3 +1,7 @@
+use std::sync::LazyLock;
+
+use proptest::prelude::*;
+
 use super::*;
 
 /// The alphabet of single bytes, some merges, and special tokens at the end.
@@ -51,6 +55,20 @@ fn without(mut facts: Vec<Fact>, key: &str) -> Vec<Fact> {
 
 fn built(facts: &[Fact]) -> Tokenizer {
     Tokenizer::from_facts(facts).expect("good facts")
+}
+
+/// A tokenizer whose tokens 0 to 255 are the bytes, for tests of what uses one.
+pub(crate) fn byte_tokenizer() -> Tokenizer {
+    built(&bpe_facts("gpt-2"))
+}
+
+/// A tokenizer of these tokens, each with its type as GGUF numbers them.
+pub(crate) fn tokenizer_of_words(words: &[(&str, i32)]) -> Tokenizer {
+    let (words, types): (Vec<&str>, Vec<i32>) = words.iter().copied().unzip();
+    let facts = with(bpe_facts("gpt-2"), Fact::strings("tokenizer.ggml.tokens", &words));
+    let facts = with(facts, Fact::i32s("tokenizer.ggml.token_type", &types));
+    let facts = with(facts, Fact::strings("tokenizer.ggml.merges", &[]));
+    built(&without(without(facts, "tokenizer.ggml.bos_token_id"), "tokenizer.ggml.eos_token_id"))
 }
 
 fn refusal(facts: &[Fact]) -> TokenizerError {
@@ -161,7 +179,6 @@ fn hostile_facts_are_refused_by_type() {
         TokenizerError::Unsupported { .. }
     ));
     assert!(matches!(refusal(&bpe_facts("no-such-rule")), TokenizerError::Unsupported { .. }));
-    assert!(matches!(refusal(&without(bpe_facts("gpt-2"), PRE)), TokenizerError::Missing { .. }));
     assert!(matches!(refusal(&with(spm_facts(), Fact::strings(tokens, &[]))), TokenizerError::Malformed { .. }));
     assert!(matches!(refusal(&with(spm_facts(), facts::not_utf8(tokens))), TokenizerError::Malformed { .. }));
     let twice = with(spm_facts(), Fact::strings(tokens, &["a", "b", "a"]));
@@ -187,12 +204,41 @@ fn hostile_merges_and_ids_are_refused_by_type() {
         let facts = with(bpe_facts("gpt-2"), Fact::strings("tokenizer.ggml.merges", &["h e", rule]));
         assert!(matches!(refusal(&facts), TokenizerError::Merge { index: 1, .. }), "{rule:?}");
     }
-    for key in ["bos", "eos", "eot", "fim_pad"] {
-        let key = format!("tokenizer.ggml.{key}_token_id");
-        assert!(matches!(refusal(&with(bpe_facts("gpt-2"), Fact::u32(&key, 265))), TokenizerError::SpecialId { .. }));
-    }
     let facts = with(bpe_facts("glm4"), Fact::bool("tokenizer.ggml.add_bos_token", true));
     assert!(matches!(refusal(&without(facts, "tokenizer.ggml.bos_token_id")), TokenizerError::NoSpecial { .. }));
+}
+
+#[test]
+fn a_special_id_out_of_range_is_passed_over() {
+    let key = |name: &str| format!("tokenizer.ggml.{name}_token_id");
+    for id in [265, u32::MAX] {
+        for name in ["eot", "fim_pad"] {
+            let tokenizer = built(&with(bpe_facts("gpt-2"), Fact::u32(&key(name), id)));
+            assert_eq!(
+                (tokenizer.bos(), tokenizer.eos(), tokenizer.eot()),
+                (Some(261), Some(262), Some(262)),
+                "{name}"
+            );
+        }
+        // llama.cpp's own defaults are left, where the vocabulary has them.
+        let tokenizer = built(&with(bpe_facts("gpt-2"), Fact::u32(&key("eos"), id)));
+        assert_eq!((tokenizer.eos(), tokenizer.is_end_of_generation(11)), (Some(11), true));
+        assert_eq!(built(&with(spm_facts(), Fact::u32(&key("bos"), id.max(267)))).bos(), Some(1));
+    }
+    // A begin token that texts must have is still missed.
+    let facts = with(bpe_facts("glm4"), Fact::bool("tokenizer.ggml.add_bos_token", true));
+    assert_eq!(refusal(&with(facts, Fact::u32(&key("bos"), 265))), TokenizerError::NoSpecial { what: "begin" });
+}
+
+#[test]
+fn a_model_that_names_no_rules_for_words_has_the_default_ones() {
+    let text = "he hello 1234 (hell) hé\n\n  ll";
+    let tokens = |facts: &[Fact]| built(facts).encode(text, true, false);
+    let default = tokens(&bpe_facts("default"));
+    assert!(default.is_ok());
+    assert_eq!(tokens(&without(bpe_facts("gpt-2"), PRE)), default);
+    assert_eq!(tokens(&bpe_facts("")), default);
+    assert_ne!(tokens(&bpe_facts("llama-bpe")), default, "the text tells rules apart");
 }
 
 #[test]
@@ -228,9 +274,104 @@ fn long_texts_encode_in_bounded_work() {
     }
 }
 
+/// Texts of what the small vocabularies have tokens for, and of what they have not.
+fn bounded_text() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        Just("hello"),
+        Just(" hello"),
+        Just("he"),
+        Just("ll"),
+        Just(" "),
+        Just("   "),
+        Just("a"),
+        Just("b"),
+        Just("ab"),
+        Just("▁"),
+        Just("▁a"),
+        Just("é"),
+        Just("\n"),
+        Just("\n\n"),
+        Just("<tool>"),
+        Just("<|im_start|>"),
+        Just("</s>"),
+        Just("7"),
+    ];
+    proptest::collection::vec(piece, 0..24).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    #[test]
+    fn a_text_is_refused_exactly_where_it_has_more_tokens_than_there_is_room_for(text in bounded_text(), special: bool) {
+        static TOKENIZERS: LazyLock<[Tokenizer; 4]> = LazyLock::new(|| {
+            let phi = with(spm_facts(), Fact::string("general.name", "Phi-3 mini"));
+            [bpe_facts("llama-bpe"), bpe_facts("deepseek-coder"), spm_facts(), phi].map(|facts| built(&facts))
+        });
+        for tokenizer in &*TOKENIZERS {
+            let tokens = tokenizer.encode(&text, special, special).expect("it encodes");
+            let within = |tokens| tokenizer.encode_within(&text, special, special, EncodeBounds { tokens, given_up: None });
+            prop_assert_eq!(within(tokens.len()), Ok(tokens.clone()));
+            if let Some(max) = tokens.len().checked_sub(1) {
+                prop_assert_eq!(within(max), Err(TokenizerError::TooManyTokens { max }));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_text_that_must_have_too_many_tokens_is_refused_before_it_is_encoded() {
+    let bpe = built(&bpe_facts("llama-bpe"));
+    // `hello` is the longest token there: 5 bytes.
+    assert!(bpe.reach.exceeds(&"hello".repeat(101), 100));
+    assert!(!bpe.reach.exceeds(&"hello".repeat(100), 100));
+    // What no token begins with counts for each byte.
+    assert!(bpe.reach.exceeds(&"~".repeat(101), 100));
+    let spm = built(&spm_facts());
+    assert!(spm.reach.exceeds(&" b".repeat(101), 100));
+    // An encoding that begins finds that it is given up.
+    let given_up = std::sync::atomic::AtomicBool::new(true);
+    let bounds = EncodeBounds { tokens: 100, given_up: Some(&given_up) };
+    for (tokenizer, text) in [(bpe, "hello".repeat(101)), (spm, " b".repeat(101))] {
+        let refused = tokenizer.encode_within(&text, false, false, bounds);
+        assert_eq!(refused, Err(TokenizerError::TooManyTokens { max: 100 }));
+    }
+}
+
+#[test]
+fn a_text_that_nobody_waits_for_is_not_encoded_any_further() {
+    let given_up = std::sync::atomic::AtomicBool::new(true);
+    let bounds = EncodeBounds { given_up: Some(&given_up), ..EncodeBounds::NONE };
+    for tokenizer in [built(&bpe_facts("llama-bpe")), built(&spm_facts())] {
+        assert_eq!(tokenizer.encode_within("hello he", false, false, bounds), Err(TokenizerError::GivenUp));
+    }
+}
+
 #[test]
 fn white_space_goes_with_tokens_that_strip_it() {
     let facts = with(spm_facts(), Fact::string("general.name", "Phi-3 mini"));
     let tokenizer = built(&facts);
     assert_eq!(tokenizer.encode("\n\n \t a", false, false), Ok(vec![266, 263]));
+}
+
+#[test]
+fn a_rendered_prompt_gets_a_begin_token_once_and_never_an_end_token() {
+    let facts = with(bpe_facts("gpt-2"), Fact::bool("tokenizer.ggml.add_eos_token", true));
+    let tokenizer = built(&with(facts, Fact::bool("tokenizer.ggml.add_bos_token", true)));
+    assert_eq!(tokenizer.encode("hello", true, true), Ok(vec![261, 259, 262]));
+    for text in ["hello", "<|im_start|>hello"] {
+        assert_eq!(tokenizer.encode_rendered(&MarkedText::trusted(text.into())), Ok(vec![261, 259]));
+    }
+}
+
+#[test]
+fn tokens_that_frame_channels_are_read_in_plain_text_and_never_in_foreign_text_of_a_template() {
+    let tokenizer = tokenizer_of_words(&[("<|start|>", 3), ("<|message|>", 3), ("a", 1)]);
+    let plain = tokenizer.encode("<|start|>a", false, false);
+    assert_eq!(plain, Ok(vec![0, 2]), "as llama.cpp reads it");
+    let mut rendered = MarkedText::default();
+    rendered.push("<|start|>a", false);
+    rendered.push("<|message|>", true);
+    rendered.push("<|message|>", false);
+    let tokens = tokenizer.encode_rendered(&rendered).expect("it encodes");
+    assert_eq!((tokens.first(), tokens.last()), (Some(&0), Some(&1)));
+    assert_eq!(tokens.iter().filter(|token| **token == 1).count(), 1);
 }

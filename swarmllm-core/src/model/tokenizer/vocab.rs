@@ -7,8 +7,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::TokenizerError;
 use super::facts::Facts;
+use super::{TokenizerError, TokenizerWarning};
 
 /// Most tokens that a vocabulary may have; the largest in use have about 260,000.
 pub const MAX_TOKENS: u64 = 1 << 20;
@@ -36,6 +36,8 @@ impl Attr {
     pub const LSTRIP: Attr = Attr(1 << 5);
     /// Takes the white space after it along.
     pub const RSTRIP: Attr = Attr(1 << 6);
+    /// Frames the model's channels: read in plain text as what users have defined, but never in foreign text of a template.
+    pub const FRAMES: Attr = Attr(1 << 7);
 
     /// Whether any of `other` holds.
     pub fn any(self, other: Attr) -> bool {
@@ -86,6 +88,8 @@ pub struct Vocab {
     pub add_bos: bool,
     /// The same at the end, with `eos`.
     pub add_eos: bool,
+    /// What was passed over: at most one for each key.
+    pub warnings: Vec<TokenizerWarning>,
 }
 
 impl Vocab {
@@ -117,6 +121,7 @@ impl Vocab {
             eot: None,
             add_bos: facts.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(defaults.add_bos),
             add_eos: facts.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
+            warnings: Vec::new(),
         };
         vocab.bos = vocab.special(facts, BOS, defaults.bos)?;
         vocab.eos = vocab.special(facts, EOS, defaults.eos)?;
@@ -169,18 +174,21 @@ impl Vocab {
         parse_byte(self.text(id)?)
     }
 
-    /// The id that `key` names, or else the default, if the vocabulary has it.
+    /// The id that `key` names, or else the default, each if the vocabulary has it: llama.cpp passes over an id that is out
+    /// of range too.
     fn special(
-        &self,
+        &mut self,
         facts: Facts<'_>,
         key: &'static str,
         default: Option<u32>,
     ) -> Result<Option<u32>, TokenizerError> {
-        match facts.u32(key)? {
-            Some(id) if id as usize >= self.len() => Err(TokenizerError::SpecialId { key, id, vocab: self.len() }),
-            Some(id) => Ok(Some(id)),
-            None => Ok(default.filter(|id| (*id as usize) < self.len())),
+        let tokens = self.len();
+        let has = |id: &u32| (*id as usize) < tokens;
+        let named = facts.u32(key)?;
+        if let Some(id) = named.filter(|id| !has(id)) {
+            self.warnings.push(TokenizerWarning::SpecialToken { key, id, tokens });
         }
+        Ok(named.filter(has).or(default.filter(has)))
     }
 
     fn update(&mut self, id: u32, change: impl Fn(Attr) -> Attr) {
@@ -219,7 +227,7 @@ impl Vocab {
             self.update(id, |attr| attr.and(Attr::CONTROL));
         }
         for id in SHOWN_TEXTS.iter().filter_map(|text| self.id(text)).collect::<Vec<_>>() {
-            self.update(id, |_| Attr::USER_DEFINED);
+            self.update(id, |_| Attr::USER_DEFINED.and(Attr::FRAMES));
         }
         self.ends.extend(self.eos);
         let ends = |text: &str| self.id(text).filter(|id| self.ends.contains(id));
@@ -228,7 +236,7 @@ impl Vocab {
         let end = ends("<|end|>").filter(|_| channels);
         let marked = ends("<|tool_response>").or(ends("<|plamo:eos|>")).is_some();
         let sentence = ends("</s>").filter(|_| marked);
-        for (id, attr) in [(end, Attr::USER_DEFINED), (sentence, Attr::NORMAL)] {
+        for (id, attr) in [(end, Attr::USER_DEFINED.and(Attr::FRAMES)), (sentence, Attr::NORMAL)] {
             if let Some(id) = id {
                 self.ends.remove(&id);
                 self.update(id, |_| attr);

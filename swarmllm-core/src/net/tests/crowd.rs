@@ -2,6 +2,8 @@
 
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use super::*;
 
@@ -48,6 +50,65 @@ async fn five_hundred_that_connect_and_say_nothing_are_let_go_and_keep_nobody_ou
     })
     .await;
     assert_eq!(crowded_net.peers().snapshot().len(), 3, "only those who said who they are");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_keys_of_one_address_take_no_more_than_its_share_of_the_connections() {
+    const SHARE: u32 = 3;
+    let bounded = NetConfig { max_per_address: SHARE, count_loopback: true, ..config(&[TCP]) };
+    let (full, mut crowd) = (node_with(bounded).await, Vec::new());
+    let target = address(&full);
+    for number in 0..SHARE + 2 {
+        let one = node(TCP).await;
+        let dialled = soon("an end of the dial", one.net.dial(&target)).await;
+        assert_eq!(dialled.is_ok(), number < SHARE, "{dialled:?}");
+        crowd.push(one);
+    }
+    let refused = crowd.remove(SHARE as usize);
+    soon("a dial of its own", full.net.dial(&address(&refused))).await.unwrap();
+    crowd.remove(0).net.shutdown().await;
+    let next = crowd.pop().unwrap();
+    soon("a place that was given back", async {
+        while next.net.dial(&target).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+}
+
+/// Takes one connection and says nothing: where it listens, that it has taken it, and the connection's end.
+async fn deaf() -> (String, oneshot::Receiver<()>, JoinHandle<()>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = format!("/ip4/127.0.0.1/tcp/{}", listener.local_addr().unwrap().port());
+    let (took, taken) = oneshot::channel();
+    let ended = tokio::spawn(async move {
+        let mut stream = listener.accept().await.unwrap().0;
+        let _ = took.send(());
+        while matches!(stream.read(&mut [0; 256]).await, Ok(1..)) {}
+    });
+    (at, taken, ended)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_brief_dial_ends_with_its_call_and_before_one_that_began_earlier() {
+    let (dialler, friend) = (node(TCP).await, node(TCP).await);
+    let by = soon("a connection", dialler.net.dial(&address(&friend))).await.unwrap();
+    let stranger = |seed| Keypair::from_seed(&[seed; 32]).node_id();
+    let ((patient_at, patient_taken, patient_ended), (brief_at, brief_taken, brief_ended)) =
+        (deaf().await, deaf().await);
+    let net = dialler.net.clone();
+    tokio::spawn(async move { net.ensure_as_told(stranger(1), &[patient_at], by).await });
+    soon("a dial", patient_taken).await.unwrap();
+    let at = [brief_at];
+    tokio::select! {
+        met = dialler.net.try_as_told(stranger(2), &at, by) => panic!("nobody answers: {met:?}"),
+        taken = brief_taken => taken.unwrap(),
+    }
+    tokio::select! {
+        biased;
+        ended = brief_ended => ended.unwrap(),
+        _ = patient_ended => panic!("it lasts as long as any dial"),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,7 +12,8 @@ use crate::engine::{CutRules, Embedder, Engine, EngineError, Stage, StageConfig}
 use crate::model::manifest::tests::small_model;
 use crate::model::{Catalog, EmbeddingSource, StageSource};
 use crate::node::{ImportOptions, Node};
-use crate::pipeline::stages::{Claim, Lease, Owner, StageKey};
+use crate::pipeline::slots::Owner;
+use crate::pipeline::stages::{Claim, Lease, StageKey};
 use crate::wire::prefix::Prefix;
 
 const LAYERS: u32 = 4;
@@ -93,7 +94,7 @@ async fn nodes_that_may_share_a_model_out_among_themselves_and_others_fetch_noth
     std::fs::write(&file, small_model("small", LAYERS, false, true, 1)).unwrap();
     // The first has all, and memory for nothing.
     let source = node(&dirs[0], &network, 0, None).await;
-    let model = source.import(&file, ImportOptions::default()).await.unwrap();
+    let model = source.import(&file, ImportOptions { anyway: true, ..ImportOptions::default() }).await.unwrap();
     let disk = model.size;
     let nodes = [
         node(&dirs[1], &network, 2, Some(disk)).await,
@@ -123,7 +124,7 @@ async fn nodes_that_may_share_a_model_out_among_themselves_and_others_fetch_noth
 async fn compute(node: &Node, model: ModelId) -> Lease {
     let key = StageKey { model, layers: LayerRange::new(0, LAYERS), head: true, engine: Idle.name().to_owned() };
     let owner = Owner { coordinator: node.id(), session: SessionId([1; 16]), epoch: 0 };
-    let claim = Claim { owner, context: 8, prefix: &Prefix::default(), over: &CancellationToken::new() };
+    let claim = Claim { owner, least: 8, prefix: &Prefix::default(), over: &CancellationToken::new() };
     node.shared().serving.stages().acquire(key, claim).await.unwrap().0
 }
 
@@ -135,8 +136,8 @@ async fn a_model_that_all_its_holders_compute_gets_one_more_if_that_lasts() {
     std::fs::write(&file, small_model("small", LAYERS, false, true, 1)).unwrap();
     let all = u64::from(LAYERS);
     let holders = [node(&dirs[0], &network, all, None).await, node(&dirs[1], &network, all, None).await];
-    let model = holders[0].import(&file, ImportOptions::default()).await.unwrap();
-    holders[1].import(&file, ImportOptions::default()).await.unwrap();
+    let model = holders[0].import(&file, ImportOptions { anyway: true, ..ImportOptions::default() }).await.unwrap();
+    holders[1].import(&file, ImportOptions { anyway: true, ..ImportOptions::default() }).await.unwrap();
     let third = node(&dirs[2], &network, all, Some(model.size)).await;
     for holder in &holders {
         third.connect(&holder.addresses()[0]).await.unwrap();
@@ -171,7 +172,7 @@ async fn nothing_is_fetched_beyond_the_disk_that_is_allowed() {
     let file = dirs[0].path().join("model.gguf");
     std::fs::write(&file, small_model("small", LAYERS, false, true, 1)).unwrap();
     let source = node(&dirs[0], &network, 0, None).await;
-    let model = source.import(&file, ImportOptions::default()).await.unwrap();
+    let model = source.import(&file, ImportOptions { anyway: true, ..ImportOptions::default() }).await.unwrap();
     let disk = model.size * 3 / 4;
     let small = node(&dirs[1], &network, 4, Some(disk)).await;
     small.connect(&source.addresses()[0]).await.unwrap();
@@ -212,7 +213,7 @@ async fn lopsided(name: &str, room: impl Fn([u64; 2]) -> u64) -> (Vec<TempDir>, 
     let file = dirs[0].path().join("model.gguf");
     std::fs::write(&file, small_model("small", LAYERS, false, true, 1)).unwrap();
     let mut nodes = vec![node(&dirs[0], &network, 0, None).await];
-    let model = nodes[0].import(&file, ImportOptions::default()).await.unwrap();
+    let model = nodes[0].import(&file, ImportOptions { anyway: true, ..ImportOptions::default() }).await.unwrap();
     for (index, dir) in dirs.iter().enumerate().skip(1) {
         let sizes = bring(&dirs[0], dir, model.id, index == 1);
         nodes.push(node(dir, &network, 2, Some(on_disk(dir) + room(sizes))).await);
@@ -261,7 +262,7 @@ async fn what_the_host_discards_is_not_fetched_again_until_it_asks() {
     let file = dirs[0].path().join("model.gguf");
     std::fs::write(&file, small_model("small", LAYERS, false, true, 1)).unwrap();
     let source = node(&dirs[0], &network, 0, None).await;
-    let model = source.import(&file, ImportOptions::default()).await.unwrap();
+    let model = source.import(&file, ImportOptions { anyway: true, ..ImportOptions::default() }).await.unwrap();
     let name = model.id.to_string();
     let placing = node(&dirs[1], &network, u64::from(LAYERS), Some(2 * model.size)).await;
     placing.connect(&source.addresses()[0]).await.unwrap();

@@ -4,6 +4,7 @@ use std::fmt;
 
 use reqwest::Url;
 
+use crate::model::gguf::PartName;
 use crate::node::web::error::WebError;
 
 /// The hub that `hf:` addresses are of, where the host names none.
@@ -18,7 +19,8 @@ const MAX_ADDRESS: usize = 4096;
 /// A GGUF on the web, and how to come by it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct WebSource {
-    /// `https://…`, `http://…`, or `hf:owner/repo/path/file.gguf` with `@revision` behind it where it is not `main`.
+    /// `https://…`, `http://…`, or `hf:owner/repo/path/file.gguf` with `@revision` behind it where it is not `main`. Of a
+    /// model in several files any part.
     pub address: String,
     /// The hub, or a mirror of it, that `hf:` addresses are of. Default: [`HUB`].
     pub hub: String,
@@ -133,8 +135,24 @@ fn is_loopback(url: &Url) -> bool {
     }
 }
 
-/// The file's name without `.gguf`.
+/// The name of the file as a part of a model in several files.
+pub(super) fn part_name(url: &Url) -> Option<PartName> {
+    PartName::parse(url.path_segments()?.next_back()?)
+}
+
+/// The address with another file name in the same place. `name` is escaped as it is in an address.
+pub(super) fn sibling(url: &Url, name: &str) -> Url {
+    let mut sibling = url.clone();
+    let place = url.path().rsplit_once('/').map_or("", |(place, _)| place);
+    sibling.set_path(&format!("{place}/{name}"));
+    sibling
+}
+
+/// The file's name without `.gguf`, and without its number where it is a part.
 pub(super) fn stem(url: &Url) -> Option<String> {
+    if let Some(name) = part_name(url) {
+        return Some(name.stem().to_owned());
+    }
     let last = url.path_segments()?.next_back()?;
     let path = std::path::Path::new(last);
     Some(path.file_stem()?.to_str()?.to_owned())

@@ -9,6 +9,7 @@ use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Response, StatusCode, Url};
 
 use crate::base::{ErrorKind, Fault};
+use crate::model::gguf::PartName;
 use crate::node::web::address::{self, WebSource, check, shown};
 use crate::node::web::error::WebError;
 use crate::node::web::{Patience, Throttle};
@@ -106,6 +107,16 @@ impl Client {
     /// The file's name without `.gguf`.
     pub fn stem(&self) -> Option<String> {
         address::stem(&self.url)
+    }
+
+    /// The file's name as a part of a model in several files.
+    pub fn part_name(&self) -> Option<PartName> {
+        address::part_name(&self.url)
+    }
+
+    /// Asks for another file in the same place.
+    pub fn sibling(&self, name: &str) -> Client {
+        Client { url: address::sibling(&self.url, name), ..self.clone() }
     }
 
     /// The server, for people.

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use crate::base::{ErrorKind, Fault, ModelId};
+use crate::node::error::ModelActError;
+use crate::node::examine::ImportReport;
 
 /// What went wrong between us and a server. No address is told with its query, which may hold a secret.
 #[derive(Debug, thiserror::Error)]
@@ -37,9 +39,15 @@ pub(crate) enum WebError {
     /// A server that gives whole files only, where parts are needed.
     #[error("{host} does not give parts of files that it names the version of; import the whole model instead")]
     WholeOnly { host: String },
+    /// A part of a model in several files that could not be had.
+    #[error("{part}: {error}")]
+    Part { part: String, error: Box<WebError> },
     /// Another model than the one that shards are wanted of.
     #[error("the file at {host} is not that of model {model}", model = model.short())]
     OtherModel { host: String, model: ModelId },
+    /// A model that cannot run here.
+    #[error("{0}")]
+    Report(Box<ImportReport>),
     /// The disk, the model, or ourselves.
     #[error(transparent)]
     Fault(#[from] Fault),
@@ -69,6 +77,8 @@ impl WebError {
             | Self::OtherModel { .. } => ErrorKind::BadSource,
             Self::Changed { .. } => ErrorKind::SourceChanged,
             Self::WholeOnly { .. } => ErrorKind::Unsupported,
+            Self::Part { error, .. } => error.kind(),
+            Self::Report(report) => report.fault().kind(),
             Self::Fault(fault) => fault.kind(),
         }
     }
@@ -79,6 +89,21 @@ impl From<WebError> for Fault {
         match error {
             WebError::Fault(fault) => fault,
             error => Fault::new(error.kind(), error),
+        }
+    }
+}
+
+impl From<ModelActError> for WebError {
+    fn from(error: ModelActError) -> Self {
+        error.into_report().map_or_else(WebError::Fault, WebError::Report)
+    }
+}
+
+impl From<WebError> for ModelActError {
+    fn from(error: WebError) -> Self {
+        match error {
+            WebError::Report(report) => report.into(),
+            error => Fault::from(error).into(),
         }
     }
 }

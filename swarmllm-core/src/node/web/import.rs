@@ -4,31 +4,48 @@ use reqwest::Response;
 
 use crate::base::ModelId;
 use crate::model::ModelError;
-use crate::model::catalog::{Catalog, Intake, Origin, Spool};
+use crate::model::catalog::{Catalog, HeadIntake, Intake, Origin, Spool, SpoolChoice};
+use crate::model::gguf::Gguf;
 use crate::model::shard::GROUP;
+use crate::node::examine::Examination;
 use crate::node::request::ImportOptions;
 use crate::node::transfer::{blocking, fault};
-use crate::node::web::client::{Client, Found, Version};
+use crate::node::web::client::Client;
 use crate::node::web::error::WebError;
+use crate::node::web::known::{self, Known};
 use crate::node::web::reader::Reader;
+use crate::node::web::remote::{Opened, Remote};
 
 /// Imports the file that `client` asks for. Cancel-safe: what came is kept, for the next import from there.
-pub(super) async fn import(catalog: &Catalog, client: Client, options: &ImportOptions) -> Result<ModelId, WebError> {
-    match client.probe().await? {
-        Found::Parts(version) => in_parts(catalog, client, version, options).await,
-        Found::Whole(response, len) => whole(catalog, client, response, len, options).await,
+pub(super) async fn import(
+    catalog: &Catalog,
+    client: Client,
+    options: &ImportOptions,
+    examination: &Examination,
+) -> Result<ModelId, WebError> {
+    match Remote::open(client.clone()).await? {
+        Opened::Ranges(remote) => by_ranges(catalog, remote, options, examination).await,
+        Opened::Whole(response, len) => whole(catalog, client, (response, len), options, examination).await,
     }
 }
 
-async fn in_parts(
+async fn by_ranges(
     catalog: &Catalog,
-    client: Client,
-    version: Version,
+    remote: Remote,
     options: &ImportOptions,
+    examination: &Examination,
 ) -> Result<ModelId, WebError> {
-    let (origin, stem) = (origin(&client, &version), client.stem());
-    let mut reader = Reader::new(client, version);
-    let mut intake = header(catalog, origin, &mut reader, stem, options).await?;
+    let mut reader = remote.reader();
+    let (intake, first) = header(catalog, remote.origin(), &mut reader).await?;
+    let tail = intake.tail(&first);
+    let header = examine(examination, remote.whole_header(first).await?).await?;
+    let (intake, header) = match known::import(catalog, &remote, (intake, header, &tail), options).await? {
+        Known::Done(model) => return Ok(model),
+        Known::Other(intake, header) => (*intake, *header),
+    };
+    let mut intake = cut(intake, header, remote.client().stem(), options).await?;
+    let shards: Vec<usize> = (0..intake.plan().manifest.shards.len()).collect();
+    reader.plan(intake.plan(), &shards, tail);
     options.tell(intake.progress());
     while let Some((pieces, len)) = intake.next() {
         let group = reader.group(&pieces, len).await?;
@@ -38,14 +55,57 @@ async fn in_parts(
     Ok(blocking(move || intake.finish().map_err(fault)).await?)
 }
 
-/// Fetches the file's beginning until the header is whole, and cuts the model.
-async fn header(
-    catalog: &Catalog,
-    origin: Origin,
-    reader: &mut Reader,
+/// Fetches a model's header and nothing else of it.
+pub(super) async fn header_alone(client: Client) -> Result<Gguf, WebError> {
+    let (mut response, len) = match Remote::open(client.clone()).await? {
+        Opened::Ranges(remote) => {
+            let (first, _) = remote.first_header().await?;
+            return remote.whole_header(first).await;
+        }
+        Opened::Whole(response, len) => (response, len),
+    };
+    let (mut left, mut bytes, mut wanted) = (client.patience.group, Vec::new(), GROUP.min(len));
+    loop {
+        while (bytes.len() as u64) < wanted {
+            let missing = wanted - bytes.len() as u64;
+            let chunk = client.chunk(&mut response, &mut left).await?;
+            bytes.extend_from_slice(&chunk.ok_or_else(|| WebError::Short { host: client.host(), missing })?);
+        }
+        let path = client.shown().into();
+        let read = move || match Gguf::read_prefix(&bytes, len) {
+            Ok(header) => Ok((header, bytes)),
+            Err(source) => Err(fault(ModelError::Gguf { path, source })),
+        };
+        match blocking(read).await? {
+            (Some(header), _) => return Ok(header),
+            (None, read) => bytes = read,
+        }
+        (left, wanted) = (client.patience.group, wanted.saturating_mul(2).min(len));
+    }
+}
+
+/// Asks whether the model can run here, before anything but its header is fetched.
+async fn examine(examination: &Examination, header: Gguf) -> Result<Gguf, WebError> {
+    let examination = examination.clone();
+    let done = blocking(move || Ok((examination.check(&header), header))).await?;
+    done.0?;
+    Ok(done.1)
+}
+
+/// Cuts the model.
+async fn cut(
+    intake: HeadIntake,
+    header: Gguf,
     stem: Option<String>,
     options: &ImportOptions,
 ) -> Result<Intake, WebError> {
+    let options = options.clone();
+    let cut = move || intake.cut(&header, options.name.as_deref(), stem.as_deref(), |kind| options.keeps(kind));
+    Ok(blocking(move || cut().map_err(fault)).await?)
+}
+
+/// Fetches the beginning of the file, or of the first part, until the header is whole.
+async fn header(catalog: &Catalog, origin: Origin, reader: &mut Reader) -> Result<(HeadIntake, Gguf), WebError> {
     let catalog = catalog.clone();
     let begin = move || {
         let mut intake = catalog.intake(origin)?;
@@ -55,12 +115,7 @@ async fn header(
     let (mut intake, mut header) = blocking(move || begin().map_err(fault)).await?;
     loop {
         if let Some(header) = header {
-            let (tail, options) = (intake.tail(&header), options.clone());
-            let cut = move || intake.cut(&header, options.name.as_deref(), stem.as_deref(), |kind| options.keeps(kind));
-            let intake = blocking(move || cut().map_err(fault)).await?;
-            let shards: Vec<usize> = (0..intake.plan().manifest.shards.len()).collect();
-            reader.plan(intake.plan(), &shards, tail);
-            return Ok(intake);
+            return Ok((intake, header));
         }
         let piece = intake.next();
         let group = reader.group(&[piece], piece.len).await?;
@@ -73,16 +128,18 @@ async fn header(
     }
 }
 
-/// Takes the whole file from a server that does not give parts of it. It lies on the disk until it is cut.
+/// Takes the whole file from a server that does not give parts of it.
 async fn whole(
     catalog: &Catalog,
     client: Client,
-    mut response: Response,
-    len: u64,
+    (mut response, len): (Response, u64),
     options: &ImportOptions,
+    examination: &Examination,
 ) -> Result<ModelId, WebError> {
-    let (catalog, shown) = (catalog.clone(), client.shown());
-    let mut spool = blocking(move || catalog.spool(shown, len).map_err(fault)).await?;
+    let kept = options.clone();
+    let (alias, stem) = (options.name.clone(), client.stem());
+    let choice = SpoolChoice { alias, stem, keep: Box::new(move |kind| kept.keeps(kind)) };
+    let mut spool = catalog.spool(client.shown(), len, choice);
     let mut left = client.patience.group;
     let mut bytes = Vec::new();
     while spool.wants() > bytes.len() as u64 {
@@ -93,13 +150,14 @@ async fn whole(
         if bytes.len() as u64 >= GROUP.min(spool.wants()) {
             left = client.patience.group;
             spool = write(spool, std::mem::take(&mut bytes)).await?;
+            if let Some(header) = spool.take_header() {
+                examine(examination, header).await?;
+            }
             options.tell(spool.progress());
         }
     }
     drop(response);
-    let (options, stem) = (options.clone(), client.stem());
-    let cut = move || spool.finish(options.name.as_deref(), stem.as_deref(), &|kind| options.keeps(kind));
-    Ok(blocking(move || cut().map_err(fault)).await?)
+    Ok(blocking(move || spool.finish().map_err(fault)).await?)
 }
 
 async fn write(mut spool: Spool, bytes: Vec<u8>) -> Result<Spool, WebError> {
@@ -108,9 +166,4 @@ async fn write(mut spool: Spool, bytes: Vec<u8>) -> Result<Spool, WebError> {
         Ok(spool)
     };
     Ok(blocking(move || write().map_err(fault)).await?)
-}
-
-fn origin(client: &Client, version: &Version) -> Origin {
-    let key = *blake3::hash(client.address().as_bytes()).as_bytes();
-    Origin { shown: client.shown(), key, version: version.digest(&key), len: version.len }
 }

@@ -1,4 +1,5 @@
-//! Models from the web: a GGUF behind an `https:` (or `http:`) address, or in a repository of a hub (`hf:`).
+//! Models from the web: a GGUF behind an `https:` (or `http:`) address, or in a repository of a hub (`hf:`), in one file or
+//! in parts that lie side by side.
 //!
 //! Owns the only HTTP client. Promises: nothing is fetched before the host asks for it; of a file only what is wanted is
 //! fetched, by ranges, and an interrupted fetch goes on where it stopped; two versions of a file are never mixed; bytes
@@ -10,7 +11,9 @@ mod address;
 mod client;
 mod error;
 mod import;
+mod known;
 mod reader;
+mod remote;
 mod shards;
 mod throttle;
 
@@ -20,10 +23,13 @@ mod tests;
 pub use address::{HUB, WebSource};
 pub(crate) use throttle::Throttle;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::{Fault, ModelId};
+use crate::node::error::ModelActError;
+use crate::node::examine::{Examination, ImportReport};
 use crate::node::fetch::Source;
 use crate::node::request::ImportOptions;
 use crate::node::shared::Shared;
@@ -31,20 +37,36 @@ use crate::node::transfer::blocking;
 use client::Client;
 
 /// Imports a model from the web.
-pub(crate) async fn import_url(shared: &Shared, source: WebSource, options: &ImportOptions) -> Result<ModelId, Fault> {
-    let client = client(shared, source).await?;
-    let id = import::import(&shared.catalog, client, options).await?;
+pub(crate) async fn import_url(
+    shared: &Shared,
+    source: WebSource,
+    options: &ImportOptions,
+) -> Result<(ModelId, ImportReport), ModelActError> {
+    let client = client(shared.throttle.clone(), source).await?;
+    let examination = Examination::new(shared, options);
+    let id = import::import(&shared.catalog, client, options, &examination).await?;
     shared.tell_known(id);
-    Ok(id)
+    Ok((id, examination.report()))
+}
+
+/// Asks what of a model on the web cannot run here.
+pub(crate) async fn examine_url(
+    throttle: Arc<Throttle>,
+    source: WebSource,
+    examination: Examination,
+) -> Result<ImportReport, ModelActError> {
+    let client = client(throttle, source).await?;
+    let shown = client.shown();
+    let header = import::header_alone(client).await?;
+    Ok(blocking(move || examination.look(&header, Path::new(&shown))).await?)
 }
 
 /// A file on the web as one more source of a model's shards. Nothing is asked of it before a shard is wanted.
 pub(crate) async fn source(shared: &Shared, source: WebSource) -> Result<Arc<dyn Source>, Fault> {
-    Ok(Arc::new(shards::WebFile::new(client(shared, source).await?)))
+    Ok(Arc::new(shards::WebFile::new(client(shared.throttle.clone(), source).await?)))
 }
 
-async fn client(shared: &Shared, source: WebSource) -> Result<Client, Fault> {
-    let throttle = shared.throttle.clone();
+async fn client(throttle: Arc<Throttle>, source: WebSource) -> Result<Client, Fault> {
     blocking(move || Ok(Client::new(&source, throttle, Patience::default())?)).await
 }
 

@@ -1,4 +1,4 @@
-//! Reads groups of shards out of a file on the web, with as few questions as the order of the groups allows.
+//! Reads groups of shards out of a file on the web, or out of parts that stand for one, with as few questions as the order of the groups allows.
 
 use std::ops::Range;
 
@@ -6,9 +6,12 @@ use bytes::{Buf, Bytes};
 use reqwest::Response;
 
 use crate::base::{ErrorKind, Fault};
+use crate::model::gguf::Places;
 use crate::model::manifest::{Cut, Piece};
-use crate::node::web::client::{Client, Retries, Version};
+use crate::node::web::Patience;
+use crate::node::web::client::{Client, Retries};
 use crate::node::web::error::WebError;
+use crate::node::web::remote::Part;
 
 /// Bytes that are read over rather than asked around: less than comes in the time of a question.
 const GAP: u64 = 64 * 1024;
@@ -16,10 +19,12 @@ const GAP: u64 = 64 * 1024;
 /// and enough to bound the questions for a group.
 const PROGRESS: usize = 64 * 1024;
 
-/// A file on the web.
+/// A file on the web, or parts as one.
 pub(super) struct Reader {
-    client: Client,
-    version: Version,
+    /// At least one.
+    parts: Vec<Part>,
+    places: Places,
+    patience: Patience,
     /// Stretches of the file that follow one another in what will be read.
     runs: Vec<Range<u64>>,
     /// Bytes that are here already, and where they begin.
@@ -30,6 +35,7 @@ pub(super) struct Reader {
 /// An answer under way.
 struct Open {
     response: Response,
+    client: Client,
     /// The first byte of `rest`.
     at: u64,
     end: u64,
@@ -37,8 +43,9 @@ struct Open {
 }
 
 impl Reader {
-    pub fn new(client: Client, version: Version) -> Self {
-        Self { client, version, runs: Vec::new(), tail: (0, Bytes::new()), open: None }
+    pub fn new(parts: Vec<Part>, places: Places) -> Self {
+        let patience = parts.first().map(|(client, _)| client.patience).unwrap_or_default();
+        Self { parts, places, patience, runs: Vec::new(), tail: (0, Bytes::new()), open: None }
     }
 
     /// Says which shards will be read, in order, and what of the file is here already.
@@ -61,8 +68,8 @@ impl Reader {
     /// an answer ends early.
     pub async fn group(&mut self, pieces: &[Piece], len: usize) -> Result<Vec<u8>, WebError> {
         let mut group = vec![0; len];
-        let mut retries = Retries::new(&self.client.patience);
-        let (mut left, mut since) = (self.client.patience.group, 0);
+        let mut retries = Retries::new(&self.patience);
+        let (mut left, mut since) = (self.patience.group, 0);
         for piece in pieces {
             let outside = || Fault::new(ErrorKind::Internal, "a piece lies outside of its group");
             let slot = group.get_mut(piece.at..).and_then(|rest| rest.get_mut(..piece.len)).ok_or_else(outside)?;
@@ -81,7 +88,7 @@ impl Reader {
                     Err(error) if left.is_zero() => return Err(error),
                     Err(error) => {
                         if std::mem::take(&mut since) >= PROGRESS {
-                            retries = Retries::new(&self.client.patience);
+                            retries = Retries::new(&self.patience);
                         }
                         retries.after(error).await?;
                     }
@@ -114,10 +121,10 @@ impl Reader {
                 return Ok(piece);
             }
             let missing = open.end - open.at;
-            let chunk = self.client.chunk(&mut open.response, left).await?;
-            open.rest = chunk.ok_or_else(|| WebError::Short { host: self.client.host(), missing })?;
+            let chunk = open.client.chunk(&mut open.response, left).await?;
+            open.rest = chunk.ok_or_else(|| WebError::Short { host: open.client.host(), missing })?;
             if open.rest.len() as u64 > missing {
-                return Err(self.client.malformed("more bytes", (open.rest.len() as u64 - missing).to_string()));
+                return Err(open.client.malformed("more bytes", (open.rest.len() as u64 - missing).to_string()));
             }
         }
     }
@@ -126,8 +133,13 @@ impl Reader {
     async fn ask(&self, position: u64, most: usize) -> Result<Open, WebError> {
         let run = self.runs.iter().find(|run| run.contains(&position));
         let end = run.map_or_else(|| position.saturating_add(most as u64), |run| run.end);
-        let response = self.client.part(&(position..end), &self.version).await?;
-        Ok(Open { response, at: position, end, rest: Bytes::new() })
+        let found = self.places.find(position).and_then(|(part, place)| Some((self.parts.get(part)?, place)));
+        let outside = || Fault::new(ErrorKind::Internal, "a piece lies outside of the file");
+        let ((client, version), place) = found.ok_or_else(outside)?;
+        // What follows in the next part is another question.
+        let end = end.min(place.end);
+        let response = client.part(&(position - place.start..end - place.start), version).await?;
+        Ok(Open { response, client: client.clone(), at: position, end, rest: Bytes::new() })
     }
 }
 

@@ -8,15 +8,14 @@ use tokio::sync::OnceCell;
 
 use crate::base::{ErrorKind, Fault};
 use crate::model::catalog::{Catalog, WholeWriter};
-use crate::model::gguf::Gguf;
-use crate::model::manifest::{Cut, Piece};
-use crate::model::shard::{GROUP, group_len};
-use crate::model::{Manifest, ModelError, ShardEntry, ShardKind};
+use crate::model::manifest::Cut;
+use crate::model::shard::GROUP;
+use crate::model::{Manifest, ShardEntry, ShardKind};
 use crate::node::fetch::Source;
 use crate::node::transfer::{Taken, blocking, fault};
-use crate::node::web::client::{Client, Found, Version};
+use crate::node::web::client::Client;
 use crate::node::web::error::WebError;
-use crate::node::web::reader::Reader;
+use crate::node::web::remote::{Opened, Remote};
 
 /// A file on the web, looked at when the first shard is wanted.
 pub(super) struct WebFile {
@@ -27,7 +26,7 @@ pub(super) struct WebFile {
 
 /// Where the shards lie.
 struct Plan {
-    version: Version,
+    remote: Remote,
     cut: Cut,
     /// Bytes that came with the header, and where they begin.
     tail: (u64, Bytes),
@@ -63,38 +62,28 @@ impl WebFile {
         Self { client, plan: OnceCell::new() }
     }
 
+    /// One whose header was read and found to be the model's.
+    pub fn opened(remote: Remote, cut: Cut, tail: (u64, Bytes)) -> Self {
+        let client = remote.client().clone();
+        Self { client, plan: OnceCell::new_with(Some(Ok(Arc::new(Plan { remote, cut, tail })))) }
+    }
+
     /// Reads the header, and sees whether it is that of the model.
     async fn look(&self, manifest: &Arc<Manifest>) -> Result<Arc<Plan>, WebError> {
-        let Found::Parts(version) = self.client.probe().await? else {
+        let Opened::Ranges(remote) = Remote::open(self.client.clone()).await? else {
             return Err(WebError::WholeOnly { host: self.client.host() });
         };
-        let mut reader = Reader::new(self.client.clone(), version.clone());
-        let (len, mut bytes) = (version.len, Vec::new());
-        let (header, bytes) = loop {
-            let position = bytes.len() as u64;
-            // At most `GROUP`, so it fits any usize.
-            let piece = Piece { at: 0, position, len: group_len(len, position / GROUP) as usize };
-            bytes.extend(reader.group(&[piece], piece.len).await?);
-            let path = self.client.shown().into();
-            let read = move || match Gguf::read_prefix(&bytes, len) {
-                Ok(header) => Ok((header, bytes)),
-                Err(source) => Err(fault(ModelError::Gguf { path, source })),
-            };
-            match blocking(read).await? {
-                (Some(header), bytes) => break (header, bytes),
-                (None, read) => bytes = read,
-            }
-        };
-        let tail = header.behind(&bytes);
-        let cut = Cut::new(&header, &manifest.name).ok().and_then(|cut| named_as(cut, manifest));
+        let (first, tail) = remote.first_header().await?;
+        let header = remote.whole_header(first).await?;
+        let cut = Cut::new(&header).ok().filter(|cut| cut.fits(manifest));
         let other = || WebError::OtherModel { host: self.client.host(), model: manifest.id() };
-        Ok(Arc::new(Plan { version, cut: cut.ok_or_else(other)?, tail }))
+        Ok(Arc::new(Plan { remote, cut: cut.ok_or_else(other)?, tail }))
     }
 
     async fn fill(&self, plan: &Plan, mut writer: WholeWriter, entry: &ShardEntry, taken: &Taken) -> Result<(), Fault> {
         let index = plan.cut.manifest.shards.iter().position(|shard| shard.kind == entry.kind);
         let index = index.ok_or_else(|| Fault::new(ErrorKind::Internal, "a shard is not of its model"))?;
-        let mut reader = Reader::new(self.client.clone(), plan.version.clone());
+        let mut reader = plan.remote.reader();
         reader.plan(&plan.cut, &[index], plan.tail.clone());
         while writer.next_len() > 0 {
             // At most `GROUP`, so it fits any usize.
@@ -117,12 +106,4 @@ impl WebFile {
 async fn open(catalog: &Catalog, entry: &ShardEntry) -> Result<WholeWriter, Fault> {
     let (catalog, entry) = (catalog.clone(), entry.clone());
     blocking(move || catalog.whole_writer(&entry).map_err(fault)).await
-}
-
-/// The cut, where it is of the model in all but the ids of shards, which it does not know.
-fn named_as(mut cut: Cut, manifest: &Manifest) -> Option<Cut> {
-    for (ours, theirs) in cut.manifest.shards.iter_mut().zip(&manifest.shards) {
-        ours.id = theirs.id;
-    }
-    (cut.manifest == *manifest).then_some(cut)
 }

@@ -1,5 +1,7 @@
 //! Models from servers that are good, bad, or gone, on tiny files and over loopback.
 
+mod known;
+mod parts;
 mod server;
 
 use std::fs;
@@ -79,7 +81,7 @@ impl Bench {
     }
 
     async fn import_with(&self, source: impl Into<WebSource>, options: &ImportOptions) -> Result<ModelId, WebError> {
-        import::import(&self.catalog, client(source)?, options).await
+        import::import(&self.catalog, client(source)?, options, &Examination::none()).await
     }
 
     /// Names of files and their bytes.
@@ -182,6 +184,10 @@ async fn a_server_that_is_lost_for_good_is_asked_a_bounded_number_of_times() {
 
 /// A bench whose import was ended when two thirds were there, as a killed process would leave it, and how much was.
 async fn interrupted(server: &Server, options: ImportOptions) -> (Bench, usize) {
+    interrupted_at(&server.url(), options).await
+}
+
+async fn interrupted_at(url: &str, options: ImportOptions) -> (Bench, usize) {
     let bench = Bench::new();
     let done = Arc::new(AtomicUsize::new(0));
     let (seen, reached) = (done.clone(), Arc::new(tokio::sync::Notify::new()));
@@ -196,7 +202,7 @@ async fn interrupted(server: &Server, options: ImportOptions) -> (Bench, usize) 
     tokio::select! {
         biased;
         () = reached.notified() => {}
-        ended = bench.import_with(server.url(), &options) => panic!("{ended:?}"),
+        ended = bench.import_with(url, &options) => panic!("{ended:?}"),
     }
     let done = done.load(Ordering::Relaxed);
     // A write that was under way ends by itself.
@@ -302,7 +308,10 @@ async fn a_server_that_gives_no_parts_or_names_no_version_gives_the_whole() {
         let model = bench.import(server.url()).await.unwrap();
         assert_like_local(&bench, model, &bytes);
         assert!(server.asked().len() <= 2);
-        let error = Bench::within(Some(bytes.len() as u64 - 1)).import(server.url()).await.unwrap_err();
+        // Each byte is written once: what fits when it has been cut fits while it comes.
+        let shards: u64 = bench.catalog.manifest(model).unwrap().shards.iter().map(|shard| shard.size).sum();
+        assert_eq!(Bench::within(Some(shards)).import(server.url()).await.unwrap(), model);
+        let error = Bench::within(Some(shards - 1)).import(server.url()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::DiskBudget, "{error}");
     }
     // A date is a version too, and a weak tag is none.
@@ -447,7 +456,7 @@ async fn a_download_keeps_to_its_rate() {
     let throttle = Arc::new(Throttle::new(std::num::NonZeroU64::new(rate)));
     let client = Client::new(&server.url().into(), throttle, hasty()).unwrap();
     let (bench, begun) = (Bench::new(), Instant::now());
-    import::import(&bench.catalog, client, &ImportOptions::default()).await.unwrap();
+    import::import(&bench.catalog, client, &ImportOptions::default(), &Examination::none()).await.unwrap();
     let took = begun.elapsed();
     // A quarter of a second at the rate, less what may come at once.
     assert!(took >= Duration::from_millis(145), "{took:?}");
@@ -490,6 +499,25 @@ async fn a_dropped_call_leaves_no_connection() {
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_cannot_run_here_is_refused_with_its_header_alone_fetched() {
+    let bytes = tiny(1);
+    let dir = TempDir::new().unwrap();
+    let builder = Node::builder().data_dir(dir.path()).preset(Preset::Offline).engines(Vec::new());
+    let node = builder.start().await.unwrap();
+    let server = Server::good(bytes.clone()).await;
+    let error = node.import_url(server.url(), ImportOptions::default()).await.unwrap_err();
+    assert!(error.report().is_some_and(|report| report.architecture == "llama"), "{error}");
+    assert!(server.bytes_asked(0) <= MIB + 1, "{} of {}", server.bytes_asked(0), bytes.len());
+    // One that gives whole files only is left as soon as the header is here.
+    let file = bytes.clone();
+    let server = Server::start(move |_| Answer::whole(&file).cut(2 * MIB, Then::Hang)).await;
+    let error = node.import_url(server.url(), ImportOptions::default()).await.unwrap_err();
+    assert!(error.report().is_some(), "{error}");
+    assert!(node.models().is_empty());
+    node.shutdown(Duration::ZERO).await;
+}
+
 /// A node without network whose catalogue knows the model and holds nothing of it.
 async fn node(bytes: &[u8], max_disk_bytes: Option<u64>) -> (TempDir, Node, ModelId) {
     let (dir, from) = (TempDir::new().unwrap(), Bench::new());
@@ -521,7 +549,7 @@ async fn a_pull_takes_the_ranges_of_the_wanted_shards_from_the_web_and_no_others
     assert!(server.bytes_asked(0) <= 1 + MIB + layer, "{}", server.bytes_asked(0));
     assert!(told.lock().unwrap().last().is_some_and(|last| last.done == last.total));
     let whole = node.pull_url(&model.to_string(), Parts::All, server.url(), None).await.unwrap();
-    assert!(whole.ready);
+    assert!(whole.has_head && whole.has_metadata && whole.held == [LayerRange::new(0, LAYERS)]);
     node.shutdown(Duration::ZERO).await;
 }
 
@@ -568,7 +596,8 @@ async fn a_pull_from_the_web_is_refused_where_it_cannot_be_right_or_has_no_room(
     let error = small.pull_url(&name, Parts::All, server.url(), None).await.unwrap_err();
     assert_eq!((error.kind(), server.asked().len()), (ErrorKind::DiskBudget, 0), "{error}");
     assert!(small.pull_url(&name, layers(0, 1), server.url(), None).await.is_ok());
-    let error = small.import_url(server.url(), ImportOptions::default()).await.unwrap_err();
+    let error =
+        small.import_url(server.url(), ImportOptions { anyway: true, ..ImportOptions::default() }).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::DiskBudget, "{error}");
     small.shutdown(Duration::ZERO).await;
 }
@@ -606,8 +635,8 @@ async fn a_node_imports_from_the_web_and_its_host_hears_of_it() {
     let builder = Node::builder().data_dir(dir.path()).preset(Preset::Offline).engines(Vec::new());
     let node = builder.download_rate(std::num::NonZeroU64::new(1 << 30)).start().await.unwrap();
     let mut events = node.events();
-    let info = node.import_url(server.url(), ImportOptions::default()).await.unwrap();
-    assert_eq!((info.name.as_str(), info.ready), ("tiny", true));
+    let info = node.import_url(server.url(), ImportOptions { anyway: true, ..ImportOptions::default() }).await.unwrap();
+    assert_eq!((info.name.as_str(), info.has_head, info.ready), ("tiny", true, false));
     assert_eq!(info.id, Bench::new().local(&bytes));
     let heard = tokio::time::timeout(Duration::from_secs(5), events.next()).await.unwrap();
     assert!(matches!(heard, Some(crate::base::Event::ModelKnown { model, .. }) if model == info.id), "{heard:?}");

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::base::ModelId;
 use crate::engine::constraint::{Constraint, Lexicon};
 use crate::engine::sample::SamplingParams;
 use proptest::prelude::*;
@@ -14,14 +15,22 @@ fn session(prompt: usize, max_tokens: u32, max_rows: u32) -> Session {
     let sampling = SamplingParams { temperature: 0.0, ..Default::default() };
     let prompt = (0..prompt as u32).collect();
     let (chunk, cached, guess) = (max_rows, 0, Guess::Never);
-    let params =
-        SessionParams { prompt, max_tokens, max_rows, chunk, vocab: VOCAB, cached, guess, learnt: Learnt::default() };
+    let params = SessionParams {
+        prompt,
+        max_tokens,
+        max_rows,
+        chunk,
+        vocab: VOCAB,
+        cached,
+        guess,
+        learnt: LearntOfGuesses::default(),
+    };
     Session::new(params, Sampler::new(sampling, VOCAB).unwrap(), Box::new(|token| token == EOS))
 }
 
 /// What a step takes where there is one stage and nothing between.
 fn took(micros: u32) -> Took {
-    Took { round: micros, gap: micros, busy: micros }
+    Took { round: micros, gap: micros, busy: micros, computed: micros, guessing: 0 }
 }
 
 fn row(token: u32) -> LogitRow {
@@ -67,6 +76,16 @@ fn it_ends_at_the_limit_and_at_an_end_token() {
     two.start();
     assert_eq!(two.on_logits(0, &[row(EOS)], took(1)), [Action::End(End::Stop)]);
     assert!(two.generated().is_empty());
+}
+
+#[test]
+fn stages_that_have_less_room_than_was_asked_for_end_the_answer_there() {
+    let mut session = session(3, 9, 16);
+    session.start();
+    session.limit(2);
+    session.limit(5);
+    assert!(session.on_logits(0, &[row(42)], took(1)).iter().all(|action| !matches!(action, Action::End(_))));
+    assert_eq!(session.on_logits(1, &[row(43)], took(1)).last(), Some(&Action::End(End::Length)));
 }
 
 #[test]
@@ -197,7 +216,10 @@ fn never() -> Box<dyn Fn(u32) -> bool + Send + Sync> {
 
 /// A session whose draft model guesses so.
 fn drafted(mut guess: impl FnMut(&[u32], usize) -> Option<Vec<u32>>) -> (Vec<u32>, (u32, u32), usize) {
-    let params = SessionParams { guess: Guess::Draft, ..session(1, 60, 64).params };
+    let params = SessionParams {
+        guess: Guess::Draft(Draft { model: ModelId([9; 32]), weight: 100 }),
+        ..session(1, 60, 64).params
+    };
     let mut session = Session::new(params, Sampler::new(SamplingParams::greedy(), VOCAB).unwrap(), never());
     let mut queue: VecDeque<Action> = session.start().into();
     let (mut said, mut steps) = (Vec::new(), 0);
@@ -246,7 +268,7 @@ fn counts(period: u32, tokens: u32, guess: bool, costs: fn(usize) -> u32) -> (Ve
         vocab: VOCAB,
         cached: 0,
         guess: if guess { Guess::Repeats } else { Guess::Never },
-        learnt: Learnt::default(),
+        learnt: LearntOfGuesses::default(),
     };
     let mut session = Session::new(params, Sampler::new(SamplingParams::greedy(), VOCAB).unwrap(), never());
     let mut queue: VecDeque<Action> = session.start().into();
@@ -335,7 +357,13 @@ impl Chain {
             now = arrives;
             let rows: Vec<LogitRow> =
                 (pos..pos + len).map(|at| row(text.get(at + 1).copied().unwrap_or_default())).collect();
-            let took = Took { round: (now - sent) as u32, gap: (now - answered) as u32, busy: (self.cost)(len) as u32 };
+            let took = Took {
+                round: (now - sent) as u32,
+                gap: (now - answered) as u32,
+                busy: (self.cost)(len) as u32,
+                computed: (self.cost)(len) as u32,
+                guessing: 0,
+            };
             answered = now;
             actions = session.on_logits(step, &rows, took);
         }

@@ -9,7 +9,7 @@ use super::model::{Layers, VOCAB, WIDTH};
 use super::swarm::{Event, MILLI, Micros, SECOND, Sabotage, Swarm, unreachable};
 use crate::base::{ErrorKind, Fault, LayerRange, NodeId, SessionId};
 use crate::engine::StepJob;
-use crate::pipeline::links::{Links, Opening, SessionStage, StageInbox};
+use crate::pipeline::links::{Agreed, Links, Opening, SessionStage, StageInbox};
 use crate::pipeline::message::Message;
 use crate::pipeline::search::is_loss;
 use crate::pipeline::turns::Turns;
@@ -310,15 +310,18 @@ impl Swarm {
         let (epoch, stage, max_rows) = (open.epoch, place(open.stage, open.stands_by), node.facts.max_rows);
         let key = SessionStage { session: open.session, epoch, stage: open.stage };
         let (session, coordinator) = (open.session, open.coordinator.node);
-        let reply = opening.register(open.next.node).map(|inbox| {
-            let fresh = || (Layers::new(open.layers, open.head, max_rows), 0);
-            let (layers, cached) = node.reuse(&open, sabotage).unwrap_or_else(fresh);
-            let vocab = open.head.then_some(VOCAB);
-            let turns = Turns::new(open, WIDTH, cached);
-            node.serving
-                .insert(order(key), Serving { turns, inbox, layers, computing: None, stuck: false, copies: true });
-            Opened { width: WIDTH, vocab, max_rows, cached, load_ms: 0 }
-        });
+        let reply = opening
+            .register(Agreed { previous: open.previous, next: open.next.node, width: WIDTH, max_rows })
+            .map(|inbox| {
+                let fresh = || (Layers::new(open.layers, open.head, max_rows), 0);
+                let (layers, cached) = node.reuse(&open, sabotage).unwrap_or_else(fresh);
+                let vocab = open.head.then_some(VOCAB);
+                let context = open.context;
+                let turns = Turns::new(open, WIDTH, cached);
+                node.serving
+                    .insert(order(key), Serving { turns, inbox, layers, computing: None, stuck: false, copies: true });
+                Opened { width: WIDTH, vocab, max_rows, cached, context, load_ms: 0 }
+            });
         let taken = from == index || self.stands(index, from, wire);
         self.reply(index, from, wire, talk, epoch, stage, reply);
         if !taken {

@@ -330,7 +330,8 @@ impl Swarm {
                 one.watch.heard(Duration::from_micros(round), instant);
                 let gap = (now - std::mem::replace(&mut one.answered, now)) as u32;
                 let round = round as u32;
-                let took = Took { round, gap, busy: header.compute_us.iter().copied().max().unwrap_or(round) };
+                let busy = header.compute_us.iter().copied().max().unwrap_or(round);
+                let took = Took { round, gap, busy, computed: busy, guessing: 0 };
                 self.with_session(talk, |session| session.on_logits(header.step, &rows, took));
             }
             (Heard::Failed, Message::Failed { stage, fault, .. }) => {

@@ -6,13 +6,13 @@ use super::chance::Chance;
 use super::host::memory;
 use super::model::{END, Layers, VOCAB, embed, liked};
 use super::swarm::{Micros, SECOND, Swarm};
-use crate::base::{ErrorKind, LayerRange, NodeId};
+use crate::base::{ErrorKind, LayerRange, ModelId, NodeId};
 use crate::engine::sample::{LogitRow, Sampler, SamplingParams};
 use crate::engine::{Reduce, Row, StepJob, StepOutput};
-use crate::pipeline::draft::{Learnt, Took};
+use crate::pipeline::draft::{Draft, Took};
 use crate::pipeline::plan::{Candidate, Plan};
 use crate::pipeline::search::MAX_ATTEMPTS;
-use crate::pipeline::session::{Action, End, Guess, Session, SessionParams};
+use crate::pipeline::session::{Action, End, Guess, LearntOfGuesses, Session, SessionParams};
 use crate::wire::job::Want;
 
 /// After the last thing that befalls a swarm, and the question, each answer is there within this time.
@@ -43,7 +43,7 @@ impl Request {
             _ if exact => Guess::Never,
             0 => Guess::Never,
             1 => Guess::Repeats,
-            _ => Guess::Draft,
+            _ => Guess::Draft(Draft { model: ModelId([9; 32]), weight: 100 }),
         };
         let sampling = match chance.one_in(3) {
             true => SamplingParams { seed: Some(chance.draw()), repeat_penalty: 1.1, ..SamplingParams::default() },
@@ -53,7 +53,7 @@ impl Request {
         let stand_by = chance.one_in(2);
         let request = Self { prompt, max_tokens, exact, stand_by, guess, sampling, plain: Vec::new() };
         let plain = match guess {
-            Guess::Draft => request.answer(layers, 1).into_iter().map(|(token, _)| token).collect(),
+            Guess::Draft(_) => request.answer(layers, 1).into_iter().map(|(token, _)| token).collect(),
             _ => Vec::new(),
         };
         Self { plain, ..request }
@@ -68,7 +68,7 @@ impl Request {
             vocab: VOCAB,
             cached,
             guess: self.guess,
-            learnt: Learnt::default(),
+            learnt: LearntOfGuesses::default(),
         };
         let sampler = Sampler::new(self.sampling.clone(), VOCAB).unwrap();
         Session::new(params, sampler, Box::new(|token| token == END))
@@ -92,7 +92,7 @@ impl Request {
             match queue.pop_front().unwrap() {
                 Action::Step { step, pos, tokens, want_from, want, .. } => {
                     let answer = self.compute(&mut model, pos, &tokens, want_from, want);
-                    let took = Took { round: 1, gap: 1, busy: 1 };
+                    let took = Took { round: 1, gap: 1, busy: 1, computed: 1, guessing: 0 };
                     queue.extend(session.on_logits(step, &answer, took));
                 }
                 Action::Emit(sampled) => said.push((sampled.token, sampled.logprob)),

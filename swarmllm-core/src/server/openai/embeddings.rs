@@ -9,15 +9,15 @@ use base64::prelude::BASE64_STANDARD;
 use serde::Serialize;
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 
-use super::types::{Absent, checked_model};
+use super::request::{Absent, checked_model};
 use crate::node::{EmbedRequest, MAX_INPUTS, Node, Pooling, Prompt};
 use crate::server::reject::Reject;
-use crate::server::state::JsonBody;
+use crate::server::state::{Client, JsonBody};
 
 /// The body.
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "fields that must be absent are only named")]
+#[expect(dead_code, reason = "fields that must be absent, or have no effect, are only named")]
 pub(super) struct Body {
     model: String,
     input: Input,
@@ -25,7 +25,8 @@ pub(super) struct Body {
     /// Ours: `mean` or `last`.
     pooling: Option<Pooled>,
     dimensions: Absent,
-    user: Absent,
+    /// Accepted without effect.
+    user: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
@@ -47,13 +48,41 @@ enum Pooled {
 #[derive(Debug)]
 struct Input(Vec<Prompt>);
 
-/// An element of a list: a text, a list of tokens, or a token of the only text.
-#[derive(serde::Deserialize)]
-#[serde(untagged)]
+/// An element of a list.
 enum Element {
     Text(String),
     Tokens(Vec<u32>),
+    /// A token of the only text.
     Token(u32),
+}
+
+struct ElementVisitor;
+
+impl<'de> Visitor<'de> for ElementVisitor {
+    type Value = Element;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("text, a token's number, or a list of such numbers")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Element, E> {
+        Ok(Element::Text(text.to_owned()))
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Element, E> {
+        let token = u32::try_from(number).map_err(|_| E::invalid_value(de::Unexpected::Unsigned(number), &self));
+        token.map(Element::Token)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Element, A::Error> {
+        Vec::deserialize(de::value::SeqAccessDeserializer::new(list)).map(Element::Tokens)
+    }
+}
+
+impl<'de> Deserialize<'de> for Element {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+        json.deserialize_any(ElementVisitor)
+    }
 }
 
 struct InputVisitor;
@@ -124,13 +153,18 @@ struct Usage {
     total_tokens: u32,
 }
 
-pub(super) async fn embed(State(node): State<Node>, JsonBody(body): JsonBody<Body>) -> Result<Json<List>, Reject> {
+pub(super) async fn embed(
+    State(node): State<Node>,
+    client: Client,
+    JsonBody(body): JsonBody<Body>,
+) -> Result<Json<List>, Reject> {
     let model = checked_model(body.model)?;
     let pooling = match body.pooling {
         Some(Pooled::Last) => Pooling::Last,
         Some(Pooled::Mean) | None => Pooling::Mean,
     };
-    let request = EmbedRequest { model: model.clone(), inputs: body.input.0, pooling, deadline: None };
+    let request =
+        EmbedRequest { model: model.clone(), inputs: body.input.0, pooling, deadline: None, caller: client.0 };
     let done = node.embed(request).await.map_err(|error| Reject::from(error.fault()))?;
     let encoding = body.encoding_format.unwrap_or(Encoding::Float);
     let item = |(index, vector)| Item { object: "embedding", index, embedding: encoded(vector, encoding) };
@@ -152,7 +186,7 @@ fn encoded(vector: Vec<f32>, encoding: Encoding) -> Vector {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::state::parse;
+    use crate::server::json::parse;
 
     fn inputs(input: &str) -> Result<Vec<Prompt>, Reject> {
         parse::<Body>(format!(r#"{{"model": "m", "input": {input}}}"#).as_bytes()).map(|body| body.input.0)
@@ -174,6 +208,18 @@ mod tests {
             let reject = inputs(refused).unwrap_err();
             assert!(reject.param.as_deref().is_some_and(|field| field.starts_with("input")), "{refused}: {reject:?}");
         }
+        let table = [
+            ("7", "`input`: must be a text, a list of at most 1024 texts, or tokens in their place, not 7"),
+            ("[-1]", "`input[0]`: must be text, a token's number, or a list of such numbers, not -1"),
+            ("[5000000000]", "`input[0]`: must be text, a token's number, or a list of such numbers, not 5000000000"),
+            ("[[1, true]]", "`input[0][1]`: must be a whole number from 0 to 4294967295, not true"),
+            (r#""a", "encoding_format": 2"#, "`encoding_format`: must be one of `float`, `base64`, not 2"),
+            (r#""a", "pooling": "max""#, "`pooling`: must be one of `mean`, `last`, not \"max\""),
+        ];
+        for (input, message) in table {
+            assert_eq!(inputs(input).unwrap_err().message, message);
+        }
+        assert_eq!(parse::<Body>(br#"{"input": "a"}"#).unwrap_err().message, "`model`: is missing");
         let body = r#"{"model": "m", "input": "a", "dimensions": 12}"#;
         assert_eq!(parse::<Body>(body.as_bytes()).unwrap_err().param.as_deref(), Some("dimensions"));
     }

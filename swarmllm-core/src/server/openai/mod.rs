@@ -1,10 +1,13 @@
 //! OpenAI's routes, and the harmless ones beside them.
 
+mod answer;
 mod chat;
-mod choices;
+pub(super) mod choices;
+pub(super) mod completions;
 mod embeddings;
 mod format;
 mod models;
+pub(super) mod request;
 mod shapes;
 pub(super) mod types;
 
@@ -29,6 +32,7 @@ pub(super) fn app(state: AppState, policy: Arc<Policy>) -> Router {
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
         .route("/v1/chat/completions", post(chat::chat))
+        .route("/v1/completions", post(completions::complete))
         .route("/v1/embeddings", post(embeddings::embed))
         .with_state(state);
     guarded(routes, policy)

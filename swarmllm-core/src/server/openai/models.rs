@@ -1,5 +1,7 @@
 //! `GET /v1/models` and `GET /v1/models/{id}`.
 
+use std::collections::{HashMap, HashSet};
+
 use axum::Json;
 use axum::extract::{Path, State};
 use serde::Serialize;
@@ -7,9 +9,6 @@ use serde::Serialize;
 use crate::base::ErrorKind;
 use crate::node::{ModelInfo, Node};
 use crate::server::reject::Reject;
-
-/// Fewest hexadecimal digits that stand for an id.
-const MIN_PREFIX: usize = 8;
 
 /// A model as OpenAI's clients read it; our own facts are under `swarmllm`.
 #[derive(Debug, Serialize)]
@@ -19,6 +18,12 @@ pub(super) struct Model {
     /// Not known of a model that is named by its content.
     created: u64,
     owned_by: &'static str,
+    /// Positions that a request may have, prompt and answer together, under the two names that other servers give it; left
+    /// out where it is not known here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    context_length: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_model_len: Option<u32>,
     swarmllm: ModelInfo,
 }
 
@@ -28,40 +33,77 @@ pub(super) struct List {
     data: Vec<Model>,
 }
 
-pub(super) async fn list(State(node): State<Node>) -> Json<List> {
-    let models = node.models();
-    let data = models.iter().map(|model| shown(model, &models)).collect();
-    Json(List { object: "list", data })
+/// Those that a client may ask for: models that are kept for others and cannot run here are not offered.
+pub(super) async fn list(State(node): State<Node>) -> Result<Json<List>, Reject> {
+    let list = move |models: &[ModelInfo]| {
+        let named = Named::of(models);
+        offered(models).map(|model| shown(model, &named)).collect()
+    };
+    Ok(Json(List { object: "list", data: of_models(node, list).await? }))
+}
+
+fn offered(models: &[ModelInfo]) -> impl Iterator<Item = &ModelInfo> {
+    models.iter().filter(|model| model.refusal().is_none())
+}
+
+/// What is said of the models. The first time each is examined, which blocks.
+async fn of_models<T: Send + 'static>(
+    node: Node,
+    say: impl FnOnce(&[ModelInfo]) -> T + Send + 'static,
+) -> Result<T, Reject> {
+    let said = tokio::task::spawn_blocking(move || say(&node.models())).await;
+    said.map_err(|error| Reject::of(ErrorKind::Internal, error.to_string()))
 }
 
 pub(super) async fn one(State(node): State<Node>, Path(asked): Path<String>) -> Result<Json<Model>, Reject> {
-    let models = node.models();
-    let found = find(&models, &asked)?;
-    Ok(Json(shown(found, &models)))
+    // Where it could mean several, these are examined, which blocks.
+    let (resolver, meant) = (node.clone(), asked);
+    let id = tokio::task::spawn_blocking(move || resolver.resolve(&meant)).await;
+    let id = id.map_err(|error| Reject::of(ErrorKind::Internal, error.to_string()))?;
+    let id = id.map_err(|error| Reject::from(error.fault()))?;
+    let gone = || Reject {
+        param: Some("model".to_owned()),
+        ..Reject::of(ErrorKind::ModelNotFound, "it was removed meanwhile")
+    };
+    let find = move |models: &[ModelInfo]| {
+        let found = models.iter().find(|model| model.id == id)?;
+        Some((found.clone(), shown(found, &Named::of(models))))
+    };
+    let (found, shown) = of_models(node, find).await?.ok_or_else(gone)?;
+    if let Some(reason) = found.refusal() {
+        let kind = found.findings.iter().find(|finding| finding.refuses).map_or(ErrorKind::Unsupported, |it| it.kind);
+        return Err(Reject { param: Some("model".to_owned()), ..Reject::of(kind, reason) });
+    }
+    Ok(Json(shown))
+}
+
+/// How many models have each name, whatever its case.
+struct Named(HashMap<String, usize>);
+
+impl Named {
+    fn of(models: &[ModelInfo]) -> Self {
+        let mut named = HashMap::new();
+        for model in models {
+            let names: HashSet<String> = model.names.iter().map(|name| name.to_lowercase()).collect();
+            names.into_iter().for_each(|name| *named.entry(name).or_default() += 1);
+        }
+        Self(named)
+    }
 }
 
 /// The model under its name, or under its id where several have the name.
-fn shown(model: &ModelInfo, all: &[ModelInfo]) -> Model {
-    let alone = all.iter().filter(|other| other.name == model.name).count() == 1;
+fn shown(model: &ModelInfo, named: &Named) -> Model {
+    let alone = named.0.get(&model.name.to_lowercase()) == Some(&1);
     let id = if alone { model.name.clone() } else { model.id.to_string() };
-    Model { id, object: "model", created: 0, owned_by: "swarmllm", swarmllm: model.clone() }
-}
-
-/// The only model with this name, id, or prefix of an id.
-fn find<'a>(models: &'a [ModelInfo], asked: &str) -> Result<&'a ModelInfo, Reject> {
-    let by_id = |model: &&ModelInfo| asked.len() >= MIN_PREFIX && model.id.to_string().starts_with(asked);
-    let mut found: Vec<&ModelInfo> = models.iter().filter(|model| model.name == asked).collect();
-    if found.is_empty() {
-        found = models.iter().filter(by_id).collect();
-    }
-    let refuse = |why: &str| {
-        let message = format!("{why} `{asked}`; GET /v1/models lists the names and ids");
-        Reject { param: Some("model".to_owned()), ..Reject::of(ErrorKind::ModelNotFound, message) }
-    };
-    match found.as_slice() {
-        [model] => Ok(model),
-        [] => Err(refuse("no model is known as")),
-        _ => Err(refuse("several models are known as")),
+    let context = Some(model.served_context).filter(|context| *context > 0);
+    Model {
+        id,
+        object: "model",
+        created: 0,
+        owned_by: "swarmllm",
+        context_length: context,
+        max_model_len: context,
+        swarmllm: model.clone(),
     }
 }
 
@@ -69,14 +111,19 @@ fn find<'a>(models: &'a [ModelInfo], asked: &str) -> Result<&'a ModelInfo, Rejec
 mod tests {
     use super::*;
     use crate::base::ModelId;
+    use crate::node::{Finding, Subject};
 
     fn model(name: &str, byte: u8) -> ModelInfo {
         ModelInfo {
             id: ModelId([byte; 32]),
             name: name.to_owned(),
+            names: vec![name.to_owned()],
+            aliases: Vec::new(),
+            findings: Vec::new(),
             architecture: "llama".to_owned(),
             layers: 1,
-            context: 1,
+            context: 2,
+            served_context: 1,
             size: 1,
             held: Vec::new(),
             has_metadata: false,
@@ -84,23 +131,39 @@ mod tests {
             has_head: false,
             covered: Vec::new(),
             ready: false,
+            warnings: Vec::new(),
         }
     }
 
     #[test]
-    fn a_model_is_found_by_name_or_prefix_and_an_ambiguous_name_is_refused() {
-        let models = [model("a/b", 1), model("twin", 2), model("twin", 3)];
-        assert_eq!(find(&models, "a/b").unwrap().id, models[0].id);
-        assert_eq!(find(&models, "03030303").unwrap().id, models[2].id);
-        for refused in ["twin", "0303", "c", ""] {
-            assert_eq!(find(&models, refused).unwrap_err().code, "model_not_found", "{refused}");
-        }
+    fn a_model_tells_the_context_that_is_served() {
+        let known = model("a", 1);
+        let told = serde_json::to_value(shown(&known, &Named::of(std::slice::from_ref(&known)))).unwrap();
+        assert_eq!((&told["context_length"], &told["max_model_len"]), (&1.into(), &1.into()));
+        let foreign = ModelInfo { served_context: 0, ..known };
+        let told = serde_json::to_value(shown(&foreign, &Named::of(&[]))).unwrap();
+        assert!(told.get("context_length").is_none() && told.get("max_model_len").is_none());
+    }
+
+    #[test]
+    fn a_model_that_cannot_run_here_is_not_offered() {
+        let finding = |refuses| Finding {
+            subject: Subject::Tokenizer,
+            kind: ErrorKind::BadTokenizer,
+            reason: "because".to_owned(),
+            refuses,
+        };
+        let models = [(1, vec![finding(true)]), (2, vec![finding(false)]), (3, Vec::new())];
+        let models = models.map(|(byte, findings)| ModelInfo { findings, ..model("a", byte) });
+        let ids: Vec<ModelId> = offered(&models).map(|model| model.id).collect();
+        assert_eq!(ids, [models[1].id, models[2].id]);
     }
 
     #[test]
     fn models_of_one_name_are_listed_by_their_ids() {
         let models = [model("a", 1), model("twin", 2), model("twin", 3)];
-        let ids: Vec<String> = models.iter().map(|one| shown(one, &models).id).collect();
+        let named = Named::of(&models);
+        let ids: Vec<String> = models.iter().map(|one| shown(one, &named).id).collect();
         assert_eq!(ids, ["a".to_owned(), models[1].id.to_string(), models[2].id.to_string()]);
     }
 }

@@ -11,10 +11,20 @@ use crate::server::reject::Reject;
 /// What every part of one answer repeats.
 #[derive(Debug)]
 pub(super) struct Heading {
+    family: Family,
     id: String,
     created: u64,
     /// As the client wrote it.
     model: String,
+}
+
+/// Which of OpenAI's families an answer is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Family {
+    /// An answer to a chat.
+    Chat,
+    /// The continuation of a text.
+    Text,
 }
 
 #[derive(Debug, Serialize)]
@@ -30,9 +40,17 @@ pub(super) struct Whole<'a> {
 #[derive(Debug, Serialize)]
 struct WholeChoice<'a> {
     index: u32,
-    message: Answer<'a>,
+    #[serde(flatten)]
+    said: Said<'a>,
     logprobs: Option<Logprobs<'a>>,
     finish_reason: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Said<'a> {
+    Message(Answer<'a>),
+    Text(&'a str),
 }
 
 #[derive(Debug, Serialize)]
@@ -54,20 +72,39 @@ pub(super) struct Chunk<'a> {
     usage: Option<Option<Usage>>,
 }
 
-#[derive(Debug, Default, Serialize)]
-pub(super) struct ChunkChoice<'a> {
-    pub(super) index: u32,
-    pub(super) delta: ChunkDelta<'a>,
-    pub(super) logprobs: Option<Logprobs<'a>>,
-    pub(super) finish_reason: Option<&'static str>,
+#[derive(Debug, Serialize)]
+struct ChunkChoice<'a> {
+    index: u32,
+    #[serde(flatten)]
+    said: SaidNext<'a>,
+    logprobs: Option<Logprobs<'a>>,
+    finish_reason: Option<&'static str>,
 }
 
-#[derive(Debug, Default, Serialize)]
-pub(super) struct ChunkDelta<'a> {
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum SaidNext<'a> {
+    Delta(ChunkDelta<'a>),
+    Text(&'a str),
+}
+
+#[derive(Debug, Serialize)]
+struct ChunkDelta<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) role: Option<&'static str>,
+    role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) content: Option<&'a str>,
+    content: Option<&'a str>,
+}
+
+/// What comes next of one choice, whichever family it is of.
+#[derive(Debug, Default)]
+pub(super) struct Piece<'a> {
+    pub(super) index: u32,
+    /// Whether the choice begins here, which chats say.
+    pub(super) begins: bool,
+    pub(super) text: Option<&'a str>,
+    pub(super) logprobs: Option<Logprobs<'a>>,
+    pub(super) finish_reason: Option<&'static str>,
 }
 
 /// How likely the tokens of an answer, or of a piece of it, were.
@@ -135,24 +172,42 @@ impl Usage {
     }
 }
 
+impl Family {
+    /// What an identifier begins with, and what a whole answer and a chunk are called.
+    fn names(self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            Family::Chat => ("chatcmpl", "chat.completion", "chat.completion.chunk"),
+            Family::Text => ("cmpl", "text_completion", "text_completion"),
+        }
+    }
+}
+
 impl Heading {
-    pub(super) fn new(model: &str) -> Self {
-        let id = format!("chatcmpl-{:032x}", rand::random::<u128>());
+    pub(super) fn new(family: Family, model: &str) -> Self {
+        let id = format!("{}-{:032x}", family.names().0, rand::random::<u128>());
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        Self { id, created, model: model.to_owned() }
+        Self { family, id, created, model: model.to_owned() }
+    }
+
+    /// Whether a choice begins with a chunk of its own.
+    pub(super) fn announces_choices(&self) -> bool {
+        self.family == Family::Chat
     }
 
     /// The whole answer of the choices, of which there is one at least.
     pub(super) fn whole<'a>(&'a self, done: &'a [Completion], usage: Usage) -> Result<Whole<'a>, Reject> {
         let choice = |(done, index): (&'a Completion, u32)| -> Result<WholeChoice<'a>, Reject> {
-            let message = Answer { role: "assistant", content: &done.text, refusal: None };
+            let said = match self.family {
+                Family::Chat => Said::Message(Answer { role: "assistant", content: &done.text, refusal: None }),
+                Family::Text => Said::Text(&done.text),
+            };
             let logprobs = done.logprobs.as_deref().map(Logprobs::of);
             let finish_reason = finish_reason(done.finish)?;
-            Ok(WholeChoice { index, message, logprobs, finish_reason })
+            Ok(WholeChoice { index, said, logprobs, finish_reason })
         };
         Ok(Whole {
             id: &self.id,
-            object: "chat.completion",
+            object: self.family.names().1,
             created: self.created,
             model: &self.model,
             choices: done.iter().zip(0..).map(choice).collect::<Result<_, _>>()?,
@@ -160,9 +215,19 @@ impl Heading {
         })
     }
 
-    pub(super) fn chunk<'a>(&'a self, choice: Option<ChunkChoice<'a>>, usage: Option<Option<Usage>>) -> Chunk<'a> {
-        let choices = choice.into_iter().collect();
-        let object = "chat.completion.chunk";
+    pub(super) fn chunk<'a>(&'a self, piece: Option<Piece<'a>>, usage: Option<Option<Usage>>) -> Chunk<'a> {
+        let choice = |piece: Piece<'a>| {
+            let said = match self.family {
+                Family::Chat => {
+                    SaidNext::Delta(ChunkDelta { role: piece.begins.then_some("assistant"), content: piece.text })
+                }
+                Family::Text => SaidNext::Text(piece.text.unwrap_or_default()),
+            };
+            let Piece { index, logprobs, finish_reason, .. } = piece;
+            ChunkChoice { index, said, logprobs, finish_reason }
+        };
+        let choices = piece.map(choice).into_iter().collect();
+        let object = self.family.names().2;
         Chunk { id: &self.id, object, created: self.created, model: &self.model, choices, usage }
     }
 }
@@ -207,7 +272,7 @@ mod tests {
 
     #[test]
     fn a_whole_answer_has_openais_shape() {
-        let heading = Heading::new("m");
+        let heading = Heading::new(Family::Chat, "m");
         let done = [done(None)];
         let json = to_value(heading.whole(&done, Usage::of(&done[0])).unwrap()).unwrap();
         assert_eq!(json["object"], "chat.completion");
@@ -221,7 +286,7 @@ mod tests {
 
     #[test]
     fn several_choices_are_numbered_and_their_prompt_counts_once() {
-        let heading = Heading::new("m");
+        let heading = Heading::new(Family::Chat, "m");
         let done = [done(None), done(None), done(None)];
         let usage = Usage::of(&done[0]).and(&done[1]).and(&done[2]);
         let json = to_value(heading.whole(&done, usage).unwrap()).unwrap();
@@ -247,14 +312,14 @@ mod tests {
         }], "refusal": null});
         assert_eq!(to_value(Logprobs::of(std::slice::from_ref(&token))).unwrap(), want);
         let done = [done(Some(vec![token]))];
-        let json = to_value(Heading::new("m").whole(&done, Usage::of(&done[0])).unwrap()).unwrap();
+        let json = to_value(Heading::new(Family::Chat, "m").whole(&done, Usage::of(&done[0])).unwrap()).unwrap();
         assert_eq!(json["choices"][0]["logprobs"], want);
     }
 
     #[test]
     fn a_chunk_carries_usage_only_where_asked() {
-        let heading = Heading::new("m");
-        let text = || ChunkChoice { delta: ChunkDelta { role: None, content: Some("a") }, ..ChunkChoice::default() };
+        let heading = Heading::new(Family::Chat, "m");
+        let text = || Piece { text: Some("a"), ..Piece::default() };
         let plain = to_value(heading.chunk(Some(text()), None)).unwrap();
         assert_eq!(plain["choices"][0]["delta"], json!({"content": "a"}));
         assert!(plain.get("usage").is_none());
@@ -263,5 +328,22 @@ mod tests {
         let last = to_value(heading.chunk(None, Some(Some(Usage::of(&done(None)))))).unwrap();
         assert_eq!(last["choices"], json!([]));
         assert_eq!(last["usage"]["prompt_tokens"], 3);
+    }
+
+    #[test]
+    fn a_continued_text_has_openais_legacy_shape() {
+        let heading = Heading::new(Family::Text, "m");
+        let done = [done(None)];
+        let whole = to_value(heading.whole(&done, Usage::of(&done[0])).unwrap()).unwrap();
+        assert_eq!(whole["object"], "text_completion");
+        assert_eq!(whole["choices"], json!([{"index": 0, "text": "hi", "logprobs": null, "finish_reason": "stop"}]));
+        assert!(heading.id.starts_with("cmpl-") && !heading.announces_choices());
+        let piece = Piece { index: 1, text: Some("a"), ..Piece::default() };
+        let chunk = to_value(heading.chunk(Some(piece), None)).unwrap();
+        assert_eq!(chunk["object"], "text_completion");
+        assert_eq!(chunk["choices"], json!([{"index": 1, "text": "a", "logprobs": null, "finish_reason": null}]));
+        let end = Piece { finish_reason: Some("length"), ..Piece::default() };
+        let end = to_value(heading.chunk(Some(end), None)).unwrap();
+        assert_eq!(end["choices"], json!([{"index": 0, "text": "", "logprobs": null, "finish_reason": "length"}]));
     }
 }

@@ -7,9 +7,7 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use swarmllm_core::base::ModelId;
 use swarmllm_core::engine::sample::SamplingParams;
-use swarmllm_core::node::{
-    Codec, Delta, GenerateOptions, GenerateRequest, Generation, Node, NodeBuilder, Parts, Prompt,
-};
+use swarmllm_core::node::{Delta, GenerateOptions, GenerateRequest, Generation, Node, NodeBuilder, Parts, Prompt};
 use swarmllm_tests::cluster::{Carrier, Member, await_plan, builder, lonely_network};
 use swarmllm_tests::prompts::harbour_log;
 use swarmllm_tests::server::LlamaServer;
@@ -21,9 +19,12 @@ use crate::{CONTEXT, SESSIONS, threads};
 /// llama.cpp's compute threads spin for some 200 ms after their last step: whoever is asked next gets quiet cores.
 pub const PAUSE: Duration = Duration::from_millis(500);
 
-/// Tokens with which the test models end an answer: kept out, as they are of the server's answers, so that all are of
-/// full length.
+/// Tokens with which the small test models end an answer: kept out, as they are of the server's answers, so that all are
+/// of full length.
 const ENDS: [u32; 4] = [0, 1, 2, 106];
+
+/// What all draws come from.
+const SEED: u64 = 7;
 
 /// Seconds until the first token, and from it to each later one.
 pub struct Times {
@@ -34,6 +35,8 @@ pub struct Times {
     tokens: u32,
     /// Seconds that all stages together compute for a token, in the median; 0 where nobody says.
     pub compute: f64,
+    /// Right guesses, as far as that is told.
+    right: u32,
 }
 
 impl Times {
@@ -41,7 +44,12 @@ impl Times {
         let first = *came.first().expect("an answer has a token");
         let gaps = came.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
         let rest = (*came.last().unwrap_or(&first) - first).as_secs_f64();
-        Times { first: (first - begun).as_secs_f64(), gaps, rest, tokens, compute: 0.0 }
+        Times { first: (first - begun).as_secs_f64(), gaps, rest, tokens, compute: 0.0, right: 0 }
+    }
+
+    /// Tokens for each lap around the chain: with every right guess one lap less.
+    pub fn of_a_lap(&self) -> f64 {
+        f64::from(self.tokens) / f64::from(self.tokens.saturating_sub(self.right).max(1))
     }
 
     /// Seconds of one decoded token.
@@ -53,8 +61,8 @@ impl Times {
 /// Someone who can be asked.
 #[derive(Clone)]
 pub enum Asked {
-    Server(Arc<LlamaServer>),
-    Ours { node: Node, model: ModelId, guess: bool, exact: bool, wire: Codec },
+    Server { server: Arc<LlamaServer>, temperature: f32 },
+    Ours { node: Node, model: ModelId, options: Box<GenerateOptions> },
 }
 
 impl Asked {
@@ -68,39 +76,51 @@ impl Asked {
 
     /// The same of a node that has a plan for the model.
     pub fn of(node: &Node, model: ModelId) -> Self {
-        Self::Ours { node: node.clone(), model, guess: false, exact: false, wire: Codec::F32 }
+        let mut options = GenerateOptions { guess: false, sampling: SamplingParams::greedy(), ..Default::default() };
+        options.sampling.logit_bias = ENDS.map(|end| (end, SamplingParams::BAN)).into();
+        Self::Ours { node: node.clone(), model, options: options.into() }
+    }
+
+    /// The same with other options; the server has none.
+    pub fn with(&self, change: impl Fn(&mut GenerateOptions)) -> Self {
+        let mut other = self.clone();
+        if let Self::Ours { options, .. } = &mut other {
+            change(options);
+        }
+        other
     }
 
     /// The same, exact.
     pub fn exact(&self) -> Self {
-        let mut other = self.clone();
-        if let Self::Ours { exact, .. } = &mut other {
-            *exact = true;
+        self.with(|options| options.exact = true)
+    }
+
+    /// The same, with draws of this temperature that are the same ones each time; 0 for none.
+    pub fn at(&self, temperature: f32) -> Self {
+        match self {
+            Self::Server { server, .. } => Self::Server { server: server.clone(), temperature },
+            Self::Ours { .. } => self.with(|options| {
+                let logit_bias = options.sampling.logit_bias.clone();
+                options.sampling = match temperature > 0.0 {
+                    true => SamplingParams { temperature, seed: Some(SEED), logit_bias, ..SamplingParams::default() },
+                    false => SamplingParams { logit_bias, ..SamplingParams::greedy() },
+                }
+            }),
         }
-        other
     }
 
     pub async fn ask(&self, prompt: &[u32], tokens: u32) -> Times {
         tokio::time::sleep(PAUSE).await;
         let begun = Instant::now();
         match self {
-            Self::Server(server) => {
-                let (server, prompt) = (server.clone(), prompt.to_vec());
-                let came = tokio::task::spawn_blocking(move || server.complete(&prompt, tokens)).await;
-                let came = came.expect("no panic");
+            Self::Server { server, temperature } => {
+                let (server, prompt, temperature) = (server.clone(), prompt.to_vec(), *temperature);
+                let complete = move || server.complete(&prompt, tokens, temperature, SEED);
+                let came = tokio::task::spawn_blocking(complete).await.expect("no panic");
                 Times::of(begun, &came, came.len() as u32)
             }
-            Self::Ours { node, model, guess, exact, wire } => {
-                let mut sampling = SamplingParams::greedy();
-                sampling.logit_bias = ENDS.map(|end| (end, SamplingParams::BAN)).into();
-                let options = GenerateOptions {
-                    max_tokens: Some(tokens),
-                    sampling,
-                    exact: *exact,
-                    guess: *guess,
-                    wire: *wire,
-                    ..GenerateOptions::default()
-                };
+            Self::Ours { node, model, options } => {
+                let options = GenerateOptions { max_tokens: Some(tokens), ..(**options).clone() };
                 let prompt = Prompt::Tokens(prompt.to_vec());
                 let request = GenerateRequest { model: model.to_string(), prompt, options };
                 read(node.generate(request).await.expect("the swarm answers"), begun).await
@@ -130,7 +150,8 @@ pub async fn read(mut generation: Generation, begun: Instant) -> Times {
                     println!("    {} of {} guesses were right", done.right_guesses, done.guessed_tokens);
                 }
                 let compute: u64 = done.route.iter().map(|stage| stage.decode_us).sum();
-                return Times { compute: compute as f64 / 1e6, ..Times::of(begun, &came, done.completion_tokens) };
+                let times = Times::of(begun, &came, done.completion_tokens);
+                return Times { compute: compute as f64 / 1e6, right: done.right_guesses, ..times };
             }
             other => panic!("the answer broke off: {other:?}"),
         }

@@ -13,15 +13,18 @@ use crate::{CONTEXT, DECODE, Figures, ROUNDS, SESSIONS, SHORT, number, tell, thr
 
 /// Both sides of a comparison.
 pub struct Sides {
-    server: Asked,
+    pub server: Asked,
     crowd_server: Asked,
-    ours: Asked,
+    pub ours: Asked,
 }
 
 impl Sides {
     /// The server twice, for one session and for several, beside our node.
     pub fn start(binary: &Path, path: &Path, ours: Asked) -> Sides {
-        let server = |sessions| Asked::Server(LlamaServer::start(binary, path, threads(), sessions, CONTEXT).into());
+        let server = |sessions| Asked::Server {
+            server: LlamaServer::start(binary, path, threads(), sessions, CONTEXT).into(),
+            temperature: 0.0,
+        };
         Sides { server: server(1), crowd_server: server(SESSIONS), ours }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use swarmllm_core::base::ModelId;
-use swarmllm_core::node::{Codec, ImportOptions, Node, Parts};
+use swarmllm_core::node::{Codec, ImportOptions, Parts};
 use swarmllm_tests::cluster::{Carrier, Member, await_plan, join, lonely_network, stage_parts};
 use swarmllm_tests::models::TestModel;
 use swarmllm_tests::relay::{counted, delayed};
@@ -24,13 +24,18 @@ const FAR_DECODE: u32 = 48;
 
 /// A chain whose first stage is at the node that is asked; `line` says how an address is reached, and `awake` whether its
 /// nodes keep their cores awake.
-async fn chain(model: TestModel, stages: u32, awake: bool, line: impl Fn(&str) -> String) -> (Vec<Member>, ModelId) {
+pub async fn chain(
+    model: TestModel,
+    stages: u32,
+    awake: bool,
+    line: impl Fn(&str) -> String,
+) -> (Vec<Member>, ModelId) {
     let network = lonely_network();
     let cut = model.cut(stages);
     let node = async || start(&network, |builder| builder.keep_awake(awake)).await;
     let asked = node().await;
     let parts = vec![Parts::Coordinator, stage_parts(&cut, 0)];
-    let options = ImportOptions { name: Some(model.name().to_owned()), parts: Some(parts), progress: None };
+    let options = ImportOptions { name: Some(model.name().to_owned()), parts: Some(parts), ..ImportOptions::default() };
     let id = asked.node.import(&model.path(), options).await.expect("a sound GGUF is imported").id;
     let mut members = vec![asked];
     for index in 1..cut.len() {
@@ -71,16 +76,14 @@ pub async fn far(model: TestModel, text: &mut Text, figures: &mut Figures) {
     let one = node(&lonely_network(), threads()).await;
     let id = one.import(&model.path(), model.name(), Parts::All).await;
     await_plan(&one.node, id).await;
-    let asked =
-        |node: &Node, model| Asked::Ours { node: node.clone(), model, guess: false, exact: false, wire: Codec::F32 };
-    let one = asked(&one.node, id);
+    let one = Asked::of(&one.node, id);
     for stages in CHAINS {
         for delay in DELAYS {
             let way = Duration::from_millis(delay);
             let line = |address: &str| if delay == 0 { address.to_owned() } else { delayed(address, way) };
             for (awake, suffix, goal) in [(false, "_cores_asleep", ""), (true, "", "<= 1.05 and 1 ms")] {
                 let (members, id) = chain(model, stages, awake, line).await;
-                let distant = asked(&members[0].node, id);
+                let distant = Asked::of(&members[0].node, id);
                 let name = format!("wan{delay}_s{stages}_over_floor{suffix}");
                 tell(figures, &name, goal, over_floor(&one, &distant, way * stages, text).await);
                 if (stages, delay, awake) == (2, 10, false) {
@@ -101,7 +104,7 @@ pub async fn narrow(model: TestModel, text: &mut Text, figures: &mut Figures) {
     let carried = Arc::new(AtomicU64::new(0));
     let (members, id) = chain(model, 2, false, |address| counted(address, NARROW, &carried)).await;
     for wire in [Codec::F32, Codec::Bf16, Codec::Int8] {
-        let asked = Asked::Ours { node: members[0].node.clone(), model: id, guess: false, exact: false, wire };
+        let asked = Asked::of(&members[0].node, id).with(|options| options.wire = wire);
         let (mut bytes, mut over) = (Vec::new(), Vec::new());
         for round in 0..=FAR_ROUNDS {
             let (prompt, before) = (text.cut(NARROW_PROMPT), carried.load(Ordering::Relaxed));

@@ -6,14 +6,15 @@
 //! median of the rounds is printed and added to the report. The path of the server's binary is the first argument; without
 //! one only what needs no server is measured.
 //!
-//! `BENCH_PARTS` names the parts to measure, all where it is not set: `one many hog` with the server, `gap 1b` with it and
-//! without, `guess drift candle prefix split overlap far` without. `drift` counts how often answers that need not be exact
+//! `BENCH_PARTS` names the parts to measure, all where it is not set: `one many hog pair` with the server, `gap 1b` with it
+//! and without, `guess drift candle prefix split overlap far pair-guess pair-draft pair-split pair-kv` without. `drift` counts how often answers that need not be exact
 //! differ from those that are; the other side of `candle` is our node with llama.cpp.
 
 mod asked;
 mod beside;
 mod far;
 mod own;
+mod pair;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -84,6 +85,7 @@ async fn main() {
             small(model, suffix, server.as_deref(), &mut figures).await;
         }
     }
+    pair::pair(server.as_deref(), &mut figures).await;
     if wanted("1b") {
         let (ours, _member) = Asked::ours(&synthetic::one_billion_that_walks(&synthetic_models()), "walker-1b").await;
         tell(&mut figures, "ngram_edit_1b_q4k_speedup", ">= 3", own::walked(&ours, DECODE).await);

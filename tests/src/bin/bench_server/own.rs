@@ -101,7 +101,8 @@ pub async fn edited(ours: &Asked) -> Vec<f64> {
     for request in edits() {
         let begin = async |options: GenerateOptions| {
             let messages = vec![ChatMessage { role: "user".to_owned(), content: request.clone() }];
-            let chat = ChatRequest { model: model.to_string(), messages, options: options.clone() };
+            let chat =
+                ChatRequest { model: model.to_string(), messages, options: options.clone(), ..ChatRequest::default() };
             let generation = match node.chat(chat).await {
                 // The server takes this form where a model has none.
                 Err(error) if error.kind() == ErrorKind::BadTemplate => {

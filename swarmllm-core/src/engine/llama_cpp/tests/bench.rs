@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use llama_cpp_sys_2 as ll;
 
+use super::recipe::wide;
 use super::whole::Whole;
 use super::{Chain, Cut, gemma3, run, smollm2, tokens};
 use crate::engine::llama_cpp::LlamaCpp;
 use crate::engine::llama_cpp::pool::Pools;
-use crate::engine::{KvCache, StageConfig};
+use crate::engine::{KvCache, StageConfig, Terms};
 
 const BURST: usize = 32;
 const BURSTS: usize = 12;
@@ -224,5 +225,77 @@ fn what_the_neighbours_change() {
                 greatest[1]
             );
         }
+    }
+}
+
+/// What a prompt and a token take where bits are free, beside llama.cpp with repacked weights and with those of the file.
+#[test]
+#[ignore = "a measurement"]
+fn what_the_second_layout_gains() {
+    const TRIES: usize = 9;
+    const PROMPT: usize = 512;
+    let config = StageConfig { context: 1024, max_rows: 512, ..bench_config() };
+    let free = Terms { free: true, ..Terms::default() };
+    let directory = tempfile::tempdir().expect("a directory");
+    for cut in [smollm2(), gemma3(), Some(wide(&directory))] {
+        let Some(cut) = cut else { continue };
+        let vocab = cut.manifest.vocab;
+        let mut chain = Chain::load(&LlamaCpp::new(), &cut, &[], &config);
+        let mut wholes = [true, false].map(|repack| Whole::load_laid_out(&cut.path, &config, None, repack));
+        let mut prompt = run(0, 0, &tokens(1, PROMPT, vocab));
+        prompt.iter_mut().take(PROMPT - 1).for_each(|row| row.want = false);
+        let token = run(0, PROMPT as u32, &tokens(2, 1, vocab));
+        let mut times: [Vec<Duration>; 6] = Default::default();
+        let mut timed = |index: usize, work: &mut dyn FnMut()| {
+            let begun = Instant::now();
+            work();
+            times[index].push(begun.elapsed());
+        };
+        // The stage's first prompts find out which layout is the faster one.
+        for _ in 0..2 {
+            chain.compute(&prompt, free);
+            chain.release(0);
+        }
+        for _ in 0..TRIES {
+            timed(0, &mut || drop(chain.compute(&prompt, free)));
+            timed(1, &mut || drop(chain.compute(&token, free)));
+            chain.release(0);
+            for (index, whole) in wholes.iter_mut().enumerate() {
+                timed(2 + 2 * index, &mut || drop(whole.step(&prompt)));
+                timed(3 + 2 * index, &mut || drop(whole.step(&token)));
+                whole.truncate(0, 0);
+            }
+        }
+        let [prefill, decode, whole, whole_token, plain, plain_token] = times.map(|mut times| {
+            times.sort_unstable();
+            times[TRIES / 2].as_secs_f64()
+        });
+        println!("{}", cut.path.display());
+        let line = |what, own: f64, repacked: f64, plain: f64| {
+            let (of_repacked, of_plain) = (own / repacked, own / plain);
+            println!("{what}: {:.1} ms, {of_repacked:.3} of repacked, {of_plain:.3} of plain", own * 1e3);
+        };
+        line("512 rows", prefill, whole, plain);
+        line("a token", decode, whole_token, plain_token);
+    }
+}
+
+/// What loading a stage takes, its shards being in the system's memory.
+#[test]
+#[ignore = "a measurement"]
+fn what_loading_takes() {
+    for cut in [smollm2(), gemma3()] {
+        let Some(cut) = cut else { continue };
+        let mut times: Vec<Duration> = (0..15)
+            .map(|_| {
+                let begun = Instant::now();
+                let chain = Chain::load(&LlamaCpp::new(), &cut, &[], &bench_config());
+                let took = begun.elapsed();
+                drop(chain);
+                took
+            })
+            .collect();
+        times.sort_unstable();
+        println!("{}: {:?} median, {:?} least", cut.path.display(), times[7], times[0]);
     }
 }

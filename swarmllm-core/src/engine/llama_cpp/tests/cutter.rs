@@ -144,7 +144,6 @@ fn manifest(facts: Vec<Fact>, tensors: &[SourceTensor]) -> Manifest {
     let prefix = format!("{architecture}.");
     Manifest {
         format: Manifest::FORMAT,
-        name: "test".to_owned(),
         layers: number("block_count"),
         width: number("embedding_length"),
         vocab: embedding.entry.dims[1] as u32,

@@ -5,6 +5,7 @@ use super::whole::Whole;
 use super::{Chain, Cut, bits, config, gemma3, greedy, run, smollm2, tokens};
 use crate::base::LayerRange;
 use crate::engine::llama_cpp::LlamaCpp;
+use crate::engine::llama_cpp::stage::faults;
 use crate::engine::{Engine, EngineError, KvCache, StageConfig, Terms};
 
 /// Prefill in chunks of `chunk`, then greedy decoding: all logits are compared.
@@ -268,6 +269,31 @@ fn a_session_that_is_cut_back_goes_on_as_if_the_rest_had_never_been() {
     }
 }
 
+#[test]
+fn a_shared_step_that_fails_leaves_each_session_what_it_had() {
+    let Some(cut) = gemma3() else { return };
+    let engine = LlamaCpp::new();
+    let vocab = cut.manifest.vocab;
+    let [mut plain, mut failed] = [0, 1].map(|_| Chain::load(&engine, &cut, &[], &config()));
+    let mut held = [0_u32; 2];
+    // One call of both sessions that fails, then two calls of one step of which the second does.
+    for (turn, (rows, calls)) in
+        [([20, 9], None), ([1, 1], Some(0)), ([4, 2], Some(1)), ([1, 1], None)].iter().enumerate()
+    {
+        let steps: Vec<_> = (0..2)
+            .map(|slot| run(slot as u32, held[slot], &tokens(7 + 2 * turn as u32 + slot as u32, rows[slot], vocab)))
+            .collect();
+        if let Some(calls) = *calls {
+            faults::fail_after(calls);
+            assert!(matches!(failed.try_step(&steps.concat()), Err(EngineError::Step { .. })));
+        }
+        for (slot, step) in steps.iter().enumerate() {
+            assert!(bits(&plain.step(step)) == bits(&failed.step(step)), "each session goes on where it was");
+            held[slot] += rows[slot] as u32;
+        }
+    }
+}
+
 fn a_snapshot_moves_a_session(cut: &Cut, cuts: &[u32], length: usize, threads: u32) {
     let engine = LlamaCpp::new();
     let config = StageConfig { max_rows: 512, threads, ..config() };
@@ -328,4 +354,29 @@ fn many_rows_that_need_not_keep_their_bits_are_computed_with_the_weights_as_they
     let usual = chain.states(few);
     chain.release(0);
     assert!(bits(&chain.compute(few, free)) == bits(&usual), "few rows: as llama.cpp computes by itself");
+}
+
+/// Another process, a failing disk or a file system of the network may take a shard's bytes away under a stage.
+#[test]
+fn a_shard_that_is_cut_short_under_a_loaded_stage_costs_it_the_second_layout_and_nothing_else() {
+    let Some(cut) = gemma3() else { return };
+    let free = Terms { states: true, free: true, ..Terms::default() };
+    let directory = tempfile::tempdir().expect("a directory");
+    let copy = directory.path().join("model.gguf");
+    std::fs::copy(&cut.path, &copy).expect("a copy");
+    let engine = LlamaCpp::new();
+    let mut short = Chain::load(&engine, &Cut::open(&copy), &[], &config());
+    // Embeddings are read from the file too; here they come from the whole one.
+    short.embedder = engine.load_embedder(cut.embedding()).expect("an embedding");
+    let mut whole = Chain::load(&engine, &cut, &[], &config());
+    let vocab = cut.manifest.vocab;
+    // llama.cpp's tensors are met in the first step.
+    short.compute(&run(1, 0, &tokens(7, 1, vocab)), free);
+    std::fs::File::options().write(true).open(&copy).and_then(|file| file.set_len(0)).expect("cut short");
+    let prompt = run(0, 0, &tokens(8, 60, vocab));
+    for _ in 0..2 {
+        assert!(bits(&short.compute(&prompt, free)) == bits(&whole.states(&prompt)));
+        short.release(0);
+        whole.release(0);
+    }
 }

@@ -16,7 +16,7 @@ use cutter::Cut;
 
 use crate::base::LayerRange;
 use crate::engine::llama_cpp::LlamaCpp;
-use crate::engine::{Embedder, Engine, KvCache, Row, Stage, StageConfig, Terms};
+use crate::engine::{Embedder, Engine, EngineError, KvCache, Row, Stage, StageConfig, Terms};
 
 /// A test model, where the environment names one; says so where it does not.
 fn model(variable: &str) -> Option<Cut> {
@@ -116,16 +116,25 @@ impl Chain {
         self.compute(fed, Terms { states: true, ..Terms::default() })
     }
 
+    /// As [`step`](Self::step), for a chain that is expected to fail.
+    fn try_step(&mut self, fed: &[Fed]) -> Result<Vec<f32>, EngineError> {
+        self.try_compute(fed, Terms::default())
+    }
+
     fn compute(&mut self, fed: &[Fed], terms: Terms) -> Vec<f32> {
+        self.try_compute(fed, terms).expect("a legal step")
+    }
+
+    fn try_compute(&mut self, fed: &[Fed], terms: Terms) -> Result<Vec<f32>, EngineError> {
         let tokens: Vec<u32> = fed.iter().map(|row| row.token).collect();
         let rows: Vec<Row> = fed.iter().map(|row| Row { slot: row.slot, pos: row.pos, want: row.want }).collect();
         let (mut hidden, mut next) = (Vec::new(), Vec::new());
         self.embedder.embed(&tokens, &mut hidden).expect("tokens of the vocabulary");
         for stage in &mut self.stages {
-            stage.compute(&hidden, &rows, terms, &mut next).expect("a legal step");
+            stage.compute(&hidden, &rows, terms, &mut next)?;
             std::mem::swap(&mut hidden, &mut next);
         }
-        hidden
+        Ok(hidden)
     }
 
     fn truncate(&mut self, slot: u32, len: u32) {

@@ -232,3 +232,15 @@ fn a_model_that_computes_no_numbers_makes_a_step_error_and_the_session_is_gone()
         }
     }
 }
+
+#[test]
+fn factors_beside_matrices_are_known() {
+    let directory = tempfile::TempDir::new().expect("a temporary directory");
+    let cut = Recipe::new("llama", 1).full().write(&directory);
+    let entries: Vec<_> = cut.manifest.shards.iter().flat_map(|shard| &shard.tensors).collect();
+    for name in ["blk.0.attn_q.scale", "blk.0.attn_output.input_scale", "blk.0.ffn_down.scale"] {
+        let factor = entries.iter().find(|entry| entry.name == name);
+        assert_eq!(factor.map(|factor| &factor.dims[..]), Some(&[1][..]), "{name}");
+    }
+    assert!(LlamaCpp::new().cuts(&cut.manifest).is_ok());
+}

@@ -117,7 +117,6 @@ impl Recipe {
         let fact = |(key, ty, raw): Told| Fact { key: format!("{}.{key}", self.architecture), ty, raw };
         let manifest = Manifest {
             format: Manifest::FORMAT,
-            name: "tiny".to_owned(),
             architecture: self.architecture.to_owned(),
             layers: self.layers,
             width: WIDTH as u32,
@@ -164,6 +163,77 @@ impl Recipe {
         std::fs::write(&path, file).expect("written");
         Cut::open(&path)
     }
+}
+
+/// Writes a model of llama's architecture whose layers have matrices in Q4_K, as wide as those of a model of 1B. Their
+/// numbers mean nothing.
+pub(super) fn wide(directory: &tempfile::TempDir) -> Cut {
+    const LAYERS: u64 = 3;
+    const WIDE: [u64; 3] = [2048, 512, 8192];
+    let [width, keys, feed] = WIDE;
+    let own = |(key, ty, raw): Told| (format!("llama.{key}"), ty, raw);
+    let facts = [
+        ("general.architecture".to_owned(), ty::STRING, text("llama")),
+        ("tokenizer.ggml.model".to_owned(), ty::STRING, text("no_vocab")),
+        own(count("vocab_size", VOCAB as u32)),
+        own(count("block_count", LAYERS as u32)),
+        own(count("context_length", 4096)),
+        own(count("embedding_length", width as u32)),
+        own(count("feed_forward_length", feed as u32)),
+        own(count("attention.head_count", 32)),
+        own(count("attention.head_count_kv", 8)),
+        own(count("rope.dimension_count", 64)),
+        own(number("attention.layer_norm_rms_epsilon", 1e-6)),
+    ];
+    let layer = |layer: u64| {
+        [
+            ("attn_norm", vec![width]),
+            ("attn_q", vec![width, width]),
+            ("attn_k", vec![width, keys]),
+            ("attn_v", vec![width, keys]),
+            ("attn_output", vec![width, width]),
+            ("ffn_norm", vec![width]),
+            ("ffn_gate", vec![width, feed]),
+            ("ffn_up", vec![width, feed]),
+            ("ffn_down", vec![feed, width]),
+        ]
+        .map(|(name, dims)| (format!("blk.{layer}.{name}.weight"), dims))
+    };
+    let common = [("token_embd.weight".to_owned(), vec![width, VOCAB]), ("output_norm.weight".to_owned(), vec![width])];
+    let tensors: Vec<(String, Vec<u64>)> = common.into_iter().chain((0..LAYERS).flat_map(layer)).collect();
+    let mut file = [&b"GGUF"[..], &3_u32.to_le_bytes()].concat();
+    file.extend((tensors.len() as u64).to_le_bytes());
+    file.extend((facts.len() as u64).to_le_bytes());
+    facts.into_iter().for_each(|(key, ty, raw)| file.extend([text(&key), ty.to_le_bytes().to_vec(), raw].concat()));
+    let mut data: Vec<u8> = Vec::new();
+    for (seed, (name, dims)) in tensors.iter().enumerate() {
+        let quantised = name.starts_with("blk.") && dims.len() > 1;
+        file.extend(text(name));
+        file.extend((dims.len() as u32).to_le_bytes());
+        dims.iter().for_each(|dim| file.extend(dim.to_le_bytes()));
+        file.extend(if quantised { 12_u32 } else { 0 }.to_le_bytes());
+        file.extend((data.len() as u64).to_le_bytes());
+        match quantised {
+            true => data.extend(blocks(seed as u32, dims.iter().product::<u64>() as usize / 256)),
+            false => data.extend(weights(seed as u32, dims).into_iter().flat_map(f32::to_le_bytes)),
+        }
+        data.resize(data.len().next_multiple_of(32), 0);
+    }
+    file.resize(file.len().next_multiple_of(32), 0);
+    file.extend(data);
+    let path: PathBuf = directory.path().join("wide.gguf");
+    std::fs::write(&path, file).expect("written");
+    Cut::open(&path)
+}
+
+/// Blocks of Q4_K: a scale and a minimum in f16, both small, then 140 bytes of anything.
+fn blocks(seed: u32, count: usize) -> Vec<u8> {
+    let noise: Vec<u8> = tokens(seed + 500, 140 * 64, 256).into_iter().map(|value| value as u8).collect();
+    let block = |index: usize| {
+        let from = index % 64 * 140;
+        [&[0x20, 0x02, 0x80, 0x03][..], &noise[from..from + 140]].concat()
+    };
+    (0..count).flat_map(block).collect()
 }
 
 fn text(text: &str) -> Vec<u8> {

@@ -136,12 +136,14 @@ impl Swarm {
             head: stages[stage].head,
             stage: stage as u32,
             context: one.request.prompt.len() as u32 + one.request.max_tokens,
+            least: one.request.prompt.len() as u32 + 1,
             exact: one.request.exact,
             prefix,
             next: host(stages.get(stage + 1).filter(|_| !stands_by).map_or(local, |next| next.node)),
             copy: route.stand_by(stage + 1).filter(|_| !stands_by).cloned(),
             stands_by,
             coordinator: host(local),
+            previous: stage.checked_sub(1).map_or(local, |before| stages[before].node),
         }
     }
 

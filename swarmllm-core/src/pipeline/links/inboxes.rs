@@ -1,0 +1,111 @@
+//! What a session's task has of the links: the stage that is being opened, and the queues of messages.
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{Agreed, Delivery, Links, Queued, SESSION_QUEUE, SessionStage, StageEntry, ended, locked};
+use crate::base::{Fault, NodeId, SessionId};
+use crate::pipeline::bodies::Bodies;
+use crate::wire::prefix::Prefix;
+
+/// A stage of a session that is being opened, until it is dropped.
+pub struct Opening {
+    pub(super) links: Links,
+    pub(super) key: SessionStage,
+    pub(super) coordinator: NodeId,
+    pub(super) over: CancellationToken,
+}
+
+impl Opening {
+    /// Is cancelled when the session is over before it began.
+    pub fn over(&self) -> CancellationToken {
+        self.over.clone()
+    }
+
+    /// Takes the stage's messages from now on, until the inbox is dropped. Fails where the session has ended meanwhile.
+    pub fn register(self, agreed: Agreed) -> Result<StageInbox, Fault> {
+        let (queue, receiver) = mpsc::channel(SESSION_QUEUE);
+        let mut stages = locked(&self.links.inner.stages);
+        if self.over.is_cancelled() {
+            return Err(ended(self.key.session));
+        }
+        let (keep, over) = (Arc::<Mutex<Prefix>>::default(), CancellationToken::new());
+        let (coordinator, guard) = (self.coordinator, over.clone().drop_guard());
+        let asked = Arc::new(Mutex::new(Instant::now()));
+        let (bodies, kept) = (Bodies::new(), keep.clone());
+        let entry = StageEntry { coordinator, agreed, asked: asked.clone(), queue, bodies, keep: kept, _over: guard };
+        stages.live.insert(self.key, entry);
+        Ok(StageInbox { links: self.links.clone(), key: self.key, receiver, asked, keep, over })
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        let mut stages = locked(&self.links.inner.stages);
+        // Once it is over it is no longer in the table, where another of that number may be.
+        if !self.over.is_cancelled() {
+            stages.opening.remove(&self.key);
+        }
+    }
+}
+
+/// The messages of one stage of one session.
+pub struct StageInbox {
+    pub(super) links: Links,
+    pub(super) key: SessionStage,
+    pub(super) receiver: mpsc::Receiver<Queued>,
+    asked: Arc<Mutex<Instant>>,
+    keep: Arc<Mutex<Prefix>>,
+    over: CancellationToken,
+}
+
+impl StageInbox {
+    /// Is cancelled when the session is over: what has not been computed then is wanted no more.
+    pub fn over(&self) -> CancellationToken {
+        self.over.clone()
+    }
+
+    /// When its coordinator last asked for the stage, or began it.
+    pub fn asked(&self) -> Instant {
+        *locked(&self.asked)
+    }
+
+    /// What the coordinator named when it ended the session; nothing where it did not.
+    pub fn keep(&self) -> Prefix {
+        std::mem::take(&mut locked(&self.keep))
+    }
+
+    /// The next message; `None` once all were read of a session that is over. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Delivery> {
+        self.receiver.recv().await.map(|(delivery, _held)| delivery)
+    }
+}
+
+impl Drop for StageInbox {
+    fn drop(&mut self) {
+        locked(&self.links.inner.stages).live.remove(&self.key);
+    }
+}
+
+/// The answers of one coordinated session.
+pub struct CoordinatorInbox {
+    pub(super) links: Links,
+    pub(super) session: SessionId,
+    pub(super) receiver: mpsc::Receiver<Queued>,
+}
+
+impl CoordinatorInbox {
+    /// The next answer; `None` where the queue overflowed. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Delivery> {
+        self.receiver.recv().await.map(|(delivery, _held)| delivery)
+    }
+}
+
+impl Drop for CoordinatorInbox {
+    fn drop(&mut self) {
+        locked(&self.links.inner.coordinators).remove(&self.session);
+    }
+}

@@ -1,0 +1,138 @@
+//! The queue before a peer's stream: frames that wait to be written, bounded in number and in bytes.
+//!
+//! A frame takes bytes of a pool from before it is queued until it is written; each peer has a share of the pool. A sender waits
+//! for its turn, for the bytes and for a place in the queue. So a peer that reads slowly delays the sessions whose frames go
+//! there, until the link gives it up; those to other peers go on, with one frame at a time at least.
+
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, mpsc};
+
+use crate::base::NodeId;
+use crate::pipeline::message::Message;
+use crate::rt::{Bounds, Place, Shares};
+
+/// Messages that may wait for one peer's stream.
+const LINK_QUEUE: usize = 64;
+
+/// Bytes of frames that wait to be written to all peers, and to each. An honest session has 8 steps under way, of 512 rows of at
+/// most 16,384 numbers: `8 * 512 * 16,384 * 4` bytes are 256 MiB, so that it never waits for itself. Two peers may have as much;
+/// the reserve is for those that have nothing. The longest frame takes 128 MiB.
+const WAITING: Bounds = Bounds { all: 512 << 20, each: 256 << 20, reserve: 256 << 20 };
+
+/// Memory for the frames to all peers. Clones are the same pool.
+#[derive(Clone)]
+pub(super) struct OutgoingFrames(Shares<NodeId>);
+
+/// A frame that waits to be written, and its memory, which is given back when this is dropped.
+pub(super) struct Outgoing {
+    pub message: Message,
+    pub memory: Option<Place<NodeId>>,
+}
+
+/// The way into a link's task.
+#[derive(Clone)]
+pub(super) struct LinkQueue {
+    to: NodeId,
+    frames: OutgoingFrames,
+    /// Frames go in the order in which their senders came, whatever they take.
+    turn: Arc<Mutex<()>>,
+    queue: mpsc::Sender<Outgoing>,
+}
+
+/// The link has ended.
+#[derive(Debug)]
+pub(super) struct LinkEnded;
+
+impl OutgoingFrames {
+    pub fn new() -> Self {
+        Self::within(WAITING)
+    }
+
+    pub fn within(bounds: Bounds) -> Self {
+        Self(Shares::new(bounds))
+    }
+
+    /// The queue of a link to a peer.
+    pub fn queue(&self, to: NodeId) -> (LinkQueue, mpsc::Receiver<Outgoing>) {
+        let (queue, receiver) = mpsc::channel(LINK_QUEUE);
+        (LinkQueue { to, frames: self.clone(), turn: Arc::default(), queue }, receiver)
+    }
+}
+
+impl LinkQueue {
+    /// Whether the link has ended.
+    pub fn is_closed(&self) -> bool {
+        self.queue.is_closed()
+    }
+
+    /// Queues a frame, once there is room for it. Cancel-safe.
+    pub async fn send(&self, message: Message) -> Result<(), LinkEnded> {
+        let queued = async {
+            let _turn = self.turn.lock().await;
+            let memory = match message.bytes() {
+                0 => None,
+                bytes => Some(self.frames.0.wait(self.to, bytes).await),
+            };
+            self.queue.send(Outgoing { message, memory }).await.map_err(|_| LinkEnded)
+        };
+        tokio::select! {
+            biased;
+            queued = queued => queued,
+            () = self.queue.closed() => Err(LinkEnded),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+    use crate::base::SessionId;
+    use crate::engine::sample::LogitRow;
+    use crate::wire::job::{LogitShape, LogitsHeader};
+
+    /// Bytes of a frame.
+    const FRAME: usize = 16;
+
+    fn frame() -> Message {
+        let shape = LogitShape::Full { vocab: 4 };
+        let header =
+            LogitsHeader { session: SessionId([1; 16]), epoch: 0, step: 0, rows: 1, shape, compute_us: Vec::new() };
+        Message::Logits { header, rows: vec![LogitRow::Full(vec![0.0; FRAME / size_of::<f32>()])] }
+    }
+
+    /// Frames that are queued without waiting.
+    fn fill(queue: &LinkQueue) -> usize {
+        let sent = std::iter::repeat_with(|| queue.send(frame()).now_or_never()).map_while(|sent| sent);
+        sent.take(LINK_QUEUE).map(Result::unwrap).count()
+    }
+
+    #[tokio::test]
+    async fn frames_for_a_peer_that_reads_slowly_are_bounded_in_bytes_and_delay_those_to_no_other() {
+        let frames = OutgoingFrames::within(Bounds { all: 5 * FRAME, each: 3 * FRAME, reserve: 2 * FRAME });
+        let node = |name| NodeId([name; 32]);
+        let ((slow, mut reads), (other, _unread)) = (frames.queue(node(1)), frames.queue(node(2)));
+        assert_eq!((fill(&slow), fill(&other)), (3, 2), "a share, and the rest of the pool");
+        let (third, _third) = frames.queue(node(3));
+        assert_eq!(fill(&third), 1, "who has nothing finds room in the reserve");
+        let mut waiting = Box::pin(slow.send(frame()));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        let taken = reads.recv().await.unwrap();
+        assert!(waiting.as_mut().now_or_never().is_none(), "what is taken is not written yet");
+        drop((taken, third, _third));
+        waiting.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_the_bytes_of_others_hears_that_the_link_has_ended() {
+        let frames = OutgoingFrames::within(Bounds { all: FRAME, each: FRAME, reserve: 0 });
+        let ((full, _unread), (broken, reads)) = (frames.queue(NodeId([1; 32])), frames.queue(NodeId([2; 32])));
+        assert_eq!(fill(&full), 1);
+        let mut waiting = Box::pin(broken.send(frame()));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        drop(reads);
+        assert!(waiting.await.is_err() && broken.is_closed());
+    }
+}

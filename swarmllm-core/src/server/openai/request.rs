@@ -1,0 +1,306 @@
+//! What requests for answers have in common, whatever is asked. Every field either acts or is refused by name, but for a few
+//! that clients send by default and that change nothing that an answer shows: they are accepted, without effect.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
+
+use super::choices::Asked;
+use crate::node::{GenerateOptions, MAX_STOP_BYTES, MAX_STOPS, SamplingParams};
+use crate::server::reject::Reject;
+
+/// Longest name of a model, in bytes.
+const MAX_MODEL: usize = 256;
+/// Most answers to one request: they come one after another, so that each makes the client wait longer.
+const MAX_CHOICES: u32 = 8;
+
+/// A field of OpenAI's that has no effect here yet. Only `null` is accepted, which is what clients send for "not set".
+#[derive(Debug)]
+pub(crate) struct Unsupported;
+
+impl<'de> Deserialize<'de> for Unsupported {
+    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        Err(de::Error::custom("is not supported by this server; leave it out"))
+    }
+}
+
+pub(super) type Absent = Option<Unsupported>;
+
+/// `false`: nothing is stored for later requests.
+#[derive(Debug)]
+pub(crate) struct NotStored;
+
+impl<'de> Deserialize<'de> for NotStored {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+        match bool::deserialize(json)? {
+            false => Ok(Self),
+            true => Err(de::Error::custom("is not supported by this server; leave it out")),
+        }
+    }
+}
+
+/// There is one tier.
+#[derive(Debug, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ServiceTier {
+    Auto,
+    Default,
+}
+
+/// The body of a request for an answer: the fields of [`Common`] and some of its own.
+macro_rules! body {
+    ($(#[$meta:meta])* $vis:vis struct $name:ident { $($(#[$of:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$meta])*
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        $vis struct $name {
+            $($(#[$of])* $field: $type,)*
+            model: String,
+            stream: Option<bool>,
+            stream_options: Option<$crate::server::openai::request::StreamOptions>,
+            n: Option<u32>,
+            temperature: Option<f32>,
+            top_p: Option<f32>,
+            top_k: Option<u32>,
+            min_p: Option<f32>,
+            max_tokens: Option<u32>,
+            #[serde(default, deserialize_with = "crate::server::openai::request::stop_texts")]
+            stop: Vec<String>,
+            seed: Option<i64>,
+            presence_penalty: Option<f32>,
+            frequency_penalty: Option<f32>,
+            /// Ours: the token-for-token answer of a plain run.
+            exact: Option<bool>,
+            /// Ours: a smaller model with the same tokens, which guesses ahead.
+            draft_model: Option<String>,
+            repeat_penalty: Option<f32>,
+            /// Ours: locally typical sampling.
+            typical_p: Option<f32>,
+            /// JSON's keys are texts.
+            logit_bias: Option<std::collections::BTreeMap<String, f32>>,
+        }
+
+        impl $name {
+            /// Takes the fields that bodies have in common.
+            fn common(&mut self) -> $crate::server::openai::request::Common {
+                $crate::server::openai::request::Common {
+                    model: std::mem::take(&mut self.model),
+                    stream: self.stream,
+                    stream_options: self.stream_options.take(),
+                    n: self.n,
+                    temperature: self.temperature,
+                    top_p: self.top_p,
+                    top_k: self.top_k,
+                    min_p: self.min_p,
+                    max_tokens: self.max_tokens,
+                    stop: std::mem::take(&mut self.stop),
+                    seed: self.seed,
+                    presence_penalty: self.presence_penalty,
+                    frequency_penalty: self.frequency_penalty,
+                    exact: self.exact,
+                    draft_model: self.draft_model.take(),
+                    repeat_penalty: self.repeat_penalty,
+                    typical_p: self.typical_p,
+                    logit_bias: self.logit_bias.take(),
+                }
+            }
+        }
+    };
+}
+pub(super) use body;
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StreamOptions {
+    include_usage: Option<bool>,
+}
+
+/// What every body may say.
+#[derive(Debug)]
+pub(super) struct Common {
+    pub(super) model: String,
+    pub(super) stream: Option<bool>,
+    pub(super) stream_options: Option<StreamOptions>,
+    pub(super) n: Option<u32>,
+    pub(super) temperature: Option<f32>,
+    pub(super) top_p: Option<f32>,
+    pub(super) top_k: Option<u32>,
+    pub(super) min_p: Option<f32>,
+    pub(super) max_tokens: Option<u32>,
+    pub(super) stop: Vec<String>,
+    pub(super) seed: Option<i64>,
+    pub(super) presence_penalty: Option<f32>,
+    pub(super) frequency_penalty: Option<f32>,
+    pub(super) exact: Option<bool>,
+    pub(super) draft_model: Option<String>,
+    pub(super) repeat_penalty: Option<f32>,
+    pub(super) typical_p: Option<f32>,
+    pub(super) logit_bias: Option<BTreeMap<String, f32>>,
+}
+
+/// A request within its bounds.
+#[derive(Debug)]
+pub(crate) struct Ask {
+    pub(crate) request: Asked,
+    /// How many answers.
+    pub(crate) n: u32,
+    pub(crate) stream: bool,
+    /// Whether a stream ends with its counts.
+    pub(crate) include_usage: bool,
+}
+
+/// How a request's model is asked, within the bounds.
+pub(super) struct Checked {
+    pub(super) model: String,
+    pub(super) options: GenerateOptions,
+    n: u32,
+    stream: bool,
+    include_usage: bool,
+}
+
+impl Checked {
+    /// The whole request: what is asked of the model with these options.
+    pub(super) fn ask(self, asked: impl FnOnce(String, GenerateOptions) -> Asked) -> Ask {
+        let Self { model, options, n, stream, include_usage } = self;
+        Ask { request: asked(model, options), n, stream, include_usage }
+    }
+}
+
+impl Common {
+    /// Checks every bound.
+    pub(super) fn check(&self) -> Result<Checked, Reject> {
+        let model = checked_model(self.model.clone())?;
+        let n = self.n.unwrap_or(1);
+        if !(1..=MAX_CHOICES).contains(&n) {
+            return Err(Reject::field("n", format!("must be 1 to {MAX_CHOICES}")));
+        }
+        let stream = self.stream.unwrap_or(false);
+        if self.stream_options.is_some() && !stream {
+            return Err(Reject::field("stream_options", "is only accepted where `stream` is true"));
+        }
+        let include_usage = self.stream_options.as_ref().and_then(|options| options.include_usage).unwrap_or(false);
+        let options = GenerateOptions {
+            max_tokens: self.max_tokens.map(|given| bounded_tokens("max_tokens", given)).transpose()?,
+            sampling: self.sampling()?,
+            stop: self.checked_stop()?,
+            exact: self.exact.unwrap_or_default(),
+            draft: self.draft_model.clone().map(checked_draft).transpose()?,
+            ..GenerateOptions::default()
+        };
+        Ok(Checked { model, options, n, stream, include_usage })
+    }
+
+    fn checked_stop(&self) -> Result<Vec<String>, Reject> {
+        match self.stop.iter().find(|text| text.is_empty() || text.len() > MAX_STOP_BYTES) {
+            Some(_) => Err(Reject::field("stop", format!("each text must have 1 to {MAX_STOP_BYTES} bytes"))),
+            None => Ok(self.stop.clone()),
+        }
+    }
+
+    fn checked_bias(&self) -> Result<BTreeMap<u32, f32>, Reject> {
+        let (least, most) = (SamplingParams::BAN, SamplingParams::MAX_BIAS);
+        let Some(given) = &self.logit_bias else { return Ok(BTreeMap::new()) };
+        if given.len() > SamplingParams::MAX_BIASES {
+            let max = SamplingParams::MAX_BIASES;
+            return Err(Reject::field("logit_bias", format!("has {} tokens, at most {max} are accepted", given.len())));
+        }
+        let checked = |(token, bias): (&String, &f32)| match token.parse() {
+            Ok(token) if (least..=most).contains(bias) => Ok((token, *bias)),
+            Ok(_) => {
+                Err(Reject::field(format!("logit_bias.{token}"), format!("is {bias}; it must be {least} to {most}")))
+            }
+            Err(_) => Err(Reject::field(format!("logit_bias.{token}"), "is not the number of a token")),
+        };
+        given.iter().map(checked).collect()
+    }
+
+    fn sampling(&self) -> Result<SamplingParams, Reject> {
+        let default = SamplingParams::default();
+        Ok(SamplingParams {
+            temperature: within("temperature", self.temperature, 0.0, 2.0, default.temperature)?,
+            top_k: self.top_k.unwrap_or(default.top_k),
+            typical_p: within("typical_p", self.typical_p, 0.0, 1.0, default.typical_p)?,
+            top_p: within("top_p", self.top_p, 0.0, 1.0, default.top_p)?,
+            min_p: within("min_p", self.min_p, 0.0, 1.0, default.min_p)?,
+            repeat_penalty: within("repeat_penalty", self.repeat_penalty, 0.01, 10.0, default.repeat_penalty)?,
+            presence_penalty: within("presence_penalty", self.presence_penalty, -2.0, 2.0, default.presence_penalty)?,
+            frequency_penalty: within(
+                "frequency_penalty",
+                self.frequency_penalty,
+                -2.0,
+                2.0,
+                default.frequency_penalty,
+            )?,
+            logit_bias: self.checked_bias()?,
+            // Any integer is a seed of its own: OpenAI's are signed, ours are not.
+            seed: self.seed.map(i64::cast_unsigned).or(default.seed),
+            ..default
+        })
+    }
+}
+
+/// Refuses an answer without tokens. More than the context has room for are cut to that.
+pub(super) fn bounded_tokens(field: &str, given: u32) -> Result<u32, Reject> {
+    match given {
+        0 => Err(Reject::field(field, "must be at least 1")),
+        given => Ok(given),
+    }
+}
+
+/// Refuses what no model can be called.
+pub(super) fn checked_model(model: String) -> Result<String, Reject> {
+    match model.len() {
+        1..=MAX_MODEL => Ok(model),
+        _ => Err(Reject::field("model", format!("must be a name or id of at most {MAX_MODEL} bytes"))),
+    }
+}
+
+fn checked_draft(name: String) -> Result<String, Reject> {
+    match name.len() {
+        1..=MAX_MODEL => Ok(name),
+        _ => Err(Reject::field("draft_model", format!("must be a name or id of at most {MAX_MODEL} bytes"))),
+    }
+}
+
+fn within(field: &str, given: Option<f32>, least: f32, most: f32, default: f32) -> Result<f32, Reject> {
+    match given {
+        None => Ok(default),
+        Some(value) if (least..=most).contains(&value) => Ok(value),
+        Some(value) => Err(Reject::field(field, format!("is {value}; it must be between {least} and {most}"))),
+    }
+}
+
+/// Nothing, one text, or a list of bounded length.
+struct StopVisitor;
+
+impl<'de> Visitor<'de> for StopVisitor {
+    type Value = Vec<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "text, or a list of at most {MAX_STOPS} texts")
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Vec<String>, E> {
+        Ok(Vec::new())
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<String>, E> {
+        Ok(vec![text.to_owned()])
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<String>, A::Error> {
+        let mut texts = Vec::new();
+        while let Some(text) = list.next_element()? {
+            if texts.len() == MAX_STOPS {
+                return Err(de::Error::custom(format_args!("at most {MAX_STOPS} texts are accepted")));
+            }
+            texts.push(text);
+        }
+        Ok(texts)
+    }
+}
+
+pub(super) fn stop_texts<'de, D: Deserializer<'de>>(json: D) -> Result<Vec<String>, D::Error> {
+    json.deserialize_any(StopVisitor)
+}
