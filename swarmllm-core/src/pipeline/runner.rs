@@ -16,7 +16,7 @@ use crate::engine::{Embedder, WANTED_ROWS};
 use crate::ledger::price;
 use crate::net::NetHandle;
 use crate::pipeline::draft::Took;
-use crate::pipeline::drafter::Drafter;
+use crate::pipeline::drafter::Drafting;
 use crate::pipeline::job::{Coordinator, Job, Limits, Outcome, StageReport, TokenSink, late};
 use crate::pipeline::links::{CoordinatorInbox, Delivery, Outlet};
 use crate::pipeline::message::Message;
@@ -112,22 +112,22 @@ struct Drive<'a> {
     cached: u32,
     began: Instant,
     first_token: Option<Duration>,
-    drafter: Option<Drafter>,
+    drafting: Drafting,
     /// The steps under way.
     sent: VecDeque<Sent>,
     /// Microseconds of each step of the answer on the present route, from its sending to its answer.
     rounds: Vec<u32>,
     /// When the last answer came.
     answered: Instant,
-    /// When guesses were asked for that have not been sent yet.
-    asked: Option<Instant>,
+    /// What a draft model took for guesses that have not been sent yet.
+    guessing: Duration,
     /// Tokens that the sink has taken.
     emitted: usize,
 }
 
 /// A step under way.
 struct Sent {
-    /// When it was sent, or its guesses were asked for.
+    /// When it was sent, or what guessing took before that.
     begun: Instant,
     /// What of that a draft model guessed for it.
     guessing: Duration,
@@ -218,11 +218,11 @@ impl<'a> Drive<'a> {
             cached,
             began,
             first_token: None,
-            drafter: job.drafter,
+            drafting: Drafting::new(job.drafter, coordinator.tasks.clone()),
             sent: VecDeque::new(),
             rounds: Vec::new(),
             answered: Instant::now(),
-            asked: None,
+            guessing: Duration::ZERO,
             emitted: 0,
         }
     }
@@ -399,7 +399,7 @@ impl<'a> Drive<'a> {
         self.finder.release(self.way.epoch, &self.way.nodes, &Prefix::default());
         self.sent.clear();
         self.rounds.clear();
-        self.asked = None;
+        self.guessing = Duration::ZERO;
         let (text, cause) = (self.session.text(), broken.fault.clone());
         let takeover = self.way.takeover(&broken.nodes);
         // What an exact answer has generated was computed in other steps than any prompt is.
@@ -532,6 +532,7 @@ impl<'a> Drive<'a> {
                     // An answer that is none; what came before it is said.
                     Action::Fail(fault) if fault.kind() == ErrorKind::BadFrame => return Err(self.way.wrong(fault)),
                     Action::Fail(fault) => return Ok(Some(Err(fault))),
+                    Action::Foresee { text, most } => self.drafting.foresee(text, most),
                     Action::Step { .. } | Action::Guess { .. } => {}
                 }
             }
@@ -547,28 +548,15 @@ impl<'a> Drive<'a> {
 
     /// Asks the draft model. A draft that fails ends the guessing, not the answer.
     async fn guess(&mut self, most: usize) -> Vec<Action> {
-        let text = self.session.text();
-        let cancel = self.job.limits.cancel.clone();
-        let ask = async {
-            let drafter = self.drafter.as_mut()?;
-            // What is read for the first time says nothing about what a window costs.
-            let (_, before) = text.split_last()?;
-            let read = drafter.catch_up(before).await;
-            self.asked = Some(Instant::now());
-            let guesses = match read {
-                Ok(()) => drafter.guess(&text, most).await,
-                Err(error) => Err(error),
-            };
-            guesses.inspect_err(|error| tracing::warn!(%error, "the draft model is given up")).ok()
-        };
-        let guesses = tokio::select! {
+        let (text, limits) = (self.session.text(), self.job.limits.clone());
+        let asked = tokio::select! {
             biased;
-            () = cancel.cancelled() => return self.session.stop(End::Cancelled),
-            guesses = ask => guesses,
+            () = limits.cancel.cancelled() => return self.session.stop(End::Cancelled),
+            () = limits.overdue() => return self.session.on_fault(late()),
+            asked = self.drafting.ask(&text, most) => asked,
         };
-        if guesses.is_none() {
-            self.drafter = None;
-        }
+        let (guesses, guessing) = asked.unzip();
+        self.guessing = guessing.unwrap_or_default();
         self.session.on_guesses(guesses)
     }
 
@@ -596,9 +584,8 @@ impl<'a> Drive<'a> {
             compute_us: Vec::with_capacity(self.way.stages.len()),
         };
         let message = Message::Step { header, hidden };
-        let (asked, rows) = (self.asked.take(), tokens.len() as u32);
-        let (begun, guessing) =
-            asked.map_or_else(|| (Instant::now(), Duration::ZERO), |asked| (asked, asked.elapsed()));
+        let (guessing, rows, now) = (std::mem::take(&mut self.guessing), tokens.len() as u32, Instant::now());
+        let begun = now.checked_sub(guessing).unwrap_or(now);
         self.sent.push_back(Sent { begun, guessing, rows, wanted: rows.saturating_sub(want_from) });
         self.copies.send(&message);
         let sent = self.outlet.send(message).await;

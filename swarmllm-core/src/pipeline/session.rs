@@ -92,6 +92,9 @@ pub enum Action {
     Step { step: u32, pos: u32, tokens: Vec<u32>, want_from: u32, want: Want, certain: u32 },
     /// Ask the draft model how the text goes on, at most so many tokens; [`Session::on_guesses`] takes the answer.
     Guess { most: usize },
+    /// Let the draft model go on behind this text, whose last tokens it guessed, with at most so many: until the session's next
+    /// question or its end.
+    Foresee { text: Vec<u32>, most: usize },
     /// A token was chosen.
     Emit(Sampled),
     /// The session is over; release its stages.
@@ -395,10 +398,19 @@ impl Session {
         self.guesser.iter_mut().for_each(|guesser| guesser.guessed(guesses.as_deref(), text));
         // What is no token is no guess.
         let known = |token: &u32| *token < self.params.vocab;
-        let guesses = guesses.unwrap_or_default().into_iter().take(most).take_while(known).collect();
-        let window = self.window(guesses);
+        let guesses: Vec<u32> = guesses.unwrap_or_default().into_iter().take(most).take_while(known).collect();
+        let mut actions = vec![self.window(guesses.clone())];
         self.in_flight.back_mut().into_iter().for_each(|flight| flight.drafted = true);
-        vec![window]
+        actions.extend(self.foresee(guesses));
+        actions
+    }
+
+    /// What the draft model is to guess while its guesses are computed: what would follow where all are right, the token that
+    /// the answer brings and another window.
+    fn foresee(&self, guesses: Vec<u32>) -> Option<Action> {
+        let room = (self.params.max_tokens as usize).saturating_sub(self.generated.len() + guesses.len());
+        let most = self.guesser.as_ref()?.foresees(guesses.len()).min(room);
+        (most > 1).then(|| Action::Foresee { text: [self.text(), guesses].concat(), most })
     }
 
     fn text_len(&self) -> usize {

@@ -445,6 +445,13 @@ impl Pace {
         self.slope = (FIRST_SLOPE + draft) * self.computing.unwrap_or(1.0);
     }
 
+    /// Tokens that a draft model guesses in the time in which a step is under way and no stage computes; none as long as nobody
+    /// knows.
+    pub fn spare(&self) -> usize {
+        let (Some(draft), Some(computing)) = (self.draft, self.computing) else { return 0 };
+        ((1.0 - computing) / (draft * computing).max(f64::EPSILON)) as usize
+    }
+
     /// Tokens that a window of `guesses` gives on average: `1 + p1 + p1 p2 + ... + p1 p2 .. pn`, where each guess that is
     /// right speaks for the next.
     fn expected(&self, guesses: usize, ground: Ground) -> f64 {

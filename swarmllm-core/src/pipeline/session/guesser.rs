@@ -82,6 +82,14 @@ impl Guesser {
         }
     }
 
+    /// How many tokens the draft model may guess while its last guesses, of which there were so many, are under way: the one
+    /// that the answer brings and as many again, as far as there is time for while the step travels. One alone is of no use,
+    /// since it is read beside the next anyway. None where the draft model was unsure of how they go on.
+    pub fn foresees(&self, guesses: usize) -> usize {
+        let sure = self.draft.as_ref().filter(|draft| guesses > 0 && guesses == draft.asked);
+        sure.map_or(0, |draft| draft.pace.spare().min(guesses + 1))
+    }
+
     /// The answer to a step, of whose guesses, those that followed it included, `tried` were tried and `right` were right.
     pub fn took(&mut self, flight: &Flight, (tried, right): (usize, usize), took: Took) {
         let own = flight.window.len().saturating_sub(1);

@@ -215,28 +215,66 @@ fn never() -> Box<dyn Fn(u32) -> bool + Send + Sync> {
 }
 
 /// A session whose draft model guesses so.
-fn drafted(mut guess: impl FnMut(&[u32], usize) -> Option<Vec<u32>>) -> (Vec<u32>, (u32, u32), usize) {
+fn drafted(guess: impl FnMut(&[u32], usize) -> Option<Vec<u32>>) -> (Vec<u32>, (u32, u32), usize) {
+    let (said, counts, steps, foreseen) = drafted_over(0, guess);
+    assert!(foreseen.is_empty(), "no step travels, so that there is no time for it");
+    (said, counts, steps)
+}
+
+/// A text that a draft model is to go on behind, and with how many tokens at most.
+type Foreseen = (Vec<u32>, usize);
+
+/// The same over stages whose steps travel for so long, with what the draft model is to guess meanwhile.
+fn drafted_over(
+    travel: u32,
+    mut guess: impl FnMut(&[u32], usize) -> Option<Vec<u32>>,
+) -> (Vec<u32>, (u32, u32), usize, Vec<Foreseen>) {
     let params = SessionParams {
         guess: Guess::Draft(Draft { model: ModelId([9; 32]), weight: 100 }),
         ..session(1, 60, 64).params
     };
     let mut session = Session::new(params, Sampler::new(SamplingParams::greedy(), VOCAB).unwrap(), never());
     let mut queue: VecDeque<Action> = session.start().into();
-    let (mut said, mut steps) = (Vec::new(), 0);
+    let (mut said, mut steps, mut foreseen) = (Vec::new(), 0, Vec::new());
     loop {
         match queue.pop_front().expect("a session says how it ends") {
             Action::Step { step, tokens, want_from, .. } => {
                 steps += 1;
                 // The answering model counts.
                 let next = tokens[want_from as usize..].iter().map(|token| row((token + 1) % 90));
-                queue.extend(session.on_logits(step, &next.collect::<Vec<_>>(), took(1000 + tokens.len() as u32)));
+                let (computed, next) = (took(1000 + tokens.len() as u32), next.collect::<Vec<_>>());
+                let round = computed.round + travel;
+                queue.extend(session.on_logits(step, &next, Took { round, gap: round, ..computed }));
             }
+            Action::Foresee { text, most } => foreseen.push((text, most)),
             Action::Guess { most } => queue.extend(session.on_guesses(guess(&session.text(), most))),
             Action::Emit(sampled) => said.push(sampled.token),
-            Action::End(End::Length) => return (said, session.guesses(), steps),
+            Action::End(End::Length) => return (said, session.guesses(), steps, foreseen),
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[test]
+fn a_draft_model_goes_on_behind_its_guesses_while_they_travel_as_far_as_there_is_time() {
+    let counting = |text: &[u32], most: usize| {
+        let last = text.last().copied().unwrap_or_default();
+        Some((last + 1..).take(most).collect::<Vec<u32>>())
+    };
+    let (said, _, _, foreseen) = drafted_over(9000, counting);
+    let text: Vec<u32> = (0..=60).collect();
+    assert_eq!(said, text[1..]);
+    assert!(!foreseen.is_empty());
+    for (behind, most) in foreseen {
+        assert_eq!(behind, text[..behind.len()], "what was guessed is taken to be right");
+        assert!(most > 1 && behind.len() + most <= text.len(), "{} and {most}", behind.len());
+    }
+    // A token of the draft takes a tenth of the 1,001 microseconds of a step: so there is time for two, and for none.
+    let some = drafted_over(220, counting).3;
+    assert!(!some.is_empty() && some.iter().all(|(_, most)| *most == 2), "{some:?}");
+    assert!(drafted_over(150, counting).3.is_empty());
+    let unsure = |text: &[u32], most: usize| counting(text, most.saturating_sub(1));
+    assert!(drafted_over(9000, unsure).3.is_empty(), "it knows no further");
 }
 
 #[test]
@@ -285,7 +323,7 @@ fn counts(period: u32, tokens: u32, guess: bool, costs: fn(usize) -> u32) -> (Ve
             Action::Emit(sampled) => said.push(sampled.token),
             Action::End(end) => assert_eq!(end, End::Length),
             Action::Fail(fault) => panic!("{fault}"),
-            Action::Guess { .. } => panic!("there is no draft model"),
+            Action::Guess { .. } | Action::Foresee { .. } => panic!("there is no draft model"),
         }
     }
     (said, steps)
@@ -544,7 +582,7 @@ proptest! {
                 Action::Emit(_) => emitted += 1,
                 Action::End(end) => prop_assert_eq!(end, End::Length),
                 Action::Fail(fault) => prop_assert!(false, "{}", fault),
-                Action::Guess { .. } => prop_assert!(false, "nothing is guessed"),
+                Action::Guess { .. } | Action::Foresee { .. } => prop_assert!(false, "nothing is guessed"),
             }
         }
         prop_assert_eq!(emitted, max_tokens);

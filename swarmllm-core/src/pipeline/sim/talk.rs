@@ -370,7 +370,7 @@ impl Swarm {
                     let guesses = self.talks[talk].request.draft(&text, most, &mut self.chance);
                     return self.with_session(talk, |session| session.on_guesses(guesses));
                 }
-                Action::Step { .. } => {}
+                Action::Step { .. } | Action::Foresee { .. } => {}
             }
         }
     }
