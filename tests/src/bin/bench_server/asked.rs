@@ -66,6 +66,14 @@ pub enum Asked {
 }
 
 impl Asked {
+    /// llama.cpp's server with a model and slots for so many sessions.
+    pub fn server(binary: &Path, model: &Path, sessions: u32) -> Self {
+        Self::Server {
+            server: LlamaServer::start(binary, model, threads(), sessions, CONTEXT).into(),
+            temperature: 0.0,
+        }
+    }
+
     /// A node that holds the whole model, without guesses and not exact, and what keeps it alive.
     pub async fn ours(path: &Path, name: &str) -> (Self, Member) {
         let member = node(&lonely_network(), threads()).await;

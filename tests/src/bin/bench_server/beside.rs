@@ -5,8 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use swarmllm_tests::server::LlamaServer;
-
 use crate::asked::{Asked, Text};
 use crate::own::gap_under_prefill;
 use crate::{CONTEXT, DECODE, Figures, ROUNDS, SESSIONS, SHORT, number, tell, threads, wanted};
@@ -21,10 +19,7 @@ pub struct Sides {
 impl Sides {
     /// The server twice, for one session and for several, beside our node.
     pub fn start(binary: &Path, path: &Path, ours: Asked) -> Sides {
-        let server = |sessions| Asked::Server {
-            server: LlamaServer::start(binary, path, threads(), sessions, CONTEXT).into(),
-            temperature: 0.0,
-        };
+        let server = |sessions| Asked::server(binary, path, sessions);
         Sides { server: server(1), crowd_server: server(SESSIONS), ours }
     }
 }

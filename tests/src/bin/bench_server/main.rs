@@ -7,8 +7,9 @@
 //! one only what needs no server is measured.
 //!
 //! `BENCH_PARTS` names the parts to measure, all where it is not set: `one many hog pair` with the server, `gap 1b` with it
-//! and without, `guess drift candle prefix split overlap far pair-guess pair-draft pair-split pair-kv` without. `drift` counts how often answers that need not be exact
-//! differ from those that are; the other side of `candle` is our node with llama.cpp.
+//! and without, `guess drift candle prefix split overlap far pair-guess pair-draft pair-split pair-kv` without. `drift`
+//! counts how often answers that need not be exact differ from those that are; the other side of `candle` is our node with
+//! llama.cpp.
 
 mod asked;
 mod beside;

@@ -12,7 +12,6 @@ use swarmllm_tests::relay::delayed;
 use swarmllm_tests::whole::Whole;
 
 use crate::asked::{Asked, Text, start, text_of};
-use crate::beside::Sides;
 use crate::far::chain;
 use crate::{DECODE, Figures, ROUNDS, SHORT, number, tell, threads, wanted};
 
@@ -69,7 +68,7 @@ pub async fn pair(server: Option<&Path>, figures: &mut Figures) {
     let prompts = prompts(&path);
     let mut text = text_of(&path);
     if let Some(server) = server.filter(|_| wanted("pair")) {
-        beside(&Sides::start(server, &path, ours.clone()), &prompts, &mut text, figures).await;
+        beside(&Asked::server(server, &path, 1), &ours, &prompts, &mut text, figures).await;
     }
     if wanted("pair-guess") {
         guesses(&ours, &prompts, figures).await;
@@ -166,15 +165,15 @@ async fn eight_bits(ours: &Asked, prompts: &[(&str, Vec<u32>)], figures: &mut Fi
 }
 
 /// Decoding by default and exactly, prompts, and the first token, beside the server.
-async fn beside(sides: &Sides, prompts: &[(&str, Vec<u32>)], text: &mut Text, figures: &mut Figures) {
+async fn beside(server: &Asked, ours: &Asked, prompts: &[(&str, Vec<u32>)], text: &mut Text, figures: &mut Figures) {
     let (mut default, mut exact, mut prefill, mut first) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for round in 0..=number("BENCH_ROUNDS", ROUNDS) {
         for (name, prompt) in prompts {
             for (temperature, heat) in TEMPERATURES {
-                let server = sides.server.at(temperature).ask(prompt, ANSWER).await;
-                let ours = sides.ours.at(temperature).with(|options| options.guess = true).ask(prompt, ANSWER).await;
-                let same = sides.ours.at(temperature).exact().ask(prompt, ANSWER).await;
-                let [theirs, guessed, whole] = [&server, &ours, &same].map(|times| times.token());
+                let (server, ours) = (server.at(temperature), ours.at(temperature));
+                let theirs = server.ask(prompt, ANSWER).await.token();
+                let guessed = ours.with(|options| options.guess = true).ask(prompt, ANSWER).await.token();
+                let whole = ours.exact().ask(prompt, ANSWER).await.token();
                 println!(
                     "    {name} {heat}: tok/s {:.1}, the server {:.1}; exact {:.1}",
                     guessed.recip(),
@@ -187,12 +186,12 @@ async fn beside(sides: &Sides, prompts: &[(&str, Vec<u32>)], text: &mut Text, fi
                 }
             }
         }
-        let prompt = text.cut(512);
-        let (server, ours) = (sides.server.ask(&prompt, 2).await.first, sides.ours.ask(&prompt, 2).await.first);
-        let prompt = text.cut(16);
-        let (soon, sooner) = (sides.server.ask(&prompt, 2).await.first, sides.ours.ask(&prompt, 2).await.first);
+        let long = text.cut(512);
+        let (theirs, own) = (server.ask(&long, 2).await.first, ours.ask(&long, 2).await.first);
+        let short = text.cut(16);
+        let (soon, sooner) = (server.ask(&short, 2).await.first, ours.ask(&short, 2).await.first);
         if round > 0 {
-            prefill.push(server / ours);
+            prefill.push(theirs / own);
             first.push(sooner / soon);
         }
     }
