@@ -1,15 +1,16 @@
 //! What makes answers fast changes how they are computed, never what they may say.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use swarmllm_core::base::{ErrorKind, ModelId};
 use swarmllm_core::node::{
-    Codec, Completion, GenerateOptions, GenerateRequest, ImportOptions, KvCache, Node, Parts, Prompt,
+    Codec, Completion, Constraint, GenerateOptions, GenerateRequest, ImportOptions, KvCache, Node, Parts, Prompt,
 };
 use swarmllm_tests::cluster::{
     Carrier, Cluster, Member, THREADS, answer, await_plan, builder, greedy, join, lonely_network, stop_all,
 };
+use swarmllm_tests::files::shards;
 use swarmllm_tests::models::TestModel;
 use swarmllm_tests::padded::padded;
 use swarmllm_tests::prompts::harbour_log;
@@ -238,8 +239,9 @@ async fn a_draft_model_saves_steps_and_changes_nothing_whichever_vocabulary_is_p
     let prompt = || Prompt::Text(TEXT.to_owned());
     for (model, draft) in [(&short, &long), (&long, &short)] {
         let (host, asker, model, draft) = far_apart(model, draft).await;
-        let plain = ask(&asker.node, model, prompt(), GenerateOptions { guess: false, ..fast(16) }).await;
-        let with = || GenerateOptions { draft: Some(draft.to_string()), ..fast(16) };
+        let told = || GenerateOptions { logprobs: Some(1), ..fast(16) };
+        let plain = ask(&asker.node, model, prompt(), GenerateOptions { guess: false, ..told() }).await;
+        let with = || GenerateOptions { draft: Some(draft.to_string()), ..told() };
         let drafted = ask(&asker.node, model, prompt(), with()).await;
         // The draft is the very model, so that each guess is right, up to the rounding of sums.
         let same = alike(&plain.tokens, &drafted.tokens);
@@ -247,6 +249,15 @@ async fn a_draft_model_saves_steps_and_changes_nothing_whichever_vocabulary_is_p
         assert_eq!(drafted.completion_tokens, plain.completion_tokens);
         let (made, right) = (drafted.guessed_tokens, drafted.right_guesses);
         assert!(made >= 1 && right * 2 >= made, "{right} of {made}");
+        let likely = |done: &Completion| done.logprobs.clone().expect("they were asked for");
+        for (one, two) in likely(&plain).iter().zip(&likely(&drafted)).take(same) {
+            assert!((one.chosen.logprob - two.chosen.logprob).abs() < 0.1, "{one:?} {two:?}");
+        }
+        // A constraint says token by token what may come, so that nothing is guessed.
+        let form = Some(Constraint::Regex("[a-z ]*".to_owned()));
+        let formed =
+            ask(&asker.node, model, prompt(), GenerateOptions { constraint: form, max_tokens: Some(4), ..with() });
+        assert_eq!(formed.await.guessed_tokens, 0);
         // Cancelled in the middle of a window; the next answer is not harmed.
         let request = GenerateRequest { model: model.to_string(), prompt: prompt(), options: with() };
         let mut cut = asker.node.generate(request).await.expect("the swarm answers");
@@ -277,4 +288,26 @@ async fn a_draft_model_that_does_not_fit_is_refused() {
     let other = node.import(&gemma, parts(Parts::Coordinator)).await.expect("it is imported").id;
     assert_eq!(refused(with(&other.to_string())).await, ErrorKind::InvalidArgument, "another vocabulary");
     cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_draft_model_that_cannot_be_loaded_fails_who_asked_for_it_and_nobody_else() {
+    let dir = TempDir::new().expect("a directory");
+    let member = Member::start(&lonely_network(), Carrier::Tcp).await;
+    let model = member.import(&MODEL.path(), "target", Parts::All).await;
+    let before: Vec<PathBuf> = shards(member.dir.path()).into_iter().map(|(path, _)| path).collect();
+    let draft = member.import(&padded(&MODEL.path(), 64, dir.path()), "draft", Parts::All).await;
+    let of_draft = shards(member.dir.path()).into_iter().map(|(path, _)| path).filter(|path| !before.contains(path));
+    // The last of its shards: all others are read by then.
+    std::fs::write(of_draft.last().expect("the draft has shards of its own"), [0; 64]).expect("it can be written");
+    let request = |draft| GenerateRequest {
+        model: model.to_string(),
+        prompt: Prompt::Text(TEXT.to_owned()),
+        options: GenerateOptions { draft, ..fast(4) },
+    };
+    let fault = member.node.generate(request(Some(draft.to_string()))).await.map(|_| ()).expect_err("it is damaged");
+    assert!([ErrorKind::ShardCorrupt, ErrorKind::ShardMissing].contains(&fault.kind()), "{fault:?}");
+    let done = member.node.generate(request(None)).await.expect("the node answers").finish().await.expect("to its end");
+    assert_eq!(done.completion_tokens, 4);
+    member.stop().await;
 }

@@ -687,6 +687,7 @@ mod tests {
         assert_eq!(asked(440, 10_000, 20, 200), 0, "the same machine computes both");
         assert!(asked(440, 40_000, 20, 200) >= 3, "three quarters of a lap are travelling");
         assert!(asked(50, 10_000, 20, 200) >= 3, "a very small one pays anywhere");
+        assert_eq!(asked(1500, 12_000, 20, 200), 0, "one larger than the model does not");
     }
 
     #[test]
