@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use swarmllm_core::base::ModelId;
-use swarmllm_core::node::{Codec, ImportOptions, Parts};
+use swarmllm_core::node::{Codec, ImportOptions, Node, Parts};
 use swarmllm_tests::cluster::{Carrier, Member, await_plan, join, lonely_network, stage_parts};
 use swarmllm_tests::models::TestModel;
 use swarmllm_tests::relay::{counted, delayed};
@@ -34,9 +34,7 @@ pub async fn chain(
     let cut = model.cut(stages);
     let node = async || start(&network, |builder| builder.keep_awake(awake)).await;
     let asked = node().await;
-    let parts = vec![Parts::Coordinator, stage_parts(&cut, 0)];
-    let options = ImportOptions { name: Some(model.name().to_owned()), parts: Some(parts), ..ImportOptions::default() };
-    let id = asked.node.import(&model.path(), options).await.expect("a sound GGUF is imported").id;
+    let id = hold_first(&asked.node, model, stages).await;
     let mut members = vec![asked];
     for index in 1..cut.len() {
         let host = node().await;
@@ -48,6 +46,13 @@ pub async fn chain(
     }
     await_plan(&members[0].node, id).await;
     (members, id)
+}
+
+/// Gives a node what it needs to ask a chain of which it has the first stage.
+pub async fn hold_first(node: &Node, model: TestModel, stages: u32) -> ModelId {
+    let parts = vec![Parts::Coordinator, stage_parts(&model.cut(stages), 0)];
+    let options = ImportOptions { name: Some(model.name().to_owned()), parts: Some(parts), ..ImportOptions::default() };
+    node.import(&model.path(), options).await.expect("a sound GGUF is imported").id
 }
 
 /// What a token takes over a chain of nodes that are far from each other, over what it takes on one node and one way for each

@@ -7,15 +7,16 @@
 //! one only what needs no server is measured.
 //!
 //! `BENCH_PARTS` names the parts to measure, all where it is not set: `one many hog pair` with the server, `gap 1b` with it
-//! and without, `guess drift candle prefix split overlap far pair-guess pair-draft pair-split pair-kv` without. `drift`
-//! counts how often answers that need not be exact differ from those that are; the other side of `candle` is our node with
-//! llama.cpp.
+//! and without, `guess drift candle prefix split overlap far pinned pair-guess pair-draft pair-split pair-kv pair-pinned`
+//! without. `drift` counts how often answers that need not be exact differ from those that are; the other side of `candle`
+//! is our node with llama.cpp.
 
 mod asked;
 mod beside;
 mod far;
 mod own;
 mod pair;
+mod pinned;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -69,8 +70,17 @@ fn tell(figures: &mut Figures, name: &str, goal: &str, values: Vec<f64>) {
 
 #[tokio::main]
 async fn main() {
-    let server = std::env::args().nth(1).map(PathBuf::from);
     let mut figures = Figures::new();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [pinned::FAR, model, network] => return pinned::far(named(model), network).await,
+        [pinned::NEAR, model] => {
+            pinned::near(named(model), &mut figures).await;
+            return report(&figures);
+        }
+        _ => {}
+    }
+    let server = arguments.first().map(PathBuf::from);
     println!("{} threads; what is aimed at stands behind each figure", threads());
     if wanted("far") {
         let model = TestModel::SmolLm2;
@@ -85,6 +95,12 @@ async fn main() {
         {
             small(model, suffix, server.as_deref(), &mut figures).await;
         }
+    }
+    if wanted("pinned") {
+        pinned::measure_apart(TestModel::SmolLm2);
+    }
+    if wanted("pair-pinned") && TestModel::Coder15.is_there() {
+        pinned::measure_apart(TestModel::Coder15);
     }
     pair::pair(server.as_deref(), &mut figures).await;
     if wanted("1b") {
@@ -101,6 +117,12 @@ async fn main() {
         beside::one_billion(&Sides::start(&server, &path, ours), &path, &mut text, &mut figures).await;
     }
     report(&figures);
+}
+
+/// A test model by its name.
+fn named(name: &str) -> TestModel {
+    let all = [TestModel::SmolLm2, TestModel::Gemma3, TestModel::Coder15, TestModel::Coder05];
+    all.into_iter().find(|model| model.name() == name).expect("a test model has this name")
 }
 
 /// The folder of the models that are made here: that of the others.
