@@ -8,7 +8,7 @@ set -euo pipefail
 VERSION=0.3.36
 CACHE=$1
 PYTHON=$2
-BINARY="$CACHE/llama-server-$VERSION"
+BINARY="$CACHE/llama-server-$VERSION-without-amx"
 
 if [ ! -x "$BINARY" ]; then
     work=$(mktemp -d)
@@ -16,10 +16,14 @@ if [ ! -x "$BINARY" ]; then
     echo "make: fetching and building llama.cpp's server, once: some ten minutes on two cores" >&2
     "$PYTHON" -m pip download --quiet --no-deps --no-binary :all: --dest "$work" "llama-cpp-python==$VERSION" >&2
     tar -xzf "$work"/llama_cpp_python-*.tar.gz -C "$work"
-    # For this very machine, and on llama.cpp's own threads, which are faster than OpenMP's.
+    # For this very machine, and on llama.cpp's own threads, which are faster than OpenMP's. Without AMX: this version's kernels
+    # for it end the server with an illegal instruction (`tilezero`) at its first step, on a machine whose AMX works.
+    without=''
+    [ "$(uname -m)" != x86_64 ] || without='-mno-amx-int8 -mno-amx-bf16 -mno-amx-tile'
     cmake -S "$work/llama_cpp_python-$VERSION/vendor/llama.cpp" -B "$work/build" -DCMAKE_BUILD_TYPE=Release \
         -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
-        -DLLAMA_OPENSSL=OFF -DGGML_NATIVE=ON -DGGML_OPENMP=OFF >"$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }
+        -DLLAMA_OPENSSL=OFF -DGGML_NATIVE=ON -DGGML_OPENMP=OFF -DCMAKE_C_FLAGS="$without" -DCMAKE_CXX_FLAGS="$without" \
+        >"$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }
     cmake --build "$work/build" --target llama-server -j "$(nproc)" >"$work/log" 2>&1 || { tail -50 "$work/log" >&2; exit 1; }
     mkdir -p "$CACHE"
     cp "$work/build/bin/llama-server" "$BINARY.part"

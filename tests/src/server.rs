@@ -27,9 +27,11 @@ impl LlamaServer {
             command.arg(flag).arg(number.to_string());
         }
         let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let server = LlamaServer { child: quiet.spawn().expect("llama-server can be started"), port };
+        let mut server = LlamaServer { child: quiet.spawn().expect("llama-server can be started"), port };
         let begun = Instant::now();
         while !server.is_ready() {
+            let ended = server.child.try_wait().expect("a child can be asked");
+            assert!(ended.is_none(), "llama-server ended at once: {ended:?}");
             assert!(begun.elapsed() < PATIENCE, "llama-server did not get ready");
             std::thread::sleep(Duration::from_millis(50));
         }
