@@ -7,6 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::*;
 use crate::identity::Keypair;
 use crate::net::{self, Incoming, NetConfig};
+use crate::pipeline::outgoing::Outgoing;
 use crate::rt::{Bounds, EventBus};
 use crate::wire::codec::Codec;
 use crate::wire::job::{LogitShape, LogitsHeader, Want};
@@ -37,6 +38,16 @@ fn step(to: SessionStage, rows: u32, codec: Codec) -> StepHeader {
         want: Want::Full,
         certain: 0,
         compute_us: Vec::new(),
+    }
+}
+
+impl Links {
+    /// A link to a peer that reads nothing, with no room left, until what is given is dropped.
+    pub(in crate::pipeline) fn stalled(&self, to: NodeId) -> mpsc::Receiver<Outgoing> {
+        let (queue, unread) = self.inner.outgoing.queue(to);
+        while queue.send(frame()).now_or_never().is_some() {}
+        locked(&self.inner.peers).insert(to, Link { queue, asked: Arc::default() });
+        unread
     }
 }
 
