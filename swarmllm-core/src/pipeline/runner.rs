@@ -444,6 +444,9 @@ impl<'a> Drive<'a> {
             (Heard::Unfollowed, Message::Failed { stage, fault, .. }) => {
                 tracing::debug!(peer = %from, %fault, "a stand-by follows no more");
                 self.way.unfollow(from, Some(stage));
+                if stage == 0 {
+                    self.copies = copies(self.coordinator, &self.way);
+                }
             }
             (Heard::Late, _) => {
                 tracing::debug!(session = %self.job.session, "a late answer of an earlier route was dropped");

@@ -194,6 +194,8 @@ impl Way {
                 (before.into_iter().chain([from]).filter(is_peer).collect(), false)
             }
             ErrorKind::InvalidArgument | ErrorKind::ContextOverflow | ErrorKind::NoCredit => (Vec::new(), false),
+            // There may be room again.
+            ErrorKind::Overloaded => (vec![from], true),
             _ => (vec![from], false),
         };
         Blame { nodes, may_return, fault }
@@ -303,6 +305,7 @@ mod tests {
         assert_eq!(blamed(&way, 2, 1, ErrorKind::BadFrame), (vec![node(1), node(2)], false));
         assert_eq!(blamed(&way, 2, 1, ErrorKind::EngineFailed), (vec![node(2)], false));
         assert_eq!(blamed(&way, 2, 1, ErrorKind::NoCredit), (vec![], false));
+        assert_eq!(blamed(&way, 2, 1, ErrorKind::Overloaded), (vec![node(2)], true), "it may have room again");
         // Who speaks for another's stage speaks for itself.
         assert_eq!(blamed(&way, 1, 1, ErrorKind::PeerLost), (vec![node(1)], true));
     }
