@@ -125,6 +125,8 @@ async fn a_coordinator_whose_idle_sessions_have_every_slot_loses_one_to_another(
     assert_eq!(completion.tokens, expected());
     let left = served(&rogue.net, id, &sessions).await;
     assert_eq!(left, usize::from(SLOTS) - 1, "it keeps what nobody else wants");
+    let told = in_time("what it is told", rogue.received.recv()).await;
+    assert!(matches!(&told, Some(Message::Failed { fault, .. }) if fault.kind() == ErrorKind::Overloaded), "{told:?}");
     keeping.abort();
     for member in [asker, host] {
         member.stop().await;

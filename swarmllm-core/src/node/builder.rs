@@ -27,6 +27,7 @@ use crate::node::handle::Node;
 use crate::node::loaded::LoadedModels;
 use crate::node::membership::{self, Membership, Wish};
 use crate::node::placer;
+use crate::node::planners::Planners;
 use crate::node::planning::Judged;
 use crate::node::queue::Queue;
 use crate::node::reading::Readers;
@@ -445,6 +446,7 @@ impl NodeBuilder {
             models: LoadedModels::default(),
             reports: Reports::default(),
             judged: Judged::default(),
+            planners: Planners::default(),
             guides: Guides::default(),
             readers: Readers::default(),
             queue: Queue::default(),

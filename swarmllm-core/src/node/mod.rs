@@ -30,6 +30,7 @@ mod membership;
 mod models;
 mod peer_cache;
 mod placer;
+mod planners;
 mod planning;
 mod queue;
 mod reading;

@@ -217,15 +217,15 @@ impl Routes for Finding {
     }
 }
 
-/// The best plan that does without some nodes. Made off the runtime: most take less than a millisecond, but where hundreds of
-/// hosts have little memory each, so that no chain of the fewest stages fits, one takes tenths of a second.
+/// The best plan that does without some nodes. Made off the runtime, and few at once: most take less than a millisecond, but
+/// where thousands of hosts have little memory each, so that no chain of the fewest stages fits, one takes a tenth of a second.
 async fn make_plan(shared: &Arc<Shared>, model: &Arc<LoadedModel>, without: HashSet<NodeId>) -> Result<Plan, Fault> {
-    let (shared, model) = (shared.clone(), model.clone());
-    blocking(move || {
-        let candidates = candidates_without(&shared, model.planned(), &without);
-        plan_among(&shared, model.planned(), &candidates).map_err(|none| none.of(&model))
-    })
-    .await
+    let (planning, model) = (shared.clone(), model.clone());
+    let plan = move || {
+        let candidates = candidates_without(&planning, model.planned(), &without);
+        plan_among(&planning, model.planned(), &candidates).map_err(|none| none.of(&model))
+    };
+    shared.planners.make(plan).await
 }
 
 fn candidates_without(shared: &Shared, model: Planned, without: &HashSet<NodeId>) -> Vec<Candidate> {
@@ -405,9 +405,9 @@ pub(super) fn rtt_us(rtt: Duration) -> u32 {
 
 /// The plan if this peer held the whole model.
 pub(super) async fn plan_if_held(shared: &Arc<Shared>, model: &str, peer: NodeId) -> Result<Plan, Fault> {
-    let (shared, model) = (shared.clone(), load(shared, model).await?);
-    blocking(move || {
-        let known = shared.registry.snapshot();
+    let (planning, model) = (shared.clone(), load(shared, model).await?);
+    let plan = move || {
+        let known = planning.registry.snapshot();
         let silent = || {
             let text = format!("peer {} is not known to compute for others", peer.short());
             Fault::new(ErrorKind::PeerUnreachable, text)
@@ -415,13 +415,13 @@ pub(super) async fn plan_if_held(shared: &Arc<Shared>, model: &str, peer: NodeId
         let announcement = known.get(&peer).ok_or_else(silent)?;
         let whole = vec![LayerRange::new(0, model.manifest.layers)];
         let planned = model.planned();
-        let candidate = peer_candidate(&shared, planned, (peer, announcement), whole, true).ok_or_else(silent)?;
-        let mut among = candidates(&shared, planned, Announced::greeted);
+        let candidate = peer_candidate(&planning, planned, (peer, announcement), whole, true).ok_or_else(silent)?;
+        let mut among = candidates(&planning, planned, Announced::greeted);
         among.retain(|other| other.node != peer);
         among.push(candidate);
-        plan_among(&shared, planned, &among).map_err(|none| none.of(&model))
-    })
-    .await
+        plan_among(&planning, planned, &among).map_err(|none| none.of(&model))
+    };
+    shared.planners.make(plan).await
 }
 
 /// Where each of these nodes may be dialled.

@@ -17,6 +17,7 @@ use crate::node::examine::Reports;
 use crate::node::exchange::Exchange;
 use crate::node::guide::Guides;
 use crate::node::loaded::LoadedModels;
+use crate::node::planners::Planners;
 use crate::node::planning::Judged;
 use crate::node::queue::Queue;
 use crate::node::reading::Readers;
@@ -67,6 +68,8 @@ pub(crate) struct Shared {
     /// What of the known models cannot run here.
     pub reports: Reports,
     pub judged: Judged,
+    /// The turns to make plans for requests.
+    pub planners: Planners,
     pub guides: Guides,
     pub readers: Readers,
     /// Requests that this node answers as coordinator.

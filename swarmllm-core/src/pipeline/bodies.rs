@@ -4,8 +4,8 @@
 //! bytes of a pool, of which each coordinator has a share: two hosts have one stream for the sessions of all coordinators, and
 //! one coordinator's frames are not to take what the others need. A frame without memory is not read, nor is anything behind it
 //! in its peer's stream: the transport makes the peer wait. Only a session within its window makes it wait, and for seconds at
-//! most; one that has more unread while the pool has no room for it ends at once. So the sessions of others are delayed at times,
-//! never ended.
+//! most; one that has more unread while the pool has no room for it ends at once, and its coordinator is told. So the sessions
+//! of others are delayed at times, never ended.
 //!
 //! `Alive` and `Release` come over streams of their own and need no memory of this pool.
 

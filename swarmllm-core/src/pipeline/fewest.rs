@@ -16,6 +16,8 @@ pub(super) struct Choice {
     pub layers: LayerRange,
     pub head: bool,
     pub memory: u64,
+    /// The least memory of this stage and the longer ones from its first layer: a host with less free has none of them.
+    pub least: u64,
     pub weight: u64,
 }
 
@@ -26,11 +28,10 @@ pub(super) type Choices = Vec<Vec<Choice>>;
 pub(super) fn all(request: &PlanRequest) -> Choices {
     let stage = |start, end| {
         let layers = LayerRange::new(start, end);
-        request.cuts.refuses(layers).is_none().then(|| choice(request, layers, memory(request, layers)))
+        request.cuts.refuses(layers).is_none().then(|| (layers, memory(request, layers)))
     };
-    (0..request.layers)
-        .map(|start| (start + 1..=request.layers).filter_map(|end| stage(start, end)).collect())
-        .collect()
+    let from = |start| (start + 1..=request.layers).filter_map(|end| stage(start, end)).collect();
+    (0..request.layers).map(|start| choices(request, from(start))).collect()
 }
 
 /// The stages of all chains of the fewest stages; none where there is no chain.
@@ -61,18 +62,26 @@ pub(super) fn fewest(request: &PlanRequest) -> Choices {
         stages[start].retain(|(stage, _)| leads_on[stage.end as usize] && before[stage.end as usize] == count);
         leads_on[start] = !stages[start].is_empty();
     }
-    let choices =
-        |stages: Vec<(LayerRange, u64)>| stages.into_iter().map(|(stage, memory)| choice(request, stage, memory));
-    stages.into_iter().map(|stages| choices(stages).collect()).collect()
+    stages.into_iter().map(|stages| choices(request, stages)).collect()
 }
 
 fn memory(request: &PlanRequest, layers: LayerRange) -> u64 {
     (request.memory)(layers, layers.end == request.layers)
 }
 
-fn choice(request: &PlanRequest, layers: LayerRange, memory: u64) -> Choice {
-    let head = layers.end == request.layers;
-    Choice { layers, head, memory, weight: (request.weight)(layers, head) }
+/// Stages from one layer, the shortest first, with what each takes.
+fn choices(request: &PlanRequest, stages: Vec<(LayerRange, u64)>) -> Vec<Choice> {
+    let choice = |(layers, memory): (LayerRange, u64)| {
+        let head = layers.end == request.layers;
+        Choice { layers, head, memory, least: memory, weight: (request.weight)(layers, head) }
+    };
+    let mut choices: Vec<Choice> = stages.into_iter().map(choice).collect();
+    let mut least = u64::MAX;
+    for choice in choices.iter_mut().rev() {
+        least = least.min(choice.memory);
+        choice.least = least;
+    }
+    choices
 }
 
 /// The room that hosts have for a single stage, found start by start.

@@ -14,7 +14,7 @@ pub type Told<'a> = HashMap<NodeId, &'a [(NodeId, u32)]>;
 
 /// Round trips between candidates, which are named by their places.
 pub(super) struct Hops {
-    /// Of each: to whom, and microseconds; twice where both tell.
+    /// Of each: to whom, and microseconds there and back; sorted, and each once.
     told: Vec<Vec<(u32, u32)>>,
 }
 
@@ -35,20 +35,21 @@ impl Hops {
                 hops.told[to as usize].push((from, *us));
             }
         }
+        for told in &mut hops.told {
+            told.sort_unstable();
+            told.dedup_by(|longer, kept| {
+                let same = longer.0 == kept.0;
+                kept.1 = if same { longer.1 } else { kept.1 };
+                same
+            });
+        }
         hops
     }
 
-    /// Whom a host has a known way to, each once, and microseconds there and back; it has none to itself.
-    pub fn known(&self, host: usize) -> Vec<(usize, u32)> {
-        let mut known = self.told[host].clone();
-        known.push((host as u32, 0));
-        known.sort_unstable();
-        known.dedup_by(|longer, kept| {
-            let same = longer.0 == kept.0;
-            kept.1 = if same { longer.1 } else { kept.1 };
-            same
-        });
-        known.into_iter().map(|(to, us)| (to as usize, us)).collect()
+    /// Whom a host has a known way to, each once, and microseconds there and back; it has none to itself, and comes first.
+    pub fn known(&self, host: usize) -> impl Iterator<Item = (usize, u32)> {
+        let others = self.told[host].iter().map(|(to, us)| (*to as usize, *us));
+        std::iter::once((host, 0)).chain(others)
     }
 }
 
@@ -61,6 +62,10 @@ mod tests {
         Candidate { node: NodeId([name; 32]), layers, head: false, rtt_us, pace_ns: 1, free_memory: 0, loaded }
     }
 
+    fn known(hops: &Hops, host: usize) -> Vec<(usize, u32)> {
+        hops.known(host).collect()
+    }
+
     #[test]
     fn of_what_two_hosts_tell_the_longer_counts_and_one_of_them_is_enough() {
         let node = |name| NodeId([name; 32]);
@@ -68,9 +73,9 @@ mod tests {
         let told = lists.iter().zip(1..).map(|(list, name)| (node(name), &list[..])).collect();
         let hosts = [1, 2, 3, 4].map(|name| candidate(name, 5));
         let hops = Hops::new(&hosts.each_ref(), &told);
-        assert_eq!(hops.known(0), [(0, 0), (1, 70), (2, 10)]);
-        assert_eq!(hops.known(1), [(0, 70), (1, 0), (2, 90)]);
-        assert_eq!(hops.known(3), [(3, 0)], "nobody tells of it");
+        assert_eq!(known(&hops, 0), [(0, 0), (1, 70), (2, 10)]);
+        assert_eq!(known(&hops, 1), [(1, 0), (0, 70), (2, 90)]);
+        assert_eq!(known(&hops, 3), [(3, 0)], "nobody tells of it");
     }
 
     #[test]
@@ -78,6 +83,6 @@ mod tests {
         let lie = [(NodeId([1; 32]), 1), (NodeId([2; 32]), 900), (NodeId([9; 32]), 1)];
         let told = Told::from([(lie[0].0, &lie[..]), (lie[1].0, &lie[..])]);
         let hops = Hops::new(&[&candidate(1, 0), &candidate(2, 40)], &told);
-        assert_eq!((hops.known(0), hops.known(1)), (vec![(0, 0)], vec![(1, 0)]));
+        assert_eq!((known(&hops, 0), known(&hops, 1)), (vec![(0, 0)], vec![(1, 0)]));
     }
 }

@@ -33,6 +33,7 @@ use crate::wire::frame::Frame;
 use crate::wire::job::{StageHeader, StepHeader};
 use crate::wire::prefix::Prefix;
 
+use inboxes::Ending;
 pub use inboxes::{CoordinatorInbox, Opening, StageInbox};
 
 /// Time that a peer has to connect by itself that another one has named, and how often it is looked for.
@@ -192,7 +193,7 @@ struct StageEntry {
     asked: Arc<Mutex<Instant>>,
     queue: mpsc::Sender<Queued>,
     bodies: Bodies,
-    keep: Arc<Mutex<Prefix>>,
+    ending: Arc<Mutex<Ending>>,
     _over: DropGuard,
 }
 
@@ -391,13 +392,13 @@ impl Links {
     }
 
     /// Ends the stages of a session on this node, of this epoch and those before, those that are yet to begin included,
-    /// whatever still waits for them; [`StageInbox::keep`] says then what may be kept. Only its coordinator ends a session.
+    /// whatever still waits for them; [`StageInbox::end`] says then what may be kept. Only its coordinator ends a session.
     pub fn end_session(&self, session: SessionId, epoch: u32, coordinator: NodeId, keep: &Prefix) {
         let mut stages = locked(&self.inner.stages);
         stages.live.retain(|key, entry| {
             let ended = key.session == session && key.epoch <= epoch && entry.coordinator == coordinator;
             if ended {
-                *locked(&entry.keep) = keep.clone();
+                *locked(&entry.ending) = Ending::Released(keep.clone());
             }
             !ended
         });
@@ -521,12 +522,17 @@ impl Links {
         None
     }
 
-    /// Ends a session for which a peer sends more than its window.
+    /// Ends a session for which there is no room. The task of a stage hears why, and tells its coordinator: nobody else would,
+    /// of a host that only follows a stage.
     fn drop_session(&self, key: SessionStage, is_step: bool, reason: &str) {
         tracing::debug!(session = %key.session, reason, "a frame was dropped and its session with it");
-        match is_step {
-            true => drop(locked(&self.inner.stages).live.remove(&key)),
-            false => drop(locked(&self.inner.coordinators).remove(&key.session)),
+        if !is_step {
+            return drop(locked(&self.inner.coordinators).remove(&key.session));
+        }
+        let dropped = locked(&self.inner.stages).live.remove(&key);
+        if let Some(stage) = dropped {
+            *locked(&stage.ending) =
+                Ending::Dropped(Fault::new(ErrorKind::Overloaded, format!("no more room: {reason}")));
         }
     }
 

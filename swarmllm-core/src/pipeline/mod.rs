@@ -20,6 +20,7 @@ pub mod hops;
 pub mod job;
 mod link;
 pub mod links;
+mod losses;
 pub mod message;
 mod outgoing;
 pub mod overlap;

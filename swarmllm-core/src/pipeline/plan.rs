@@ -6,6 +6,8 @@
 //!
 //! What the way from one host to the next counts for is said in [`hops`](super::hops).
 
+use std::cmp::Reverse;
+
 use crate::base::{Bytes, LayerRange, ModelId, NodeId, missing_ranges};
 use crate::engine::CutRules;
 use crate::pipeline::fewest::{self, Choice, Choices};
@@ -115,7 +117,7 @@ type Cost = (u32, u64);
 #[derive(Clone, Copy)]
 struct Way {
     cost: Cost,
-    stage: PlanStage,
+    layers: LayerRange,
     /// Which of the hosts has the last stage, and what it takes there.
     host: usize,
     memory: u64,
@@ -133,11 +135,26 @@ struct Begun {
     taken: Vec<(usize, u64)>,
 }
 
+impl Begun {
+    /// What a host has given to its stages.
+    fn taken_of(&self, host: usize) -> u64 {
+        self.taken.iter().filter(|(other, _)| *other == host).map(|(_, memory)| memory).sum()
+    }
+}
+
 /// Ways that are kept for each boundary, one for each bit of [`Near::known`]. A dearer one may be the better for its last
 /// host's way to the next: in swarms where more hosts than these may end at a boundary, such a one may be missed.
 const KEPT: usize = u64::BITS as usize;
 /// Ways behind which each host is tried where the cheapest have led nowhere.
 const MANY: usize = 6;
+
+/// Steps of a search at most: a step tries a host for a stage, mostly behind two ways. A million of them take some 10 ms.
+const STEPS: usize = 1 << 20;
+/// Steps of each of the three searches that follow where the first finds nothing. All four together take less than twice as
+/// long as the first, for each of the four contexts that a model may be planned with.
+const STEPS_AGAIN: usize = STEPS / 4;
+/// Hosts that are tried at each boundary at least, whatever the number of stages.
+const LEAST: usize = 16;
 
 /// Which of the ways to a boundary end at a host that has a known way to some next host.
 #[derive(Clone, Copy, Default)]
@@ -153,37 +170,38 @@ struct Near {
 /// The stages of a host must fit into its memory together. So the cheapest way to a boundary may be one that cannot be
 /// extended, where a dearer one can. A search behind the cheapest ways alone is tried first, then one behind more of them;
 /// stages that no chain of the fewest stages has are tried last. Whether there is any way is a question that takes too long
-/// to be answered always: one that leads over many half-full hosts may be missed.
+/// to be answered always: one that leads over many half-full hosts may be missed, and so may one over hosts that a search has no
+/// steps for, where they are thousands.
 pub fn plan(request: &PlanRequest) -> Result<Plan, NoPlan> {
     let fewest = fewest::fewest(request);
     // Even without what the stages of a host take from each other there is no chain.
     if fewest.first().is_none_or(Vec::is_empty) {
         return Err(why_not(request));
     }
-    let found = search(request, &fewest, 1).or_else(|| search(request, &fewest, MANY));
+    let found = search(request, &fewest, 1, STEPS).or_else(|| search(request, &fewest, MANY, STEPS_AGAIN));
     found.or_else(|| search_all(request)).ok_or_else(|| why_not(request))
 }
 
 /// The cheapest plan of any number of stages.
 fn search_all(request: &PlanRequest) -> Option<Plan> {
     let all = fewest::all(request);
-    search(request, &all, 1).or_else(|| search(request, &all, MANY))
+    search(request, &all, 1, STEPS_AGAIN).or_else(|| search(request, &all, MANY, STEPS_AGAIN))
 }
 
 /// The cheapest plan of these stages, each host tried behind the `tried` cheapest ways before it and the one that is best for
-/// the way between the two.
-fn search(request: &PlanRequest, choices: &Choices, tried: usize) -> Option<Plan> {
+/// the way between the two, within so many steps.
+fn search(request: &PlanRequest, choices: &Choices, tried: usize, steps: usize) -> Option<Plan> {
     let hosts = able(request, choices);
     // Where one stage is all there is no way between two.
     let (alone, nothing) = (choices.iter().skip(1).all(Vec::is_empty), Told::new());
     let hops = Hops::new(&hosts, if alone { &nothing } else { request.told });
-    let ways = chains(choices, &hosts, &hops, tried);
+    let ways = chains(choices, &hosts, &hops, tried, &Tries::within(steps, choices, &hosts));
     let token_us = ways.last()?.first()?.cost.1.div_ceil(1000);
     let (mut stages, mut end, mut which) = (Vec::new(), request.layers, 0);
     while end > 0 {
         let way = ways[end as usize].get(which)?;
-        stages.push(way.stage);
-        (end, which) = (way.stage.layers.start, way.before);
+        stages.push(PlanStage { node: hosts[way.host].node, layers: way.layers, head: end == request.layers });
+        (end, which) = (way.layers.start, way.before);
     }
     stages.reverse();
     Some(Plan { model: request.model, stages, token_us })
@@ -202,8 +220,54 @@ fn able<'a>(request: &PlanRequest<'a>, choices: &Choices) -> Vec<&'a Candidate> 
     request.candidates.iter().filter(able).collect()
 }
 
+/// The hosts that a search tries: all, unless they are so many that this would take too long.
+struct Tries {
+    /// In this order.
+    order: Vec<usize>,
+    /// So many at each boundary.
+    most: usize,
+}
+
+impl Tries {
+    /// Within so many steps, counted as if each host could have each stage. Where that leaves out hosts, the first are those
+    /// with the memory for the most layers, since the number of stages counts before all else, and of those the quick and near.
+    fn within(steps: usize, choices: &Choices, hosts: &[&Candidate]) -> Self {
+        let stages = choices.iter().map(Vec::len).sum::<usize>().max(1);
+        let most = (steps / stages).max(LEAST);
+        let mut order: Vec<usize> = (0..hosts.len()).collect();
+        if order.len() > most {
+            let layer = Layer::mean(choices);
+            order.sort_by_cached_key(|host| layer.rank(hosts[*host]));
+        }
+        Self { order, most }
+    }
+}
+
+/// A layer of a model, as an average of stages has it.
+struct Layer {
+    memory: u64,
+    weight: u64,
+}
+
+impl Layer {
+    fn mean(choices: &Choices) -> Self {
+        let sum = |of: fn(&Choice) -> u64| choices.iter().flatten().map(of).fold(0, u64::saturating_add);
+        let layers = sum(|choice| choice.layers.len().into()).max(1);
+        Self { memory: sum(|choice| choice.memory) / layers, weight: sum(|choice| choice.weight) / layers }
+    }
+
+    /// The rank of a host for the longest stage that it may have.
+    fn rank(&self, host: &Candidate) -> (Reverse<u64>, u64) {
+        let held = host.layers.iter().map(|range| u64::from(range.len())).max().unwrap_or(0);
+        let room = host.free_memory.checked_div(self.memory).unwrap_or(held);
+        let layers = if host.loaded.is_empty() { held.min(room) } else { held };
+        let computes = self.weight.saturating_mul(layers).saturating_mul(host.pace_ns);
+        (Reverse(layers), computes.saturating_add(u64::from(host.rtt_us) * 1000))
+    }
+}
+
 /// The cheapest ways to each boundary.
-fn chains(choices: &Choices, hosts: &[&Candidate], hops: &Hops, tried: usize) -> Ways {
+fn chains(choices: &Choices, hosts: &[&Candidate], hops: &Hops, tried: usize, tries: &Tries) -> Ways {
     let mut ways: Ways = vec![Vec::new(); choices.len() + 1];
     let mut near = vec![Near::default(); hosts.len()];
     for (start, choices) in (0..).zip(choices) {
@@ -216,18 +280,21 @@ fn chains(choices: &Choices, hosts: &[&Candidate], hops: &Hops, tried: usize) ->
         }
         near.fill(Near::default());
         find_near(hosts, hops, &ways[start as usize], &mut near);
-        for (host, candidate) in hosts.iter().enumerate() {
-            let rtt_ns = u64::from(candidate.rtt_us) * 1000;
-            let Some(range) = candidate.layers.iter().find(|range| range.start <= start && start < range.end) else {
-                continue;
-            };
-            let there = There { host, candidate, range: *range };
+        let there = |host: &usize| There::new(*host, hosts[*host], start, choices);
+        for there in tries.order.iter().filter_map(there).take(tries.most) {
+            let (host, rtt_ns) = (there.host, u64::from(there.candidate.rtt_us) * 1000);
             let far = begun.iter().filter(|begun| near[host].known & (1 << begun.which) == 0).take(tried);
             for begun in far {
-                extend(begun, begun.cost.1.saturating_add(rtt_ns), there, choices, &mut ways);
+                let taken = begun.taken_of(host);
+                extend(begun, begun.cost.1.saturating_add(rtt_ns), there.without(taken), choices, &mut ways);
+                if taken == 0 {
+                    // A dearer way leads to no stage of this host that this one does not lead to.
+                    break;
+                }
             }
             if let Some((cost, which)) = near[host].best {
-                extend(&begun[which], cost.1.saturating_add(rtt_ns / 2), there, choices, &mut ways);
+                let (begun, way_ns) = (&begun[which], cost.1.saturating_add(rtt_ns / 2));
+                extend(begun, way_ns, there.without(begun.taken_of(host)), choices, &mut ways);
             }
         }
     }
@@ -256,7 +323,7 @@ fn begun(ways: &Ways, start: u32, which: usize) -> Begun {
     while end > 0 {
         let way = &ways[end as usize][at];
         taken.push((way.host, way.memory));
-        (end, at) = (way.stage.layers.start, way.before);
+        (end, at) = (way.layers.start, way.before);
     }
     Begun { which, cost, taken }
 }
@@ -267,23 +334,41 @@ struct There<'a> {
     host: usize,
     candidate: &'a Candidate,
     range: LayerRange,
+    /// Its memory that is free for the stage.
+    free: u64,
+}
+
+impl<'a> There<'a> {
+    /// Nothing where the host has no stage from `start` on.
+    fn new(host: usize, candidate: &'a Candidate, start: u32, choices: &[Choice]) -> Option<Self> {
+        let range = candidate.layers.iter().find(|range| range.start <= start && start < range.end)?;
+        let there = There { host, candidate, range: *range, free: candidate.free_memory };
+        choices.first().filter(|shortest| shortest.layers.end <= range.end && there.fits(shortest)).map(|_| there)
+    }
+
+    /// Whether there may be room for this stage or a longer one. A stage that is loaded takes no more memory.
+    fn fits(&self, choice: &Choice) -> bool {
+        choice.least <= self.free || !self.candidate.loaded.is_empty()
+    }
+
+    /// The same where so many bytes of its memory are taken.
+    fn without(self, taken: u64) -> Self {
+        Self { free: self.free.saturating_sub(taken), ..self }
+    }
 }
 
 /// Extends a way by each stage that the candidate may have, where it takes so many nanoseconds to go there and back beside
 /// what is computed.
 fn extend(begun: &Begun, way_ns: u64, there: There, choices: &[Choice], ways: &mut Ways) {
-    let There { host, candidate, range } = there;
-    let taken: u64 = begun.taken.iter().filter(|(other, _)| *other == host).map(|(_, memory)| memory).sum();
-    let free = candidate.free_memory.saturating_sub(taken);
-    for choice in choices.iter().take_while(|choice| choice.layers.end <= range.end) {
+    let There { host, candidate, range, free } = there;
+    for choice in choices.iter().take_while(|choice| choice.layers.end <= range.end && there.fits(choice)) {
         let Choice { layers, head, .. } = *choice;
         let memory = if candidate.loaded.contains(&(layers, head)) { 0 } else { choice.memory };
         if (head && !candidate.head) || memory > free {
             continue;
         }
         let cost = (begun.cost.0 + 1, way_ns.saturating_add(choice.weight.saturating_mul(candidate.pace_ns)));
-        let stage = PlanStage { node: candidate.node, layers, head };
-        keep(&mut ways[layers.end as usize], Way { cost, stage, host, memory, before: begun.which });
+        keep(&mut ways[layers.end as usize], Way { cost, layers, host, memory, before: begun.which });
     }
 }
 
@@ -508,6 +593,29 @@ mod tests {
         assert_eq!(run(12, &CutRules::free(), &[loaded], 100), Ok(vec![(1, 0, 12)]));
     }
 
+    #[test]
+    fn a_search_takes_bounded_steps_however_many_hosts_there_are_and_tries_the_best_of_them() {
+        let small = |name| Candidate { free_memory: 300, ..candidate(name, &[(0, 12)], true, 9) };
+        let (near, large) = (Candidate { rtt_us: 1, ..small(201) }, candidate(202, &[(0, 12)], true, 500));
+        // The quickest of all has room for two layers, where the small ones have three.
+        let quick = Candidate { free_memory: 200, pace_ns: 0, ..candidate(203, &[(0, 12)], true, 1) };
+        let hosts: Vec<Candidate> = (1..=200).map(small).chain([near, large, quick]).collect();
+        let (memory, weight) = (|range: LayerRange, _| u64::from(range.len()) * 100, |_, _| 1);
+        let (model, cuts, told) = (ModelId([0; 32]), &CutRules::free(), &Told::new());
+        let candidates = &hosts[..];
+        let request = PlanRequest { model, layers: 12, cuts, candidates, memory: &memory, weight: &weight, told };
+        let all = fewest::all(&request);
+        let named: Vec<&Candidate> = hosts.iter().collect();
+        // 78 stages.
+        let tries = |steps| Tries::within(steps, &all, &named);
+        assert_eq!((tries(78 * 50).most, tries(78).most), (50, LEAST));
+        assert_eq!(tries(78 * 50).order[..3], [201, 200, 0], "the large, and the near of the others");
+        assert_eq!(tries(78 * 203).order, (0..203).collect::<Vec<_>>(), "all, as they come");
+        let found =
+            |steps| search(&request, &all, 1, steps).unwrap().stages.iter().map(|stage| stage.node.0[0]).collect();
+        assert_eq!((found(78 * 203), found(78)), (vec![203, 202], vec![201, 202]), "the last is not tried");
+    }
+
     /// A host before the model's length is known.
     #[derive(Debug, Clone)]
     struct AnyHost {
@@ -602,7 +710,7 @@ mod tests {
             prop_assert_eq!(found.is_some(), of_all.is_some());
             let cost = |plan: &Plan| (plan.stages.len(), plan.token_us);
             prop_assert!(found.as_ref().map(cost) <= of_all.as_ref().map(cost), "{found:?}, {of_all:?}");
-            if let Some(uncrowded) = search(&request, &fewest::fewest(&request), 1) {
+            if let Some(uncrowded) = search(&request, &fewest::fewest(&request), 1, STEPS) {
                 prop_assert_eq!(Some(&uncrowded), of_all.as_ref());
                 prop_assert_eq!(found, of_all);
             }

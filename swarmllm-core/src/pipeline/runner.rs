@@ -8,7 +8,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::broadcast;
 use tokio::time::sleep;
 
 use crate::base::{ErrorKind, Event, Fault, ModelId, NodeId, SessionId};
@@ -19,6 +18,7 @@ use crate::pipeline::draft::Took;
 use crate::pipeline::drafter::Drafting;
 use crate::pipeline::job::{Coordinator, Job, Limits, Outcome, StageReport, TokenSink, late};
 use crate::pipeline::links::{CoordinatorInbox, Delivery, Outlet};
+use crate::pipeline::losses::Losses;
 use crate::pipeline::message::Message;
 use crate::pipeline::plan::Plan;
 use crate::pipeline::pool::{Pool, Pooling};
@@ -63,8 +63,7 @@ impl Begun {
 /// open, and the session's id is used up. Not cancel-safe: use `job.cancel`. What it gives is to be [`run`].
 pub async fn open(coordinator: &Coordinator, job: &Job, route: Route) -> Result<Begun, Result<End, Fault>> {
     let began = Instant::now();
-    let losses = coordinator.net.as_ref().map(NetHandle::disconnects);
-    let losses = Losses { peers: losses, links: coordinator.links.broken() };
+    let losses = Losses::new(coordinator);
     let inbox = coordinator.links.register_coordinator(job.session);
     let mut finder = Finder::new(coordinator.clone(), job.routes.clone(), job.terms());
     let prefix = coordinator.namer.of(job.codec).name(job.model, job.exact, &job.prompt);
@@ -159,6 +158,9 @@ struct Facts {
 
 /// Why the present route is of no use any more.
 type Broken = Blame;
+
+/// How a session ended.
+type Ended = Result<End, Fault>;
 
 impl<'a> Drive<'a> {
     fn new(coordinator: &'a Coordinator, job: Job, finder: Finder, open: OpenRoute, began: Instant) -> Self {
@@ -296,7 +298,7 @@ impl<'a> Drive<'a> {
     ) -> Result<End, Fault> {
         let mut actions = self.session.start();
         loop {
-            let mut next = self.act(&mut actions, sink).await;
+            let mut next = self.act(&mut actions, &mut losses, sink).await;
             if let Ok(None) = next {
                 next = self.wait(&mut inbox, &mut losses, sink).await.map(|more| {
                     actions = more;
@@ -338,13 +340,7 @@ impl<'a> Drive<'a> {
                 self.sent.iter_mut().for_each(|sent| sent.begun = Instant::now());
                 Ok(room.err().map(|fault| self.session.on_fault(fault)).unwrap_or_default())
             }
-            peer = next_of(losses.peers.as_mut()) => {
-                self.way.unfollow(peer, None);
-                self.way.lost(peer).map_or(Ok(Vec::new()), Err)
-            }
-            peer = next_of(Some(&mut losses.links)) => {
-                self.way.link_broke(peer, !self.sent.is_empty()).map_or(Ok(Vec::new()), Err)
-            }
+            loss = losses.next() => self.way.lose(loss, !self.sent.is_empty()).map_or(Ok(Vec::new()), Err),
             () = limits.overdue() => Ok(self.session.on_fault(late())),
             absent = self.absent() => Err(absent),
             () = sleep(STALL_DEADLINE), if reads => {
@@ -448,6 +444,9 @@ impl<'a> Drive<'a> {
             (Heard::Unfollowed, Message::Failed { stage, fault, .. }) => {
                 tracing::debug!(peer = %from, %fault, "a stand-by follows no more");
                 self.way.unfollow(from, Some(stage));
+                if stage == 0 {
+                    self.copies = copies(self.coordinator, &self.way);
+                }
             }
             (Heard::Late, _) => {
                 tracing::debug!(session = %self.job.session, "a late answer of an earlier route was dropped");
@@ -498,9 +497,10 @@ impl<'a> Drive<'a> {
     async fn act<S: TokenSink>(
         &mut self,
         actions: &mut Vec<Action>,
+        losses: &mut Losses,
         sink: &mut S,
-    ) -> Result<Option<Result<End, Fault>>, Broken> {
-        let mut broken = None;
+    ) -> Result<Option<Ended>, Broken> {
+        let mut stopped = Ok(None);
         while !actions.is_empty() {
             let batch = std::mem::take(actions);
             let (steps, rest): (Vec<Action>, Vec<Action>) =
@@ -510,8 +510,8 @@ impl<'a> Drive<'a> {
                 _ => None,
             });
             for step in steps {
-                if let Err(failed) = self.send(step).await {
-                    broken = Some(failed);
+                stopped = self.send(step, losses).await;
+                if !matches!(stopped, Ok(None)) {
                     break;
                 }
             }
@@ -536,8 +536,8 @@ impl<'a> Drive<'a> {
                     Action::Step { .. } | Action::Guess { .. } => {}
                 }
             }
-            if let Some(broken) = broken.take() {
-                return Err(broken);
+            if !matches!(stopped, Ok(None)) {
+                return stopped;
             }
             if let Some(most) = guess {
                 actions.extend(self.guess(most).await);
@@ -560,8 +560,10 @@ impl<'a> Drive<'a> {
         self.session.on_guesses(guesses)
     }
 
-    async fn send(&mut self, action: Action) -> Result<(), Broken> {
-        let Action::Step { step, pos, tokens, want_from, want, certain } = action else { return Ok(()) };
+    /// Sends a step to the first stage, waiting for room on the way there. Meanwhile it hears what ends the session or its
+    /// route: others may be slow to read what is before it.
+    async fn send(&mut self, action: Action, losses: &mut Losses) -> Result<Option<Ended>, Broken> {
+        let Action::Step { step, pos, tokens, want_from, want, certain } = action else { return Ok(None) };
         let embedder = &self.job.embedder;
         let mut hidden = Vec::new();
         embedder.embed(&tokens, &mut hidden).map_err(|error| Blame {
@@ -588,9 +590,20 @@ impl<'a> Drive<'a> {
         let begun = now.checked_sub(guessing).unwrap_or(now);
         self.sent.push_back(Sent { begun, guessing, rows, wanted: rows.saturating_sub(want_from) });
         self.copies.send(&message);
-        let sent = self.outlet.send(message).await;
-        let first = || self.way.host(0).into_iter().collect();
-        sent.map_err(|fault| Blame { nodes: first(), may_return: is_loss(fault.kind()), fault })
+        let Self { outlet, way, job, .. } = self;
+        let sent = job.limits.bound(async { Ok(outlet.send(message).await) });
+        match losses.bound(way, sent).await? {
+            Ok(Ok(())) => Ok(None),
+            Ok(Err(fault)) => {
+                let nodes = self.way.host(0).into_iter().collect();
+                Err(Blame { nodes, may_return: is_loss(fault.kind()), fault })
+            }
+            Err(end) => {
+                // It was not sent, and nobody is owed for it.
+                self.sent.pop_back();
+                Ok(Some(end))
+            }
+        }
     }
 }
 
@@ -627,22 +640,5 @@ fn median(micros: &[u32]) -> u32 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(0)
 }
 
-/// What a session hears of losses.
-struct Losses {
-    /// Peers that lost their last connection.
-    peers: Option<broadcast::Receiver<NodeId>>,
-    /// Peers to which this node's link broke.
-    links: broadcast::Receiver<NodeId>,
-}
-
-/// The next loss. A lagging receiver skips: the stall deadline covers what it missed.
-async fn next_of(losses: Option<&mut broadcast::Receiver<NodeId>>) -> NodeId {
-    let Some(receiver) = losses else { return std::future::pending().await };
-    loop {
-        match receiver.recv().await {
-            Ok(peer) => return peer,
-            Err(broadcast::error::RecvError::Lagged(_)) => continue,
-            Err(broadcast::error::RecvError::Closed) => return std::future::pending().await,
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -4,8 +4,9 @@
 //! next stage, logits to the coordinator. It ends, and frees the KV, when the session is released, its coordinator is
 //! gone, a step fails, or nothing came for [`IDLE`], before the first step for [`FIRST_STEP`]; a step that is being computed
 //! when its session ends is given up. A session that computes nothing for long, however often it is asked for, may be evicted
-//! where others need its slot or its stage's memory; that is no more than the loss of a route to its coordinator, which asks
-//! for the stage and hears that it is gone. The node's own sessions are never evicted: nobody else can begin one, each has a
+//! where others need its slot or its stage's memory; that is no more than the loss of a route to its coordinator. Whoever ends
+//! a session here for want of room tells its coordinator, which asks for a stage whose answer is late, and never for a
+//! stand-by. The node's own sessions are never evicted: nobody else can begin one, each has a
 //! reader that is given up after a minute, and what its machine computes first is for its owner to say.
 
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ use crate::pipeline::slots::Owner;
 use crate::pipeline::stages::{Claim, Lease, StageKey, StageTable};
 use crate::pipeline::stand_by::Copies;
 use crate::pipeline::turns::Turns;
-use crate::rt::TaskSet;
+use crate::rt::{Bounds, Shares, TaskSet};
 use crate::wire::control::{OpenSession, Opened, is_session_of};
 use crate::wire::job::StepHeader;
 use crate::wire::prefix::Prefix;
@@ -35,6 +36,9 @@ const FIRST_COPY: Duration = Duration::from_secs(60);
 /// A session that has computed nothing for so long is let go however often it is asked for: all stages are loaded within three
 /// minutes (`OPEN_DEADLINE` of a coordinator).
 const LONGEST_START: Duration = Duration::from_secs(300);
+/// Sessions whose coordinators are being told that they have failed, which waits where a coordinator reads slowly; those of one
+/// leave room for those of others, and each takes 8 KiB at most (`MAX_HEADER_BYTES`): 10 MiB. One that has no place is not told.
+const TELLING: Bounds = Bounds { all: 1024, each: 256, reserve: 256 };
 /// Addresses that a request may name for one peer.
 const MAX_ADDRESSES: usize = 32;
 
@@ -45,12 +49,13 @@ pub struct Serving {
     links: Links,
     tabs: Tabs,
     tasks: TaskSet,
+    telling: Shares<NodeId>,
 }
 
 impl Serving {
     /// Serves the stages of this table over these links, and counts what it does for whom.
     pub fn new(stages: StageTable, links: Links, tabs: Tabs, tasks: TaskSet) -> Self {
-        Self { stages, links, tabs, tasks }
+        Self { stages, links, tabs, tasks, telling: Shares::new(TELLING) }
     }
 
     /// The stages.
@@ -104,7 +109,8 @@ impl Serving {
         links.meet(open.previous, from, &inbox.over());
         let next = links.outlet_to_named(open.next.node);
         let turns = Turns::new(open, opened.width, cached);
-        let session = StageSession { turns, lease, links, next, copies, bill };
+        let telling = self.telling.clone();
+        let session = StageSession { turns, lease, links, next, copies, bill, telling };
         self.tasks.spawn("stage-session", session.run(inbox));
         Ok(opened)
     }
@@ -145,6 +151,8 @@ struct StageSession {
     copies: Copies,
     /// Nothing where the node computes for itself.
     bill: Option<Bill>,
+    /// The places to tell a coordinator.
+    telling: Shares<NodeId>,
 }
 
 impl StageSession {
@@ -153,22 +161,23 @@ impl StageSession {
         let (over, evicted) = (inbox.over(), self.lease.evicted());
         self.rest(0);
         let ended = over.run_until_cancelled(evicted.run_until_cancelled(self.serve(&mut inbox))).await.flatten();
-        if evicted.is_cancelled() {
-            tracing::debug!(session = %self.turns.open().session, "an idle session was evicted for others");
-        }
-        let (open, held) = (self.turns.open(), self.turns.held());
-        let named = inbox.keep().within(held);
+        let (open, held, (keep, dropped)) = (self.turns.open(), self.turns.held(), inbox.end());
+        let named = keep.within(held);
         match &ended {
             // What an engine or a peer has done wrong leaves nothing that is to be trusted.
             Some(Err(fault)) if !is_loss(fault.kind()) => {}
             _ if named.ids.is_empty() => self.lease.leave(owner_of(open), self.turns.lasting()),
             _ => self.lease.keep(open.coordinator.node, named),
         }
-        let Self { turns, lease, links, .. } = self;
+        let evicted = (evicted.is_cancelled() && !over.is_cancelled()).then(evicted_fault);
+        let fault = ended.and_then(Result::err).or(dropped).or(evicted);
+        let Self { turns, lease, links, telling, .. } = self;
         // Given back first: the coordinator may ask for it before it has heard of the end.
         drop(lease);
-        if let Some(Err(fault)) = ended {
-            fail(&links, &turns, fault).await;
+        let Some(fault) = fault else { return };
+        match telling.take(turns.open().coordinator.node) {
+            Some(_place) => fail(&links, &turns, fault).await,
+            None => tracing::debug!(%fault, "the coordinator is not told: it has not read what it was told before"),
         }
     }
 
@@ -243,6 +252,10 @@ impl StageSession {
     }
 }
 
+fn evicted_fault() -> Fault {
+    Fault::new(ErrorKind::Overloaded, "no more room: the session computed nothing for long, and others need its place")
+}
+
 /// Tells the coordinator why its session ends.
 async fn fail(links: &Links, turns: &Turns, fault: Fault) {
     // By a connection of its own making, if there is one.
@@ -251,3 +264,6 @@ async fn fail(links: &Links, turns: &Turns, fault: Fault) {
         tracing::debug!(%fault, "the coordinator could not be told");
     }
 }
+
+#[cfg(test)]
+mod tests;

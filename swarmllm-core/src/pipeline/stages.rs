@@ -585,4 +585,4 @@ fn not_known(model: ModelId) -> Fault {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -3,6 +3,7 @@
 use crate::base::{ErrorKind, Fault, LayerRange, ModelId, NodeId, SessionId};
 use crate::pipeline::job::StageReport;
 use crate::pipeline::links::{Hosts, SessionStage};
+use crate::pipeline::losses::Loss;
 use crate::pipeline::message::Message;
 use crate::pipeline::plan::{Plan, PlanStage};
 use crate::pipeline::route::{OpenRoute, Route};
@@ -193,6 +194,8 @@ impl Way {
                 (before.into_iter().chain([from]).filter(is_peer).collect(), false)
             }
             ErrorKind::InvalidArgument | ErrorKind::ContextOverflow | ErrorKind::NoCredit => (Vec::new(), false),
+            // There may be room again.
+            ErrorKind::Overloaded => (vec![from], true),
             _ => (vec![from], false),
         };
         Blame { nodes, may_return, fault }
@@ -202,6 +205,17 @@ impl Way {
     pub fn wrong(&self, fault: Fault) -> Blame {
         let last = self.stages.last().map(|stage| stage.node).filter(|node| *node != self.local);
         Blame { nodes: last.into_iter().collect(), may_return: false, fault }
+    }
+
+    /// A peer or the link to it was lost, of which the route may have no need; a stand-by that is lost follows no more.
+    pub fn lose(&mut self, loss: Loss, under_way: bool) -> Option<Blame> {
+        match loss {
+            Loss::Peer(peer) => {
+                self.unfollow(peer, None);
+                self.lost(peer)
+            }
+            Loss::Link(peer) => self.link_broke(peer, under_way),
+        }
     }
 
     /// A peer's connection is gone, of whom the route may have no need.
@@ -291,6 +305,7 @@ mod tests {
         assert_eq!(blamed(&way, 2, 1, ErrorKind::BadFrame), (vec![node(1), node(2)], false));
         assert_eq!(blamed(&way, 2, 1, ErrorKind::EngineFailed), (vec![node(2)], false));
         assert_eq!(blamed(&way, 2, 1, ErrorKind::NoCredit), (vec![], false));
+        assert_eq!(blamed(&way, 2, 1, ErrorKind::Overloaded), (vec![node(2)], true), "it may have room again");
         // Who speaks for another's stage speaks for itself.
         assert_eq!(blamed(&way, 1, 1, ErrorKind::PeerLost), (vec![node(1)], true));
     }

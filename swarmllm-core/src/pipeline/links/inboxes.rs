@@ -32,13 +32,13 @@ impl Opening {
         if self.over.is_cancelled() {
             return Err(ended(self.key.session));
         }
-        let (keep, over) = (Arc::<Mutex<Prefix>>::default(), CancellationToken::new());
+        let (ending, over) = (Arc::<Mutex<Ending>>::default(), CancellationToken::new());
         let (coordinator, guard) = (self.coordinator, over.clone().drop_guard());
         let asked = Arc::new(Mutex::new(Instant::now()));
-        let (bodies, kept) = (Bodies::new(), keep.clone());
-        let entry = StageEntry { coordinator, agreed, asked: asked.clone(), queue, bodies, keep: kept, _over: guard };
+        let (bodies, end) = (Bodies::new(), ending.clone());
+        let entry = StageEntry { coordinator, agreed, asked: asked.clone(), queue, bodies, ending: end, _over: guard };
         stages.live.insert(self.key, entry);
-        Ok(StageInbox { links: self.links.clone(), key: self.key, receiver, asked, keep, over })
+        Ok(StageInbox { links: self.links.clone(), key: self.key, receiver, asked, ending, over })
     }
 }
 
@@ -52,13 +52,25 @@ impl Drop for Opening {
     }
 }
 
+/// Who has ended a stage's session.
+#[derive(Debug, Default)]
+pub(super) enum Ending {
+    /// Nobody, or the loss of its coordinator.
+    #[default]
+    Unsaid,
+    /// Its coordinator, which named what may be kept.
+    Released(Prefix),
+    /// This node, for this reason.
+    Dropped(Fault),
+}
+
 /// The messages of one stage of one session.
 pub struct StageInbox {
     pub(super) links: Links,
     pub(super) key: SessionStage,
     pub(super) receiver: mpsc::Receiver<Queued>,
     asked: Arc<Mutex<Instant>>,
-    keep: Arc<Mutex<Prefix>>,
+    ending: Arc<Mutex<Ending>>,
     over: CancellationToken,
 }
 
@@ -73,9 +85,13 @@ impl StageInbox {
         *locked(&self.asked)
     }
 
-    /// What the coordinator named when it ended the session; nothing where it did not.
-    pub fn keep(&self) -> Prefix {
-        std::mem::take(&mut locked(&self.keep))
+    /// What the coordinator named when it ended the session, nothing where it did not; and why this node ended it, where it did.
+    pub fn end(&self) -> (Prefix, Option<Fault>) {
+        match std::mem::take(&mut *locked(&self.ending)) {
+            Ending::Unsaid => (Prefix::default(), None),
+            Ending::Released(keep) => (keep, None),
+            Ending::Dropped(fault) => (Prefix::default(), Some(fault)),
+        }
     }
 
     /// The next message; `None` once all were read of a session that is over. Cancel-safe.

@@ -7,6 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::*;
 use crate::identity::Keypair;
 use crate::net::{self, Incoming, NetConfig};
+use crate::pipeline::outgoing::Outgoing;
 use crate::rt::{Bounds, EventBus};
 use crate::wire::codec::Codec;
 use crate::wire::job::{LogitShape, LogitsHeader, Want};
@@ -37,6 +38,16 @@ fn step(to: SessionStage, rows: u32, codec: Codec) -> StepHeader {
         want: Want::Full,
         certain: 0,
         compute_us: Vec::new(),
+    }
+}
+
+impl Links {
+    /// A link to a peer that reads nothing, with no room left, until what is given is dropped.
+    pub(in crate::pipeline) fn stalled(&self, to: NodeId) -> mpsc::Receiver<Outgoing> {
+        let (queue, unread) = self.inner.outgoing.queue(to);
+        while queue.send(frame()).now_or_never().is_some() {}
+        locked(&self.inner.peers).insert(to, Link { queue, asked: Arc::default() });
+        unread
     }
 }
 
@@ -109,6 +120,11 @@ fn fill(links: &Links, from: u8, to: SessionStage) -> usize {
     (0..SESSION_QUEUE).take_while(|_| come(links, from, to) == Some(true)).count()
 }
 
+/// What this node has ended a session with, if it has.
+fn dropped(inbox: &StageInbox) -> Option<ErrorKind> {
+    inbox.end().1.map(|fault| fault.kind())
+}
+
 /// Longer than any test waits.
 const LONG: Duration = Duration::from_secs(600);
 /// Bytes of a step of 8 rows.
@@ -169,6 +185,7 @@ async fn a_session_with_more_than_a_window_unread_ends_where_memory_is_short_and
     assert_eq!([0; 2].map(|_| come(&links, 9, stage(2))), [Some(true), None], "one within its window waits");
     assert_eq!(come(&links, 9, stage(1)), Some(false), "and this one ends");
     assert!(greedy.over().is_cancelled() && !links.serves(stage(1), node(1)));
+    assert_eq!(dropped(&greedy), Some(ErrorKind::Overloaded), "its task hears why");
     assert!(links.serves(stage(2), node(1)));
     assert_eq!(std::iter::from_fn(|| greedy.next().now_or_never().flatten()).count(), 11, "what it had is read");
     assert_eq!(come(&links, 9, stage(2)), Some(true));
@@ -181,12 +198,13 @@ async fn a_session_that_waits_long_for_its_coordinators_memory_ends_and_not_the_
     let links = Links::holding(node(0), None, tasks, HeldBodies::within(bounds, Duration::from_millis(50)));
     let stage = |number| SessionStage { stage: number, ..STAGE };
     let open = |number, from| links.begin(stage(number), node(from)).unwrap().register(agreed(9, 3)).unwrap();
-    let (_one, two, _honest) = (open(1, 1), open(2, 1), open(3, 2));
+    let (one, two, _honest) = (open(1, 1), open(2, 1), open(3, 2));
     assert_eq!((fill(&links, 9, stage(1)), fill(&links, 9, stage(2))), (5, 1), "the share is taken");
     let reader = Reader { links: &links, from: node(9) };
     let header = StageHeader::Step(step(stage(2), 8, Codec::F32));
     assert!(reader.room(&header, BODY).await.is_none(), "its frame is passed over");
     assert!(two.over().is_cancelled() && links.serves(stage(1), node(1)));
+    assert_eq!((dropped(&two), dropped(&one)), (Some(ErrorKind::Overloaded), None));
     assert_eq!(come(&links, 9, stage(3)), Some(true), "the stream goes on for others");
 }
 

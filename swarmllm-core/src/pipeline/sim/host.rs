@@ -476,8 +476,13 @@ impl Swarm {
     fn end_stage(&mut self, index: usize, key: SessionStage) {
         let node = &mut self.nodes[index];
         let Some(serving) = node.serving.remove(&order(key)) else { return };
-        let named = serving.inbox.keep();
+        let (named, dropped) = serving.inbox.end();
+        let told = dropped.map(|fault| (serving.turns.open().coordinator.node, serving.turns.failed(fault)));
         node.leave(serving, named);
         self.note(|| format!("{index} ends stage {} of epoch {}", key.stage, key.epoch));
+        if let Some((coordinator, message)) = told {
+            let to = self.node(coordinator);
+            let _ = self.send(index, to, message);
+        }
     }
 }

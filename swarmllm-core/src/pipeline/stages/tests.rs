@@ -46,15 +46,15 @@ fn model_file() -> Vec<u8> {
 }
 
 /// A table of a node that holds a model.
-struct Bench {
-    table: StageTable,
+pub(in crate::pipeline) struct Bench {
+    pub table: StageTable,
     model: ModelId,
     _dir: TempDir,
 }
 
 impl Bench {
     /// With room for so many sessions of so many positions in this memory.
-    fn new(max_sessions: u32, context: u32, memory: u64) -> Self {
+    pub fn new(max_sessions: u32, context: u32, memory: u64) -> Self {
         let dir = TempDir::new().unwrap();
         let (file, catalog) = (dir.path().join("model.gguf"), Catalog::open(&dir.path().join("data")).unwrap());
         std::fs::write(&file, model_file()).unwrap();
@@ -67,7 +67,7 @@ impl Bench {
         Self { table, model, _dir: dir }
     }
 
-    fn key(&self) -> StageKey {
+    pub fn key(&self) -> StageKey {
         let engine = Positions.name().to_owned();
         StageKey { model: self.model, layers: LayerRange::new(0, LAYERS), head: true, engine }
     }

@@ -1,0 +1,156 @@
+//! A session whose steps find no room on the way to the first stage.
+
+use std::ops::ControlFlow;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::base::LayerRange;
+use crate::engine::echo::{ECHO, EchoEmbedder};
+use crate::engine::sample::{Sampled, Sampler, SamplingParams};
+use crate::ledger::Tabs;
+use crate::pipeline::links::Links;
+use crate::pipeline::plan::PlanStage;
+use crate::pipeline::route::Routes;
+use crate::pipeline::serve::Serving;
+use crate::pipeline::stages::tests::Bench;
+use crate::rt::{EventBus, TaskSet};
+use crate::wire::control::Opened;
+
+const SESSION: SessionId = SessionId([1; 16]);
+const MODEL: ModelId = ModelId([2; 32]);
+/// The host of the only stage.
+const HOST: NodeId = NodeId([3; 32]);
+const VOCAB: u32 = 11;
+const WIDTH: u32 = 4;
+/// Longer than any test waits.
+const LONG: Duration = Duration::from_secs(60);
+
+/// Finds no route, and tells that one was looked for.
+#[derive(Default)]
+struct Nowhere(Notify);
+
+impl Routes for Nowhere {
+    fn find(&self, _: Vec<NodeId>) -> BoxFuture<'_, Result<Route, Fault>> {
+        self.0.notify_one();
+        std::future::ready(Err(Fault::new(ErrorKind::NoPlan, "there is no other"))).boxed()
+    }
+
+    fn rouse(&self) {}
+}
+
+/// Reads all.
+struct Reader;
+
+impl TokenSink for Reader {
+    async fn token(&mut self, _: Sampled) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    fn has_room(&self) -> bool {
+        true
+    }
+
+    async fn room(&self) -> Result<(), Fault> {
+        Ok(())
+    }
+}
+
+fn coordinator(links: &Links, tasks: &TaskSet, bench: &Bench) -> Coordinator {
+    let (links, tasks, tabs) = (links.clone(), tasks.clone(), Tabs::new(None));
+    Coordinator {
+        serving: Serving::new(bench.table.clone(), links.clone(), tabs.clone(), tasks.clone()),
+        links,
+        net: None,
+        tasks,
+        namer: Namer::new([0; 32]),
+        overlap: Arc::default(),
+        lessons: Arc::default(),
+        speeds: Arc::default(),
+        failures: Arc::default(),
+        tabs,
+        events: EventBus::new(),
+    }
+}
+
+fn job(routes: Arc<Nowhere>, limits: Limits) -> Job {
+    Job {
+        session: SESSION,
+        model: MODEL,
+        routes,
+        engine: ECHO.to_owned(),
+        prompt: vec![1, 2, 3],
+        exact: false,
+        codec: Codec::F32,
+        guess: false,
+        drafter: None,
+        guide: None,
+        pooling: None,
+        max_tokens: 4,
+        vocab: VOCAB,
+        embedder: Arc::new(EchoEmbedder::new(7, WIDTH, VOCAB)),
+        sampler: Sampler::new(SamplingParams::default(), VOCAB).unwrap(),
+        is_end: Box::new(|_| false),
+        deadline: limits.deadline,
+        cancel: limits.cancel,
+    }
+}
+
+/// The session over one stage at [`HOST`], open.
+fn begun(coordinator: &Coordinator, job: &Job) -> Begun {
+    let stages = vec![PlanStage { node: HOST, layers: LayerRange::new(0, 1), head: true }];
+    let plan = Plan { model: MODEL, stages, token_us: 0 };
+    let route = Route { plan, addresses: vec![Vec::new()], weights: vec![1], stand_bys: vec![None] };
+    let opened = Opened { width: WIDTH, vocab: Some(VOCAB), max_rows: 8, cached: 0, context: 64, load_ms: 0 };
+    let (opened, nodes) = (vec![opened], vec![HOST]);
+    Begun {
+        finder: Finder::new(coordinator.clone(), job.routes.clone(), job.terms()),
+        open: OpenRoute { epoch: 0, route, opened, following: vec![None], nodes },
+        inbox: coordinator.links.register_coordinator(SESSION),
+        losses: Losses::new(coordinator),
+        began: Instant::now(),
+        opened_in: Duration::ZERO,
+    }
+}
+
+#[tokio::test]
+async fn a_session_whose_host_reads_nothing_hears_cancel_deadline_and_the_loss_of_the_host() {
+    let tasks = TaskSet::new(tokio::runtime::Handle::current());
+    let links = Links::new(NodeId([0; 32]), None, tasks.clone());
+    let (bench, unread) = (Bench::new(1, 8, 1 << 20), links.stalled(HOST));
+    let coordinator = coordinator(&links, &tasks, &bench);
+    let limits = |deadline| Limits { deadline, cancel: CancellationToken::new() };
+    let ends = async |limits: &Limits, act: &dyn Fn()| {
+        let job = job(Arc::default(), limits.clone());
+        let (begun, mut sink) = (begun(&coordinator, &job), Reader);
+        let mut running = Box::pin(run(&coordinator, job, begun, &mut sink));
+        let outcome = match running.as_mut().now_or_never() {
+            Some(outcome) => outcome,
+            None => {
+                act();
+                timeout(LONG, running).await.expect("it hears nothing")
+            }
+        };
+        outcome.end.map_err(|fault| fault.kind())
+    };
+    let (cancelled, late) = (limits(None), limits(Some(Instant::now() + Duration::from_millis(20))));
+    assert_eq!(ends(&cancelled, &|| cancelled.cancel.cancel()).await, Ok(End::Cancelled));
+    assert_eq!(ends(&late, &|| ()).await, Err(ErrorKind::Timeout));
+    assert!(coordinator.tabs.balances().is_empty(), "nothing is owed for what was not sent");
+
+    let routes = Arc::<Nowhere>::default();
+    let job = job(routes.clone(), limits(None));
+    let (begun, mut sink) = (begun(&coordinator, &job), Reader);
+    let mut running = Box::pin(run(&coordinator, job, begun, &mut sink));
+    assert!(running.as_mut().now_or_never().is_none());
+    links.broke(HOST);
+    tokio::select! {
+        outcome = running => panic!("it does not look for another route: {:?}", outcome.end),
+        sought = timeout(LONG, routes.0.notified()) => sought.expect("it hears nothing"),
+    }
+    drop(unread);
+}
