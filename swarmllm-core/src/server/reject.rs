@@ -5,6 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::base::json::JsonError;
 use crate::base::{ErrorKind, Fault};
 use crate::node::GenerateError;
 
@@ -66,6 +67,18 @@ impl Reject {
     pub(super) fn body(&self) -> ErrorBody<'_> {
         let Self { status, code, message, param } = self;
         ErrorBody { error: ErrorFacts { message, r#type: family(*status), param: param.as_deref(), code } }
+    }
+}
+
+/// The refusal of a body.
+impl From<JsonError> for Reject {
+    fn from(error: JsonError) -> Self {
+        let message = error.sentence("the body");
+        match error {
+            JsonError::Malformed(_) => Self::new(StatusCode::BAD_REQUEST, "malformed_json", message),
+            JsonError::Unfit { field: None, .. } => Self::of(ErrorKind::InvalidArgument, message),
+            JsonError::Unfit { field: Some(field), why } => Self::field(field, why),
+        }
     }
 }
 
