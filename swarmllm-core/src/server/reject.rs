@@ -171,6 +171,20 @@ mod tests {
     }
 
     #[test]
+    fn a_full_queue_is_told_with_the_time_after_which_to_come_back() {
+        let response = Reject::of(ErrorKind::Overloaded, "full").into_response();
+        assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(response.headers().get(header::RETRY_AFTER), Some(&RETRY_AFTER));
+        let body = serde_json::to_value(Reject::of(ErrorKind::Overloaded, "full").body()).unwrap();
+        assert_eq!(
+            (&body["error"]["type"], &body["error"]["code"]),
+            (&"rate_limit_error".into(), &"overloaded".into())
+        );
+        let other = Reject::of(ErrorKind::NoPlan, "").into_response();
+        assert_eq!(other.headers().get(header::RETRY_AFTER), None, "only what waiting mends");
+    }
+
+    #[test]
     fn a_long_foreign_value_does_not_make_a_long_message() {
         let reject = Reject::field("é".repeat(10_000), "ß".repeat(10_000));
         assert!(reject.message.len() <= MAX_MESSAGE);
