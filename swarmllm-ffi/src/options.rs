@@ -1,17 +1,23 @@
 //! JSON options of calls. Keys mirror the Rust fields; unknown keys are refused, `null` means "not given".
 
+use std::fmt;
 use std::time::Duration;
 
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, MapAccess, Unexpected, Visitor};
 use serde_json::{Map, Value};
+use swarmllm_core::base::json::{self, JsonError};
 use swarmllm_core::base::{Fault, LayerRange};
 use swarmllm_core::engine::sample::SamplingParams;
-use swarmllm_core::node::{ChatMessage, ChatRequest, GenerateOptions, ImportOptions, Parts, TemplateInputs, WebSource};
+use swarmllm_core::node::{
+    ChatMessage, ChatRequest, GenerateOptions, ImportOptions, MAX_STOPS, Parts, TemplateInputs, WebSource,
+};
 
 use crate::status::refuse;
 
 /// Messages of a chat: `[{"role": "user", "content": "..."}]`.
 pub fn messages(text: &str) -> Result<Vec<ChatMessage>, Fault> {
-    serde_json::from_str(text).map_err(|cause| refuse(format_args!("`messages` is not a list of messages: {cause}")))
+    whole(text, "messages")
 }
 
 /// A request for an answer to a chat. Its options are those of a generation and, in the same object, what the chat template
@@ -29,7 +35,7 @@ fn inputs(fields: &mut Map<String, Value>) -> Result<TemplateInputs, Fault> {
     if let Some(on) = take::<bool>(fields, "enable_thinking")?
         && kwargs.insert("enable_thinking".to_owned(), Value::Bool(on)).is_some()
     {
-        return Err(refuse("`enable_thinking` is given twice"));
+        return Err(unfit(&JsonError::field("enable_thinking", "is in `chat_template_kwargs` too")));
     }
     let (tools, documents) = (take(fields, "tools")?, take(fields, "documents")?);
     let (tools, documents) = (tools.unwrap_or_default(), documents.unwrap_or_default());
@@ -47,7 +53,7 @@ fn generation(mut fields: Map<String, Value>) -> Result<GenerateOptions, Fault> 
     let default = GenerateOptions::default();
     Ok(GenerateOptions {
         max_tokens: take(&mut fields, "max_tokens")?,
-        stop: stop(fields.remove("stop"))?,
+        stop: take::<Stops>(&mut fields, "stop")?.unwrap_or_default().0,
         deadline: deadline.map(Duration::from_millis),
         exact: take(&mut fields, "exact")?.unwrap_or(default.exact),
         guess: take(&mut fields, "guess")?.unwrap_or(default.guess),
@@ -91,58 +97,96 @@ fn source(address: &str, fields: &mut Map<String, Value>) -> Result<WebSource, F
 fn kept(mut fields: Map<String, Value>) -> Result<ImportOptions, Fault> {
     let name = take(&mut fields, "name")?;
     let anyway = take(&mut fields, "anyway")?.unwrap_or_default();
-    let parts = match fields.remove("parts") {
-        None => None,
-        Some(Value::Array(parts)) => Some(parts.iter().map(part).collect::<Result<_, _>>()?),
-        Some(_) => return Err(refuse("`parts` is not a list")),
-    };
+    let parts = take::<Vec<Part>>(&mut fields, "parts")?;
+    let parts = parts.map(|parts| parts.into_iter().map(|part| part.0).collect());
     no_more(&fields).map(|()| ImportOptions { name, parts, anyway, progress: None })
 }
 
 fn no_more(fields: &Map<String, Value>) -> Result<(), Fault> {
     match fields.keys().next() {
-        Some(key) => Err(refuse(format_args!("there is no option `{key}`"))),
+        Some(key) => Err(unknown(key)),
         None => Ok(()),
     }
 }
 
 /// Which shards: `"all"`, `"coordinator"`, or `{"start": 0, "end": 10, "head": false}`; none given means all.
 pub fn parts(text: Option<&str>) -> Result<Parts, Fault> {
-    let Some(text) = text else { return Ok(Parts::All) };
-    part(&serde_json::from_str(text).map_err(|cause| refuse(format_args!("`parts` is not JSON: {cause}")))?)
+    text.map_or(Ok(Parts::All), |text| whole::<Part>(text, "parts").map(|part| part.0))
 }
 
-fn part(value: &Value) -> Result<Parts, Fault> {
-    let number = |key| value.get(key).and_then(Value::as_u64).and_then(|number| u32::try_from(number).ok());
-    match (value.as_str(), number("start"), number("end")) {
-        (Some("all"), ..) => Ok(Parts::All),
-        (Some("coordinator"), ..) => Ok(Parts::Coordinator),
-        (None, Some(start), Some(end)) => {
-            let head = value.get("head").is_some_and(|head| *head == Value::Bool(true));
-            Ok(Parts::Stage { layers: LayerRange::new(start, end), head })
-        }
-        _ => Err(refuse("a part is \"all\", \"coordinator\" or {\"start\": 0, \"end\": 10, \"head\": false}")),
+struct Part(Parts);
+
+/// The object of a stage.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stage {
+    start: u32,
+    end: u32,
+    head: Option<bool>,
+}
+
+impl<'de> Deserialize<'de> for Part {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+        json.deserialize_any(PartVisitor)
     }
+}
+
+struct PartVisitor;
+
+impl<'de> Visitor<'de> for PartVisitor {
+    type Value = Part;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(r#""all", "coordinator" or {"start": 0, "end": 10, "head": false}"#)
+    }
+
+    fn visit_str<E: de::Error>(self, name: &str) -> Result<Part, E> {
+        match name {
+            "all" => Ok(Part(Parts::All)),
+            "coordinator" => Ok(Part(Parts::Coordinator)),
+            _ => Err(E::invalid_value(Unexpected::Str(name), &self)),
+        }
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<Part, A::Error> {
+        let Stage { start, end, head } = Stage::deserialize(MapAccessDeserializer::new(fields))?;
+        Ok(Part(Parts::Stage { layers: LayerRange::new(start, end), head: head.unwrap_or_default() }))
+    }
+}
+
+/// A text or a list of them.
+#[derive(Default, serde::Deserialize)]
+#[serde(transparent)]
+struct Stops(#[serde(deserialize_with = "stop_texts")] Vec<String>);
+
+fn stop_texts<'de, D: Deserializer<'de>>(json: D) -> Result<Vec<String>, D::Error> {
+    json::texts(json, MAX_STOPS)
 }
 
 fn object(text: Option<&str>) -> Result<Map<String, Value>, Fault> {
     let Some(text) = text else { return Ok(Map::new()) };
-    let fields = serde_json::from_str::<Map<String, Value>>(text);
-    let fields = fields.map_err(|cause| refuse(format_args!("`options` is not a JSON object: {cause}")))?;
+    let fields: Map<String, Value> =
+        json::parse(text.as_bytes()).map_err(|error| refuse(error.sentence("`options`")))?;
     Ok(fields.into_iter().filter(|(_, value)| !value.is_null()).collect())
 }
 
-fn take<T: serde::de::DeserializeOwned>(fields: &mut Map<String, Value>, key: &str) -> Result<Option<T>, Fault> {
-    let value = fields.remove(key).map(serde_json::from_value).transpose();
-    value.map_err(|cause| refuse(format_args!("option `{key}`: {cause}")))
+/// Reads an argument of this name.
+fn whole<T: DeserializeOwned>(text: &str, name: &str) -> Result<T, Fault> {
+    json::parse(text.as_bytes()).map_err(|error| refuse(error.below(name).sentence(&format!("`{name}`"))))
 }
 
-fn stop(value: Option<Value>) -> Result<Vec<String>, Fault> {
-    match value {
-        None => Ok(Vec::new()),
-        Some(Value::String(stop)) => Ok(vec![stop]),
-        Some(list) => serde_json::from_value(list).map_err(|cause| refuse(format_args!("option `stop`: {cause}"))),
-    }
+fn take<T: DeserializeOwned>(fields: &mut Map<String, Value>, key: &str) -> Result<Option<T>, Fault> {
+    let value = fields.remove(key).map(json::convert).transpose();
+    value.map_err(|error| unfit(&error.below(key)))
+}
+
+fn unknown(key: &str) -> Fault {
+    unfit(&JsonError::field(key, json::UNKNOWN))
+}
+
+/// The refusal of what stands in the options.
+fn unfit(error: &JsonError) -> Fault {
+    refuse(error.sentence("`options`"))
 }
 
 /// Every field that `SamplingParams` has is an option, and nothing else is.
@@ -150,10 +194,9 @@ fn sampling(fields: Map<String, Value>) -> Result<SamplingParams, Fault> {
     let odd = |cause: serde_json::Error| refuse(format_args!("sampling options: {cause}"));
     let mut whole = serde_json::to_value(SamplingParams::default()).map_err(odd)?;
     for (key, value) in fields {
-        let slot = whole.get_mut(&key);
-        *slot.ok_or_else(|| refuse(format_args!("there is no option `{key}`")))? = value;
+        *whole.get_mut(&key).ok_or_else(|| unknown(&key))? = value;
     }
-    serde_json::from_value(whole).map_err(odd)
+    json::convert(whole).map_err(|error| unfit(&error))
 }
 
 #[cfg(test)]
@@ -214,6 +257,49 @@ mod tests {
         for text in [r#"{"parts": "all"}"#, r#"{"parts": ["half"]}"#, r#"{"nam": "x"}"#] {
             assert!(import(Some(text)).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named_with_what_was_wanted_and_found() {
+        let whole = "must be a whole number from 0 to 4294967295, not";
+        let table = [
+            ("[]", "`options` must be an object, not a list".to_owned()),
+            ("{", "`options` is not JSON: it ends too early, at line 1 column 1".to_owned()),
+            (r#"{"max_token": 3}"#, "`max_token`: is not known; leave it out".to_owned()),
+            (r#"{"max_tokens": "3"}"#, format!("`max_tokens`: {whole} \"3\"")),
+            (r#"{"max_tokens": -1}"#, format!("`max_tokens`: {whole} -1")),
+            (r#"{"top_k": 5000000000}"#, format!("`top_k`: {whole} 5000000000")),
+            (r#"{"logit_bias": {"x": 1}}"#, format!("`logit_bias.x`: {whole} \"x\"")),
+            (r#"{"stop": 3}"#, "`stop`: must be text, or a list of at most 16 texts, not 3".to_owned()),
+            (r#"{"stop": ["a", 3]}"#, "`stop[1]`: must be text, not 3".to_owned()),
+            (r#"{"wire": "f64"}"#, "`wire`: must be one of `f32`, `bf16`, `int8`, not \"f64\"".to_owned()),
+            (r#"{"constraint": {"regex": 3}}"#, "`constraint.regex`: must be text, not 3".to_owned()),
+            (r#"{"seed": "x"}"#, "`seed`: must be a whole number from 0 to 18446744073709551615, not \"x\"".to_owned()),
+        ];
+        for (text, sentence) in table {
+            assert_eq!(generate(Some(text)).unwrap_err().message(), sentence, "{text}");
+        }
+        let part = r#"must be "all", "coordinator" or {"start": 0, "end": 10, "head": false}, not"#;
+        let table = [
+            (r#"{"parts": "all"}"#, "`parts`: must be a list, not \"all\"".to_owned()),
+            (r#"{"parts": ["half"]}"#, format!("`parts[0]`: {part} \"half\"")),
+            (r#"{"parts": [{"start": 0}]}"#, "`parts[0].end`: is missing".to_owned()),
+            (
+                r#"{"parts": [{"start": 0, "end": 1, "head": 1}]}"#,
+                "`parts[0].head`: must be true or false, not 1".to_owned(),
+            ),
+            (
+                r#"{"parts": [{"start": 0, "end": 1, "hed": true}]}"#,
+                "`parts[0].hed`: is not known; leave it out".to_owned(),
+            ),
+            (r#"{"nam": "x"}"#, "`nam`: is not known; leave it out".to_owned()),
+        ];
+        for (text, sentence) in table {
+            assert_eq!(import(Some(text)).err().unwrap().message(), sentence, "{text}");
+        }
+        assert_eq!(parts(Some("3")).unwrap_err().message(), format!("`parts`: {part} 3"));
+        assert_eq!(messages(r#"[{"role": "user"}]"#).unwrap_err().message(), "`messages[0].content`: is missing");
+        assert_eq!(messages("x").unwrap_err().message(), "`messages` is not JSON: expected value at line 1 column 1");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! May import: `swarmllm_core`'s public API only.
 
 mod errors;
+mod fields;
 mod generation;
 mod node;
 mod options;

@@ -392,7 +392,7 @@ impl NativeNode {
         &self,
         py: Python<'_>,
         model: String,
-        messages: Vec<(String, String)>,
+        messages: &str,
         options: Options,
         templated: Templated,
     ) -> PyResult<NativeGeneration> {
@@ -404,7 +404,7 @@ impl NativeNode {
         &self,
         py: Python<'py>,
         model: String,
-        messages: Vec<(String, String)>,
+        messages: &str,
         options: Options,
         templated: Templated,
     ) -> PyResult<Bound<'py, PyAny>> {

@@ -5,7 +5,10 @@ use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
+use serde::de::DeserializeOwned;
+use swarmllm_core::base::json::{self, JsonError};
 use swarmllm_core::base::{ErrorKind, LayerRange};
 use swarmllm_core::node::{
     ChatMessage, ChatRequest, Codec, Constraint, GenerateOptions, Node, NodeBuilder, Parts, Pooling, Preset,
@@ -13,37 +16,38 @@ use swarmllm_core::node::{
 };
 
 use crate::errors::Failure;
+use crate::fields::{fields, unfit};
 
-/// A node's configuration, from a dict with all of these keys.
-#[derive(FromPyObject)]
-#[pyo3(from_item_all)]
-pub struct NodeConfig {
-    data_dir: Option<PathBuf>,
-    preset: Option<String>,
-    network: Option<String>,
-    private: Option<bool>,
-    join: Option<String>,
-    listen: Option<Vec<String>>,
-    bootstrap: Option<Vec<String>>,
-    mdns: Option<bool>,
-    relay: Option<bool>,
-    external: Option<Vec<String>>,
-    upnp: Option<bool>,
-    max_traffic: Option<NonZeroU64>,
-    serve: Option<bool>,
-    threads: Option<u32>,
-    gpu_layers: Option<u32>,
-    keep_awake: Option<bool>,
-    memory: Option<u64>,
-    max_disk_bytes: Option<u64>,
-    place: Option<u64>,
-    download_rate: Option<NonZeroU64>,
-    context: Option<u32>,
-    sessions: Option<u32>,
-    kv: Option<String>,
-    credit_limit: Option<u64>,
-    engine: Option<String>,
-    chat_template: Option<String>,
+fields! {
+    /// A node's configuration, from a dict with all of these keys.
+    pub struct NodeConfig {
+        data_dir: PathBuf,
+        preset: String,
+        network: String,
+        private: bool,
+        join: String,
+        listen: Vec<String>,
+        bootstrap: Vec<String>,
+        mdns: bool,
+        relay: bool,
+        external: Vec<String>,
+        upnp: bool,
+        max_traffic: NonZeroU64,
+        serve: bool,
+        threads: u32,
+        gpu_layers: u32,
+        keep_awake: bool,
+        memory: u64,
+        max_disk_bytes: u64,
+        place: u64,
+        download_rate: NonZeroU64,
+        context: u32,
+        sessions: u32,
+        kv: String,
+        credit_limit: u64,
+        engine: String,
+        chat_template: String,
+    }
 }
 
 impl NodeConfig {
@@ -102,37 +106,37 @@ fn preset(name: String) -> Result<Preset, Failure> {
         "offline" => Ok(Preset::Offline),
         "lan" => Ok(Preset::Lan),
         "public" => Ok(Preset::Public),
-        _ => Err(refuse(format_args!("preset `{name}` is not `offline`, `lan` or `public`"))),
+        _ => Err(refuse(format_args!("`preset`: must be one of `offline`, `lan`, `public`, not {name:?}"))),
     }
 }
 
-/// A generation's options, from a dict with all of these keys.
-#[derive(FromPyObject)]
-#[pyo3(from_item_all)]
-pub struct Options {
-    max_tokens: Option<u32>,
-    temperature: Option<f32>,
-    top_k: Option<u32>,
-    typical_p: Option<f32>,
-    top_p: Option<f32>,
-    min_p: Option<f32>,
-    repeat_penalty: Option<f32>,
-    repeat_last_n: Option<u32>,
-    presence_penalty: Option<f32>,
-    frequency_penalty: Option<f32>,
-    logit_bias: Option<BTreeMap<u32, f32>>,
-    seed: Option<u64>,
-    stop: Option<Vec<String>>,
-    deadline: Option<f64>,
-    exact: Option<bool>,
-    guess: Option<bool>,
-    draft: Option<String>,
-    stand_by: Option<bool>,
-    wire: Option<String>,
-    logprobs: Option<u32>,
-    /// JSON, as [`Constraint`] is written in it.
-    constraint: Option<String>,
-    caller: Option<String>,
+fields! {
+    /// A generation's options, from a dict with all of these keys.
+    pub struct Options {
+        max_tokens: u32,
+        temperature: f32,
+        top_k: u32,
+        typical_p: f32,
+        top_p: f32,
+        min_p: f32,
+        repeat_penalty: f32,
+        repeat_last_n: u32,
+        presence_penalty: f32,
+        frequency_penalty: f32,
+        logit_bias: BTreeMap<u32, f32>,
+        seed: u64,
+        stop: Vec<String>,
+        deadline: f64,
+        exact: bool,
+        guess: bool,
+        draft: String,
+        stand_by: bool,
+        wire: String,
+        logprobs: u32,
+        /// JSON, as [`Constraint`] is written in it.
+        constraint: String,
+        caller: String,
+    }
 }
 
 impl Options {
@@ -172,51 +176,51 @@ impl Options {
 }
 
 fn wire(name: String) -> Result<Codec, Failure> {
-    name.parse().map_err(|cause| refuse(format_args!("option `wire`: {cause}")))
+    json::convert(name.into()).map_err(|error| unread("wire", error))
 }
 
-fn constraint(json: String) -> Result<Constraint, Failure> {
-    serde_json::from_str(&json).map_err(|cause| refuse(format_args!("option `constraint`: {cause}")))
+fn constraint(text: String) -> Result<Constraint, Failure> {
+    read("constraint", &text)
 }
 
-/// What a chat template is given, from a dict with all of these keys.
-#[derive(FromPyObject)]
-#[pyo3(from_item_all)]
-pub struct Templated {
-    /// JSON.
-    tools: String,
-    /// JSON.
-    documents: String,
-    /// JSON.
-    kwargs: String,
-    chat_template: Option<String>,
-    parse_content: bool,
+fields! {
+    /// What a chat template is given, from a dict with all of these keys.
+    pub struct Templated {
+        /// JSON.
+        tools: String,
+        /// JSON.
+        documents: String,
+        /// JSON.
+        kwargs: String,
+        chat_template: String,
+        parse_content: bool,
+    }
 }
 
 /// A request for an answer to a chat.
-pub fn chat(
-    model: String,
-    messages: Vec<(String, String)>,
-    options: Options,
-    templated: Templated,
-) -> Result<ChatRequest, Failure> {
+pub fn chat(model: String, messages: &str, options: Options, templated: Templated) -> Result<ChatRequest, Failure> {
     let inputs = TemplateInputs {
-        tools: read("tools", &templated.tools)?,
-        documents: read("documents", &templated.documents)?,
-        kwargs: read("chat_template_kwargs", &templated.kwargs)?,
-        parse_content: templated.parse_content,
+        tools: given("tools", templated.tools)?,
+        documents: given("documents", templated.documents)?,
+        kwargs: given("chat_template_kwargs", templated.kwargs)?,
+        parse_content: templated.parse_content.unwrap_or_default(),
     };
-    let (messages, options, chat_template) = (self::messages(messages), options.convert()?, templated.chat_template);
+    let (options, chat_template) = (options.convert()?, templated.chat_template);
+    let messages: Vec<ChatMessage> = read("messages", messages)?;
     Ok(ChatRequest { model, messages, options, inputs, chat_template })
 }
 
-fn read<T: serde::de::DeserializeOwned>(name: &str, json: &str) -> Result<T, Failure> {
-    serde_json::from_str(json).map_err(|cause| refuse(format_args!("option `{name}`: {cause}")))
+/// Reads JSON; what is not given is the default.
+fn given<T: DeserializeOwned + Default>(name: &str, json: Option<String>) -> Result<T, Failure> {
+    json.map_or_else(|| Ok(T::default()), |json| read(name, &json))
 }
 
-/// `(role, content)` pairs as messages.
-fn messages(pairs: Vec<(String, String)>) -> Vec<ChatMessage> {
-    pairs.into_iter().map(|(role, content)| ChatMessage { role, content }).collect()
+fn read<T: DeserializeOwned>(name: &str, json: &str) -> Result<T, Failure> {
+    json::parse(json.as_bytes()).map_err(|error| unread(name, error))
+}
+
+fn unread(name: &str, error: JsonError) -> Failure {
+    refuse(error.below(name).sentence(&format!("`{name}`")))
 }
 
 /// Seconds as Python counts them.
@@ -229,16 +233,30 @@ pub fn pooling(name: &str) -> Result<Pooling, Failure> {
     match name {
         "mean" => Ok(Pooling::Mean),
         "last" => Ok(Pooling::Last),
-        _ => Err(refuse(format_args!("pooling is `{name}`; it is `mean` or `last`"))),
+        _ => Err(refuse(format_args!("`pooling`: must be one of `mean`, `last`, not {name:?}"))),
     }
 }
 
 /// Which shards of a model.
-#[derive(FromPyObject)]
 pub enum Part {
     Stage(u32, u32, bool),
     Layers(u32, u32),
     Named(String),
+}
+
+/// What a part may be.
+const PARTS: &str = "\"all\", \"coordinator\", (start, end) or (start, end, head)";
+
+impl<'py> FromPyObject<'_, 'py> for Part {
+    type Error = PyErr;
+
+    fn extract(part: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let stage = || part.extract().map(|(start, end, head): (u32, u32, bool)| Part::Stage(start, end, head)).ok();
+        let layers = || part.extract().map(|(start, end): (u32, u32)| Part::Layers(start, end)).ok();
+        let named = part.extract().map(Part::Named).ok();
+        let any = named.or_else(stage).or_else(layers);
+        any.ok_or_else(|| unfit("part", PARTS, &part, &PyTypeError::new_err(())))
+    }
 }
 
 impl Part {
@@ -249,9 +267,7 @@ impl Part {
             Part::Layers(start, end) => Part::Stage(start, end, false).convert(),
             Part::Named(name) if name == "all" => Ok(Parts::All),
             Part::Named(name) if name == "coordinator" => Ok(Parts::Coordinator),
-            Part::Named(name) => Err(refuse(format_args!(
-                "part `{name}` is not `all`, `coordinator`, (start, end) or (start, end, head)"
-            ))),
+            Part::Named(name) => Err(refuse(format_args!("`part`: must be {PARTS}, not {name:?}"))),
         }
     }
 }

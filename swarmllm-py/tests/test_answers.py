@@ -219,7 +219,7 @@ def test_several_answers_are_each_what_its_seed_says_and_the_prompt_counts_once(
     for odd in (0, 9, -1):
         with pytest.raises(swarmllm.InvalidArgumentError, match="n is 1 to 8"):
             smol.chat("smol", QUESTION, n=odd)
-    with pytest.raises(TypeError, match="seed"):
+    with pytest.raises(swarmllm.InvalidArgumentError, match="`seed`: must be a whole number"):
         smol.chat("smol", QUESTION, n=2, seed=-1)
     for kind in (1.0, True, "2"):
         with pytest.raises(TypeError, match="n is a number"):

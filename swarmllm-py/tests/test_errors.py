@@ -124,6 +124,39 @@ def test_arguments_of_the_wrong_kind_are_refused(node: swarmllm.Node) -> None:
         swarmllm.Node(preset="everywhere").start()  # type: ignore[arg-type]
 
 
+def test_what_does_not_fit_is_named_with_what_was_wanted_and_found(node: swarmllm.Node) -> None:
+    whole = "must be a whole number from 0 to 4294967295, not"
+    user = [{"role": "user", "content": "x"}]
+    table: list[tuple[type[Exception], dict[str, object], str]] = [
+        (TypeError, {"max_tokens": "three"}, f"`max_tokens`: {whole} 'three'"),
+        (TypeError, {"temperature": "hot"}, "`temperature`: must be a number, not 'hot'"),
+        (TypeError, {"stop": 3}, "`stop`: must be a list of texts, not 3"),
+        (TypeError, {"logit_bias": 3}, "`logit_bias`: must be numbers by token, not 3"),
+        (TypeError, {"exact": "no"}, "`exact`: must be True or False, not 'no'"),
+        (TypeError, {"chat_template": 3}, "`chat_template`: must be text, not 3"),
+        (swarmllm.InvalidArgumentError, {"max_tokens": -1}, f"`max_tokens`: {whole} -1"),
+        (swarmllm.InvalidArgumentError, {"top_k": 5_000_000_000}, f"`top_k`: {whole} 5000000000"),
+        (swarmllm.InvalidArgumentError, {"wire": "f64"}, '`wire`: must be one of `f32`, `bf16`, `int8`, not "f64"'),
+        (swarmllm.InvalidArgumentError, {"constraint": {"regex": 3}}, "`constraint.regex`: must be text, not 3"),
+        (swarmllm.InvalidArgumentError, {"tools": "f"}, '`tools`: must be a list, not "f"'),
+        (swarmllm.InvalidArgumentError, {"chat_template_kwargs": [1]}, "`chat_template_kwargs`: must be an object, not a list"),
+        (swarmllm.InvalidArgumentError, {"messages": [{"role": "user"}]}, "`messages[0].content`: is missing"),
+        (swarmllm.InvalidArgumentError, {"messages": [3]}, "`messages[0]`: must be an object, not 3"),
+    ]
+    for kind, options, sentence in table:
+        given: dict[str, object] = {"messages": user, **options}
+        with pytest.raises(kind) as caught:
+            node.chat("m", **given)  # type: ignore[call-overload]
+        assert str(caught.value) == sentence
+    with pytest.raises(TypeError, match="there is no option 'max_token'; options are max_tokens, "):
+        node.chat("m", user, max_token=3)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="`threads`: must be a whole number from 0 to 4294967295, not 'two'"):
+        swarmllm.Node(preset="offline", threads="two").start()  # type: ignore[arg-type]
+    with pytest.raises(TypeError) as caught_part:
+        node.pull("m", 3)  # type: ignore[arg-type]
+    assert str(caught_part.value) == '`part`: must be "all", "coordinator", (start, end) or (start, end, head), not 3'
+
+
 def test_parts_that_the_model_does_not_have_are_refused(node: swarmllm.Node, gguf: str) -> None:
     for parts in [[(5, 2)], [(0, 9999)], [(0, 1, True), (3, 3, False)], []]:
         for call in [node.import_model, node.examine]:

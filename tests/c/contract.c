@@ -92,6 +92,43 @@ static void test_configurations(void) {
   swarmllm_config_free(foreign);
 }
 
+/* Whether the last error of this thread is this sentence. */
+static int said(const char *sentence) {
+  char message[1100];
+  swarmllm_last_error(message, sizeof message);
+  if (strcmp(message, sentence)) printf("        `%s` instead of `%s`\n", message, sentence);
+  return strcmp(message, sentence) == 0;
+}
+
+/* What is said of options that cannot be used: where it is, what was wanted and what was found. */
+static void test_options(swarmllm_node node) {
+  static const char *const table[][2] = {
+      {"[]", "`options` must be an object, not a list"},
+      {"{", "`options` is not JSON: it ends too early, at line 1 column 1"},
+      {"{\"max_token\":1}", "`max_token`: is not known; leave it out"},
+      {"{\"max_tokens\":\"3\"}", "`max_tokens`: must be a whole number from 0 to 4294967295, not \"3\""},
+      {"{\"max_tokens\":-1}", "`max_tokens`: must be a whole number from 0 to 4294967295, not -1"},
+      {"{\"constraint\":{\"regex\":3}}", "`constraint.regex`: must be text, not 3"},
+      {"{\"stop\":[\"a\",3]}", "`stop[1]`: must be text, not 3"},
+  };
+  const char *messages = "[{\"role\":\"user\",\"content\":\"x\"}]";
+  swarmllm_generation generation = {0};
+  swarmllm_string text = NO_STRING;
+  size_t i;
+  for (i = 0; i < sizeof table / sizeof table[0]; i++) {
+    expect(swarmllm_node_chat(node, "m", messages, table[i][0], &generation) == SWARMLLM_INVALID_ARGUMENT &&
+               said(table[i][1]),
+           table[i][1]);
+  }
+  expect(swarmllm_node_chat(node, "m", "[{\"role\":\"user\"}]", NULL, &generation) == SWARMLLM_INVALID_ARGUMENT &&
+             said("`messages[0].content`: is missing"),
+         "a message is named by its place");
+  expect(swarmllm_node_import(node, "/no/such/file.gguf", "{\"parts\":[{\"start\":0}]}", NULL, NULL, &text) ==
+                 SWARMLLM_INVALID_ARGUMENT &&
+             said("`parts[0].end`: is missing"),
+         "so is a part");
+}
+
 static void test_nodes(void) {
   char *directory = new_directory();
   swarmllm_config config;
@@ -132,6 +169,7 @@ static void test_nodes(void) {
          "messages that are not JSON are refused");
   expect(swarmllm_node_chat(node, "m", "[]", "{\"max_token\":1}", &generation) == SWARMLLM_INVALID_ARGUMENT,
          "an unknown option is refused");
+  test_options(node);
   expect(swarmllm_node_chat(node, NULL, NULL, NULL, NULL) == SWARMLLM_INVALID_ARGUMENT, "NULLs everywhere are refused");
   expect(swarmllm_node_import(node, directory, NULL, NULL, NULL, &text) != 0, "a directory is no model");
   expect(swarmllm_node_import_url(node, "ftp://example.org/a.gguf", NULL, NULL, NULL, &text) == SWARMLLM_INVALID_ARGUMENT,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use swarmllm_core::base::{ErrorKind, Event, LayerRange, ModelId};
 use swarmllm_core::node::{Delta, GenerateOptions, GenerateRequest, Parts, Preset, Prompt};
+use swarmllm_core::pipeline::stages::SLOT_WAIT;
 use swarmllm_core::server::{ServerConfig, serve};
 use swarmllm_tests::cluster::{
     CLOSING, Carrier, Cluster, Member, answer, ask, await_plan, builder, greedy, join, lonely_network, stage_parts,
@@ -192,8 +193,6 @@ fn stream_over_http(address: SocketAddr, model: ModelId) -> TcpStream {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_finds_all_slots_in_use_waits_for_as_long_as_its_caller_and_nothing_is_said_before() {
     const SLOTS: usize = 4;
-    /// For so long hosts themselves let a session wait for a slot.
-    const HOSTS_WAIT: Duration = Duration::from_secs(5);
     let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
     let mut under_way = Vec::new();
     for _ in 0..SLOTS {
@@ -211,7 +210,8 @@ async fn a_request_that_finds_all_slots_in_use_waits_for_as_long_as_its_caller_a
     assert_eq!(late.kind(), ErrorKind::Timeout, "{late}");
     drop(tokio::time::timeout(Duration::from_millis(50), ask(cluster.node(), cluster.model, TEXT, 3)).await);
     eventually("only the first waits", || cluster.node().status().waiting == 1).await;
-    tokio::time::sleep(HOSTS_WAIT + Duration::from_secs(1)).await;
+    // By then hosts have said that they are full, and the node has asked them again.
+    tokio::time::sleep(SLOT_WAIT + Duration::from_secs(1)).await;
     stream.set_nonblocking(true).expect("an option of the socket");
     let said = stream.read(&mut [0; 64]).map_err(|error| error.kind());
     assert_eq!(said, Err(std::io::ErrorKind::WouldBlock), "nothing is said before there is a place");

@@ -584,6 +584,21 @@ async fn await_holding(member: &Member, peer: NodeId) {
     eventually("the peer says what it holds", holds).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_whose_clock_is_far_behind_is_heard_and_its_clock_is_told() {
+    let network = lonely_network();
+    let host = Member::start(&network, Carrier::Tcp).await;
+    // A rogue's clock stands at 1970.
+    let claim = claim(ModelId([9; 32]), silence, honest_opened());
+    let peer = Rogue::start(&network, Carrier::Tcp, Some(claim)).await;
+    join(&host.node, &peer.net.addresses(), Carrier::Tcp).await;
+    await_holding(&host, peer.net.local()).await;
+    let peers = host.node.peers();
+    let warning = peers[0].clock_warning().expect("it is far behind");
+    assert!(peers[0].clock_ahead_s < Some(-86_400) && warning.ends_with("minutes behind this machine's"), "{warning}");
+    stop_all([host]).await;
+}
+
 /// Bytes of memory that this process has.
 #[cfg(target_os = "linux")]
 fn memory() -> u64 {

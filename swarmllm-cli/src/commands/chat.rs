@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use swarmllm_core::base::ErrorKind;
+use swarmllm_core::base::json::{self, JsonError};
 use swarmllm_core::engine::sample::SamplingParams;
 use swarmllm_core::node::{
     ChatMessage, ChatRequest, Completion, Constraint, Delta, FinishReason, GenerateError, GenerateOptions,
@@ -59,8 +60,7 @@ fn options(args: &ChatArgs) -> Result<GenerateOptions, Failure> {
 
 /// What the chat template is given.
 fn inputs(args: &ChatArgs) -> Result<TemplateInputs, Failure> {
-    let list =
-        |path: &Option<PathBuf>| path.as_deref().map(|path| json(path, MAX_INPUTS, "a list in JSON")).transpose();
+    let list = |path: &Option<PathBuf>| path.as_deref().map(|path| json(path, MAX_INPUTS)).transpose();
     let (tools, documents) = (list(&args.tools)?.unwrap_or_default(), list(&args.documents)?.unwrap_or_default());
     let thinking = (args.think || args.no_think).then(|| ("enable_thinking".to_owned(), args.think.into()));
     let given = args.template_arg.iter().map(|arg| (arg.name.clone(), arg.value.clone()));
@@ -70,13 +70,14 @@ fn inputs(args: &ChatArgs) -> Result<TemplateInputs, Failure> {
 
 /// Reads a JSON schema.
 fn schema(path: &Path) -> Result<Constraint, Failure> {
-    json(path, MAX_SCHEMA, "a JSON schema").map(Constraint::JsonSchema)
+    json(path, MAX_SCHEMA).map(Constraint::JsonSchema)
 }
 
 /// Reads a file of JSON.
-fn json<T: DeserializeOwned>(path: &Path, most: u64, what: &str) -> Result<T, Failure> {
-    serde_json::from_str(&input::file(path, most)?)
-        .map_err(|cause| Failure::new(ErrorKind::InvalidArgument, format!("{} is not {what}: {cause}", path.display())))
+fn json<T: DeserializeOwned>(path: &Path, most: u64) -> Result<T, Failure> {
+    let unread =
+        |error: JsonError| Failure::new(ErrorKind::InvalidArgument, error.sentence(&path.display().to_string()));
+    json::parse(input::file(path, most)?.as_bytes()).map_err(unread)
 }
 
 fn message(role: &str, content: String) -> ChatMessage {

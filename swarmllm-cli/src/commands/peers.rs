@@ -38,6 +38,7 @@ fn tell(context: &Context, peers: &[PeerStatus]) -> Result<(), Failure> {
         print::note("no peer was found; name one with --peer, or look longer with --wait");
         return Ok(());
     }
+    peers.iter().filter_map(PeerStatus::clock_warning).for_each(|warning| print::note(&warning));
     let rows: Vec<[String; 6]> = peers.iter().map(row).collect();
     print::line(&print::table(["node", "link", "rtt ms", "serves", "free", "holds"], &rows))
 }

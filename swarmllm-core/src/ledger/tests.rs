@@ -423,6 +423,11 @@ async fn an_account_that_cannot_be_read_is_an_error_and_not_forgotten() {
     assert!(matches!(refused, Err(LedgerError::Malformed { .. })), "{refused:?}");
 }
 
+/// What a ledger has after its machine has lost its power.
+fn after_power_loss(disk: &Disk, seed: u8) -> Ledger {
+    Ledger::open(disk.after_power_loss().open().unwrap(), Arc::new(key(seed)), "test", None).unwrap()
+}
+
 #[tokio::test]
 async fn a_ledger_whose_disk_was_full_signs_again_when_there_is_room_and_pays_nothing_twice() {
     let mut failed = 0;
@@ -447,12 +452,16 @@ async fn a_ledger_whose_disk_was_full_signs_again_when_there_is_room_and_pays_no
         }
         disks[0].allow(None);
         let proposal = debtor.propose(node(2)).await.unwrap().expect("it is still owed");
+        let kept = after_power_loss(&disks[0], 1).propose(node(2)).await.unwrap();
+        assert_eq!(kept.as_ref(), Some(&proposal), "it is durable before it is sent, at write {writes}");
         disks[1].allow(Some(writes));
         if creditor.accept(proposal.clone()).await.is_err() {
             assert_eq!(creditor.accept(proposal).await.unwrap_err().kind(), ErrorKind::DiskFull);
         }
         disks[1].allow(None);
         assert_eq!(settle(&debtor, &creditor).await, 15, "at write {writes}");
+        let kept = after_power_loss(&disks[1], 2).heads(node(1)).await.unwrap();
+        assert_eq!(kept.credit, creditor.heads(node(1)).await.unwrap().credit, "at write {writes}");
         let left = [debtor.tabs().balances(), creditor.tabs().balances()].concat();
         assert!(left.iter().all(|peer| peer.unsigned_spent + peer.unsigned_earned == 0), "at write {writes}: {left:?}");
         failed += 1;

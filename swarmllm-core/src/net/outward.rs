@@ -177,6 +177,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use futures::FutureExt;
+    use libp2p::core::Endpoint;
     use libp2p::swarm::ConnectionId;
 
     use super::super::peers::{PeerTable, Way};
@@ -211,6 +212,55 @@ mod tests {
         table.disconnected(peer, ConnectionId::new_unchecked(2));
         table.disconnected(peer, ConnectionId::new_unchecked(1));
         assert_eq!(port(), PortUse::New);
+    }
+
+    /// Notes from which port each dial is to begin; nobody answers.
+    #[derive(Clone, Default)]
+    struct Noted(Arc<Mutex<Vec<PortUse>>>);
+
+    impl Transport for Noted {
+        type Output = Output;
+        type Error = io::Error;
+        type ListenerUpgrade = BoxFuture<'static, io::Result<Output>>;
+        type Dial = BoxFuture<'static, io::Result<Output>>;
+
+        fn listen_on(&mut self, _: ListenerId, address: Multiaddr) -> Result<(), TransportError<io::Error>> {
+            Err(TransportError::MultiaddrNotSupported(address))
+        }
+
+        fn remove_listener(&mut self, _: ListenerId) -> bool {
+            false
+        }
+
+        fn dial(&mut self, _: Multiaddr, options: DialOpts) -> Result<Self::Dial, TransportError<io::Error>> {
+            self.0.lock().unwrap().push(options.port_use);
+            Ok(std::future::ready(Err(io::ErrorKind::ConnectionRefused.into())).boxed())
+        }
+
+        fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<TransportEvent<Self::ListenerUpgrade, Self::Error>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dial_begins_at_the_port_that_is_right_for_its_peer() {
+        let (mut table, peers) = PeerTable::new();
+        let [met, other] = [7, 8].map(|seed| Keypair::from_seed(&[seed; 32]).node_id());
+        let way = Way { dialled: true, wanted: true, relayed: true };
+        let over = "/ip4/8.8.4.4/tcp/1".parse().unwrap();
+        table.connected(address::peer_of(&met).unwrap(), met, ConnectionId::new_unchecked(1), &over, way);
+        let noted = Noted::default();
+        let mut outward = Outward::new(noted.clone().boxed(), peers);
+        let options = DialOpts { role: Endpoint::Dialer, port_use: PortUse::Reuse };
+        for (node, port) in [(met, PortUse::Reuse), (other, PortUse::New)] {
+            for host in ["ip4/127.0.0.1", "dns4/localhost"] {
+                let peer = address::peer_of(&node).unwrap();
+                let address = format!("/{host}/tcp/1/p2p/{peer}").parse().unwrap();
+                assert!(outward.dial(address, options).unwrap().await.is_err(), "nobody answers");
+                let began = std::mem::take(&mut *noted.0.lock().unwrap());
+                assert!(!began.is_empty() && began.iter().all(|began| *began == port), "{host}: {began:?}");
+            }
+        }
     }
 
     #[tokio::test]

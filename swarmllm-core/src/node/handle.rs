@@ -158,6 +158,7 @@ impl Node {
                 serves: announcement.is_some_and(|told| told.serves),
                 free_memory: announcement.map_or(0, |told| told.free_memory),
                 holdings: holdings.iter().map(holding).collect(),
+                clock_ahead_s: announcement.and_then(|told| told.clock_ahead_s()),
                 addresses: peer.addresses,
             }
         };

@@ -438,6 +438,8 @@ fn weights(model: &LoadedModel, plan: &Plan) -> Vec<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
     use tempfile::TempDir;
     use tokio::sync::watch;
     use tokio_util::sync::CancellationToken;
@@ -471,6 +473,35 @@ mod tests {
         judged.of(slow, || judge(0));
         assert!(made.get() == 3 || asked.elapsed() > took, "{} judgements", made.get());
         assert!(judged.last.lock().unwrap().len() <= 2);
+    }
+
+    #[test]
+    fn one_judgement_is_made_at_a_time_whatever_the_model() {
+        /// Longer than a thread takes to come in beside another.
+        const BESIDE: Duration = Duration::from_millis(100);
+        let (judged, inside, met) = (Judged::default(), AtomicUsize::new(0), AtomicBool::new(false));
+        let judge = || {
+            met.fetch_or(inside.fetch_add(1, Ordering::SeqCst) > 0, Ordering::SeqCst);
+            std::thread::sleep(BESIDE);
+            inside.fetch_sub(1, Ordering::SeqCst);
+            None
+        };
+        std::thread::scope(|scope| {
+            for name in 0..3 {
+                let (judged, judge) = (&judged, &judge);
+                scope.spawn(move || judged.of(ModelId([name; 32]), judge));
+            }
+        });
+        assert!(!met.load(Ordering::SeqCst), "judgements share one core");
+    }
+
+    #[test]
+    fn judgements_that_count_no_more_are_forgotten() {
+        let judged = Judged::default();
+        let over = |name| (ModelId([name; 32]), Judgement { until: Instant::now(), unplanned: None });
+        judged.last.lock().unwrap().extend((0..9).map(over));
+        judged.of(ModelId([9; 32]), || None);
+        assert_eq!(judged.last.lock().unwrap().len(), 1);
     }
 
     /// The echo engine, of whatever architecture; takes one byte for each position of a layer.

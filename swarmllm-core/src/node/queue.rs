@@ -393,6 +393,20 @@ mod tests {
         assert!(queue.turn(ModelId([2; 32]), &a).now_or_never().is_some());
     }
 
+    #[test]
+    fn requests_that_have_left_take_no_room_in_a_line() {
+        let (queue, caller) = (Queue::default(), caller("a"));
+        let _turn = first(&queue);
+        let come = || {
+            let mut waits = Box::pin(queue.turn(MODEL, &caller));
+            assert!(waits.as_mut().now_or_never().is_none());
+            waits
+        };
+        (0..100).for_each(|_| drop(come()));
+        let _stays = come();
+        assert_eq!(queue.state().lines[&MODEL].callers.iter().map(|(_, requests)| requests.len()).sum::<usize>(), 1);
+    }
+
     #[tokio::test]
     async fn an_answer_that_ends_wakes_the_one_that_has_the_turn() {
         let queue = Queue::default();
@@ -441,5 +455,8 @@ mod tests {
         let _others = queue.enter(&b, MAX_WAITING_BYTES / SHARE).unwrap();
         drop(large);
         assert_eq!(queue.state().held, Held { requests: 2, bytes: 1 + MAX_WAITING_BYTES / SHARE });
+        let room = MAX_WAITING_BYTES - MAX_WAITING_BYTES / SHARE - 1;
+        assert_eq!(kind(queue.enter(&c, room + 1)), Some(ErrorKind::Overloaded), "all callers together");
+        assert!(queue.enter(&c, room).is_ok());
     }
 }

@@ -30,13 +30,16 @@ const MAX_BYTES: usize = 64 << 20;
 pub(crate) const REPEAT: Duration = Duration::from_secs(5 * 60);
 
 /// An announcement that came by gossip is forgotten this long after it was made: three repetitions may be lost. Clocks of two
-/// nodes may differ by as much; nodes with worse clocks hear of each other over connections and through the swarm's table, and
-/// the hosts of a route by way of its coordinator.
+/// nodes may differ by as much. What a node with a worse clock says itself over a connection counts all the same, and from then
+/// on what others pass on of it is judged by its own clock.
 const LIFETIME: Duration = Duration::from_secs(16 * 60);
 
 /// The version of an announcement is the time at which it was made, in milliseconds since 1970. What a peer itself says now
 /// and is older than the known by this much was made after its clock had been put back.
 pub(crate) const CLOCK_PUT_BACK: u64 = 60_000;
+
+/// The log is told of a wrong clock once in this time at most: peers can come and go as often as they like.
+const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// What is known of a node.
 #[derive(Debug, Clone)]
@@ -47,11 +50,25 @@ pub(crate) struct Announced {
     heard: Instant,
     /// The peer that passed it on; nothing where the node itself said it.
     via: Option<NodeId>,
+    /// Milliseconds by which the node's clock was ahead of this machine's when it said hello; 0 where it has not.
+    clock_ahead: i64,
 }
 
 impl Announced {
-    fn new(announcement: Arc<Announcement>, heard: Instant, via: Option<NodeId>) -> Self {
-        Self { bytes: announcement.memory(), announcement, heard, via }
+    fn new(announcement: Arc<Announcement>, heard: Instant, via: Option<NodeId>, clock_ahead: i64) -> Self {
+        Self { bytes: announcement.memory(), announcement, heard, via, clock_ahead }
+    }
+
+    /// Seconds by which the node's clock is ahead of this machine's, where the node has said hello.
+    pub fn clock_ahead_s(&self) -> Option<i64> {
+        self.greeted().then_some(self.clock_ahead / 1000)
+    }
+
+    /// Whether it was made after this one, which the node itself says now. One that is older by far was made after the node's
+    /// clock had been put back.
+    fn overtakes(&self, announcement: &Announcement) -> bool {
+        let version = announcement.version;
+        (version..=version.saturating_add(CLOCK_PUT_BACK)).contains(&self.version)
     }
 
     /// Whether the node itself has said it, over a connection.
@@ -92,12 +109,25 @@ impl Now {
     fn read() -> Self {
         Self { at: Instant::now(), millis: millis() }
     }
+
+    /// Milliseconds by which the clock of a node that says this now is ahead of this machine's.
+    fn clock_ahead(&self, announcement: &Announcement) -> i64 {
+        let ahead = i128::from(announcement.version) - i128::from(self.millis);
+        ahead.clamp(i64::MIN.into(), i64::MAX.into()) as i64
+    }
 }
 
 /// Milliseconds since 1970, by the machine's clock.
 pub(crate) fn millis() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     now.as_millis().try_into().unwrap_or(u64::MAX / 2)
+}
+
+/// A sentence about a node whose clock differs so much that its announcements reach only nodes that it is connected to.
+pub(crate) fn clock_warning(node: NodeId, ahead_s: i64) -> Option<String> {
+    let (apart, direction) = (ahead_s.unsigned_abs(), if ahead_s > 0 { "ahead of" } else { "behind" });
+    (apart > LIFETIME.as_secs())
+        .then(|| format!("the clock of peer {} is {} minutes {direction} this machine's", node.short(), apart / 60))
 }
 
 /// The view: written by messages, copied only where a reader still looks at the version before.
@@ -112,6 +142,8 @@ struct View {
     known: Arc<Known>,
     /// Bytes of all announcements.
     bytes: usize,
+    /// When the log was last told of a clock.
+    warned: Option<Instant>,
 }
 
 impl Registry {
@@ -131,39 +163,49 @@ impl Registry {
     fn hear_at(&self, node: NodeId, mut announcement: Announcement, now: Now) {
         announcement.clean();
         let mut view = self.view();
-        let overtaken = |known: &Announced| {
-            (announcement.version..=announcement.version.saturating_add(CLOCK_PUT_BACK)).contains(&known.version)
+        let (known, clock_ahead) = (view.known.get(&node), now.clock_ahead(&announcement));
+        let new = !known.is_some_and(Announced::greeted);
+        let (announcement, clock_ahead) = match known {
+            Some(known) if known.overtakes(&announcement) => (known.announcement.clone(), known.clock_ahead),
+            _ => (Arc::new(announcement), clock_ahead),
         };
-        let announcement = match view.known.get(&node) {
-            Some(known) if overtaken(known) => known.announcement.clone(),
-            _ => Arc::new(announcement),
-        };
-        view.insert(node, Announced::new(announcement, now.at, None));
+        let announced = Announced::new(announcement, now.at, None, clock_ahead);
+        if new {
+            view.warn_of_clock(node, &announced);
+        }
+        view.insert(node, announced);
         drop(view);
         self.changes.send_replace(());
     }
 
     /// Takes an announcement that `via` passed on and that was checked. Ignores one that is not newer than the known, or not
-    /// of the last minutes: anybody may repeat what a node said long ago.
+    /// of the last minutes: anybody may repeat what a node said long ago. The clock that counts is the node's own where the node
+    /// has said hello, else this machine's. What a node gossips over its own connection is taken whatever the clocks say.
     pub fn learn(&self, node: NodeId, announcement: Announcement, via: NodeId) {
         self.learn_at(node, announcement, via, Now::read());
     }
 
     fn learn_at(&self, node: NodeId, mut announcement: Announcement, via: NodeId, now: Now) {
         announcement.clean();
-        let lifetime = LIFETIME.as_millis() as u64;
-        let age = Duration::from_millis(now.millis.saturating_sub(announcement.version));
-        if age > LIFETIME || announcement.version > now.millis.saturating_add(lifetime) {
-            return;
-        }
         let mut view = self.view();
-        let known = view.known.get(&node);
-        if known.is_some_and(|known| known.version >= announcement.version) {
+        let (known, itself) = (view.known.get(&node), via == node);
+        let clock_ahead = match known {
+            _ if itself => now.clock_ahead(&announcement),
+            known => known.map_or(0, |known| known.clock_ahead),
+        };
+        let there = now.millis.saturating_add_signed(clock_ahead);
+        let fresh = itself || there.abs_diff(announcement.version) <= LIFETIME.as_millis() as u64;
+        let older = |known: &Announced| match itself {
+            true => known.overtakes(&announcement),
+            false => known.version >= announcement.version,
+        };
+        if !fresh || known.is_some_and(older) {
             return;
         }
         let via = if known.is_some_and(Announced::greeted) { None } else { Some(via) };
+        let age = Duration::from_millis(there.saturating_sub(announcement.version));
         let heard = now.at.checked_sub(age).unwrap_or(now.at);
-        view.insert(node, Announced::new(Arc::new(announcement), heard, via));
+        view.insert(node, Announced::new(Arc::new(announcement), heard, via, clock_ahead));
         drop(view);
         self.changes.send_replace(());
     }
@@ -227,6 +269,14 @@ impl Registry {
 }
 
 impl View {
+    fn warn_of_clock(&mut self, node: NodeId, announced: &Announced) {
+        let Some(warning) = announced.clock_ahead_s().and_then(|ahead| clock_warning(node, ahead)) else { return };
+        if self.warned.is_none_or(|warned| announced.heard.duration_since(warned) >= WARN_EVERY) {
+            self.warned = Some(announced.heard);
+            tracing::warn!("{warning}: nodes that are not connected to it take no announcement of it");
+        }
+    }
+
     fn insert(&mut self, node: NodeId, announced: Announced) {
         self.remove(node);
         if let Some(via) = announced.via
@@ -383,6 +433,38 @@ mod tests {
         assert_eq!((named("before"), named("after")), (0, 1));
         registry.hear_at(node, announcement(after - 1, "late"), now);
         assert_eq!((named("after"), named("late")), (1, 0), "an answer that was overtaken by the next announcement");
+    }
+
+    #[test]
+    fn a_connected_node_is_heard_whatever_its_clock_says_and_what_others_pass_on_is_judged_by_that_clock() {
+        for there in [5 * HOUR, 13 * HOUR] {
+            let (registry, now) = (Registry::new(), now());
+            let [met, gossips, stranger] = [1, 2, 3].map(|name| NodeId([name; 32]));
+            let named = |name| named(&registry, name);
+            registry.hear_at(met, announcement(there, "hello"), now);
+            assert_eq!(registry.snapshot()[&met].clock_ahead_s(), Some((there as i64 - 9 * HOUR as i64) / 1000));
+            let later = Now { at: now.at + LIFETIME / 2, millis: now.millis + LIFETIME.as_millis() as u64 / 2 };
+            registry.learn_at(met, announcement(there + 1, "passed on"), VIA, later);
+            assert_eq!((named("hello"), named("passed on")), (0, 1), "by its own clock it is of the last minutes");
+            registry.learn_at(met, announcement(there + 3 * HOUR, "of the future"), VIA, later);
+            assert_eq!(named("of the future"), 0);
+            registry.learn_at(gossips, announcement(there, "itself"), gossips, now);
+            registry.learn_at(stranger, announcement(there, "stranger"), VIA, now);
+            assert_eq!((named("itself"), named("stranger")), (1, 0));
+            assert!(!registry.snapshot()[&gossips].greeted(), "gossip is no hello");
+            registry.learn_at(gossips, announcement(9 * HOUR, "clock set right"), gossips, now);
+            assert_eq!(named("clock set right"), 1);
+        }
+    }
+
+    #[test]
+    fn a_clock_that_differs_by_more_than_an_announcement_lives_is_warned_of() {
+        let (node, apart) = (NodeId([0xab; 32]), LIFETIME.as_secs() as i64);
+        assert_eq!((clock_warning(node, apart), clock_warning(node, -apart)), (None, None));
+        let warning = |ahead| clock_warning(node, ahead).unwrap();
+        assert_eq!(warning(7_200), "the clock of peer abababab is 120 minutes ahead of this machine's");
+        assert_eq!(warning(-7_200), "the clock of peer abababab is 120 minutes behind this machine's");
+        assert!(clock_warning(node, i64::MIN).is_some());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::base::{LayerRange, ModelId, NodeId};
 use crate::model::tokenizer::Tokenizer;
 use crate::net::Traffic;
 use crate::node::examine::Finding;
+use crate::node::registry::clock_warning;
 
 /// Serialises an identifier as its text.
 pub(crate) fn as_text<T: std::fmt::Display, S: serde::Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
@@ -112,6 +113,15 @@ pub struct PeerStatus {
     pub free_memory: u64,
     /// What it says that it holds.
     pub holdings: Vec<PeerHolding>,
+    /// Seconds by which its clock is ahead of this machine's, as far as its hello tells.
+    pub clock_ahead_s: Option<i64>,
+}
+
+impl PeerStatus {
+    /// A sentence about its clock, where that differs so much that only nodes that are connected to the peer hear of it.
+    pub fn clock_warning(&self) -> Option<String> {
+        clock_warning(self.id, self.clock_ahead_s?)
+    }
 }
 
 /// What a peer says that it holds of one model.

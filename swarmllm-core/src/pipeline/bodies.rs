@@ -140,3 +140,24 @@ impl HeldBodies {
         Ok(Held::Shared { _place, _unread })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::StageConfig;
+    use crate::pipeline::link::WRITE_DEADLINE;
+
+    #[test]
+    fn a_frame_waits_for_memory_for_half_as_long_at_most_as_its_peer_waits_for_the_stream() {
+        assert!(PATIENCE * 2 <= WRITE_DEADLINE);
+        assert_eq!(HeldBodies::new().patience, PATIENCE);
+    }
+
+    #[test]
+    fn a_whole_window_of_an_honest_session_fits_in_its_coordinators_share() {
+        const WIDEST: usize = 16_384;
+        let window = MAX_CHUNKS_IN_FLIGHT * StageConfig::DEFAULT_MAX_ROWS as usize * WIDEST * size_of::<f32>();
+        assert!(window <= HELD.each && HELD.each < HELD.all && window <= HELD.reserve);
+        assert!(HELD.all + HELD.reserve <= 1 << 30, "a gibibyte for all coordinators together");
+    }
+}

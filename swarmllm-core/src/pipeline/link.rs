@@ -26,7 +26,7 @@ const TOGETHER: usize = 16;
 /// Bounds of a stage frame.
 const LIMITS: FrameLimits = FrameLimits { header: MAX_HEADER_BYTES, body: MAX_BODY_BYTES };
 /// A peer that does not take what is written at once, a frame at most, within this time is gone.
-const WRITE_DEADLINE: Duration = Duration::from_secs(30);
+pub(super) const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 /// A peer opens a stream because it has a frame to send.
 const FIRST_FRAME: Duration = Duration::from_secs(10);
 /// Time for the header of a frame that has begun, as long as its sender has: a line may be cut for a while. Its body has as long,

@@ -90,7 +90,9 @@ mod tests {
 
     use super::*;
     use crate::base::SessionId;
+    use crate::engine::StageConfig;
     use crate::engine::sample::LogitRow;
+    use crate::pipeline::session::MAX_CHUNKS_IN_FLIGHT;
     use crate::wire::job::{LogitShape, LogitsHeader};
 
     /// Bytes of a frame.
@@ -123,6 +125,15 @@ mod tests {
         assert!(waiting.as_mut().now_or_never().is_none(), "what is taken is not written yet");
         drop((taken, third, _third));
         waiting.await.unwrap();
+    }
+
+    #[test]
+    fn all_frames_that_an_honest_session_has_under_way_fit_in_a_peers_share() {
+        const WIDEST: usize = 16_384;
+        let window = MAX_CHUNKS_IN_FLIGHT * StageConfig::DEFAULT_MAX_ROWS as usize * WIDEST * size_of::<f32>();
+        let Bounds { all, each, reserve } = WAITING;
+        assert!(window <= each && each < all && window <= reserve && MAX_CHUNKS_IN_FLIGHT <= LINK_QUEUE);
+        assert!(all + reserve <= 1 << 30, "a gibibyte for all peers together");
     }
 
     #[tokio::test]

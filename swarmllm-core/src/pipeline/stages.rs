@@ -31,7 +31,7 @@ mod memory;
 const UNLOAD_POLL: Duration = Duration::from_millis(2);
 /// Time that a session waits for a slot: another's end is told within it, sessions that compute nothing are let go (6 s), and
 /// that the swarm is busy is no late news.
-const SLOT_WAIT: Duration = Duration::from_secs(8);
+pub const SLOT_WAIT: Duration = Duration::from_secs(8);
 /// Sessions that wait for slots or memory at once; those of one coordinator leave room for those of others, and the reserve is more than
 /// the connections of one address (64).
 const WAITING: Bounds = Bounds { all: 32, each: 16, reserve: 80 };

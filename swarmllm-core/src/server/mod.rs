@@ -9,7 +9,6 @@
 
 mod auth;
 mod driver;
-mod json;
 mod openai;
 mod reject;
 mod stall;

@@ -5,6 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::base::json::JsonError;
 use crate::base::{ErrorKind, Fault};
 use crate::node::GenerateError;
 
@@ -66,6 +67,18 @@ impl Reject {
     pub(super) fn body(&self) -> ErrorBody<'_> {
         let Self { status, code, message, param } = self;
         ErrorBody { error: ErrorFacts { message, r#type: family(*status), param: param.as_deref(), code } }
+    }
+}
+
+/// The refusal of a body.
+impl From<JsonError> for Reject {
+    fn from(error: JsonError) -> Self {
+        let message = error.sentence("the body");
+        match error {
+            JsonError::Malformed(_) => Self::new(StatusCode::BAD_REQUEST, "malformed_json", message),
+            JsonError::Unfit { field: None, .. } => Self::of(ErrorKind::InvalidArgument, message),
+            JsonError::Unfit { field: Some(field), why } => Self::field(field, why),
+        }
     }
 }
 
@@ -155,6 +168,20 @@ mod tests {
             "message": "`n`: only 1", "type": "invalid_request_error", "param": "n", "code": "invalid_argument"
         }});
         assert_eq!(body, want);
+    }
+
+    #[test]
+    fn a_full_queue_is_told_with_the_time_after_which_to_come_back() {
+        let response = Reject::of(ErrorKind::Overloaded, "full").into_response();
+        assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(response.headers().get(header::RETRY_AFTER), Some(&RETRY_AFTER));
+        let body = serde_json::to_value(Reject::of(ErrorKind::Overloaded, "full").body()).unwrap();
+        assert_eq!(
+            (&body["error"]["type"], &body["error"]["code"]),
+            (&"rate_limit_error".into(), &"overloaded".into())
+        );
+        let other = Reject::of(ErrorKind::NoPlan, "").into_response();
+        assert_eq!(other.headers().get(header::RETRY_AFTER), None, "only what waiting mends");
     }
 
     #[test]

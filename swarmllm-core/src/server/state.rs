@@ -11,8 +11,8 @@ use axum::http::request::Parts;
 use futures::StreamExt;
 use serde::de::DeserializeOwned;
 
-use super::json::parse;
 use super::reject::Reject;
+use crate::base::json;
 use crate::node::Node;
 
 /// The node and the bounds.
@@ -83,7 +83,7 @@ where
         let late = |_| Reject::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "the body did not arrive in time");
         let reading = read(request.into_body(), limits.max_body);
         let bytes = tokio::time::timeout(limits.body_timeout, reading).await.map_err(late)??;
-        parse(&bytes).map(Self)
+        Ok(Self(json::parse(&bytes)?))
     }
 }
 

@@ -19,6 +19,7 @@ use super::openai::types::ChatBody;
 use super::reject::Reject;
 use super::state::{JsonBody, Limits};
 use super::*;
+use crate::base::json;
 use crate::node::{ChatRequest, Constraint};
 
 const KEY: &str = "0123456789abcdef";

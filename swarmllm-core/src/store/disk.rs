@@ -17,6 +17,8 @@ pub(crate) struct Disk {
 #[derive(Debug, Default)]
 struct Content {
     bytes: Vec<u8>,
+    /// What was there when the disk last said that all of it is durable.
+    durable: Vec<u8>,
     /// Writes until the disk is full; it has room where there is no number.
     writes_left: Option<usize>,
 }
@@ -27,6 +29,13 @@ impl Disk {
         let disk = self.clone();
         let opener = move || Database::builder().create_with_backend(disk.clone());
         Store::open_with(Path::new("store.redb"), Box::new(opener))
+    }
+
+    /// What a disk that loses its power now has afterwards.
+    pub fn after_power_loss(&self) -> Disk {
+        let durable = self.inner.lock().unwrap().durable.clone();
+        let content = Content { bytes: durable.clone(), durable, writes_left: None };
+        Disk { inner: Arc::new(Mutex::new(content)) }
     }
 
     /// From now on so many writes are taken; all where there is no number.
@@ -71,7 +80,10 @@ impl StorageBackend for Disk {
 
     /// Counts as a write: a disk may find out that it has no room for what it took before.
     fn sync_data(&self) -> io::Result<()> {
-        self.inner.lock().unwrap().spend()
+        let mut content = self.inner.lock().unwrap();
+        content.spend()?;
+        content.durable = content.bytes.clone();
+        Ok(())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {

@@ -42,10 +42,21 @@ DEADLINE = 5.0
 """Seconds that leaving a `with` block gives a node to drain."""
 
 
-def _pairs(messages: Messages) -> list[tuple[str, str]]:
-    if isinstance(messages, str):
-        return [("user", messages)]
-    return [(message["role"], message["content"]) for message in messages]
+def _json(value: object) -> str:
+    """JSON of what a caller gave; the native half says what of it does not fit."""
+    return json.dumps(value, default=_as_json)
+
+
+def _as_json(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Iterable):
+        return list(value)
+    raise TypeError(f"{value!r} cannot be written as JSON")
+
+
+def _messages(messages: Messages) -> str:
+    return _json([{"role": "user", "content": messages}] if isinstance(messages, str) else messages)
 
 
 def _texts(texts: str | Sequence[str]) -> list[str]:
@@ -166,18 +177,19 @@ def _templated(options: ChatOptions) -> tuple[Options, dict[str, Any]]:
     odd = [name for name in rest if name not in _OPTIONS]
     if odd:
         raise TypeError(f"there is no option {odd[0]!r}; options are {', '.join(_OPTIONS + _OF_TEMPLATES)}")
-    variables = dict(options.get("chat_template_kwargs") or {})
+    variables = options.get("chat_template_kwargs")
     thinking = options.get("enable_thinking")
-    if thinking is not None:
-        if "enable_thinking" in variables:
+    if thinking is not None and (variables is None or isinstance(variables, Mapping)):
+        if variables and "enable_thinking" in variables:
             raise TypeError("enable_thinking is given twice")
-        variables["enable_thinking"] = thinking
+        variables = {**(variables or {}), "enable_thinking": thinking}
+    tools, documents = options.get("tools"), options.get("documents")
     given = {
-        "tools": json.dumps(list(options.get("tools") or ())),
-        "documents": json.dumps(list(options.get("documents") or ())),
-        "kwargs": json.dumps(variables),
+        "tools": None if tools is None else _json(tools),
+        "documents": None if documents is None else _json(documents),
+        "kwargs": None if variables is None else _json(variables),
         "chat_template": options.get("chat_template"),
-        "parse_content": bool(options.get("parse_content")),
+        "parse_content": options.get("parse_content"),
     }
     return cast("Options", rest), given
 
@@ -188,10 +200,11 @@ def _given(options: Options) -> dict[str, Any]:
         raise TypeError(f"there is no option {odd[0]!r}; options are {', '.join(_OPTIONS)}")
     given: dict[str, Any] = {name: options.get(name) for name in _OPTIONS}
     stop = given["stop"]
-    given["stop"] = [stop] if isinstance(stop, str) else stop and list(stop)
+    if isinstance(stop, Iterable):
+        given["stop"] = [stop] if isinstance(stop, str) else list(stop)
     if given["constraint"] is not None:
-        given["constraint"] = json.dumps(given["constraint"])
-    if given["logit_bias"] is not None:
+        given["constraint"] = _json(given["constraint"])
+    if isinstance(given["logit_bias"], Mapping):
         given["logit_bias"] = dict(given["logit_bias"])
     return given
 
@@ -461,10 +474,10 @@ class Node(_Base):
     ) -> ChatCompletion | ChatStream:
         """Asks a model; `stream=True` gives the answer as it comes. See `ChatOptions`."""
         rest, templated = _templated(options)
-        pairs, choices = _pairs(messages), _choices(rest)
+        told, choices = _messages(messages), _choices(rest)
 
         def ask(asked: Asked) -> NativeGeneration:
-            return self._running().chat(model, pairs, asked, templated)
+            return self._running().chat(model, told, asked, templated)
 
         shape = chat_shape(model)
         return Stream(shape, choices, ask) if stream else finish(shape, choices, ask)
@@ -657,10 +670,10 @@ class AsyncNode(_Base):
     ) -> ChatCompletion | AsyncChatStream:
         """Asks a model; `stream=True` gives the answer as it comes. See `ChatOptions`."""
         rest, templated = _templated(options)
-        pairs, choices = _pairs(messages), _choices(rest)
+        told, choices = _messages(messages), _choices(rest)
 
         async def ask(asked: Asked) -> NativeGeneration:
-            return await self._running().chat_async(model, pairs, asked, templated)
+            return await self._running().chat_async(model, told, asked, templated)
 
         shape = chat_shape(model)
         if stream:

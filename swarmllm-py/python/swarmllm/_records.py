@@ -182,6 +182,7 @@ class Peer(Record):
     serves: bool
     free_memory: int
     holdings: list[Holding]
+    clock_ahead_s: int | None
 
 
 class Balance(Record):

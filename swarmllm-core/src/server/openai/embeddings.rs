@@ -186,7 +186,11 @@ fn encoded(vector: Vec<f32>, encoding: Encoding) -> Vector {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::json::parse;
+    use crate::base::json;
+
+    fn parse<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Reject> {
+        json::parse(body).map_err(Reject::from)
+    }
 
     fn inputs(input: &str) -> Result<Vec<Prompt>, Reject> {
         parse::<Body>(format!(r#"{{"model": "m", "input": {input}}}"#).as_bytes()).map(|body| body.input.0)

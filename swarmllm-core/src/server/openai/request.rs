@@ -2,11 +2,11 @@
 //! that clients send by default and that change nothing that an answer shows: they are accepted, without effect.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
-use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
+use serde::de::{self, Deserialize, Deserializer};
 
 use super::choices::Asked;
+use crate::base::json::texts;
 use crate::node::{GenerateOptions, MAX_STOP_BYTES, MAX_STOPS, SamplingParams};
 use crate::server::reject::Reject;
 
@@ -271,36 +271,6 @@ fn within(field: &str, given: Option<f32>, least: f32, most: f32, default: f32) 
     }
 }
 
-/// Nothing, one text, or a list of bounded length.
-struct StopVisitor;
-
-impl<'de> Visitor<'de> for StopVisitor {
-    type Value = Vec<String>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "text, or a list of at most {MAX_STOPS} texts")
-    }
-
-    fn visit_unit<E: de::Error>(self) -> Result<Vec<String>, E> {
-        Ok(Vec::new())
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<String>, E> {
-        Ok(vec![text.to_owned()])
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<String>, A::Error> {
-        let mut texts = Vec::new();
-        while let Some(text) = list.next_element()? {
-            if texts.len() == MAX_STOPS {
-                return Err(de::Error::custom(format_args!("at most {MAX_STOPS} texts are accepted")));
-            }
-            texts.push(text);
-        }
-        Ok(texts)
-    }
-}
-
 pub(super) fn stop_texts<'de, D: Deserializer<'de>>(json: D) -> Result<Vec<String>, D::Error> {
-    json.deserialize_any(StopVisitor)
+    texts(json, MAX_STOPS)
 }

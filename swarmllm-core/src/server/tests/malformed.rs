@@ -20,10 +20,14 @@ const RUSTS: [&str; 14] = [
     "..",
 ];
 
+fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Reject> {
+    json::parse(body).map_err(Reject::from)
+}
+
 fn refused(uri: &str, body: &str) -> (Option<String>, String) {
     let refused = match uri {
-        CHAT => json::parse::<ChatBody>(body.as_bytes()).and_then(|body| body.check().map(drop)),
-        _ => json::parse::<TextBody>(body.as_bytes()).and_then(|body| body.check().map(drop)),
+        CHAT => read::<ChatBody>(body.as_bytes()).and_then(|body| body.check().map(drop)),
+        _ => read::<TextBody>(body.as_bytes()).and_then(|body| body.check().map(drop)),
     };
     let reject = refused.expect_err(body);
     assert_eq!((reject.status, reject.code.as_str()), (StatusCode::BAD_REQUEST, "invalid_argument"), "{body}");
@@ -56,7 +60,7 @@ fn misfits() -> Vec<(&'static str, Value, &'static str, &'static str)> {
         ("messages", content(json!([{"type": 1}])), "messages[0].content[0].type", "must be `text`, not 1"),
         ("messages", content(json!([{"type": "text"}])), "messages[0].content[0].text", "is missing"),
         ("messages", content(json!(["a"])), "messages[0].content[0]", "must be an object, not \"a\""),
-        ("messages", json!([{"role": "user", "rolle": 1}]), "messages[0].rolle", "is not known to this server"),
+        ("messages", json!([{"role": "user", "rolle": 1}]), "messages[0].rolle", "is not known; leave it out"),
         ("reasoning_effort", json!(5), "reasoning_effort", "must be one of `none`, `minimal`, `low`"),
         ("reasoning_effort", json!(true), "reasoning_effort", "not true"),
         ("tool_choice", json!(1.5), "tool_choice", "must be one of `auto`, `none`, not 1.5"),
@@ -99,7 +103,7 @@ fn misfits() -> Vec<(&'static str, Value, &'static str, &'static str)> {
             "must be one of `lark`, `regex`, not 1",
         ),
         ("audio", json!({}), "audio", "is not supported by this server"),
-        ("frobnicate", json!(1), "frobnicate", "is not known to this server"),
+        ("frobnicate", json!(1), "frobnicate", "is not known; leave it out"),
     ]
 }
 
@@ -148,7 +152,7 @@ fn only_what_does_not_parse_is_said_not_to_be_json_and_where() {
         (b"{\"model\": \"\xff\"}", "byte 11"),
     ];
     for (body, place) in table {
-        let reject = json::parse::<TextBody>(body).expect_err("it is not JSON");
+        let reject = read::<TextBody>(body).expect_err("it is not JSON");
         assert_eq!((reject.code.as_str(), reject.param.as_deref()), ("malformed_json", None), "{body:?}");
         assert!(reject.message.starts_with("the body is not JSON: "), "{}", reject.message);
         assert!(reject.message.contains(place), "{}", reject.message);

@@ -1,0 +1,85 @@
+//! Structures from dicts of Python, field by field. What does not fit is said in the words that C and HTTP have for it.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU64;
+use std::path::PathBuf;
+
+use pyo3::conversion::FromPyObjectOwned;
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use swarmllm_core::base::ErrorKind;
+use swarmllm_core::base::json::{JsonError, MAX_QUOTED, plain};
+
+use crate::errors::Failure;
+
+/// A structure that is read from a dict with all of these keys. `None` is "not given".
+macro_rules! fields {
+    ($(#[$meta:meta])* pub struct $name:ident { $($(#[$of:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$meta])*
+        pub struct $name { $($(#[$of])* $field: Option<$type>,)* }
+
+        impl<'py> pyo3::FromPyObject<'_, 'py> for $name {
+            type Error = pyo3::PyErr;
+
+            fn extract(dict: pyo3::Borrowed<'_, 'py, pyo3::PyAny>) -> pyo3::PyResult<Self> {
+                Ok(Self { $($field: $crate::fields::field(&dict, stringify!($field))?,)* })
+            }
+        }
+    };
+}
+pub(crate) use fields;
+
+/// A type that a field may have.
+pub trait Wanted {
+    /// What it is called where something else was given.
+    fn wanted() -> &'static str;
+}
+
+macro_rules! wanted {
+    ($($type:ty = $wanted:expr;)*) => {
+        $(impl Wanted for $type {
+            fn wanted() -> &'static str {
+                $wanted
+            }
+        })*
+    };
+}
+
+wanted! {
+    bool = "True or False";
+    u32 = plain("u32");
+    u64 = plain("u64");
+    NonZeroU64 = "a whole number from 1 to 18446744073709551615";
+    f32 = plain("f32");
+    f64 = plain("f64");
+    String = plain("a string");
+    PathBuf = "a path";
+    Vec<String> = "a list of texts";
+    BTreeMap<u32, f32> = "numbers by token";
+}
+
+/// One field.
+pub fn field<'py, T: FromPyObjectOwned<'py> + Wanted>(dict: &Bound<'py, PyAny>, name: &str) -> PyResult<Option<T>> {
+    let value = dict.get_item(name)?;
+    if value.is_none() {
+        return Ok(None);
+    }
+    value.extract().map(Some).map_err(|error: T::Error| unfit(name, T::wanted(), &value, &error.into()))
+}
+
+/// A value of the wrong type is a `TypeError`, as it is everywhere in Python.
+pub fn unfit(name: &str, wanted: &str, found: &Bound<'_, PyAny>, cause: &PyErr) -> PyErr {
+    let sentence = JsonError::field(name, format!("must be {wanted}, not {}", quoted(found))).sentence("");
+    match cause.is_instance_of::<PyTypeError>(found.py()) {
+        true => PyTypeError::new_err(sentence),
+        false => Failure::new(ErrorKind::InvalidArgument, sentence).into(),
+    }
+}
+
+/// The beginning of what Python shows of a value.
+fn quoted(value: &Bound<'_, PyAny>) -> String {
+    match value.repr() {
+        Ok(text) => text.to_string_lossy().chars().take(MAX_QUOTED).collect(),
+        Err(_) => "something else".to_owned(),
+    }
+}
