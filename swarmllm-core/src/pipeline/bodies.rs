@@ -157,7 +157,8 @@ mod tests {
     fn a_whole_window_of_an_honest_session_fits_in_its_coordinators_share() {
         const WIDEST: usize = 16_384;
         let window = MAX_CHUNKS_IN_FLIGHT * StageConfig::DEFAULT_MAX_ROWS as usize * WIDEST * size_of::<f32>();
-        assert!(window <= HELD.each && HELD.each < HELD.all && window <= HELD.reserve);
-        assert!(HELD.all + HELD.reserve <= 1 << 30, "a gibibyte for all coordinators together");
+        let Bounds { all, each, reserve } = HELD;
+        assert!(window <= each && each < all && window <= reserve);
+        assert!(all + reserve <= 1 << 30, "a gibibyte for all coordinators together");
     }
 }

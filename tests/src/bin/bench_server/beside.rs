@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crate::asked::{Asked, Text};
 use crate::own::gap_under_prefill;
-use crate::{CONTEXT, DECODE, Figures, ROUNDS, SESSIONS, SHORT, number, tell, threads, wanted};
+use crate::{DECODE, Figures, ROUNDS, SESSIONS, SHORT, number, tell, threads, wanted};
 
 /// Both sides of a comparison.
 pub struct Sides {
