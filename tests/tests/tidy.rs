@@ -547,10 +547,11 @@ fn nothing_panics_without_a_stated_reason() {
 }
 
 #[test]
-fn no_file_names_a_package_registry_or_a_machine_path() {
+fn no_file_names_a_package_registry_or_a_machine_path_or_has_marks_of_a_merge() {
     // Spelled in halves, so that this file does not name them.
     let names = [("crates", ".io"), ("pypi", ".org"), ("pythonhosted", ".org"), ("npmjs", ".com"), ("/wo", "rk/")];
-    let names = names.map(|(left, right)| format!("{left}{right}"));
+    let marks = [("<<<<", "<<< "), (">>>>", ">>> ")];
+    let names: Vec<String> = names.iter().chain(&marks).map(|(left, right)| format!("{left}{right}")).collect();
     let readable = |path: &Path| path.file_name().is_some_and(|name| name != "Cargo.lock");
     let mut paths = Vec::new();
     walk(&root(), &readable, &mut paths);
