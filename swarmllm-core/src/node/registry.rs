@@ -179,8 +179,8 @@ impl Registry {
     }
 
     /// Takes an announcement that `via` passed on and that was checked. Ignores one that is not newer than the known, or not
-    /// of the last minutes: anybody may repeat what a node said long ago. The clock that counts is the node's own where the node
-    /// has said hello, else this machine's. What a node gossips over its own connection is taken whatever the clocks say.
+    /// of the last minutes: anybody may repeat what a node said long ago. The clocks that count are this
+    /// machine's and, where the node has said hello, the node's own. What a node gossips over its own connection is taken whatever the clocks say.
     pub fn learn(&self, node: NodeId, announcement: Announcement, via: NodeId) {
         self.learn_at(node, announcement, via, Now::read());
     }
@@ -193,8 +193,13 @@ impl Registry {
             _ if itself => now.clock_ahead(&announcement),
             known => known.map_or(0, |known| known.clock_ahead),
         };
-        let there = now.millis.saturating_add_signed(clock_ahead);
-        let fresh = itself || there.abs_diff(announcement.version) <= LIFETIME.as_millis() as u64;
+        let fits = |clock: u64| clock.abs_diff(announcement.version) <= LIFETIME.as_millis() as u64;
+        let (there, clock_ahead) = match now.millis.saturating_add_signed(clock_ahead) {
+            // Since it said hello its clock was set right.
+            there if !fits(there) && fits(now.millis) => (now.millis, 0),
+            there => (there, clock_ahead),
+        };
+        let fresh = itself || fits(there);
         let older = |known: &Announced| match itself {
             true => known.overtakes(&announcement),
             false => known.version >= announcement.version,
@@ -448,6 +453,9 @@ mod tests {
             assert_eq!((named("hello"), named("passed on")), (0, 1), "by its own clock it is of the last minutes");
             registry.learn_at(met, announcement(there + 3 * HOUR, "of the future"), VIA, later);
             assert_eq!(named("of the future"), 0);
+            registry.learn_at(met, announcement(later.millis, "set right"), VIA, later);
+            // Its version is less than the known where the clock was ahead; the next hello is heard.
+            assert_eq!(named("set right"), usize::from(there < later.millis));
             registry.learn_at(gossips, announcement(there, "itself"), gossips, now);
             registry.learn_at(stranger, announcement(there, "stranger"), VIA, now);
             assert_eq!((named("itself"), named("stranger")), (1, 0));

@@ -24,7 +24,7 @@ use crate::engine::WANTED_ROWS;
 use crate::net::{Channel, NetError, NetHandle, Stream};
 use crate::pipeline::bodies::{Bodies, Held, HeldBodies, NoMemory};
 use crate::pipeline::link::{self, Inlet, Watching};
-use crate::pipeline::message::Message;
+use crate::pipeline::message::{ANSWERING, Message};
 use crate::pipeline::outgoing::{LinkQueue, OutgoingFrames};
 use crate::pipeline::watch::ANSWERS;
 use crate::rt::{Bounds, Shares, TaskSet};
@@ -158,6 +158,8 @@ pub struct Agreed {
     pub width: u32,
     /// Rows of a step at most.
     pub max_rows: u32,
+    /// Whether it only follows a stage.
+    pub stands_by: bool,
 }
 
 impl Agreed {
@@ -444,8 +446,8 @@ impl Links {
             Message::Logits { .. } | Message::Failed { .. } => {
                 let queue = locked(&self.inner.coordinators).get(&session).map(|session| session.queue.clone());
                 if queue.is_some_and(|queue| queue.try_send((delivery, held)).is_err()) {
-                    let key = SessionStage { session, epoch: 0, stage: 0 };
-                    self.drop_session(key, false, "its queue is full");
+                    let key = SessionStage { session, epoch: 0, stage: ANSWERING };
+                    self.drop_session(key, false, NoRoom::Overfull);
                 }
             }
         }
@@ -454,7 +456,7 @@ impl Links {
     fn queue_stage(&self, key: SessionStage, delivery: Delivery, held: Option<Held>) {
         let queue = locked(&self.inner.stages).live.get(&key).map(|entry| entry.queue.clone());
         if queue.is_some_and(|queue| queue.try_send((delivery, held)).is_err()) {
-            self.drop_session(key, true, "its queue is full");
+            self.drop_session(key, true, NoRoom::Overfull);
         }
     }
 
@@ -516,23 +518,22 @@ impl Links {
         match self.inner.held.wait(by, bodies, bytes, longest).await {
             Ok(held) => return Some(held),
             Err(NoMemory::Ended) => {}
-            Err(NoMemory::Overfull) => self.drop_session(key, is_step, "it has more than a window unread"),
-            Err(NoMemory::Late) => self.drop_session(key, is_step, "its coordinator's frames held all memory for long"),
+            Err(NoMemory::Overfull) => self.drop_session(key, is_step, NoRoom::Overfull),
+            Err(NoMemory::Late) => self.drop_session(key, is_step, NoRoom::Late),
         }
         None
     }
 
     /// Ends a session for which there is no room. The task of a stage hears why, and tells its coordinator: nobody else would,
     /// of a host that only follows a stage.
-    fn drop_session(&self, key: SessionStage, is_step: bool, reason: &str) {
-        tracing::debug!(session = %key.session, reason, "a frame was dropped and its session with it");
+    fn drop_session(&self, key: SessionStage, is_step: bool, reason: NoRoom) {
+        tracing::debug!(session = %key.session, %reason, "a frame was dropped and its session with it");
         if !is_step {
             return drop(locked(&self.inner.coordinators).remove(&key.session));
         }
         let dropped = locked(&self.inner.stages).live.remove(&key);
         if let Some(stage) = dropped {
-            *locked(&stage.ending) =
-                Ending::Dropped(Fault::new(ErrorKind::Overloaded, format!("no more room: {reason}")));
+            *locked(&stage.ending) = Ending::Dropped(reason.fault(&stage.agreed));
         }
     }
 
@@ -600,8 +601,32 @@ fn key_of(header: &StageHeader) -> (SessionStage, bool) {
     let key = |session, epoch, stage| SessionStage { session, epoch, stage };
     match header {
         StageHeader::Step(step) => (key(step.session, step.epoch, step.stage), true),
-        StageHeader::Logits(logits) => (key(logits.session, logits.epoch, 0), false),
+        StageHeader::Logits(logits) => (key(logits.session, logits.epoch, ANSWERING), false),
         StageHeader::Failed { session, epoch, stage, .. } => (key(*session, *epoch, *stage), false),
+    }
+}
+
+/// Why a session has no room for a frame.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+enum NoRoom {
+    /// More than a window of its frames is unread.
+    #[error("more than a window of its frames is unread")]
+    Overfull,
+    /// Frames of its coordinator held all memory for long.
+    #[error("its coordinator's frames held all memory for long")]
+    Late,
+}
+
+impl NoRoom {
+    /// What a stage's coordinator hears. Nobody waits for a stand-by, so that a slow one is overrun; who overruns a stage has not
+    /// kept to the window.
+    fn fault(self, agreed: &Agreed) -> Fault {
+        match self {
+            NoRoom::Overfull if !agreed.stands_by => {
+                Fault::new(ErrorKind::BadFrame, format!("peer {} keeps to no window: {self}", agreed.previous.short()))
+            }
+            _ => Fault::new(ErrorKind::Overloaded, format!("no more room: {self}")),
+        }
     }
 }
 
@@ -633,6 +658,11 @@ pub struct Outlet {
 }
 
 impl Outlet {
+    /// Whether the link that its frames went by has ended.
+    pub fn has_ended(&self) -> bool {
+        self.link.as_ref().is_some_and(LinkQueue::is_closed)
+    }
+
     /// Sends a frame, waiting for room in the link's queue; the first opens the link if there is none. Fails for good once
     /// the link has broken.
     pub async fn send(&mut self, message: Message) -> Result<(), Fault> {

@@ -41,7 +41,7 @@ impl Losses {
         }
     }
 
-    /// Waits for the work, while a step is under way, or until the route has lost a host that it needs.
+    /// Waits for the sending of a step, or until the route has lost a host that it needs. Who sends hears of its link itself.
     pub async fn bound<T>(&mut self, way: &mut Way, work: impl Future<Output = T>) -> Result<T, Blame> {
         let mut work = pin!(work);
         loop {
@@ -50,7 +50,7 @@ impl Losses {
                 done = &mut work => return Ok(done),
                 loss = self.next() => loss,
             };
-            if let Some(blame) = way.lose(loss, true) {
+            if let Some(blame) = way.lose(loss, false) {
                 return Err(blame);
             }
         }

@@ -8,6 +8,9 @@ use crate::wire::job::{LogitShape, LogitsHeader, MAX_STAGES, StageHeader, StepHe
 use crate::wire::tensor::{decode_f32, encode_f32};
 use crate::wire::{Frame, WireError};
 
+/// In place of a stage's number: the stage that answers, whatever its number.
+pub const ANSWERING: u32 = u32::MAX;
+
 /// One message between coordinator and stages.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message {

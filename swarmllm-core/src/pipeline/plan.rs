@@ -343,7 +343,8 @@ impl<'a> There<'a> {
     fn new(host: usize, candidate: &'a Candidate, start: u32, choices: &[Choice]) -> Option<Self> {
         let range = candidate.layers.iter().find(|range| range.start <= start && start < range.end)?;
         let there = There { host, candidate, range: *range, free: candidate.free_memory };
-        choices.first().filter(|shortest| shortest.layers.end <= range.end && there.fits(shortest)).map(|_| there)
+        let able = |shortest: &&Choice| shortest.layers.end <= range.end && (candidate.head || !shortest.head);
+        choices.first().filter(able).filter(|shortest| there.fits(shortest)).map(|_| there)
     }
 
     /// Whether there may be room for this stage or a longer one. A stage that is loaded takes no more memory.
@@ -614,6 +615,23 @@ mod tests {
         let found =
             |steps| search(&request, &all, 1, steps).unwrap().stages.iter().map(|stage| stage.node.0[0]).collect();
         assert_eq!((found(78 * 203), found(78)), (vec![203, 202], vec![201, 202]), "the last is not tried");
+    }
+
+    #[test]
+    fn hosts_without_the_head_take_no_tries_from_those_that_can_have_the_last_stage() {
+        let headless = |name| candidate(name, &[(0, 12)], false, 1);
+        let last = Candidate { free_memory: 600, ..candidate(201, &[(0, 12)], true, 500) };
+        let hosts: Vec<Candidate> = (1..=200).map(headless).chain([last]).collect();
+        let (memory, weight) = (|range: LayerRange, _| u64::from(range.len()) * 100, |_, _| 1);
+        let (model, cuts, told) = (ModelId([0; 32]), &CutRules::free(), &Told::new());
+        let candidates = &hosts[..];
+        let request = PlanRequest { model, layers: 12, cuts, candidates, memory: &memory, weight: &weight, told };
+        let found = search(&request, &fewest::fewest(&request), 1, 1).unwrap();
+        assert_eq!(
+            found.stages.last().map(|stage| stage.node.0[0]),
+            Some(201),
+            "the last of all, of which 16 are tried"
+        );
     }
 
     /// A host before the model's length is known.

@@ -157,7 +157,7 @@ impl Finder {
             let found = match takeover.take() {
                 Some(route) => Ok(route),
                 None => {
-                    let longest = search.look();
+                    let longest = self.tried.look(&search);
                     self.find(search.lost(), longest).await
                 }
             };
@@ -201,9 +201,23 @@ impl Finder {
     /// Tells all who have to do with a route to end the session, in the background; what of its KV may be kept is named in
     /// `keep`.
     pub fn release(&self, epoch: u32, nodes: &[NodeId], keep: &Prefix) {
+        let local = self.coordinator.links.local();
+        self.coordinator.serving.release(self.terms.session, epoch, local, keep);
+        self.release_at(epoch, nodes, keep);
+    }
+
+    /// The same for nodes that have no part in a route which others have, this one only where it is among them.
+    pub fn dismiss(&self, epoch: u32, nodes: &[NodeId]) {
+        let (local, keep) = (self.coordinator.links.local(), Prefix::default());
+        if nodes.contains(&local) {
+            self.coordinator.serving.release(self.terms.session, epoch, local, &keep);
+        }
+        self.release_at(epoch, nodes, &keep);
+    }
+
+    fn release_at(&self, epoch: u32, nodes: &[NodeId], keep: &Prefix) {
         let (coordinator, session) = (&self.coordinator, self.terms.session);
         let local = coordinator.links.local();
-        coordinator.serving.release(session, epoch, local, keep);
         let Some(net) = &coordinator.net else { return };
         for peer in nodes.iter().copied().filter(|node| *node != local) {
             let (net, keep) = (net.clone(), keep.clone());

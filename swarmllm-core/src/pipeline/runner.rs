@@ -18,7 +18,7 @@ use crate::pipeline::draft::Took;
 use crate::pipeline::drafter::Drafting;
 use crate::pipeline::job::{Coordinator, Job, Limits, Outcome, StageReport, TokenSink, late};
 use crate::pipeline::links::{CoordinatorInbox, Delivery, Outlet};
-use crate::pipeline::losses::Losses;
+use crate::pipeline::losses::{Loss, Losses};
 use crate::pipeline::message::Message;
 use crate::pipeline::plan::Plan;
 use crate::pipeline::pool::{Pool, Pooling};
@@ -165,6 +165,7 @@ type Ended = Result<End, Fault>;
 impl<'a> Drive<'a> {
     fn new(coordinator: &'a Coordinator, job: Job, finder: Finder, open: OpenRoute, began: Instant) -> Self {
         let (way, stages) = Way::new(open, coordinator.links.local());
+        finder.dismiss(way.epoch, &way.unused());
         let (outlet, copies) = (outlet(coordinator, &way), copies(coordinator, &way));
         let guess = job.guess();
         let facts = Facts {
@@ -340,7 +341,7 @@ impl<'a> Drive<'a> {
                 self.sent.iter_mut().for_each(|sent| sent.begun = Instant::now());
                 Ok(room.err().map(|fault| self.session.on_fault(fault)).unwrap_or_default())
             }
-            loss = losses.next() => self.way.lose(loss, !self.sent.is_empty()).map_or(Ok(Vec::new()), Err),
+            loss = losses.next() => self.on_loss(loss).map_or(Ok(Vec::new()), Err),
             () = limits.overdue() => Ok(self.session.on_fault(late())),
             absent = self.absent() => Err(absent),
             () = sleep(STALL_DEADLINE), if reads => {
@@ -370,6 +371,18 @@ impl<'a> Drive<'a> {
                 Some(blame) => return blame,
                 None => sleep(LOOK_AGAIN).await,
             }
+        }
+    }
+
+    fn on_loss(&mut self, loss: Loss) -> Option<Broken> {
+        let broken = !self.sent.is_empty() && self.outlet.has_ended();
+        self.way.lose(loss, broken)
+    }
+
+    /// Remembers, for the sessions to come, a host that has ended its stage for want of room.
+    fn remember_full(&self, host: NodeId, fault: &Fault) {
+        if fault.kind() == ErrorKind::Overloaded && host != self.coordinator.links.local() {
+            self.coordinator.failures.full(host);
         }
     }
 
@@ -407,6 +420,7 @@ impl<'a> Drive<'a> {
         let (mut way, stages) = Way::new(open, self.coordinator.links.local());
         let chunk = way.follow(&self.way, self.job.exact);
         self.way = way;
+        self.finder.dismiss(self.way.epoch, &self.way.unused());
         self.outlet = outlet(self.coordinator, &self.way);
         self.copies = copies(self.coordinator, &self.way);
         self.stages.extend(stages);
@@ -440,9 +454,13 @@ impl<'a> Drive<'a> {
                 }
                 return Ok(actions);
             }
-            (Heard::Failed, Message::Failed { stage, fault, .. }) => return Err(self.way.failed(from, stage, fault)),
+            (Heard::Failed, Message::Failed { stage, fault, .. }) => {
+                self.remember_full(from, &fault);
+                return Err(self.way.failed(from, stage, fault));
+            }
             (Heard::Unfollowed, Message::Failed { stage, fault, .. }) => {
                 tracing::debug!(peer = %from, %fault, "a stand-by follows no more");
+                self.remember_full(from, &fault);
                 self.way.unfollow(from, Some(stage));
                 if stage == 0 {
                     self.copies = copies(self.coordinator, &self.way);

@@ -14,6 +14,8 @@ pub const LONGEST_LOOK: Duration = Duration::from_secs(3);
 /// The same at first where hosts are left out that may be back already; each time that they were of no use again, others are
 /// sought for twice as long.
 const FIRST_LOOK: Duration = LOOK_AGAIN;
+/// How often a look is made twice as long: 16 times 250 ms are more than the longest.
+const LONGER_LOOKS: u32 = 4;
 /// Most times its patience that a search waits in all, however many hosts it loses on the way.
 const PATIENT: u32 = 4;
 
@@ -59,6 +61,8 @@ pub struct Tried {
     epoch: u32,
     /// Nodes that are not asked again.
     without: Vec<NodeId>,
+    /// Looks without hosts that may be back already.
+    looks: u32,
 }
 
 /// A search under way.
@@ -73,8 +77,6 @@ pub struct Search {
     patience: Duration,
     /// Nodes that may return.
     lost: Vec<NodeId>,
-    /// How long the next look without them lasts.
-    next_look: Duration,
 }
 
 /// What a search does next.
@@ -104,7 +106,7 @@ impl Tried {
     /// return.
     pub fn search(&mut self, blame: Blame, now: Instant, patience: Duration) -> Search {
         let (cause, longest) = (blame.fault.clone(), now + patience * PATIENT);
-        let mut search = Search { cause, until: now, longest, patience, lost: Vec::new(), next_look: FIRST_LOOK };
+        let mut search = Search { cause, until: now, longest, patience, lost: Vec::new() };
         self.blame(blame, &mut search, now);
         search
     }
@@ -117,6 +119,22 @@ impl Tried {
         } else {
             self.without.extend(blame.nodes);
         }
+    }
+
+    /// How long a route without those who may return is looked for now. A host whose connection was only replaced is back sooner
+    /// than the table says that there is no other. One that is of no use each time that it returns, in this search or in a later
+    /// one of the session, keeps others from being found for a moment only.
+    pub fn look(&mut self, search: &Search) -> Duration {
+        if search.cause.kind() == ErrorKind::Overloaded {
+            // Another host that is known may have room. The swarm's table is not waited for: a slot comes free sooner.
+            return LOOK_AGAIN;
+        }
+        if search.lost.is_empty() {
+            return LONGEST_LOOK;
+        }
+        let look = FIRST_LOOK * (1 << self.looks.min(LONGER_LOOKS));
+        self.looks = self.looks.saturating_add(1);
+        LONGEST_LOOK.min(look)
     }
 
     /// What follows where a route was `found`, or none was.
@@ -137,21 +155,6 @@ impl Search {
     /// Who is left out for now.
     pub fn lost(&self) -> &[NodeId] {
         &self.lost
-    }
-
-    /// How long a route without those is looked for now. A host whose connection was only replaced is back sooner than the
-    /// table says that there is no other.
-    pub fn look(&mut self) -> Duration {
-        if self.cause.kind() == ErrorKind::Overloaded {
-            // Another host that is known may have room. The swarm's table is not waited for: a slot comes free sooner.
-            return LOOK_AGAIN;
-        }
-        if self.lost.is_empty() {
-            return LONGEST_LOOK;
-        }
-        let look = self.next_look;
-        self.next_look = LONGEST_LOOK.min(look * 2);
-        look
     }
 }
 
@@ -220,12 +223,14 @@ mod tests {
         let mut search = tried.search(blame(1, true), now, PATIENCE);
         let mut looks = Vec::new();
         for _ in 0..5 {
-            looks.push(search.look().as_millis());
+            looks.push(tried.look(&search).as_millis());
             assert_eq!(tried.next(&mut search, false, now), Next::LookAgain);
-            assert_eq!(search.look(), LONGEST_LOOK, "with all of them: nobody else is asked instead");
+            assert_eq!(tried.look(&search), LONGEST_LOOK, "with all of them: nobody else is asked instead");
             tried.blame(blame(1, true), &mut search, now);
         }
         assert_eq!(looks, [250, 500, 1000, 2000, 3000]);
+        let later = tried.search(blame(1, true), now, PATIENCE);
+        assert_eq!(tried.look(&later), LONGEST_LOOK, "what one search has learnt counts in the next");
     }
 
     #[test]

@@ -100,7 +100,8 @@ impl Serving {
         let spec = lease.stage().spec();
         let (max_rows, cached) = (spec.config.max_rows, lease.cached());
         let (previous, next) = (open.previous, open.next.node);
-        let inbox = opening.register(Agreed { previous, next, width: spec.width, max_rows })?;
+        let stands_by = open.stands_by;
+        let inbox = opening.register(Agreed { previous, next, width: spec.width, max_rows, stands_by })?;
         open.context = open.context.min(lease.context());
         let opened = Opened { width: spec.width, vocab: spec.vocab, max_rows, cached, context: open.context, load_ms };
         let bill = debtor.map(|debtor| Bill { debtor, weight, tabs: self.tabs.clone() });
@@ -173,7 +174,7 @@ impl StageSession {
         let fault = ended.and_then(Result::err).or(dropped).or(evicted);
         let Self { turns, lease, links, telling, .. } = self;
         // Given back first: the coordinator may ask for it before it has heard of the end.
-        drop(lease);
+        drop((lease, inbox));
         let Some(fault) = fault else { return };
         match telling.take(turns.open().coordinator.node) {
             Some(_place) => fail(&links, &turns, fault).await,

@@ -4,7 +4,7 @@ use crate::base::{ErrorKind, Fault, LayerRange, ModelId, NodeId, SessionId};
 use crate::pipeline::job::StageReport;
 use crate::pipeline::links::{Hosts, SessionStage};
 use crate::pipeline::losses::Loss;
-use crate::pipeline::message::Message;
+use crate::pipeline::message::{ANSWERING, Message};
 use crate::pipeline::plan::{Plan, PlanStage};
 use crate::pipeline::route::{OpenRoute, Route};
 use crate::pipeline::search::{Blame, is_loss};
@@ -161,15 +161,31 @@ impl Way {
         taken.then(|| Route { plan, addresses, weights: self.weights.clone(), stand_bys })
     }
 
+    /// Those who were asked, and have no part in it: they have less of the text than the others, take shorter steps, or did not
+    /// open in time.
+    pub fn unused(&self) -> Vec<NodeId> {
+        let has_part = |node: &NodeId| {
+            let mut follow = self.stand_bys.iter().flatten();
+            self.stages.iter().any(|stage| stage.node == *node) || follow.any(|host| host.node == *node)
+        };
+        self.nodes.iter().copied().filter(|node| !has_part(node)).collect()
+    }
+
     /// What a message from this node is to the session.
     pub fn hears(&self, from: NodeId, message: &Message) -> Heard {
         match message {
             message if message.epoch() != self.epoch => Heard::Late,
             Message::Logits { .. } if self.stages.last().is_some_and(|stage| stage.node == from) => Heard::Answer,
             Message::Failed { stage, .. } if self.is_stand_by(*stage, from) => Heard::Unfollowed,
-            Message::Failed { .. } if self.stages.iter().any(|stage| stage.node == from) => Heard::Failed,
+            Message::Failed { stage, .. } if self.has_stage(*stage, from) => Heard::Failed,
             _ => Heard::Foreign,
         }
+    }
+
+    /// Whether the stage is this node's. Of another's it has no say: it may have been asked to follow that, and was not taken.
+    fn has_stage(&self, stage: u32, node: NodeId) -> bool {
+        let answers = stage == ANSWERING && self.stages.last().is_some_and(|last| last.node == node);
+        answers || self.host(stage as usize) == Some(node)
     }
 
     fn is_stand_by(&self, stage: u32, node: NodeId) -> bool {
@@ -180,11 +196,23 @@ impl Way {
     /// itself made of it, or because of what was asked, which would be asked of others too. The coordinator is here: it is
     /// never out of its own reach, nor does it send itself bad frames.
     pub fn failed(&self, from: NodeId, stage: u32, fault: Fault) -> Blame {
-        let fault = Fault::new(fault.kind(), format!("stage {stage} at peer {}: {fault}", from.short()));
+        let kind = match fault.kind() {
+            // It had a place and has lost it: others are sought as for a host that is gone.
+            ErrorKind::Overloaded => ErrorKind::PeerLost,
+            kind => kind,
+        };
+        let text = match stage {
+            ANSWERING => format!("the answer of peer {}: {fault}", from.short()),
+            stage => format!("stage {stage} at peer {}: {fault}", from.short()),
+        };
+        let overloaded = fault.kind() == ErrorKind::Overloaded;
+        let fault = Fault::new(kind, text);
         let stage = Some(stage as usize).filter(|stage| self.host(*stage) == Some(from));
         let beside = |other: Option<usize>| other.and_then(|other| self.host(other));
         let is_peer = |node: &NodeId| *node != self.local;
         let (nodes, may_return) = match fault.kind() {
+            // There may be room again.
+            _ if overloaded => (vec![from], true),
             kind if is_loss(kind) => {
                 let next = beside(stage.map(|stage| stage + 1)).filter(is_peer);
                 (vec![next.unwrap_or(from)], true)
@@ -194,8 +222,6 @@ impl Way {
                 (before.into_iter().chain([from]).filter(is_peer).collect(), false)
             }
             ErrorKind::InvalidArgument | ErrorKind::ContextOverflow | ErrorKind::NoCredit => (Vec::new(), false),
-            // There may be room again.
-            ErrorKind::Overloaded => (vec![from], true),
             _ => (vec![from], false),
         };
         Blame { nodes, may_return, fault }
@@ -208,13 +234,15 @@ impl Way {
     }
 
     /// A peer or the link to it was lost, of which the route may have no need; a stand-by that is lost follows no more.
-    pub fn lose(&mut self, loss: Loss, under_way: bool) -> Option<Blame> {
+    ///
+    /// `broken` says whether steps are under way on a link that has ended.
+    pub fn lose(&mut self, loss: Loss, broken: bool) -> Option<Blame> {
         match loss {
             Loss::Peer(peer) => {
                 self.unfollow(peer, None);
                 self.lost(peer)
             }
-            Loss::Link(peer) => self.link_broke(peer, under_way),
+            Loss::Link(peer) => self.link_broke(peer, broken),
         }
     }
 
@@ -224,9 +252,10 @@ impl Way {
         Some(Blame { nodes: vec![peer], may_return: true, fault: peer_lost(peer, stage.layers) })
     }
 
-    /// A link broke. Steps that were under way to the first stage are lost, though its host may be there.
-    pub fn link_broke(&self, peer: NodeId, under_way: bool) -> Option<Blame> {
-        let concerned = self.host(0) == Some(peer) && under_way;
+    /// A link broke. Steps that were under way on it to the first stage are lost, though its host may be there. Where the link
+    /// is one of an earlier route, whose loss was told twice, this route has lost nothing.
+    pub fn link_broke(&self, peer: NodeId, broken: bool) -> Option<Blame> {
+        let concerned = self.host(0) == Some(peer) && broken;
         self.lost(peer).filter(|_| concerned)
     }
 }
@@ -351,8 +380,38 @@ mod tests {
             way.hears(node(from), &Message::Failed { session, epoch: 0, stage, fault })
         };
         assert_eq!((failed(1, 2), failed(1, 0), failed(4, 1)), (Heard::Unfollowed, Heard::Failed, Heard::Unfollowed));
+        assert_eq!(failed(1, 1), Heard::Foreign, "it has a stage, and no say in this one");
+        assert_eq!((failed(3, ANSWERING), failed(1, ANSWERING)), (Heard::Failed, Heard::Foreign));
         way.unfollow(node(1), None);
         assert_eq!(way.takeover(&[node(3)]).map(|route| hosts(&route)), None);
+    }
+
+    #[test]
+    fn who_was_asked_and_cannot_follow_has_no_part_in_the_route() {
+        let host = |name: u8| Some(Host { node: node(name), addresses: Vec::new() });
+        let opened = |cached, max_rows| Opened { width: 1, vocab: None, max_rows, cached, context: 64, load_ms: 0 };
+        let stage = |name: u8| PlanStage { node: node(name), layers: LayerRange::new(0, 1), head: false };
+        let stand_bys = vec![host(3), host(4), host(1), host(5)];
+        let plan = Plan { model: ModelId([1; 32]), stages: [1, 2, 6, 7].map(stage).to_vec(), token_us: 0 };
+        let route = Route { plan, addresses: vec![Vec::new(); 4], weights: vec![1; 4], stand_bys };
+        let (opened, following) =
+            (vec![opened(8, 8); 4], vec![Some(opened(7, 8)), Some(opened(8, 8)), Some(opened(8, 4)), None]);
+        let nodes = (1..=7).map(node).collect();
+        let way = Way::new(OpenRoute { epoch: 0, route, opened, following, nodes }, LOCAL).0;
+        assert_eq!(way.unused(), [node(3), node(5)], "the first has a stage, if it cannot follow the third");
+    }
+
+    #[test]
+    fn a_host_that_ends_its_stage_for_want_of_room_is_gone() {
+        let way = way(0, &[(1, 8), (2, 8)]);
+        assert_eq!(way.failed(node(1), 0, Fault::new(ErrorKind::Overloaded, "so")).fault.kind(), ErrorKind::PeerLost);
+    }
+
+    #[test]
+    fn a_link_that_broke_concerns_the_route_where_steps_to_its_first_stage_are_under_way_on_it() {
+        let mut way = way(0, &[(1, 8), (2, 8)]);
+        let mut loses = |name, broken| way.lose(Loss::Link(node(name)), broken).is_some();
+        assert_eq!((loses(1, true), loses(1, false), loses(2, true)), (true, false, false));
     }
 
     #[test]

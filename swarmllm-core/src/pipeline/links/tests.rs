@@ -19,7 +19,7 @@ fn node(name: u8) -> NodeId {
 }
 
 fn agreed(previous: u8, next: u8) -> Agreed {
-    Agreed { previous: node(previous), next: node(next), width: 4, max_rows: 8 }
+    Agreed { previous: node(previous), next: node(next), width: 4, max_rows: 8, stands_by: false }
 }
 
 /// A step of rows of four numbers.
@@ -185,10 +185,45 @@ async fn a_session_with_more_than_a_window_unread_ends_where_memory_is_short_and
     assert_eq!([0; 2].map(|_| come(&links, 9, stage(2))), [Some(true), None], "one within its window waits");
     assert_eq!(come(&links, 9, stage(1)), Some(false), "and this one ends");
     assert!(greedy.over().is_cancelled() && !links.serves(stage(1), node(1)));
-    assert_eq!(dropped(&greedy), Some(ErrorKind::Overloaded), "its task hears why");
+    assert_eq!(dropped(&greedy), Some(ErrorKind::BadFrame), "its task hears why");
     assert!(links.serves(stage(2), node(1)));
     assert_eq!(std::iter::from_fn(|| greedy.next().now_or_never().flatten()).count(), 11, "what it had is read");
     assert_eq!(come(&links, 9, stage(2)), Some(true));
+}
+
+#[tokio::test]
+async fn who_overruns_a_stage_breaks_its_window_and_a_stand_by_that_is_overrun_has_no_room() {
+    let links = Links::new(node(0), None, TaskSet::new(tokio::runtime::Handle::current()));
+    let ends = |number, stands_by| {
+        let stage = SessionStage { stage: number, ..STAGE };
+        let inbox = links.begin(stage, node(1)).unwrap().register(Agreed { stands_by, ..agreed(9, 3) }).unwrap();
+        let overruns =
+            || links.deliver(node(9), Message::Step { header: step(stage, 1, Codec::F32), hidden: vec![0.0; 4] });
+        (0..SESSION_QUEUE).for_each(|_| overruns());
+        assert!(links.serves(stage, node(1)), "a queue is longer than a window");
+        overruns();
+        dropped(&inbox)
+    };
+    assert_eq!((ends(1, false), ends(2, true)), (Some(ErrorKind::BadFrame), Some(ErrorKind::Overloaded)));
+}
+
+#[tokio::test]
+async fn an_answer_that_is_none_is_of_the_stage_that_answers() {
+    let links = Links::new(node(0), None, TaskSet::new(tokio::runtime::Handle::current()));
+    let mut inbox = links.register_coordinator(STAGE.session);
+    let shape = LogitShape::Top { k: 1 };
+    let header = StageHeader::Logits(LogitsHeader {
+        session: STAGE.session,
+        epoch: 2,
+        step: 0,
+        rows: 1,
+        shape,
+        compute_us: Vec::new(),
+    });
+    Reader { links: &links, from: node(3) }.take(Frame { header, body: vec![0; 11] }, Held::Nothing);
+    let (from, message) = inbox.next().now_or_never().flatten().unwrap();
+    let Message::Failed { stage, fault, .. } = message else { panic!("{message:?}") };
+    assert_eq!((from, stage, fault.kind()), (node(3), ANSWERING, ErrorKind::BadFrame));
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -13,7 +13,8 @@ use crate::base::LayerRange;
 use crate::engine::echo::{ECHO, EchoEmbedder};
 use crate::engine::sample::{Sampled, Sampler, SamplingParams};
 use crate::ledger::Tabs;
-use crate::pipeline::links::Links;
+use crate::pipeline::links::{Agreed, Links, SessionStage};
+use crate::pipeline::outgoing::Outgoing;
 use crate::pipeline::plan::PlanStage;
 use crate::pipeline::route::Routes;
 use crate::pipeline::serve::Serving;
@@ -23,12 +24,15 @@ use crate::wire::control::Opened;
 
 const SESSION: SessionId = SessionId([1; 16]);
 const MODEL: ModelId = ModelId([2; 32]);
+const LOCAL: NodeId = NodeId([0; 32]);
 /// The host of the only stage.
 const HOST: NodeId = NodeId([3; 32]);
 const VOCAB: u32 = 11;
 const WIDTH: u32 = 4;
 /// Longer than any test waits.
 const LONG: Duration = Duration::from_secs(60);
+/// Long enough for what would happen at once.
+const SHORT: Duration = Duration::from_millis(50);
 
 /// Finds no route, and tells that one was looked for.
 #[derive(Default)]
@@ -120,7 +124,7 @@ fn begun(coordinator: &Coordinator, job: &Job) -> Begun {
 #[tokio::test]
 async fn a_session_whose_host_reads_nothing_hears_cancel_deadline_and_the_loss_of_the_host() {
     let tasks = TaskSet::new(tokio::runtime::Handle::current());
-    let links = Links::new(NodeId([0; 32]), None, tasks.clone());
+    let links = Links::new(LOCAL, None, tasks.clone());
     let (bench, unread) = (Bench::new(1, 8, 1 << 20), links.stalled(HOST));
     let coordinator = coordinator(&links, &tasks, &bench);
     let limits = |deadline| Limits { deadline, cancel: CancellationToken::new() };
@@ -147,10 +151,74 @@ async fn a_session_whose_host_reads_nothing_hears_cancel_deadline_and_the_loss_o
     let (begun, mut sink) = (begun(&coordinator, &job), Reader);
     let mut running = Box::pin(run(&coordinator, job, begun, &mut sink));
     assert!(running.as_mut().now_or_never().is_none());
+    drop(unread);
+    tokio::select! {
+        outcome = running => panic!("it does not look for another route: {:?}", outcome.end),
+        sought = timeout(LONG, routes.0.notified()) => sought.expect("it hears nothing"),
+    }
+}
+
+/// A link to [`HOST`] that takes what is sent.
+fn takes_all(links: &Links) -> mpsc::Receiver<Outgoing> {
+    let mut queue = links.stalled(HOST);
+    while queue.try_recv().is_ok() {}
+    queue
+}
+
+#[tokio::test]
+async fn a_link_that_broke_before_a_route_was_opened_takes_nothing_from_that_route() {
+    let tasks = TaskSet::new(tokio::runtime::Handle::current());
+    let links = Links::new(LOCAL, None, tasks.clone());
+    let (bench, taken) = (Bench::new(1, 8, 1 << 20), takes_all(&links));
+    let (coordinator, routes) = (coordinator(&links, &tasks, &bench), Arc::<Nowhere>::default());
+    let job = job(routes.clone(), Limits { deadline: None, cancel: CancellationToken::new() });
+    let (begun, mut sink) = (begun(&coordinator, &job), Reader);
+    let mut running = Box::pin(run(&coordinator, job, begun, &mut sink));
+    assert!(timeout(SHORT, running.as_mut()).await.is_err());
+    links.broke(HOST);
+    assert!(timeout(SHORT, running.as_mut()).await.is_err());
+    assert!(routes.0.notified().now_or_never().is_none(), "the link that this route uses stands");
+    drop(taken);
     links.broke(HOST);
     tokio::select! {
         outcome = running => panic!("it does not look for another route: {:?}", outcome.end),
         sought = timeout(LONG, routes.0.notified()) => sought.expect("it hears nothing"),
     }
-    drop(unread);
+}
+
+#[tokio::test]
+async fn a_host_that_ends_its_stage_for_want_of_room_comes_last_for_other_sessions() {
+    let tasks = TaskSet::new(tokio::runtime::Handle::current());
+    let links = Links::new(LOCAL, None, tasks.clone());
+    let (bench, _taken) = (Bench::new(1, 8, 1 << 20), takes_all(&links));
+    let (coordinator, routes) = (coordinator(&links, &tasks, &bench), Arc::<Nowhere>::default());
+    let job = job(routes.clone(), Limits { deadline: None, cancel: CancellationToken::new() });
+    let (begun, mut sink) = (begun(&coordinator, &job), Reader);
+    let mut running = Box::pin(run(&coordinator, job, begun, &mut sink));
+    assert!(timeout(SHORT, running.as_mut()).await.is_err());
+    let fault = Fault::new(ErrorKind::Overloaded, "no more room");
+    links.deliver(HOST, Message::Failed { session: SESSION, epoch: 0, stage: 0, fault });
+    tokio::select! {
+        outcome = running => panic!("it does not look for another route: {:?}", outcome.end),
+        sought = timeout(LONG, routes.0.notified()) => sought.expect("it hears nothing"),
+    }
+    assert_eq!(coordinator.failures.now(), [HOST].into());
+}
+
+#[tokio::test]
+async fn who_was_asked_to_follow_and_cannot_is_released_when_the_route_begins() {
+    let tasks = TaskSet::new(tokio::runtime::Handle::current());
+    let links = Links::new(LOCAL, None, tasks.clone());
+    let (bench, _taken) = (Bench::new(1, 8, 1 << 20), takes_all(&links));
+    let coordinator = coordinator(&links, &tasks, &bench);
+    let job = job(Arc::default(), Limits { deadline: None, cancel: CancellationToken::new() });
+    let stage = SessionStage { session: SESSION, epoch: 0, stage: 0 };
+    let agreed = Agreed { previous: LOCAL, next: LOCAL, width: WIDTH, max_rows: 8, stands_by: true };
+    let _follows = links.begin(stage, LOCAL).unwrap().register(agreed).unwrap();
+    let mut begun = begun(&coordinator, &job);
+    begun.open.nodes.push(LOCAL);
+    let mut sink = Reader;
+    let mut running = Box::pin(run(&coordinator, job, begun, &mut sink));
+    assert!(timeout(SHORT, running.as_mut()).await.is_err());
+    assert!(!links.serves(stage, LOCAL));
 }

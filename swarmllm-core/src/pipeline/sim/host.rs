@@ -6,21 +6,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures::FutureExt;
 
 use super::model::{Layers, VOCAB, WIDTH};
-use super::swarm::{Event, MILLI, Micros, SECOND, Sabotage, Swarm, unreachable};
+use super::swarm::{Event, MILLI, Micros, Sabotage, Swarm, unreachable};
 use crate::base::{ErrorKind, Fault, LayerRange, NodeId, SessionId};
 use crate::engine::StepJob;
 use crate::pipeline::links::{Agreed, Links, Opening, SessionStage, StageInbox};
 use crate::pipeline::message::Message;
 use crate::pipeline::search::is_loss;
+use crate::pipeline::stages::SLOT_WAIT;
 use crate::pipeline::turns::Turns;
 use crate::rt::TaskSet;
 use crate::wire::control::{OpenSession, Opened};
 use crate::wire::job::StepHeader;
 use crate::wire::prefix::Prefix;
 
-/// Time that a session waits for a slot.
-const SLOT_WAIT: Micros = 5 * SECOND;
-/// How often it looks.
+/// How often a session that waits for a slot looks for one.
 const SLOT_POLL: Micros = 100 * MILLI;
 /// KV of ended sessions that a node keeps.
 const KEPT: usize = 3;
@@ -284,7 +283,7 @@ impl Swarm {
             return Err(Fault::new(ErrorKind::OutOfMemory, "the stage does not fit"));
         }
         if others >= node.facts.slots {
-            let (until, again) = (until.min(self.now + SLOT_WAIT), self.now + SLOT_POLL);
+            let (until, again) = (until.min(self.now + SLOT_WAIT.as_micros() as Micros), self.now + SLOT_POLL);
             if again > until {
                 return Err(Fault::new(ErrorKind::Overloaded, "all sessions are in use"));
             }
@@ -311,7 +310,13 @@ impl Swarm {
         let key = SessionStage { session: open.session, epoch, stage: open.stage };
         let (session, coordinator) = (open.session, open.coordinator.node);
         let reply = opening
-            .register(Agreed { previous: open.previous, next: open.next.node, width: WIDTH, max_rows })
+            .register(Agreed {
+                previous: open.previous,
+                next: open.next.node,
+                width: WIDTH,
+                max_rows,
+                stands_by: open.stands_by,
+            })
             .map(|inbox| {
                 let fresh = || (Layers::new(open.layers, open.head, max_rows), 0);
                 let (layers, cached) = node.reuse(&open, sabotage).unwrap_or_else(fresh);
