@@ -88,9 +88,10 @@ else
 	tests/scripts/net.sh $(CARGO) test --workspace --locked --test wild -- --ignored --test-threads=1
 endif
 
-# The core as others may build it: without llama.cpp and server, and without any engine.
+# The core as others may build it: without llama.cpp and server, and without any engine. Its tests run with the workspace's
+# features; what others' features can break is whether it compiles, tests included.
 features:
-	$(CARGO) test -p swarmllm-core --locked
+	$(CARGO) check -p swarmllm-core --all-targets --locked
 	$(CARGO) check -p swarmllm-core --locked --no-default-features
 
 c: ## The C story, also under valgrind where it is there (after `make rust`)
