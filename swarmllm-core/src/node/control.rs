@@ -78,7 +78,10 @@ async fn answer(shared: Arc<Shared>, pools: Arc<InboundPools>, peer: NodeId, mut
         Ok(Ok(None)) | Err(_) => return,
         Ok(Err(error)) => return tracing::debug!(%peer, %error, "a control request was refused"),
     };
-    let opens = if let Request::Open(open) = &request { Some((open.session, open.epoch)) } else { None };
+    let opens = match &request {
+        Request::Open(open) => Some(SessionStage { session: open.session, epoch: open.epoch, stage: open.stage }),
+        _ => None,
+    };
     // One that takes long gives its place among those that are read back: its peer's `Alive` and `Release` may need it.
     let place = if is_quick(&request) {
         Some(place)
@@ -92,9 +95,10 @@ async fn answer(shared: Arc<Shared>, pools: Arc<InboundPools>, peer: NodeId, mut
     };
     if !matches!(tokio::time::timeout(REPLY_DEADLINE, write_reply(&mut stream, &reply)).await, Ok(Ok(()))) {
         tracing::debug!(%peer, "a reply was not taken");
-        // Who went while a stage was loaded has been cleaned up after, and will not end what it does not know to have begun.
-        if let (Some((session, epoch)), Reply::Opened(_)) = (opens, reply) {
-            shared.serving.release(session, epoch, peer, &Prefix::default());
+        // Who went while a stage was loaded has been cleaned up after, and will not end what it does not know to have begun. Who
+        // is there may have begun without this stand-by, and have another stage of the session here.
+        if let (Some(stage), Reply::Opened(_)) = (opens, reply) {
+            shared.serving.end_stage(stage, peer);
         }
     }
 }

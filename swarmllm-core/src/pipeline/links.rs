@@ -13,6 +13,7 @@ mod inboxes;
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -101,8 +102,10 @@ struct Coordinated {
 /// The hosts of a session's present route, and what the last of them may answer.
 #[derive(Debug, Clone, Default)]
 pub struct Hosts {
-    /// All that may say that they failed.
-    pub all: Vec<NodeId>,
+    /// Which of the session's routes.
+    pub epoch: u32,
+    /// Those that have a stage or follow one, with its number: each may say once that it failed.
+    pub parts: Vec<(NodeId, u32)>,
     /// Who answers.
     pub last: Option<NodeId>,
     /// Bytes of the longest answer.
@@ -196,6 +199,8 @@ struct StageEntry {
     queue: mpsc::Sender<Queued>,
     bodies: Bodies,
     ending: Arc<Mutex<Ending>>,
+    /// Whether the loss of the next host's link is queued and not read yet: a link may break any number of times.
+    told: Arc<AtomicBool>,
     _over: DropGuard,
 }
 
@@ -358,9 +363,10 @@ impl Links {
     pub(super) fn broke(&self, peer: NodeId) {
         let _ = self.inner.broken.send(peer);
         let stages = locked(&self.inner.stages);
-        for (key, entry) in stages.live.iter().filter(|(_, entry)| entry.agreed.next == peer) {
+        let concerned = |entry: &&StageEntry| entry.agreed.next == peer && !entry.told.swap(true, Ordering::AcqRel);
+        for (key, entry) in stages.live.iter().filter(|(_, entry)| concerned(entry)) {
             let SessionStage { session, epoch, stage } = *key;
-            // A full queue has ended the session already.
+            // Where the queue is full, whoever fills it has broken the window of the session, which ends for that.
             let failed = Message::Failed { session, epoch, stage, fault: lost(peer) };
             let _ = entry.queue.try_send(((self.inner.local, failed), None));
         }
@@ -409,6 +415,14 @@ impl Links {
             !ended || end(over)
         });
         stages.remember(session, epoch, coordinator);
+    }
+
+    /// Ends one stage of a session that its coordinator does not know to have begun, and no other of that session.
+    pub fn end_stage(&self, key: SessionStage, coordinator: NodeId) {
+        let mut stages = locked(&self.inner.stages);
+        if stages.live.get(&key).is_some_and(|entry| entry.coordinator == coordinator) {
+            stages.live.remove(&key);
+        }
     }
 
     /// Takes the answers of a session that this node coordinates until the inbox is dropped.
@@ -493,9 +507,13 @@ impl Links {
                 }
             }
             StageHeader::Failed { .. } => {
-                let coordinated = locked(&self.inner.coordinators);
-                let ours = coordinated.get(&key.session).is_some_and(|session| session.hosts.all.contains(&from));
-                Ok(ours && body == 0)
+                let mut coordinated = locked(&self.inner.coordinators);
+                let session = coordinated.get_mut(&key.session).filter(|session| session.hosts.epoch == key.epoch);
+                let parts = session.filter(|_| body == 0).map(|session| &mut session.hosts.parts);
+                let part = |parts: &mut Vec<_>| {
+                    Some(parts.swap_remove(parts.iter().position(|part| *part == (from, key.stage))?))
+                };
+                Ok(parts.and_then(part).is_some())
             }
         }
     }

@@ -16,6 +16,7 @@ use crate::net::NetHandle;
 use crate::pipeline::control::{request, unexpected};
 use crate::pipeline::job::Coordinator;
 use crate::pipeline::links::SessionStage;
+use crate::pipeline::losses::Losses;
 use crate::pipeline::plan::{Plan, PlanStage};
 use crate::pipeline::search::{Blame, LONGEST_LOOK, LOOK_AGAIN, Next, Tried, is_loss};
 use crate::pipeline::watch;
@@ -119,18 +120,33 @@ pub struct Finder {
     opening: Option<(u32, Vec<NodeId>)>,
     /// All who were ever asked.
     asked: BTreeSet<NodeId>,
+    /// The text that hosts were told of.
+    prefix: Prefix,
 }
 
 impl Finder {
     /// A finder that has tried nothing.
     pub fn new(coordinator: Coordinator, routes: Arc<dyn Routes>, terms: Terms) -> Self {
-        Self { coordinator, routes, terms, tried: Tried::default(), opening: None, asked: BTreeSet::new() }
+        Self {
+            coordinator,
+            routes,
+            terms,
+            tried: Tried::default(),
+            opening: None,
+            asked: BTreeSet::new(),
+            prefix: Prefix::default(),
+        }
     }
 
-    /// Opens this route or, where a host of it fails, another; see [`reopen`](Self::reopen) for `patience`. Where there is
+    /// Opens this route or, where a host of it fails, another, and gives it with what it loses from then on; see [`reopen`](Self::reopen) for `patience`. Where there is
     /// no other, the error says why the first failed. After an open that is not awaited to its end,
     /// [`abandon`](Self::abandon) ends what was begun.
-    pub async fn open(&mut self, route: Route, prefix: &Prefix, patience: Duration) -> Result<OpenRoute, Fault> {
+    pub async fn open(
+        &mut self,
+        route: Route,
+        prefix: &Prefix,
+        patience: Duration,
+    ) -> Result<(OpenRoute, Losses), Fault> {
         match self.attempt(route, prefix).await {
             Ok(open) => Ok(open),
             Err(blame) => self.reopen(blame, None, prefix, patience).await,
@@ -151,7 +167,7 @@ impl Finder {
         mut takeover: Option<Route>,
         prefix: &Prefix,
         patience: Duration,
-    ) -> Result<OpenRoute, Fault> {
+    ) -> Result<(OpenRoute, Losses), Fault> {
         let mut search = self.tried.search(blame, Instant::now(), patience);
         loop {
             let found = match takeover.take() {
@@ -206,13 +222,14 @@ impl Finder {
         self.release_at(epoch, nodes, keep);
     }
 
-    /// The same for nodes that have no part in a route which others have, this one only where it is among them.
+    /// The same for nodes that have no part in a route which others have, this one only where it is among them. They may keep
+    /// what they had of the text.
     pub fn dismiss(&self, epoch: u32, nodes: &[NodeId]) {
-        let (local, keep) = (self.coordinator.links.local(), Prefix::default());
+        let local = self.coordinator.links.local();
         if nodes.contains(&local) {
-            self.coordinator.serving.release(self.terms.session, epoch, local, &keep);
+            self.coordinator.serving.release(self.terms.session, epoch, local, &self.prefix);
         }
-        self.release_at(epoch, nodes, &keep);
+        self.release_at(epoch, nodes, &self.prefix);
     }
 
     fn release_at(&self, epoch: u32, nodes: &[NodeId], keep: &Prefix) {
@@ -239,7 +256,10 @@ impl Finder {
     }
 
     /// Opens all stages at once, and stand-bys beside them.
-    async fn attempt(&mut self, route: Route, prefix: &Prefix) -> Result<OpenRoute, Blame> {
+    async fn attempt(&mut self, route: Route, prefix: &Prefix) -> Result<(OpenRoute, Losses), Blame> {
+        // What was lost before, this attempt will find; what is lost from now on, its route has lost.
+        let losses = Losses::new(&self.coordinator);
+        self.prefix = prefix.clone();
         let (epoch, nodes) = (self.tried.attempt(), route.nodes());
         self.opening = Some((epoch, nodes.clone()));
         self.asked.extend(&nodes);
@@ -255,9 +275,10 @@ impl Finder {
                 Err(fault) => failed.push((stage.node, fault)),
             }
         }
-        let Some(blame) = Blame::unopened(failed) else {
+        let Some(blame) = Blame::unopened(failed, self.tried.goes_on()) else {
             self.opening = None;
-            return Ok(OpenRoute { epoch, route, opened, following, nodes });
+            self.tried.opened(Instant::now());
+            return Ok((OpenRoute { epoch, route, opened, following, nodes }, losses));
         };
         self.abandon();
         Err(blame)

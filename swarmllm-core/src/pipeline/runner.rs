@@ -5,6 +5,7 @@
 //! the text in the very steps of the old ones, so that what follows is what would have followed.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -63,12 +64,11 @@ impl Begun {
 /// open, and the session's id is used up. Not cancel-safe: use `job.cancel`. What it gives is to be [`run`].
 pub async fn open(coordinator: &Coordinator, job: &Job, route: Route) -> Result<Begun, Result<End, Fault>> {
     let began = Instant::now();
-    let losses = Losses::new(coordinator);
     let inbox = coordinator.links.register_coordinator(job.session);
     let mut finder = Finder::new(coordinator.clone(), job.routes.clone(), job.terms());
     let prefix = coordinator.namer.of(job.codec).name(job.model, job.exact, &job.prompt);
     match job.limits().bound(finder.open(route, &prefix, PATIENCE)).await {
-        Ok(open) => Ok(Begun { finder, open, inbox, losses, began, opened_in: began.elapsed() }),
+        Ok((open, losses)) => Ok(Begun { finder, open, inbox, losses, began, opened_in: began.elapsed() }),
         Err(end) => {
             finder.abandon();
             Err(end)
@@ -86,7 +86,8 @@ pub async fn run<S: TokenSink>(coordinator: &Coordinator, job: Job, begun: Begun
     if end.is_ok() {
         // Computed, most likely, and needed no more. Of a route that failed, what was not answered is not paid.
         drive.sent.iter().for_each(|sent| drive.owe(sent));
-        drive.way.nodes.iter().for_each(|host| coordinator.failures.worked(*host));
+        let worked = drive.way.nodes.iter().filter(|host| drive.way.has_part(**host));
+        worked.for_each(|host| coordinator.failures.worked(*host));
     }
     coordinator.tabs.end();
     drive.learn();
@@ -154,6 +155,21 @@ struct Facts {
     longest: usize,
     embedder: Arc<dyn Embedder>,
     limits: Limits,
+}
+
+/// What a session waits for.
+enum Happens {
+    Cancelled,
+    /// A message of the route; nothing where there were more than the session has room for.
+    Came(Option<Delivery>),
+    /// The sink has room, or fails.
+    Room(Result<(), Fault>),
+    Lost(Loss),
+    /// The deadline is over.
+    Late,
+    /// Hosts are not there.
+    Absent(Broken),
+    Stalled,
 }
 
 /// Why the present route is of no use any more.
@@ -310,8 +326,8 @@ impl<'a> Drive<'a> {
                 Ok(None) => {}
                 Ok(Some(end)) => return end,
                 Err(broken) => match self.recover(broken).await {
-                    Ok(again) => {
-                        actions = again;
+                    Ok((again, lost)) => {
+                        (actions, losses) = (again, lost);
                         // The queue may have overflowed, and has nothing that is of use any more.
                         drop(inbox);
                         inbox = self.coordinator.links.register_coordinator(self.job.session);
@@ -323,34 +339,66 @@ impl<'a> Drive<'a> {
         }
     }
 
-    /// Waits for the next thing that happens to the session. Where the sink has no room answers are left where they are, so
-    /// that no step follows; all else is heard.
+    /// Waits for the next thing that happens to the session, and does what follows.
     async fn wait<S: TokenSink>(
         &mut self,
         inbox: &mut CoordinatorInbox,
         losses: &mut Losses,
         sink: &S,
     ) -> Result<Vec<Action>, Broken> {
-        let (limits, reads) = (self.job.limits.clone(), sink.has_room());
-        tokio::select! {
-            biased;
-            () = limits.cancel.cancelled() => Ok(self.session.stop(End::Cancelled)),
-            delivery = inbox.next(), if reads => self.on_delivery(delivery),
-            room = sink.room(), if !reads => {
+        match self.happens(inbox, losses, sink).await {
+            Happens::Cancelled => Ok(self.session.stop(End::Cancelled)),
+            Happens::Came(delivery) => self.on_delivery(delivery),
+            Happens::Room(room) => {
                 // What waited here for the reader took no host that long.
                 self.sent.iter_mut().for_each(|sent| sent.begun = Instant::now());
                 Ok(room.err().map(|fault| self.session.on_fault(fault)).unwrap_or_default())
             }
-            loss = losses.next() => self.on_loss(loss).map_or(Ok(Vec::new()), Err),
-            () = limits.overdue() => Ok(self.session.on_fault(late())),
-            absent = self.absent() => Err(absent),
-            () = sleep(STALL_DEADLINE), if reads => {
+            Happens::Lost(loss) => self.on_loss(loss).map_or(Ok(Vec::new()), Err),
+            Happens::Late => Ok(self.session.on_fault(late())),
+            Happens::Absent(absent) => Err(absent),
+            Happens::Stalled => {
                 let text = format!("the stages gave no answer for {STALL_DEADLINE:?}");
                 // Which of them it was nobody says; the next answer does without all of them where it can.
                 self.remember_failed(&self.way.nodes);
                 Ok(self.session.on_fault(Fault::new(ErrorKind::Timeout, text)))
             }
         }
+    }
+
+    /// The next thing that happens to the session. Where the sink has no room answers are left where they are, so that no step
+    /// follows; all else is heard. What does not concern the route is passed over, and the hosts are watched all the while:
+    /// others may come and go, or talk, as often as they like.
+    async fn happens<S: TokenSink>(&self, inbox: &mut CoordinatorInbox, losses: &mut Losses, sink: &S) -> Happens {
+        let (limits, reads) = (&self.job.limits, sink.has_room());
+        let (mut absent, mut stalled) = (pin!(self.absent()), pin!(sleep(STALL_DEADLINE)));
+        loop {
+            tokio::select! {
+                biased;
+                () = limits.cancel.cancelled() => return Happens::Cancelled,
+                delivery = inbox.next(), if reads => if self.is_concerned(delivery.as_ref()) {
+                    return Happens::Came(delivery);
+                },
+                room = sink.room(), if !reads => return Happens::Room(room),
+                loss = losses.next() => if self.way.is_concerned(loss) {
+                    return Happens::Lost(loss);
+                },
+                () = limits.overdue() => return Happens::Late,
+                blame = &mut absent => return Happens::Absent(blame),
+                () = &mut stalled, if reads => return Happens::Stalled,
+            }
+        }
+    }
+
+    /// Whether what came, or that no more comes, is of the route.
+    fn is_concerned(&self, delivery: Option<&Delivery>) -> bool {
+        let Some((from, message)) = delivery else { return true };
+        let heard = self.way.hears(*from, message);
+        let concerned = !matches!(heard, Heard::Late | Heard::Foreign);
+        if !concerned {
+            tracing::debug!(session = %self.job.session, peer = %from, ?heard, "a message was dropped");
+        }
+        concerned
     }
 
     /// Waits until an answer is late and hosts have their stages no more, or do not even say that they are there, if there is
@@ -396,8 +444,8 @@ impl<'a> Drive<'a> {
         self.way.takeover(nodes).is_some() || self.finder.can_avoid(nodes).await
     }
 
-    /// Another route, and what is to be sent there.
-    async fn recover(&mut self, broken: Broken) -> Result<Vec<Action>, Result<End, Fault>> {
+    /// Another route: what is to be sent there, and what it loses from now on.
+    async fn recover(&mut self, broken: Broken) -> Result<(Vec<Action>, Losses), Result<End, Fault>> {
         if broken.nodes.is_empty() {
             return Err(Err(broken.fault));
         }
@@ -416,7 +464,7 @@ impl<'a> Drive<'a> {
         let prefix = self.job.namer.name(self.job.model, self.job.exact, named);
         self.finder.needs(text.len() as u32 + u32::from(!self.job.reads));
         let open = self.job.limits.bound(self.finder.reopen(broken, takeover, &prefix, PATIENCE)).await;
-        let open = open.inspect_err(|_| self.finder.abandon())?;
+        let (open, losses) = open.inspect_err(|_| self.finder.abandon())?;
         let (mut way, stages) = Way::new(open, self.coordinator.links.local());
         let chunk = way.follow(&self.way, self.job.exact);
         self.way = way;
@@ -431,7 +479,7 @@ impl<'a> Drive<'a> {
         let cached = self.job.usable(&self.way, chunk, text.len());
         self.session.limit(self.way.context.saturating_sub(self.job.prompt as u32));
         self.coordinator.events.send(Event::GenerationRerouted { session, epoch, kept: cached, cause });
-        Ok(self.session.resume(cached, self.way.max_rows, chunk, self.job.exact))
+        Ok((self.session.resume(cached, self.way.max_rows, chunk, self.job.exact), losses))
     }
 
     fn on_delivery(&mut self, delivery: Option<Delivery>) -> Result<Vec<Action>, Broken> {
@@ -466,10 +514,8 @@ impl<'a> Drive<'a> {
                     self.copies = copies(self.coordinator, &self.way);
                 }
             }
-            (Heard::Late, _) => {
-                tracing::debug!(session = %self.job.session, "a late answer of an earlier route was dropped");
-            }
-            _ => tracing::debug!(peer = %from, "an answer from a peer outside the route was dropped"),
+            // Passed over before.
+            _ => {}
         }
         Ok(Vec::new())
     }

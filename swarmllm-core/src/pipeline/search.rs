@@ -14,6 +14,8 @@ pub const LONGEST_LOOK: Duration = Duration::from_secs(3);
 /// The same at first where hosts are left out that may be back already; each time that they were of no use again, others are
 /// sought for twice as long.
 const FIRST_LOOK: Duration = LOOK_AGAIN;
+/// A route that stood for so long was of use: what was learnt before it of hosts that come back counts no more.
+const STOOD: Duration = Duration::from_secs(30);
 /// How often a look is made twice as long: 16 times 250 ms are more than the longest.
 const LONGER_LOOKS: u32 = 4;
 /// Most times its patience that a search waits in all, however many hosts it loses on the way.
@@ -31,12 +33,14 @@ pub struct Blame {
 }
 
 impl Blame {
-    /// Hosts that did not open their stages; nothing where there are none.
-    pub fn unopened(failed: Vec<(NodeId, Fault)>) -> Option<Self> {
+    /// Hosts that did not open their stages; nothing where there are none. Who begins an answer does not wait for a host that is
+    /// full (the node's own queue does); one that goes on has others only where they hold the same.
+    pub fn unopened(failed: Vec<(NodeId, Fault)>, goes_on: bool) -> Option<Self> {
         // That a host is busy passes: where another has failed, that is the reason.
         let lasting = failed.iter().find(|(_, fault)| fault.kind() != ErrorKind::Overloaded);
         let fault = lasting.or(failed.first())?.1.clone();
-        let may_return = failed.iter().all(|(_, fault)| is_loss(fault.kind()));
+        let passes = |kind| is_loss(kind) || (goes_on && kind == ErrorKind::Overloaded);
+        let may_return = failed.iter().all(|(_, fault)| passes(fault.kind()));
         Some(Blame { nodes: failed.into_iter().map(|(node, _)| node).collect(), may_return, fault })
     }
 
@@ -61,8 +65,10 @@ pub struct Tried {
     epoch: u32,
     /// Nodes that are not asked again.
     without: Vec<NodeId>,
-    /// Looks without hosts that may be back already.
+    /// Looks without hosts that may be back already, which found no others.
     looks: u32,
+    /// When the last route was open.
+    opened: Option<Instant>,
 }
 
 /// A search under way.
@@ -105,6 +111,9 @@ impl Tried {
     /// Begins to search for another route than one whose hosts have failed, for as long as `patience` lasts if they may
     /// return.
     pub fn search(&mut self, blame: Blame, now: Instant, patience: Duration) -> Search {
+        if self.opened.is_some_and(|opened| now.saturating_duration_since(opened) >= STOOD) {
+            self.looks = 0;
+        }
         let (cause, longest) = (blame.fault.clone(), now + patience * PATIENT);
         let mut search = Search { cause, until: now, longest, patience, lost: Vec::new() };
         self.blame(blame, &mut search, now);
@@ -124,26 +133,38 @@ impl Tried {
     /// How long a route without those who may return is looked for now. A host whose connection was only replaced is back sooner
     /// than the table says that there is no other. One that is of no use each time that it returns, in this search or in a later
     /// one of the session, keeps others from being found for a moment only.
-    pub fn look(&mut self, search: &Search) -> Duration {
-        if search.cause.kind() == ErrorKind::Overloaded {
+    pub fn look(&self, search: &Search) -> Duration {
+        if self.opened.is_none() && search.cause.kind() == ErrorKind::Overloaded {
             // Another host that is known may have room. The swarm's table is not waited for: a slot comes free sooner.
             return LOOK_AGAIN;
         }
         if search.lost.is_empty() {
             return LONGEST_LOOK;
         }
-        let look = FIRST_LOOK * (1 << self.looks.min(LONGER_LOOKS));
-        self.looks = self.looks.saturating_add(1);
-        LONGEST_LOOK.min(look)
+        LONGEST_LOOK.min(FIRST_LOOK * (1 << self.looks.min(LONGER_LOOKS)))
     }
 
-    /// What follows where a route was `found`, or none was.
-    pub fn next(&self, search: &mut Search, found: bool, now: Instant) -> Next {
+    /// A route is open.
+    pub fn opened(&mut self, now: Instant) {
+        self.opened = Some(now);
+    }
+
+    /// Whether a route was open before: what is sought now is to go on.
+    pub fn goes_on(&self) -> bool {
+        self.opened.is_some()
+    }
+
+    /// What follows where a route was `found`, or none was. Nobody gives up without having asked those again who may have
+    /// returned: another may have taken all patience to say that it is full.
+    pub fn next(&mut self, search: &mut Search, found: bool, now: Instant) -> Next {
         match found {
             true if self.epoch >= MAX_ATTEMPTS => Next::GiveUp,
             true => Next::Attempt,
-            false if now >= search.until => Next::GiveUp,
+            false if now >= search.longest || (search.lost.is_empty() && now >= search.until) => Next::GiveUp,
             false => {
+                if !search.lost.is_empty() {
+                    self.looks = self.looks.saturating_add(1);
+                }
                 search.lost.clear();
                 Next::LookAgain
             }
@@ -187,7 +208,7 @@ mod tests {
     fn a_route_is_busy_only_where_none_of_its_hosts_has_failed() {
         let of = |kinds: &[ErrorKind]| {
             let failed = kinds.iter().map(|kind| (NodeId([1; 32]), Fault::new(*kind, "so"))).collect();
-            Blame::unopened(failed).map(|blame| blame.fault.kind())
+            Blame::unopened(failed, false).map(|blame| blame.fault.kind())
         };
         assert_eq!(of(&[ErrorKind::Overloaded, ErrorKind::NoCredit]), Some(ErrorKind::NoCredit));
         assert_eq!(of(&[ErrorKind::Overloaded, ErrorKind::Overloaded]), Some(ErrorKind::Overloaded));
@@ -202,6 +223,31 @@ mod tests {
         assert_eq!(tried.next(&mut search, false, now + PATIENCE), Next::GiveUp);
         let mut search = tried.search(blame(1, false), now, PATIENCE);
         assert_eq!(tried.next(&mut search, false, now), Next::GiveUp);
+    }
+
+    #[test]
+    fn who_may_have_returned_is_asked_again_however_long_another_took_to_say_that_it_is_full() {
+        let (mut tried, now) = (Tried::default(), Instant::now());
+        tried.opened(now);
+        let mut search = tried.search(blame(1, true), now, PATIENCE);
+        let later = now + PATIENCE * 2;
+        let full = vec![(NodeId([2; 32]), Fault::new(ErrorKind::Overloaded, "so"))];
+        tried.blame(Blame::unopened(full, tried.goes_on()).unwrap(), &mut search, later);
+        assert_eq!(tried.without(search.lost()), [NodeId([1; 32]), NodeId([2; 32])]);
+        assert_eq!(tried.next(&mut search, false, later + PATIENCE), Next::LookAgain);
+        assert!(tried.without(search.lost()).is_empty());
+        assert_eq!(tried.next(&mut search, false, later + PATIENCE), Next::GiveUp);
+    }
+
+    #[test]
+    fn an_answer_that_begins_looks_for_a_moment_where_hosts_are_full_and_one_that_goes_on_as_for_lost_ones() {
+        let (mut tried, now) = (Tried::default(), Instant::now());
+        let full = || Blame { fault: Fault::new(ErrorKind::Overloaded, "so"), ..blame(1, false) };
+        let search = tried.search(full(), now, PATIENCE);
+        assert_eq!(tried.look(&search), LOOK_AGAIN);
+        tried.opened(now);
+        let search = tried.search(full(), now, PATIENCE);
+        assert_eq!(tried.look(&search), LONGEST_LOOK);
     }
 
     #[test]
@@ -231,6 +277,9 @@ mod tests {
         assert_eq!(looks, [250, 500, 1000, 2000, 3000]);
         let later = tried.search(blame(1, true), now, PATIENCE);
         assert_eq!(tried.look(&later), LONGEST_LOOK, "what one search has learnt counts in the next");
+        tried.opened(now);
+        let again = tried.search(blame(1, true), now + STOOD, PATIENCE);
+        assert_eq!(tried.look(&again), FIRST_LOOK, "but not behind a route that stood");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::pipeline::stand_by::Copies;
 use crate::pipeline::turns::Turns;
 use crate::rt::{Bounds, Shares, TaskSet};
 use crate::wire::control::{OpenSession, Opened, is_session_of};
-use crate::wire::job::StepHeader;
+use crate::wire::job::{MAX_STAGES, StepHeader};
 use crate::wire::prefix::Prefix;
 
 /// A session of which nothing was heard for so long has lost its coordinator, who asks for it while an answer is late.
@@ -70,6 +70,9 @@ impl Serving {
         }
         if !is_session_of(open.session, from) {
             return Err(Fault::new(ErrorKind::InvalidArgument, "the session's id is another coordinator's"));
+        }
+        if open.stage as usize >= MAX_STAGES {
+            return Err(Fault::new(ErrorKind::InvalidArgument, format!("a route has {MAX_STAGES} stages at most")));
         }
         let named = [Some(&open.next), Some(&open.coordinator), open.copy.as_ref()];
         if named.into_iter().flatten().any(|host| host.addresses.len() > MAX_ADDRESSES) {
@@ -119,6 +122,11 @@ impl Serving {
     /// Whether a stage of this coordinator's session is here.
     pub fn serves(&self, stage: SessionStage, coordinator: NodeId) -> bool {
         self.links.serves(stage, coordinator)
+    }
+
+    /// Ends a stage that its coordinator does not know to have begun.
+    pub fn end_stage(&self, stage: SessionStage, coordinator: NodeId) {
+        self.links.end_stage(stage, coordinator);
     }
 
     /// Ends a session of this coordinator, in this epoch and those before, and keeps of its KV what is named. One that is
@@ -174,7 +182,8 @@ impl StageSession {
         let fault = ended.and_then(Result::err).or(dropped).or(evicted);
         let Self { turns, lease, links, telling, .. } = self;
         // Given back first: the coordinator may ask for it before it has heard of the end.
-        drop((lease, inbox));
+        drop(lease);
+        inbox.close();
         let Some(fault) = fault else { return };
         match telling.take(turns.open().coordinator.node) {
             Some(_place) => fail(&links, &turns, fault).await,
@@ -216,8 +225,14 @@ impl StageSession {
 
     async fn handle(&mut self, from: NodeId, message: Message) -> Result<(), Fault> {
         match message {
-            // This node's own links say that the way to the next stage is lost.
-            Message::Failed { fault, .. } if from == self.links.local() => Err(fault),
+            // This node's own links say that one to the next stage broke. It may have been another's: a break is told twice.
+            Message::Failed { fault, .. } if from == self.links.local() => {
+                if self.next.has_ended() {
+                    Err(fault)
+                } else {
+                    Ok(())
+                }
+            }
             _ if !self.turns.admits(from) => {
                 tracing::debug!(peer = %from, "a message from another peer than the one before was dropped");
                 Ok(())

@@ -123,7 +123,9 @@ impl Way {
 
     /// Who has a say in it over the network.
     pub fn hosts(&self, longest: usize) -> Hosts {
-        Hosts { all: self.nodes.clone(), last: self.stages.last().map(|stage| stage.node), longest }
+        let follow = self.stand_bys.iter().zip(0..).filter_map(|(host, stage)| Some((host.as_ref()?.node, stage)));
+        let parts = self.stages.iter().map(|stage| stage.node).zip(0..).chain(follow).collect();
+        Hosts { epoch: self.epoch, parts, last: self.stages.last().map(|stage| stage.node), longest }
     }
 
     /// Where the first stage's host may be dialled.
@@ -164,11 +166,21 @@ impl Way {
     /// Those who were asked, and have no part in it: they have less of the text than the others, take shorter steps, or did not
     /// open in time.
     pub fn unused(&self) -> Vec<NodeId> {
-        let has_part = |node: &NodeId| {
-            let mut follow = self.stand_bys.iter().flatten();
-            self.stages.iter().any(|stage| stage.node == *node) || follow.any(|host| host.node == *node)
-        };
-        self.nodes.iter().copied().filter(|node| !has_part(node)).collect()
+        self.nodes.iter().copied().filter(|node| !self.has_part(*node)).collect()
+    }
+
+    /// Whether it has a stage, or follows one.
+    pub fn has_part(&self, node: NodeId) -> bool {
+        let mut follow = self.stand_bys.iter().flatten();
+        self.stages.iter().any(|stage| stage.node == node) || follow.any(|host| host.node == node)
+    }
+
+    /// Whether a loss may take something from it.
+    pub fn is_concerned(&self, loss: Loss) -> bool {
+        match loss {
+            Loss::Peer(peer) => self.has_part(peer),
+            Loss::Link(peer) => self.host(0) == Some(peer),
+        }
     }
 
     /// What a message from this node is to the session.
@@ -196,23 +208,15 @@ impl Way {
     /// itself made of it, or because of what was asked, which would be asked of others too. The coordinator is here: it is
     /// never out of its own reach, nor does it send itself bad frames.
     pub fn failed(&self, from: NodeId, stage: u32, fault: Fault) -> Blame {
-        let kind = match fault.kind() {
-            // It had a place and has lost it: others are sought as for a host that is gone.
-            ErrorKind::Overloaded => ErrorKind::PeerLost,
-            kind => kind,
-        };
         let text = match stage {
             ANSWERING => format!("the answer of peer {}: {fault}", from.short()),
             stage => format!("stage {stage} at peer {}: {fault}", from.short()),
         };
-        let overloaded = fault.kind() == ErrorKind::Overloaded;
-        let fault = Fault::new(kind, text);
+        let fault = Fault::new(fault.kind(), text);
         let stage = Some(stage as usize).filter(|stage| self.host(*stage) == Some(from));
         let beside = |other: Option<usize>| other.and_then(|other| self.host(other));
         let is_peer = |node: &NodeId| *node != self.local;
         let (nodes, may_return) = match fault.kind() {
-            // There may be room again.
-            _ if overloaded => (vec![from], true),
             kind if is_loss(kind) => {
                 let next = beside(stage.map(|stage| stage + 1)).filter(is_peer);
                 (vec![next.unwrap_or(from)], true)
@@ -222,6 +226,8 @@ impl Way {
                 (before.into_iter().chain([from]).filter(is_peer).collect(), false)
             }
             ErrorKind::InvalidArgument | ErrorKind::ContextOverflow | ErrorKind::NoCredit => (Vec::new(), false),
+            // There may be room again.
+            ErrorKind::Overloaded => (vec![from], true),
             _ => (vec![from], false),
         };
         Blame { nodes, may_return, fault }
@@ -399,12 +405,6 @@ mod tests {
         let nodes = (1..=7).map(node).collect();
         let way = Way::new(OpenRoute { epoch: 0, route, opened, following, nodes }, LOCAL).0;
         assert_eq!(way.unused(), [node(3), node(5)], "the first has a stage, if it cannot follow the third");
-    }
-
-    #[test]
-    fn a_host_that_ends_its_stage_for_want_of_room_is_gone() {
-        let way = way(0, &[(1, 8), (2, 8)]);
-        assert_eq!(way.failed(node(1), 0, Fault::new(ErrorKind::Overloaded, "so")).fault.kind(), ErrorKind::PeerLost);
     }
 
     #[test]

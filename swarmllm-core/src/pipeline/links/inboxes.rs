@@ -1,5 +1,6 @@
 //! What a session's task has of the links: the stage that is being opened, and the queues of messages.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -9,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Agreed, Delivery, Links, Queued, SESSION_QUEUE, SessionStage, StageEntry, ended, locked};
 use crate::base::{Fault, NodeId, SessionId};
 use crate::pipeline::bodies::Bodies;
+use crate::pipeline::message::Message;
 use crate::wire::prefix::Prefix;
 
 /// A stage of a session that is being opened, until it is dropped.
@@ -35,10 +37,19 @@ impl Opening {
         let (ending, over) = (Arc::<Mutex<Ending>>::default(), CancellationToken::new());
         let (coordinator, guard) = (self.coordinator, over.clone().drop_guard());
         let asked = Arc::new(Mutex::new(Instant::now()));
-        let (bodies, end) = (Bodies::new(), ending.clone());
-        let entry = StageEntry { coordinator, agreed, asked: asked.clone(), queue, bodies, ending: end, _over: guard };
+        let (bodies, end, told) = (Bodies::new(), ending.clone(), Arc::<AtomicBool>::default());
+        let entry = StageEntry {
+            coordinator,
+            agreed,
+            asked: asked.clone(),
+            queue,
+            bodies,
+            ending: end,
+            told: told.clone(),
+            _over: guard,
+        };
         stages.live.insert(self.key, entry);
-        Ok(StageInbox { links: self.links.clone(), key: self.key, receiver, asked, ending, over })
+        Ok(StageInbox { links: self.links.clone(), key: self.key, receiver, asked, ending, told, over })
     }
 }
 
@@ -71,6 +82,7 @@ pub struct StageInbox {
     pub(super) receiver: mpsc::Receiver<Queued>,
     asked: Arc<Mutex<Instant>>,
     ending: Arc<Mutex<Ending>>,
+    told: Arc<AtomicBool>,
     over: CancellationToken,
 }
 
@@ -96,7 +108,17 @@ impl StageInbox {
 
     /// The next message; `None` once all were read of a session that is over. Cancel-safe.
     pub async fn next(&mut self) -> Option<Delivery> {
-        self.receiver.recv().await.map(|(delivery, _held)| delivery)
+        let (delivery, _held) = self.receiver.recv().await?;
+        if delivery.0 == self.links.local() && matches!(delivery.1, Message::Failed { .. }) {
+            self.told.store(false, Ordering::Release);
+        }
+        Some(delivery)
+    }
+
+    /// Takes no more, and gives back what waits, though the stage is still here.
+    pub fn close(&mut self) {
+        self.receiver.close();
+        while self.receiver.try_recv().is_ok() {}
     }
 }
 

@@ -98,12 +98,42 @@ async fn the_body_of_a_frame_is_read_for_an_open_session_from_who_sends_to_it_an
     assert_eq!(logits(12), Ok(false), "it is not coordinated here");
     let _answers = links.register_coordinator(session);
     assert_eq!(logits(12), Ok(false), "nobody answers yet");
-    links.set_hosts(session, Hosts { all: vec![node(2), node(3)], last: Some(node(3)), longest: 12 });
+    let parts = vec![(node(2), STAGE.stage), (node(3), STAGE.stage + 1)];
+    links.set_hosts(session, Hosts { epoch, parts, last: Some(node(3)), longest: 12 });
     assert_eq!(logits(12), Ok(true));
     assert!(logits(13).is_err());
     assert!(answer(WANTED_ROWS + 1, 12).is_err(), "short rows are long in memory");
-    let failed = |from| links.admits(node(from), &frame().encode().0, 0);
-    assert_eq!((failed(2), failed(9)), (Ok(true), Ok(false)));
+    let failed = |from, epoch, stage| {
+        let message = Message::Failed { session, epoch, stage, fault: lost(node(9)) };
+        links.admits(node(from), &message.encode().0, 0)
+    };
+    assert_eq!((failed(9, epoch, 3), failed(2, epoch, 4), failed(2, epoch - 1, 3)), (Ok(false), Ok(false), Ok(false)));
+    assert_eq!((failed(2, epoch, 3), failed(2, epoch, 3)), (Ok(true), Ok(false)), "a host fails once");
+    assert_eq!(failed(3, epoch, 4), Ok(true));
+}
+
+#[tokio::test]
+async fn a_link_that_breaks_again_and_again_fills_no_queue() {
+    let links = Links::new(node(0), None, TaskSet::new(tokio::runtime::Handle::current()));
+    let mut inbox = links.begin(STAGE, node(1)).unwrap().register(agreed(1, 3)).unwrap();
+    let mut told = || std::iter::from_fn(|| inbox.next().now_or_never().flatten()).count();
+    (0..2 * SESSION_QUEUE).for_each(|_| links.broke(node(3)));
+    assert_eq!(told(), 1);
+    links.broke(node(3));
+    assert_eq!(told(), 1, "the next break is told, too");
+    assert!(links.serves(STAGE, node(1)));
+}
+
+#[tokio::test]
+async fn a_stage_that_nobody_waits_for_any_more_ends_alone() {
+    let links = Links::new(node(0), None, TaskSet::new(tokio::runtime::Handle::current()));
+    let other = SessionStage { stage: 4, ..STAGE };
+    let open = |stage| links.begin(stage, node(1)).unwrap().register(agreed(1, 3)).unwrap();
+    let (_late, _used) = (open(STAGE), open(other));
+    links.end_stage(STAGE, node(2));
+    assert!(links.serves(STAGE, node(1)), "it is not another's to end");
+    links.end_stage(STAGE, node(1));
+    assert_eq!((links.serves(STAGE, node(1)), links.serves(other, node(1))), (false, true));
 }
 
 /// A step of 8 rows comes: whether it is queued; nothing where it waits for memory.

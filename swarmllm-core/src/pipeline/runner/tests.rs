@@ -1,6 +1,7 @@
 //! A session whose steps find no room on the way to the first stage.
 
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -47,8 +48,9 @@ impl Routes for Nowhere {
     fn rouse(&self) {}
 }
 
-/// Reads all.
-struct Reader;
+/// Reads all, and counts how often a session begins to wait.
+#[derive(Default)]
+struct Reader(Arc<AtomicUsize>);
 
 impl TokenSink for Reader {
     async fn token(&mut self, _: Sampled) -> ControlFlow<()> {
@@ -56,6 +58,7 @@ impl TokenSink for Reader {
     }
 
     fn has_room(&self) -> bool {
+        self.0.fetch_add(1, Ordering::Relaxed);
         true
     }
 
@@ -130,7 +133,7 @@ async fn a_session_whose_host_reads_nothing_hears_cancel_deadline_and_the_loss_o
     let limits = |deadline| Limits { deadline, cancel: CancellationToken::new() };
     let ends = async |limits: &Limits, act: &dyn Fn()| {
         let job = job(Arc::default(), limits.clone());
-        let (begun, mut sink) = (begun(&coordinator, &job), Reader);
+        let (begun, mut sink) = (begun(&coordinator, &job), Reader::default());
         let mut running = Box::pin(run(&coordinator, job, begun, &mut sink));
         let outcome = match running.as_mut().now_or_never() {
             Some(outcome) => outcome,
@@ -148,7 +151,7 @@ async fn a_session_whose_host_reads_nothing_hears_cancel_deadline_and_the_loss_o
 
     let routes = Arc::<Nowhere>::default();
     let job = job(routes.clone(), limits(None));
-    let (begun, mut sink) = (begun(&coordinator, &job), Reader);
+    let (begun, mut sink) = (begun(&coordinator, &job), Reader::default());
     let mut running = Box::pin(run(&coordinator, job, begun, &mut sink));
     assert!(running.as_mut().now_or_never().is_none());
     drop(unread);
@@ -172,7 +175,7 @@ async fn a_link_that_broke_before_a_route_was_opened_takes_nothing_from_that_rou
     let (bench, taken) = (Bench::new(1, 8, 1 << 20), takes_all(&links));
     let (coordinator, routes) = (coordinator(&links, &tasks, &bench), Arc::<Nowhere>::default());
     let job = job(routes.clone(), Limits { deadline: None, cancel: CancellationToken::new() });
-    let (begun, mut sink) = (begun(&coordinator, &job), Reader);
+    let (begun, mut sink) = (begun(&coordinator, &job), Reader::default());
     let mut running = Box::pin(run(&coordinator, job, begun, &mut sink));
     assert!(timeout(SHORT, running.as_mut()).await.is_err());
     links.broke(HOST);
@@ -193,7 +196,7 @@ async fn a_host_that_ends_its_stage_for_want_of_room_comes_last_for_other_sessio
     let (bench, _taken) = (Bench::new(1, 8, 1 << 20), takes_all(&links));
     let (coordinator, routes) = (coordinator(&links, &tasks, &bench), Arc::<Nowhere>::default());
     let job = job(routes.clone(), Limits { deadline: None, cancel: CancellationToken::new() });
-    let (begun, mut sink) = (begun(&coordinator, &job), Reader);
+    let (begun, mut sink) = (begun(&coordinator, &job), Reader::default());
     let mut running = Box::pin(run(&coordinator, job, begun, &mut sink));
     assert!(timeout(SHORT, running.as_mut()).await.is_err());
     let fault = Fault::new(ErrorKind::Overloaded, "no more room");
@@ -217,8 +220,31 @@ async fn who_was_asked_to_follow_and_cannot_is_released_when_the_route_begins() 
     let _follows = links.begin(stage, LOCAL).unwrap().register(agreed).unwrap();
     let mut begun = begun(&coordinator, &job);
     begun.open.nodes.push(LOCAL);
-    let mut sink = Reader;
+    let mut sink = Reader::default();
     let mut running = Box::pin(run(&coordinator, job, begun, &mut sink));
     assert!(timeout(SHORT, running.as_mut()).await.is_err());
     assert!(!links.serves(stage, LOCAL));
+}
+
+#[tokio::test]
+async fn what_others_do_does_not_begin_the_watch_over_hosts_anew() {
+    let tasks = TaskSet::new(tokio::runtime::Handle::current());
+    let links = Links::new(LOCAL, None, tasks.clone());
+    let (bench, _taken) = (Bench::new(1, 8, 1 << 20), takes_all(&links));
+    let coordinator = coordinator(&links, &tasks, &bench);
+    let job = job(Arc::default(), Limits { deadline: None, cancel: CancellationToken::new() });
+    let (begun, mut sink) = (begun(&coordinator, &job), Reader::default());
+    let waits = sink.0.clone();
+    let mut running = Box::pin(run(&coordinator, job, begun, &mut sink));
+    assert!(timeout(SHORT, running.as_mut()).await.is_err());
+    let before = waits.load(Ordering::Relaxed);
+    for _ in 0..8 {
+        links.broke(NodeId([9; 32]));
+        let fault = Fault::new(ErrorKind::Internal, "so");
+        // Of an earlier route, and of a stage that it does not have.
+        links.deliver(HOST, Message::Failed { session: SESSION, epoch: 7, stage: 0, fault: fault.clone() });
+        links.deliver(HOST, Message::Failed { session: SESSION, epoch: 0, stage: 5, fault });
+    }
+    assert!(timeout(SHORT, running.as_mut()).await.is_err());
+    assert_eq!(waits.load(Ordering::Relaxed), before);
 }

@@ -15,15 +15,11 @@ const NODE: NodeId = NodeId([1; 32]);
 /// Longer than the test waits.
 const LONG: Duration = Duration::from_secs(60);
 
-#[tokio::test]
-async fn the_coordinator_of_a_stand_by_that_lags_too_far_behind_is_told_that_it_follows_no_more() {
-    let tasks = TaskSet::new(tokio::runtime::Handle::current());
-    let (links, bench) = (Links::new(NODE, None, tasks.clone()), Bench::new(1, 64, 1 << 20));
-    let serving = Serving::new(bench.table.clone(), links.clone(), Tabs::new(None), tasks);
-    let (session, key) = (session_id(NODE, [7; SESSION_CHANCE]), bench.key());
-    let host = || Host { node: NODE, addresses: Vec::new() };
-    let open = OpenSession {
-        session,
+/// The second stage of a session, which follows.
+fn open(bench: &Bench) -> OpenSession {
+    let (key, host) = (bench.key(), || Host { node: NODE, addresses: Vec::new() });
+    OpenSession {
+        session: session_id(NODE, [7; SESSION_CHANCE]),
         epoch: 3,
         model: key.model,
         engine: key.engine,
@@ -39,7 +35,28 @@ async fn the_coordinator_of_a_stand_by_that_lags_too_far_behind_is_told_that_it_
         stands_by: true,
         coordinator: host(),
         previous: NODE,
-    };
+    }
+}
+
+#[tokio::test]
+async fn a_stage_beyond_the_longest_route_is_not_opened() {
+    let tasks = TaskSet::new(tokio::runtime::Handle::current());
+    let (links, bench) = (Links::new(NODE, None, tasks.clone()), Bench::new(1, 64, 1 << 20));
+    let serving = Serving::new(bench.table.clone(), links, Tabs::new(None), tasks);
+    let opens =
+        async |stage| serving.open(NODE, OpenSession { stage, ..open(&bench) }).await.err().map(|fault| fault.kind());
+    assert_eq!(opens(MAX_STAGES as u32).await, Some(ErrorKind::InvalidArgument));
+    assert_eq!(opens(u32::MAX).await, Some(ErrorKind::InvalidArgument));
+    assert_eq!(opens(MAX_STAGES as u32 - 1).await, None);
+}
+
+#[tokio::test]
+async fn the_coordinator_of_a_stand_by_that_lags_too_far_behind_is_told_that_it_follows_no_more() {
+    let tasks = TaskSet::new(tokio::runtime::Handle::current());
+    let (links, bench) = (Links::new(NODE, None, tasks.clone()), Bench::new(1, 64, 1 << 20));
+    let serving = Serving::new(bench.table.clone(), links.clone(), Tabs::new(None), tasks);
+    let open = open(&bench);
+    let session = open.session;
     let mut told = links.register_coordinator(session);
     let width = serving.open(NODE, open).await.unwrap().width;
     let step = |step| {

@@ -227,6 +227,7 @@ impl Swarm {
         let (mut way, _) = Way::new(open, node.id);
         let exact = one.request.exact;
         one.search = None;
+        one.tried.opened(now);
         (one.watch, one.answered) = (Watch::new(now), self.now);
         let actions = match (one.session.as_mut(), one.way.take()) {
             (Some(session), Some(before)) => {

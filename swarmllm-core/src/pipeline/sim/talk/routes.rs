@@ -208,7 +208,7 @@ impl Swarm {
         let nodes: Vec<NodeId> = asked(&route).into_iter().map(|(_, node)| node).collect();
         let refused = failed.iter().filter(|(_, fault)| !search::is_loss(fault.kind())).map(|(node, _)| *node);
         self.talks[talk].refused.extend(refused);
-        let Some(blame) = Blame::unopened(failed) else {
+        let Some(blame) = Blame::unopened(failed, self.talks[talk].tried.goes_on()) else {
             return self.opened(talk, OpenRoute { epoch, route, opened, following, nodes });
         };
         self.release(talk, epoch, &nodes, &Prefix::default());
