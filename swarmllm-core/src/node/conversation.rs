@@ -46,7 +46,7 @@ impl Conversation {
 }
 
 /// What helps where a model's template does not serve.
-const ANOTHER: &str = "another may be given (`chat_template`, `--chat-template`)";
+pub(super) const ANOTHER: &str = "another may be given (`chat_template`, `--chat-template`)";
 
 /// Refuses what a template has done; `help` says what can be done about the template.
 fn refuse_with(error: TemplateError, help: &str) -> Fault {
