@@ -63,7 +63,7 @@ pub use generation::{Delta, Generation};
 pub use handle::{Events, Node};
 pub use invite::Invite;
 pub use report::{
-    Completion, Embeddings, FinishReason, Likelihood, ModelInfo, NodeStatus, PeerHolding, PeerStatus, RouteStage,
+    Completion, Embeddings, FinishReason, Likelihood, ModelInfo, NodeStatus, PeerHolding, PeerStatus, Removed, RouteStage,
     Timings, TokenLogprob,
 };
 pub use request::{
