@@ -533,6 +533,16 @@ swarmllm_status swarmllm_node_move_alias(swarmllm_node node,
 swarmllm_status swarmllm_node_remove_alias(swarmllm_node node, const char *alias);
 
 /**
+ * Removes a model from here: its shards but for those that another model needs, its aliases, and what is known of it; gives
+ * its `id`, its `name` and the bytes that went (`freed`) as a JSON object. The file that it was imported from stays, and
+ * peers that hold it keep it. Fails with SWARMLLM_INVALID_ARGUMENT where it is pinned, and with SWARMLLM_OVERLOADED where
+ * something of it is computed or fetched now.
+ */
+swarmllm_status swarmllm_node_remove(swarmllm_node node,
+                                     const char *model,
+                                     swarmllm_string *out);
+
+/**
  * Removes the models that were used longest ago until so many bytes more have room within the bound on the disk; gives the
  * ids of those that went as a JSON array. Pinned ones stay, and those that are loaded here. Where the others would not make
  * enough room, none goes, and the call fails with SWARMLLM_DISK_BUDGET.

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use swarmllm_core::base::LayerRange;
-use swarmllm_core::node::{Codec, Parts, WebSource};
+use swarmllm_core::node::{Codec, MAX_SESSIONS, Parts, WebSource};
 
 use crate::config::{Flags, KvName};
 use crate::units::parse_bytes;
@@ -54,6 +54,8 @@ pub enum Command {
     Alias(AliasArgs),
     /// Take an alias away
     Unalias(UnaliasArgs),
+    /// Remove a model from this machine, and say how much disk that frees
+    Remove(RemoveArgs),
     /// Keep a model, whatever else goes where room is made
     Pin(PinArgs),
     /// Take a pin back
@@ -78,7 +80,7 @@ pub struct InviteArgs {
     #[command(flatten)]
     pub run: RunArgs,
     /// Days for which the invite is good
-    #[arg(long, value_name = "N", default_value_t = 7)]
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
     pub days: u32,
 }
 
@@ -93,7 +95,7 @@ pub struct JoinArgs {
 /// Arguments of `alias`.
 #[derive(Debug, Args)]
 pub struct AliasArgs {
-    /// Name, id, or the unique beginning of either
+    /// Name, id, or the unique beginning of either; of an id at least 8 digits
     pub model: String,
     /// What the model is called here from now on, beside the names that it has
     pub alias: String,
@@ -109,17 +111,24 @@ pub struct UnaliasArgs {
     pub alias: String,
 }
 
+/// Arguments of `remove`.
+#[derive(Debug, Args)]
+pub struct RemoveArgs {
+    /// Name, id, or the unique beginning of either; of an id at least 8 digits
+    pub model: String,
+}
+
 /// Arguments of `pin` and `unpin`.
 #[derive(Debug, Args)]
 pub struct PinArgs {
-    /// Name, id, or the unique beginning of either
+    /// Name, id, or the unique beginning of either; of an id at least 8 digits
     pub model: String,
 }
 
 /// Arguments of `plan`.
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// Name, id, or the unique beginning of either
+    /// Name, id, or the unique beginning of either; of an id at least 8 digits
     pub model: String,
     #[command(flatten)]
     pub meet: MeetArgs,
@@ -167,7 +176,7 @@ pub struct NodeArgs {
     #[arg(long)]
     pub no_mdns: bool,
     /// Compute threads
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub threads: Option<u32>,
     /// Layers that accelerators compute, of all models together [default: all]
     #[arg(long, value_name = "N")]
@@ -185,10 +194,10 @@ pub struct NodeArgs {
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub place: Option<u64>,
     /// Positions of a session, prompt and answer together [default: the model's own as far as the memory allows, 512 at least]
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
     pub context: Option<u32>,
     /// Sessions that a stage computes at once
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_SESSIONS)))]
     pub sessions: Option<u32>,
     /// How keys and values are kept: full, or q8_0 in about half of the memory, without exact answers
     #[arg(long, value_enum, value_name = "NAME")]
@@ -257,7 +266,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub no_serve: bool,
     /// Write an invite, good for so many days, when ready
-    #[arg(long, value_name = "DAYS")]
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..))]
     pub invite: Option<u32>,
 }
 
@@ -288,7 +297,7 @@ pub struct MeetArgs {
 
 #[derive(Debug, Args)]
 pub struct ChatArgs {
-    /// Name, id, or the unique beginning of either
+    /// Name, id, or the unique beginning of either; of an id at least 8 digits
     pub model: String,
     /// Question; without it, each line of stdin is one
     #[arg(short, long, value_name = "TEXT")]
@@ -297,7 +306,7 @@ pub struct ChatArgs {
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
     /// Longest answer, in tokens
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_tokens: Option<u32>,
     /// 0 always takes the likeliest token
     #[arg(long, value_name = "X")]
@@ -332,7 +341,7 @@ pub struct ChatArgs {
     /// Continue the text as it is, without a chat template: for models that have none
     #[arg(long, conflicts_with_all = ["system", "chat_template", "template_arg", "think", "no_think", "tools", "documents", "parse_content"])]
     pub raw: bool,
-    /// Variable of the chat template; the value is JSON, or else a text; may be repeated
+    /// Variable of the chat template; the value is JSON (true, 3, "x", [1]), or else a text; may be repeated
     #[arg(long, value_name = "NAME=JSON")]
     pub template_arg: Vec<TemplateArg>,
     /// Have the model think before it answers, where its template can choose: --template-arg enable_thinking=true
@@ -427,7 +436,7 @@ impl ImportArgs {
 
 #[derive(Debug, Args)]
 pub struct PullArgs {
-    /// Name, id, or the unique beginning of either
+    /// Name, id, or the unique beginning of either; of an id at least 8 digits
     pub model: String,
     /// Fetch these layers; default: everything
     #[arg(long, value_name = "A..B")]
@@ -495,8 +504,26 @@ impl FromStr for TemplateArg {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, value) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or("write it as NAME=JSON")?;
-        let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
-        Ok(Self { name: name.to_owned(), value })
+        Ok(Self { name: name.to_owned(), value: json_or_text(value)? })
+    }
+}
+
+/// Reads JSON, or takes a text. What was certainly meant to be JSON is no text: a template takes any text for true.
+fn json_or_text(value: &str) -> Result<serde_json::Value, String> {
+    let cause = match serde_json::from_str(value) {
+        Ok(json) => return Ok(json),
+        Err(cause) => cause,
+    };
+    let word = match value {
+        "None" => Some("null"),
+        other => ["true", "false", "null"].into_iter().find(|word| other.eq_ignore_ascii_case(word)),
+    };
+    match word {
+        Some(word) => Err(format!("JSON writes `{value}` as `{word}`; the text would be `\"{value}\"`")),
+        None if value.trim_start().starts_with(['{', '[', '"']) => Err(format!(
+            "it begins as JSON and is none: {cause}; put JSON into single quotes, so that the shell leaves it as it is"
+        )),
+        None => Ok(value.into()),
     }
 }
 
@@ -572,7 +599,48 @@ mod tests {
         assert_eq!(value("effort=high"), Ok("high".into()));
         assert_eq!(value("a=b=c"), Ok("b=c".into()));
         assert_eq!(value("list=[true]"), Ok(vec![true].into()));
+        assert_eq!((value("effort=none"), value("quoted=\"True\"")), (Ok("none".into()), Ok("True".into())));
         assert!("thinking".parse::<TemplateArg>().is_err() && "=1".parse::<TemplateArg>().is_err());
+    }
+
+    #[test]
+    fn what_was_meant_to_be_json_is_no_text_and_the_option_and_the_right_spelling_are_named() {
+        for (given, right) in
+            [("False", "false"), ("True", "true"), ("None", "null"), ("FALSE", "false"), ("Null", "null")]
+        {
+            let error = parse(&format!("chat m --template-arg on={given}")).unwrap_err().to_string();
+            assert!(error.contains("--template-arg") && error.contains(&format!("`{right}`")), "{error}");
+        }
+        for given in ["{a:1}", "[1,", "\"x", "{'a':1}"] {
+            let error = parse(&format!("chat m --template-arg on={given}")).unwrap_err().to_string();
+            assert!(error.contains("--template-arg") && error.contains("is none"), "{error}");
+        }
+    }
+
+    #[test]
+    fn numbers_out_of_their_range_are_refused_with_the_option_and_the_range() {
+        for (line, option) in [
+            ("chat m --max-tokens 0", "--max-tokens"),
+            ("chat m --sessions 65", "--sessions"),
+            ("chat m --sessions 0", "--sessions"),
+            ("run --threads 0", "--threads"),
+            ("run --context 0", "--context"),
+            ("run --invite 0", "--invite"),
+            ("invite --days 0", "--days"),
+        ] {
+            let error = parse(line).unwrap_err().to_string();
+            assert!(error.contains(option) && error.contains("is not in 1.."), "{line}: {error}");
+        }
+        assert!(parse("chat m --max-tokens 1 --sessions 64 --context 1 --threads 1").is_ok());
+    }
+
+    #[test]
+    fn help_says_how_many_digits_of_an_id_are_enough() {
+        let least = format!("at least {} digits", swarmllm_core::base::names::MIN_ID_PREFIX);
+        for mut command in Cli::command().get_subcommands().cloned() {
+            let takes_model = command.get_arguments().any(|arg| arg.get_id() == "model");
+            assert_eq!(command.render_long_help().to_string().contains(&least), takes_model, "{}", command.get_name());
+        }
     }
 
     #[test]
@@ -621,10 +689,12 @@ mod tests {
     }
 
     #[test]
-    fn a_pin_needs_its_model() {
+    fn a_pin_and_a_removal_need_their_model() {
         assert!(matches!(parse("pin m"), Ok(Command::Pin(pin)) if pin.model == "m"));
         assert!(matches!(parse("unpin m"), Ok(Command::Unpin(pin)) if pin.model == "m"));
         assert!(parse("pin").is_err() && parse("unpin a b").is_err());
+        assert!(matches!(parse("remove m"), Ok(Command::Remove(remove)) if remove.model == "m"));
+        assert!(parse("remove").is_err());
     }
 
     #[test]

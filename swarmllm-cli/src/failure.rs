@@ -7,7 +7,7 @@ use swarmllm_core::base::{ErrorKind, Fault};
 use swarmllm_core::node::{ConnectError, GenerateError, ImportReport, ModelActError, StartError};
 use swarmllm_core::server::ServeError;
 
-use crate::print;
+use crate::{options, print};
 
 /// Why a command failed.
 #[derive(Debug)]
@@ -60,6 +60,10 @@ impl Failure {
             ErrorKind::ModelNotFound => {
                 "\n`swarmllm models` lists what is held here, `swarmllm peers` what others hold."
             }
+            ErrorKind::DiskBudget => {
+                "\n`swarmllm remove MODEL` frees what a model takes; --max-disk sets the bound, as does max_disk in config.toml."
+            }
+            ErrorKind::DiskFull => "\n`swarmllm remove MODEL` frees what a model takes.",
             _ => "",
         }
     }
@@ -75,7 +79,19 @@ macro_rules! from {
     )* };
 }
 
-from!(Fault, StartError, ConnectError, GenerateError, ServeError);
+from!(StartError, ConnectError, ServeError);
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        Self::new(fault.kind(), options::named(&fault, fault.to_string()))
+    }
+}
+
+impl From<GenerateError> for Failure {
+    fn from(error: GenerateError) -> Self {
+        Self::new(error.kind(), options::named(error.fault(), error.to_string()))
+    }
+}
 
 impl From<ModelActError> for Failure {
     fn from(error: ModelActError) -> Self {
@@ -98,5 +114,13 @@ mod tests {
         let failure = Failure::from(ModelActError::from(Box::new(ImportReport::default())));
         assert!(failure.message.contains("`--anyway`") && !failure.message.contains("`anyway`"), "{}", failure.message);
         assert!(failure.report.is_some());
+    }
+
+    #[test]
+    fn a_refused_request_names_options() {
+        let fault = Fault::new(ErrorKind::InvalidArgument, "must be at least 1").about("max_tokens");
+        for failure in [Failure::from(fault.clone()), Failure::from(GenerateError::from(fault))] {
+            assert_eq!(failure.message, "`--max-tokens`: must be at least 1");
+        }
     }
 }

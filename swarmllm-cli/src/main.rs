@@ -10,6 +10,7 @@ mod config;
 mod context;
 mod failure;
 mod input;
+mod options;
 mod print;
 mod progress;
 mod signals;

@@ -53,6 +53,6 @@ pub use node::WebSource;
 pub use node::{
     ChatMessage, ChatRequest, Completion, ConnectError, Delta, Events, FinishReason, GenerateError, GenerateOptions,
     GenerateRequest, Generation, ImportOptions, ModelActError, ModelInfo, Node, NodeBuilder, NodeStatus, Parts,
-    PeerHolding, PeerStatus, Plan, PlanStage, Preset, ProgressFn, Prompt, RouteStage, SamplingParams, StartError,
-    TemplateInputs, Timings,
+    PeerHolding, PeerStatus, Plan, PlanStage, Preset, ProgressFn, Prompt, Removed, RouteStage, SamplingParams,
+    StartError, TemplateInputs, Timings,
 };

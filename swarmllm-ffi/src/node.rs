@@ -401,6 +401,24 @@ pub unsafe extern "C" fn swarmllm_node_remove_alias(node: swarmllm_node, alias: 
     })
 }
 
+/// Removes a model from here: its shards but for those that another model needs, its aliases, and what is known of it; gives
+/// its `id`, its `name` and the bytes that went (`freed`) as a JSON object. The file that it was imported from stays, and
+/// peers that hold it keep it. Fails with SWARMLLM_INVALID_ARGUMENT where it is pinned, and with SWARMLLM_OVERLOADED where
+/// something of it is computed or fetched now.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn swarmllm_node_remove(
+    node: swarmllm_node,
+    model: *const c_char,
+    out: Option<&mut MaybeUninit<swarmllm_string>>,
+) -> swarmllm_status {
+    answer(out, || {
+        let node = self::node(node)?;
+        // SAFETY: the caller gives a NUL-terminated text.
+        let model = unsafe { read(model, "model", MAX_NAME) }?;
+        json(&wait(&node.runtime(), node.remove(model))?.map_err(|error| error.0)?)
+    })
+}
+
 /// Removes the models that were used longest ago until so many bytes more have room within the bound on the disk; gives the
 /// ids of those that went as a JSON array. Pinned ones stay, and those that are loaded here. Where the others would not make
 /// enough room, none goes, and the call fails with SWARMLLM_DISK_BUDGET.

@@ -6,11 +6,12 @@ use std::time::Duration;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, MapAccess, Unexpected, Visitor};
 use serde_json::{Map, Value};
-use swarmllm_core::base::json::{self, JsonError};
+use swarmllm_core::base::json::{self, JsonError, Whole};
 use swarmllm_core::base::{Fault, LayerRange};
 use swarmllm_core::engine::sample::SamplingParams;
 use swarmllm_core::node::{
-    ChatMessage, ChatRequest, GenerateOptions, ImportOptions, MAX_STOPS, Parts, TemplateInputs, WebSource,
+    ChatMessage, ChatRequest, GenerateOptions, ImportOptions, MAX_ALTERNATIVES, MAX_STOPS, Parts, TemplateInputs,
+    WebSource,
 };
 
 use crate::status::refuse;
@@ -52,7 +53,7 @@ fn generation(mut fields: Map<String, Value>) -> Result<GenerateOptions, Fault> 
     let deadline = take::<u64>(&mut fields, "deadline_ms")?;
     let default = GenerateOptions::default();
     Ok(GenerateOptions {
-        max_tokens: take(&mut fields, "max_tokens")?,
+        max_tokens: take::<Whole<1, { u32::MAX }>>(&mut fields, "max_tokens")?.map(|whole| whole.0),
         stop: take::<Stops>(&mut fields, "stop")?.unwrap_or_default().0,
         deadline: deadline.map(Duration::from_millis),
         exact: take(&mut fields, "exact")?.unwrap_or(default.exact),
@@ -60,7 +61,7 @@ fn generation(mut fields: Map<String, Value>) -> Result<GenerateOptions, Fault> 
         draft: take(&mut fields, "draft")?,
         stand_by: take(&mut fields, "stand_by")?.unwrap_or(default.stand_by),
         wire: take(&mut fields, "wire")?.unwrap_or(default.wire),
-        logprobs: take(&mut fields, "logprobs")?,
+        logprobs: take::<Whole<0, MAX_ALTERNATIVES>>(&mut fields, "logprobs")?.map(|whole| whole.0),
         constraint: take(&mut fields, "constraint")?,
         caller: take(&mut fields, "caller")?.unwrap_or(default.caller),
         sampling: sampling(fields)?,
@@ -262,12 +263,15 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_named_with_what_was_wanted_and_found() {
         let whole = "must be a whole number from 0 to 4294967295, not";
+        let tokens = "must be a whole number from 1 to 4294967295, not";
         let table = [
             ("[]", "`options` must be an object, not a list".to_owned()),
             ("{", "`options` is not JSON: it ends too early, at line 1 column 1".to_owned()),
             (r#"{"max_token": 3}"#, "`max_token`: is not known; leave it out".to_owned()),
-            (r#"{"max_tokens": "3"}"#, format!("`max_tokens`: {whole} \"3\"")),
-            (r#"{"max_tokens": -1}"#, format!("`max_tokens`: {whole} -1")),
+            (r#"{"max_tokens": "3"}"#, format!("`max_tokens`: {tokens} \"3\"")),
+            (r#"{"max_tokens": -1}"#, format!("`max_tokens`: {tokens} -1")),
+            (r#"{"max_tokens": 0}"#, format!("`max_tokens`: {tokens} 0")),
+            (r#"{"logprobs": 21}"#, "`logprobs`: must be a whole number from 0 to 20, not 21".to_owned()),
             (r#"{"top_k": 5000000000}"#, format!("`top_k`: {whole} 5000000000")),
             (r#"{"logit_bias": {"x": 1}}"#, format!("`logit_bias.x`: {whole} \"x\"")),
             (r#"{"stop": 3}"#, "`stop`: must be text, or a list of at most 16 texts, not 3".to_owned()),

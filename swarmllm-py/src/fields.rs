@@ -1,11 +1,12 @@
 //! Structures from dicts of Python, field by field. What does not fit is said in the words that C and HTTP have for it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use pyo3::conversion::FromPyObjectOwned;
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use swarmllm_core::base::ErrorKind;
 use swarmllm_core::base::json::{JsonError, MAX_QUOTED, plain};
@@ -32,14 +33,14 @@ pub(crate) use fields;
 /// A type that a field may have.
 pub trait Wanted {
     /// What it is called where something else was given.
-    fn wanted() -> &'static str;
+    fn wanted() -> Cow<'static, str>;
 }
 
 macro_rules! wanted {
     ($($type:ty = $wanted:expr;)*) => {
         $(impl Wanted for $type {
-            fn wanted() -> &'static str {
-                $wanted
+            fn wanted() -> Cow<'static, str> {
+                $wanted.into()
             }
         })*
     };
@@ -58,13 +59,33 @@ wanted! {
     BTreeMap<u32, f32> = "numbers by token";
 }
 
+/// A whole number of a range.
+pub struct Within<const LEAST: u32, const MOST: u32>(pub u32);
+
+impl<'py, const LEAST: u32, const MOST: u32> FromPyObject<'_, 'py> for Within<LEAST, MOST> {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        match value.extract()? {
+            whole if (LEAST..=MOST).contains(&whole) => Ok(Self(whole)),
+            _ => Err(PyValueError::new_err(())),
+        }
+    }
+}
+
+impl<const LEAST: u32, const MOST: u32> Wanted for Within<LEAST, MOST> {
+    fn wanted() -> Cow<'static, str> {
+        format!("a whole number from {LEAST} to {MOST}").into()
+    }
+}
+
 /// One field.
 pub fn field<'py, T: FromPyObjectOwned<'py> + Wanted>(dict: &Bound<'py, PyAny>, name: &str) -> PyResult<Option<T>> {
     let value = dict.get_item(name)?;
     if value.is_none() {
         return Ok(None);
     }
-    value.extract().map(Some).map_err(|error: T::Error| unfit(name, T::wanted(), &value, &error.into()))
+    value.extract().map(Some).map_err(|error: T::Error| unfit(name, &T::wanted(), &value, &error.into()))
 }
 
 /// A value of the wrong type is a `TypeError`, as it is everywhere in Python.

@@ -83,6 +83,10 @@ async fn remove_alias(node: Node, alias: String) -> Result<(), Failure> {
     Ok(node.remove_alias(&alias).await?)
 }
 
+async fn remove(node: Node, model: String) -> Result<u64, Failure> {
+    Ok(node.remove(&model).await?.freed)
+}
+
 async fn make_room(node: Node, bytes: u64) -> Result<Vec<String>, Failure> {
     Ok(node.make_room(bytes).await?.iter().map(ToString::to_string).collect())
 }
@@ -366,6 +370,16 @@ impl NativeNode {
     fn remove_alias_async<'py>(&self, py: Python<'py>, alias: String) -> PyResult<Bound<'py, PyAny>> {
         let node = self.node()?;
         awaitable(py, &node.runtime(), remove_alias(node.clone(), alias))
+    }
+
+    fn remove(&self, py: Python<'_>, model: String) -> PyResult<u64> {
+        let node = self.node()?;
+        block(py, &node.runtime(), remove(node.clone(), model))
+    }
+
+    fn remove_async<'py>(&self, py: Python<'py>, model: String) -> PyResult<Bound<'py, PyAny>> {
+        let node = self.node()?;
+        awaitable(py, &node.runtime(), remove(node.clone(), model))
     }
 
     fn make_room(&self, py: Python<'_>, bytes: u64) -> PyResult<Vec<String>> {

@@ -11,12 +11,12 @@ use serde::de::DeserializeOwned;
 use swarmllm_core::base::json::{self, JsonError};
 use swarmllm_core::base::{ErrorKind, LayerRange};
 use swarmllm_core::node::{
-    ChatMessage, ChatRequest, Codec, Constraint, GenerateOptions, Node, NodeBuilder, Parts, Pooling, Preset,
-    TemplateInputs, WebSource,
+    ChatMessage, ChatRequest, Codec, Constraint, GenerateOptions, MAX_ALTERNATIVES, MAX_SESSIONS, Node, NodeBuilder,
+    Parts, Pooling, Preset, TemplateInputs, WebSource,
 };
 
 use crate::errors::Failure;
-use crate::fields::{fields, unfit};
+use crate::fields::{Within, fields, unfit};
 
 fields! {
     /// A node's configuration, from a dict with all of these keys.
@@ -34,15 +34,15 @@ fields! {
         upnp: bool,
         max_traffic: NonZeroU64,
         serve: bool,
-        threads: u32,
+        threads: Within<1, { u32::MAX }>,
         gpu_layers: u32,
         keep_awake: bool,
         memory: u64,
         max_disk_bytes: u64,
         place: u64,
         download_rate: NonZeroU64,
-        context: u32,
-        sessions: u32,
+        context: Within<1, { u32::MAX }>,
+        sessions: Within<1, MAX_SESSIONS>,
         kv: String,
         credit_limit: u64,
         engine: String,
@@ -73,15 +73,15 @@ impl NodeConfig {
         builder = set(builder, self.upnp, NodeBuilder::upnp);
         builder = set(builder, self.max_traffic, NodeBuilder::max_traffic);
         builder = set(builder, self.serve, NodeBuilder::serve);
-        builder = set(builder, self.threads, NodeBuilder::threads);
+        builder = set(builder, self.threads.map(|within| within.0), NodeBuilder::threads);
         builder = set(builder, self.gpu_layers, NodeBuilder::gpu_layers);
         builder = set(builder, self.keep_awake, NodeBuilder::keep_awake);
         builder = set(builder, self.memory, NodeBuilder::memory);
         builder = set(builder, self.max_disk_bytes, NodeBuilder::max_disk_bytes);
         builder = set(builder, self.place, NodeBuilder::place);
         builder = builder.download_rate(self.download_rate);
-        builder = set(builder, self.context, NodeBuilder::context);
-        builder = set(builder, self.sessions, NodeBuilder::sessions);
+        builder = set(builder, self.context.map(|within| within.0), NodeBuilder::context);
+        builder = set(builder, self.sessions.map(|within| within.0), NodeBuilder::sessions);
         builder = set(builder, self.kv.map(|name| name.parse().map_err(refuse)).transpose()?, NodeBuilder::kv);
         builder = set(builder, self.credit_limit, NodeBuilder::credit_limit);
         builder = set(builder, self.engine, NodeBuilder::engine);
@@ -113,7 +113,7 @@ fn preset(name: String) -> Result<Preset, Failure> {
 fields! {
     /// A generation's options, from a dict with all of these keys.
     pub struct Options {
-        max_tokens: u32,
+        max_tokens: Within<1, { u32::MAX }>,
         temperature: f32,
         top_k: u32,
         typical_p: f32,
@@ -132,7 +132,7 @@ fields! {
         draft: String,
         stand_by: bool,
         wire: String,
-        logprobs: u32,
+        logprobs: Within<0, MAX_ALTERNATIVES>,
         /// JSON, as [`Constraint`] is written in it.
         constraint: String,
         caller: String,
@@ -161,14 +161,15 @@ impl Options {
         set(&mut sampling.logit_bias, self.logit_bias);
         set(&mut sampling.seed, self.seed.map(Some));
         let deadline = self.deadline.map(seconds).transpose()?;
-        let (max_tokens, stop) = (self.max_tokens, self.stop.unwrap_or_default());
+        let max_tokens = self.max_tokens.map(|within| within.0);
+        let stop = self.stop.unwrap_or_default();
         let mut options = GenerateOptions { max_tokens, sampling, stop, deadline, ..GenerateOptions::default() };
         set(&mut options.exact, self.exact);
         set(&mut options.guess, self.guess);
         options.draft = self.draft;
         set(&mut options.stand_by, self.stand_by);
         set(&mut options.wire, self.wire.map(wire).transpose()?);
-        options.logprobs = self.logprobs;
+        options.logprobs = self.logprobs.map(|within| within.0);
         options.constraint = self.constraint.map(constraint).transpose()?;
         set(&mut options.caller, self.caller);
         Ok(options)

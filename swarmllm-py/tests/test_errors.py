@@ -37,7 +37,7 @@ def test_an_unknown_model_is_told_apart(node: swarmllm.Node) -> None:
 
 
 def test_a_model_that_is_not_known_cannot_be_pinned(node: swarmllm.Node) -> None:
-    for call in [node.pin, node.unpin]:
+    for call in [node.pin, node.unpin, node.remove]:
         with pytest.raises(swarmllm.ModelNotFoundError):
             call("no-such-model")
     assert node.make_room(1) == []
@@ -70,6 +70,16 @@ def test_a_model_that_cannot_run_here_is_kept_only_where_asked_to(
     assert kept.names[0] == "kept" and any("zebra" in warning for warning in kept.warnings)
     (listed,) = node.models()
     assert not listed.ready and listed.findings[0].refuses and "zebra" in listed.warnings[0]
+
+
+def test_a_model_is_removed_unless_it_is_pinned(node: swarmllm.Node, gguf: str) -> None:
+    model = node.import_model(gguf, name="chat")
+    node.pin("chat")
+    with pytest.raises(swarmllm.InvalidArgumentError, match="pinned"):
+        node.remove("chat")
+    node.unpin("chat")
+    assert node.remove("CHAT") == model.size
+    assert node.models() == []
 
 
 def test_an_alias_is_moved_only_where_that_is_said(node: swarmllm.Node, gguf: str, tmp_path: Path) -> None:
@@ -126,15 +136,18 @@ def test_arguments_of_the_wrong_kind_are_refused(node: swarmllm.Node) -> None:
 
 def test_what_does_not_fit_is_named_with_what_was_wanted_and_found(node: swarmllm.Node) -> None:
     whole = "must be a whole number from 0 to 4294967295, not"
+    tokens = "must be a whole number from 1 to 4294967295, not"
     user = [{"role": "user", "content": "x"}]
     table: list[tuple[type[Exception], dict[str, object], str]] = [
-        (TypeError, {"max_tokens": "three"}, f"`max_tokens`: {whole} 'three'"),
+        (TypeError, {"max_tokens": "three"}, f"`max_tokens`: {tokens} 'three'"),
         (TypeError, {"temperature": "hot"}, "`temperature`: must be a number, not 'hot'"),
         (TypeError, {"stop": 3}, "`stop`: must be a list of texts, not 3"),
         (TypeError, {"logit_bias": 3}, "`logit_bias`: must be numbers by token, not 3"),
         (TypeError, {"exact": "no"}, "`exact`: must be True or False, not 'no'"),
         (TypeError, {"chat_template": 3}, "`chat_template`: must be text, not 3"),
-        (swarmllm.InvalidArgumentError, {"max_tokens": -1}, f"`max_tokens`: {whole} -1"),
+        (swarmllm.InvalidArgumentError, {"max_tokens": -1}, f"`max_tokens`: {tokens} -1"),
+        (swarmllm.InvalidArgumentError, {"max_tokens": 0}, f"`max_tokens`: {tokens} 0"),
+        (swarmllm.InvalidArgumentError, {"logprobs": 21}, "`logprobs`: must be a whole number from 0 to 20, not 21"),
         (swarmllm.InvalidArgumentError, {"top_k": 5_000_000_000}, f"`top_k`: {whole} 5000000000"),
         (swarmllm.InvalidArgumentError, {"wire": "f64"}, '`wire`: must be one of `f32`, `bf16`, `int8`, not "f64"'),
         (swarmllm.InvalidArgumentError, {"constraint": {"regex": 3}}, "`constraint.regex`: must be text, not 3"),
@@ -150,7 +163,7 @@ def test_what_does_not_fit_is_named_with_what_was_wanted_and_found(node: swarmll
         assert str(caught.value) == sentence
     with pytest.raises(TypeError, match="there is no option 'max_token'; options are max_tokens, "):
         node.chat("m", user, max_token=3)  # type: ignore[call-overload]
-    with pytest.raises(TypeError, match="`threads`: must be a whole number from 0 to 4294967295, not 'two'"):
+    with pytest.raises(TypeError, match="`threads`: must be a whole number from 1 to 4294967295, not 'two'"):
         swarmllm.Node(preset="offline", threads="two").start()  # type: ignore[arg-type]
     with pytest.raises(TypeError) as caught_part:
         node.pull("m", 3)  # type: ignore[arg-type]

@@ -106,8 +106,8 @@ static void test_options(swarmllm_node node) {
       {"[]", "`options` must be an object, not a list"},
       {"{", "`options` is not JSON: it ends too early, at line 1 column 1"},
       {"{\"max_token\":1}", "`max_token`: is not known; leave it out"},
-      {"{\"max_tokens\":\"3\"}", "`max_tokens`: must be a whole number from 0 to 4294967295, not \"3\""},
-      {"{\"max_tokens\":-1}", "`max_tokens`: must be a whole number from 0 to 4294967295, not -1"},
+      {"{\"max_tokens\":\"3\"}", "`max_tokens`: must be a whole number from 1 to 4294967295, not \"3\""},
+      {"{\"max_tokens\":-1}", "`max_tokens`: must be a whole number from 1 to 4294967295, not -1"},
       {"{\"constraint\":{\"regex\":3}}", "`constraint.regex`: must be text, not 3"},
       {"{\"stop\":[\"a\",3]}", "`stop[1]`: must be text, not 3"},
   };
@@ -161,6 +161,7 @@ static void test_nodes(void) {
              generation.id == 0,
          "an unknown model is told apart");
   expect(swarmllm_node_pin(node, "no-such-model", 1) == SWARMLLM_MODEL_NOT_FOUND, "what is not known cannot be pinned");
+  expect(swarmllm_node_remove(node, "no-such-model", &text) == SWARMLLM_MODEL_NOT_FOUND, "what is not known cannot be removed");
   expect(swarmllm_node_pin(node, NULL, 1) == SWARMLLM_INVALID_ARGUMENT, "NULL for a model is refused");
   expect(swarmllm_node_make_room(node, 1 << 30, &text) == 0 && holds(&text, "[]"), "without a bound there is room");
   expect(swarmllm_node_plan_json(node, "no-such-model", &text) == SWARMLLM_MODEL_NOT_FOUND && text.text == NULL,
@@ -295,6 +296,12 @@ static void test_story(const char *model) {
   expect(swarmllm_node_plan_json(node, "smol", &text) == 0 && holds(&text, "\"stages\":[{"), "a plan is told");
   expect(swarmllm_node_pin(node, "smol", 1) == 0 && swarmllm_node_pin(node, "smol", 0) == 0,
          "a model is pinned, and let go");
+  expect(swarmllm_node_pin(node, "smol", 1) == 0 && swarmllm_node_remove(node, "smol", &text) == SWARMLLM_INVALID_ARGUMENT &&
+             swarmllm_node_pin(node, "smol", 0) == 0,
+         "a pinned model is not removed");
+  expect(swarmllm_node_remove(node, "smol", &text) == 0 && holds(&text, "\"name\":\"smol\",\"freed\":"),
+         "a model is removed, and what that freed is told");
+  expect(swarmllm_node_import(node, model, "{\"name\":\"smol\"}", NULL, NULL, &text) == 0, "and imported again");
   expect(swarmllm_node_examine(node, model, NULL, &text) == 0 &&
              holds(&text, "\"architecture\":\"llama\",\"refuses\":false"),
          "a report is told as JSON");

@@ -165,16 +165,24 @@ async fn arguments_outside_their_bounds_are_refused_before_any_work() {
     };
     let sampling = |change: &dyn Fn(&mut SamplingParams)| with(&|options| change(&mut options.sampling));
     let bad = [
-        ("a temperature that is no number", sampling(&|sampling| sampling.temperature = f32::NAN)),
-        ("a negative temperature", sampling(&|sampling| sampling.temperature = -1.0)),
-        ("top_p above 1", sampling(&|sampling| sampling.top_p = 1.5)),
-        ("an infinite penalty", sampling(&|sampling| sampling.repeat_penalty = f32::INFINITY)),
-        ("17 stop texts", with(&|options| options.stop = (0..17).map(|index| format!("stop {index}")).collect())),
-        ("a token outside the vocabulary", request(MODEL.name(), Prompt::Tokens(vec![1, u32::MAX]))),
-        ("no token at all", request(MODEL.name(), Prompt::Tokens(Vec::new()))),
+        ("a temperature that is no number", "temperature", sampling(&|sampling| sampling.temperature = f32::NAN)),
+        ("a negative temperature", "temperature", sampling(&|sampling| sampling.temperature = -1.0)),
+        ("top_p above 1", "top_p", sampling(&|sampling| sampling.top_p = 1.5)),
+        ("an infinite penalty", "repeat_penalty", sampling(&|sampling| sampling.repeat_penalty = f32::INFINITY)),
+        ("an answer of no token", "max_tokens", with(&|options| options.max_tokens = Some(0))),
+        (
+            "17 stop texts",
+            "stop",
+            with(&|options| options.stop = (0..17).map(|index| format!("stop {index}")).collect()),
+        ),
+        ("a token outside the vocabulary", "prompt", request(MODEL.name(), Prompt::Tokens(vec![1, u32::MAX]))),
+        ("no token at all", "prompt", request(MODEL.name(), Prompt::Tokens(Vec::new()))),
+        ("a text without tokens", "prompt", request(MODEL.name(), text(""))),
     ];
-    for (what, request) in bad {
-        assert_eq!(refusal(&member.node, request).await.kind(), ErrorKind::InvalidArgument, "{what}");
+    for (what, field, request) in bad {
+        let refused = refusal(&member.node, request).await;
+        assert_eq!((refused.kind(), refused.fault().field()), (ErrorKind::InvalidArgument, Some(field)), "{what}");
+        assert!(refused.to_string().starts_with(&format!("`{field}`: ")), "{refused}");
     }
     let id = member.node.models()[0].id;
     assert_eq!(answer(&member.node, id, TEXT, 8).await.expect("the node goes on").tokens, expected(8));

@@ -2,14 +2,16 @@
 //! cut.
 
 use std::path::Path;
+use std::time::Duration;
 
+use swarmllm_core::base::ErrorKind;
 use swarmllm_core::node::{Node, Parts};
-use swarmllm_tests::cluster::{Carrier, Cluster, Member, THREADS, answer, join};
-use swarmllm_tests::eventually;
+use swarmllm_tests::cluster::{Carrier, Cluster, Member, THREADS, answer, await_plan, join, lonely_network};
 use swarmllm_tests::files::{is_gguf, shards, sizes};
 use swarmllm_tests::models::TestModel;
 use swarmllm_tests::process::ProcessCluster;
 use swarmllm_tests::whole::Whole;
+use swarmllm_tests::{eventually, in_time};
 
 /// Bytes that keys, store, manifests and the like may take beside the shards.
 const HOUSEKEEPING: u64 = 8 * 1024 * 1024;
@@ -32,6 +34,34 @@ async fn speaks(node: &Node, model: swarmllm_core::base::ModelId) {
     let completion =
         answer(node, model, "The lighthouse keeper counted the ships", 16).await.expect("the swarm answers");
     assert_eq!(completion.completion_tokens, 16);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_has_answered_can_be_removed_and_says_what_that_freed() {
+    const MODEL: TestModel = TestModel::SmolLm2;
+    let member = Member::start(&lonely_network(), Carrier::Tcp).await;
+    let model = member.import(&MODEL.path(), MODEL.name(), Parts::All).await;
+    await_plan(&member.node, model).await;
+    speaks(&member.node, model).await;
+    let held: u64 = shards(member.dir.path()).iter().map(|(_, size)| size).sum();
+    let removed = in_time("a removal", async {
+        loop {
+            match member.node.remove(MODEL.name()).await {
+                Ok(removed) => break removed,
+                // The stage may not have heard of the answer's end yet.
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Overloaded, "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let removed = removed.await;
+    assert_eq!((removed.id, removed.name.as_str(), removed.freed), (model, MODEL.name(), held));
+    assert!(shards(member.dir.path()).is_empty() && member.node.models().is_empty());
+    assert_eq!(member.node.remove(MODEL.name()).await.expect_err("it is gone").kind(), ErrorKind::ModelNotFound);
+    let again = member.import(&MODEL.path(), MODEL.name(), Parts::All).await;
+    await_plan(&member.node, again).await;
+    speaks(&member.node, again).await;
+    member.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -294,6 +294,53 @@ async fn http_continues_a_plain_text_whole_and_as_a_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_a_text_names_its_field_and_one_that_is_too_long_has_the_code_for_that() {
+    let cluster = Cluster::start(MODEL, Carrier::Tcp, 1).await;
+    let config = ServerConfig { listen: vec!["127.0.0.1:0".parse().expect("an address")], ..ServerConfig::default() };
+    let server = serve(cluster.node().clone(), config).expect("the server starts");
+    let (address, model) = (server.addresses()[0], cluster.model.to_string());
+    // The second is longer than any text that is read, and so are the many together.
+    let (long, huge) = ("One word more. ".repeat(3000), "One word more. ".repeat(350_000));
+    let user = |content: &str| json!({"role": "user", "content": content});
+    let many: Vec<Value> = (0..350).map(|_| user(&"One word more. ".repeat(1000))).collect();
+    let (invalid, exceeded) = ("invalid_argument", "context_length_exceeded");
+    let table = [
+        ("/v1/completions", json!({"prompt": ""}), "prompt", invalid),
+        ("/v1/completions", json!({"prompt": long}), "prompt", exceeded),
+        ("/v1/completions", json!({"prompt": huge}), "prompt", exceeded),
+        ("/v1/chat/completions", json!({"messages": [user(&long)]}), "messages", exceeded),
+        ("/v1/chat/completions", json!({"messages": [user(&huge)]}), "messages", exceeded),
+        ("/v1/chat/completions", json!({"messages": many}), "messages", exceeded),
+        (
+            "/v1/chat/completions",
+            json!({"messages": [user("x")], "chat_template_kwargs": {"tools": []}}),
+            "chat_template_kwargs.tools",
+            invalid,
+        ),
+        (
+            "/v1/chat/completions",
+            json!({"messages": [user("x")], "draft_model": "no-such-model"}),
+            "draft_model",
+            "model_not_found",
+        ),
+        ("/v1/embeddings", json!({"input": ""}), "input", invalid),
+        ("/v1/embeddings", json!({"input": [TEXT, long]}), "input[1]", exceeded),
+    ];
+    for (uri, mut body, param, code) in table {
+        body["model"] = json!(model);
+        let (_, answer) = post(address, uri, body).await;
+        let answer: Value = serde_json::from_str(&answer).expect("the body is JSON");
+        assert_eq!(
+            (&answer["error"]["param"], &answer["error"]["code"]),
+            (&json!(param), &json!(code)),
+            "{uri}: {answer}"
+        );
+    }
+    server.shutdown(Duration::from_secs(5)).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_chat_has_the_template_that_it_brings_or_its_node_has() {
     let cluster = Cluster::start(MODEL, Carrier::Tcp, 1).await;
     let node = cluster.node();

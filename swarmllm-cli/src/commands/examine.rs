@@ -26,10 +26,40 @@ pub async fn examine(context: &Context, args: &ExamineArgs) -> Result<ExitCode, 
 
 fn shown(report: &ImportReport) -> Vec<String> {
     let verdict = match (report.refuses(), report.warnings().is_empty()) {
-        (true, _) => "cannot run here; `swarmllm import --anyway` keeps it for others",
-        (false, false) => "can run here, with less than its file says",
+        (true, _) => "cannot run here; `swarmllm import --anyway` keeps it for others. Because:",
+        (false, false) => "can run here. But:",
         (false, true) => "can run here",
     };
-    let first = format!("{}: {verdict}", report.architecture);
+    let first = format!("architecture {}: {verdict}", report.architecture);
     std::iter::once(first).chain(report.warnings().into_iter().map(|warning| format!("- {warning}"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use swarmllm_core::base::ErrorKind;
+    use swarmllm_core::node::{Finding, Subject};
+
+    use super::*;
+
+    #[test]
+    fn the_verdict_comes_first_and_each_reason_once() {
+        let finding = |subject, refuses| Finding {
+            subject,
+            kind: ErrorKind::BadTokenizer,
+            reason: "because of this".to_owned(),
+            refuses,
+        };
+        let said = |findings| shown(&ImportReport { architecture: "llama".to_owned(), findings }).join("\n");
+        assert_eq!(said(Vec::new()), "architecture llama: can run here");
+        let refused = said(vec![finding(Subject::Tokenizer, true)]);
+        assert!(
+            refused.starts_with("architecture llama: cannot run here; ")
+                && refused.ends_with("Because:\n- because of this")
+        );
+        let mute = said(vec![finding(Subject::Template, false)]);
+        assert_eq!(
+            mute,
+            "architecture llama: can run here. But:\n- it completes plain text and cannot chat: because of this"
+        );
+    }
 }

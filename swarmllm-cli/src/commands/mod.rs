@@ -12,6 +12,7 @@ mod peers;
 mod pin;
 mod plan;
 mod pull;
+mod remove;
 mod run;
 
 use std::process::ExitCode;
@@ -35,7 +36,8 @@ pub async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Invite(args) => args.run.flags(),
         Command::Import(args) => args.flags(),
         Command::Models | Command::Examine(_) | Command::Alias(_) | Command::Unalias(_) => Flags::default(),
-        Command::Pin(_) | Command::Unpin(_) | Command::Join(_) | Command::Doctor => Flags::default(),
+        Command::Pin(_) | Command::Unpin(_) | Command::Remove(_) => Flags::default(),
+        Command::Join(_) | Command::Doctor => Flags::default(),
     };
     let context = Context::load(&cli.global, &flags)?;
     match cli.command {
@@ -49,6 +51,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Unalias(args) => alias::unalias(&context, &args.alias).await,
         Command::Pin(args) => pin::pin(&context, &args.model, true).await,
         Command::Unpin(args) => pin::pin(&context, &args.model, false).await,
+        Command::Remove(args) => remove::remove(&context, &args.model).await,
         Command::Plan(args) => plan::plan(&context, args).await,
         Command::Peers(args) => peers::peers(&context, args).await,
         Command::Balances(_) => balances::balances(&context).await,

@@ -128,6 +128,9 @@ impl ErrorKind {
 pub struct Fault {
     code: u16,
     message: String,
+    /// No peer hears of it: fields are those of the caller's own request.
+    #[serde(skip)]
+    field: Option<String>,
 }
 
 impl Fault {
@@ -142,7 +145,35 @@ impl Fault {
             end -= 1;
         }
         message.truncate(end);
-        Self { code: kind.code(), message }
+        Self { code: kind.code(), message, field: None }
+    }
+
+    /// The same fault of a field of the request. The sentence begins with the field, unless it does already.
+    #[must_use]
+    pub fn about(self, field: impl Into<String>) -> Self {
+        let field = field.into();
+        let head = head(&field);
+        let named = match self.message.starts_with(&head) {
+            true => self,
+            false => Self::new(self.kind(), format_args!("{head}{}", self.message)),
+        };
+        named.of_field(field)
+    }
+
+    /// The same fault of a field that the sentence names in its own words.
+    #[must_use]
+    pub fn of_field(self, field: impl Into<String>) -> Self {
+        Self { field: Some(field.into()), ..self }
+    }
+
+    /// The same fault where the field is called otherwise: each border has names of its own.
+    #[must_use]
+    pub fn renamed(self, field: &str) -> Self {
+        let rest = self.field.as_deref().and_then(|old| self.message.strip_prefix(&head(old)));
+        match rest {
+            Some(rest) => Self::new(self.kind(), format_args!("{}{rest}", head(field))).of_field(field),
+            None => self.of_field(field),
+        }
     }
 
     /// What went wrong.
@@ -150,10 +181,21 @@ impl Fault {
         ErrorKind::from_code(self.code)
     }
 
+    /// The field of the request that is to blame, by its name in C and Python and with its place in lists and objects:
+    /// `max_tokens`, `inputs[2]`, `chat_template_kwargs.tools`. `None` where no field is, and in what a peer says.
+    pub fn field(&self) -> Option<&str> {
+        self.field.as_deref()
+    }
+
     /// The sentence for people.
     pub fn message(&self) -> &str {
         &self.message
     }
+}
+
+/// How a sentence about a field begins.
+fn head(field: &str) -> String {
+    format!("`{field}`: ")
 }
 
 impl fmt::Display for Fault {
@@ -173,6 +215,20 @@ mod tests {
         for kind in ErrorKind::ALL {
             assert_eq!(ErrorKind::from_code(kind.code()), *kind, "{}", kind.name());
         }
+    }
+
+    #[test]
+    fn a_fault_names_its_field_once_and_under_the_name_that_a_border_has_for_it() {
+        let fault = Fault::new(ErrorKind::InvalidArgument, "is 3").about("draft").about("draft");
+        assert_eq!((fault.field(), fault.message()), (Some("draft"), "`draft`: is 3"));
+        let renamed = fault.clone().renamed("draft_model");
+        assert_eq!((renamed.field(), renamed.message()), (Some("draft_model"), "`draft_model`: is 3"));
+        let own_words = Fault::new(ErrorKind::ModelNotFound, "no `m`").of_field("model").renamed("name");
+        assert_eq!((own_words.field(), own_words.message()), (Some("name"), "no `m`"));
+        let told: Fault = serde_json::from_value(serde_json::to_value(&fault).unwrap()).unwrap();
+        assert_eq!(told.field(), None, "no peer hears of it");
+        let long = Fault::new(ErrorKind::Io, "e".repeat(Fault::MAX_MESSAGE)).about("x");
+        assert!(long.message().len() <= Fault::MAX_MESSAGE);
     }
 
     #[test]

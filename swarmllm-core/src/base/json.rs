@@ -8,8 +8,8 @@ use std::cell::Cell;
 use std::fmt::{self, Display};
 
 use serde::de::{
-    self, DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Expected, IgnoredAny, IntoDeserializer,
-    MapAccess, SeqAccess, Unexpected, VariantAccess, Visitor,
+    self, Deserialize, DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Expected, IgnoredAny,
+    IntoDeserializer, MapAccess, SeqAccess, Unexpected, VariantAccess, Visitor,
 };
 use serde_json::Value;
 
@@ -484,6 +484,33 @@ impl<'de> Deserializer<'de> for Key {
     }
 }
 
+/// A whole number of a range. Another one is refused with the range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Whole<const LEAST: u32, const MOST: u32>(pub u32);
+
+struct WholeVisitor<const LEAST: u32, const MOST: u32>;
+
+impl<const LEAST: u32, const MOST: u32> Visitor<'_> for WholeVisitor<LEAST, MOST> {
+    type Value = Whole<LEAST, MOST>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a whole number from {LEAST} to {MOST}")
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
+        match u32::try_from(number) {
+            Ok(whole) if (LEAST..=MOST).contains(&whole) => Ok(Whole(whole)),
+            _ => Err(E::invalid_value(Unexpected::Unsigned(number), &self)),
+        }
+    }
+}
+
+impl<'de, const LEAST: u32, const MOST: u32> Deserialize<'de> for Whole<LEAST, MOST> {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+        json.deserialize_u32(WholeVisitor)
+    }
+}
+
 /// Reads text, or a list of at most `most` texts; `null` is none.
 pub fn texts<'de, D: Deserializer<'de>>(json: D, most: usize) -> Result<Vec<String>, D::Error> {
     json.deserialize_any(Texts(most))
@@ -540,6 +567,7 @@ mod tests {
         form: Option<Form>,
         bias: BTreeMap<u32, f32>,
         tokens: Option<u32>,
+        threads: Option<Whole<1, 64>>,
     }
 
     /// What is said of a value, as a part of `options`.
@@ -557,9 +585,8 @@ mod tests {
         for alone in [json!("any"), json!({"any": null})] {
             assert!(matches!(convert(json!({"form": alone})), Ok(Options { form: Some(Form::Any), .. })));
         }
-        assert!(
-            matches!(convert(json!({"form": null})), Ok(Options { form: None, bias, tokens: None }) if bias.is_empty())
-        );
+        assert!(matches!(convert(json!({"threads": 64})), Ok(Options { threads: Some(Whole(64)), .. })));
+        assert!(matches!(convert(json!({"form": null})), Ok(Options { form: None, bias, .. }) if bias.is_empty()));
     }
 
     #[test]
@@ -569,6 +596,10 @@ mod tests {
             (json!({"token": 3}), "`token`: is not known; leave it out"),
             (json!({"tokens": "three"}), "`tokens`: must be a whole number from 0 to 4294967295, not \"three\""),
             (json!({"tokens": -1}), "`tokens`: must be a whole number from 0 to 4294967295, not -1"),
+            (json!({"threads": 0}), "`threads`: must be a whole number from 1 to 64, not 0"),
+            (json!({"threads": 65}), "`threads`: must be a whole number from 1 to 64, not 65"),
+            (json!({"threads": -1}), "`threads`: must be a whole number from 1 to 64, not -1"),
+            (json!({"threads": 1.5}), "`threads`: must be a whole number from 1 to 64, not 1.5"),
             (json!({"bias": {"x": 1}}), "`bias.x`: must be a whole number from 0 to 4294967295, not \"x\""),
             (json!({"bias": {"7": "x"}}), "`bias.7`: must be a number, not \"x\""),
             (json!({"form": 3}), "`form`: must be one of `any`, `regex`, not 3"),

@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 
 use crate::base::ModelId;
 
-/// Fewest digits of an id that stand for a model.
+/// Fewest digits of an id that stand for a model, and as many as lists and errors show. Fewer are how models are called
+/// (`7b`), and what is the only beginning today is not where strangers announce models tomorrow.
 pub const MIN_ID_PREFIX: usize = 8;
 /// Digits of an id: 32 bytes.
 const ID_DIGITS: usize = 64;
@@ -65,6 +66,19 @@ pub fn visible(text: &str) -> String {
 /// Whether a text is read as the beginning of an id before it is looked for among names.
 pub fn is_like_id(text: &str) -> bool {
     (MIN_ID_PREFIX..=ID_DIGITS).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Whether a text is how the id of one of these models begins, with fewer digits than are read as an id.
+pub fn is_short_of_id(text: &str, mut models: impl Iterator<Item = ModelId>) -> bool {
+    let is_short = !text.is_empty() && text.len() < MIN_ID_PREFIX && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_short && models.any(|model| begins(&model, fold(text)))
+}
+
+/// Whether the digits of an id begin so.
+fn begins(id: &ModelId, mut letters: impl Iterator<Item = char>) -> bool {
+    let digits = id.as_bytes().iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    let mut digits = digits.filter_map(|digit| char::from_digit(digit.into(), 16));
+    letters.all(|letter| digits.next() == Some(letter))
 }
 
 /// A known model and its names.
@@ -155,9 +169,7 @@ impl Query<'_> {
     }
 
     fn begins(&self, id: &ModelId) -> bool {
-        let digits = id.as_bytes().iter().flat_map(|byte| [byte >> 4, byte & 15]);
-        let mut digits = digits.filter_map(|digit| char::from_digit(digit.into(), 16));
-        self.folded.len() >= MIN_ID_PREFIX && self.folded.iter().all(|letter| digits.next() == Some(*letter))
+        self.folded.len() >= MIN_ID_PREFIX && begins(id, self.folded.iter().copied())
     }
 }
 
@@ -303,6 +315,17 @@ mod tests {
         }
         for text in ["d803", "7b", "deadbee", "deadbeeg", "dead-beef", &"f".repeat(65)] {
             assert!(!is_like_id(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn too_few_digits_of_a_known_id_are_told_from_what_begins_no_id() {
+        let known = || [id(0x7b), id(3)].into_iter();
+        for text in ["7b", "7B7", "0303030"] {
+            assert!(is_short_of_id(text, known()), "{text}");
+        }
+        for text in ["", "7c", "7b7b7b7b", "7g", "smol"] {
+            assert!(!is_short_of_id(text, known()), "{text}");
         }
     }
 

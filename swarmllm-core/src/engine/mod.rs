@@ -122,7 +122,7 @@ pub struct Row {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
     /// The architecture is not certified for this engine.
-    #[error("architecture `{architecture}` is not certified on {engine}; certified: {certified}")]
+    #[error("architecture `{architecture}` is not certified on {engine}")]
     UnsupportedArchitecture { engine: &'static str, architecture: String, certified: String },
     /// The layers cannot be a stage of this architecture.
     #[error("layers {layers} of `{architecture}` cannot be a stage: {rule}")]

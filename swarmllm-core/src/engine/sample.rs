@@ -56,7 +56,7 @@ pub enum LogitRow {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum SampleError {
     /// A parameter is outside its range.
-    #[error("`{name}` is {value}, {low} to {high} is admitted")]
+    #[error("`{name}`: is {value}; it must be between {low} and {high}")]
     OutOfRange { name: &'static str, value: f32, low: f32, high: f32 },
     /// More tokens have a bias than are admitted.
     #[error("{given} tokens have a bias, at most {max} are admitted")]
@@ -85,6 +85,15 @@ pub enum SampleError {
 }
 
 impl SampleError {
+    /// The parameter that is to blame.
+    pub fn field(&self) -> Option<&'static str> {
+        match self {
+            Self::OutOfRange { name, .. } => Some(name),
+            Self::TooManyBiases { .. } | Self::BiasToken { .. } | Self::AllBanned => Some("logit_bias"),
+            _ => None,
+        }
+    }
+
     /// The kind that crosses borders.
     pub fn kind(&self) -> ErrorKind {
         match self {

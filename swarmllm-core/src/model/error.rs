@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::base::names::MIN_ID_PREFIX;
 use crate::base::{ErrorKind, LayerRange, ModelId, ShardId};
 use crate::model::gguf::{GgufError, SplitError};
 use crate::model::shard::ShardError;
@@ -36,8 +37,13 @@ pub enum ModelError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     /// No model of this name or id.
-    #[error("no model `{name}` is known here{}; import it, or pull it from a peer", resembling(nearest))]
-    NotFound { name: String, nearest: Vec<String> },
+    #[error("no model `{name}` is known here{}; import it, or pull it from a peer", resembling(nearest, *short))]
+    NotFound {
+        name: String,
+        nearest: Vec<String>,
+        /// Whether the id of a known model begins so, with too few digits to be read as an id.
+        short: bool,
+    },
     /// Several models of this name or prefix.
     #[error("`{name}` could be {} models: {}; name one by its id", models.len(), listed(candidates, models.len()))]
     Ambiguous { name: String, models: Vec<ModelId>, candidates: Vec<String> },
@@ -119,8 +125,9 @@ pub enum ModelError {
     Layers { model: String, layers: LayerRange, count: u32 },
 }
 
-fn resembling(nearest: &[String]) -> String {
+fn resembling(nearest: &[String], short: bool) -> String {
     match nearest {
+        _ if short => format!(" (an id begins so: give at least {MIN_ID_PREFIX} digits of it)"),
         [] => String::new(),
         names => format!(" (nearest: {})", names.join(", ")),
     }
@@ -134,7 +141,7 @@ fn listed(candidates: &[String], count: usize) -> String {
 impl ModelError {
     /// A model that is not known by its id.
     pub(super) fn unknown(model: ModelId) -> ModelError {
-        ModelError::NotFound { name: model.to_string(), nearest: Vec::new() }
+        ModelError::NotFound { name: model.to_string(), nearest: Vec::new(), short: false }
     }
 
     /// A name of several models. `matched` says by which of its names each of them was found, where it was by a name.

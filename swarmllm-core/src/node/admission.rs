@@ -48,7 +48,7 @@ pub(super) async fn admit(
     let limits = job.limits();
     if let Some(name) = &wants.draft {
         // Found and loaded before the turn comes, which is not theirs to hold who look for an unknown draft.
-        limits.bound(load(shared, name)).await?;
+        limits.bound(async { load(shared, name).await.map_err(of_draft) }).await?;
     }
     let turn = || limits.bound(async { Ok(shared.queue.turn(model.id, caller).await) });
     let mut ours = turn().await?;
@@ -85,11 +85,19 @@ async fn attempt(
     let limits = job.limits();
     job.session = new_session(shared).map_err(Err)?;
     if let Some(name) = wants.draft.as_ref().filter(|_| job.drafter.is_none()) {
-        let drafter = drafting::drafter(shared, model, name, job.prompt.len(), job.max_tokens);
+        let drafter = async {
+            let drafter = drafting::drafter(shared, model, name, job.prompt.len(), job.max_tokens).await;
+            drafter.map_err(of_draft)
+        };
         job.drafter = Some(limits.bound(drafter).await?);
     }
     let route = limits.bound(first_route(shared, model, wants.stand_by)).await?;
     runner::open(&shared.coordinator, job, route).await
+}
+
+/// A fault of the model that guesses ahead, rather than of the one that answers.
+fn of_draft(fault: Fault) -> Fault {
+    fault.of_field("draft")
 }
 
 /// Why a session got no place, for the caller.

@@ -60,7 +60,7 @@ const USUAL_CONTEXT: u32 = 4096;
 /// Sessions of a stage at once.
 const DEFAULT_SESSIONS: u32 = 4;
 /// Most sessions of a stage: they are computed together, and llama.cpp gives logits of 64 rows at once.
-const MAX_SESSIONS: u32 = 64;
+pub const MAX_SESSIONS: u32 = 64;
 /// Threads that a node does not go beyond by itself.
 const MAX_DEFAULT_THREADS: u32 = 64;
 
@@ -506,12 +506,16 @@ impl NodeBuilder {
     }
 
     fn config(&self) -> Result<Config, Fault> {
-        let refuse = |text: &str| Err(Fault::new(ErrorKind::InvalidConfig, text));
-        if self.threads == Some(0) || self.context == Some(0) {
-            return refuse("threads and context are at least 1");
-        }
-        if self.sessions.is_some_and(|sessions| !(1..=MAX_SESSIONS).contains(&sessions)) {
-            return refuse("a stage has room for 1 to 64 sessions");
+        let bounds = [
+            ("threads", self.threads, u32::MAX),
+            ("context", self.context, u32::MAX),
+            ("sessions", self.sessions, MAX_SESSIONS),
+        ];
+        for (field, given, most) in bounds {
+            if let Some(given) = given.filter(|given| !(1..=most).contains(given)) {
+                let why = format!("must be a whole number from 1 to {most}, not {given}");
+                return Err(Fault::new(ErrorKind::InvalidConfig, why).about(field));
+            }
         }
         if let Some(source) = &self.chat_template {
             let refused = |error| Fault::new(ErrorKind::InvalidConfig, format!("`chat_template`: {error}"));

@@ -41,7 +41,10 @@ pub(crate) async fn embed(shared: Arc<Shared>, request: EmbedRequest) -> Result<
     let bytes = request.inputs.iter().map(prompt_bytes).sum();
     let mut ticket = shared.queue.enter(&request.caller.as_str().into(), bytes)?;
     let (model, texts) = in_time(deadline, read(&shared, &request.model, request.inputs)).await?;
-    texts.iter().try_for_each(|text| check(&shared, &model, text))?;
+    let (several, checked) = (texts.len() > 1, texts.iter().enumerate());
+    for (at, text) in checked {
+        check(&shared, &model, text).map_err(|fault| fault.about(field(at, several)))?;
+    }
     ticket.resize(texts.iter().map(|text| size_of_val(text.as_slice())).sum());
     let cancel = shared.closed.child_token();
     let _cancel_on_drop = cancel.clone().drop_guard();
@@ -59,8 +62,15 @@ async fn read(
     inputs: Vec<Prompt>,
 ) -> Result<(Arc<LoadedModel>, Vec<Vec<u32>>), Fault> {
     let model = load(shared, model).await?;
-    let texts = shared.readers.prompts(&model, inputs, context_limit(shared, &model)).await?;
+    let several = inputs.len() > 1;
+    let field = move |at| field(at, several);
+    let texts = shared.readers.prompts(&model, inputs, context_limit(shared, &model), field).await?;
     Ok((model, texts))
+}
+
+/// What a request calls one of its texts.
+fn field(at: usize, several: bool) -> String {
+    if several { format!("inputs[{at}]") } else { "inputs".to_owned() }
 }
 
 fn check(shared: &Shared, model: &LoadedModel, text: &[u32]) -> Result<(), Fault> {
@@ -68,8 +78,8 @@ fn check(shared: &Shared, model: &LoadedModel, text: &[u32]) -> Result<(), Fault
     let limit = context_limit(shared, model);
     if text.len() > limit as usize {
         let message = format!(
-            "a text of {} tokens exceeds the context of {limit}; cut it into pieces, or give the node a longer `context` \
-             where the model's own is longer",
+            "{} tokens exceed the context of {limit}; cut the text into pieces, or give the node a longer `context` where \
+             the model's own is longer",
             text.len()
         );
         return Err(Fault::new(ErrorKind::ContextOverflow, message));

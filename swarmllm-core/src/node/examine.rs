@@ -15,11 +15,12 @@ use serde::{Serialize, Serializer};
 use crate::base::{ErrorKind, Fault, ModelId};
 use crate::engine::Engine;
 use crate::model::catalog::read_header;
-use crate::model::chat::ChatTemplate;
+use crate::model::chat::{ChatTemplate, TemplateError};
 use crate::model::gguf::Gguf;
 use crate::model::manifest::Cut;
 use crate::model::tokenizer::{Tokenizer, TokenizerWarning};
 use crate::model::{Fact, Manifest, ModelError, ShardKind};
+use crate::node::conversation::ANOTHER;
 use crate::node::error::ModelActError;
 use crate::node::request::ImportOptions;
 use crate::node::shared::Shared;
@@ -225,7 +226,11 @@ impl ImportReport {
                 findings.push(Finding {
                     subject: Subject::Template,
                     kind: error.kind(),
-                    reason: error.to_string(),
+                    reason: match error {
+                        // That it completes plain text is said of every such model.
+                        TemplateError::Missing => format!("the model has no chat template; {ANOTHER}"),
+                        error => error.to_string(),
+                    },
                     refuses: false,
                 });
             }
@@ -305,7 +310,7 @@ impl fmt::Display for Finding {
         let reason = &self.reason;
         match &self.subject {
             Subject::Engine(name) => write!(f, "{name} cannot run it: {reason}"),
-            Subject::Tokenizer if self.refuses => write!(f, "it cannot be asked here: {reason}"),
+            Subject::Tokenizer if self.refuses => f.write_str(reason),
             Subject::Tokenizer => write!(f, "it cannot be asked here, only its layers be computed: {reason}"),
             Subject::PreTokenizer | Subject::SpecialToken | Subject::Memory => f.write_str(reason),
             Subject::Template => write!(f, "it completes plain text and cannot chat: {reason}"),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use futures::future::BoxFuture;
 use futures::stream::{self, TryStreamExt};
 
-use crate::base::names::{Meaning, nearest};
+use crate::base::names::{Meaning, is_short_of_id, nearest};
 use crate::base::{ErrorKind, Event, Fault, ModelId, NodeId, Progress};
 use crate::model::{Catalog, Manifest, ModelError, ShardEntry, ShardKind};
 use crate::node::greeting;
@@ -124,7 +124,7 @@ fn only_runnable(shared: &Shared, error: ModelError) -> Result<ModelId, ModelErr
 
 fn look_up(shared: &Shared, text: &str) -> Result<ModelId, ModelError> {
     match shared.catalog.resolve(text) {
-        Err(ModelError::NotFound { name, .. }) => {
+        Err(ModelError::NotFound { name, short, .. }) => {
             let known = shared.registry.snapshot();
             match Registry::find(&known, text) {
                 Meaning::Model(model) => Ok(model),
@@ -134,7 +134,8 @@ fn look_up(shared: &Shared, text: &str) -> Result<ModelId, ModelError> {
                 Meaning::Unknown => {
                     let own = shared.catalog.all_names();
                     let names = own.iter().map(String::as_str).chain(Registry::names(&known));
-                    Err(ModelError::NotFound { name, nearest: nearest(text, names) })
+                    let short = short || is_short_of_id(text, Registry::models(&known));
+                    Err(ModelError::NotFound { name, nearest: nearest(text, names), short })
                 }
             }
         }

@@ -19,7 +19,7 @@ use crate::node::planning::Finding;
 use crate::node::queue::Ticket;
 use crate::node::reading::prompt_bytes;
 use crate::node::report::{Completion, FinishReason, RouteStage, Timings, TokenLogprob};
-use crate::node::request::{ChatRequest, DEFAULT_MAX_TOKENS, GenerateOptions, GenerateRequest};
+use crate::node::request::{ChatRequest, DEFAULT_MAX_TOKENS, GenerateOptions, GenerateRequest, of_sampling};
 use crate::node::shared::Shared;
 use crate::node::sink::Sink;
 use crate::node::unread::{self, DeltaReader};
@@ -132,7 +132,7 @@ pub(crate) async fn chat(shared: Arc<Shared>, request: ChatRequest) -> Result<Ge
         let model = load(&shared, &model).await?;
         let limit = context_limit(&shared, &model);
         let tokens = shared.readers.conversation(&model, conversation, limit).await?;
-        start(shared.clone(), model, tokens, options, ticket, deadline).await
+        start(shared.clone(), model, ("messages", tokens), options, ticket, deadline).await
     };
     in_time(deadline, begin).await
 }
@@ -153,8 +153,9 @@ async fn begin_generate(
 ) -> Result<Generation, GenerateError> {
     let model = load(&shared, &request.model).await?;
     let limit = context_limit(&shared, &model);
-    let tokens = shared.readers.prompts(&model, vec![request.prompt], limit).await?.concat();
-    start(shared, model, tokens, request.options, ticket, deadline).await
+    let field = |_| "prompt".to_owned();
+    let tokens = shared.readers.prompts(&model, vec![request.prompt], limit, field).await?.concat();
+    start(shared, model, ("prompt", tokens), request.options, ticket, deadline).await
 }
 
 /// The deadline counts from when the request was made: models and drafts are loaded within it, too.
@@ -173,7 +174,7 @@ pub(super) async fn in_time<T, E: From<Fault>>(
 
 pub(super) async fn load(shared: &Arc<Shared>, name: &str) -> Result<Arc<LoadedModel>, Fault> {
     shared.check_open()?;
-    let id = fetch::find(shared, name).await?;
+    let id = fetch::find(shared, name).await.map_err(|fault| fault.of_field("model"))?;
     if let Some(model) = shared.models.take_kept(id) {
         return Ok(model);
     }
@@ -208,8 +209,8 @@ fn max_tokens(shared: &Shared, model: &LoadedModel, prompt: usize, asked: Option
     let left = u64::from(limit).saturating_sub(prompt as u64);
     if left == 0 {
         let text = format!(
-            "the prompt has {prompt} tokens, which leaves no room for an answer in the context of {limit}; shorten it, or \
-             give the node a longer `context` where the model's own is longer"
+            "{prompt} tokens leave no room for an answer in the context of {limit}; shorten it, or give the node a longer \
+             `context` where the model's own is longer"
         );
         return Err(Fault::new(ErrorKind::ContextOverflow, text));
     }
@@ -219,7 +220,7 @@ fn max_tokens(shared: &Shared, model: &LoadedModel, prompt: usize, asked: Option
 
 pub(super) fn check_prompt(model: &LoadedModel, prompt: &[u32]) -> Result<(), Fault> {
     if prompt.is_empty() {
-        return Err(Fault::new(ErrorKind::InvalidArgument, "the prompt is empty"));
+        return Err(Fault::new(ErrorKind::InvalidArgument, "is empty: it has no tokens"));
     }
     match prompt.iter().find(|token| **token >= model.manifest.vocab) {
         Some(token) => {
@@ -241,23 +242,25 @@ fn check_wire(architecture: &str, wire: Codec) -> Result<(), Fault> {
         "states of `{architecture}` travel in f32 only: what {} does to its answers has not been measured",
         wire.name()
     );
-    Err(Fault::new(ErrorKind::Unsupported, text))
+    Err(Fault::new(ErrorKind::Unsupported, text).about("wire"))
 }
 
+/// `field` is what the request calls the prompt.
 async fn start(
     shared: Arc<Shared>,
     model: Arc<LoadedModel>,
-    prompt: Vec<u32>,
+    (field, prompt): (&str, Vec<u32>),
     options: GenerateOptions,
     mut ticket: Ticket,
     deadline: Option<Instant>,
 ) -> Result<Generation, GenerateError> {
     ticket.resize(size_of_val(prompt.as_slice()));
-    check_prompt(&model, &prompt)?;
+    let of_prompt = |fault: Fault| fault.about(field);
+    check_prompt(&model, &prompt).map_err(of_prompt)?;
     check_wire(&model.manifest.architecture, options.wire)?;
-    let max_tokens = max_tokens(&shared, &model, prompt.len(), options.max_tokens)?;
+    let max_tokens = max_tokens(&shared, &model, prompt.len(), options.max_tokens).map_err(of_prompt)?;
     let sampler = Sampler::new(options.sampling, model.manifest.vocab)
-        .map_err(|error| Fault::new(error.kind(), error))?
+        .map_err(of_sampling)?
         .with_alternatives(options.logprobs.unwrap_or(0));
     let guide = match options.constraint {
         Some(constraint) => Some(shared.guides.guide(&model, constraint).await?),

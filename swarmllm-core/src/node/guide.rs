@@ -6,13 +6,22 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use crate::base::{ErrorKind, Fault};
-use crate::engine::constraint::{Constraint, Guide};
+use crate::engine::constraint::{Constraint, ConstraintError, Guide};
 use crate::node::loaded::LoadedModel;
 
 /// Constraints that are compiled at once. Each takes a core while it lasts, and answers need those too.
 const COMPILING: usize = 2;
 /// Waiting and compiling together. Large schemas take a second.
 const COMPILE_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Why a constraint is not followed.
+fn refuse(error: &ConstraintError) -> Fault {
+    let fault = Fault::new(error.kind(), error);
+    match fault.kind() {
+        ErrorKind::InvalidArgument => fault.about("constraint"),
+        _ => fault,
+    }
+}
 
 /// Compiles constraints.
 pub(crate) struct Guides {
@@ -35,7 +44,7 @@ impl Guides {
             let compile = move || {
                 let _permit = permit;
                 let guide = model.lexicon().and_then(|lexicon| lexicon.compile(&constraint));
-                guide.map_err(|error| Fault::new(error.kind(), error))
+                guide.map_err(|error| refuse(&error))
             };
             let done = tokio::task::spawn_blocking(compile).await;
             done.unwrap_or_else(|error| Err(Fault::new(ErrorKind::Internal, error)))
@@ -43,7 +52,7 @@ impl Guides {
         let late = |_| {
             let text =
                 format!("the constraint was not compiled within {COMPILE_DEADLINE:?}; simplify it, or try again");
-            Fault::new(ErrorKind::Timeout, text)
+            Fault::new(ErrorKind::Timeout, text).of_field("constraint")
         };
         tokio::time::timeout(COMPILE_DEADLINE, work).await.map_err(late)?
     }

@@ -14,7 +14,7 @@ use crate::node::examine::{Examination, Finding, ImportReport, Subject};
 use crate::node::fetch::Asker;
 use crate::node::generation::{self, Generation};
 use crate::node::invite::Invite;
-use crate::node::report::{Embeddings, ModelInfo, NodeStatus, PeerHolding, PeerStatus};
+use crate::node::report::{Embeddings, ModelInfo, NodeStatus, PeerHolding, PeerStatus, Removed};
 use crate::node::request::{ChatRequest, EmbedRequest, GenerateRequest, ImportOptions, Parts, ProgressFn};
 use crate::node::runtime::Ground;
 use crate::node::shared::Shared;
@@ -326,6 +326,14 @@ impl Node {
     pub async fn make_room(&self, bytes: u64) -> Result<Vec<ModelId>, ModelActError> {
         let shared = self.shared.clone();
         Ok(self.run(transfer::blocking(move || keeping::make_room(&shared, bytes))).await?)
+    }
+
+    /// Removes a model from here: its shards but for those that another model needs, its aliases, and what is known of it.
+    /// The file that it was imported from stays, and peers that hold it keep it. Refused where it is pinned, something of it
+    /// is computed or fetched now, or the text means several models.
+    pub async fn remove(&self, model: &str) -> Result<Removed, ModelActError> {
+        let (shared, model) = (self.shared.clone(), model.to_owned());
+        Ok(self.run(transfer::blocking(move || keeping::remove(&shared, &model))).await?)
     }
 
     /// Deletes shards of a model here, which stays known. Nobody takes them again (see [`NodeBuilder::place`]) before they

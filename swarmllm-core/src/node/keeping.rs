@@ -3,6 +3,7 @@
 use crate::base::{Fault, ModelId};
 use crate::model::{Manifest, ShardKind};
 use crate::node::fetch::select;
+use crate::node::report::Removed;
 use crate::node::request::Parts;
 use crate::node::shared::Shared;
 use crate::node::transfer::fault;
@@ -13,6 +14,19 @@ pub(crate) fn make_room(shared: &Shared, bytes: u64) -> Result<Vec<ModelId>, Fau
     let mut loaded = shared.models.ids();
     loaded.extend(stages.into_iter().map(|(key, _)| key.model));
     shared.catalog.make_room(bytes, &|model| loaded.contains(&model)).map_err(fault)
+}
+
+/// Removes a model for the host, with all that is known of it. Blocks.
+pub(crate) fn remove(shared: &Shared, model: &str) -> Result<Removed, Fault> {
+    let id = shared.catalog.resolve(model).map_err(fault)?;
+    let manifest = shared.catalog.manifest(id).ok_or_else(|| gone(id))?;
+    let name = shared.catalog.title(id);
+    // What is only kept ready for the next request goes; what computes stays.
+    shared.models.forget(id);
+    shared.serving.stages().unload_idle_where(|key| key.model == id);
+    let used = in_use(shared, id, &manifest);
+    let freed = shared.catalog.remove_idle(id, &|kind| used.contains(&kind)).map_err(fault)?;
+    Ok(Removed { id, name, freed })
 }
 
 /// Deletes parts of a model for the host. Blocks.

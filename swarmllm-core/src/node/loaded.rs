@@ -84,6 +84,11 @@ impl LoadedModels {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|model| model.id).collect()
     }
 
+    /// Keeps a model no longer. Answers under way go on with it.
+    pub fn forget(&self, id: ModelId) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).retain(|model| model.id != id);
+    }
+
     /// The model, if it is kept; it counts as used.
     pub fn take_kept(&self, id: ModelId) -> Option<Arc<LoadedModel>> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);

@@ -56,15 +56,15 @@ pub use crate::net::{Flow, Traffic};
 pub use crate::pipeline::plan::{Plan, PlanStage};
 pub use crate::pipeline::pool::Pooling;
 pub use crate::wire::codec::Codec;
-pub use builder::{NodeBuilder, Preset};
+pub use builder::{MAX_SESSIONS, NodeBuilder, Preset};
 pub use error::{ConnectError, EmbedError, GenerateError, ModelActError, StartError};
 pub use examine::{Finding, ImportReport, Subject};
 pub use generation::{Delta, Generation};
 pub use handle::{Events, Node};
 pub use invite::Invite;
 pub use report::{
-    Completion, Embeddings, FinishReason, Likelihood, ModelInfo, NodeStatus, PeerHolding, PeerStatus, RouteStage,
-    Timings, TokenLogprob,
+    Completion, Embeddings, FinishReason, Likelihood, ModelInfo, NodeStatus, PeerHolding, PeerStatus, Removed,
+    RouteStage, Timings, TokenLogprob,
 };
 pub use request::{
     ChatRequest, DEFAULT_MAX_TOKENS, EmbedRequest, GenerateOptions, GenerateRequest, ImportOptions, MAX_CALLER_BYTES,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Semaphore;
 
 use crate::base::{ErrorKind, Fault};
-use crate::model::tokenizer::EncodeBounds;
+use crate::model::tokenizer::{EncodeBounds, TokenizerError};
 use crate::node::conversation::Conversation;
 use crate::node::generation::blocking;
 use crate::node::loaded::LoadedModel;
@@ -71,37 +71,47 @@ impl Readers {
         let (bytes, model) = (conversation.bytes()?, model.clone());
         let rendered = self.read(bytes, {
             let model = model.clone();
-            move |_| conversation.render(&model)
+            move |_| conversation.render(&model, most as usize)
         });
         let rendered = rendered.await?;
         // A template may make a long text of a short conversation.
         let bytes = rendered.text().len();
         let work = move |given_up: &AtomicBool| {
             let tokens = model.tokenizer.encode_rendered_within(&rendered, bounds(most, given_up));
-            tokens.map_err(|error| Fault::new(error.kind(), error))
+            tokens.map_err(|error| refuse(error, "messages"))
         };
         self.read(bytes, work).await
     }
 
-    /// The tokens of each prompt, at most `most` of each.
+    /// The tokens of each prompt, at most `most` of each. `field` says what the request calls a prompt of this number.
     pub async fn prompts(
         &self,
         model: &Arc<LoadedModel>,
         prompts: Vec<Prompt>,
         most: u32,
+        field: impl Fn(usize) -> String + Send + 'static,
     ) -> Result<Vec<Vec<u32>>, Fault> {
         let (bytes, model) = (prompts.iter().map(prompt_bytes).sum(), model.clone());
         let work = move |given_up: &AtomicBool| {
-            let read = |prompt| match prompt {
+            let read = |(at, prompt)| match prompt {
                 Prompt::Text(text) => {
                     let tokens = model.tokenizer.encode_within(&text, true, false, bounds(most, given_up));
-                    tokens.map_err(|error| Fault::new(error.kind(), error))
+                    tokens.map_err(|error| refuse(error, &field(at)))
                 }
                 Prompt::Tokens(tokens) => Ok(tokens),
             };
-            prompts.into_iter().map(read).collect()
+            prompts.into_iter().enumerate().map(read).collect()
         };
         self.read(bytes, work).await
+    }
+}
+
+/// Why a text is not read. What its length or its characters are to blame for names it.
+fn refuse(error: TokenizerError, field: &str) -> Fault {
+    let fault = Fault::new(error.kind(), error);
+    match fault.kind() {
+        ErrorKind::ContextOverflow | ErrorKind::InvalidArgument => fault.about(field),
+        _ => fault,
     }
 }
 

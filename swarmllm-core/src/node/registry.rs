@@ -266,6 +266,11 @@ impl Registry {
         of_it.find_map(|held| matched(text, &Named { id: model, names: &held.names, given: 0 }).map(str::to_owned))
     }
 
+    /// The models that peers hold, once for each peer.
+    pub fn models(known: &Known) -> impl Iterator<Item = ModelId> {
+        known.values().flat_map(|announcement| &announcement.holdings).map(|held| held.model)
+    }
+
     /// The names that peers use.
     pub fn names(known: &Known) -> impl Iterator<Item = &str> {
         let holdings = known.values().flat_map(|announcement| &announcement.holdings);

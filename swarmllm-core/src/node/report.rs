@@ -79,6 +79,18 @@ impl ModelInfo {
     }
 }
 
+/// A model that was removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Removed {
+    /// Its identity.
+    #[serde(serialize_with = "as_text")]
+    pub id: ModelId,
+    /// What it was called here first.
+    pub name: String,
+    /// Bytes of the shards that went with it. Those that another model needs stay.
+    pub freed: u64,
+}
+
 /// Vectors of texts, in the order of the request.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Embeddings {

@@ -1,11 +1,12 @@
 //! What can be asked of a node. Plain data with defaults.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::{ErrorKind, Fault, LayerRange, Progress};
 use crate::engine::constraint::Constraint;
-use crate::engine::sample::{MAX_ALTERNATIVES, SamplingParams};
+use crate::engine::sample::{MAX_ALTERNATIVES, SampleError, SamplingParams};
 use crate::model::ShardKind;
 use crate::model::chat::{ChatMessage, TemplateInputs};
 use crate::pipeline::pool::Pooling;
@@ -169,41 +170,47 @@ impl Default for GenerateOptions {
 impl GenerateOptions {
     /// Refuses what cannot be done, naming the field.
     pub fn check(&self) -> Result<(), Fault> {
-        let refuse = |text: String| Err(Fault::new(ErrorKind::InvalidArgument, text));
-        self.sampling.check().map_err(|error| Fault::new(error.kind(), error))?;
+        self.sampling.check().map_err(of_sampling)?;
         if self.max_tokens == Some(0) {
-            return refuse("max_tokens is 0; ask for at least one token".to_owned());
+            return refuse("max_tokens", "must be at least 1");
         }
         if self.stop.len() > MAX_STOPS {
-            return refuse(format!("{} stop texts were given, at most {MAX_STOPS} are accepted", self.stop.len()));
+            let given = self.stop.len();
+            return refuse("stop", format_args!("has {given} texts, at most {MAX_STOPS} are accepted"));
         }
         if self.stop.iter().any(|stop| stop.is_empty() || stop.len() > MAX_STOP_BYTES) {
-            return refuse(format!("a stop text has 1 to {MAX_STOP_BYTES} bytes"));
+            return refuse("stop", format_args!("each text must have 1 to {MAX_STOP_BYTES} bytes"));
         }
         if self.draft.is_some() && (self.exact || !self.guess || self.constraint.is_some()) {
-            return refuse("a draft model guesses ahead, which exact and constrained answers never do".to_owned());
+            return refuse("draft", "a draft model guesses ahead, which exact and constrained answers never do");
         }
         if self.exact && self.wire != Codec::F32 {
-            return refuse(format!("states that travel in {} are rounded, and no answer is exact", self.wire.name()));
+            return refuse("wire", format_args!("{} rounds states, and no answer is `exact` then", self.wire.name()));
         }
         if let Some(asked) = self.logprobs.filter(|asked| *asked > MAX_ALTERNATIVES) {
-            return refuse(format!(
-                "{asked} alternatives to each token were asked for, at most {MAX_ALTERNATIVES} are told"
-            ));
+            return refuse("logprobs", format_args!("is {asked}; it must be between 0 and {MAX_ALTERNATIVES}"));
         }
         check_caller(&self.caller)?;
         let constraint = self.constraint.as_ref().map_or(Ok(()), Constraint::check);
-        constraint.map_err(|error| Fault::new(error.kind(), error))
+        constraint.map_err(|error| Fault::new(error.kind(), error).about("constraint"))
     }
+}
+
+/// Refuses a field of a request.
+fn refuse(field: &str, why: impl Display) -> Result<(), Fault> {
+    Err(Fault::new(ErrorKind::InvalidArgument, why).about(field))
+}
+
+/// What sampling refuses or fails at.
+pub(crate) fn of_sampling(error: SampleError) -> Fault {
+    let fault = Fault::new(error.kind(), &error);
+    error.field().into_iter().fold(fault, Fault::about)
 }
 
 fn check_caller(name: &str) -> Result<(), Fault> {
     match name.len() {
         0..=MAX_CALLER_BYTES => Ok(()),
-        given => {
-            let text = format!("the caller's name has {given} bytes, at most {MAX_CALLER_BYTES} are accepted");
-            Err(Fault::new(ErrorKind::InvalidArgument, text))
-        }
+        given => refuse("caller", format_args!("has {given} bytes, at most {MAX_CALLER_BYTES} are accepted")),
     }
 }
 
@@ -266,10 +273,7 @@ impl EmbedRequest {
         check_caller(&self.caller)?;
         match self.inputs.len() {
             1..=MAX_INPUTS => Ok(()),
-            given => {
-                let text = format!("{given} texts were given, 1 to {MAX_INPUTS} are accepted");
-                Err(Fault::new(ErrorKind::InvalidArgument, text))
-            }
+            given => refuse("inputs", format_args!("has {given} texts, 1 to {MAX_INPUTS} are accepted")),
         }
     }
 }

@@ -82,17 +82,38 @@ impl From<JsonError> for Reject {
     }
 }
 
+/// What bodies call a field of the node's requests that has another name there.
+const PARAMS: [(&str, &str); 4] =
+    [("constraint", "response_format"), ("draft", "draft_model"), ("inputs", "input"), ("logprobs", "top_logprobs")];
+
+/// The name of a field in a body; its place in lists and objects stays.
+fn param(field: &str) -> String {
+    let head = field.split(['[', '.']).next().unwrap_or(field);
+    let named = PARAMS.iter().find(|(own, _)| *own == head).map_or(head, |(_, named)| named);
+    cut(format!("{named}{}", field.get(head.len()..).unwrap_or_default()), MAX_PARAM)
+}
+
 impl From<&Fault> for Reject {
     fn from(fault: &Fault) -> Self {
-        let param = (fault.kind() == ErrorKind::ModelNotFound).then(|| "model".to_owned());
-        Self { param, ..Self::of(fault.kind(), fault.message()) }
+        let unknown = (fault.kind() == ErrorKind::ModelNotFound).then_some("model");
+        match fault.field().or(unknown).map(param) {
+            Some(param) => {
+                let message = fault.clone().renamed(&param);
+                Self { param: Some(param), ..Self::of(fault.kind(), message.message()) }
+            }
+            None => Self::of(fault.kind(), fault.message()),
+        }
     }
 }
 
 impl From<GenerateError> for Reject {
     fn from(error: GenerateError) -> Self {
-        // The whole error, not only its fault: it says how far the answer had come.
-        Self { message: cut(error.to_string(), MAX_MESSAGE), ..Self::from(error.fault()) }
+        let reject = Self::from(error.fault());
+        match &error {
+            GenerateError::Refused(_) => reject,
+            // It says how far the answer had come.
+            GenerateError::Interrupted { .. } => Self { message: cut(error.to_string(), MAX_MESSAGE), ..reject },
+        }
     }
 }
 
@@ -168,6 +189,29 @@ mod tests {
             "message": "`n`: only 1", "type": "invalid_request_error", "param": "n", "code": "invalid_argument"
         }});
         assert_eq!(body, want);
+    }
+
+    #[test]
+    fn a_field_of_the_nodes_is_named_as_the_body_has_it() {
+        let table = [
+            ("prompt", "prompt"),
+            ("messages", "messages"),
+            ("inputs", "input"),
+            ("inputs[2]", "input[2]"),
+            ("draft", "draft_model"),
+            ("constraint", "response_format"),
+            ("chat_template_kwargs.tools", "chat_template_kwargs.tools"),
+        ];
+        for (field, param) in table {
+            let reject = Reject::from(&Fault::new(ErrorKind::ContextOverflow, "is long").about(field));
+            assert_eq!((reject.param.as_deref(), reject.code.as_str()), (Some(param), "context_length_exceeded"));
+            assert_eq!(reject.message, format!("`{param}`: is long"));
+        }
+        let draft = Reject::from(&Fault::new(ErrorKind::ModelNotFound, "no model `m`").of_field("draft"));
+        assert_eq!((draft.param.as_deref(), draft.message.as_str()), (Some("draft_model"), "no model `m`"));
+        let model = Reject::from(&Fault::new(ErrorKind::ModelNotFound, "no model `m`"));
+        assert_eq!(model.param.as_deref(), Some("model"));
+        assert_eq!(Reject::from(&Fault::new(ErrorKind::NoPlan, "none")).param, None);
     }
 
     #[test]

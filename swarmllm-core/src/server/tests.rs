@@ -258,12 +258,19 @@ async fn a_plain_text_is_continued_and_what_it_cannot_have_is_refused_by_name() 
         body[field] = value;
         body.to_string()
     };
-    for (field, value) in
-        [("n", json!(2)), ("prompt", json!(["Once"])), ("echo", json!(false)), ("logprobs", json!(null))]
-    {
+    for (field, value) in [
+        ("n", json!(2)),
+        ("prompt", json!(["Once"])),
+        ("echo", json!(false)),
+        ("logprobs", json!(null)),
+        ("best_of", json!(1)),
+        ("best_of", json!(null)),
+    ] {
         let (status, answer) = ask(post_to(TEXT, with(field, value))).await;
         assert_eq!((status, &answer["model"]), (StatusCode::OK, &json!("m")), "{field}: {answer}");
     }
+    let as_many = json!({"model": "m", "prompt": "Once", "n": 3, "best_of": 3}).to_string();
+    assert_eq!(ask(post_to(TEXT, as_many)).await.0, StatusCode::OK);
     let table = [
         ("prompt", json!(["a", "b"]), "prompt"),
         ("prompt", json!([]), "prompt"),

@@ -452,6 +452,14 @@ class Node(_Base):
         """Takes an alias from the model that has it. What files and peers call the model stays."""
         self._running().remove_alias(alias)
 
+    def remove(self, model: str) -> int:
+        """Removes a model from here, with its aliases; gives the bytes that its shards took.
+
+        Shards that another model needs stay, as does the file that it was imported from. `InvalidArgumentError` where it is
+        pinned, `OverloadedError` where something of it is computed or fetched now.
+        """
+        return self._running().remove(model)
+
     def make_room(self, bytes: int) -> list[str]:
         """Removes the models used longest ago until so many bytes more have room; gives the ids of those that went.
 
@@ -647,6 +655,14 @@ class AsyncNode(_Base):
     async def remove_alias(self, alias: str) -> None:
         """Takes an alias from the model that has it. What files and peers call the model stays."""
         await self._running().remove_alias_async(alias)
+
+    async def remove(self, model: str) -> int:
+        """Removes a model from here, with its aliases; gives the bytes that its shards took.
+
+        Shards that another model needs stay, as does the file that it was imported from. `InvalidArgumentError` where it is
+        pinned, `OverloadedError` where something of it is computed or fetched now.
+        """
+        return await self._running().remove_async(model)
 
     async def make_room(self, bytes: int) -> list[str]:
         """Removes the models used longest ago until so many bytes more have room; gives the ids of those that went.

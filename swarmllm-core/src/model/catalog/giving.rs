@@ -62,7 +62,7 @@ impl Catalog {
         Ok(gone.into_iter().map(|entry| entry.kind).collect())
     }
 
-    fn check_free(&self, model: ModelId) -> Result<(), ModelError> {
+    pub(super) fn check_free(&self, model: ModelId) -> Result<(), ModelError> {
         match self.is_pinned(model) {
             true => Err(ModelError::Pinned { model: self.title(model) }),
             false => Ok(()),

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use super::{Catalog, Mark, remove_if_there};
 use crate::base::{ModelId, ShardId};
-use crate::model::{ModelError, ShardEntry};
+use crate::model::{ModelError, ShardEntry, ShardKind};
 
 impl Catalog {
     /// Whether [`Catalog::make_room`] leaves this model alone from now on, after a restart too.
@@ -58,6 +58,27 @@ impl Catalog {
         self.drop_idle(excess, &awaited)?;
         gone.iter().try_for_each(|model| self.remove(*model))?;
         Ok(gone)
+    }
+
+    /// Removes a model for the host; gives the bytes of the shards that went. Refused where it is pinned, a shard of it is
+    /// being written, or `busy` names a part of it.
+    pub fn remove_idle(&self, model: ModelId, busy: &dyn Fn(ShardKind) -> bool) -> Result<u64, ModelError> {
+        let _alone = self.disk();
+        let manifest = self.known(model)?;
+        self.check_free(model)?;
+        if let Some(entry) = manifest.shards.iter().find(|entry| busy(entry.kind)) {
+            return Err(ModelError::InUse { model: self.title(model), part: entry.kind });
+        }
+        let written = {
+            let writing = self.writing();
+            manifest.shards.iter().find(|entry| writing.contains(&entry.id)).map(|entry| entry.id)
+        };
+        if let Some(shard) = written {
+            return Err(ModelError::Busy { shard });
+        }
+        let frees = self.frees(model, &mut self.needed());
+        self.remove_known(model)?;
+        Ok(frees)
     }
 
     /// Notes that a model is used now. That it could not be noted does no harm but to the order.
@@ -155,6 +176,22 @@ mod tests {
         assert!(catalog.reserve(size / 2).is_ok());
         assert_eq!(catalog.verify(models[0]).unwrap(), []);
         assert_eq!(catalog.make_room(2 * size, &|_| false).unwrap(), [models[2]]);
+    }
+
+    #[test]
+    fn a_model_that_the_host_removes_is_gone_and_what_it_freed_is_told() {
+        let (_dir, catalog, models, size) = bench(&[1, 2]);
+        catalog.pin(models[0], true).unwrap();
+        let pinned = catalog.remove_idle(models[0], &|_| false).unwrap_err();
+        assert!(matches!(pinned, ModelError::Pinned { .. }), "{pinned}");
+        catalog.pin(models[0], false).unwrap();
+        let busy = catalog.remove_idle(models[0], &|kind| kind == ShardKind::Layer(1)).unwrap_err();
+        assert!(matches!(busy, ModelError::InUse { part: ShardKind::Layer(1), .. }), "{busy}");
+        assert_eq!(catalog.models().len(), 2);
+        assert_eq!(catalog.remove_idle(models[0], &|_| false).unwrap(), size);
+        assert_eq!(catalog.models().iter().map(|(id, _)| *id).collect::<Vec<_>>(), [models[1]]);
+        assert_eq!(catalog.holding(models[1]).layers, [LayerRange::new(0, 3)]);
+        assert_eq!(catalog.remove_idle(models[0], &|_| false).unwrap_err().kind(), ErrorKind::ModelNotFound);
     }
 
     #[test]

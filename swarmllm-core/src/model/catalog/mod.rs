@@ -225,6 +225,11 @@ impl Catalog {
     /// readable where the system allows it.
     pub fn remove(&self, model: ModelId) -> Result<(), ModelError> {
         let _alone = self.disk();
+        self.remove_known(model)
+    }
+
+    /// The same with the disk held.
+    fn remove_known(&self, model: ModelId) -> Result<(), ModelError> {
         let gone = self.forget(model)?;
         // The manifest first: a crash in between leaves shards that nobody names, never a model without its shards.
         remove_if_there(&self.layout().manifest(&model))?;

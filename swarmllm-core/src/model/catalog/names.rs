@@ -8,7 +8,9 @@ use std::path::Path;
 
 use super::Catalog;
 use crate::base::ModelId;
-use crate::base::names::{Meaning, Named, is_hidden, is_like_id, is_same, matched, meaning, nearest, visible};
+use crate::base::names::{
+    Meaning, Named, is_hidden, is_like_id, is_same, is_short_of_id, matched, meaning, nearest, visible,
+};
 use crate::model::ModelError;
 use crate::model::gguf::Gguf;
 use crate::model::manifest::{Cut, limits};
@@ -60,12 +62,12 @@ impl Names {
         self.hints().iter().any(|hint| is_same(hint, name))
     }
 
-    /// Takes an alias away.
-    fn take_back(&mut self, alias: &str) {
+    /// Takes away the aliases of which this is true.
+    fn take_back(&mut self, goes: impl Fn(&str) -> bool) {
         let before = self.given;
         let mut index = 0;
         self.list.retain(|name| {
-            let goes = index < before && name == alias;
+            let goes = index < before && goes(name);
             (index, self.given) = (index + 1, self.given - usize::from(goes));
             !goes
         });
@@ -75,16 +77,16 @@ impl Names {
         Named { id, names: &self.list, given: self.given }
     }
 
-    /// Adds an alias in front of the others. A name that is empty once it is cleaned is passed over.
+    /// Adds an alias in front of the others. One that is the same but for its case goes, since names are matched without
+    /// case; what a file suggests stays as it is written there. A name that is empty once it is cleaned is passed over.
     fn give(&mut self, name: &str) {
         let name = clean(name);
         if name.is_empty() {
             return;
         }
-        if let Some(at) = self.list.iter().position(|known| *known == name) {
-            self.list.remove(at);
-            self.given -= usize::from(at < self.given);
-        }
+        self.take_back(|known| is_same(known, &name));
+        // What a file suggests is no second time there.
+        self.list.retain(|known| *known != name);
         self.list.insert(0, name);
         self.given += 1;
         self.bound();
@@ -111,7 +113,7 @@ impl Names {
     pub(super) fn merge(&mut self, other: &Names) {
         for (index, name) in other.list.iter().enumerate() {
             match index < other.given {
-                true if !self.list.iter().take(self.given).any(|known| known == name) => {
+                true if !self.aliases().iter().any(|known| is_same(known, name)) => {
                     self.list.retain(|known| known != name);
                     self.list.insert(self.given, name.clone());
                     self.given += 1;
@@ -218,7 +220,7 @@ impl Catalog {
         // A crash in between leaves the alias with both, and with neither at no time.
         self.rename(model, |names| names.give(&alias))?;
         for (other, its) in others.into_iter().filter(|(other, _)| *other != model) {
-            self.rename(other, |names| names.take_back(&its))?;
+            self.rename(other, |names| names.take_back(|name| name == its))?;
         }
         Ok(())
     }
@@ -234,7 +236,7 @@ impl Catalog {
         if found.is_empty() {
             return Err(ModelError::NoAlias { alias });
         }
-        found.into_iter().try_for_each(|(model, its)| self.rename(model, |names| names.take_back(&its)))
+        found.into_iter().try_for_each(|(model, its)| self.rename(model, |names| names.take_back(|name| name == its)))
     }
 
     /// Aliases that are the same but for their case, and the models that have them, by rising ids.
@@ -354,7 +356,8 @@ impl Catalog {
             Meaning::Model(model) => Ok(model),
             Meaning::Unknown => {
                 let names = state.names.values().flat_map(|names| names.list.iter().map(String::as_str));
-                Err(ModelError::NotFound { name: name(), nearest: nearest(text, names) })
+                let short = is_short_of_id(text, state.models.keys().copied());
+                Err(ModelError::NotFound { name: name(), nearest: nearest(text, names), short })
             }
             Meaning::Ambiguous(found) => {
                 let names = |id: ModelId| matched(text, &of(&id)).map(str::to_owned);

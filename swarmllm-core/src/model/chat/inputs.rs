@@ -9,6 +9,8 @@ use super::values::Dict;
 
 /// Variables that `kwargs` cannot set: they are the renderer's own.
 const RESERVED: [&str; 6] = ["messages", "add_generation_prompt", "bos_token", "eos_token", "tools", "documents"];
+/// What the borders call the variables of a template.
+pub(super) const KWARGS: &str = "chat_template_kwargs";
 /// How deep lists and maps of an input may nest. Converting them recurses; schemas of tools in use nest about 10 deep.
 pub const MAX_NESTED: usize = 20;
 /// What a value counts for beside its bytes: about what it takes in memory.
@@ -33,9 +35,13 @@ impl TemplateInputs {
         if let Some(name) = RESERVED.iter().find(|name| self.kwargs.contains_key(**name)) {
             return Err(TemplateError::Reserved { name });
         }
-        let mut values = self.tools.iter().chain(&self.documents).chain(self.kwargs.values());
+        let tools = self.tools.iter().map(|tool| ("tools", tool));
+        let documents = self.documents.iter().map(|document| ("documents", document));
+        let kwargs = self.kwargs.values().map(|value| (KWARGS, value));
         let names: usize = self.kwargs.keys().map(String::len).sum();
-        values.try_fold(names, |sum, value| Some(sum + size(value, MAX_NESTED)?)).ok_or(TemplateError::Nested)
+        tools.chain(documents).chain(kwargs).try_fold(names, |sum, (input, value)| {
+            Ok(sum + size(value, MAX_NESTED).ok_or(TemplateError::Nested { input })?)
+        })
     }
 
     /// The texts of the inputs.

@@ -38,6 +38,7 @@ use crate::base::ErrorKind;
 use crate::model::Fact;
 use crate::model::tokenizer::{Facts, MAX_TOKENS, MarkedText, TokenizerError};
 pub use inputs::TemplateInputs;
+use inputs::{KWARGS, MAX_NESTED};
 use meter::{Meter, Stop};
 use rendering::Rendering;
 use shadow::Shadow;
@@ -100,7 +101,7 @@ pub enum TemplateError {
     )]
     Conversation { bytes: usize, messages: usize },
     /// An input has a name that the renderer itself gives.
-    #[error("`{name}` is no name for an input of a chat template: it is given already")]
+    #[error("the chat template is given `{name}` already; choose another name")]
     Reserved { name: &'static str },
     /// A role has characters that could be a part of a control token.
     #[error("`{role}` is no role: a role has letters, digits, `_` and `-` only")]
@@ -109,8 +110,8 @@ pub enum TemplateError {
     #[error("the texts use both private planes of Unicode, of which one is admitted")]
     PrivatePlanes,
     /// An input nests deeper than is admitted.
-    #[error("an input of the chat template is nested too deep")]
-    Nested,
+    #[error("it nests deeper than {} levels", MAX_NESTED)]
+    Nested { input: &'static str },
     /// The template is not in the template language.
     #[error("the chat template cannot be compiled: {reason}")]
     Syntax { reason: String },
@@ -140,11 +141,23 @@ impl TemplateError {
         match self {
             Self::Conversation { .. }
             | Self::Reserved { .. }
-            | Self::Nested
+            | Self::Nested { .. }
             | Self::Role { .. }
             | Self::PrivatePlanes => ErrorKind::InvalidArgument,
             Self::Thread => ErrorKind::Internal,
             _ => ErrorKind::BadTemplate,
+        }
+    }
+
+    /// The field of a request that is to blame, by its name in C and Python.
+    pub fn field(&self) -> Option<String> {
+        match self {
+            Self::Conversation { .. } | Self::Role { .. } | Self::PrivatePlanes | Self::Raised { .. } => {
+                Some("messages".to_owned())
+            }
+            Self::Reserved { name } => Some(format!("{KWARGS}.{name}")),
+            Self::Nested { input } => Some((*input).to_owned()),
+            _ => None,
         }
     }
 

@@ -426,6 +426,6 @@ fn inputs_that_take_a_given_name_or_nest_too_deep_are_refused() {
     };
     assert_eq!(render("messages", 1.into()), Err(TemplateError::Reserved { name: "messages" }));
     let deep = (0..64).fold(serde_json::json!(1), |inner, _| serde_json::json!([inner]));
-    assert_eq!(render("deep", deep), Err(TemplateError::Nested));
+    assert_eq!(render("deep", deep), Err(TemplateError::Nested { input: "chat_template_kwargs" }));
     assert!(matches!(render("long", "x".repeat(MAX_CONVERSATION).into()), Err(TemplateError::Conversation { .. })));
 }

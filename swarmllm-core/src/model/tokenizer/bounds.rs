@@ -97,6 +97,11 @@ impl Reach {
 
     /// Whether every encoding of `text` has more than `most` tokens. Takes one pass at most.
     pub fn exceeds(&self, text: &str, most: usize) -> bool {
+        self.fewest(text, most) > most
+    }
+
+    /// As many tokens as every encoding of `text` has at least, counted up to one more than `most`. Takes one pass at most.
+    pub fn fewest(&self, text: &str, most: usize) -> usize {
         let text = text.as_bytes();
         // All places up to `frontier` are reached with `tokens` tokens; from those before `looked` the next reaches to `furthest`.
         let (mut tokens, mut frontier, mut furthest, mut looked) = (0, 0, 0, 0);
@@ -105,10 +110,10 @@ impl Reach {
                 frontier += 1;
             }
             if frontier >= text.len() {
-                return false;
+                return tokens;
             }
             if tokens == most {
-                return true;
+                return most.saturating_add(1);
             }
             while looked <= frontier {
                 furthest = furthest.max(looked + self.longest_at(text, looked));

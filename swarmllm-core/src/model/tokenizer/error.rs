@@ -12,8 +12,11 @@ pub enum TokenizerError {
     #[error("`{key}` of the model is malformed: {reason}")]
     Malformed { key: &'static str, reason: &'static str },
     /// A kind of tokenizer that this build does not know. It is never guessed: wrong tokens give wrong answers silently.
-    #[error("{what} `{name}` is not supported; supported: {supported}")]
-    Unsupported { what: &'static str, name: String, supported: String },
+    #[error(
+        "the model's {what} `{name}` is not known, and another one would give wrong tokens; take a newer version, or a \
+         file of the model that names a known one"
+    )]
+    Unsupported { what: &'static str, name: String },
     /// An array has more entries than is admitted.
     #[error("`{key}` has {given} entries, at most {max} are admitted")]
     TooMany { key: &'static str, given: u64, max: u64 },

@@ -88,8 +88,7 @@ impl Tokenizer {
                 }
                 other => {
                     let name = other.chars().take(NAME_SHOWN).collect();
-                    let supported = "gpt2, llama".to_owned();
-                    return Err(TokenizerError::Unsupported { what: "tokenizer", name, supported });
+                    return Err(TokenizerError::Unsupported { what: "tokenizer", name });
                 }
             };
         warnings.append(&mut vocab.warnings);
@@ -151,6 +150,20 @@ impl Tokenizer {
         Ok(tokens)
     }
 
+    /// Whether the texts have more than `most` tokens together, as far as their bytes tell. That a token may reach from one
+    /// into the next is not counted: for texts that stand apart.
+    pub fn exceeds<'t>(&self, texts: impl Iterator<Item = &'t str>, most: usize) -> bool {
+        let mut room = most;
+        for text in texts {
+            let least = self.reach.fewest(text, room);
+            match room.checked_sub(least) {
+                Some(left) => room = left,
+                None => return true,
+            }
+        }
+        false
+    }
+
     fn encode_onto(
         &self,
         tokens: &mut Vec<u32>,
@@ -158,11 +171,13 @@ impl Tokenizer {
         read: Read<'_>,
         bounds: &EncodeBounds<'_>,
     ) -> Result<(), TokenizerError> {
+        // A longer text is not read. Whether there is room for its tokens is what its caller can do something about.
+        let looked_at = text.get(..text.floor_char_boundary(MAX_TEXT)).unwrap_or(text);
+        if self.reach.exceeds(looked_at, bounds.tokens) {
+            return Err(TokenizerError::TooManyTokens { max: bounds.tokens });
+        }
         if text.len() > MAX_TEXT {
             return Err(TokenizerError::TextTooLong { bytes: text.len(), max: MAX_TEXT });
-        }
-        if self.reach.exceeds(text, bounds.tokens) {
-            return Err(TokenizerError::TooManyTokens { max: bounds.tokens });
         }
         let mut first = true;
         for fragment in self.specials.split(text, read)? {

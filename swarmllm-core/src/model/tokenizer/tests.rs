@@ -327,6 +327,13 @@ fn a_text_that_must_have_too_many_tokens_is_refused_before_it_is_encoded() {
     assert!(bpe.reach.exceeds(&"~".repeat(101), 100));
     let spm = built(&spm_facts());
     assert!(spm.reach.exceeds(&" b".repeat(101), 100));
+    // Longer than any text that is read, and it would not have room either.
+    let unread = "hello".repeat(MAX_TEXT / 5 + 1);
+    let within = |tokens| bpe.encode_within(&unread, false, false, EncodeBounds { tokens, given_up: None });
+    assert_eq!(within(100), Err(TokenizerError::TooManyTokens { max: 100 }));
+    assert!(matches!(within(MAX_TEXT), Err(TokenizerError::TextTooLong { .. })));
+    let texts = |count| std::iter::repeat_n("hello", count);
+    assert!(bpe.exceeds(texts(101), 100) && !bpe.exceeds(texts(100), 100));
     // An encoding that begins finds that it is given up.
     let given_up = std::sync::atomic::AtomicBool::new(true);
     let bounds = EncodeBounds { tokens: 100, given_up: Some(&given_up) };

@@ -97,7 +97,7 @@ fn each_engine_says_why_it_does_not_take_a_model_and_the_best_ones_kind_counts()
     assert_eq!(engines, [&Subject::Engine(BEST.to_owned()), &Subject::Engine(OTHER.to_owned())]);
     let fault = found.fault();
     assert_eq!(fault.kind(), ErrorKind::UnsupportedArchitecture);
-    for reason in ["gemma4", "certified: llama", "certified: qwen3"] {
+    for reason in ["gemma4", "certified on "] {
         assert!(fault.message().contains(reason), "{fault}");
     }
 }

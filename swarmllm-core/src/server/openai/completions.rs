@@ -8,7 +8,8 @@ use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 
 use super::answer::answer;
 use super::choices::Asked;
-use super::request::{Absent, Ask, body};
+use super::request::{Absent, Ask, Count, body};
+use crate::base::json::Whole;
 use crate::node::{GenerateRequest, Node, Prompt};
 use crate::server::reject::Reject;
 use crate::server::state::{Client, JsonBody};
@@ -20,7 +21,8 @@ body! {
         prompt: OneText,
         /// Only `false`, which is what it is without.
         echo: Option<bool>,
-        best_of: Absent,
+        /// Only as many as `n`: no more answers are computed than are given.
+        best_of: Option<Count>,
         logprobs: Absent,
         suffix: Absent,
         /// Accepted without effect.
@@ -73,6 +75,11 @@ impl TextBody {
         let checked = self.common().check()?;
         if self.echo == Some(true) {
             return Err(Reject::field("echo", "is not supported by this server; leave it out"));
+        }
+        let n = checked.n;
+        if let Some(Whole(best_of)) = self.best_of.filter(|best_of| best_of.0 != n) {
+            let why = format!("is {best_of} where `n` is {n}: no other answers are computed than those that are given");
+            return Err(Reject::field("best_of", format!("{why}; leave it out")));
         }
         let prompt = Prompt::Text(self.prompt.0);
         Ok(checked.ask(|model, options| Asked::Text(GenerateRequest { model, prompt, options })))

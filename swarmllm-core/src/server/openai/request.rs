@@ -6,9 +6,14 @@ use std::collections::BTreeMap;
 use serde::de::{self, Deserialize, Deserializer};
 
 use super::choices::Asked;
-use crate::base::json::texts;
+use crate::base::json::{Whole, texts};
 use crate::node::{GenerateOptions, MAX_STOP_BYTES, MAX_STOPS, SamplingParams};
 use crate::server::reject::Reject;
+
+/// How many answers.
+pub(crate) type Count = Whole<1, MAX_CHOICES>;
+/// Tokens of an answer. More than the context has room for are cut to that.
+pub(crate) type Tokens = Whole<1, { u32::MAX }>;
 
 /// Longest name of a model, in bytes.
 const MAX_MODEL: usize = 256;
@@ -59,12 +64,12 @@ macro_rules! body {
             model: String,
             stream: Option<bool>,
             stream_options: Option<$crate::server::openai::request::StreamOptions>,
-            n: Option<u32>,
+            n: Option<$crate::server::openai::request::Count>,
             temperature: Option<f32>,
             top_p: Option<f32>,
             top_k: Option<u32>,
             min_p: Option<f32>,
-            max_tokens: Option<u32>,
+            max_tokens: Option<$crate::server::openai::request::Tokens>,
             #[serde(default, deserialize_with = "crate::server::openai::request::stop_texts")]
             stop: Vec<String>,
             seed: Option<i64>,
@@ -122,12 +127,12 @@ pub(super) struct Common {
     pub(super) model: String,
     pub(super) stream: Option<bool>,
     pub(super) stream_options: Option<StreamOptions>,
-    pub(super) n: Option<u32>,
+    pub(super) n: Option<Count>,
     pub(super) temperature: Option<f32>,
     pub(super) top_p: Option<f32>,
     pub(super) top_k: Option<u32>,
     pub(super) min_p: Option<f32>,
-    pub(super) max_tokens: Option<u32>,
+    pub(super) max_tokens: Option<Tokens>,
     pub(super) stop: Vec<String>,
     pub(super) seed: Option<i64>,
     pub(super) presence_penalty: Option<f32>,
@@ -154,7 +159,7 @@ pub(crate) struct Ask {
 pub(super) struct Checked {
     pub(super) model: String,
     pub(super) options: GenerateOptions,
-    n: u32,
+    pub(super) n: u32,
     stream: bool,
     include_usage: bool,
 }
@@ -171,17 +176,14 @@ impl Common {
     /// Checks every bound.
     pub(super) fn check(&self) -> Result<Checked, Reject> {
         let model = checked_model(self.model.clone())?;
-        let n = self.n.unwrap_or(1);
-        if !(1..=MAX_CHOICES).contains(&n) {
-            return Err(Reject::field("n", format!("must be 1 to {MAX_CHOICES}")));
-        }
+        let n = self.n.map_or(1, |n| n.0);
         let stream = self.stream.unwrap_or(false);
         if self.stream_options.is_some() && !stream {
             return Err(Reject::field("stream_options", "is only accepted where `stream` is true"));
         }
         let include_usage = self.stream_options.as_ref().and_then(|options| options.include_usage).unwrap_or(false);
         let options = GenerateOptions {
-            max_tokens: self.max_tokens.map(|given| bounded_tokens("max_tokens", given)).transpose()?,
+            max_tokens: self.max_tokens.map(|given| given.0),
             sampling: self.sampling()?,
             stop: self.checked_stop()?,
             exact: self.exact.unwrap_or_default(),
@@ -237,14 +239,6 @@ impl Common {
             seed: self.seed.map(i64::cast_unsigned).or(default.seed),
             ..default
         })
-    }
-}
-
-/// Refuses an answer without tokens. More than the context has room for are cut to that.
-pub(super) fn bounded_tokens(field: &str, given: u32) -> Result<u32, Reject> {
-    match given {
-        0 => Err(Reject::field(field, "must be at least 1")),
-        given => Ok(given),
     }
 }
 

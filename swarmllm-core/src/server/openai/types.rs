@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 
 use super::choices::Asked;
 use super::format::ResponseFormat;
-use super::request::{Absent, Ask, NotStored, ServiceTier, body, bounded_tokens};
+use super::request::{Absent, Ask, NotStored, ServiceTier, Tokens, body};
+use crate::base::json::Whole;
 use crate::node::{ChatMessage, ChatRequest, MAX_ALTERNATIVES, TemplateInputs};
 use crate::server::reject::Reject;
 
@@ -21,9 +22,9 @@ body! {
     #[expect(dead_code, reason = "fields that must be absent, or have no effect, are only named")]
     pub(crate) struct ChatBody {
         messages: Vec<Message>,
-        max_completion_tokens: Option<u32>,
+        max_completion_tokens: Option<Tokens>,
         logprobs: Option<bool>,
-        top_logprobs: Option<u32>,
+        top_logprobs: Option<Whole<0, MAX_ALTERNATIVES>>,
         response_format: Option<ResponseFormat>,
         /// They reach the chat template. A call that the model writes is text of the answer, as the model writes it.
         tools: Option<Vec<Value>>,
@@ -169,9 +170,7 @@ impl ChatBody {
             (Some(_), Some(_)) => {
                 return Err(Reject::field("max_tokens", "give it or `max_completion_tokens`, not both"));
             }
-            (None, Some(given)) => {
-                checked.options.max_tokens = Some(bounded_tokens("max_completion_tokens", given)?);
-            }
+            (None, Some(given)) => checked.options.max_tokens = Some(given.0),
         }
         checked.options.logprobs = self.logprobs()?;
         if self.parallel_tool_calls.is_some() && self.tools.as_ref().is_some_and(|tools| !tools.is_empty()) {
@@ -196,10 +195,7 @@ impl ChatBody {
     fn logprobs(&self) -> Result<Option<u32>, Reject> {
         match (self.logprobs.unwrap_or(false), self.top_logprobs) {
             (false, Some(_)) => Err(Reject::field("top_logprobs", "is only accepted where `logprobs` is true")),
-            (true, Some(asked)) if asked > MAX_ALTERNATIVES => {
-                Err(Reject::field("top_logprobs", format!("must be 0 to {MAX_ALTERNATIVES}")))
-            }
-            (true, asked) => Ok(Some(asked.unwrap_or(0))),
+            (true, asked) => Ok(Some(asked.map_or(0, |asked| asked.0))),
             (false, None) => Ok(None),
         }
     }
