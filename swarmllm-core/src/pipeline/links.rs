@@ -459,7 +459,7 @@ impl Links {
             }
             Message::Logits { .. } | Message::Failed { .. } => {
                 let queue = locked(&self.inner.coordinators).get(&session).map(|session| session.queue.clone());
-                if queue.is_some_and(|queue| queue.try_send((delivery, held)).is_err()) {
+                if queue.is_some_and(|queue| is_full(queue.try_send((delivery, held)))) {
                     let key = SessionStage { session, epoch: 0, stage: ANSWERING };
                     self.drop_session(key, false, NoRoom::Overfull);
                 }
@@ -469,7 +469,7 @@ impl Links {
 
     fn queue_stage(&self, key: SessionStage, delivery: Delivery, held: Option<Held>) {
         let queue = locked(&self.inner.stages).live.get(&key).map(|entry| entry.queue.clone());
-        if queue.is_some_and(|queue| queue.try_send((delivery, held)).is_err()) {
+        if queue.is_some_and(|queue| is_full(queue.try_send((delivery, held)))) {
             self.drop_session(key, true, NoRoom::Overfull);
         }
     }
@@ -646,6 +646,11 @@ impl NoRoom {
             _ => Fault::new(ErrorKind::Overloaded, format!("no more room: {self}")),
         }
     }
+}
+
+/// Whether a queue had no room. One that is closed belongs to a session that has ended, or whose next route has another.
+fn is_full<T>(sent: Result<(), mpsc::error::TrySendError<T>>) -> bool {
+    matches!(sent, Err(mpsc::error::TrySendError::Full(_)))
 }
 
 /// Ends a stage that is being opened: it stays no longer.

@@ -18,7 +18,7 @@ use crate::pipeline::job::Coordinator;
 use crate::pipeline::links::SessionStage;
 use crate::pipeline::losses::Losses;
 use crate::pipeline::plan::{Plan, PlanStage};
-use crate::pipeline::search::{Blame, LONGEST_LOOK, LOOK_AGAIN, Next, Tried, is_loss};
+use crate::pipeline::search::{Blame, LONGEST_LOOK, Next, Tried, is_loss};
 use crate::pipeline::watch;
 use crate::wire::control::{Host, OpenSession, Opened, Reply, Request};
 use crate::wire::prefix::Prefix;
@@ -182,7 +182,7 @@ impl Finder {
                     Ok(open) => return Ok(open),
                     Err(blame) => self.tried.blame(blame, &mut search, Instant::now()),
                 },
-                (Next::LookAgain, _) => tokio::time::sleep(LOOK_AGAIN).await,
+                (Next::LookAgain, _) => tokio::time::sleep(self.tried.pause()).await,
                 _ => return Err(search.cause),
             }
         }
@@ -222,14 +222,15 @@ impl Finder {
         self.release_at(epoch, nodes, keep);
     }
 
-    /// The same for nodes that have no part in a route which others have, this one only where it is among them. They may keep
-    /// what they had of the text.
-    pub fn dismiss(&self, epoch: u32, nodes: &[NodeId]) {
-        let local = self.coordinator.links.local();
+    /// The same for nodes that have no part in a route which others have, this one only where it is among them. Those that no
+    /// route before had may keep what they had of the prompt; what others have is the session's own.
+    pub fn dismiss(&self, epoch: u32, nodes: &[NodeId], goes_on: bool) {
+        let (local, nothing) = (self.coordinator.links.local(), Prefix::default());
+        let keep = if goes_on { &nothing } else { &self.prefix };
         if nodes.contains(&local) {
-            self.coordinator.serving.release(self.terms.session, epoch, local, &self.prefix);
+            self.coordinator.serving.release(self.terms.session, epoch, local, keep);
         }
-        self.release_at(epoch, nodes, &self.prefix);
+        self.release_at(epoch, nodes, keep);
     }
 
     fn release_at(&self, epoch: u32, nodes: &[NodeId], keep: &Prefix) {

@@ -181,7 +181,7 @@ type Ended = Result<End, Fault>;
 impl<'a> Drive<'a> {
     fn new(coordinator: &'a Coordinator, job: Job, finder: Finder, open: OpenRoute, began: Instant) -> Self {
         let (way, stages) = Way::new(open, coordinator.links.local());
-        finder.dismiss(way.epoch, &way.unused());
+        finder.dismiss(way.epoch, &way.unused(), false);
         let (outlet, copies) = (outlet(coordinator, &way), copies(coordinator, &way));
         let guess = job.guess();
         let facts = Facts {
@@ -468,7 +468,7 @@ impl<'a> Drive<'a> {
         let (mut way, stages) = Way::new(open, self.coordinator.links.local());
         let chunk = way.follow(&self.way, self.job.exact);
         self.way = way;
-        self.finder.dismiss(self.way.epoch, &self.way.unused());
+        self.finder.dismiss(self.way.epoch, &self.way.unused(), true);
         self.outlet = outlet(self.coordinator, &self.way);
         self.copies = copies(self.coordinator, &self.way);
         self.stages.extend(stages);

@@ -39,7 +39,8 @@ impl Blame {
         // That a host is busy passes: where another has failed, that is the reason.
         let lasting = failed.iter().find(|(_, fault)| fault.kind() != ErrorKind::Overloaded);
         let fault = lasting.or(failed.first())?.1.clone();
-        let passes = |kind| is_loss(kind) || (goes_on && kind == ErrorKind::Overloaded);
+        let is_full = |kind| matches!(kind, ErrorKind::Overloaded | ErrorKind::OutOfMemory);
+        let passes = |kind| is_loss(kind) || (goes_on && is_full(kind));
         let may_return = failed.iter().all(|(_, fault)| passes(fault.kind()));
         Some(Blame { nodes: failed.into_iter().map(|(node, _)| node).collect(), may_return, fault })
     }
@@ -83,6 +84,8 @@ pub struct Search {
     patience: Duration,
     /// Nodes that may return.
     lost: Vec<NodeId>,
+    /// Whether its time is over, and it asks once more those who may have returned.
+    last: bool,
 }
 
 /// What a search does next.
@@ -90,7 +93,7 @@ pub struct Search {
 pub enum Next {
     /// Open the route that was found.
     Attempt,
-    /// Look again, after [`LOOK_AGAIN`], for one with those who may have returned.
+    /// Look again, after [`Tried::pause`], for one with those who may have returned.
     LookAgain,
     /// Say why.
     GiveUp,
@@ -115,7 +118,7 @@ impl Tried {
             self.looks = 0;
         }
         let (cause, longest) = (blame.fault.clone(), now + patience * PATIENT);
-        let mut search = Search { cause, until: now, longest, patience, lost: Vec::new() };
+        let mut search = Search { cause, until: now, longest, patience, lost: Vec::new(), last: false };
         self.blame(blame, &mut search, now);
         search
     }
@@ -141,7 +144,13 @@ impl Tried {
         if search.lost.is_empty() {
             return LONGEST_LOOK;
         }
-        LONGEST_LOOK.min(FIRST_LOOK * (1 << self.looks.min(LONGER_LOOKS)))
+        longer(self.looks)
+    }
+
+    /// How long it waits before it looks again: the longer the oftener those who came back were of no use, since each attempt
+    /// opens all stages.
+    pub fn pause(&self) -> Duration {
+        longer(self.looks.saturating_sub(1))
     }
 
     /// A route is open.
@@ -160,8 +169,9 @@ impl Tried {
         match found {
             true if self.epoch >= MAX_ATTEMPTS => Next::GiveUp,
             true => Next::Attempt,
-            false if now >= search.longest || (search.lost.is_empty() && now >= search.until) => Next::GiveUp,
+            false if search.last || (search.lost.is_empty() && now >= search.until) => Next::GiveUp,
             false => {
+                search.last = now >= search.longest;
                 if !search.lost.is_empty() {
                     self.looks = self.looks.saturating_add(1);
                 }
@@ -177,6 +187,11 @@ impl Search {
     pub fn lost(&self) -> &[NodeId] {
         &self.lost
     }
+}
+
+/// The first look, so many times made twice as long.
+fn longer(times: u32) -> Duration {
+    LONGEST_LOOK.min(FIRST_LOOK * (1 << times.min(LONGER_LOOKS)))
 }
 
 /// Whether a fault says that a peer is out of reach, which may change.
@@ -260,6 +275,7 @@ mod tests {
         let last = begun + PATIENCE * PATIENT;
         tried.blame(blame(1, true), &mut search, last - Duration::from_secs(1));
         assert_eq!(tried.next(&mut search, false, last - Duration::from_millis(1)), Next::LookAgain);
+        assert_eq!(tried.next(&mut search, false, last), Next::LookAgain, "once more with all, however late");
         assert_eq!(tried.next(&mut search, false, last), Next::GiveUp);
     }
 
@@ -267,14 +283,15 @@ mod tests {
     fn others_are_sought_longer_each_time_that_those_who_may_be_back_were_of_no_use() {
         let (mut tried, now) = (Tried::default(), Instant::now());
         let mut search = tried.search(blame(1, true), now, PATIENCE);
-        let mut looks = Vec::new();
+        let (mut looks, mut pauses) = (Vec::new(), Vec::new());
         for _ in 0..5 {
             looks.push(tried.look(&search).as_millis());
             assert_eq!(tried.next(&mut search, false, now), Next::LookAgain);
+            pauses.push(tried.pause().as_millis());
             assert_eq!(tried.look(&search), LONGEST_LOOK, "with all of them: nobody else is asked instead");
             tried.blame(blame(1, true), &mut search, now);
         }
-        assert_eq!(looks, [250, 500, 1000, 2000, 3000]);
+        assert_eq!((looks, pauses), (vec![250, 500, 1000, 2000, 3000], vec![250, 500, 1000, 2000, 3000]));
         let later = tried.search(blame(1, true), now, PATIENCE);
         assert_eq!(tried.look(&later), LONGEST_LOOK, "what one search has learnt counts in the next");
         tried.opened(now);

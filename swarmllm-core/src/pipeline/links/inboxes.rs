@@ -110,7 +110,8 @@ impl StageInbox {
     pub async fn next(&mut self) -> Option<Delivery> {
         let (delivery, _held) = self.receiver.recv().await?;
         if delivery.0 == self.links.local() && matches!(delivery.1, Message::Failed { .. }) {
-            self.told.store(false, Ordering::Release);
+            // Before the stage looks whether its link stands: one that ends from now on is told anew.
+            self.told.swap(false, Ordering::AcqRel);
         }
         Some(delivery)
     }

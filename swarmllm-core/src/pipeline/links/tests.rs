@@ -125,6 +125,17 @@ async fn a_link_that_breaks_again_and_again_fills_no_queue() {
 }
 
 #[tokio::test]
+async fn a_stage_that_takes_no_more_is_here_until_its_end_was_told() {
+    let links = Links::new(node(0), None, TaskSet::new(tokio::runtime::Handle::current()));
+    let mut inbox = links.begin(STAGE, node(1)).unwrap().register(agreed(9, 3)).unwrap();
+    inbox.close();
+    links.deliver(node(9), Message::Step { header: step(STAGE, 1, Codec::F32), hidden: vec![0.0; 4] });
+    assert!(links.serves(STAGE, node(1)) && dropped(&inbox).is_none());
+    drop(inbox);
+    assert!(!links.serves(STAGE, node(1)));
+}
+
+#[tokio::test]
 async fn a_stage_that_nobody_waits_for_any_more_ends_alone() {
     let links = Links::new(node(0), None, TaskSet::new(tokio::runtime::Handle::current()));
     let other = SessionStage { stage: 4, ..STAGE };
