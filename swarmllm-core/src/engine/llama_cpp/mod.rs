@@ -21,6 +21,7 @@ mod exit;
 mod facts;
 mod file;
 mod gpu;
+mod huge_pages;
 mod image;
 mod kernels;
 mod kv;

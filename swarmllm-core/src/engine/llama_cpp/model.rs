@@ -6,6 +6,7 @@ use llama_cpp_sys_2 as ll;
 
 use super::capture::Capture;
 use super::file::with_file;
+use super::huge_pages::HugePages;
 use super::image::Image;
 use super::log::explain;
 use super::pool::Pool;
@@ -19,12 +20,15 @@ impl Model {
     pub fn load(image: &Image, gpu_layers: i32) -> Result<Self, String> {
         let load = || {
             with_file(image, |file| {
+                let mut huge_pages = HugePages::before_load();
                 // SAFETY: the stream is open for as long as the call; the parameters are llama.cpp's defaults, changed
-                // only in plain fields.
+                // only in plain fields and in the progress callback, whose data outlive the call.
                 NonNull::new(unsafe {
                     let mut params = ll::llama_model_default_params();
                     params.load_mode = ll::LLAMA_LOAD_MODE_NONE;
                     params.n_gpu_layers = gpu_layers;
+                    params.progress_callback = Some(HugePages::on_progress);
+                    params.progress_callback_user_data = (&raw mut huge_pages).cast();
                     ll::llama_model_load_from_file_ptr(file.cast(), params)
                 })
             })

@@ -12,7 +12,7 @@
 //!
 //! Only matrices of layers take part: of the output matrix a prompt needs one row.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::alloc::{Layout, alloc, dealloc};
 use std::ffi::{CStr, CString, c_void};
 use std::fs::File;
 use std::io;
@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use llama_cpp_sys_2 as ll;
 
 use super::file::read_exact_at;
+use super::huge_pages;
 use super::image::Image;
 use crate::model::TensorEntry;
 
@@ -384,8 +385,12 @@ impl Buffer {
     /// Room for so many bytes, at least 1; nothing where there is no memory for it.
     fn new(room: usize) -> Option<Self> {
         let layout = Layout::from_size_align(room, ALIGNMENT).ok().filter(|layout| layout.size() > 0)?;
-        // SAFETY: the layout has a size. The pages are the system's zeros until something is read into them.
-        let memory = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        // SAFETY: the layout has a size.
+        let memory = NonNull::new(unsafe { alloc(layout) })?;
+        let start = memory.as_ptr().addr();
+        huge_pages::request(start..start.saturating_add(room));
+        // SAFETY: the memory was just taken, with this size.
+        unsafe { memory.write_bytes(0, room) };
         // SAFETY: the memory is the buffer's, which frees it after the view; llama.cpp reads weights and never writes to
         // them.
         let view = unsafe { ll::ggml_backend_cpu_buffer_from_ptr(memory.as_ptr().cast(), room) };

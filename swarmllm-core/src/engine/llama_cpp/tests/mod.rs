@@ -5,6 +5,8 @@ mod abuse;
 mod bench;
 mod cutter;
 mod exact;
+#[cfg(target_os = "linux")]
+mod huge_pages;
 mod random;
 mod recipe;
 mod tiny;
