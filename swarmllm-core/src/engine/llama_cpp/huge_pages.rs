@@ -127,19 +127,23 @@ mod imp {
 mod tests {
     use super::*;
 
-    const MIB: usize = 1 << 20;
+    /// As [`added`], with mappings by their ends in MiB.
+    fn new_parts(before: &[[usize; 2]], now: &[[usize; 2]]) -> Vec<[usize; 2]> {
+        let mappings = |ends: &[[usize; 2]]| ends.iter().map(|[start, end]| start << 20..end << 20).collect::<Vec<_>>();
+        let parts = added(&mappings(before), &mappings(now));
+        parts.into_iter().map(|part| [part.start >> 20, part.end >> 20]).collect()
+    }
 
     #[test]
     fn huge_pages_are_requested_only_for_large_memory_that_is_new() {
-        let none: [Mapping; 0] = [];
-        assert_eq!(added(&[], &[]), none);
-        assert_eq!(added(&[], &[MIB..9 * MIB, 20 * MIB..36 * MIB]), [20 * MIB..36 * MIB]);
-        let old = [0..MIB, 20 * MIB..60 * MIB];
-        assert_eq!(added(&old, &old), none);
-        let joined = [0..100 * MIB];
-        assert_eq!(added(&old, &joined), [MIB..20 * MIB, 60 * MIB..100 * MIB]);
-        assert_eq!(added(&[8 * MIB..40 * MIB], &[20 * MIB..56 * MIB]), [40 * MIB..56 * MIB]);
-        assert_eq!(added(&[8 * MIB..80 * MIB], &[20 * MIB..56 * MIB]), none);
+        let none: [[usize; 2]; 0] = [];
+        assert_eq!(new_parts(&[], &[]), none);
+        assert_eq!(new_parts(&[], &[[1, 9], [20, 36]]), [[20, 36]]);
+        let old = [[0, 1], [20, 60]];
+        assert_eq!(new_parts(&old, &old), none);
+        assert_eq!(new_parts(&old, &[[0, 100]]), [[1, 20], [60, 100]]);
+        assert_eq!(new_parts(&[[8, 40]], &[[20, 56]]), [[40, 56]]);
+        assert_eq!(new_parts(&[[8, 80]], &[[20, 56]]), none);
     }
 
     #[cfg(target_os = "linux")]
