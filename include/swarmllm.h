@@ -535,8 +535,8 @@ swarmllm_status swarmllm_node_remove_alias(swarmllm_node node, const char *alias
 /**
  * Removes a model from here: its shards but for those that another model needs, its aliases, and what is known of it; gives
  * its `id`, its `name` and the bytes that went (`freed`) as a JSON object. The file that it was imported from stays, and
- * peers that hold it keep it. Fails with SWARMLLM_INVALID_ARGUMENT where it is pinned, and with SWARMLLM_OVERLOADED where
- * something of it is computed or fetched now.
+ * peers that hold it keep it. Fails with SWARMLLM_INVALID_ARGUMENT where it is pinned or `model` is only the beginning of a
+ * name, and with SWARMLLM_OVERLOADED where something of it is computed or fetched now.
  */
 swarmllm_status swarmllm_node_remove(swarmllm_node node,
                                      const char *model,

@@ -114,7 +114,7 @@ pub struct UnaliasArgs {
 /// Arguments of `remove`.
 #[derive(Debug, Args)]
 pub struct RemoveArgs {
-    /// Name, id, or the unique beginning of either; of an id at least 8 digits
+    /// Name or id, or the unique beginning of the id: at least 8 digits
     pub model: String,
 }
 

@@ -55,7 +55,7 @@ impl Failure {
                 "\nA node runs on this data directory: stop it, name another with --data-dir, or ask it over HTTP."
             }
             ErrorKind::AliasTaken => {
-                "\n`swarmllm alias --move MODEL ALIAS` takes it from the model that has it; import the other without --name first."
+                "\n`swarmllm alias --move MODEL ALIAS` takes it from the model that has it; a model that is yet to come is imported without --name first."
             }
             ErrorKind::ModelNotFound => {
                 "\n`swarmllm models` lists what is held here, `swarmllm peers` what others hold."

@@ -403,8 +403,8 @@ pub unsafe extern "C" fn swarmllm_node_remove_alias(node: swarmllm_node, alias: 
 
 /// Removes a model from here: its shards but for those that another model needs, its aliases, and what is known of it; gives
 /// its `id`, its `name` and the bytes that went (`freed`) as a JSON object. The file that it was imported from stays, and
-/// peers that hold it keep it. Fails with SWARMLLM_INVALID_ARGUMENT where it is pinned, and with SWARMLLM_OVERLOADED where
-/// something of it is computed or fetched now.
+/// peers that hold it keep it. Fails with SWARMLLM_INVALID_ARGUMENT where it is pinned or `model` is only the beginning of a
+/// name, and with SWARMLLM_OVERLOADED where something of it is computed or fetched now.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_node_remove(
     node: swarmllm_node,

@@ -44,6 +44,8 @@ async fn a_model_that_has_answered_can_be_removed_and_says_what_that_freed() {
     await_plan(&member.node, model).await;
     speaks(&member.node, model).await;
     let held: u64 = shards(member.dir.path()).iter().map(|(_, size)| size).sum();
+    let abbreviated = member.node.remove(&MODEL.name()[..3]).await.expect_err("a beginning is not enough");
+    assert_eq!(abbreviated.kind(), ErrorKind::InvalidArgument);
     let removed = in_time("a removal", async {
         loop {
             match member.node.remove(MODEL.name()).await {

@@ -503,6 +503,15 @@ impl<const LEAST: u32, const MOST: u32> Visitor<'_> for WholeVisitor<LEAST, MOST
             _ => Err(E::invalid_value(Unexpected::Unsigned(number), &self)),
         }
     }
+
+    /// `8.0` and `1e3` are whole numbers in JSON, which knows one kind alone.
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<Self::Value, E> {
+        let whole = number as u64;
+        match whole as f64 == number {
+            true => self.visit_u64(whole),
+            false => Err(E::invalid_value(Unexpected::Float(number), &self)),
+        }
+    }
 }
 
 impl<'de, const LEAST: u32, const MOST: u32> Deserialize<'de> for Whole<LEAST, MOST> {

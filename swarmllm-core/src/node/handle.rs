@@ -330,7 +330,7 @@ impl Node {
 
     /// Removes a model from here: its shards but for those that another model needs, its aliases, and what is known of it.
     /// The file that it was imported from stays, and peers that hold it keep it. Refused where it is pinned, something of it
-    /// is computed or fetched now, or the text means several models.
+    /// is computed or fetched now, or the text is not a whole name, nor an id or its beginning of 8 digits.
     pub async fn remove(&self, model: &str) -> Result<Removed, ModelActError> {
         let (shared, model) = (self.shared.clone(), model.to_owned());
         Ok(self.run(transfer::blocking(move || keeping::remove(&shared, &model))).await?)

@@ -1,6 +1,6 @@
 //! What of the catalogue may go while the node runs: never what is loaded.
 
-use crate::base::{Fault, ModelId};
+use crate::base::{ErrorKind, Fault, ModelId};
 use crate::model::{Manifest, ShardKind};
 use crate::node::fetch::select;
 use crate::node::report::Removed;
@@ -16,11 +16,18 @@ pub(crate) fn make_room(shared: &Shared, bytes: u64) -> Result<Vec<ModelId>, Fau
     shared.catalog.make_room(bytes, &|model| loaded.contains(&model)).map_err(fault)
 }
 
-/// Removes a model for the host, with all that is known of it. Blocks.
+/// Removes a model for the host, with all that is known of it. Blocks. A name's beginning is not enough.
 pub(crate) fn remove(shared: &Shared, model: &str) -> Result<Removed, Fault> {
     let id = shared.catalog.resolve(model).map_err(fault)?;
     let manifest = shared.catalog.manifest(id).ok_or_else(|| gone(id))?;
     let name = shared.catalog.title(id);
+    if !shared.catalog.is_named_fully(id, model) {
+        let text = format!(
+            "`{model}` is the beginning of a name of {name} ({}): to remove it, give a whole name or its id",
+            id.short()
+        );
+        return Err(Fault::new(ErrorKind::InvalidArgument, text).of_field("model"));
+    }
     // What is only kept ready for the next request goes; what computes stays.
     shared.models.forget(id);
     shared.serving.stages().unload_idle_where(|key| key.model == id);

@@ -260,6 +260,7 @@ async fn a_plain_text_is_continued_and_what_it_cannot_have_is_refused_by_name() 
     };
     for (field, value) in [
         ("n", json!(2)),
+        ("n", json!(2.0)),
         ("prompt", json!(["Once"])),
         ("echo", json!(false)),
         ("logprobs", json!(null)),

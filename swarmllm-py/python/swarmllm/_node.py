@@ -456,7 +456,7 @@ class Node(_Base):
         """Removes a model from here, with its aliases; gives the bytes that its shards took.
 
         Shards that another model needs stay, as does the file that it was imported from. `InvalidArgumentError` where it is
-        pinned, `OverloadedError` where something of it is computed or fetched now.
+        pinned or `model` is only the beginning of a name, `OverloadedError` where something of it is computed or fetched now.
         """
         return self._running().remove(model)
 
@@ -660,7 +660,7 @@ class AsyncNode(_Base):
         """Removes a model from here, with its aliases; gives the bytes that its shards took.
 
         Shards that another model needs stay, as does the file that it was imported from. `InvalidArgumentError` where it is
-        pinned, `OverloadedError` where something of it is computed or fetched now.
+        pinned or `model` is only the beginning of a name, `OverloadedError` where something of it is computed or fetched now.
         """
         return await self._running().remove_async(model)
 

@@ -42,9 +42,10 @@ impl Names {
         names
     }
 
-    /// Aliases, the newest first, then hints.
-    pub fn all(&self) -> &[String] {
-        &self.list
+    /// Aliases, the newest first, then hints that are no alias too: one that is taken away again leaves what the file suggests.
+    pub fn all(&self) -> Vec<String> {
+        let hints = self.hints().iter().filter(|hint| !self.aliases().contains(hint));
+        self.aliases().iter().chain(hints).cloned().collect()
     }
 
     /// Those that the host gave, the newest first.
@@ -85,8 +86,6 @@ impl Names {
             return;
         }
         self.take_back(|known| is_same(known, &name));
-        // What a file suggests is no second time there.
-        self.list.retain(|known| *known != name);
         self.list.insert(0, name);
         self.given += 1;
         self.bound();
@@ -95,7 +94,7 @@ impl Names {
     /// Adds a hint where the model has none yet.
     fn suggest(&mut self, name: &str) {
         let name = clean(name);
-        if !name.is_empty() && self.list.len() == self.given && !self.list.contains(&name) {
+        if !name.is_empty() && self.list.len() == self.given {
             self.list.push(name);
             self.bound();
         }
@@ -114,7 +113,6 @@ impl Names {
         for (index, name) in other.list.iter().enumerate() {
             match index < other.given {
                 true if !self.aliases().iter().any(|known| is_same(known, name)) => {
-                    self.list.retain(|known| known != name);
                     self.list.insert(self.given, name.clone());
                     self.given += 1;
                     self.bound();
@@ -178,7 +176,13 @@ fn given(alias: &str) -> Result<String, ModelError> {
 impl Catalog {
     /// The names of a known model: the host's aliases, the newest first, then what its file or a peer suggests.
     pub fn names(&self, model: ModelId) -> Vec<String> {
-        self.state().names.get(&model).map(|names| names.list.clone()).unwrap_or_default()
+        self.state().names.get(&model).map(Names::all).unwrap_or_default()
+    }
+
+    /// Whether a text names a known model as a whole, or by enough digits of its id: what cannot be taken back is not done by the
+    /// beginning of a name, which another model may have tomorrow.
+    pub fn is_named_fully(&self, model: ModelId, text: &str) -> bool {
+        is_like_id(text) || self.names(model).iter().any(|name| is_same(name, text))
     }
 
     /// The first of them, or the beginning of the id where the model has no name.
@@ -190,7 +194,7 @@ impl Catalog {
 
     /// Names of all known models.
     pub fn all_names(&self) -> Vec<String> {
-        self.state().names.values().flat_map(|names| names.list.iter().cloned()).collect()
+        self.state().names.values().flat_map(Names::all).collect()
     }
 
     /// Aliases of a known model, the newest first.

@@ -70,6 +70,8 @@ fn misfits() -> Vec<(&'static str, Value, &'static str, &'static str)> {
         ("temperature", json!("hot"), "temperature", number),
         ("temperature", json!([1]), "temperature", number),
         ("n", json!(-1), "n", "must be a whole number from 1 to 8, not -1"),
+        ("n", json!(1.5), "n", "must be a whole number from 1 to 8, not 1.5"),
+        ("n", json!(9.0), "n", "must be a whole number from 1 to 8, not 9"),
         ("max_tokens", json!(0), "max_tokens", "must be a whole number from 1 to 4294967295, not 0"),
         ("max_tokens", json!(-3), "max_tokens", "must be a whole number from 1 to 4294967295, not -3"),
         ("max_completion_tokens", json!("x"), "max_completion_tokens", "must be a whole number from 1 to"),

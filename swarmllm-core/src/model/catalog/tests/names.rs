@@ -51,6 +51,29 @@ fn an_alias_in_another_case_replaces_the_one_before() {
 }
 
 #[test]
+fn an_alias_that_a_file_suggests_too_leaves_that_name_when_it_is_taken_away() {
+    let bench = Bench::new();
+    let model = bench.import(&small("Small Model", 1));
+    bench.catalog.add_alias(model, "Small Model").unwrap();
+    assert_eq!(bench.catalog.names(model), ["Small Model"]);
+    let path = bench.file("again.gguf", &small("Small Model", 1));
+    bench.catalog.import(&path, Some("Small Model"), &mut quiet).unwrap();
+    bench.reopen().remove_alias("Small Model").unwrap();
+    let catalog = bench.reopen();
+    assert_eq!((catalog.names(model), catalog.aliases(model)), (vec!["Small Model".to_owned()], Vec::new()));
+}
+
+#[test]
+fn a_model_is_named_fully_by_a_whole_name_or_eight_digits_of_its_id() {
+    let bench = Bench::new();
+    let model = bench.import(&small("Small Model", 1));
+    bench.catalog.add_alias(model, "chat").unwrap();
+    let fully = |text: &str| bench.catalog.is_named_fully(model, text);
+    assert!(["chat", "CHAT", "small model", &model.short(), &model.to_string()].into_iter().all(fully));
+    assert!(!["cha", "small", "s", ""].into_iter().any(fully));
+}
+
+#[test]
 fn names_are_bounded_and_what_peers_suggest_replaces_none() {
     let bench = Bench::new();
     let path = bench.file("model.gguf", &small("own", 1));
