@@ -138,9 +138,9 @@ impl Finder {
         }
     }
 
-    /// Opens this route or, where a host of it fails, another, and gives it with what it loses from then on; see [`reopen`](Self::reopen) for `patience`. Where there is
-    /// no other, the error says why the first failed. After an open that is not awaited to its end,
-    /// [`abandon`](Self::abandon) ends what was begun.
+    /// Opens this route or, where a host of it fails, another, and gives it with what it loses from then on; see
+    /// [`reopen`](Self::reopen) for `patience`. Where there is no other, the error says why the first failed. After an open that
+    /// is not awaited to its end, [`abandon`](Self::abandon) ends what was begun.
     pub async fn open(
         &mut self,
         route: Route,
