@@ -3,9 +3,7 @@
 //! llama.cpp's threads meet at a barrier after each operation and spin there. Where another program uses one of the
 //! cores, each meeting waits for the thread that has no core: on two cores with one of them busy, two threads decode at
 //! less than half of the speed of one. Nobody tells a library that its host has become busy, so it measures: one thread
-//! less is tried now and then, and at once where steps have become slow, and kept while it is faster. Where all cores are
-//! busy each meeting waits for a turn of the other programs: a step of two threads was seen to take 3 s where one took 20 ms. So
-//! the first trial waits for no number of steps where these take long, and trials of all threads cost a part of the time at most.
+//! less is tried now and then, and at once where steps have become slow, and kept while it is faster.
 
 /// Steps between two trials of the count that is not in use, where that is one less and where it is all: on a quiet
 /// machine a trial is wasted, 3 steps of 512 at less than twice the time, half a per cent. Trials of one less begin soon,
@@ -13,16 +11,8 @@
 /// slow, and a trial may have had bad luck.
 const BETWEEN: [u32; 2] = [512, 64];
 const FIRST: u32 = 24;
-/// The first trial begins after so many steps already where they took so many microseconds together.
-const EARLY: (u32, f64) = (2, 1.5e6);
 /// Steps of a trial.
 const TRIAL: u32 = 3;
-/// A step of a trial that takes so many times the usual ends it: with one thread less it is twice at most.
-const HOPELESS: f64 = 4.0;
-/// Behind a trial of all threads in vain so many times as many steps as it cost pass before the next, a twentieth of the time,
-/// and so many at most: where the others leave, all threads are wanted again.
-const WORTH: f64 = 20.0;
-const LONGEST_PAUSE: u32 = 8192;
 /// Steps that take so many times the usual begin a trial where they are more than a third of the last ones: each counts
 /// two, each other takes one back, and three in a row are enough. Beside a busy core not every step is slow.
 const SLOW: f64 = 1.5;
@@ -55,12 +45,6 @@ struct Chooser {
     alarmed: bool,
     /// What the steps of the trial that count took together.
     tried: f64,
-    /// What the trial cost beyond the usual.
-    wasted: f64,
-    /// Steps behind the last trial of all threads before the next.
-    pause: u32,
-    /// Microseconds of all steps before the first trial; nothing from that on.
-    before: Option<f64>,
 }
 
 impl Chooser {
@@ -77,9 +61,6 @@ impl Chooser {
             trial: 0,
             alarmed,
             tried: 0.0,
-            wasted: 0.0,
-            pause: BETWEEN[1],
-            before: Some(0.0),
         }
     }
 
@@ -88,42 +69,26 @@ impl Chooser {
         if less { self.threads.saturating_sub(1).max(1) } else { self.threads }
     }
 
-    /// Takes a step's time, and what that was in microseconds. Where a trial ended with the other count as the better one, says
-    /// what is usual with that.
-    fn took(&mut self, time: f64, micros: f64) -> Option<f64> {
+    /// Takes a step's time. Where a trial ended with the other count as the better one, says what is usual with that.
+    fn took(&mut self, time: f64) -> Option<f64> {
         self.since = self.since.saturating_add(1);
         if self.trial > 0 {
-            self.wasted += (time - 1.0).max(0.0);
             // The first step of a trial wakes or parks a thread: it is not counted, so that it cannot decide.
             self.tried += if self.trial < TRIAL { time } else { 0.0 };
             self.trial -= 1;
-            if time > HOPELESS {
-                (self.trial, self.tried) = (0, f64::INFINITY);
-            }
             return if self.trial == 0 { self.settle() } else { None };
         }
         // One step that lost its core for long is not the rule.
         self.recent += FRESH * (time.min(2.0) - self.recent);
         self.slow = if time > SLOW { self.slow + 2 } else { self.slow.saturating_sub(1) };
-        // What is slow with one thread less is mostly so with all.
-        let rest = if self.less && self.pause > BETWEEN[1] { self.rest.max(self.pause) } else { self.rest };
-        self.alarmed = self.slow >= SLOW_COUNT && self.since >= rest;
+        self.alarmed = self.slow >= SLOW_COUNT && self.since >= self.rest;
         if self.alarmed {
             self.recent = time;
         }
-        if self.alarmed || self.is_due(micros) {
-            (self.trial, self.tried, self.wasted, self.slow, self.before) = (TRIAL, 0.0, 0.0, 0, None);
+        if self.alarmed || self.since >= if self.less { BETWEEN[1] } else { self.between } {
+            (self.trial, self.tried, self.slow) = (TRIAL, 0.0, 0);
         }
         None
-    }
-
-    /// Whether a trial begins although no step was slow. The last one took so many microseconds.
-    fn is_due(&mut self, micros: f64) -> bool {
-        let early = self.before.as_mut().is_some_and(|before| {
-            *before += micros;
-            self.since >= EARLY.0 && *before >= EARLY.1
-        });
-        early || self.since >= if self.less { self.pause } else { self.between }
     }
 
     /// Ends a trial: the faster count stays.
@@ -134,10 +99,7 @@ impl Chooser {
             true => (2 * self.rest).min(BETWEEN[0]),
             false => REST,
         };
-        if self.less {
-            let worth = if better { 0 } else { (WORTH * self.wasted) as u32 };
-            self.pause = worth.clamp(BETWEEN[1], LONGEST_PAUSE);
-        } else {
+        if !self.less {
             self.between = if better { FIRST } else { (2 * self.between).min(BETWEEN[0]) };
         }
         (self.since, self.recent) = (0, 1.0);
@@ -191,7 +153,7 @@ impl Threads {
             None if tried => return,
             None => *self.usual[rows].insert(micros),
         };
-        if let Some(factor) = chooser.took(micros / usual, micros) {
+        if let Some(factor) = chooser.took(micros / usual) {
             let from = if size == 0 { 0 } else { SIZES[size - 1] + 1 };
             self.usual[from..=SIZES[size]].iter_mut().flatten().for_each(|usual| *usual *= factor);
         } else if !tried {
@@ -299,42 +261,6 @@ mod tests {
             threads.pick(1) == 3
         });
         assert!(noticed.is_some_and(|steps| steps < 6), "{noticed:?}");
-    }
-
-    #[test]
-    fn beside_cores_that_are_all_busy_all_threads_are_given_up_soon_and_tried_for_a_part_of_the_time() {
-        const WITH_ALL: u32 = 3_000_000;
-        const WITH_LESS: u32 = 20_000;
-        let took = |threads| if threads == 2 { WITH_ALL } else { WITH_LESS };
-        let mut threads = Threads::new(2);
-        let spend = |threads: &mut Threads, steps: u32| -> u64 {
-            let step = |_| {
-                let micros = took(threads.pick(1));
-                threads.took(1, micros);
-                u64::from(micros)
-            };
-            (0..steps).map(step).sum()
-        };
-        let first = spend(&mut threads, 24);
-        assert!(first < 3 * u64::from(WITH_ALL), "{first} us before one thread has the work");
-        let (steps, spent) = (20_000, spend(&mut threads, 20_000));
-        assert!(spent < u64::from(steps * WITH_LESS) * 11 / 10, "{spent}");
-        let left = (0..2 * LONGEST_PAUSE).position(|_| {
-            threads.took(1, if threads.pick(1) == 2 { 12_000 } else { WITH_LESS });
-            threads.sizes[0].pick() == 2 && threads.sizes[0].trial == 0
-        });
-        assert!(left.is_some_and(|steps| steps <= LONGEST_PAUSE as usize + 9), "{left:?}");
-    }
-
-    #[test]
-    fn slow_steps_of_a_large_model_cost_a_quiet_machine_one_early_trial() {
-        let mut threads = Threads::new(2);
-        let mut less = 0;
-        for _ in 0..20 {
-            less += u32::from(threads.pick(1) == 1);
-            threads.took(1, if threads.pick(1) == 2 { 1_000_000 } else { 1_800_000 });
-        }
-        assert_eq!(less, TRIAL);
     }
 
     #[test]
