@@ -8,9 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::slots::Slots;
-use super::{
-    CutRules, Embedder, Engine, EngineError, Row, Stage, StageConfig, StageSpec, Terms, cells, tensors_and_scratch,
-};
+use super::stage::{cells, tensors_and_scratch};
+use super::{CutRules, Embedder, Engine, EngineError, Row, Stage, StageConfig, StageSpec, Terms};
 use crate::base::LayerRange;
 use crate::model::{EmbeddingSource, Manifest, StageSource};
 

@@ -13,8 +13,8 @@ use libp2p::{
 };
 
 use super::config::{self, NetConfig};
+use super::protocols::{greeting, protocol, topic};
 use super::{NetError, per_address, streams};
-use crate::wire::PROTOCOL_VERSION;
 
 /// Time after which announced keys are announced again, and forgotten without.
 const PROVIDE_AGAIN: Duration = Duration::from_secs(10 * 60);
@@ -46,24 +46,6 @@ pub(super) struct Behaviour {
     relay: Toggle<relay::Behaviour>,
     punch: dcutr::Behaviour,
     upnp: Toggle<upnp::tokio::Behaviour>,
-}
-
-/// The name of one of this network's protocols.
-pub(super) fn protocol(network: &str, what: &str) -> String {
-    format!("/swarmllm/{PROTOCOL_VERSION}/{network}/{what}")
-}
-
-/// What peers of this network say in identify.
-pub(super) fn greeting(network: &str) -> String {
-    protocol(network, "node")
-}
-
-/// The start of every version's and network's greeting.
-pub(super) const GREETING_START: &str = "/swarmllm/";
-
-/// The one gossip topic.
-pub(super) fn topic(network: &str) -> gossipsub::IdentTopic {
-    gossipsub::IdentTopic::new(format!("{network}/announce"))
 }
 
 fn setup(what: &str, error: impl std::fmt::Display) -> NetError {

@@ -17,7 +17,7 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::address::{self, TransportKind, node_of};
-use super::behaviour::{self, Behaviour, BehaviourEvent};
+use super::behaviour::{Behaviour, BehaviourEvent};
 use super::command::{Command, Dial, Reply};
 use super::config;
 use super::discovery::Discovery;
@@ -25,7 +25,7 @@ use super::outward::SomebodyElse;
 use super::peers::{PeerTable, Way};
 use super::pending::{Pending, Query, Waiter};
 use super::reach::Reach;
-use super::{Gossip, NetError, listen};
+use super::{Gossip, NetError, listen, protocols};
 use crate::base::{Event, NodeId};
 use crate::rt::EventBus;
 
@@ -488,7 +488,7 @@ impl Driver {
     fn judge(&self, said: &str) -> Greeting {
         match said {
             ours if ours == self.greeting => Greeting::Ours,
-            other if other.starts_with(behaviour::GREETING_START) => Greeting::OtherNetwork,
+            other if other.starts_with(protocols::GREETING_START) => Greeting::OtherNetwork,
             _ => Greeting::OtherProtocol,
         }
     }

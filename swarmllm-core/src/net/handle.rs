@@ -9,7 +9,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::address::{self, peer_of};
-use super::behaviour::{self, Behaviour};
+use super::behaviour::Behaviour;
 use super::command::{Command, Dial, Reply};
 use super::config::{self, Checked};
 use super::discovery::Discovery;
@@ -19,7 +19,7 @@ use super::meter::Meter;
 use super::peers::PeerTable;
 use super::pending::Pending;
 use super::reach::Reach;
-use super::{Channel, NetConfig, NetError, PeerRegistry, Stream, Traffic, streams, transport};
+use super::{Channel, NetConfig, NetError, PeerRegistry, Stream, Traffic, protocols, streams, transport};
 use crate::base::{Hash, NodeId};
 use crate::identity::Keypair;
 use crate::rt::{EventBus, TaskSet, Watched};
@@ -152,8 +152,8 @@ fn build(
         outlets: Outlets { gossip, connects, disconnects, events, drops },
         addresses,
         stop: tasks.stopping(),
-        topic: behaviour::topic(&config.network),
-        greeting: behaviour::greeting(&config.network),
+        topic: protocols::topic(&config.network),
+        greeting: protocols::greeting(&config.network),
         dial_deadline: config.dial_deadline,
         pending: Pending::new(),
         discovery,

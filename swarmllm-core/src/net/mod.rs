@@ -19,6 +19,7 @@
 
 mod address;
 mod behaviour;
+mod channel;
 mod command;
 mod config;
 mod discovery;
@@ -32,6 +33,7 @@ mod outward;
 mod peers;
 mod pending;
 mod per_address;
+mod protocols;
 mod reach;
 mod streams;
 #[cfg(test)]
@@ -39,6 +41,7 @@ mod tests;
 mod transport;
 
 pub use address::TransportKind;
+pub use channel::Channel;
 pub use config::{
     MAX_AGENT_BYTES, MAX_BOOTSTRAP, MAX_GOSSIP_BYTES, MAX_LISTEN, MAX_NETWORK_BYTES, MAX_STREAMS_PER_PEER, NetConfig,
 };
@@ -46,4 +49,4 @@ pub use error::NetError;
 pub use handle::{Dropped, Gossip, Incoming, NetHandle, start};
 pub use meter::{Flow, Traffic};
 pub use peers::{PeerInfo, PeerRegistry};
-pub use streams::{Channel, Stream};
+pub use streams::Stream;

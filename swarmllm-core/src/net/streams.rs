@@ -28,39 +28,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use super::address::node_of;
 use super::config::{INCOMING_QUEUE, MAX_STREAMS_PER_PEER, OPEN_DEADLINE};
 use super::meter::Meter;
-use super::{NetError, behaviour};
+use super::protocols::protocol;
+use super::{Channel, NetError};
 use crate::base::NodeId;
-
-/// What a stream is for; each has its own protocol name and its own queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Channel {
-    /// Requests and replies about the work.
-    Control,
-    /// Hidden states of sessions.
-    Stage,
-    /// Bytes of models.
-    Shard,
-}
-
-impl Channel {
-    /// Every channel.
-    pub const ALL: [Channel; 3] = [Channel::Control, Channel::Stage, Channel::Shard];
-
-    /// The last part of the protocol name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Control => "control",
-            Self::Stage => "stage",
-            Self::Shard => "shard",
-        }
-    }
-}
-
-impl fmt::Display for Channel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// A stream to a peer, of either transport. Closing ends our side alone. Dropping it gives it up: over TCP the peer sees
 /// a reset, over QUIC an end like any other, so an end between messages is no proof that all was said.
@@ -258,7 +228,7 @@ impl Behaviour {
     /// The protocol of `network`, its queues, and the count of streams that nobody took.
     pub fn new(network: &str, meter: Arc<Meter>) -> Result<(Self, Outlets, Arc<AtomicU64>), NetError> {
         let name = |channel: Channel| {
-            StreamProtocol::try_from_owned(behaviour::protocol(network, channel.name()))
+            StreamProtocol::try_from_owned(protocol(network, channel.name()))
                 .map(|protocol| Name { channel, protocol })
                 .map_err(|error| NetError::Setup { reason: error.to_string() })
         };

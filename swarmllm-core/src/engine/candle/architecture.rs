@@ -3,7 +3,7 @@
 //! A new one is a line of [`CERTIFIED`] once `tests/candle_whole.rs` shows that it is what an independent engine computes,
 //! and this room's tests that any split of it gives the bits of the whole.
 
-use super::NAME;
+use super::error::NAME;
 use crate::engine::EngineError;
 
 /// Keys `<architecture>.*` that are read for every architecture or that change nothing.

@@ -1,6 +1,6 @@
 //! A manifest's key-values `<architecture>.*`, read by the model room's typed getters; what they refuse is a bad model.
 
-use super::bad_model;
+use super::error::bad_model;
 use crate::engine::EngineError;
 use crate::model::Manifest;
 use crate::model::gguf::{self, GgufError};

@@ -19,6 +19,7 @@
 mod architecture;
 mod attention;
 mod device;
+mod error;
 mod facts;
 mod kv;
 mod matrix;
@@ -35,16 +36,15 @@ mod tests;
 
 use std::sync::Arc;
 
+use error::NAME;
 use shape::Shape;
 use stage::CandleStage;
 use weights::Rows;
 
-use super::{CutRules, Embedder, Engine, EngineError, Stage, StageConfig, cells, tensors_and_scratch};
+use super::stage::{cells, tensors_and_scratch};
+use super::{CutRules, Embedder, Engine, EngineError, Stage, StageConfig};
 use crate::base::LayerRange;
 use crate::model::{EmbeddingSource, Manifest, StageSource};
-
-/// The engine's name.
-const NAME: &str = "candle";
 
 /// The engine.
 #[derive(Debug, Clone, Default)]
@@ -96,16 +96,4 @@ impl Engine for Candle {
         let shape = Shape::read(&source.manifest)?;
         Ok(Arc::new(Rows::open(source, &shape)?))
     }
-}
-
-fn not_loaded(layers: LayerRange, reason: impl ToString) -> EngineError {
-    EngineError::Load { engine: NAME, layers, reason: reason.to_string() }
-}
-
-fn failed(reason: impl ToString) -> EngineError {
-    EngineError::Step { engine: NAME, reason: reason.to_string() }
-}
-
-fn bad_model(what: impl Into<String>, reason: impl Into<String>) -> EngineError {
-    EngineError::BadModel { what: what.into(), reason: reason.into() }
 }

@@ -3,13 +3,13 @@
 use candle_core::{Device, Result as Computed, Tensor};
 
 use super::attention::{Attention, Place, Sight};
+use super::error::{bad_model, not_loaded};
 use super::kv::Kv;
 use super::matrix::Matrix;
 use super::parts::{FeedForward, Norm};
 use super::rope::Rope;
 use super::shape::Shape;
 use super::weights::Tensors;
-use super::{bad_model, not_loaded};
 use crate::engine::{EngineError, Terms};
 use crate::model::StageSource;
 

@@ -1,7 +1,7 @@
 //! What the key-values of a model say, checked: everything that its arithmetic needs to know beside its tensors.
 
 use super::architecture::{Architecture, COMMON_KEYS};
-use super::bad_model;
+use super::error::bad_model;
 use super::facts::Facts;
 use super::kv::Cells;
 use crate::engine::EngineError;

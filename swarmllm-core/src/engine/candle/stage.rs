@@ -4,9 +4,9 @@ use candle_core::Result as Computed;
 use candle_core::utils::with_threadpool;
 
 use super::device;
+use super::error::{NAME, failed, not_loaded};
 use super::kv::Kv;
 use super::model::{Wanted, Weights};
-use super::{NAME, failed, not_loaded};
 use crate::base::ModelId;
 use crate::engine::slots::Slots;
 use crate::engine::{EngineError, KvCache, Row, Stage, StageConfig, StageSpec, Terms};
@@ -42,7 +42,7 @@ impl CandleStage {
         let config = StageConfig { context, gpu_layers, ..config.clone() };
         let weights = Weights::load(source, context, device.clone())?;
         let (cells, layers) = (weights.shape.cells(), weights.layers());
-        let all = crate::engine::cells(source.layers, context, config.max_sessions);
+        let all = crate::engine::stage::cells(source.layers, context, config.max_sessions);
         let kv_bytes = all.saturating_mul((cells.floats() * size_of::<f32>()) as u64);
         let spec = StageSpec {
             engine: NAME,

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::bad_model;
+use super::error::bad_model;
 use super::model::FACTORS;
 use super::shape::Shape;
 use super::weights::{check_blocks, check_entry};

@@ -11,9 +11,9 @@ use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{Device, Tensor};
 
+use super::error::{bad_model, failed, not_loaded};
 use super::matrix::Matrix;
 use super::shape::Shape;
-use super::{bad_model, failed, not_loaded};
 use crate::base::LayerRange;
 use crate::engine::{Embedder, EngineError};
 use crate::model::{EmbeddingSource, SourceTensor, StageSource, TensorEntry};

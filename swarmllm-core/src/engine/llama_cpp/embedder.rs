@@ -9,8 +9,8 @@ use llama_cpp_sys_2 as ll;
 use crate::engine::{Embedder, EngineError};
 use crate::model::SourceTensor;
 
-use super::facts::bad;
-use super::file::read_exact_at;
+use super::error::{ENGINE, bad};
+use super::read_at::read_exact_at;
 use super::shape::Shape;
 use super::tensors::{matrix_type, row_size};
 
@@ -61,7 +61,7 @@ impl LlamaEmbedder {
             None => bytemuck::cast_slice_mut(&mut *place),
         };
         read_exact_at(&self.file, bytes, at).map_err(|error| EngineError::Step {
-            engine: super::ENGINE,
+            engine: ENGINE,
             reason: format!("embedding of token {token} could not be read: {error}"),
         })?;
         if let Some(dequantise) = self.dequantise {

@@ -3,6 +3,8 @@
 use crate::engine::EngineError;
 use crate::model::{Fact, Manifest};
 
+use super::error::bad;
+
 /// Type words of GGUF values.
 pub(super) mod ty {
     pub const U32: u32 = 4;
@@ -20,11 +22,6 @@ const ARRAY_HEAD: usize = 12;
 pub(super) struct Facts<'a> {
     facts: &'a [Fact],
     prefix: &'a str,
-}
-
-/// A fact that is not what it should be.
-pub(super) fn bad(what: impl Into<String>, reason: impl Into<String>) -> EngineError {
-    EngineError::BadModel { what: what.into(), reason: reason.into() }
 }
 
 impl<'a> Facts<'a> {

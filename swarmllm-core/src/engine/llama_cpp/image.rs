@@ -11,9 +11,9 @@ use llama_cpp_sys_2 as ll;
 
 use crate::model::StageSource;
 
-use super::architectures::Output;
-use super::facts::ty;
-use super::plain::{LAYER, Matrix};
+use super::architecture::Output;
+use super::header::{Header, put_text};
+use super::read_at::fill_at;
 use super::shape::Shape;
 use super::tensors::{EMBEDDING, OUTPUT, row_size, stand_ins};
 
@@ -21,74 +21,19 @@ use super::tensors::{EMBEDDING, OUTPUT, row_size, stand_ins};
 const ALIGNMENT: u64 = 32;
 const MAGIC: &[u8; 4] = b"GGUF";
 const VERSION: u32 = 3;
+/// What the names of layers' tensors begin with.
+pub(super) const LAYER: &str = "blk.";
 
 /// Types of matrices that hold nothing, by the width of their blocks.
 const ZERO_TYPES: [ll::ggml_type; 5] =
     [ll::GGML_TYPE_IQ1_S, ll::GGML_TYPE_Q1_0, ll::GGML_TYPE_Q2_0, ll::GGML_TYPE_Q4_0, ll::GGML_TYPE_F32];
 
-/// The key-values of an image, in the making.
-pub(super) struct Header {
-    prefix: &'static str,
-    count: u64,
-    bytes: Vec<u8>,
-}
-
-impl Header {
-    /// A header that names its architecture.
-    pub fn new(architecture: &'static str) -> Self {
-        let mut header = Self { prefix: architecture, count: 0, bytes: Vec::new() };
-        header.string("general.architecture", architecture);
-        header
-    }
-
-    /// Begins a key-value: general and tokenizer keys stand as they are, others under the architecture.
-    fn key(&mut self, key: &str, ty: u32) {
-        match key.starts_with("general.") || key.starts_with("tokenizer.") {
-            true => put_text(&mut self.bytes, key),
-            false => put_text(&mut self.bytes, &format!("{}.{key}", self.prefix)),
-        }
-        self.bytes.extend(ty.to_le_bytes());
-        self.count += 1;
-    }
-
-    /// A string.
-    pub fn string(&mut self, key: &str, value: &str) {
-        self.key(key, ty::STRING);
-        put_text(&mut self.bytes, value);
-    }
-
-    /// An unsigned integer.
-    pub fn u32(&mut self, key: &str, value: u32) {
-        self.key(key, ty::U32);
-        self.bytes.extend(value.to_le_bytes());
-    }
-
-    /// A number, where there is one.
-    pub fn f32(&mut self, key: &str, value: Option<f32>) {
-        if let Some(value) = value {
-            self.key(key, ty::F32);
-            self.bytes.extend(value.to_le_bytes());
-        }
-    }
-
-    /// A truth value.
-    pub fn bool(&mut self, key: &str, value: bool) {
-        self.key(key, ty::BOOL);
-        self.bytes.push(u8::from(value));
-    }
-
-    /// A truth value per layer.
-    pub fn bools(&mut self, key: &str, values: &[bool]) {
-        self.key(key, ty::ARRAY);
-        self.bytes.extend(ty::BOOL.to_le_bytes());
-        self.bytes.extend((values.len() as u64).to_le_bytes());
-        self.bytes.extend(values.iter().map(|value| u8::from(*value)));
-    }
-}
-
-fn put_text(bytes: &mut Vec<u8>, text: &str) {
-    bytes.extend((text.len() as u64).to_le_bytes());
-    bytes.extend(text.as_bytes());
+/// A matrix in a shard.
+pub(super) struct Matrix {
+    pub name: CString,
+    pub file: Arc<File>,
+    pub offset: u64,
+    pub size: u64,
 }
 
 /// Where the bytes of a tensor come from.
@@ -217,7 +162,7 @@ impl Image {
             Origin::Zeros => part.fill(MaybeUninit::new(0)),
             Origin::Shard { file, offset } => {
                 let from = offset.checked_add(skip).ok_or(io::ErrorKind::InvalidInput)?;
-                super::file::fill_at(file, part, from)?;
+                fill_at(file, part, from)?;
             }
         }
         Ok(part.len())

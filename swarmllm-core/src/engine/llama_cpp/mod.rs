@@ -4,7 +4,8 @@
 //! exists nowhere but in the answers to llama.cpp's reads, whose header is synthesised from checked facts ([`shape`])
 //! and whose tensor bytes come straight from the shard files. Hidden states go in through `llama_batch.embd`; a stage
 //! without the head hands out its last layer's output through the public evaluation callback ([`capture`]), which then
-//! stops the graph. What is particular about an architecture stands in one description ([`architectures`]).
+//! stops the graph. What is particular about an architecture stands in one description
+//! ([`architecture`]), and [`architectures`] is the list of them.
 //!
 //! Promises: a chain of stages gives bit for bit what the whole model gives, for equal step shapes, cell layouts and
 //! thread counts; nothing foreign reaches llama.cpp unchecked, because it aborts the process where it is misused.
@@ -14,13 +15,16 @@
 //! Process-wide, because llama.cpp has them so: its log callback and its abort callback ([`log`]), and which build of its
 //! CPU kernels is used ([`kernels`]).
 
+mod architecture;
 mod architectures;
 mod capture;
 mod embedder;
+mod error;
 mod exit;
 mod facts;
 mod file;
 mod gpu;
+mod header;
 mod huge_pages;
 mod image;
 mod kernels;
@@ -28,10 +32,12 @@ mod kv;
 // A level's settings are for the build script.
 #[allow(dead_code)]
 mod levels;
+mod limits;
 mod log;
 mod model;
 mod plain;
 mod pool;
+mod read_at;
 mod rope;
 mod shape;
 mod snapshot;
@@ -45,20 +51,19 @@ mod window;
 
 use std::sync::{Arc, OnceLock};
 
-use super::{CutRules, Embedder, Engine, EngineError, Stage, StageConfig, tensors_and_scratch};
+use super::stage::tensors_and_scratch;
+use super::{CutRules, Embedder, Engine, EngineError, Stage, StageConfig};
 use crate::base::LayerRange;
 use crate::model::{EmbeddingSource, Manifest, StageSource};
 
 pub use kernels::{Kernels, MissingKernels};
 
+use architectures::read_shape;
 use embedder::LlamaEmbedder;
+use error::ENGINE;
 use image::Image;
 use pool::Pools;
-use shape::Shape;
 use stage::LlamaStage;
-
-/// The engine's name, as it stands in errors and specs.
-const ENGINE: &str = "llama.cpp";
 
 /// Starts llama.cpp for this process, once; the first load does it otherwise. A host that uses llama.cpp besides us calls
 /// this before: what it had loaded earlier may be with kernels that are then no longer the registered ones.
@@ -103,7 +108,7 @@ impl Engine for LlamaCpp {
 
     fn cuts(&self, manifest: &Manifest) -> Result<CutRules, EngineError> {
         check_machine()?;
-        let shape = Shape::read(manifest)?;
+        let shape = read_shape(manifest)?;
         tensors::check_model(&shape, manifest)?;
         Ok(shape.cuts())
     }
@@ -115,7 +120,7 @@ impl Engine for LlamaCpp {
     fn memory(&self, manifest: &Manifest, layers: LayerRange, head: bool, config: &StageConfig) -> u64 {
         let own =
             |shape| stage::memory(&shape, layers, head, config).saturating_add(Image::stand_in_bytes(&shape, head));
-        let engine = Shape::read(manifest).map_or(0, own);
+        let engine = read_shape(manifest).map_or(0, own);
         let tensors = manifest.stage_shards(layers, head).flat_map(|shard| &shard.tensors);
         let buffer = match gpu::layers(config.gpu_layers, layers, head) {
             0 => plain::buffer_bytes(tensors),
@@ -126,7 +131,7 @@ impl Engine for LlamaCpp {
 
     fn load_stage(&self, source: StageSource, config: &StageConfig) -> Result<Box<dyn Stage>, EngineError> {
         check_machine()?;
-        let shape = Shape::read(&source.manifest)?;
+        let shape = read_shape(&source.manifest)?;
         shape.admit(source.layers, source.head)?;
         tensors::check_stage(&shape, &source)?;
         let image = Image::of_stage(&shape, &source);
@@ -140,7 +145,7 @@ impl Engine for LlamaCpp {
 
     fn load_embedder(&self, source: EmbeddingSource) -> Result<Arc<dyn Embedder>, EngineError> {
         check_machine()?;
-        let shape = Shape::read(&source.manifest)?;
+        let shape = read_shape(&source.manifest)?;
         tensors::check_embedding(&shape, &source.tensor.entry)?;
         log::init();
         Ok(Arc::new(LlamaEmbedder::new(&shape, source.tensor)?))

@@ -13,7 +13,7 @@
 //! Only matrices of layers take part: of the output matrix a prompt needs one row.
 
 use std::alloc::{Layout, alloc, dealloc};
-use std::ffi::{CStr, CString, c_void};
+use std::ffi::{CStr, c_void};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -22,15 +22,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use llama_cpp_sys_2 as ll;
 
-use super::file::read_exact_at;
 use super::huge_pages;
-use super::image::Image;
+use super::image::{Image, LAYER, Matrix};
+use super::read_at::read_exact_at;
 use crate::model::TensorEntry;
 
 /// What llama.cpp calls the buffers of repacked weights.
 const REPACKED: &CStr = c"CPU_REPACK";
-/// What the names of layers' tensors begin with.
-pub(super) const LAYER: &str = "blk.";
 /// Types of which llama.cpp repacks matrices, on one kind of processor or another.
 const REPACKED_TYPES: [ll::ggml_type; 9] = [
     ll::GGML_TYPE_Q1_0,
@@ -162,14 +160,6 @@ enum Weights {
     Unmet(Vec<Matrix>),
     /// Nothing while a step has them, and where llama.cpp has repacked none or their files cannot be read.
     Met(Option<Box<Stream>>),
-}
-
-/// A matrix in a shard.
-pub(super) struct Matrix {
-    pub name: CString,
-    pub file: Arc<File>,
-    pub offset: u64,
-    pub size: u64,
 }
 
 /// Most bytes that the buffer of a stage with these tensors takes.

@@ -10,6 +10,7 @@ use llama_cpp_sys_2 as ll;
 
 use crate::engine::EngineError;
 
+use super::error::ENGINE;
 use super::kernels::PoolCalls;
 
 /// How long an idle worker spins before it sleeps, in ggml's unit of 131,072 looks (some 4 ms). Not at all: waking a
@@ -69,7 +70,7 @@ impl Pool {
         params.poll = poll;
         let started = PoolCalls::get().and_then(|calls| Some((calls, calls.start(&mut params)?)));
         let (calls, raw) = started.ok_or_else(|| EngineError::Step {
-            engine: super::ENGINE,
+            engine: ENGINE,
             reason: format!("{threads} compute threads could not be started"),
         })?;
         Ok(Self { raw, calls, turn: Mutex::new(()) })

@@ -2,9 +2,10 @@
 
 use crate::engine::EngineError;
 
-use super::facts::{Facts, bad};
-use super::image::Header;
-use super::shape::MAX_CONTEXT;
+use super::error::bad;
+use super::facts::Facts;
+use super::header::Header;
+use super::limits::MAX_CONTEXT;
 
 /// The scaling of models with one set of frequencies for short texts and another for long ones.
 const LONG_ROPE: &str = "longrope";

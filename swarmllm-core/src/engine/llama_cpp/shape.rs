@@ -3,29 +3,22 @@
 //!
 //! A stage's header is written from this struct and never copied from the model: a key that is not understood here does
 //! not reach llama.cpp. Keys that would change what llama.cpp computes and are not certified are refused; all others are
-//! ones that llama.cpp does not read for the architecture. What is particular about one is in [`architectures`].
-//!
-//! [`architectures`]: super::architectures
+//! ones that llama.cpp does not read for the architecture. What is particular about one is in its description
+//! ([`Architecture`]).
 
 use crate::base::LayerRange;
 use crate::engine::{CutRules, EngineError};
 use crate::model::Manifest;
 
-use super::architectures::{Architecture, Heads, Kind, Known, Norm, Output, Presence, Scale};
-use super::facts::{Facts, bad};
-use super::image::Header;
+use super::architecture::{Architecture, Heads, Kind, Known, Norm, Output, Presence, Scale};
+use super::error::bad;
+use super::facts::Facts;
+use super::header::Header;
+use super::limits::{
+    MAX_CONTEXT, MAX_EXPERTS, MAX_FEED_FORWARD, MAX_HEAD_SIZE, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH,
+};
 use super::rope::Rope;
 use super::window::Window;
-
-/// Layers, heads and widths beyond which nothing is accepted; llama.cpp's own limits of layers and experts are these.
-pub(super) const MAX_LAYERS: u32 = 512;
-pub(super) const MAX_EXPERTS: u32 = 1024;
-pub(super) const MAX_HEAD_SIZE: u32 = 1024;
-pub(super) const MAX_WIDTH: u32 = 1 << 17;
-pub(super) const MAX_FEED_FORWARD: u32 = 1 << 20;
-pub(super) const MAX_CONTEXT: u32 = 1 << 26;
-const MAX_HEADS: u32 = 1024;
-const MAX_VOCAB: u32 = 1 << 22;
 
 /// Keys that llama.cpp reads for all architectures: an architecture that does not certify one wants it absent or zero.
 const UNCERTIFIED: [&str; 12] = [
@@ -90,9 +83,8 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// Reads and checks the facts of a manifest.
-    pub fn read(manifest: &Manifest) -> Result<Self, EngineError> {
-        let architecture = Architecture::of(&manifest.architecture)?;
+    /// Reads and checks the facts of a manifest of this architecture.
+    pub fn read(architecture: &'static Architecture, manifest: &Manifest) -> Result<Self, EngineError> {
         let facts = Facts::of(manifest);
         refuse_uncertified(&facts, architecture)?;
         check_output(architecture, manifest.tied)?;

@@ -4,11 +4,13 @@ use llama_cpp_sys_2 as ll;
 
 use crate::base::LayerRange;
 use crate::engine::slots::Slots;
-use crate::engine::{EngineError, Row, Stage, StageConfig, StageSpec, Terms, WANTED_ROWS, cells};
+use crate::engine::stage::cells;
+use crate::engine::{EngineError, Row, Stage, StageConfig, StageSpec, Terms, WANTED_ROWS};
 use crate::model::StageSource;
 
-use super::architectures::Input;
+use super::architecture::Input;
 use super::capture::Capture;
+use super::error::ENGINE;
 use super::gpu;
 use super::image::Image;
 use super::kv::Kept;
@@ -88,7 +90,7 @@ impl LlamaStage {
         pools: &Pools,
     ) -> Result<Self, EngineError> {
         let layers = source.layers;
-        let refuse = |reason: String| EngineError::Load { engine: super::ENGINE, layers, reason };
+        let refuse = |reason: String| EngineError::Load { engine: ENGINE, layers, reason };
         let StageConfig { gpu_layers, .. } = *config;
         let config = settle(config, shape).map_err(refuse)?;
         let config = StageConfig { gpu_layers: gpu::layers(gpu_layers, layers, source.head), ..config };
@@ -125,7 +127,7 @@ impl LlamaStage {
             window: shape.window.clone(),
             head_rows,
             spec: StageSpec {
-                engine: super::ENGINE,
+                engine: ENGINE,
                 layers,
                 width: shape.width,
                 vocab: source.head.then_some(shape.vocab),
@@ -446,7 +448,7 @@ fn calls(rows: &[Row]) -> Vec<usize> {
 }
 
 fn step_error(reason: String) -> EngineError {
-    EngineError::Step { engine: super::ENGINE, reason }
+    EngineError::Step { engine: ENGINE, reason }
 }
 
 /// The first row with a value that is not finite. Rows are looked at without a way out in the middle, which is fast.

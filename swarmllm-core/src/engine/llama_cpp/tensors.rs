@@ -9,8 +9,8 @@ use crate::base::LayerRange;
 use crate::engine::EngineError;
 use crate::model::{Manifest, ShardKind, StageSource, TensorEntry};
 
-use super::architectures::Output;
-use super::facts::bad;
+use super::architecture::Output;
+use super::error::bad;
 use super::shape::{Experts, Shape};
 
 /// The embedding matrix, and the output matrix where the model is tied.

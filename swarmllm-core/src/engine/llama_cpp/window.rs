@@ -2,9 +2,10 @@
 
 use crate::engine::EngineError;
 
-use super::facts::{Facts, bad};
-use super::image::Header;
-use super::shape::MAX_CONTEXT;
+use super::error::bad;
+use super::facts::Facts;
+use super::header::Header;
+use super::limits::MAX_CONTEXT;
 
 const SIZE: &str = "attention.sliding_window";
 const PATTERN: &str = "attention.sliding_window_pattern";

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::base::{ModelId, ShardId};
-use crate::model::ModelError;
+use crate::model::manifest::limits;
+use crate::model::{ManifestError, ModelError};
 use crate::rt::{create_dir_all, sync_dir};
 
 /// What a manifest's file name ends with.
@@ -222,6 +223,22 @@ fn list(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
 
 fn file_name(path: &Path) -> &str {
     path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+}
+
+/// Refuses a manifest that has another id.
+pub(super) fn check_id(bytes: &[u8], expect: ModelId) -> Result<(), ManifestError> {
+    let found = ModelId(*blake3::hash(bytes).as_bytes());
+    if found == expect { Ok(()) } else { Err(ManifestError::WrongId { expected: expect, found }) }
+}
+
+/// The bytes of a manifest's file, where it is not too long to be one.
+pub(super) fn read_bounded(path: &Path) -> Result<Vec<u8>, ModelError> {
+    let len = fs::metadata(path).map_err(ModelError::io("read", path))?.len();
+    if len > limits::BYTES as u64 {
+        let max = limits::BYTES as u64;
+        return Err(ManifestError::Limit { what: "the manifest's length", given: len, max }.into());
+    }
+    fs::read(path).map_err(ModelError::io("read", path))
 }
 
 /// Removes a file if it is there.

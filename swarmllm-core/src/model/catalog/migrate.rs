@@ -6,10 +6,9 @@
 use std::fs;
 use std::path::Path;
 
-use super::files::Layout;
+use super::files::{Layout, check_id, read_bounded, remove_if_there};
 use super::marks::Marks;
 use super::names::Names;
-use super::{check_id, read_bounded, remove_if_there};
 use crate::base::ModelId;
 use crate::model::manifest::decode_format_1;
 use crate::model::{Manifest, ModelError};

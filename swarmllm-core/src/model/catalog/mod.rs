@@ -9,6 +9,7 @@
 //! look-ups in memory (`models`, `manifest`, `resolve`, `has`, `holding`): from async code, call them on a blocking
 //! thread.
 
+mod aliases;
 mod budget;
 mod files;
 mod giving;
@@ -18,6 +19,7 @@ mod import;
 mod intake;
 mod keeping;
 mod log;
+mod marking;
 mod marks;
 mod migrate;
 mod names;
@@ -38,11 +40,10 @@ use std::time::SystemTime;
 use tokio::sync::watch;
 
 use crate::base::{LayerRange, ModelId, ShardId, merge_ranges};
-use crate::model::manifest::limits;
 use crate::model::shard::Leaf;
 use crate::model::{Manifest, ManifestError, ModelError, ShardEntry, ShardKind};
 use budget::Promised;
-use files::{Layout, remove_if_there};
+use files::{Layout, check_id, read_bounded, remove_if_there};
 use marks::Marks;
 
 pub use budget::Reservation;
@@ -352,21 +353,6 @@ fn check_manifest(bytes: &[u8], expect: ModelId) -> Result<Manifest, ManifestErr
     Manifest::decode(bytes)
 }
 
-fn check_id(bytes: &[u8], expect: ModelId) -> Result<(), ManifestError> {
-    let found = ModelId(*blake3::hash(bytes).as_bytes());
-    if found == expect { Ok(()) } else { Err(ManifestError::WrongId { expected: expect, found }) }
-}
-
 fn read_manifest(path: &Path, id: ModelId) -> Result<Manifest, ModelError> {
     Ok(check_manifest(&read_bounded(path)?, id)?)
-}
-
-/// The bytes of a manifest's file, where it is not too long to be one.
-fn read_bounded(path: &Path) -> Result<Vec<u8>, ModelError> {
-    let len = fs::metadata(path).map_err(ModelError::io("read", path))?.len();
-    if len > limits::BYTES as u64 {
-        let max = limits::BYTES as u64;
-        return Err(ManifestError::Limit { what: "the manifest's length", given: len, max }.into());
-    }
-    fs::read(path).map_err(ModelError::io("read", path))
 }

@@ -10,7 +10,7 @@ use minijinja::{Environment, Error, State, Value};
 use super::checks::TESTS;
 use super::clock;
 use super::filters::{self, FILTERS};
-use super::given::{Given, invalid};
+use super::given::{Given, MAX_ARGUMENTS, invalid};
 use super::methods;
 use super::operators::{self, OPERATORS, dict};
 use super::program::call;
@@ -20,8 +20,6 @@ use super::values::{Joiner, is_loop};
 
 /// Longest list that `range` gives.
 const MAX_RANGE: usize = 10_000;
-/// Most arguments of a call by place; those by name are one.
-pub const MAX_ARGUMENTS: usize = 64;
 
 /// Arguments; those by name are the last of their values.
 type Args = Rest<ValueOrKwargs>;

@@ -3,6 +3,9 @@
 use minijinja::value::Kwargs;
 use minijinja::{Error, ErrorKind, Value};
 
+/// Most arguments of a call by place; those by name are one.
+pub const MAX_ARGUMENTS: usize = 64;
+
 /// Arguments of a call, without what it is called on.
 #[derive(Debug)]
 pub struct Given<'a> {

@@ -3,16 +3,13 @@
 use minijinja::Value;
 use serde::{Deserialize, Serialize};
 
-use super::TemplateError;
+use super::error::{KWARGS, TemplateError};
+use super::limits::MAX_NESTED;
 use super::shadow::Shadow;
 use super::values::Dict;
 
 /// Variables that `kwargs` cannot set: they are the renderer's own.
 const RESERVED: [&str; 6] = ["messages", "add_generation_prompt", "bos_token", "eos_token", "tools", "documents"];
-/// What the borders call the variables of a template.
-pub(super) const KWARGS: &str = "chat_template_kwargs";
-/// How deep lists and maps of an input may nest. Converting them recurses; schemas of tools in use nest about 10 deep.
-pub const MAX_NESTED: usize = 20;
 /// What a value counts for beside its bytes: about what it takes in memory.
 const VALUE_COST: usize = 64;
 

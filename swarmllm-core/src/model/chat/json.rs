@@ -5,6 +5,7 @@ use minijinja::{Error, Value};
 
 use super::given::{Given, invalid};
 use super::inputs;
+use super::limits::MAX_NESTED;
 use super::meter::Text;
 use super::python::{self, Number};
 use super::rendering::Rendering;
@@ -158,7 +159,7 @@ pub fn from_json(rendering: &Rendering, args: &[Value]) -> Result<Value, Error> 
     rendering.meter.build(places.saturating_add(1).saturating_mul(super::rendering::PIECE_COST))?;
     let plain = rendering.shadow.plain(text);
     let json = serde_json::from_str(&plain).map_err(|_| invalid("the text is no JSON"))?;
-    if inputs::size(&json, inputs::MAX_NESTED).is_none() {
+    if inputs::size(&json, MAX_NESTED).is_none() {
         return Err(invalid("the JSON is nested too deep"));
     }
     let shadow = if rendering.shadow.marks(text) { rendering.shadow } else { super::shadow::Shadow::NONE };

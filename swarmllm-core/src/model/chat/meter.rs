@@ -7,7 +7,8 @@ use std::sync::{Mutex, PoisonError};
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
-use super::MAX_BUILT;
+use super::error::cut;
+use super::limits::MAX_BUILT;
 use super::shadow::cost;
 
 /// Bytes and values that a rendering may look at; a comparison of two long texts looks at both.
@@ -58,7 +59,7 @@ impl Meter {
 
     /// Stops with the template's own message.
     pub fn raise(&self, message: &str) -> Error {
-        self.stop(Stop::Raised(super::cut(message, MAX_RAISED).to_owned()))
+        self.stop(Stop::Raised(cut(message, MAX_RAISED).to_owned()))
     }
 
     /// Takes `amount` of what may be built. Call it before building.

@@ -5,9 +5,8 @@ use std::cmp::Ordering;
 use minijinja::value::{Kwargs, Tuple, ValueKind};
 use minijinja::{Error, Value};
 
-use super::builtins::MAX_ARGUMENTS;
 use super::format::percent;
-use super::given::{Given, invalid};
+use super::given::{Given, MAX_ARGUMENTS, invalid};
 use super::meter::Text;
 use super::program::call;
 use super::python::{self, Number};

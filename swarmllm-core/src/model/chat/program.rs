@@ -13,7 +13,8 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
 use minijinja::{AutoEscape, Value};
 
-use super::{MAX_TEMPLATE, TemplateError};
+use super::error::TemplateError;
+use super::limits::MAX_TEMPLATE;
 
 /// Words between two delimiters: the parser and the compiler recurse in them.
 const MAX_WORDS: usize = 1024;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::TokenizerError;
-use super::bpe::Bpe;
+use super::bpe::{Bpe, decode_symbols};
 use super::special::is_space;
 use super::spm::SPACE;
 use super::vocab::{Attr, Vocab};
@@ -55,7 +55,7 @@ impl Reach {
         for (_, text, _) in vocab.iter() {
             match bpe {
                 // Special tokens are written as they are, all others in the alphabet of bytes.
-                Some(_) => [text.as_bytes(), &super::decode_symbols(text)].iter().for_each(|bytes| reach.add(bytes)),
+                Some(_) => [text.as_bytes(), &decode_symbols(text)].iter().for_each(|bytes| reach.add(bytes)),
                 None => reach.add_spaced(text),
             }
         }

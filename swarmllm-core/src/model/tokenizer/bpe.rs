@@ -102,6 +102,18 @@ pub fn symbol_of(byte: u8) -> char {
     char::from_u32(0x100 + u32::from(byte - shift)).unwrap_or(char::REPLACEMENT_CHARACTER)
 }
 
+/// The bytes of a BPE token's text. A character that stands for no byte is itself.
+pub fn decode_symbols(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(text.len());
+    for symbol in text.chars() {
+        match byte_of(symbol) {
+            Some(byte) => bytes.push(byte),
+            None => bytes.extend_from_slice(symbol.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+    bytes
+}
+
 /// The byte that a character stands for.
 pub fn byte_of(symbol: char) -> Option<u8> {
     let code = u32::from(symbol);

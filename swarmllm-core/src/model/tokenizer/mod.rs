@@ -30,8 +30,8 @@ pub use vocab::{MAX_TOKEN_BYTES, MAX_TOKENS};
 
 use crate::model::Fact;
 use bounds::Reach;
-use bpe::{Bpe, byte_of};
-use pre::PreTokenizer;
+use bpe::{Bpe, decode_symbols};
+use pre::{PRE, PreTokenizer};
 use special::{Fragment, Read, Specials};
 use spm::{SPACE, Spm};
 use vocab::{Attr, Defaults, Vocab};
@@ -41,7 +41,6 @@ use vocab::{Attr, Defaults, Vocab};
 pub const MAX_TEXT: usize = 4 << 20;
 
 const MODEL: &str = "tokenizer.ggml.model";
-const PRE: &str = "tokenizer.ggml.pre";
 const NAME_SHOWN: usize = 64;
 
 /// A model's tokenizer. Encoding borrows it shared: one serves all threads.
@@ -270,18 +269,6 @@ impl Tokenizer {
     pub(crate) fn space_prefix(&self) -> bool {
         self.space_prefix
     }
-}
-
-/// The bytes of a BPE token's text. A character that stands for no byte is itself.
-fn decode_symbols(text: &str) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(text.len());
-    for symbol in text.chars() {
-        match byte_of(symbol) {
-            Some(byte) => bytes.push(byte),
-            None => bytes.extend_from_slice(symbol.encode_utf8(&mut [0; 4]).as_bytes()),
-        }
-    }
-    bytes
 }
 
 /// The texts of a byte-level vocabulary's single bytes.

@@ -9,6 +9,8 @@ use tokenizers::utils::SysRegex;
 
 use super::TokenizerError;
 
+/// The fact that names the rule.
+pub const PRE: &str = "tokenizer.ggml.pre";
 /// The Unicode version of llama.cpp's tables.
 const UNICODE: &str = "15.1";
 /// The rules of a model that names none.
@@ -268,7 +270,7 @@ fn compile(pattern: &str) -> Result<SysRegex, TokenizerError> {
     for class in [r"\p{L}", r"\p{N}", r"\p{M}", r"\p{P}", r"\p{S}"] {
         pattern = pattern.replace(class, &format!(r"[{class}&&\p{{age={UNICODE}}}]"));
     }
-    let broken = |_| TokenizerError::Malformed { key: super::PRE, reason: "its rule does not compile" };
+    let broken = |_| TokenizerError::Malformed { key: PRE, reason: "its rule does not compile" };
     SysRegex::new(&pattern).map_err(broken)
 }
 

@@ -12,7 +12,8 @@ use crate::base::{ErrorKind, Fault};
 use crate::model::gguf::PartName;
 use crate::node::web::address::{self, WebSource, check, shown};
 use crate::node::web::error::WebError;
-use crate::node::web::{Patience, Throttle};
+use crate::node::web::patience::Patience;
+use crate::node::web::throttle::Throttle;
 
 /// Redirects of one question. Hubs lead to a store of theirs, and that perhaps to another one.
 const REDIRECTS: usize = 5;

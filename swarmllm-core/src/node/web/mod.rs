@@ -12,6 +12,7 @@ mod client;
 mod error;
 mod import;
 mod known;
+mod patience;
 mod reader;
 mod remote;
 mod shards;
@@ -25,7 +26,6 @@ pub(crate) use throttle::Throttle;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::base::{Fault, ModelId};
 use crate::node::error::ModelActError;
@@ -35,6 +35,7 @@ use crate::node::request::ImportOptions;
 use crate::node::shared::Shared;
 use crate::node::transfer::blocking;
 use client::Client;
+use patience::Patience;
 
 /// Imports a model from the web.
 pub(crate) async fn import_url(
@@ -68,25 +69,4 @@ pub(crate) async fn source(shared: &Shared, source: WebSource) -> Result<Arc<dyn
 
 async fn client(throttle: Arc<Throttle>, source: WebSource) -> Result<Client, Fault> {
     blocking(move || Ok(Client::new(&source, throttle, Patience::default())?)).await
-}
-
-/// How long, and how often, a server is waited for.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Patience {
-    /// Longest wait for a connection, an answer or the next bytes. Servers that prepare a file take some seconds.
-    stall: Duration,
-    /// Longest wait for all bytes of a group of 1 MiB together: 3.5 KB/s. Against a server that never stalls and never
-    /// ends.
-    group: Duration,
-    /// How often one group, or the first answer, is asked for again.
-    retries: u32,
-    /// Pause before the first of these, doubled with each more.
-    pause: Duration,
-}
-
-impl Default for Patience {
-    fn default() -> Self {
-        let (stall, group) = (Duration::from_secs(30), Duration::from_secs(300));
-        Self { stall, group, retries: 5, pause: Duration::from_millis(500) }
-    }
 }

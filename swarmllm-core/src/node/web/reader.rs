@@ -8,9 +8,9 @@ use reqwest::Response;
 use crate::base::{ErrorKind, Fault};
 use crate::model::gguf::Places;
 use crate::model::manifest::{Cut, Piece};
-use crate::node::web::Patience;
 use crate::node::web::client::{Client, Retries};
 use crate::node::web::error::WebError;
+use crate::node::web::patience::Patience;
 use crate::node::web::remote::Part;
 
 /// Bytes that are read over rather than asked around: less than comes in the time of a question.

@@ -1,7 +1,7 @@
 //! Command-R.
 
-use super::{Architecture, Heads, Known, Norm, Output};
-use crate::engine::llama_cpp::facts::bad;
+use crate::engine::llama_cpp::architecture::{Architecture, Heads, Known, Norm, Output};
+use crate::engine::llama_cpp::error::bad;
 use crate::engine::llama_cpp::rope::Rotation;
 use crate::engine::llama_cpp::tensors::Layer;
 

@@ -1,12 +1,13 @@
 //! DeepSeek 2, 2.5, 3 and R1, and what shares their graph. Keys and values come from one compressed row, the latent;
 //! newer files let llama.cpp keep just that row, older ones let it keep the keys and values of each head.
 
-use super::{Architecture, Heads, Kind, Known, Presence};
 use crate::base::LayerRange;
-use crate::engine::llama_cpp::facts::bad;
-use crate::engine::llama_cpp::image::Header;
+use crate::engine::llama_cpp::architecture::{Architecture, Heads, Kind, Known, Presence};
+use crate::engine::llama_cpp::error::bad;
+use crate::engine::llama_cpp::header::Header;
+use crate::engine::llama_cpp::limits::{MAX_EXPERTS, MAX_HEAD_SIZE, MAX_LAYERS, MAX_WIDTH};
 use crate::engine::llama_cpp::rope::Rotation;
-use crate::engine::llama_cpp::shape::{MAX_EXPERTS, MAX_HEAD_SIZE, MAX_LAYERS, MAX_WIDTH, Shape};
+use crate::engine::llama_cpp::shape::Shape;
 use crate::engine::llama_cpp::tensors::Layer;
 use crate::engine::{CutRules, EngineError};
 

@@ -1,10 +1,9 @@
 //! Gemma. Its embeddings are multiplied by the root of the width. The first two do that inside llama.cpp to whatever
 //! comes in, hidden states too.
 
-use super::llama::plain;
-use super::qwen::head_norms;
-use super::{Architecture, Input, Known, Output, Scale};
+use super::blocks::{head_norms, plain};
 use crate::engine::CutRules;
+use crate::engine::llama_cpp::architecture::{Architecture, Input, Known, Output, Scale};
 use crate::engine::llama_cpp::rope::Rotation;
 use crate::engine::llama_cpp::shape::Shape;
 use crate::engine::llama_cpp::tensors::Layer;

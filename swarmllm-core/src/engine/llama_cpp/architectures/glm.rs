@@ -1,6 +1,6 @@
 //! GLM.
 
-use super::{Architecture, Input};
+use crate::engine::llama_cpp::architecture::{Architecture, Input};
 use crate::engine::llama_cpp::rope::Rotation;
 use crate::engine::llama_cpp::tensors::Layer;
 

@@ -1,7 +1,7 @@
 //! gpt-oss.
 
-use super::{Architecture, Output, Presence};
-use crate::engine::llama_cpp::facts::bad;
+use crate::engine::llama_cpp::architecture::{Architecture, Output, Presence};
+use crate::engine::llama_cpp::error::bad;
 use crate::engine::llama_cpp::tensors::Layer;
 use crate::engine::llama_cpp::window::{WindowKind, WindowRule, WindowSize};
 

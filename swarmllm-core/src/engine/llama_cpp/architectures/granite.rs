@@ -1,8 +1,8 @@
 //! Granite.
 
-use super::llama::{llama, rope_frequencies};
-use super::{Architecture, Known, Presence, Scale};
-use crate::engine::llama_cpp::shape::MAX_FEED_FORWARD;
+use super::blocks::{llama, rope_frequencies};
+use crate::engine::llama_cpp::architecture::{Architecture, Known, Presence, Scale};
+use crate::engine::llama_cpp::limits::MAX_FEED_FORWARD;
 use crate::engine::llama_cpp::tensors::Layer;
 
 /// llama.cpp multiplies whatever comes in by this: stages do not have it, and the coordinator multiplies embeddings.

@@ -1,10 +1,12 @@
 //! Llama and what grew out of it.
 
-use super::{Architecture, Heads, Known, Output, Presence};
+use super::blocks::{llama, plain, rope_frequencies};
 use crate::engine::CutRules;
-use crate::engine::llama_cpp::facts::bad;
-use crate::engine::llama_cpp::shape::{MAX_LAYERS, Shape};
-use crate::engine::llama_cpp::tensors::{Layer, Others, ROPE_FREQUENCIES};
+use crate::engine::llama_cpp::architecture::{Architecture, Heads, Known, Output, Presence};
+use crate::engine::llama_cpp::error::bad;
+use crate::engine::llama_cpp::limits::MAX_LAYERS;
+use crate::engine::llama_cpp::shape::Shape;
+use crate::engine::llama_cpp::tensors::Layer;
 use crate::engine::llama_cpp::window::{WindowKind, WindowRule, WindowSize};
 
 /// Every so manieth layer of SmolLM 3 and Llama 4 rotates nothing: llama.cpp counts them from a stage's first layer.
@@ -58,38 +60,6 @@ pub(super) const SMOLLM3: Architecture = Architecture {
 /// InternLM 2 and 3.
 pub(super) const INTERNLM2: Architecture =
     Architecture { heads: Heads::Square, output: Output::Own, ..Architecture::new("internlm2", plain) };
-
-/// Frequencies that Llama 3.1 and later have.
-pub(super) fn rope_frequencies(others: &mut Others) {
-    let floats = u64::from(others.shape.rope.dims / 2);
-    others.maybe_vector(ROPE_FREQUENCIES, floats);
-}
-
-/// Norms, attention and a gated feed-forward network, and nothing else.
-pub(super) fn plain(layer: &mut Layer) {
-    layer.norm("attn_norm", layer.width());
-    layer.attention();
-    layer.norm("ffn_norm", layer.width());
-    layer.gated_feed_forward();
-}
-
-/// The same with biases that may be there, and experts instead of the feed-forward network where there are any.
-pub(super) fn llama(layer: &mut Layer) {
-    let (width, feed) = (layer.width(), layer.feed_forward());
-    layer.norm("attn_norm", width);
-    layer.attention();
-    layer.maybe_bias("attn_output", width);
-    layer.norm("ffn_norm", width);
-    if layer.experts().is_some() {
-        layer.router();
-        layer.gated_experts(feed);
-        return;
-    }
-    layer.gated_feed_forward();
-    layer.maybe_bias("ffn_gate", feed);
-    layer.maybe_bias("ffn_up", feed);
-    layer.maybe_bias("ffn_down", width);
-}
 
 fn llama4(layer: &mut Layer) {
     let step = layer.shape.count(EXPERT_STEP);

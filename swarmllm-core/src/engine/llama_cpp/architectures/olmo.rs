@@ -1,7 +1,7 @@
 //! OLMo.
 
-use super::{Architecture, Heads, Output, Presence};
-use crate::engine::llama_cpp::facts::bad;
+use crate::engine::llama_cpp::architecture::{Architecture, Heads, Output, Presence};
+use crate::engine::llama_cpp::error::bad;
 use crate::engine::llama_cpp::tensors::Layer;
 use crate::engine::llama_cpp::window::{WindowKind, WindowRule, WindowSize};
 

@@ -1,8 +1,8 @@
 //! Qwen, from the second on.
 
-use super::llama::plain;
-use super::{Architecture, Heads, Known, Output, Presence};
-use crate::engine::llama_cpp::shape::MAX_FEED_FORWARD;
+use super::blocks::{head_norms, plain};
+use crate::engine::llama_cpp::architecture::{Architecture, Heads, Known, Output, Presence};
+use crate::engine::llama_cpp::limits::MAX_FEED_FORWARD;
 use crate::engine::llama_cpp::tensors::{Layer, OUTPUT_BIAS};
 
 /// Width of the expert that all tokens use.
@@ -38,13 +38,6 @@ pub(super) const QWEN3MOE: Architecture = Architecture {
         head_norms(layer);
     })
 };
-
-/// Queries and keys are normalised head by head.
-pub(super) fn head_norms(layer: &mut Layer) {
-    let head = layer.head_size();
-    layer.norm("attn_q_norm", head);
-    layer.norm("attn_k_norm", head);
-}
 
 fn experts(layer: &mut Layer) {
     let feed = layer.expert_feed_forward();

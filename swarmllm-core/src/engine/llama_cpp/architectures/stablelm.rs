@@ -1,6 +1,6 @@
 //! StableLM.
 
-use super::{Architecture, Heads, Norm, Output};
+use crate::engine::llama_cpp::architecture::{Architecture, Heads, Norm, Output};
 use crate::engine::llama_cpp::rope::Rotation;
 use crate::engine::llama_cpp::tensors::{Layer, OUTPUT_NORM_BIAS};
 

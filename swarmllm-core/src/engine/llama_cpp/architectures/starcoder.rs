@@ -1,6 +1,6 @@
 //! StarCoder.
 
-use super::{Architecture, Heads, Norm};
+use crate::engine::llama_cpp::architecture::{Architecture, Heads, Norm};
 use crate::engine::llama_cpp::tensors::{Layer, OUTPUT_NORM_BIAS};
 
 /// StarCoder 2.

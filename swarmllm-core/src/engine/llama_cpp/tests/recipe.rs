@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use super::{Cut, tokens};
+use crate::engine::llama_cpp::architectures::read_shape;
 use crate::engine::llama_cpp::facts::ty;
 use crate::engine::llama_cpp::shape::Shape;
 use crate::engine::llama_cpp::tensors::describe;
@@ -127,7 +128,7 @@ impl Recipe {
             facts: self.own_facts(&[]).into_iter().map(fact).collect(),
             shards: Vec::new(),
         };
-        Shape::read(&manifest).expect("a sound recipe")
+        read_shape(&manifest).expect("a sound recipe")
     }
 
     /// Writes the model; the file lives as long as the directory.

@@ -1,6 +1,6 @@
 //! What models are called, and data directories in which manifests had names in them.
 
-use super::super::names::MIN_COPIED;
+use super::super::aliases::MIN_COPIED;
 use super::*;
 use crate::base::names::MIN_ID_PREFIX;
 use crate::model::manifest::encode_format_1;
