@@ -561,6 +561,22 @@ fn functions_and_files_stay_short() {
 }
 
 #[test]
+fn files_and_folders_that_the_architecture_names_are_there() {
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("there is an architecture");
+    let paths: Vec<String> = sources().into_iter().map(|source| format!("/{}", source.path)).collect();
+    let names_one = |name: &&str| {
+        let room = name.split_once('/').map_or("", |(room, _)| room);
+        !name.contains(' ') && (name.ends_with(".rs") || TABLE.iter().any(|(known, _)| *known == room))
+    };
+    let is_there = |name: &str| {
+        paths.iter().any(|path| path.ends_with(&format!("/{name}")) || path.contains(&format!("/{name}/")))
+    };
+    // Every second piece between backticks is code.
+    let gone: Vec<&str> = text.split('`').skip(1).step_by(2).filter(names_one).filter(|name| !is_there(name)).collect();
+    assert!(gone.is_empty(), "the architecture names what is not there: {gone:?}");
+}
+
+#[test]
 fn unsafe_stands_only_where_it_must_and_says_why_it_is_sound() {
     check(unsafe_things);
 }

@@ -6,38 +6,39 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 
-use crate::base::{ErrorKind, Fault};
+use crate::base::{ErrorKind, Fault, NodeId};
 use crate::engine::{self, Engine, KvCache, StageConfig};
 use crate::identity::{Keypair, keyfile};
 use crate::ledger::Ledger;
 use crate::model::catalog::Catalog;
 use crate::model::chat::ChatTemplate;
 use crate::net::{self, Incoming, NetConfig, NetHandle};
-use crate::node::announcer::{self, Announcer};
-use crate::node::control;
-use crate::node::error::{ModelActError, StartError};
-use crate::node::examine::{Engines, Examination, ImportReport, Reports};
-use crate::node::exchange::Exchange;
-use crate::node::greeting;
-use crate::node::guide::Guides;
+use crate::node::answer::constraint::Guides;
+use crate::node::answer::planners::Planners;
+use crate::node::answer::queue::Queue;
+use crate::node::answer::readiness::Judged;
+use crate::node::answer::reading::Readers;
+use crate::node::api::error::{ModelActError, StartError};
+use crate::node::api::findings::ImportReport;
+use crate::node::api::request::ImportOptions;
 use crate::node::handle::Node;
-use crate::node::loaded::LoadedModels;
-use crate::node::membership::{self, Membership, Wish};
-use crate::node::placer;
-use crate::node::planners::Planners;
-use crate::node::planning::Judged;
-use crate::node::queue::Queue;
-use crate::node::reading::Readers;
-use crate::node::registry::Registry;
-use crate::node::request::ImportOptions;
+use crate::node::inbound::dispatcher;
+use crate::node::models::examine::{Engines, Examination, Reports};
+use crate::node::models::loaded::LoadedModels;
+use crate::node::models::placement;
 use crate::node::runtime::Ground;
 use crate::node::shared::{Config, Shared};
+use crate::node::swarm::announce::Announcer;
+use crate::node::swarm::directory::Registry;
+use crate::node::swarm::greeting;
+use crate::node::swarm::membership::{self, Membership, Wish};
+use crate::node::swarm::peer_exchange::Exchange;
+use crate::node::swarm::{peer_cache, speed_cache};
 #[cfg(feature = "https")]
 use crate::node::web::{self, Throttle, WebSource};
-use crate::node::{peer_cache, speed_cache};
 use crate::pipeline::job::Coordinator;
 use crate::pipeline::links::Links;
 use crate::pipeline::prefix::Namer;
@@ -431,7 +432,7 @@ impl NodeBuilder {
             tabs,
             events: events.clone(),
         };
-        let announcer = Announcer::new(config.serve, catalog.clone(), stages, net.clone());
+        let announcer = Announcer::new(config.serve, catalog.clone(), stages, registry.clone(), net.clone());
         Arc::new(Shared {
             id,
             keypair,
@@ -450,7 +451,7 @@ impl NodeBuilder {
             guides: Guides::default(),
             readers: Readers::default(),
             queue: Queue::default(),
-            announcer,
+            announcer: Arc::new(announcer),
             exchange: Exchange::new(),
             greetings: Arc::new(Semaphore::new(greeting::TURNS)),
             #[cfg(feature = "https")]
@@ -572,14 +573,21 @@ fn spawn(shared: &Arc<Shared>, incoming: Option<Incoming>, store: Store) {
             settler.run(stopping).await;
         }
     });
-    shared.tasks.spawn("inbound", control::run(shared.clone(), incoming));
-    shared.tasks.spawn("peers", control::watch_peers(shared.clone(), net, connects, disconnects));
-    shared.tasks.spawn("announcer", announcer::run(shared.clone(), announced));
-    shared.tasks.spawn("forgetting", announcer::forget_ended(shared.clone()));
+    shared.tasks.spawn("inbound", dispatcher::run(shared.clone(), incoming));
+    shared.tasks.spawn("peers", dispatcher::watch_peers(shared.clone(), net, connects, disconnects));
+    spawn_announcer(shared, announced);
     if let Some(disk) = shared.config.place.filter(|_| shared.config.serve) {
-        shared.tasks.spawn("placer", placer::run(shared.clone(), disk));
+        shared.tasks.spawn("placer", placement::run(shared.clone(), disk));
     }
-    shared.tasks.spawn("provider", announcer::keep_provided(shared.clone()));
+}
+
+fn spawn_announcer(shared: &Shared, announced: broadcast::Receiver<NodeId>) {
+    let (announcer, stopping) = (shared.announcer.clone(), shared.tasks.stopping());
+    shared.tasks.spawn("announcer", async move { announcer.run(stopping, announced).await });
+    let (announcer, stopping) = (shared.announcer.clone(), shared.tasks.stopping());
+    shared.tasks.spawn("forgetting", async move { announcer.forget_ended(stopping).await });
+    let (announcer, stopping) = (shared.announcer.clone(), shared.tasks.stopping());
+    shared.tasks.spawn("provider", async move { announcer.keep_provided(stopping).await });
 }
 
 fn make_dir(dir: &Path) -> Result<(), Fault> {

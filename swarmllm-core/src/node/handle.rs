@@ -8,19 +8,23 @@ use crate::base::{ErrorKind, Event, Fault, ModelId, NodeId};
 use crate::ledger::Balance;
 use crate::model::{Catalog, ModelError};
 use crate::net::NetHandle;
+use crate::node::answer::generation::{self, Generation};
+use crate::node::answer::{embedding, planning};
+use crate::node::api::error::{ConnectError, EmbedError, GenerateError, ModelActError};
+use crate::node::api::findings::{Finding, ImportReport, Subject};
+use crate::node::api::report::{Embeddings, ModelInfo, NodeStatus, PeerHolding, PeerStatus, Removed};
+use crate::node::api::request::{ChatRequest, EmbedRequest, GenerateRequest, ImportOptions, Parts, ProgressFn};
+use crate::node::blocking::blocking;
 use crate::node::builder::NodeBuilder;
-use crate::node::error::{ConnectError, EmbedError, GenerateError, ModelActError};
-use crate::node::examine::{Examination, Finding, ImportReport, Subject};
-use crate::node::fetch::Asker;
-use crate::node::generation::{self, Generation};
-use crate::node::invite::Invite;
-use crate::node::report::{Embeddings, ModelInfo, NodeStatus, PeerHolding, PeerStatus, Removed};
-use crate::node::request::{ChatRequest, EmbedRequest, GenerateRequest, ImportOptions, Parts, ProgressFn};
+use crate::node::listing;
+use crate::node::models::examine::Examination;
+use crate::node::models::fetch::Asker;
+use crate::node::models::{eviction, fetch, transfer};
 use crate::node::runtime::Ground;
 use crate::node::shared::Shared;
+use crate::node::swarm::invite::Invite;
 #[cfg(feature = "https")]
 use crate::node::web::{self, WebSource};
-use crate::node::{announcer, embedding, fetch, keeping, models, planning, transfer};
 use crate::pipeline::plan::Plan;
 use crate::pipeline::search::is_loss;
 use crate::rt::EventReader;
@@ -119,7 +123,7 @@ impl Node {
     /// Models held here, wholly or in part, and models that connected peers hold. Each model that is held is examined the first
     /// time, for which its tokenizer is built, and planned for each time: from async code, call this on a blocking thread.
     pub fn models(&self) -> Vec<ModelInfo> {
-        models::all(&self.shared)
+        listing::all(&self.shared)
     }
 
     /// The model that a text means, here or at connected peers: its id or at least eight digits of it, a name without case,
@@ -177,11 +181,11 @@ impl Node {
             let offline = || Fault::new(ErrorKind::PeerUnreachable, "this node runs without a network");
             let net = shared.net.as_ref().ok_or_else(offline)?;
             let peer = net.dial(&address).await.map_err(|error| Fault::new(error.kind(), error))?;
-            match announcer::hello(&shared, peer).await {
+            match shared.announcer.hello(peer).await {
                 // A connection that stood already may be to a process that is no more.
                 Err(fault) if is_loss(fault.kind()) || fault.kind() == ErrorKind::Timeout => {
                     net.dial_anew(&address).await.map_err(|error| Fault::new(error.kind(), error))?;
-                    announcer::hello(&shared, peer).await?;
+                    shared.announcer.hello(peer).await?;
                 }
                 greeted => greeted?,
             }
@@ -233,8 +237,8 @@ impl Node {
     /// What of a model cannot run here, asked of its file's header as an import does; nothing is kept. Of `options` only
     /// `parts` counts: a node that keeps no metadata needs no tokenizer. [`NodeBuilder::examine`] needs no node.
     pub async fn examine(&self, path: &Path, options: ImportOptions) -> Result<ImportReport, ModelActError> {
-        let (examination, path) = (Examination::new(&self.shared, &options), path.to_owned());
-        Ok(self.run(transfer::blocking(move || examination.look_at_file(&path))).await?)
+        let (examination, path) = (Examination::by(self.shared.engines(), &options), path.to_owned());
+        Ok(self.run(blocking(move || examination.look_at_file(&path))).await?)
     }
 
     /// The same of a GGUF on the web, of which only the header is fetched.
@@ -244,7 +248,7 @@ impl Node {
         source: impl Into<WebSource>,
         options: ImportOptions,
     ) -> Result<ImportReport, ModelActError> {
-        let examination = Examination::new(&self.shared, &options);
+        let examination = Examination::by(self.shared.engines(), &options);
         self.run(web::examine_url(self.shared.throttle.clone(), source.into(), examination)).await
     }
 
@@ -284,7 +288,7 @@ impl Node {
     pub async fn pin(&self, model: &str, on: bool) -> Result<(), ModelActError> {
         let (catalog, model) = (self.shared.catalog.clone(), model.to_owned());
         let pin = move || catalog.pin(catalog.resolve(&model)?, on);
-        Ok(self.run(transfer::blocking(move || pin().map_err(transfer::fault))).await?)
+        Ok(self.run(blocking(move || pin().map_err(transfer::fault))).await?)
     }
 
     /// Gives a model that is known here an alias, beside those that it has. Refused with [`ErrorKind::AliasTaken`] where
@@ -309,7 +313,7 @@ impl Node {
     ) -> Result<ModelInfo, ModelActError> {
         let (catalog, model) = (self.shared.catalog.clone(), model.to_owned());
         let rename = move || catalog.resolve(&model).and_then(|id| change(&catalog, id).map(|()| id));
-        let id = self.run(transfer::blocking(move || rename().map_err(transfer::fault))).await?;
+        let id = self.run(blocking(move || rename().map_err(transfer::fault))).await?;
         self.known(id).await
     }
 
@@ -317,7 +321,7 @@ impl Node {
     pub async fn remove_alias(&self, alias: &str) -> Result<(), ModelActError> {
         let (catalog, alias) = (self.shared.catalog.clone(), alias.to_owned());
         let remove = move || catalog.remove_alias(&alias).map_err(transfer::fault);
-        Ok(self.run(transfer::blocking(remove)).await?)
+        Ok(self.run(blocking(remove)).await?)
     }
 
     /// Removes the models that were used longest ago until `bytes` more have room within `max_disk_bytes`; gives those that
@@ -325,7 +329,7 @@ impl Node {
     /// Nothing calls this but the host.
     pub async fn make_room(&self, bytes: u64) -> Result<Vec<ModelId>, ModelActError> {
         let shared = self.shared.clone();
-        Ok(self.run(transfer::blocking(move || keeping::make_room(&shared, bytes))).await?)
+        Ok(self.run(blocking(move || eviction::make_room(&shared, bytes))).await?)
     }
 
     /// Removes a model from here: its shards but for those that another model needs, its aliases, and what is known of it.
@@ -333,7 +337,7 @@ impl Node {
     /// is computed or fetched now, or the text is not a whole name, nor an id or its beginning of 8 digits.
     pub async fn remove(&self, model: &str) -> Result<Removed, ModelActError> {
         let (shared, model) = (self.shared.clone(), model.to_owned());
-        Ok(self.run(transfer::blocking(move || keeping::remove(&shared, &model))).await?)
+        Ok(self.run(blocking(move || eviction::remove(&shared, &model))).await?)
     }
 
     /// Deletes shards of a model here, which stays known. Nobody takes them again (see [`NodeBuilder::place`]) before they
@@ -341,13 +345,13 @@ impl Node {
     /// them is loaded.
     pub async fn discard(&self, model: &str, parts: Parts) -> Result<ModelInfo, ModelActError> {
         let (shared, model) = (self.shared.clone(), model.to_owned());
-        let id = self.run(transfer::blocking(move || keeping::discard(&shared, &model, &parts))).await?;
+        let id = self.run(blocking(move || eviction::discard(&shared, &model, &parts))).await?;
         self.known(id).await
     }
 
     async fn known(&self, id: ModelId) -> Result<ModelInfo, ModelActError> {
         let shared = self.shared.clone();
-        Ok(self.run(transfer::blocking(move || models::known(&shared, id))).await?)
+        Ok(self.run(blocking(move || listing::known(&shared, id))).await?)
     }
 
     /// The model that was imported, with what was found of its header, and whether memory is short for it.
@@ -487,7 +491,7 @@ impl<T> Drop for AbortOnDrop<T> {
 
 fn import(shared: &Shared, path: &Path, options: &ImportOptions) -> Result<(ModelId, ImportReport), ModelActError> {
     let found = shared.catalog.open_gguf(path).map_err(transfer::fault)?;
-    let examination = Examination::new(shared, options);
+    let examination = Examination::by(shared.engines(), options);
     examination.check(found.header())?;
     let (keep, mut tell) = (|kind| options.keeps(kind), |progress| options.tell(progress));
     let id = found.import(options.name.as_deref(), &keep, &mut tell).map_err(transfer::fault)?;

@@ -5,46 +5,23 @@
 //! need. Promises: several nodes in one process share nothing; `shutdown` is idempotent; dropping the last handle ends
 //! the node without waiting; nothing global is touched (no logger, no signal handler, no environment).
 //!
+//! Its folders stack: `api` is plain data, `swarm` the peers, `models` what is held here, `web` models from the web,
+//! `answer` the answers and `inbound` what peers ask. The files beside them tie the folders together; `shared` is the
+//! context of all acts.
+//!
 //! May import: everything below (base to pipeline). Its public items are all that server, C, Python and CLI use.
 
-mod admission;
-mod announcer;
+mod answer;
+mod api;
+mod blocking;
 mod builder;
-mod control;
-mod conversation;
-mod drafting;
-mod embedding;
-mod error;
-mod examine;
-mod exchange;
-mod fetch;
-mod generation;
-mod greeting;
-mod guide;
 mod handle;
 mod inbound;
-mod invite;
-mod keeping;
-mod loaded;
-mod membership;
+mod listing;
 mod models;
-mod peer_cache;
-mod placer;
-mod planners;
-mod planning;
-mod queue;
-mod reading;
-mod registry;
-mod report;
-mod request;
 mod runtime;
-mod seek;
 mod shared;
-mod sink;
-mod speed_cache;
-mod text;
-mod transfer;
-mod unread;
+mod swarm;
 #[cfg(feature = "https")]
 mod web;
 
@@ -56,19 +33,19 @@ pub use crate::net::{Flow, Traffic};
 pub use crate::pipeline::plan::{Plan, PlanStage};
 pub use crate::pipeline::pool::Pooling;
 pub use crate::wire::codec::Codec;
-pub use builder::{MAX_SESSIONS, NodeBuilder, Preset};
-pub use error::{ConnectError, EmbedError, GenerateError, ModelActError, StartError};
-pub use examine::{Finding, ImportReport, Subject};
-pub use generation::{Delta, Generation};
-pub use handle::{Events, Node};
-pub use invite::Invite;
-pub use report::{
-    Completion, Embeddings, FinishReason, Likelihood, ModelInfo, NodeStatus, PeerHolding, PeerStatus, Removed,
+pub use answer::generation::Generation;
+pub use api::error::{ConnectError, EmbedError, GenerateError, ModelActError, StartError};
+pub use api::findings::{Finding, ImportReport, Subject};
+pub use api::report::{
+    Completion, Delta, Embeddings, FinishReason, Likelihood, ModelInfo, NodeStatus, PeerHolding, PeerStatus, Removed,
     RouteStage, Timings, TokenLogprob,
 };
-pub use request::{
+pub use api::request::{
     ChatRequest, DEFAULT_MAX_TOKENS, EmbedRequest, GenerateOptions, GenerateRequest, ImportOptions, MAX_CALLER_BYTES,
     MAX_INPUTS, MAX_STOP_BYTES, MAX_STOPS, Parts, ProgressFn, Prompt,
 };
+pub use builder::{MAX_SESSIONS, NodeBuilder, Preset};
+pub use handle::{Events, Node};
+pub use swarm::invite::Invite;
 #[cfg(feature = "https")]
 pub use web::{HUB, WebSource};

@@ -1,4 +1,5 @@
-//! The hallway of handles that a node's acts walk through. Each room gets the handle it needs, never the hallway.
+//! The context of a node's acts: a handle of everything that they share. What is shared never sees the context: it takes the
+//! handles that it needs.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -10,18 +11,20 @@ use tokio_util::sync::CancellationToken;
 use crate::base::{ErrorKind, Event, Fault, ModelId, NodeId};
 use crate::engine::KvCache;
 use crate::identity::{Keypair, SwarmKey};
+use crate::model::Manifest;
 use crate::model::catalog::Catalog;
 use crate::net::NetHandle;
-use crate::node::announcer::Announcer;
-use crate::node::examine::Reports;
-use crate::node::exchange::Exchange;
-use crate::node::guide::Guides;
-use crate::node::loaded::LoadedModels;
-use crate::node::planners::Planners;
-use crate::node::planning::Judged;
-use crate::node::queue::Queue;
-use crate::node::reading::Readers;
-use crate::node::registry::Registry;
+use crate::node::answer::constraint::Guides;
+use crate::node::answer::planners::Planners;
+use crate::node::answer::queue::Queue;
+use crate::node::answer::readiness::Judged;
+use crate::node::answer::reading::Readers;
+use crate::node::api::findings::ImportReport;
+use crate::node::models::examine::{Engines, Reports};
+use crate::node::models::loaded::LoadedModels;
+use crate::node::swarm::announce::Announcer;
+use crate::node::swarm::directory::Registry;
+use crate::node::swarm::peer_exchange::Exchange;
 #[cfg(feature = "https")]
 use crate::node::web::Throttle;
 use crate::pipeline::job::Coordinator;
@@ -74,7 +77,7 @@ pub(crate) struct Shared {
     pub readers: Readers,
     /// Requests that this node answers as coordinator.
     pub queue: Queue,
-    pub announcer: Announcer,
+    pub announcer: Arc<Announcer>,
     pub exchange: Exchange,
     /// The turns to greet candidates.
     pub greetings: Arc<Semaphore>,
@@ -96,6 +99,16 @@ impl Shared {
     /// Whether this is a child that was forked after the node had started.
     pub fn is_forked(&self) -> bool {
         std::process::id() != self.process
+    }
+
+    /// The engines that could run a model here.
+    pub fn engines(&self) -> Engines {
+        Engines { all: self.serving.stages().engines().to_vec(), wanted: self.config.engine.clone() }
+    }
+
+    /// What of a known model cannot run here. Blocks the first time.
+    pub fn report_of(&self, model: ModelId, manifest: &Manifest) -> Arc<ImportReport> {
+        self.reports.of(&self.catalog, &self.engines(), model, manifest)
     }
 
     /// Tells the host of a model that became known here.

@@ -14,34 +14,10 @@ const CORE: &str = "swarmllm-core/src/";
 /// Files of the largest circle: files that import each other are read together.
 const CIRCLE_FILES: usize = 3;
 /// Larger circles that stand for now, and why.
-const LARGER_CIRCLES: &[(&[&str], &str)] = &[
-    (
-        &["pipeline/job.rs", "pipeline/losses.rs", "pipeline/route.rs", "pipeline/way.rs"],
-        "the pipeline is being rewritten around its routes",
-    ),
-    (
-        &[
-            "node/admission.rs",
-            "node/announcer.rs",
-            "node/drafting.rs",
-            "node/error.rs",
-            "node/examine.rs",
-            "node/exchange.rs",
-            "node/fetch.rs",
-            "node/generation.rs",
-            "node/greeting.rs",
-            "node/planners.rs",
-            "node/planning.rs",
-            "node/reading.rs",
-            "node/report.rs",
-            "node/seek.rs",
-            "node/shared.rs",
-            "node/sink.rs",
-            "node/unread.rs",
-        ],
-        "acts of the node take all that it shares",
-    ),
-];
+const LARGER_CIRCLES: &[(&[&str], &str)] = &[(
+    &["pipeline/job.rs", "pipeline/losses.rs", "pipeline/route.rs", "pipeline/way.rs"],
+    "the pipeline is being rewritten around its routes",
+)];
 /// Rooms whose folders stack: no two of them import each other, directly or not.
 const STACKED: &[&str] = &["node", "pipeline"];
 /// Re-exports that lead to re-exports, at most.

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::base::{ErrorKind, Fault, ModelId};
-use crate::node::error::ModelActError;
-use crate::node::examine::ImportReport;
+use crate::node::api::error::ModelActError;
+use crate::node::api::findings::ImportReport;
 
 /// What went wrong between us and a server. No address is told with its query, which may hold a secret.
 #[derive(Debug, thiserror::Error)]

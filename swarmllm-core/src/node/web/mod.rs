@@ -28,12 +28,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::base::{Fault, ModelId};
-use crate::node::error::ModelActError;
-use crate::node::examine::{Examination, ImportReport};
-use crate::node::fetch::Source;
-use crate::node::request::ImportOptions;
+use crate::node::api::error::ModelActError;
+use crate::node::api::findings::ImportReport;
+use crate::node::api::request::ImportOptions;
+use crate::node::blocking::blocking;
+use crate::node::models::examine::Examination;
+use crate::node::models::fetch::Source;
 use crate::node::shared::Shared;
-use crate::node::transfer::blocking;
 use client::Client;
 use patience::Patience;
 
@@ -44,7 +45,7 @@ pub(crate) async fn import_url(
     options: &ImportOptions,
 ) -> Result<(ModelId, ImportReport), ModelActError> {
     let client = client(shared.throttle.clone(), source).await?;
-    let examination = Examination::new(shared, options);
+    let examination = Examination::by(shared.engines(), options);
     let id = import::import(&shared.catalog, client, options, &examination).await?;
     shared.tell_known(id);
     Ok((id, examination.report()))

@@ -18,7 +18,7 @@ use crate::model::catalog::Catalog;
 use crate::model::gguf::tests::{file, tensor};
 use crate::model::shard::GROUP;
 use crate::model::{Fact, ShardKind};
-use crate::node::request::Parts;
+use crate::node::api::request::Parts;
 use crate::node::{Node, Preset};
 use server::{Answer, Asked, Server, Then};
 
@@ -617,7 +617,7 @@ async fn a_shard_goes_on_where_an_earlier_attempt_stopped_and_begins_anew_where_
         first[7] ^= u8::from(!good);
         fs::write(bench.dir.path().join("data").join("partial").join(entry.id.to_string()), first).unwrap();
         let before = server.asked().len();
-        let taken: crate::node::transfer::Taken = Arc::new(|_| {});
+        let taken: crate::node::models::transfer::Taken = Arc::new(|_| {});
         let source = shards::WebFile::new(client(server.url()).unwrap());
         source.take(&bench.catalog, &manifest, entry, &taken).await.unwrap();
         assert!(bench.catalog.open_shard(&entry.id).is_ok());

@@ -1,0 +1,4 @@
+//! What peers ask of the node: one dispatcher, and bounded pools of what it does at once.
+
+pub(super) mod dispatcher;
+pub(super) mod pools;
