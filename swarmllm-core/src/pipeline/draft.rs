@@ -15,8 +15,15 @@
 //! What is thought to pay may not. So guesses are paid from a purse, which what they gain fills and what they lose empties: an
 //! answer that nothing speaks for is no slower than without them, but for a token or two.
 
+//!
+//! A draft model has a policy of its own ([`DraftPolicy`]): it says of each guess how likely that is.
+
+mod lessons;
 mod ngrams;
 mod pace;
+mod policy;
 
+pub use lessons::Lessons;
 pub use ngrams::NGrams;
-pub use pace::{Draft, Ground, Learnt, Lessons, MAX_GUESSES, Pace, Reach, Took};
+pub use pace::{Draft, Ground, Learnt, MAX_GUESSES, Pace, Reach, Took};
+pub use policy::{DraftLearnt, DraftPolicy, DraftToken, Drafted, Horizon};

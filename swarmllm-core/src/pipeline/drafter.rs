@@ -15,12 +15,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::engine::sample::LogitRow;
 use crate::engine::{Embedder, EngineError, Reduce, Row, StepJob, StepOutput};
-use crate::pipeline::draft::{Draft, MAX_GUESSES};
+use crate::pipeline::draft::{Draft, DraftToken, Drafted, Horizon, MAX_GUESSES};
 use crate::pipeline::stages::Lease;
 use crate::rt::TaskSet;
 
-/// A guess that the draft model itself holds for less likely than this is not made, nor any behind it.
-const SURE: f32 = 0.4;
+/// What nobody waits for is made as long as it is used with at least this chance: it takes cores all the same.
+const FORESEEN: f32 = 0.2;
 
 /// A draft model, and what it has read.
 pub struct Drafter {
@@ -29,17 +29,35 @@ pub struct Drafter {
     /// Tokens below this mean the same in both models; the vocabularies may be padded to different lengths.
     common: u32,
     draft: Draft,
-    /// The text whose KV its stage has.
+    /// The text whose KV its stage has, from a position of the whole text on.
     read: Vec<u32>,
-    /// A text whose last tokens were guessed before anybody asked for them; mostly nothing.
-    foreseen: Vec<u32>,
+    begin: usize,
+    /// What was made before anybody asked for it; mostly nothing.
+    foreseen: Foreseen,
+}
+
+/// Tokens with their chances, behind a text.
+#[derive(Default)]
+struct Foreseen {
+    behind: Vec<u32>,
+    made: Vec<DraftToken>,
+}
+
+impl Foreseen {
+    /// What was made behind a text; nothing where that came to be another.
+    fn beyond(&self, text: &[u32]) -> &[DraftToken] {
+        let Some(came) = text.strip_prefix(self.behind.as_slice()) else { return &[] };
+        let right =
+            came.len() <= self.made.len() && came.iter().zip(&self.made).all(|(came, made)| *came == made.token);
+        if right { &self.made[came.len()..] } else { &[] }
+    }
 }
 
 impl Drafter {
     /// A drafter that has read nothing; the lease is of a stage with all layers and the head. Tokens below `common` are
     /// the draft model's and the answering model's alike. It guesses no others, and nothing behind a text that has others.
     pub fn new(lease: Lease, embedder: Arc<dyn Embedder>, common: u32, draft: Draft) -> Self {
-        Self { lease, embedder, common, draft, read: Vec::new(), foreseen: Vec::new() }
+        Self { lease, embedder, common, draft, read: Vec::new(), begin: 0, foreseen: Foreseen::default() }
     }
 
     /// What its guesses are weighed by.
@@ -48,48 +66,61 @@ impl Drafter {
     }
 
     /// See [`Drafting::ask`].
-    async fn ask(&mut self, text: &[u32], most: usize) -> Result<(Vec<u32>, Duration), EngineError> {
+    async fn ask(&mut self, text: &[u32], horizon: Horizon) -> Result<(Drafted, Duration), EngineError> {
         if let Some((_, before)) = text.split_last() {
-            self.catch_up(before).await?;
+            self.catch_up(before, horizon.read).await?;
         }
         let read = Instant::now();
-        Ok((self.guess(text, most).await?, read.elapsed()))
+        let (known, tokens) = (self.foreseen.beyond(text).len(), self.guess(text, horizon).await?);
+        let made = tokens.len().saturating_sub(known);
+        Ok((Drafted { tokens, made }, read.elapsed()))
     }
 
-    /// Reads a text without saying how it goes on, where it has not read so much of it that a guess would take long.
+    /// Reads a text without saying how it goes on, where it has not read so much of it that a guess would take long; where that
+    /// is more than `most` tokens, only its last ones, as if the text began there.
     ///
     /// Cancel-safe only in that the drafter may be dropped then.
-    async fn catch_up(&mut self, text: &[u32]) -> Result<(), EngineError> {
-        match text.len() > self.read.len() + MAX_GUESSES && self.knows(text) {
+    async fn catch_up(&mut self, text: &[u32], most: usize) -> Result<(), EngineError> {
+        let known = text.get(self.begin..).unwrap_or_default();
+        let unread = known.len() - common(&self.read, known);
+        if unread > most {
+            self.begin = text.len() - most;
+        }
+        match unread > MAX_GUESSES && self.knows(text) {
             true => self.feed(text).await.map(drop),
             false => Ok(()),
         }
     }
 
-    /// How the text goes on: at most `most` tokens, fewer where the draft model becomes unsure.
+    /// How the text goes on, as far as the horizon, with the chance of each token behind those before.
     ///
     /// Cancel-safe only in that the drafter may be dropped then.
-    async fn guess(&mut self, text: &[u32], most: usize) -> Result<Vec<u32>, EngineError> {
-        let mut guessed = text.to_vec();
-        guessed.extend(beyond(&self.foreseen, text).iter().take(most));
-        let mut guessed = self.go_on(guessed, text.len() + most, &CancellationToken::new()).await?;
-        Ok(guessed.split_off(text.len()))
+    async fn guess(&mut self, text: &[u32], horizon: Horizon) -> Result<Vec<DraftToken>, EngineError> {
+        let known = self.foreseen.beyond(text).iter().take(horizon.most).copied().collect();
+        self.go_on(text.to_vec(), known, horizon, &CancellationToken::new()).await
     }
 
-    /// Guesses on until a text has `length` tokens, the draft model is unsure, or it is to stop.
+    /// Makes tokens behind a text and those that are there, until there are as many as the horizon says, their chance
+    /// together is below what it says, or it is to stop.
     async fn go_on(
         &mut self,
         mut text: Vec<u32>,
-        length: usize,
+        mut made: Vec<DraftToken>,
+        horizon: Horizon,
         stop: &CancellationToken,
-    ) -> Result<Vec<u32>, EngineError> {
-        while text.len() < length && !stop.is_cancelled() && self.knows(&text) {
-            match sure(&self.feed(&text).await?, self.common) {
-                Some(token) => text.push(token),
-                None => break,
+    ) -> Result<Vec<DraftToken>, EngineError> {
+        text.extend(made.iter().map(|made| made.token));
+        let mut chance: f32 = made.iter().map(|made| made.chance).product();
+        while made.len() < horizon.most && (made.is_empty() || chance >= horizon.least) {
+            if stop.is_cancelled() || !self.knows(&text) {
+                break;
             }
+            let Some(next) = likeliest(&self.feed(&text).await?, self.common) else { break };
+            chance *= next.chance;
+            text.push(next.token);
+            made.push(next);
         }
-        Ok(text)
+        Ok(made)
     }
 
     /// Whether the draft model has all tokens of a text.
@@ -97,11 +128,11 @@ impl Drafter {
         text.iter().all(|token| *token < self.common)
     }
 
-    /// Brings the stage to a text, which is not empty; gives the likeliest token behind it.
+    /// Brings the stage to a text, from where it begins to read it; gives the likeliest token behind it.
     async fn feed(&mut self, text: &[u32]) -> Result<LogitRow, EngineError> {
-        let common = self.read.iter().zip(text).take_while(|(one, other)| one == other).count();
+        let text = text.get(self.begin..).unwrap_or_default();
         // The last token is computed again where all are known: its logits are wanted.
-        let mut done = common.min(text.len().saturating_sub(1));
+        let mut done = common(&self.read, text).min(text.len().saturating_sub(1));
         let mut rewind = done < self.read.len();
         self.read.truncate(done);
         let chunk = self.lease.stage().spec().config.max_rows.max(1) as usize;
@@ -126,9 +157,9 @@ impl Drafter {
     }
 }
 
-/// What was foreseen behind a text; nothing where that came to be another.
-fn beyond<'a>(foreseen: &'a [u32], text: &[u32]) -> &'a [u32] {
-    foreseen.strip_prefix(text).unwrap_or_default()
+/// Tokens that two texts begin with alike.
+fn common(one: &[u32], other: &[u32]) -> usize {
+    one.iter().zip(other).take_while(|(one, other)| one == other).count()
 }
 
 /// A draft model at work for an answer: it waits to be asked, or guesses on by itself meanwhile.
@@ -153,15 +184,15 @@ impl Drafting {
         Self { work: drafter.map(|drafter| Work::Waits(Box::new(drafter))), tasks }
     }
 
-    /// How the text goes on, at most `most` tokens, and what guessing them took; nothing where the draft model failed, now or
-    /// before. What it reads for the first time says nothing about what a window costs, and is left out of the time.
+    /// How the text goes on, with the chance of each token, and what making them took; nothing where the draft model failed, now
+    /// or before. What it reads for the first time says nothing about what a window costs, and is left out of the time.
     ///
     /// Cancel-safe only in that it may be dropped then.
-    pub async fn ask(&mut self, text: &[u32], most: usize) -> Option<(Vec<u32>, Duration)> {
+    pub async fn ask(&mut self, text: &[u32], horizon: Horizon) -> Option<(Drafted, Duration)> {
         let asked = Instant::now();
         let mut drafter = self.waiting().await?;
         let waited = asked.elapsed();
-        match drafter.ask(text, most).await {
+        match drafter.ask(text, horizon).await {
             Ok((guesses, took)) => {
                 self.work = Some(Work::Waits(drafter));
                 Some((guesses, waited + took))
@@ -176,11 +207,12 @@ impl Drafting {
         let ((done, back), stop) = (oneshot::channel(), CancellationToken::new());
         let stopped = stop.clone();
         self.tasks.spawn("a draft model that guesses on", async move {
-            let length = text.len() + most;
-            let foreseen = drafter.go_on(text, length, &stopped).await;
+            // Nothing waits for it.
+            let horizon = Horizon { most, read: usize::MAX, least: FORESEEN };
+            let made = drafter.go_on(text.clone(), Vec::new(), horizon, &stopped).await;
             // Who asked may be gone.
-            let _ = done.send(foreseen.map(|text| {
-                drafter.foreseen = text;
+            let _ = done.send(made.map(|made| {
+                drafter.foreseen = Foreseen { behind: text, made };
                 drafter
             }));
         });
@@ -203,30 +235,36 @@ fn given_up<T>(error: &EngineError) -> Option<T> {
     None
 }
 
-/// The best token of a row, where it is a sure one and one of the `common` tokens.
-fn sure(row: &LogitRow, common: u32) -> Option<u32> {
+/// The best token of a row and its chance, where it is one of the `common` tokens.
+fn likeliest(row: &LogitRow, common: u32) -> Option<DraftToken> {
     let LogitRow::Top { lse, ids, logits } = row else { return None };
     let (token, logit) = ids.first().zip(logits.first())?;
-    ((logit - lse).exp() >= SURE && *token < common).then_some(*token)
+    (*token < common).then(|| DraftToken { token: *token, chance: (logit - lse).exp() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn made(token: u32) -> DraftToken {
+        DraftToken { token, chance: 1.0 }
+    }
+
     #[test]
     fn what_was_foreseen_is_of_use_where_the_text_came_to_be_that() {
-        assert_eq!(beyond(&[1, 2, 3, 4], &[1, 2]), [3, 4]);
-        assert!(beyond(&[1, 2, 3, 4], &[1, 3]).is_empty(), "another token was chosen");
-        assert!(beyond(&[1, 2], &[1, 2, 3]).is_empty(), "the text went further");
-        assert!(beyond(&[], &[1]).is_empty());
+        let foreseen = Foreseen { behind: vec![1, 2], made: vec![made(3), made(4)] };
+        assert_eq!(foreseen.beyond(&[1, 2]), [made(3), made(4)]);
+        assert_eq!(foreseen.beyond(&[1, 2, 3]), [made(4)]);
+        assert!(foreseen.beyond(&[1, 2, 5]).is_empty(), "another token was chosen");
+        assert!(foreseen.beyond(&[1]).is_empty(), "it was asked behind more");
+        assert!(foreseen.beyond(&[1, 2, 3, 4, 5]).is_empty(), "the text went further");
+        assert!(Foreseen::default().beyond(&[1]).is_empty());
     }
 
     #[test]
     fn a_token_that_the_answering_model_lacks_is_never_guessed() {
         let row = |token, logit| LogitRow::Top { lse: 0.0, ids: vec![token], logits: vec![logit] };
-        assert_eq!(sure(&row(7, -0.1), 8), Some(7));
-        assert_eq!(sure(&row(8, -0.1), 8), None);
-        assert_eq!(sure(&row(7, -1.0), 8), None);
+        assert_eq!(likeliest(&row(7, 0.0), 8), Some(made(7)));
+        assert_eq!(likeliest(&row(8, 0.0), 8), None);
     }
 }

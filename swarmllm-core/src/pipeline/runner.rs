@@ -15,7 +15,7 @@ use crate::base::{ErrorKind, Event, Fault, ModelId, NodeId, SessionId};
 use crate::engine::{Embedder, WANTED_ROWS};
 use crate::ledger::price;
 use crate::net::NetHandle;
-use crate::pipeline::draft::Took;
+use crate::pipeline::draft::{Horizon, Took};
 use crate::pipeline::drafter::Drafting;
 use crate::pipeline::job::{Coordinator, Job, Limits, Outcome, StageReport, TokenSink, late};
 use crate::pipeline::links::{CoordinatorInbox, Delivery, Outlet};
@@ -213,8 +213,8 @@ impl<'a> Drive<'a> {
             vocab: job.vocab,
             cached,
             learnt: LearntOfGuesses {
-                repeats: coordinator.lessons.of(job.model, None),
-                draft: facts.draft.map(|draft| coordinator.lessons.of(job.model, Some(draft))).unwrap_or_default(),
+                repeats: coordinator.lessons.of(job.model),
+                draft: facts.draft.map(|draft| coordinator.lessons.of_draft(job.model, draft)).unwrap_or_default(),
             },
             guess,
         };
@@ -270,9 +270,9 @@ impl<'a> Drive<'a> {
     fn learn(&self) {
         if let Some(learnt) = self.session.learnt() {
             let (lessons, model) = (&self.coordinator.lessons, self.job.model);
-            lessons.learn(model, None, learnt.repeats);
+            lessons.learn(model, learnt.repeats);
             if let Some(draft) = self.job.draft {
-                lessons.learn(model, Some(draft), learnt.draft);
+                lessons.learn_draft(model, draft, learnt.draft);
             }
         }
         self.learn_speeds();
@@ -570,7 +570,7 @@ impl<'a> Drive<'a> {
             let (steps, rest): (Vec<Action>, Vec<Action>) =
                 batch.into_iter().partition(|action| matches!(action, Action::Step { .. }));
             let guess = rest.iter().find_map(|action| match action {
-                Action::Guess { most } => Some(*most),
+                Action::Guess(horizon) => Some(*horizon),
                 _ => None,
             });
             for step in steps {
@@ -597,27 +597,27 @@ impl<'a> Drive<'a> {
                     Action::Fail(fault) if fault.kind() == ErrorKind::BadFrame => return Err(self.way.wrong(fault)),
                     Action::Fail(fault) => return Ok(Some(Err(fault))),
                     Action::Foresee { text, most } => self.drafting.foresee(text, most),
-                    Action::Step { .. } | Action::Guess { .. } => {}
+                    Action::Step { .. } | Action::Guess(_) => {}
                 }
             }
             if !matches!(stopped, Ok(None)) {
                 return stopped;
             }
-            if let Some(most) = guess {
-                actions.extend(self.guess(most).await);
+            if let Some(horizon) = guess {
+                actions.extend(self.guess(horizon).await);
             }
         }
         Ok(None)
     }
 
     /// Asks the draft model. A draft that fails ends the guessing, not the answer.
-    async fn guess(&mut self, most: usize) -> Vec<Action> {
+    async fn guess(&mut self, horizon: Horizon) -> Vec<Action> {
         let (text, limits) = (self.session.text(), self.job.limits.clone());
         let asked = tokio::select! {
             biased;
             () = limits.cancel.cancelled() => return self.session.stop(End::Cancelled),
             () = limits.overdue() => return self.session.on_fault(late()),
-            asked = self.drafting.ask(&text, most) => asked,
+            asked = self.drafting.ask(&text, horizon) => asked,
         };
         let (guesses, guessing) = asked.unzip();
         self.guessing = guessing.unwrap_or_default();

@@ -20,7 +20,7 @@ use crate::base::{ErrorKind, Fault};
 use crate::engine::constraint::{ConstraintError, Guide};
 use crate::engine::sample::{LogitRow, Sampled, Sampler};
 use crate::engine::{Reduce, WANTED_ROWS};
-use crate::pipeline::draft::{Draft, Learnt, MAX_GUESSES, Took};
+use crate::pipeline::draft::{Draft, DraftLearnt, Drafted, Horizon, Learnt, MAX_GUESSES, Took};
 use crate::pipeline::pool::{Pool, Pooling};
 use crate::wire::job::{MAX_BODY_BYTES, Want};
 
@@ -59,7 +59,7 @@ pub struct LearntOfGuesses {
     /// Of what repeats itself.
     pub repeats: Learnt,
     /// Of the draft model's.
-    pub draft: Learnt,
+    pub draft: DraftLearnt,
 }
 
 /// Where guesses come from.
@@ -90,10 +90,9 @@ pub enum Action {
     /// Send these tokens as rows from `pos` on; logits are wanted from row `want_from` on. The first `certain` tokens of the
     /// text will not change.
     Step { step: u32, pos: u32, tokens: Vec<u32>, want_from: u32, want: Want, certain: u32 },
-    /// Ask the draft model how the text goes on, at most so many tokens; [`Session::on_guesses`] takes the answer.
-    Guess { most: usize },
-    /// Let the draft model go on behind this text, whose last tokens it guessed, with at most so many: until the session's next
-    /// question or its end.
+    /// Ask the draft model how the text goes on; [`Session::on_guesses`] takes the answer.
+    Guess(Horizon),
+    /// Let the draft model go on behind this text, whose last tokens it made: until the session's next question or its end.
     Foresee { text: Vec<u32>, most: usize },
     /// A token was chosen.
     Emit(Sampled),
@@ -389,27 +388,31 @@ impl Session {
         actions
     }
 
-    /// What the draft model guessed; where it could not, it is not asked again.
-    pub fn on_guesses(&mut self, guesses: Option<Vec<u32>>) -> Vec<Action> {
+    /// What the draft model goes on with; where it could not, it is not asked again.
+    pub fn on_guesses(&mut self, guesses: Option<Drafted>) -> Vec<Action> {
         if self.over {
             return Vec::new();
         }
-        let (most, text) = (self.most_guesses(), self.text_len());
-        self.guesser.iter_mut().for_each(|guesser| guesser.guessed(guesses.as_deref(), text));
-        // What is no token is no guess.
-        let known = |token: &u32| *token < self.params.vocab;
-        let guesses: Vec<u32> = guesses.unwrap_or_default().into_iter().take(most).take_while(known).collect();
-        let mut actions = vec![self.window(guesses.clone())];
+        let (most, vocab, text) = (self.most_guesses(), self.params.vocab, self.text_len());
+        let drafted = guesses.map(|mut drafted| {
+            // What is no token is no guess.
+            let known = drafted.tokens.iter().take_while(|token| token.token < vocab).count();
+            drafted.tokens.truncate(most.min(known));
+            drafted
+        });
+        let picked = self.guesser.as_mut().map_or(0, |guesser| guesser.pick(drafted.as_ref(), text));
+        let drafted = drafted.unwrap_or_default().tokens;
+        let tokens: Vec<u32> = drafted.into_iter().take(picked).map(|token| token.token).collect();
+        let mut actions = vec![self.window(tokens.clone())];
         self.in_flight.back_mut().into_iter().for_each(|flight| flight.drafted = true);
-        actions.extend(self.foresee(guesses));
+        actions.extend(self.foresee(tokens));
         actions
     }
 
-    /// What the draft model is to guess while its guesses are computed: what would follow where all are right, the token that
-    /// the answer brings and another window.
+    /// What the draft model is to make while its tokens are computed: what would follow where all are right.
     fn foresee(&self, guesses: Vec<u32>) -> Option<Action> {
         let room = (self.params.max_tokens as usize).saturating_sub(self.generated.len() + guesses.len());
-        let most = self.guesser.as_ref()?.foresees(guesses.len()).min(room);
+        let most = self.guesser.as_ref()?.foresees().min(room);
         (most > 1).then(|| Action::Foresee { text: [self.text(), guesses].concat(), most })
     }
 
@@ -472,10 +475,9 @@ impl Session {
         let mut ahead: Vec<u32> = self.in_flight.iter().flat_map(under_way).skip(1).collect();
         let mut windows = self.in_flight.iter().filter(|flight| !flight.stale).count();
         let (most, text) = (self.most_guesses(), self.text_len());
-        let left = self.params.max_tokens.saturating_sub(self.generated.len() as u32);
         let Some(guesser) = &mut self.guesser else { return vec![self.window(Vec::new())] };
-        let (guesses, reach) = match guesser.next(most, windows == 0, text, left) {
-            Next::Ask { most } => return vec![Action::Guess { most }],
+        let (guesses, reach) = match guesser.next(most, windows == 0, text) {
+            Next::Ask(horizon) => return vec![Action::Guess(horizon)],
             Next::Repeats { guesses, reach } => (guesses, reach),
         };
         let mut actions = Vec::new();

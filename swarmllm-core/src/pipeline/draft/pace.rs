@@ -1,8 +1,5 @@
 //! How many guesses are worth their rows: by how often guesses were right, by what rows cost, and by what an answer can lose.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use crate::base::ModelId;
 use crate::engine::WANTED_ROWS;
 
@@ -22,18 +19,13 @@ const FIRST_WINDOWS: usize = 2;
 const FRESH: f64 = 0.2;
 const MEMORY: f64 = 0.98;
 /// Kinds of guesses: those behind a token that was another, those for which two or three tokens speak, from four on, from
-/// eight, from sixteen; and a draft model's.
-const KINDS: usize = 6;
-/// What is assumed before anything was seen: so many of them are right, with the weight of so many that were seen, more of a
-/// draft model's, which is heard of only where it is asked; and a row more costs a quarter of a token's time.
-const FIRST_RIGHT: [f64; KINDS] = [0.6, 0.7, 0.8, 0.9, 0.95, 0.75];
-const FIRST_MADE: [f64; KINDS] = [2.0, 2.0, 2.0, 2.0, 2.0, 8.0];
+/// eight, from sixteen.
+const KINDS: usize = 5;
+/// What is assumed before anything was seen: so many of them are right, with the weight of so many that were seen; and a row
+/// more costs a quarter of a token's time.
+const FIRST_RIGHT: [f64; KINDS] = [0.6, 0.7, 0.8, 0.9, 0.95];
+const FIRST_MADE: f64 = 2.0;
 const FIRST_SLOPE: f64 = 0.25;
-/// Rows that a draft model reads in the time in which it guesses one token, where it reads many at once: a processor does six
-/// to ten.
-const READ_AT_ONCE: f64 = 6.0;
-/// Tokens that an answer is thought to have yet, at most: where it ends nobody knows.
-const THOUGHT_LEFT: u32 = 256;
 /// What other answers have seen counts at most as so many guesses: this one may be of another kind.
 const KNOWN_MADE: f64 = 8.0;
 /// A window must promise so much more than a plain token: estimates are not exact.
@@ -52,8 +44,6 @@ const LONG_RUN: usize = 8;
 const TRUST: f64 = 0.1;
 /// The most that is kept: enough to dare the longest window.
 const FULL_PURSE: f64 = 32.0;
-/// Models of which costs are remembered; beyond that all is learnt anew.
-const MODELS: usize = 256;
 /// By so much remembered costs go back to what is assumed at first, with each answer: a length that was measured at a bad
 /// moment is tried again.
 const FORGET: f64 = 0.1;
@@ -109,8 +99,6 @@ pub enum Ground {
     Repeats(usize),
     /// So many were the same, and then one was another.
     Parted(usize),
-    /// A draft model says so.
-    Draft,
 }
 
 impl Ground {
@@ -121,7 +109,6 @@ impl Ground {
             Self::Repeats(support) => Self::Repeats(support + behind),
             // Half of what was: it may be another text from there on.
             Self::Parted(support) => Self::Repeats(support / 2 + behind),
-            Self::Draft => Self::Draft,
         }
     }
 
@@ -129,8 +116,7 @@ impl Ground {
     fn kind(self) -> usize {
         match self {
             Self::Parted(_) => 0,
-            Self::Repeats(support) => (support.max(1).ilog2() as usize).min(KINDS - 2),
-            Self::Draft => KINDS - 1,
+            Self::Repeats(support) => (support.max(1).ilog2() as usize).min(KINDS - 1),
         }
     }
 }
@@ -149,58 +135,35 @@ pub struct Learnt {
     seen: [Seen; KINDS],
     /// What the next answer may lose by guesses, in plain tokens.
     purse: f64,
-    /// What a guess was assumed to cost, in plain tokens.
-    slope: f64,
 }
 
 impl Default for Learnt {
     /// What is assumed at first.
     fn default() -> Self {
-        let first = |kind: usize| Seen { right: FIRST_RIGHT[kind] * FIRST_MADE[kind], made: FIRST_MADE[kind] };
-        let seen = std::array::from_fn(first);
-        Self { tokens: UNKNOWN, seen, purse: FIRST_PURSE, slope: FIRST_SLOPE }
+        let seen = FIRST_RIGHT.map(|right| Seen { right: right * FIRST_MADE, made: FIRST_MADE });
+        Self { tokens: UNKNOWN, seen, purse: FIRST_PURSE }
     }
 }
 
-/// What was learnt of each model in earlier answers, by itself and with each draft model.
-#[derive(Debug, Default)]
-pub struct Lessons {
-    by_model: Mutex<HashMap<(ModelId, Option<ModelId>), Learnt>>,
-}
-
-impl Lessons {
-    /// What is known of a model, with this draft model or without.
-    pub fn of(&self, model: ModelId, draft: Option<ModelId>) -> Learnt {
-        let mut learnt = self.locked().get(&(model, draft)).copied().unwrap_or_default();
-        let slope = learnt.slope;
-        for (known, guesses) in learnt.tokens.iter_mut().zip(LENGTHS) {
-            known.iter_mut().for_each(|known| *known += FORGET * (assumed(slope, guesses) - *known));
+impl Learnt {
+    /// As the next answer begins with it: costs go back a little to what is assumed at first.
+    pub(super) fn forgetting(mut self) -> Self {
+        for (known, guesses) in self.tokens.iter_mut().zip(LENGTHS) {
+            known.iter_mut().for_each(|known| *known += FORGET * (assumed(guesses) - *known));
         }
-        // What repeats itself is heard of without being guessed; a draft model that was wrong would never be asked again.
-        let (draft, first) = (&mut learnt.seen[KINDS - 1], FIRST_RIGHT[KINDS - 1]);
-        draft.right += FORGET * (first * draft.made - draft.right);
-        learnt
+        self
     }
 
-    /// Takes what an answer has learnt.
-    pub fn learn(&self, model: ModelId, draft: Option<ModelId>, learnt: Learnt) {
-        let (mut by_model, key) = (self.locked(), (model, draft));
-        if by_model.len() >= MODELS && !by_model.contains_key(&key) {
-            by_model.clear();
-        }
-        let known = by_model.entry(key).or_default();
-        known.tokens.iter_mut().zip(learnt.tokens).for_each(|(known, new)| *known = new.or(*known));
-        (known.seen, known.purse, known.slope) = (learnt.seen, learnt.purse, learnt.slope);
-    }
-
-    fn locked(&self) -> MutexGuard<'_, HashMap<(ModelId, Option<ModelId>), Learnt>> {
-        self.by_model.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What is known behind another answer, which has learnt this.
+    pub(super) fn behind(mut self, learnt: Learnt) -> Self {
+        self.tokens.iter_mut().zip(learnt.tokens).for_each(|(known, new)| *known = new.or(*known));
+        Self { tokens: self.tokens, ..learnt }
     }
 }
 
 /// What a window is assumed to cost, in the time of a plain token.
-fn assumed(slope: f64, guesses: usize) -> f64 {
-    1.0 + slope * guesses as f64
+fn assumed(guesses: usize) -> f64 {
+    1.0 + FIRST_SLOPE * guesses as f64
 }
 
 /// What was measured of a length.
@@ -231,12 +194,6 @@ pub struct Pace {
     purse: f64,
     /// Right guesses since the last wrong one, made or not.
     run: usize,
-    /// What a guess is assumed to cost, in plain tokens.
-    slope: f64,
-    /// What a draft model's token costs where a plain one is nothing but computing; nothing where none is asked.
-    draft: Option<f64>,
-    /// Of a plain token's time, the part in which stages compute.
-    computing: Option<f64>,
 }
 
 impl Pace {
@@ -247,26 +204,7 @@ impl Pace {
             Seen { right: right * weight, made: made * weight }
         });
         let (micros, purse) = ([None; LENGTHS.len()], known.purse);
-        Self {
-            seen,
-            micros,
-            known,
-            busy: UNKNOWN,
-            slow: None,
-            streak: 0,
-            idle: 0,
-            single: 0,
-            purse,
-            run: 0,
-            slope: FIRST_SLOPE,
-            draft: None,
-            computing: None,
-        }
-    }
-
-    /// The same for the guesses of a draft model.
-    pub fn of_draft(known: Learnt, draft: Draft) -> Self {
-        Self { draft: Some(f64::from(draft.weight) / 1000.0), ..Self::new(known) }
+        Self { seen, micros, known, busy: UNKNOWN, slow: None, streak: 0, idle: 0, single: 0, purse, run: 0 }
     }
 
     /// What was learnt so far.
@@ -278,7 +216,6 @@ impl Pace {
             tokens: std::array::from_fn(|at| self.micros.get(at).filter(|_| measured && at > 0).and_then(tokens)),
             seen: self.seen,
             purse: self.purse.clamp(-FIRST_PURSE, FIRST_PURSE),
-            slope: self.slope,
         }
     }
 
@@ -333,19 +270,6 @@ impl Pace {
                 0
             }
         }
-    }
-
-    /// How many guesses to ask a draft model for, which has not read `unread` tokens of the text yet, where the answer may have
-    /// `left` more. It reads nothing that the tokens to come would not pay for.
-    pub fn draft(&mut self, available: usize, unread: usize, left: u32) -> usize {
-        let guesses = self.length(available, Ground::Draft);
-        if guesses == 0 {
-            return 0;
-        }
-        let token = self.draft.unwrap_or(1.0) * self.computing.unwrap_or(1.0);
-        let reading = token * unread as f64 / READ_AT_ONCE;
-        let saved = 1.0 - self.cost(index_of(guesses)) / (self.plain() * self.expected(guesses, Ground::Draft));
-        if saved * f64::from(left.min(THOUGHT_LEFT)) >= reading { guesses } else { 0 }
     }
 
     /// Tokens that a window of so many guesses gives on average, in the time of a plain one.
@@ -409,47 +333,24 @@ impl Pace {
         // What came behind others has waited for them too.
         let spent = f64::from(if alone { took.round } else { took.gap }) / self.plain();
         match guesses == 0 && alone {
-            true if took.guessing == 0 => self.put(ALLOWANCE),
-            // A draft model that is sure of nothing was asked in vain.
-            true => self.put(-f64::from(took.guessing) / self.plain()),
+            true => self.put(ALLOWANCE),
             // What is prepared once for a length is not the guesses' fault.
-            false if !self.is_sure(index_of(guesses)) => {
-                self.put(came as f64 - spent.min(assumed(self.slope, guesses)))
-            }
+            false if !self.is_sure(index_of(guesses)) => self.put(came as f64 - spent.min(assumed(guesses))),
             false => self.put(came as f64 - spent),
         }
         let index = index_of(guesses);
         learn(&mut self.busy[index], took.busy.into());
         if alone {
-            let guessing = if guesses == 0 { took.guessing } else { 0 };
-            self.measure(index, took.round.saturating_sub(guessing).into());
+            self.measure(index, took.round.into());
         }
         if let (Some(windows), Some(busy)) = (windows, self.busy[index]) {
             let should = busy.max(self.cost(index) / windows.max(1) as f64).max(1.0);
             learn(&mut self.slow, f64::from(took.gap) / should);
         }
-        if guesses == 0 && alone {
-            self.weigh(took);
-        }
         if tried > 0 {
             self.idle = 0;
             self.streak = if right == tried { self.streak.saturating_add(right) } else { 0 };
         }
-    }
-
-    /// A plain token tells what a draft model's would cost: it computes here, while a far answer mostly travels.
-    fn weigh(&mut self, took: Took) {
-        let Some(draft) = self.draft else { return };
-        let round = took.round.saturating_sub(took.guessing).max(1);
-        learn(&mut self.computing, f64::from(took.computed.min(round)) / f64::from(round));
-        self.slope = (FIRST_SLOPE + draft) * self.computing.unwrap_or(1.0);
-    }
-
-    /// Tokens that a draft model guesses in the time in which a step is under way and no stage computes; none as long as nobody
-    /// knows.
-    pub fn spare(&self) -> usize {
-        let (Some(draft), Some(computing)) = (self.draft, self.computing) else { return 0 };
-        ((1.0 - computing) / (draft * computing).max(f64::EPSILON)) as usize
     }
 
     /// Tokens that a window of `guesses` gives on average: `1 + p1 + p1 p2 + ... + p1 p2 .. pn`, where each guess that is
@@ -492,7 +393,7 @@ impl Pace {
     /// it is less, not that it is more.
     fn cost(&self, index: usize) -> f64 {
         let plain = self.plain();
-        let assumed = self.hoped(index).min(plain * assumed(self.slope, LENGTHS[index]));
+        let assumed = self.hoped(index).min(plain * assumed(LENGTHS[index]));
         match (self.micros[index], self.known.tokens[index]) {
             (Some(Measured { micros, sure: true }), _) => micros.max(1.0),
             (Some(Measured { micros, sure: false }), _) => micros.clamp(1.0, assumed.max(1.0)),
@@ -507,7 +408,7 @@ fn learn(known: &mut Option<f64>, value: f64) {
     *known += FRESH * (value - *known);
 }
 
-/// The index of a length, or of the next one: a draft model guesses as many as it is sure of.
+/// The index of a length, or of the next one.
 fn index_of(guesses: usize) -> usize {
     LENGTHS.iter().position(|length| *length >= guesses).unwrap_or(LENGTHS.len() - 1)
 }
@@ -515,6 +416,7 @@ fn index_of(guesses: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::draft::Lessons;
     use proptest::prelude::*;
 
     /// Much speaks for the guesses.
@@ -544,9 +446,9 @@ mod tests {
         (0..200).for_each(|_| pace.saw(Ground::Repeats(2), true));
         let (lessons, model) = (Lessons::default(), ModelId([1; 32]));
         assert!(tokens(&mut pace, Ground::Repeats(2)) > 0, "no guess was needed to learn that");
-        lessons.learn(model, None, pace.learnt());
+        lessons.learn(model, pace.learnt());
         let share = |seen: Seen| seen.right / seen.made;
-        let (known, first) = (Pace::new(lessons.of(model, None)), Pace::new(Learnt::default()));
+        let (known, first) = (Pace::new(lessons.of(model)), Pace::new(Learnt::default()));
         assert!(known.seen[1].made <= KNOWN_MADE && share(known.seen[1]) > share(first.seen[1]));
     }
 
@@ -598,7 +500,7 @@ mod tests {
         };
         let mut chosen = Vec::new();
         for _ in 0..3 {
-            let mut pace = Pace::new(lessons.of(model, None));
+            let mut pace = Pace::new(lessons.of(model));
             chosen.clear();
             took(&mut pace, 0, 0, 10_000);
             for _ in 0..12 {
@@ -606,7 +508,7 @@ mod tests {
                 chosen.push(guesses);
                 took(&mut pace, guesses, guesses, (10_000.0 * tokens(guesses).unwrap()) as u32);
             }
-            lessons.learn(model, None, pace.learnt());
+            lessons.learn(model, pace.learnt());
         }
         assert!(chosen.iter().skip(2).all(|guesses| *guesses >= 7), "{chosen:?}");
         // What is prepared once says nothing.
@@ -617,7 +519,7 @@ mod tests {
         took(&mut pace, 7, 7, 12_000);
         assert!(pace.length(7, LONG) == 7 && pace.learnt().tokens[3] == Some(1.2));
         // Of other models nothing is known.
-        assert_eq!(lessons.of(ModelId([2; 32]), None), Learnt::default());
+        assert_eq!(lessons.of(ModelId([2; 32])), Learnt::default());
     }
 
     /// Plays an answer of so many tokens: `right` says which guesses are, `cost` what a window takes in plain tokens. Gives the
@@ -650,11 +552,11 @@ mod tests {
         let cost = |guesses: usize| 1.0 + 0.25 * guesses as f64;
         let (lessons, model) = (Lessons::default(), ModelId([1; 32]));
         for answer in 0..3 {
-            let mut pace = Pace::new(lessons.of(model, None));
+            let mut pace = Pace::new(lessons.of(model));
             let (lost, _) = played(&mut pace, 400, |_, _| false, cost);
             assert!(lost <= FIRST_PURSE + 400.0 * ALLOWANCE, "{lost} tokens in answer {answer}");
             assert!(answer == 0 || lost <= 400.0 * ALLOWANCE + 0.5, "{lost} tokens, although the purse was spent");
-            lessons.learn(model, None, pace.learnt());
+            lessons.learn(model, pace.learnt());
         }
     }
 
@@ -672,78 +574,6 @@ mod tests {
         (0..3).for_each(|_| took(&mut pace, 3, 0, 200_000));
         assert_eq!(pace.length(31, LONG), 0);
         assert_eq!(pace.learnt().purse, -FIRST_PURSE, "the next answer does not begin with all of it");
-    }
-
-    /// What a draft of so many thousandths is asked for where a lap takes so many microseconds, 10,000 of them computing.
-    fn asked(weight: u32, lap: u32, unread: usize, left: u32) -> usize {
-        let mut pace = Pace::of_draft(Learnt::default(), Draft { model: ModelId([3; 32]), weight });
-        assert_eq!(pace.draft(31, unread, left), 0, "nothing before a plain token has told what one costs");
-        pace.took(0, (0, 0), Took { round: lap, gap: lap, busy: 10_000, computed: 10_000, guessing: 0 }, true, None);
-        pace.draft(31, unread, left)
-    }
-
-    #[test]
-    fn a_draft_is_asked_where_answers_travel_and_not_where_it_takes_their_cores() {
-        assert_eq!(asked(440, 10_000, 20, 200), 0, "the same machine computes both");
-        assert!(asked(440, 40_000, 20, 200) >= 3, "three quarters of a lap are travelling");
-        assert!(asked(50, 10_000, 20, 200) >= 3, "a very small one pays anywhere");
-        assert_eq!(asked(1500, 12_000, 20, 200), 0, "one larger than the model does not");
-    }
-
-    #[test]
-    fn a_draft_that_is_sure_of_nothing_is_asked_no_longer() {
-        let mut pace = Pace::of_draft(Learnt::default(), Draft { model: ModelId([3; 32]), weight: 50 });
-        let plain = Took { round: 10_000, gap: 10_000, busy: 10_000, computed: 10_000, guessing: 0 };
-        pace.took(0, (0, 0), plain, true, None);
-        let asked = (0..100).filter(|_| {
-            let asked = pace.draft(31, 0, 200) > 0;
-            let guessing = if asked { 2000 } else { 0 };
-            pace.took(0, (0, 0), Took { round: 10_000 + guessing, guessing, ..plain }, true, None);
-            asked
-        });
-        let asked = asked.count();
-        assert!((1..20).contains(&asked), "{asked}");
-        assert!((9_900.0..10_100.0).contains(&pace.plain()), "{} µs", pace.plain());
-    }
-
-    #[test]
-    fn a_draft_reads_no_prompt_that_the_answer_would_not_pay_for() {
-        assert!(asked(440, 40_000, 500, 200) > 0);
-        assert_eq!(asked(440, 40_000, 5000, 200), 0);
-        assert_eq!(asked(440, 40_000, 500, 5), 0);
-    }
-
-    #[test]
-    fn a_draft_that_is_always_wrong_is_asked_a_few_times_in_each_answer_and_no_oftener() {
-        let (lessons, model, draft) = (Lessons::default(), ModelId([1; 32]), ModelId([3; 32]));
-        let plain = Took { round: 40_000, gap: 40_000, busy: 10_000, computed: 10_000, guessing: 0 };
-        let answers = (0..40).map(|answer| {
-            let mut pace = Pace::of_draft(lessons.of(model, Some(draft)), Draft { model: draft, weight: 200 });
-            let mut asked = 0;
-            for _ in 0..100 {
-                let guesses = pace.draft(31, 0, 200);
-                asked += usize::from(guesses > 0);
-                (0..guesses.min(1)).for_each(|_| pace.saw(Ground::Draft, false));
-                let took = Took { round: plain.round + 4000 * guesses as u32, ..plain };
-                pace.took(guesses, (guesses.min(1), 0), took, true, None);
-            }
-            lessons.learn(model, Some(draft), pace.learnt());
-            (answer, asked)
-        });
-        let answers: Vec<(usize, usize)> = answers.collect();
-        // What plain tokens pay in: half a token, where each is asked for a guess that costs some 0.15.
-        assert!(answers[1..].iter().all(|(_, asked)| (1..=5).contains(asked)), "{answers:?}");
-    }
-
-    #[test]
-    fn what_a_draft_has_taught_says_nothing_of_guesses_without_it() {
-        let (lessons, model, draft) = (Lessons::default(), ModelId([1; 32]), ModelId([2; 32]));
-        let mut pace = Pace::of_draft(lessons.of(model, Some(draft)), Draft { model: draft, weight: 300 });
-        took(&mut pace, 0, 0, 10_000);
-        (0..2).for_each(|_| took(&mut pace, 3, 0, 50_000));
-        lessons.learn(model, Some(draft), pace.learnt());
-        assert_eq!(lessons.of(model, None), Learnt::default());
-        assert_ne!(lessons.of(model, Some(draft)), Learnt::default());
     }
 
     proptest! {

@@ -3,32 +3,31 @@
 //! goes on.
 
 use super::{Flight, Guess, LearntOfGuesses, SessionParams};
-use crate::pipeline::draft::{Ground, NGrams, Pace, Reach, Took};
+use crate::pipeline::draft::{DraftPolicy, Drafted, Ground, Horizon, NGrams, Pace, Reach, Took};
 
 /// See the module.
 pub(super) struct Guesser {
     /// The text by its n-grams.
     grams: NGrams,
     pace: Pace,
-    draft: Option<Drafted>,
+    draft: Option<DraftModel>,
     made: u32,
     right: u32,
 }
 
 /// A draft model, which the runner has.
-struct Drafted {
-    pace: Pace,
-    /// Tokens of the text that it has read, and guesses that it is asked for.
+struct DraftModel {
+    policy: DraftPolicy,
+    /// Tokens of the text that it has read.
     read: usize,
-    asked: usize,
 }
 
 /// How an answer goes on.
 pub(super) enum Next {
     /// With guesses from what repeats itself, so far ahead.
     Repeats { guesses: Vec<u32>, reach: Reach },
-    /// The draft model is asked for so many guesses at most.
-    Ask { most: usize },
+    /// The draft model is asked.
+    Ask(Horizon),
 }
 
 impl Guesser {
@@ -38,7 +37,7 @@ impl Guesser {
         let draft = match params.guess {
             Guess::Never => return None,
             Guess::Repeats => None,
-            Guess::Draft(draft) => Some(Drafted { pace: Pace::of_draft(learnt.draft, draft), read: 0, asked: 0 }),
+            Guess::Draft(draft) => Some(DraftModel { policy: DraftPolicy::new(learnt.draft, draft), read: 0 }),
         };
         let (grams, pace) = (NGrams::new(&params.prompt), Pace::new(learnt.repeats));
         Some(Self { grams, pace, draft, made: 0, right: 0 })
@@ -52,42 +51,36 @@ impl Guesser {
         self.grams.push(token);
     }
 
-    /// How to go on behind a text of so many tokens, with at most `most` guesses, where the answer may have `left` more tokens.
+    /// How to go on behind a text of so many tokens, with at most `most` guesses.
     /// The draft model is asked only where nothing is under way.
-    pub fn next(&mut self, most: usize, idle: bool, text: usize, left: u32) -> Next {
+    pub fn next(&mut self, most: usize, idle: bool, text: usize) -> Next {
         let guesses = self.grams.guess(most);
         let ground = self.grams.next().map_or(Ground::Repeats(0), |(_, ground)| ground);
         let reach = self.pace.reach(guesses.len(), ground);
-        if let Some(draft) = self.draft.as_mut().filter(|_| idle && reach.windows == 1) {
-            let asked = draft.pace.draft(most, text.saturating_sub(draft.read), left);
-            let promise = draft.pace.promise(asked, Ground::Draft);
-            if asked > 0 && promise > self.pace.promise(reach.guesses, ground) {
-                draft.asked = asked;
-                return Next::Ask { most: asked };
-            }
+        let promise = self.pace.promise(reach.guesses, ground);
+        let draft = self.draft.as_mut().filter(|_| idle && reach.windows == 1);
+        // Where it is asked to see whether it has become better, nothing else promises anything either.
+        let draft = draft.filter(|draft| reach.guesses == 0 || draft.policy.rate() > promise);
+        match draft.and_then(|draft| draft.policy.ask(most, text.saturating_sub(draft.read))) {
+            Some(horizon) => Next::Ask(horizon),
+            None => Next::Repeats { guesses, reach },
         }
-        Next::Repeats { guesses, reach }
     }
 
-    /// What the draft model guessed behind a text of so many tokens; nothing where it failed, and is not asked again.
-    pub fn guessed(&mut self, guesses: Option<&[u32]>, text: usize) {
-        let Some(draft) = self.draft.as_mut().filter(|_| guesses.is_some()) else {
+    /// What the draft model made behind a text of so many tokens; nothing where it failed, and is not asked again. Gives how
+    /// many of its tokens are to be sent.
+    pub fn pick(&mut self, drafted: Option<&Drafted>, text: usize) -> usize {
+        let Some((draft, drafted)) = self.draft.as_mut().zip(drafted) else {
             self.draft = None;
-            return;
+            return 0;
         };
         draft.read = text;
-        if guesses.is_none_or(|guesses| guesses.len() < draft.asked) {
-            // It was unsure of the next one, which is as good as a wrong one.
-            draft.pace.saw(Ground::Draft, false);
-        }
+        draft.policy.pick(drafted)
     }
 
-    /// How many tokens the draft model may guess while its last guesses, of which there were so many, are under way: the one
-    /// that the answer brings and as many again, as far as there is time for while the step travels. One alone is of no use,
-    /// since it is read beside the next anyway. None where the draft model was unsure of how they go on.
-    pub fn foresees(&self, guesses: usize) -> usize {
-        let sure = self.draft.as_ref().filter(|draft| guesses > 0 && guesses == draft.asked);
-        sure.map_or(0, |draft| draft.pace.spare().min(guesses + 1))
+    /// How many tokens the draft model may make while its last ones are under way.
+    pub fn foresees(&self) -> usize {
+        self.draft.as_ref().map_or(0, |draft| draft.policy.foresees())
     }
 
     /// The answer to a step, of whose guesses, those that followed it included, `tried` were tried and `right` were right.
@@ -97,11 +90,10 @@ impl Guesser {
         self.right += (right.min(own) + usize::from(flight.chained.is_some())) as u32;
         self.made += flight.guesses() as u32;
         let plain = own == 0 && flight.chained.is_none();
-        if let Some(draft) = self.draft.as_mut().filter(|_| flight.drafted || plain) {
-            if flight.drafted {
-                (0..tried).for_each(|nth| draft.pace.saw(Ground::Draft, nth < right));
-            }
-            draft.pace.took(own, (tried, right), took, flight.alone, flight.chained);
+        match &mut self.draft {
+            Some(draft) if flight.drafted => draft.policy.took((tried, right), took),
+            Some(draft) if plain && flight.alone => draft.policy.took_plain(took),
+            _ => {}
         }
         if plain || !flight.drafted {
             self.pace.took(own, (tried, right), took.without_guessing(), flight.alone, flight.chained);
@@ -121,7 +113,7 @@ impl Guesser {
 
     /// What was learnt so far.
     pub fn learnt(&self) -> LearntOfGuesses {
-        let draft = self.draft.as_ref().map(|draft| draft.pace.learnt()).unwrap_or_default();
+        let draft = self.draft.as_ref().map(|draft| draft.policy.learnt()).unwrap_or_default();
         LearntOfGuesses { repeats: self.pace.learnt(), draft }
     }
 }

@@ -11,7 +11,7 @@ use super::model::{MODEL, WIDTH, embed};
 use super::swarm::{Event, Micros, SECOND, Sabotage, Swarm, unreachable};
 use super::truth::Request;
 use crate::base::{ErrorKind, Fault, NodeId, SessionId};
-use crate::pipeline::draft::Took;
+use crate::pipeline::draft::{Horizon, Took};
 use crate::pipeline::links::{CoordinatorInbox, Delivery, SessionStage};
 use crate::pipeline::message::Message;
 use crate::pipeline::prefix::Namer;
@@ -366,7 +366,7 @@ impl Swarm {
                     return blame.into_iter().for_each(|blame| self.recover(talk, blame));
                 }
                 Action::Fail(fault) => return self.finish(talk, Err(fault)),
-                Action::Guess { most } => {
+                Action::Guess(Horizon { most, .. }) => {
                     let text = self.talks[talk].text();
                     let guesses = self.talks[talk].request.draft(&text, most, &mut self.chance);
                     return self.with_session(talk, |session| session.on_guesses(guesses));

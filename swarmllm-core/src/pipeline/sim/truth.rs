@@ -9,7 +9,7 @@ use super::swarm::{Micros, SECOND, Swarm};
 use crate::base::{ErrorKind, LayerRange, ModelId, NodeId};
 use crate::engine::sample::{LogitRow, Sampler, SamplingParams};
 use crate::engine::{Reduce, Row, StepJob, StepOutput};
-use crate::pipeline::draft::{Draft, Took};
+use crate::pipeline::draft::{Draft, DraftToken, Drafted, Took};
 use crate::pipeline::plan::{Candidate, Plan};
 use crate::pipeline::search::MAX_ATTEMPTS;
 use crate::pipeline::session::{Action, End, Guess, LearntOfGuesses, Session, SessionParams};
@@ -75,11 +75,12 @@ impl Request {
     }
 
     /// A draft model that is right most of the time, and now and then fails.
-    pub fn draft(&self, text: &[u32], most: usize, chance: &mut Chance) -> Option<Vec<u32>> {
+    pub fn draft(&self, text: &[u32], most: usize, chance: &mut Chance) -> Option<Drafted> {
         let said = text.len().saturating_sub(self.prompt.len());
         let mut right = |token: &u32| if chance.one_in(6) { chance.below(VOCAB.into()) as u32 } else { *token };
-        let guesses = self.plain.iter().skip(said).take(most).map(&mut right).collect();
-        (!chance.one_in(50)).then_some(guesses)
+        let likely = |token| DraftToken { token, chance: 0.8 };
+        let tokens: Vec<_> = self.plain.iter().skip(said).take(most).map(&mut right).map(likely).collect();
+        (!chance.one_in(50)).then(|| Drafted { made: tokens.len(), tokens })
     }
 
     /// What the whole model says on one machine where nothing fails, with steps of these rows at most.

@@ -9,7 +9,7 @@
 //! `BENCH_PARTS` names the parts to measure, all where it is not set: `one many hog pair` with the server, `gap 1b` with it
 //! and without, `guess drift candle prefix split overlap far pinned pair-guess pair-draft pair-split pair-kv pair-pinned`
 //! without. `drift` counts how often answers that need not be exact differ from those that are; the other side of `candle`
-//! is our node with llama.cpp.
+//! is our node with llama.cpp. `BENCH_PROMPTS` names those of `edit code prose chat` that the pair is asked, all where it is not set.
 
 mod asked;
 mod beside;

@@ -45,10 +45,19 @@ fn rendered(conversation: &str) -> String {
     text + "<|im_start|>assistant\n"
 }
 
+/// Whether a prompt is to be measured.
+fn asked_for(prompt: &str) -> bool {
+    std::env::var("BENCH_PROMPTS").map_or(true, |prompts| prompts.split([' ', ',']).any(|named| named == prompt))
+}
+
 /// The prompts' tokens, by name.
 fn prompts(path: &Path) -> Vec<(&'static str, Vec<u32>)> {
     let whole = Whole::load(path, threads());
-    PROMPTS.iter().map(|(name, text)| (*name, whole.tokenize_rendered(&rendered(text)))).collect()
+    PROMPTS
+        .iter()
+        .filter(|(name, _)| asked_for(name))
+        .map(|(name, text)| (*name, whole.tokenize_rendered(&rendered(text))))
+        .collect()
 }
 
 /// Parts of what is measured of the pair.
