@@ -58,7 +58,7 @@ pub enum Heard {
 impl Way {
     /// The way over a route that is open, and the reports of its stages, which have computed nothing.
     pub fn new(open: OpenRoute, local: NodeId) -> (Self, Vec<StageReport>) {
-        let OpenRoute { epoch, route, opened, following, nodes } = open;
+        let OpenRoute { epoch, route, opened, following, nodes, .. } = open;
         let stand_by = |stage| route.stand_by(stage).map(|host| host.node);
         let report = |(index, (stage, opened)): (usize, (&PlanStage, &Opened))| StageReport {
             stage: *stage,
@@ -292,6 +292,8 @@ fn peer_lost(peer: NodeId, layers: LayerRange) -> Fault {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     const LOCAL: NodeId = NodeId([0; 32]);
@@ -320,7 +322,11 @@ mod tests {
         let (weights, stand_bys) = (vec![1; hosts.len()], vec![None; hosts.len()]);
         let route = Route { plan, addresses: vec![Vec::new(); hosts.len()], weights, stand_bys };
         let opened = hosts.iter().map(opened).collect();
-        Way::new(OpenRoute { epoch, route, opened, following: Vec::new(), nodes: Vec::new() }, LOCAL).0
+        Way::new(
+            OpenRoute { epoch, route, opened, following: Vec::new(), nodes: Vec::new(), lost: BTreeSet::new() },
+            LOCAL,
+        )
+        .0
     }
 
     fn blamed(way: &Way, from: u8, stage: u32, kind: ErrorKind) -> (Vec<NodeId>, bool) {
@@ -403,7 +409,7 @@ mod tests {
         let (opened, following) =
             (vec![opened(8, 8); 4], vec![Some(opened(7, 8)), Some(opened(8, 8)), Some(opened(8, 4)), None]);
         let nodes = (1..=7).map(node).collect();
-        let way = Way::new(OpenRoute { epoch: 0, route, opened, following, nodes }, LOCAL).0;
+        let way = Way::new(OpenRoute { epoch: 0, route, opened, following, nodes, lost: BTreeSet::new() }, LOCAL).0;
         assert_eq!(way.unused(), [node(3), node(5)], "the first has a stage, if it cannot follow the third");
     }
 

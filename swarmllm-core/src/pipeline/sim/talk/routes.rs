@@ -1,5 +1,7 @@
 //! A talk's routes: found by the real [`plan`], opened at every host and stand-by, and looked for again.
 
+use std::collections::BTreeSet;
+
 use super::{PATIENCE, Phase, Timer, namer};
 use crate::base::{ErrorKind, Fault, LayerRange, NodeId};
 use crate::pipeline::hops::Told;
@@ -209,7 +211,7 @@ impl Swarm {
         let refused = failed.iter().filter(|(_, fault)| !search::is_loss(fault.kind())).map(|(node, _)| *node);
         self.talks[talk].refused.extend(refused);
         let Some(blame) = Blame::unopened(failed, self.talks[talk].tried.goes_on()) else {
-            return self.opened(talk, OpenRoute { epoch, route, opened, following, nodes });
+            return self.opened(talk, OpenRoute { epoch, route, opened, following, nodes, lost: BTreeSet::new() });
         };
         self.release(talk, epoch, &nodes, &Prefix::default());
         let now = self.instant();
