@@ -12,6 +12,8 @@
 mod attendance;
 mod events;
 mod lessons;
+#[cfg(test)]
+mod mutant;
 mod opening;
 mod recovery;
 mod routes;
@@ -22,6 +24,8 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 pub use events::{Action, Event, Lessons, SessionConfig, Start};
+#[cfg(test)]
+pub(super) use mutant::Mutant;
 pub use opening::Place;
 pub use routes::{Purpose, RouteAction, RouteEvent, RouteManager, Routed, Verdict};
 pub use steps::Debt;

@@ -92,6 +92,8 @@ pub struct RouteManager {
     /// The text that hosts are told of.
     prefix: Prefix,
     actions: VecDeque<RouteAction>,
+    #[cfg(test)]
+    pub(in crate::pipeline) mutant: Option<super::Mutant>,
 }
 
 enum State {
@@ -117,6 +119,8 @@ impl RouteManager {
             asked: BTreeSet::new(),
             prefix: Prefix::default(),
             actions: VecDeque::new(),
+            #[cfg(test)]
+            mutant: None,
         }
     }
 
@@ -213,6 +217,10 @@ impl RouteManager {
     /// reach then, and has not noticed, would keep its KV.
     pub fn end(&mut self, epoch: u32, nodes: &[NodeId], keep: &Prefix) {
         self.abandon();
+        #[cfg(test)]
+        if self.mutant == Some(super::Mutant::ForgetsRelease) {
+            return;
+        }
         self.release(epoch, nodes, keep);
         let present = |node: &NodeId| nodes.contains(node) || *node == self.local;
         let others: Vec<NodeId> = self.asked.iter().copied().filter(|node| !present(node)).collect();
@@ -268,6 +276,8 @@ impl RouteManager {
     /// Asks all stages at once, and stand-bys beside them.
     fn attempt(&mut self, route: Route) {
         let epoch = self.tried.attempt();
+        #[cfg(test)]
+        let epoch = if self.mutant == Some(super::Mutant::KeepsEpoch) { 0 } else { epoch };
         self.asked.extend(route.nodes());
         let opening = Opening::new(epoch, route);
         let (session, peers) = (self.params.session, opening.places().filter(|(_, host)| host.node != self.local));

@@ -57,6 +57,8 @@ impl SessionDriver {
             let wishes = self.session.on_fault(Fault::new(ErrorKind::BadFrame, text));
             return self.wants(wishes);
         };
+        #[cfg(test)]
+        let message = self.mutated(message);
         match (self.way.hears(from, &message), message) {
             (Heard::Answer, Message::Logits { header, rows }) => {
                 let (took, time, sent) = self.steps.answered(&header, self.session.in_prefill(), now);
