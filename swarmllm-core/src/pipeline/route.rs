@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 
-use crate::base::{Fault, ModelId, NodeId, SessionId};
-use crate::pipeline::plan::Plan;
+use crate::base::{Fault, LayerRange, ModelId, NodeId, SessionId};
+use crate::pipeline::plan::{Plan, PlanStage};
 use crate::wire::control::{Host, Opened};
 
 /// Loading a stage of many GiB from a cold disk takes a while; more than this is a hang.
@@ -20,35 +20,56 @@ pub const RELEASES: u32 = 9;
 /// How much longer than for the stages it is waited for their stand-bys.
 pub const STAND_BY_WAIT: Duration = Duration::from_secs(2);
 
+/// One stage of a route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteStage {
+    /// The host that computes it.
+    pub host: Host,
+    /// Its layers.
+    pub layers: LayerRange,
+    /// Whether it computes the head.
+    pub head: bool,
+    /// What the ledger prices it by.
+    pub weight: u64,
+    /// The host that follows it, where one is to.
+    pub stand_by: Option<Host>,
+}
+
+impl RouteStage {
+    /// The stage of a plan, at a host that may be dialled at these addresses.
+    pub fn new(planned: PlanStage, addresses: Vec<String>, weight: u64, stand_by: Option<Host>) -> Self {
+        let PlanStage { node, layers, head } = planned;
+        Self { host: Host { node, addresses }, layers, head, weight, stand_by }
+    }
+
+    /// The stage as a plan has it.
+    pub fn planned(&self) -> PlanStage {
+        PlanStage { node: self.host.node, layers: self.layers, head: self.head }
+    }
+}
+
 /// Who computes a session's stages, and how to reach and pay them.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
-    /// The stages.
-    pub plan: Plan,
-    /// Addresses of each stage's host, in the plan's order.
-    pub addresses: Vec<Vec<String>>,
-    /// What the ledger prices each stage by.
-    pub weights: Vec<u64>,
-    /// Who follows each stage, where somebody is to.
-    pub stand_bys: Vec<Option<Host>>,
+    /// The model.
+    pub model: ModelId,
+    /// The stages, in order.
+    pub stages: Vec<RouteStage>,
+    /// Microseconds that a token is predicted to take.
+    pub token_us: u64,
 }
 
 impl Route {
-    /// A stage's host.
-    pub fn host(&self, stage: usize) -> Option<Host> {
-        let node = self.plan.stages.get(stage)?.node;
-        Some(Host { node, addresses: self.addresses.get(stage).cloned().unwrap_or_default() })
-    }
-
-    /// Who follows a stage.
-    pub fn stand_by(&self, stage: usize) -> Option<&Host> {
-        self.stand_bys.get(stage)?.as_ref()
+    /// The plan that it carries out.
+    pub fn plan(&self) -> Plan {
+        let stages = self.stages.iter().map(RouteStage::planned).collect();
+        Plan { model: self.model, stages, token_us: self.token_us }
     }
 
     /// All who have to do with it, each once.
     pub fn nodes(&self) -> Vec<NodeId> {
-        let stages = self.plan.stages.iter().map(|stage| stage.node);
-        let mut nodes: Vec<NodeId> = stages.chain(self.stand_bys.iter().flatten().map(|host| host.node)).collect();
+        let hosts = self.stages.iter().flat_map(|stage| [Some(&stage.host), stage.stand_by.as_ref()]);
+        let mut nodes: Vec<NodeId> = hosts.flatten().map(|host| host.node).collect();
         nodes.sort_unstable();
         nodes.dedup();
         nodes
@@ -71,7 +92,7 @@ pub struct OpenRoute {
     pub epoch: u32,
     /// The stages.
     pub route: Route,
-    /// What each host said, in the plan's order.
+    /// What each host said, in the stages' order.
     pub opened: Vec<Opened>,
     /// What each stand-by said that is there.
     pub following: Vec<Option<Opened>>,

@@ -43,8 +43,8 @@ pub struct Begun {
 
 impl Begun {
     /// The route that was opened.
-    pub fn plan(&self) -> &Plan {
-        &self.open.route.plan
+    pub fn plan(&self) -> Plan {
+        self.open.route.plan()
     }
 }
 

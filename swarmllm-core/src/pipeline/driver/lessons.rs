@@ -3,6 +3,7 @@
 use super::steps::median;
 use super::{Lessons, SessionDriver};
 use crate::pipeline::job::StageReport;
+use crate::pipeline::route::RouteStage;
 use crate::pipeline::speeds::Seen;
 
 impl SessionDriver {
@@ -22,13 +23,13 @@ impl SessionDriver {
     /// How fast the hosts of the present route were. A step with guesses says nothing of a token.
     fn of_speeds(&self) -> Option<(Vec<Seen>, u32)> {
         let token_us = self.steps.median_round();
-        let seen = |(report, weight): (&StageReport, &u64)| Seen {
+        let seen = |(report, stage): (&StageReport, &RouteStage)| Seen {
             node: report.stage.node,
-            weight: *weight,
+            weight: stage.weight,
             told_us: median(&report.decode_us),
             rtt_us: 0,
         };
         let known = token_us > 0 && self.session.guesses().0 == 0;
-        known.then(|| (self.steps.present().iter().zip(&self.way.weights).map(seen).collect(), token_us))
+        known.then(|| (self.steps.present().iter().zip(&self.way.stages).map(seen).collect(), token_us))
     }
 }

@@ -63,11 +63,12 @@ struct Asked {
 impl Opening {
     pub fn new(epoch: u32, route: Route) -> Self {
         let asked = |host| Asked { host, reply: None, misses: 0, probe: None };
-        let places = |stand_bys: bool| (0..route.plan.stages.len()).map(move |stage| (stage, stand_bys));
-        let all = places(false).chain(places(true)).filter_map(|(stage, stands_by)| {
-            let host = if stands_by { route.stand_by(stage).cloned() } else { route.host(stage) };
-            Some((Place { stands_by, stage: stage as u32 }, asked(host?)))
-        });
+        let place = |stands_by, stage| Place { stands_by, stage };
+        let hosts = (0..).zip(&route.stages).map(|(index, stage)| (place(false, index), asked(stage.host.clone())));
+        let stand_bys = (0..).zip(&route.stages);
+        let stand_bys =
+            stand_bys.filter_map(|(index, stage)| Some((place(true, index), asked(stage.stand_by.clone()?))));
+        let all = hosts.chain(stand_bys);
         Self { epoch, asked: all.collect(), route, lost: BTreeSet::new(), enough: None }
     }
 
@@ -84,10 +85,12 @@ impl Opening {
     /// What the host of a place is asked for.
     pub fn order(&self, place: Place, params: &OpenParams, local: NodeId, prefix: &Prefix) -> Option<OpenSession> {
         let (index, stands_by) = (place.stage as usize, place.stands_by);
-        let stage = self.route.plan.stages.get(index)?;
+        let stage = self.route.stages.get(index)?;
         // Where they are is theirs to say.
         let named = |node| Host { node, addresses: Vec::new() };
-        let node_of = |stage: usize| self.route.plan.stages.get(stage).map(|stage| stage.node);
+        let stages = &self.route.stages;
+        let node_of = |stage: usize| stages.get(stage).map(|stage| stage.host.node);
+        let follower = stages.get(index + 1).and_then(|next| next.stand_by.as_ref());
         Some(OpenSession {
             session: params.session,
             epoch: self.epoch,
@@ -101,7 +104,7 @@ impl Opening {
             exact: params.exact,
             prefix: prefix.clone(),
             next: named(node_of(index + 1).filter(|_| !stands_by).unwrap_or(local)),
-            copy: self.route.stand_by(index + 1).filter(|_| !stands_by).map(|host| named(host.node)),
+            copy: follower.filter(|_| !stands_by).map(|host| named(host.node)),
             stands_by,
             coordinator: named(local),
             previous: index.checked_sub(1).and_then(node_of).unwrap_or(local),
@@ -173,7 +176,7 @@ impl Opening {
         let follows = |stage| self.asked.get(&stands_by(stage))?.reply.clone()?.ok();
         Some(Ending::Opened {
             opened: opened.into_iter().filter_map(|(_, reply)| reply.ok()).collect(),
-            following: (0..self.route.plan.stages.len()).map(follows).collect(),
+            following: (0..self.route.stages.len()).map(follows).collect(),
         })
     }
 }

@@ -69,9 +69,9 @@ impl SessionDriver {
     }
 
     pub(super) fn follow(&mut self) {
-        let node = self.way.host(0).unwrap_or(self.routes.local());
-        let first = Host { node, addresses: self.way.first_addresses().to_vec() };
-        let copy = self.way.stand_bys.first().cloned().flatten();
+        let nobody = || Host { node: self.routes.local(), addresses: Vec::new() };
+        let first = self.way.stages.first().map_or_else(nobody, |stage| stage.host.clone());
+        let copy = self.way.first_stand_by().cloned();
         self.actions.push_back(Action::Follow { first, copy, hosts: self.way.hosts(self.config.longest) });
     }
 

@@ -321,13 +321,13 @@ impl RouteManager {
     fn replied(&mut self, epoch: u32, place: Place, reply: Result<Opened, Fault>) {
         let params = &self.params;
         let State::Opening(opening) = &mut self.state else { return };
-        let stage = opening.route.plan.stages.get(place.stage as usize).copied();
-        let (true, Some(node), Some(stage)) =
-            (opening.epoch == epoch && opening.waits_for(place), opening.host(place).map(|host| host.node), stage)
+        let head = opening.route.stages.get(place.stage as usize).map(|stage| stage.head);
+        let (true, Some(node), Some(head)) =
+            (opening.epoch == epoch && opening.waits_for(place), opening.host(place).map(|host| host.node), head)
         else {
             return;
         };
-        let reply = reply.and_then(|opened| check(&opened, node, stage.head, params).map(|()| opened));
+        let reply = reply.and_then(|opened| check(&opened, node, head, params).map(|()| opened));
         let refused = reply.as_ref().err().filter(|_| !place.stands_by).map(Fault::kind);
         opening.replied(place, reply);
         refused.into_iter().for_each(|kind| self.note(node, Verdict::Refused(kind)));

@@ -102,7 +102,7 @@ impl SessionDriver {
 
     /// Changes who follows; where nobody follows the first stage any more, copies end.
     fn unfollow<T>(&mut self, change: impl FnOnce(&mut Way) -> T) -> T {
-        let follows = |way: &Way| way.stand_bys.first().is_some_and(Option::is_some);
+        let follows = |way: &Way| way.first_stand_by().is_some();
         let before = follows(&self.way);
         let changed = change(&mut self.way);
         if before && !follows(&self.way) {

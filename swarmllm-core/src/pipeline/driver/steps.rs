@@ -141,7 +141,7 @@ impl Sent {
     /// Every peer of the route is owed for a step, and who follows for what it computed.
     pub fn owed(&self, way: &Way) -> Vec<Debt> {
         let debt = |peer, milli| Debt { peer, rows: self.rows, milli };
-        let stages = way.paid.iter().map(|(peer, weight)| debt(*peer, price::milli(*weight, self.rows, self.wanted)));
+        let stages = way.paid().map(|(peer, weight)| debt(peer, price::milli(weight, self.rows, self.wanted)));
         stages.chain(way.following().map(|(peer, weight)| debt(peer, price::milli(weight, self.rows, 0)))).collect()
     }
 }

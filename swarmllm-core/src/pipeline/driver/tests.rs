@@ -6,9 +6,9 @@ use super::attendance::STALL_DEADLINE;
 use super::*;
 use crate::base::{ErrorKind, LayerRange, SessionId};
 use crate::engine::sample::{LogitRow, Sampler, SamplingParams};
-use crate::pipeline::plan::{Plan, PlanStage};
+use crate::pipeline::plan::PlanStage;
 use crate::pipeline::prefix::{BLOCK, Namer};
-use crate::pipeline::route::{OpenParams, Route};
+use crate::pipeline::route::{OpenParams, Route, RouteStage};
 use crate::pipeline::session::{Guess, LearntOfGuesses, SessionParams};
 use crate::pipeline::watch::Absent;
 use crate::wire::codec::Codec;
@@ -32,17 +32,12 @@ fn host(name: u8) -> Host {
 
 /// One layer at each of these hosts, and stand-bys beside them.
 fn route(hosts: &[u8], stand_bys: &[Option<u8>]) -> Route {
-    let stage = |(index, name): (usize, &u8)| PlanStage {
-        node: node(*name),
-        layers: LayerRange::new(index as u32, index as u32 + 1),
-        head: index + 1 == hosts.len(),
+    let stage = |(index, name): (usize, &u8)| {
+        let (layers, head) = (LayerRange::new(index as u32, index as u32 + 1), index + 1 == hosts.len());
+        let stand_by = stand_bys.get(index).copied().flatten().map(host);
+        RouteStage::new(PlanStage { node: node(*name), layers, head }, Vec::new(), 1, stand_by)
     };
-    let stages: Vec<PlanStage> = hosts.iter().enumerate().map(stage).collect();
-    let count = stages.len();
-    let mut stand_bys: Vec<Option<Host>> = stand_bys.iter().map(|name| name.map(host)).collect();
-    stand_bys.resize(count, None);
-    let plan = Plan { model: ModelId([2; 32]), stages, token_us: 0 };
-    Route { plan, addresses: vec![Vec::new(); count], weights: vec![1; count], stand_bys }
+    Route { model: ModelId([2; 32]), stages: hosts.iter().enumerate().map(stage).collect(), token_us: 0 }
 }
 
 fn opened(cached: u32, max_rows: u32) -> Opened {
@@ -292,7 +287,7 @@ fn a_stand_by_takes_over_without_a_search() {
     bench.lose(2);
     assert!(!bench.wanted.iter().any(|action| matches!(action, Action::Route(RouteAction::Find { .. }))));
     bench.open_wanted(2, 8);
-    let hosts: Vec<u8> = bench.driver.way().stages.iter().map(|stage| stage.node.0[0]).collect();
+    let hosts: Vec<u8> = bench.driver.way().stages.iter().map(|stage| stage.host.node.0[0]).collect();
     assert_eq!((hosts, bench.driver.way().epoch), (vec![1, 3], 1));
     assert_eq!(bench.sends(), [(1, 2, 1)]);
 }

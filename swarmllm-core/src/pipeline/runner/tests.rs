@@ -17,7 +17,7 @@ use crate::pipeline::links::{Agreed, Links};
 use crate::pipeline::outgoing::Outgoing;
 use crate::pipeline::plan::PlanStage;
 use crate::pipeline::prefix::Namer;
-use crate::pipeline::route::Routes;
+use crate::pipeline::route::{RouteStage, Routes};
 use crate::pipeline::serve::Serving;
 use crate::pipeline::stages::tests::Bench;
 use crate::rt::{EventBus, TaskSet};
@@ -110,9 +110,9 @@ fn job(routes: Arc<Nowhere>, limits: Limits) -> Job {
 
 /// The session over one stage at [`HOST`], open.
 fn begun(coordinator: &Coordinator, job: &Job) -> Begun {
-    let stages = vec![PlanStage { node: HOST, layers: LayerRange::new(0, 1), head: true }];
-    let plan = Plan { model: MODEL, stages, token_us: 0 };
-    let route = Route { plan, addresses: vec![Vec::new()], weights: vec![1], stand_bys: vec![None] };
+    let stage = PlanStage { node: HOST, layers: LayerRange::new(0, 1), head: true };
+    let stages = vec![RouteStage::new(stage, Vec::new(), 1, None)];
+    let route = Route { model: MODEL, stages, token_us: 0 };
     let opened = Opened { width: WIDTH, vocab: Some(VOCAB), max_rows: 8, cached: 0, context: 64, load_ms: 0 };
     let (opened, nodes) = (vec![opened], vec![HOST]);
     let lost = BTreeSet::new();

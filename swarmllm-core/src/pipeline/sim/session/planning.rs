@@ -3,7 +3,7 @@
 use crate::base::{ErrorKind, Fault, LayerRange, NodeId};
 use crate::pipeline::hops::Told;
 use crate::pipeline::plan::{Candidate, Plan, PlanRequest, plan};
-use crate::pipeline::route::Route;
+use crate::pipeline::route::{Route, RouteStage};
 use crate::pipeline::sim::host::memory;
 use crate::pipeline::sim::model::MODEL;
 use crate::pipeline::sim::swarm::Swarm;
@@ -23,13 +23,14 @@ impl Swarm {
         let candidates = self.candidates(one.node, all.filter(|node| !without.contains(&self.nodes[*node].id)));
         let plan = self.plan(&candidates)?;
         self.check_plan(&plan, &candidates);
-        let weights = vec![1; plan.stages.len()];
         let stand_bys = match self.sessions[index].request.stand_by {
             true => self.with_request(&candidates, |request| stand_by::choose(request, &plan.stages)),
             false => Vec::new(),
         };
-        let stand_bys = stand_bys.into_iter().map(|node| node.map(host)).collect();
-        Ok(Route { addresses: vec![Vec::new(); plan.stages.len()], weights, stand_bys, plan })
+        let stand_bys = stand_bys.into_iter().map(|node| node.map(host)).chain(std::iter::repeat(None));
+        let stage = |(planned, stand_by)| RouteStage::new(planned, Vec::new(), 1, stand_by);
+        let stages = plan.stages.iter().copied().zip(stand_bys).map(stage).collect();
+        Ok(Route { model: plan.model, stages, token_us: plan.token_us })
     }
 
     pub fn candidates(&self, coordinator: usize, nodes: impl Iterator<Item = usize>) -> Vec<Candidate> {
