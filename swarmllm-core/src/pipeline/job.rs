@@ -22,7 +22,7 @@ use crate::pipeline::overlap::Overlap;
 use crate::pipeline::plan::PlanStage;
 use crate::pipeline::pool::Pooling;
 use crate::pipeline::prefix::Namer;
-use crate::pipeline::route::{Routes, Terms};
+use crate::pipeline::route::{OpenParams, Routes};
 use crate::pipeline::serve::Serving;
 use crate::pipeline::session::{End, Guess};
 use crate::pipeline::speeds::Speeds;
@@ -98,8 +98,8 @@ impl Job {
     }
 
     /// What every host is asked.
-    pub(super) fn terms(&self) -> Terms {
-        Terms {
+    pub(super) fn open_params(&self) -> OpenParams {
+        OpenParams {
             session: self.session,
             model: self.model,
             engine: self.engine.clone(),

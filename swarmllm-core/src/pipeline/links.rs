@@ -100,7 +100,7 @@ struct Coordinated {
 }
 
 /// The hosts of a session's present route, and what the last of them may answer.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Hosts {
     /// Which of the session's routes.
     pub epoch: u32,

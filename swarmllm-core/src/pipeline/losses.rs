@@ -1,14 +1,10 @@
 //! What a session hears of lost peers and links, whatever else it waits for.
 
-use std::pin::pin;
-
 use tokio::sync::broadcast;
 
 use crate::base::NodeId;
 use crate::net::NetHandle;
 use crate::pipeline::job::Coordinator;
-use crate::pipeline::search::Blame;
-use crate::pipeline::way::Way;
 
 /// What may take a host from a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,21 +34,6 @@ impl Losses {
             biased;
             peer = next_of(self.peers.as_mut()) => Loss::Peer(peer),
             peer = next_of(Some(&mut self.links)) => Loss::Link(peer),
-        }
-    }
-
-    /// Waits for the sending of a step, or until the route has lost a host that it needs. Who sends hears of its link itself.
-    pub async fn bound<T>(&mut self, way: &mut Way, work: impl Future<Output = T>) -> Result<T, Blame> {
-        let mut work = pin!(work);
-        loop {
-            let loss = tokio::select! {
-                biased;
-                done = &mut work => return Ok(done),
-                loss = self.next() => loss,
-            };
-            if let Some(blame) = way.lose(loss, false) {
-                return Err(blame);
-            }
         }
     }
 }

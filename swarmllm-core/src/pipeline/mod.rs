@@ -1,8 +1,8 @@
 //! The pipeline: plans which nodes compute which layers, and runs sessions over them.
 //!
 //! The only room where the engine meets the network. [`plan`] and [`session`] are pure, as is what decides when a route
-//! breaks ([`way`], [`search`]), what a stage admits ([`turns`]) and whose slots and memory go to others ([`slots`], `room`); [`runner`] drives a session from the coordinator's
-//! side over the routes that [`route`] finds and opens, [`serve`] computes its stages on their hosts, [`links`] carries
+//! breaks ([`way`], [`search`]), what a stage admits ([`turns`]) and whose slots and memory go to others ([`slots`], `room`) and all that
+//! a coordinator decides of a session ([`driver`]); [`runner`] performs that with network, engine and timers, [`serve`] computes its stages on their hosts, [`links`] carries
 //! messages between them. [`stand_by`] lets other hosts follow a stage, and [`placement`] says which layers a node should hold at all.
 //! Promises: a cancelled, failed or forgotten session frees its KV at every stage; a bad frame ends its session and
 //! nothing else; nothing queues without a bound.
@@ -14,6 +14,7 @@ pub mod context;
 pub mod control;
 pub mod draft;
 pub mod drafter;
+pub mod driver;
 pub mod failures;
 mod fewest;
 pub mod hops;

@@ -38,7 +38,7 @@ struct Pace {
 }
 
 /// A stage as an answer has shown it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
     /// Its host.
     pub node: NodeId,

@@ -66,36 +66,23 @@ impl Watch {
     pub fn later(&self, late: Instant, now: Instant) -> Instant {
         now + late.saturating_duration_since(self.heard).min(KEEP_ALIVE)
     }
+}
 
-    /// Waits until an answer is late and hosts of these stages are silent or have them no more; gives those. Cancel-safe.
-    pub async fn absent(&self, net: &NetHandle, stages: &[(NodeId, SessionStage)]) -> Absent {
-        let mut late = self.late_at();
-        loop {
-            tokio::time::sleep_until(late.into()).await;
-            let asked = stages.iter().map(async |(host, stage)| (*host, presence(net, *host, *stage, || ()).await));
-            let answers = join_all(asked).await;
-            let who = |presence| -> Vec<NodeId> {
-                answers.iter().filter(|answer| answer.1 == presence).map(|(host, _)| *host).collect()
-            };
-            let (gone, silent) = (who(Presence::Gone), who(Presence::Silent));
-            if !gone.is_empty() {
-                return Absent::Gone(gone);
-            }
-            if !silent.is_empty() {
-                return Absent::Silent(silent);
-            }
-            late = self.later(late, Instant::now());
-        }
-    }
+/// Asks hosts for their stages. Cancel-safe.
+pub async fn attendance(net: &NetHandle, stages: &[(NodeId, SessionStage)]) -> Absent {
+    let asked = stages.iter().map(async |(host, stage)| (*host, presence(net, *host, *stage, || ()).await));
+    let answers = join_all(asked).await;
+    let who = |presence| answers.iter().filter(|answer| answer.1 == presence).map(|(host, _)| *host).collect();
+    Absent { gone: who(Presence::Gone), silent: who(Presence::Silent) }
 }
 
 /// Hosts that an answer waits for in vain.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Absent {
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Absent {
+    /// They are there, and have their stages no more.
+    pub gone: Vec<NodeId>,
     /// They do not say that they are there.
-    Silent(Vec<NodeId>),
-    /// They are, and have their stages no more.
-    Gone(Vec<NodeId>),
+    pub silent: Vec<NodeId>,
 }
 
 /// What a host says of a stage.

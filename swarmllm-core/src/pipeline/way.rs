@@ -5,8 +5,7 @@ use crate::pipeline::job::StageReport;
 use crate::pipeline::links::{Hosts, SessionStage};
 use crate::pipeline::losses::Loss;
 use crate::pipeline::message::{ANSWERING, Message};
-use crate::pipeline::plan::{Plan, PlanStage};
-use crate::pipeline::route::{OpenRoute, Route};
+use crate::pipeline::route::{OpenRoute, Route, RouteStage};
 use crate::pipeline::search::{Blame, is_loss};
 use crate::wire::control::{Host, Opened};
 
@@ -14,8 +13,8 @@ use crate::wire::control::{Host, Opened};
 pub struct Way {
     /// Which of the session's routes.
     pub epoch: u32,
-    /// Its stages, in order.
-    pub stages: Vec<PlanStage>,
+    /// Its stages, in order, with the stand-bys that follow them.
+    pub stages: Vec<RouteStage>,
     /// Microseconds of a token, by the plan.
     pub predicted_us: u64,
     /// Rows of a step at most.
@@ -24,16 +23,8 @@ pub struct Way {
     pub cached: u32,
     /// Positions that every stage grants.
     pub context: u32,
-    /// Where each stage's host may be dialled.
-    pub addresses: Vec<Vec<String>>,
-    /// Who follows each stage.
-    pub stand_bys: Vec<Option<Host>>,
     /// All who were asked for something.
     pub nodes: Vec<NodeId>,
-    /// What the ledger prices the stages by.
-    pub weights: Vec<u64>,
-    /// The peers of the route, and what the ledger prices their stages by.
-    pub paid: Vec<(NodeId, u64)>,
     /// The model.
     model: ModelId,
     /// The coordinator.
@@ -58,45 +49,27 @@ pub enum Heard {
 impl Way {
     /// The way over a route that is open, and the reports of its stages, which have computed nothing.
     pub fn new(open: OpenRoute, local: NodeId) -> (Self, Vec<StageReport>) {
-        let OpenRoute { epoch, route, opened, following, nodes } = open;
-        let stand_by = |stage| route.stand_by(stage).map(|host| host.node);
-        let report = |(index, (stage, opened)): (usize, (&PlanStage, &Opened))| StageReport {
-            stage: *stage,
-            stand_by: stand_by(index),
+        let OpenRoute { epoch, route, opened, following, nodes, .. } = open;
+        let report = |(stage, opened): (&RouteStage, &Opened)| StageReport {
+            stage: stage.planned(),
+            stand_by: stage.stand_by.as_ref().map(|host| host.node),
             epoch,
             load_ms: opened.load_ms,
             prefill_us: 0,
             decode_us: Vec::new(),
         };
-        let reports = route.plan.stages.iter().zip(&opened).enumerate().map(report).collect();
-        let (model, addresses) = (route.plan.model, route.addresses);
-        let (stages, predicted_us) = (route.plan.stages, route.plan.token_us);
-        let weights = route.weights;
-        let all = stages.iter().map(|stage| stage.node).zip(weights.iter().copied());
-        let paid = all.filter(|(node, _)| *node != local).collect();
+        let reports = route.stages.iter().zip(&opened).map(report).collect();
         let max_rows = opened.iter().map(|opened| opened.max_rows).min().unwrap_or(1);
         let cached = opened.iter().map(|opened| opened.cached).min().unwrap_or(0);
         let context = opened.iter().map(|opened| opened.context).min().unwrap_or(0);
         // Who lacks the beginning, or takes shorter steps, cannot follow.
         let follows = |opened: &Opened| opened.max_rows >= max_rows && opened.cached >= cached;
-        let stand_bys = following.iter().zip(route.stand_bys);
-        let stand_bys = stand_bys.map(|(opened, host)| host.filter(|_| opened.as_ref().is_some_and(follows))).collect();
-        let way = Way {
-            epoch,
-            predicted_us,
-            max_rows,
-            cached,
-            context,
-            addresses,
-            stand_bys,
-            nodes,
-            weights,
-            paid,
-            stages,
-            model,
-            local,
-        };
-        (way, reports)
+        let Route { model, mut stages, token_us: predicted_us } = route;
+        let following = following.iter().map(Option::as_ref).chain(std::iter::repeat(None));
+        for (stage, opened) in stages.iter_mut().zip(following) {
+            stage.stand_by.take_if(|_| !opened.is_some_and(follows));
+        }
+        (Way { epoch, predicted_us, max_rows, cached, context, nodes, stages, model, local }, reports)
     }
 
     /// Keeps the length of steps where an answer is exact: hosts that admit longer ones than those of the route before
@@ -110,57 +83,66 @@ impl Way {
 
     /// The host of a stage.
     pub fn host(&self, stage: usize) -> Option<NodeId> {
-        self.stages.get(stage).map(|stage| stage.node)
+        self.stages.get(stage).map(|stage| stage.host.node)
     }
 
     /// The stages of a session at peers.
     pub fn places(&self, session: SessionId) -> Vec<(NodeId, SessionStage)> {
         let epoch = self.epoch;
         let place = |(stage, node)| (node, SessionStage { session, epoch, stage });
-        let hosts = (0..).zip(self.stages.iter().map(|stage| stage.node));
+        let hosts = (0..).zip(self.stages.iter().map(|stage| stage.host.node));
         hosts.filter(|(_, node)| *node != self.local).map(place).collect()
     }
 
     /// Who has a say in it over the network.
     pub fn hosts(&self, longest: usize) -> Hosts {
-        let follow = self.stand_bys.iter().zip(0..).filter_map(|(host, stage)| Some((host.as_ref()?.node, stage)));
-        let parts = self.stages.iter().map(|stage| stage.node).zip(0..).chain(follow).collect();
-        Hosts { epoch: self.epoch, parts, last: self.stages.last().map(|stage| stage.node), longest }
+        let follow =
+            self.stages.iter().zip(0..).filter_map(|(stage, index)| Some((stage.stand_by.as_ref()?.node, index)));
+        let parts = self.stages.iter().map(|stage| stage.host.node).zip(0..).chain(follow).collect();
+        Hosts { epoch: self.epoch, parts, last: self.last(), longest }
     }
 
-    /// Where the first stage's host may be dialled.
-    pub fn first_addresses(&self) -> &[String] {
-        self.addresses.first().map_or(&[], Vec::as_slice)
+    /// The host that answers.
+    fn last(&self) -> Option<NodeId> {
+        self.stages.last().map(|stage| stage.host.node)
+    }
+
+    /// The stand-by of the first stage.
+    pub fn first_stand_by(&self) -> Option<&Host> {
+        self.stages.first()?.stand_by.as_ref()
+    }
+
+    /// The peers that have stages, and what the ledger prices those by.
+    pub fn paid(&self) -> impl Iterator<Item = (NodeId, u64)> + '_ {
+        let all = self.stages.iter().map(|stage| (stage.host.node, stage.weight));
+        all.filter(|(node, _)| *node != self.local)
     }
 
     /// The peers that follow, and what the ledger prices their stages by.
     pub fn following(&self) -> impl Iterator<Item = (NodeId, u64)> + '_ {
-        let all = self.stand_bys.iter().zip(&self.weights);
-        let peers = all.filter_map(|(host, weight)| host.as_ref().map(|host| (host.node, *weight)));
-        peers.filter(|(node, _)| *node != self.local)
+        let all = self.stages.iter().filter_map(|stage| Some((stage.stand_by.as_ref()?.node, stage.weight)));
+        all.filter(|(node, _)| *node != self.local)
     }
 
     /// This node follows no stage any more; with a stage, only that.
     pub fn unfollow(&mut self, node: NodeId, stage: Option<u32>) {
-        for (index, stand_by) in self.stand_bys.iter_mut().enumerate() {
+        for (index, other) in self.stages.iter_mut().enumerate() {
             if stage.is_none_or(|stage| stage as usize == index) {
-                stand_by.take_if(|host| host.node == node);
+                other.stand_by.take_if(|host| host.node == node);
             }
         }
     }
 
     /// The route on which stand-bys take the place of hosts that are gone; nothing where one of those has none.
     pub fn takeover(&self, gone: &[NodeId]) -> Option<Route> {
-        let here = |host: &Host| !gone.contains(&host.node);
-        let mut stand_bys: Vec<Option<Host>> = self.stand_bys.iter().map(|host| host.clone().filter(here)).collect();
-        let (mut stages, mut addresses, mut taken) = (self.stages.clone(), self.addresses.clone(), false);
-        for (index, stage) in stages.iter_mut().enumerate().filter(|(_, stage)| gone.contains(&stage.node)) {
-            let host = stand_bys.get_mut(index)?.take()?;
-            (stage.node, taken) = (host.node, true);
-            *addresses.get_mut(index)? = host.addresses;
+        let (mut stages, mut taken) = (self.stages.clone(), false);
+        for stage in &mut stages {
+            stage.stand_by.take_if(|host| gone.contains(&host.node));
+            if gone.contains(&stage.host.node) {
+                (stage.host, taken) = (stage.stand_by.take()?, true);
+            }
         }
-        let plan = Plan { model: self.model, stages, token_us: self.predicted_us };
-        taken.then(|| Route { plan, addresses, weights: self.weights.clone(), stand_bys })
+        taken.then(|| Route { model: self.model, stages, token_us: self.predicted_us })
     }
 
     /// Those who were asked, and have no part in it: they have less of the text than the others, take shorter steps, or did not
@@ -171,8 +153,8 @@ impl Way {
 
     /// Whether it has a stage, or follows one.
     pub fn has_part(&self, node: NodeId) -> bool {
-        let mut follow = self.stand_bys.iter().flatten();
-        self.stages.iter().any(|stage| stage.node == node) || follow.any(|host| host.node == node)
+        let is_here = |host: &Host| host.node == node;
+        self.stages.iter().any(|stage| is_here(&stage.host) || stage.stand_by.as_ref().is_some_and(is_here))
     }
 
     /// Whether a loss may take something from it.
@@ -187,7 +169,7 @@ impl Way {
     pub fn hears(&self, from: NodeId, message: &Message) -> Heard {
         match message {
             message if message.epoch() != self.epoch => Heard::Late,
-            Message::Logits { .. } if self.stages.last().is_some_and(|stage| stage.node == from) => Heard::Answer,
+            Message::Logits { .. } if self.last() == Some(from) => Heard::Answer,
             Message::Failed { stage, .. } if self.is_stand_by(*stage, from) => Heard::Unfollowed,
             Message::Failed { stage, .. } if self.has_stage(*stage, from) => Heard::Failed,
             _ => Heard::Foreign,
@@ -196,12 +178,13 @@ impl Way {
 
     /// Whether the stage is this node's. Of another's it has no say: it may have been asked to follow that, and was not taken.
     fn has_stage(&self, stage: u32, node: NodeId) -> bool {
-        let answers = stage == ANSWERING && self.stages.last().is_some_and(|last| last.node == node);
+        let answers = stage == ANSWERING && self.last() == Some(node);
         answers || self.host(stage as usize) == Some(node)
     }
 
     fn is_stand_by(&self, stage: u32, node: NodeId) -> bool {
-        self.stand_bys.get(stage as usize).is_some_and(|host| host.as_ref().is_some_and(|host| host.node == node))
+        let stand_by = self.stages.get(stage as usize).and_then(|stage| stage.stand_by.as_ref());
+        stand_by.is_some_and(|host| host.node == node)
     }
 
     /// A stage could not do its work: because of the next one, because of its host, because of what the one before or
@@ -235,7 +218,7 @@ impl Way {
 
     /// An answer was none: who answers is the last stage.
     pub fn wrong(&self, fault: Fault) -> Blame {
-        let last = self.stages.last().map(|stage| stage.node).filter(|node| *node != self.local);
+        let last = self.last().filter(|node| *node != self.local);
         Blame { nodes: last.into_iter().collect(), may_return: false, fault }
     }
 
@@ -254,7 +237,7 @@ impl Way {
 
     /// A peer's connection is gone, of whom the route may have no need.
     pub fn lost(&self, peer: NodeId) -> Option<Blame> {
-        let stage = self.stages.iter().find(|stage| stage.node == peer)?;
+        let stage = self.stages.iter().find(|stage| stage.host.node == peer)?;
         Some(Blame { nodes: vec![peer], may_return: true, fault: peer_lost(peer, stage.layers) })
     }
 
@@ -292,7 +275,10 @@ fn peer_lost(peer: NodeId, layers: LayerRange) -> Fault {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::pipeline::plan::PlanStage;
 
     const LOCAL: NodeId = NodeId([0; 32]);
 
@@ -315,12 +301,15 @@ mod tests {
             context: 8 * *max_rows,
             load_ms: 0,
         };
+        let stage = |host| RouteStage::new(stage(host), Vec::new(), 1, None);
         let stages = hosts.iter().enumerate().map(stage).collect();
-        let plan = Plan { model: ModelId([1; 32]), stages, token_us: 0 };
-        let (weights, stand_bys) = (vec![1; hosts.len()], vec![None; hosts.len()]);
-        let route = Route { plan, addresses: vec![Vec::new(); hosts.len()], weights, stand_bys };
+        let route = Route { model: ModelId([1; 32]), stages, token_us: 0 };
         let opened = hosts.iter().map(opened).collect();
-        Way::new(OpenRoute { epoch, route, opened, following: Vec::new(), nodes: Vec::new() }, LOCAL).0
+        Way::new(
+            OpenRoute { epoch, route, opened, following: Vec::new(), nodes: Vec::new(), lost: BTreeSet::new() },
+            LOCAL,
+        )
+        .0
     }
 
     fn blamed(way: &Way, from: u8, stage: u32, kind: ErrorKind) -> (Vec<NodeId>, bool) {
@@ -372,11 +361,12 @@ mod tests {
     fn a_stand_by_takes_the_place_of_its_stage_and_no_other_place() {
         let host = |name: u8| Some(Host { node: node(name), addresses: vec![format!("at {name}")] });
         let mut way = way(0, &[(1, 8), (2, 8), (3, 8)]);
-        way.stand_bys = vec![None, host(4), host(1)];
-        let hosts = |route: &Route| route.plan.stages.iter().map(|stage| stage.node.0[0]).collect::<Vec<_>>();
+        (way.stages[1].stand_by, way.stages[2].stand_by) = (host(4), host(1));
+        let hosts = |route: &Route| route.stages.iter().map(|stage| stage.host.node.0[0]).collect::<Vec<_>>();
+        let stand_bys = |route: &Route| route.stages.iter().map(|stage| stage.stand_by.clone()).collect::<Vec<_>>();
         let taken = way.takeover(&[node(2)]).unwrap();
-        assert_eq!((hosts(&taken), &taken.stand_bys), (vec![1, 4, 3], &vec![None, None, host(1)]));
-        assert_eq!(taken.addresses[1], ["at 4"]);
+        assert_eq!((hosts(&taken), stand_bys(&taken)), (vec![1, 4, 3], vec![None, None, host(1)]));
+        assert_eq!(taken.stages[1].host.addresses, ["at 4"]);
         assert_eq!(way.takeover(&[node(2), node(3)]).map(|route| hosts(&route)), Some(vec![1, 4, 1]));
         assert_eq!(way.takeover(&[node(1)]).map(|route| hosts(&route)), None, "nobody follows the first");
         assert_eq!(way.takeover(&[node(2), node(4)]).map(|route| hosts(&route)), None, "its stand-by is gone as well");
@@ -396,14 +386,16 @@ mod tests {
     fn who_was_asked_and_cannot_follow_has_no_part_in_the_route() {
         let host = |name: u8| Some(Host { node: node(name), addresses: Vec::new() });
         let opened = |cached, max_rows| Opened { width: 1, vocab: None, max_rows, cached, context: 64, load_ms: 0 };
-        let stage = |name: u8| PlanStage { node: node(name), layers: LayerRange::new(0, 1), head: false };
-        let stand_bys = vec![host(3), host(4), host(1), host(5)];
-        let plan = Plan { model: ModelId([1; 32]), stages: [1, 2, 6, 7].map(stage).to_vec(), token_us: 0 };
-        let route = Route { plan, addresses: vec![Vec::new(); 4], weights: vec![1; 4], stand_bys };
+        let stage = |(name, stand_by): (u8, u8)| {
+            let planned = PlanStage { node: node(name), layers: LayerRange::new(0, 1), head: false };
+            RouteStage::new(planned, Vec::new(), 1, host(stand_by))
+        };
+        let stages = [(1, 3), (2, 4), (6, 1), (7, 5)].map(stage).to_vec();
+        let route = Route { model: ModelId([1; 32]), stages, token_us: 0 };
         let (opened, following) =
             (vec![opened(8, 8); 4], vec![Some(opened(7, 8)), Some(opened(8, 8)), Some(opened(8, 4)), None]);
         let nodes = (1..=7).map(node).collect();
-        let way = Way::new(OpenRoute { epoch: 0, route, opened, following, nodes }, LOCAL).0;
+        let way = Way::new(OpenRoute { epoch: 0, route, opened, following, nodes, lost: BTreeSet::new() }, LOCAL).0;
         assert_eq!(way.unused(), [node(3), node(5)], "the first has a stage, if it cannot follow the third");
     }
 

@@ -293,7 +293,7 @@ async fn run(shared: Arc<Shared>, order: Order, tell: oneshot::Sender<Result<Sta
     let (deltas, reader) = unread::channel();
     shared.events.send(Event::GenerationStarted { session, model: model.id });
     // Where nobody waits any more the job is cancelled, and ends at once.
-    let _ = tell.send(Ok(Started { session, route: begun.plan().clone(), deltas: reader }));
+    let _ = tell.send(Ok(Started { session, route: begun.plan(), deltas: reader }));
     let mut sink = Sink::new(model.tokenizer.clone(), stop, logprobs, deltas);
     let mut outcome = runner::run(&shared.coordinator, job, begun, &mut sink).await;
     drop(place);

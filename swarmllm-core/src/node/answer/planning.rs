@@ -21,8 +21,8 @@ use crate::node::swarm::greeting;
 use crate::node::swarm::lookup::seek;
 use crate::node::swarm::table_keys::key_of;
 use crate::pipeline::context::LEAST_CONTEXT;
-use crate::pipeline::plan::{Candidate, NoPlan, Plan, PlanRequest, plan};
-use crate::pipeline::route::{Route, Routes};
+use crate::pipeline::plan::{Candidate, NoPlan, Plan, PlanRequest, PlanStage, plan};
+use crate::pipeline::route::{Route, RouteStage, Routes};
 use crate::pipeline::stages::StageKey;
 use crate::pipeline::{stand_by, watch};
 use crate::wire::announce::{Announcement, InUse};
@@ -45,7 +45,7 @@ const GREETINGS: Duration = Duration::from_secs(1);
 /// Which stages would answer.
 pub(crate) async fn plan_for(shared: &Arc<Shared>, name: &str) -> Result<Plan, GenerateError> {
     let model = load(shared, name).await?;
-    Ok(first_route(shared, &model, false).await?.plan)
+    Ok(first_route(shared, &model, false).await?.plan())
 }
 
 /// The best route for a new answer. Where there is none, and peers that were lost are being dialled, it waits a moment for
@@ -185,10 +185,15 @@ async fn route_of(
 ) -> Result<Route, Fault> {
     let (shared, model, without) = (shared.clone(), model.clone(), without.clone());
     blocking(move || {
-        let nodes = plan.stages.iter().map(|stage| stage.node);
-        let (addresses, weights) = (addresses(&shared, nodes), weights(&model, &plan));
+        let addresses = addresses(&shared, plan.stages.iter().map(|stage| stage.node));
         let stand_bys = if stand_by { stand_bys(&shared, &model, &without, &plan) } else { Vec::new() };
-        Ok(Route { addresses, weights, stand_bys, plan })
+        let stand_bys = stand_bys.into_iter().chain(std::iter::repeat(None));
+        let stage = |((planned, addresses), stand_by): ((PlanStage, Vec<String>), Option<Host>)| {
+            let weight = model.manifest.stage_weight(planned.layers, planned.head);
+            RouteStage::new(planned, addresses, weight, stand_by)
+        };
+        let stages = plan.stages.iter().copied().zip(addresses).zip(stand_bys).map(stage).collect();
+        Ok(Route { model: plan.model, stages, token_us: plan.token_us })
     })
     .await
 }
@@ -369,11 +374,6 @@ fn addresses(shared: &Shared, nodes: impl Iterator<Item = NodeId>) -> Vec<Vec<St
     let known = shared.registry.snapshot();
     let of = |node: NodeId| known.get(&node).map(|announcement| announcement.addresses.clone()).unwrap_or_default();
     nodes.map(of).collect()
-}
-
-/// What the ledger prices each stage by.
-fn weights(model: &LoadedModel, plan: &Plan) -> Vec<u64> {
-    plan.stages.iter().map(|stage| model.manifest.stage_weight(stage.layers, stage.head)).collect()
 }
 
 #[cfg(test)]

@@ -1,26 +1,27 @@
 //! A session whose steps find no room on the way to the first stage.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use futures::FutureExt;
-use futures::future::BoxFuture;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::base::LayerRange;
+use crate::base::{ErrorKind, LayerRange};
 use crate::engine::echo::{ECHO, EchoEmbedder};
 use crate::engine::sample::{Sampled, Sampler, SamplingParams};
 use crate::ledger::Tabs;
-use crate::pipeline::links::{Agreed, Links, SessionStage};
+use crate::pipeline::links::{Agreed, Links};
 use crate::pipeline::outgoing::Outgoing;
 use crate::pipeline::plan::PlanStage;
-use crate::pipeline::route::Routes;
+use crate::pipeline::prefix::Namer;
+use crate::pipeline::route::{RouteStage, Routes};
 use crate::pipeline::serve::Serving;
 use crate::pipeline::stages::tests::Bench;
 use crate::rt::{EventBus, TaskSet};
+use crate::wire::codec::Codec;
 use crate::wire::control::Opened;
 
 const SESSION: SessionId = SessionId([1; 16]);
@@ -109,14 +110,15 @@ fn job(routes: Arc<Nowhere>, limits: Limits) -> Job {
 
 /// The session over one stage at [`HOST`], open.
 fn begun(coordinator: &Coordinator, job: &Job) -> Begun {
-    let stages = vec![PlanStage { node: HOST, layers: LayerRange::new(0, 1), head: true }];
-    let plan = Plan { model: MODEL, stages, token_us: 0 };
-    let route = Route { plan, addresses: vec![Vec::new()], weights: vec![1], stand_bys: vec![None] };
+    let stage = PlanStage { node: HOST, layers: LayerRange::new(0, 1), head: true };
+    let stages = vec![RouteStage::new(stage, Vec::new(), 1, None)];
+    let route = Route { model: MODEL, stages, token_us: 0 };
     let opened = Opened { width: WIDTH, vocab: Some(VOCAB), max_rows: 8, cached: 0, context: 64, load_ms: 0 };
     let (opened, nodes) = (vec![opened], vec![HOST]);
+    let lost = BTreeSet::new();
     Begun {
-        finder: Finder::new(coordinator.clone(), job.routes.clone(), job.terms()),
-        open: OpenRoute { epoch: 0, route, opened, following: vec![None], nodes },
+        routes: RouteManager::new(job.open_params(), LOCAL),
+        open: OpenRoute { epoch: 0, route, opened, following: vec![None], nodes, lost },
         inbox: coordinator.links.register_coordinator(SESSION),
         losses: Losses::new(coordinator),
         began: Instant::now(),

@@ -9,6 +9,7 @@ use super::model::{Layers, VOCAB, WIDTH};
 use super::swarm::{Event, MILLI, Micros, Sabotage, Swarm, unreachable};
 use crate::base::{ErrorKind, Fault, LayerRange, NodeId, SessionId};
 use crate::engine::StepJob;
+use crate::pipeline::driver::Place;
 use crate::pipeline::links::{Agreed, Links, Opening, SessionStage, StageInbox};
 use crate::pipeline::message::Message;
 use crate::pipeline::search::is_loss;
@@ -24,18 +25,10 @@ const SLOT_POLL: Micros = 100 * MILLI;
 /// KV of ended sessions that a node keeps.
 const KEPT: usize = 3;
 
-/// Numbers that stand-bys have among those who are asked to open: their stage's and this.
-const STAND_BYS: usize = 1000;
-
-/// The number of who is asked to open a stage, or to stand by it.
-pub fn place(stage: u32, stands_by: bool) -> usize {
-    stage as usize + if stands_by { STAND_BYS } else { 0 }
-}
-
 /// A request between nodes.
 pub enum Ask {
-    /// Opens a stage, for a talk; its host may have begun.
-    Open { talk: usize, open: Box<OpenSession>, opening: Option<Opening> },
+    /// Opens a stage, for a session; its host may have begun.
+    Open { asker: usize, open: Box<OpenSession>, opening: Option<Opening> },
     /// Ends a session.
     Release { session: SessionId, epoch: u32, keep: Prefix },
 }
@@ -66,7 +59,7 @@ struct Loading {
     ticket: u64,
     from: usize,
     wire: u32,
-    talk: usize,
+    asker: usize,
     open: OpenSession,
     opening: Opening,
 }
@@ -125,6 +118,10 @@ pub struct Node {
     /// Whether its engine has failed.
     pub failed: bool,
     tickets: u64,
+}
+
+fn place_of(open: &OpenSession) -> Place {
+    Place { stands_by: open.stands_by, stage: open.stage }
 }
 
 fn order(key: SessionStage) -> (SessionId, u32, u32) {
@@ -228,11 +225,11 @@ impl Node {
 impl Swarm {
     pub fn asked(&mut self, from: usize, to: usize, wire: u32, until: Micros, ask: Ask) {
         match ask {
-            Ask::Open { talk, open, opening } => {
-                let (epoch, stage) = (open.epoch, place(open.stage, open.stands_by));
-                if let Err(fault) = self.asked_to_open(from, to, wire, until, talk, *open, opening) {
-                    self.note(|| format!("{to} refuses talk {talk} epoch {epoch}: {fault}"));
-                    self.reply(to, from, wire, talk, epoch, stage, Err(fault));
+            Ask::Open { asker, open, opening } => {
+                let (epoch, place) = (open.epoch, place_of(&open));
+                if let Err(fault) = self.asked_to_open(from, to, wire, until, asker, *open, opening) {
+                    self.note(|| format!("{to} refuses session {asker} epoch {epoch}: {fault}"));
+                    self.reply(to, from, wire, asker, epoch, place, Err(fault));
                 }
             }
             Ask::Release { session, epoch, keep } => {
@@ -254,7 +251,7 @@ impl Swarm {
         to: usize,
         wire: u32,
         until: Micros,
-        talk: usize,
+        asker: usize,
         open: OpenSession,
         opening: Option<Opening>,
     ) -> Result<(), Fault> {
@@ -288,7 +285,7 @@ impl Swarm {
                 return Err(Fault::new(ErrorKind::Overloaded, "all sessions are in use"));
             }
             let life = node.life;
-            let ask = Ask::Open { talk, open: Box::new(open), opening: Some(opening) };
+            let ask = Ask::Open { asker, open: Box::new(open), opening: Some(opening) };
             self.at(again, Event::Waited { node: to, life, from, wire, until, ask });
             return Ok(());
         }
@@ -296,7 +293,7 @@ impl Swarm {
         let node = &mut self.nodes[to];
         node.tickets += 1;
         let (ticket, life) = (node.tickets, node.life);
-        node.loading.push(Loading { ticket, from, wire, talk, open, opening });
+        node.loading.push(Loading { ticket, from, wire, asker, open, opening });
         self.at(self.now + took, Event::Loaded { node: to, life, ticket });
         Ok(())
     }
@@ -305,8 +302,8 @@ impl Swarm {
         let sabotage = self.sabotage;
         let node = &mut self.nodes[index];
         let Some(at) = node.loading.iter().position(|one| one.ticket == ticket) else { return };
-        let Loading { from, wire, talk, open, opening, .. } = node.loading.swap_remove(at);
-        let (epoch, stage, max_rows) = (open.epoch, place(open.stage, open.stands_by), node.facts.max_rows);
+        let Loading { from, wire, asker, open, opening, .. } = node.loading.swap_remove(at);
+        let (epoch, place, max_rows) = (open.epoch, place_of(&open), node.facts.max_rows);
         let key = SessionStage { session: open.session, epoch, stage: open.stage };
         let (session, coordinator) = (open.session, open.coordinator.node);
         let reply = opening
@@ -328,7 +325,7 @@ impl Swarm {
                 Opened { width: WIDTH, vocab, max_rows, cached, context, load_ms: 0 }
             });
         let taken = from == index || self.stands(index, from, wire);
-        self.reply(index, from, wire, talk, epoch, stage, reply);
+        self.reply(index, from, wire, asker, epoch, place, reply);
         if !taken {
             // As a node does whose reply is not taken.
             self.end_session(index, session, epoch, coordinator, &Prefix::default());
@@ -341,13 +338,13 @@ impl Swarm {
         from: usize,
         to: usize,
         wire: u32,
-        talk: usize,
+        asker: usize,
         epoch: u32,
-        stage: usize,
+        place: Place,
         reply: Result<Opened, Fault>,
     ) {
         let when = self.now + self.trip(from, to);
-        self.at(when, Event::Reply { to, from, wire, talk, epoch, stage, reply });
+        self.at(when, Event::Reply { to, from, wire, asker, epoch, place, reply });
     }
 
     /// A stage frame has come: the node's links say whose it is.

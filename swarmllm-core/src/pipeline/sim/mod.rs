@@ -2,15 +2,15 @@
 //!
 //! A seed is a swarm, what is asked of it and all that befalls it; the same seed is the same run, event by event. There is
 //! no thread, no runtime that runs, no clock. The simulation owns what carries messages and what computes; what decides is
-//! the code that decides in earnest: `session`, `plan`, `way`, `search`, `watch`, `turns` and the tables of `links`.
+//! the code that decides in earnest: `driver` with all that it rests on, `plan`, `turns` and the tables of `links`.
 //!
 //! `SWARMLLM_TEST_SIM_SEEDS` says how many swarms are tried, or which: `20000`, or `17..18`.
 
 mod chance;
 mod host;
 mod model;
+mod session;
 mod swarm;
-mod talk;
 mod truth;
 mod weather;
 
@@ -77,14 +77,14 @@ fn whatever_befalls_a_swarm_its_answers_are_right_or_end_in_an_error_that_has_a_
         if let Some(what) = swarm.wrong {
             wrong.push((seed, what));
         }
-        for talk in &swarm.talks {
-            let good = talk.ended.as_ref().map(|(_, end)| end.is_ok());
+        for session in &swarm.sessions {
+            let good = session.ended.as_ref().map(|(_, end)| end.is_ok());
             tally.answers += u64::from(good == Some(true));
-            let error = talk.ended.as_ref().and_then(|(_, end)| end.as_ref().err());
+            let error = session.ended.as_ref().and_then(|(_, end)| end.as_ref().err());
             error.into_iter().for_each(|fault| *tally.errors.entry(fault.kind().name()).or_default() += 1);
-            tally.kept += u64::from(talk.kept);
-            tally.taken += u64::from(talk.taken);
-            tally.recovered += u64::from(good == Some(true) && talk.epochs > 1);
+            tally.kept += u64::from(session.kept);
+            tally.taken += u64::from(session.taken);
+            tally.recovered += u64::from(good == Some(true) && session.epochs > 1);
         }
     }
     println!("{tally:?}");
@@ -98,7 +98,7 @@ fn whatever_befalls_a_swarm_its_answers_are_right_or_end_in_an_error_that_has_a_
 #[test]
 fn what_is_made_wrong_is_found() {
     let (_runtime, tasks) = tasks();
-    for sabotage in [Sabotage::Epochs, Sabotage::Guesses, Sabotage::Names] {
+    for sabotage in Sabotage::ALL {
         let found = (0..FOUND_WITHIN).find(|seed| run(*seed, &tasks, Some(sabotage), false).wrong.is_some());
         assert!(found.is_some(), "{sabotage:?} is not found");
     }

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use super::chance::Chance;
 use super::host::{Ask, Node};
-use super::talk::{Talk, Timer};
+use super::session::{SimSession, Timer};
 use super::weather::Weather;
 use crate::base::{ErrorKind, Fault, NodeId};
 use crate::engine::CutRules;
+use crate::pipeline::driver::{Mutant, Place};
 use crate::pipeline::links::SessionStage;
 use crate::pipeline::message::Message;
 use crate::pipeline::route::RELEASE_DEADLINE;
@@ -47,7 +48,7 @@ pub enum Event {
     /// A stage is loaded, for who asked.
     Loaded { node: usize, life: u32, ticket: u64 },
     /// A reply to an open arrives.
-    Reply { to: usize, from: usize, wire: u32, talk: usize, epoch: u32, stage: usize, reply: Result<Opened, Fault> },
+    Reply { to: usize, from: usize, wire: u32, asker: usize, epoch: u32, place: Place, reply: Result<Opened, Fault> },
     /// A step is computed.
     Computed { node: usize, life: u32, key: SessionStage, took: Micros },
     /// A host finds out that it cannot pass a result on.
@@ -59,7 +60,7 @@ pub enum Event {
     /// Two nodes may say hello, connecting if need be.
     Hello { one: usize, other: usize },
     /// Something that a coordinator waits for.
-    Timer { talk: usize, turn: u32, timer: Timer },
+    Timer { session: usize, timer: Timer },
     /// Something outside the program.
     Weather(Weather),
 }
@@ -88,12 +89,30 @@ impl Wire {
 /// How a swarm is made wrong, to see that this is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sabotage {
-    /// Coordinators do not tell their routes apart.
+    /// A recovery does not raise the epoch.
     Epochs,
+    /// Nobody is told that a session has ended.
+    Releases,
+    /// An answer of an earlier route is taken.
+    LateAnswers,
     /// Coordinators take guesses for the text.
     Guesses,
     /// Hosts give the KV that they have kept to sessions whose prompts begin otherwise.
     Names,
+}
+
+impl Sabotage {
+    pub const ALL: [Self; 5] = [Self::Epochs, Self::Releases, Self::LateAnswers, Self::Guesses, Self::Names];
+
+    /// How drivers are made wrong.
+    pub fn of_driver(self) -> Option<Mutant> {
+        match self {
+            Self::Epochs => Some(Mutant::KeepsEpoch),
+            Self::Releases => Some(Mutant::ForgetsRelease),
+            Self::LateAnswers => Some(Mutant::TakesLate),
+            Self::Guesses | Self::Names => None,
+        }
+    }
 }
 
 /// See the module.
@@ -103,7 +122,7 @@ pub struct Swarm {
     pub layers: u32,
     pub cuts: CutRules,
     pub nodes: Vec<Node>,
-    pub talks: Vec<Talk>,
+    pub sessions: Vec<SimSession>,
     pub wires: BTreeMap<(usize, usize), Wire>,
     /// Which nodes something was done to, and when.
     pub touched: Vec<(Micros, usize)>,
@@ -130,7 +149,7 @@ impl Swarm {
             layers,
             cuts,
             nodes: Vec::new(),
-            talks: Vec::new(),
+            sessions: Vec::new(),
             wires: BTreeMap::new(),
             touched: Vec::new(),
             thawed: Vec::new(),
@@ -211,7 +230,7 @@ impl Swarm {
             Event::Loaded { node, .. } | Event::Computed { node, .. } | Event::Unsent { node, .. } => *node,
             Event::Release { from, .. } => *from,
             Event::Waited { node, .. } | Event::Noticed { node, .. } | Event::Broke { node, .. } => *node,
-            Event::Timer { talk, .. } => self.talks[*talk].node,
+            Event::Timer { session, .. } => self.sessions[*session].node,
             Event::Hello { .. } | Event::Weather(_) => return None,
         };
         self.nodes[node].frozen.then_some(node)
@@ -238,7 +257,7 @@ impl Swarm {
                 self.asked(from, node, wire, until, ask);
             }
             Event::Loaded { node, life, ticket } if lives(self, node, life) => self.loaded(node, ticket),
-            Event::Reply { talk, epoch, stage, reply, .. } => self.replied(talk, epoch, stage, reply),
+            Event::Reply { asker, epoch, place, reply, .. } => self.replied(asker, epoch, place, reply),
             Event::Computed { node, life, key, took } if lives(self, node, life) => self.computed(node, key, took),
             Event::Unsent { node, life, key, to } if lives(self, node, life) => self.unsent(node, key, to),
             Event::Noticed { node, life, peer, wire } if lives(self, node, life) => self.noticed(node, peer, wire),
@@ -247,7 +266,7 @@ impl Swarm {
             Event::Release { from, life, to, until, ask } if lives(self, from, life) => {
                 self.tell_release(from, to, until, ask);
             }
-            Event::Timer { talk, turn, timer } => self.timer(talk, turn, timer),
+            Event::Timer { session, timer } => self.timer(session, timer),
             Event::Weather(weather) => self.weather(weather),
             _ => {}
         }

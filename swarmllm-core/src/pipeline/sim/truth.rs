@@ -6,7 +6,7 @@ use super::chance::Chance;
 use super::host::memory;
 use super::model::{END, Layers, VOCAB, embed, liked};
 use super::swarm::{Micros, SECOND, Swarm};
-use crate::base::{ErrorKind, LayerRange, ModelId, NodeId};
+use crate::base::{LayerRange, ModelId, NodeId};
 use crate::engine::sample::{LogitRow, Sampler, SamplingParams};
 use crate::engine::{Reduce, Row, StepJob, StepOutput};
 use crate::pipeline::draft::{Draft, DraftToken, Drafted, Took};
@@ -145,8 +145,8 @@ impl Swarm {
     }
 
     /// What was said is what was to be said, or begins so and there was no other way.
-    pub fn check_end(&mut self, talk: usize) {
-        let one = &self.talks[talk];
+    pub fn check_end(&mut self, session: usize) {
+        let one = &self.sessions[session];
         let Some((_, end)) = &one.ended else { return };
         let rows = if one.request.exact { one.chunk } else { 16 };
         let (said, plain) = (&one.said, one.request.answer(self.layers, rows));
@@ -155,20 +155,20 @@ impl Swarm {
         let kind = end.as_ref().err().map(crate::base::Fault::kind);
         if !right {
             let (said, plain) = (format!("{said:?}"), format!("{plain:?}"));
-            return self.wrong(|| format!("talk {talk} said {said}\n  where it was to say {plain}"));
+            return self.wrong(|| format!("session {session} said {said}\n  where it was to say {plain}"));
         }
-        let reasoned = kind == Some(ErrorKind::Unsupported) || one.epochs >= MAX_ATTEMPTS;
+        let reasoned = one.shorter || one.epochs >= MAX_ATTEMPTS;
         if let Some(kind) = kind
             && !reasoned
-            && let Ok(plan) = self.plan(&self.sound(talk))
+            && let Ok(plan) = self.plan(&self.sound(session))
         {
-            self.wrong(|| format!("talk {talk} ended in {kind:?} where there was {plan:?}"));
+            self.wrong(|| format!("session {session} ended in {kind:?} where there was {plan:?}"));
         }
     }
 
-    /// Nodes that a talk could have had all the time: nothing has befallen them, and they have refused nothing.
-    fn sound(&self, talk: usize) -> Vec<Candidate> {
-        let one = &self.talks[talk];
+    /// Nodes that a session could have had all the time: nothing has befallen them, and they have refused nothing.
+    fn sound(&self, session: usize) -> Vec<Candidate> {
+        let one = &self.sessions[session];
         let since = one.began.saturating_sub(SETTLED);
         let among = |all: &[(Micros, usize)], node: usize| {
             all.iter().any(|(when, which)| *which == node && *when >= since.max(1))
@@ -186,13 +186,13 @@ impl Swarm {
 
     /// When all is over: every question has had its answer in time, and no KV is left of it.
     pub fn check_after(&mut self) {
-        for talk in 0..self.talks.len() {
-            let one = &self.talks[talk];
+        for session in 0..self.sessions.len() {
+            let one = &self.sessions[session];
             let bound = self.calm.max(one.began) + HANGS;
             match &one.ended {
                 Some((when, _)) if *when <= bound => {}
                 None if one.died => {}
-                _ => return self.wrong(|| format!("talk {talk} hangs")),
+                _ => return self.wrong(|| format!("session {session} hangs")),
             }
         }
         for node in 0..self.nodes.len() {

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::chance::Chance;
 use super::host::{Facts, Node, memory};
+use super::session::{SimSession, Timer};
 use super::swarm::{Event, MILLI, Micros, SECOND, Swarm, pair, side};
-use super::talk::{Talk, Timer};
 use super::truth::Request;
 use crate::base::{LayerRange, merge_ranges};
 use crate::engine::CutRules;
@@ -66,16 +66,15 @@ impl Swarm {
     }
 
     fn ask_for_answers(&mut self) {
-        for talk in 0..self.chance.between(1, 4) as usize {
+        for session in 0..self.chance.between(1, 4) as usize {
             let node = self.chance.index(self.nodes.len());
             let request = Request::of(&mut self.chance, self.layers);
-            let now = self.instant();
-            self.talks.push(Talk::new(talk, node, request, now));
+            self.sessions.push(SimSession::new(session, node, request));
             let begins = SECOND + self.chance.below(SECOND);
-            self.at(begins, Event::Timer { talk, turn: 0, timer: Timer::Begin });
+            self.at(begins, Event::Timer { session, timer: Timer::Begin });
             if self.chance.one_in(8) {
                 let when = begins + self.chance.below(SECOND);
-                self.at(when, Event::Timer { talk, turn: 0, timer: Timer::Cancel });
+                self.at(when, Event::Timer { session, timer: Timer::Cancel });
             }
         }
     }
@@ -161,7 +160,7 @@ impl Swarm {
         let dead = &mut self.nodes[node];
         (dead.alive, dead.dark, dead.frozen) = (false, dark, false);
         dead.waiting.clear();
-        self.talks.iter_mut().filter(|talk| talk.node == node).for_each(Talk::die);
+        self.sessions.iter_mut().filter(|session| session.node == node).for_each(SimSession::die);
         for peer in self.peers(node) {
             let after = if dark { self.chance.between(15, 40) * SECOND } else { self.chance.below(6 * MILLI) };
             let Some(wire) = self.wires.get_mut(&pair(node, peer)) else { continue };
