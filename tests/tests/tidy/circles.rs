@@ -13,11 +13,6 @@ use super::{Source, core, is_name, sources, tokens};
 const CORE: &str = "swarmllm-core/src/";
 /// Files of the largest circle: files that import each other are read together.
 const CIRCLE_FILES: usize = 3;
-/// Larger circles that stand for now, and why.
-const LARGER_CIRCLES: &[(&[&str], &str)] = &[(
-    &["pipeline/job.rs", "pipeline/losses.rs", "pipeline/route.rs", "pipeline/way.rs"],
-    "the pipeline is being rewritten around its routes",
-)];
 /// Rooms whose folders stack: no two of them import each other, directly or not.
 const STACKED: &[&str] = &["node", "pipeline"];
 /// Re-exports that lead to re-exports, at most.
@@ -240,19 +235,10 @@ fn no_large_circle_of_files_import_each_other() {
     let circles = circles(&between_files(&sources()));
     circles.iter().for_each(|circle| println!("a circle of {}: {}", circle.len(), circle.join(" ")));
     let mut report = String::new();
-    let known: Vec<&[&str]> = LARGER_CIRCLES.iter().map(|(files, _)| *files).collect();
-    let large = |circle: &&Vec<String>| circle.len() > CIRCLE_FILES && !known.contains(&as_strs(circle).as_slice());
-    for circle in circles.iter().filter(large) {
+    for circle in circles.iter().filter(|circle| circle.len() > CIRCLE_FILES) {
         let _ = writeln!(report, "  {} files, at most {CIRCLE_FILES}: {}", circle.len(), circle.join(" "));
     }
-    for stale in known.iter().filter(|files| !circles.iter().any(|circle| as_strs(circle) == **files)) {
-        let _ = writeln!(report, "  no circle any more, so that it need not be on the list: {}", stale.join(" "));
-    }
     assert!(report.is_empty(), "\n{report}");
-}
-
-fn as_strs(names: &[String]) -> Vec<&str> {
-    names.iter().map(String::as_str).collect()
 }
 
 #[test]
