@@ -15,10 +15,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::engine::sample::LogitRow;
 use crate::engine::{Embedder, EngineError, Reduce, Row, StepJob, StepOutput};
-use crate::pipeline::draft::{Draft, DraftToken, Drafted, Horizon, MAX_GUESSES};
+use crate::pipeline::draft::{Draft, DraftToken, Drafted, Horizon};
 use crate::pipeline::stages::Lease;
 use crate::rt::TaskSet;
 
+/// Tokens of a text that are read with the first guess behind it.
+const AT_ONCE: usize = 4;
 /// What nobody waits for is made as long as it is used with at least this chance: it takes cores all the same.
 const FORESEEN: f32 = 0.2;
 
@@ -32,6 +34,8 @@ pub struct Drafter {
     /// The text whose KV its stage has, from a position of the whole text on.
     read: Vec<u32>,
     begin: usize,
+    /// Whether it has a KV of a text that begins elsewhere.
+    moved: bool,
     /// What was made before anybody asked for it; mostly nothing.
     foreseen: Foreseen,
 }
@@ -57,7 +61,7 @@ impl Drafter {
     /// A drafter that has read nothing; the lease is of a stage with all layers and the head. Tokens below `common` are
     /// the draft model's and the answering model's alike. It guesses no others, and nothing behind a text that has others.
     pub fn new(lease: Lease, embedder: Arc<dyn Embedder>, common: u32, draft: Draft) -> Self {
-        Self { lease, embedder, common, draft, read: Vec::new(), begin: 0, foreseen: Foreseen::default() }
+        Self { lease, embedder, common, draft, read: Vec::new(), begin: 0, moved: false, foreseen: Foreseen::default() }
     }
 
     /// What its guesses are weighed by.
@@ -67,29 +71,39 @@ impl Drafter {
 
     /// See [`Drafting::ask`].
     async fn ask(&mut self, text: &[u32], horizon: Horizon) -> Result<(Drafted, Duration), EngineError> {
-        if let Some((_, before)) = text.split_last() {
-            self.catch_up(before, horizon.read).await?;
-        }
-        let read = Instant::now();
+        let (_, before) = text.split_last().unwrap_or((&0, &[]));
+        let read = self.catch_up(before, horizon.read).await?;
+        let begun = Instant::now();
         let (known, tokens) = (self.foreseen.beyond(text).len(), self.guess(text, horizon).await?);
         let made = tokens.len().saturating_sub(known);
-        Ok((Drafted { tokens, made }, read.elapsed()))
+        Ok((Drafted { tokens, made, read }, begun.elapsed()))
     }
 
-    /// Reads a text without saying how it goes on, where it has not read so much of it that a guess would take long; where that
-    /// is more than `most` tokens, only its last ones, as if the text began there.
+    /// Reads a text without saying how it goes on, where it has not read so much of it that a guess would take long; says how
+    /// much that was. What is more than `most` tokens, and more than it has read, it does not read but for its end, as if the
+    /// text began there.
     ///
     /// Cancel-safe only in that the drafter may be dropped then.
-    async fn catch_up(&mut self, text: &[u32], most: usize) -> Result<(), EngineError> {
-        let known = text.get(self.begin..).unwrap_or_default();
-        let unread = known.len() - common(&self.read, known);
-        if unread > most {
-            self.begin = text.len() - most;
+    async fn catch_up(&mut self, text: &[u32], most: usize) -> Result<usize, EngineError> {
+        let has = common(&self.read, text.get(self.begin..).unwrap_or_default());
+        let unread = text.len() - self.begin.min(text.len()) - has;
+        if unread > most.max(has) {
+            self.begin_at(text.len() - most);
+        } else if self.begin > 0 && text.len() <= most {
+            self.begin_at(0);
         }
-        match unread > MAX_GUESSES && self.knows(text) {
-            true => self.feed(text).await.map(drop),
-            false => Ok(()),
+        let read =
+            text.len() - self.begin.min(text.len()) - common(&self.read, text.get(self.begin..).unwrap_or_default());
+        if read <= AT_ONCE || !self.knows(text) {
+            return Ok(0);
         }
+        self.feed(text).await.map(|_| read)
+    }
+
+    /// Forgets what it has read, and takes the text to begin there.
+    fn begin_at(&mut self, begin: usize) {
+        (self.begin, self.moved) = (begin, true);
+        self.read.clear();
     }
 
     /// How the text goes on, as far as the horizon, with the chance of each token behind those before.
@@ -133,7 +147,7 @@ impl Drafter {
         let text = text.get(self.begin..).unwrap_or_default();
         // The last token is computed again where all are known: its logits are wanted.
         let mut done = common(&self.read, text).min(text.len().saturating_sub(1));
-        let mut rewind = done < self.read.len();
+        let mut rewind = done < self.read.len() || std::mem::take(&mut self.moved);
         self.read.truncate(done);
         let chunk = self.lease.stage().spec().config.max_rows.max(1) as usize;
         let mut last = None;

@@ -226,6 +226,9 @@ impl<'a, S: TokenSink> Runner<'a, S> {
             tokio::task::yield_now().await;
         }
         match action {
+            Action::Broken(fault) => {
+                tracing::warn!(session = %self.session, %fault, "a route broke; looking for another");
+            }
             Action::Rerouted { epoch, kept, cause } => self.reroute(epoch, kept, cause),
             Action::Follow { first, copy, hosts } => {
                 self.outlet = self.coordinator.links.outlet(first);
@@ -254,6 +257,7 @@ impl<'a, S: TokenSink> Runner<'a, S> {
 
     /// Asks the draft model. A draft that fails ends the guessing, not the answer.
     async fn draft(&mut self, text: &[u32], horizon: Horizon) -> Event {
+        self.void_questions();
         tokio::select! {
             biased;
             () = self.limits.cancel.cancelled() => Event::Cancelled,
@@ -268,6 +272,13 @@ impl<'a, S: TokenSink> Runner<'a, S> {
         self.asked = Some((question, asks.boxed()));
     }
 
+    /// What was asked while nothing came is of no use once something is sent, and nobody would poll it meanwhile: a plan that is
+    /// waited for would hold its turn.
+    fn void_questions(&mut self) {
+        self.asked = None;
+        self.routes.void_search();
+    }
+
     /// Sends a step to the first stage, waiting for room on the way there. Meanwhile it hears what ends the session or its
     /// route: others may be slow to read what is before it.
     async fn send(&mut self, header: StepHeader, tokens: &[u32]) -> Option<Event> {
@@ -275,6 +286,7 @@ impl<'a, S: TokenSink> Runner<'a, S> {
         if let Err(error) = self.embedder.embed(tokens, &mut hidden) {
             return Some(Event::Failed(Fault::new(error.kind(), error)));
         }
+        self.void_questions();
         let message = Message::Step { header, hidden };
         self.copies.send(&message);
         let Self { outlet, limits, driver, routes, .. } = self;
@@ -289,6 +301,7 @@ impl<'a, S: TokenSink> Runner<'a, S> {
                 loss = routes.losses.next() => driver.on(Event::Lost { loss, link_ended: false }, Instant::now()),
             }
             if !driver.is_running() {
+                driver.on(Event::NotSent, Instant::now());
                 return None;
             }
         };
@@ -301,8 +314,8 @@ impl<'a, S: TokenSink> Runner<'a, S> {
         let (lessons, coordinator, model) = (self.driver.lessons(), self.coordinator, self.driver.model());
         if let Some(learnt) = lessons.guesses {
             coordinator.lessons.learn(model, learnt.repeats);
-            if let Some(draft) = self.draft {
-                coordinator.lessons.learn_draft(model, draft, learnt.draft);
+            if let Some((draft, learnt)) = self.draft.zip(learnt.draft) {
+                coordinator.lessons.learn_draft(model, draft, learnt);
             }
         }
         if let Some((prefill_us, rows, token_us)) = lessons.chunks {
@@ -350,7 +363,7 @@ fn make_session(coordinator: &Coordinator, job: Job, start: Start) -> (Session, 
         cached: start.cached,
         learnt: LearntOfGuesses {
             repeats: coordinator.lessons.of(job.model),
-            draft: draft.map(|draft| coordinator.lessons.of_draft(job.model, draft)).unwrap_or_default(),
+            draft: draft.map(|draft| coordinator.lessons.of_draft(job.model, draft)),
         },
         guess: job.guess(),
         prompt: job.prompt,

@@ -100,6 +100,11 @@ pub enum Next {
 }
 
 impl Tried {
+    /// The epoch of the last attempt.
+    pub fn last_epoch(&self) -> u32 {
+        self.epoch.saturating_sub(1)
+    }
+
     /// The epoch of an attempt that begins.
     pub fn attempt(&mut self) -> u32 {
         self.epoch += 1;

@@ -58,8 +58,8 @@ pub struct SessionParams {
 pub struct LearntOfGuesses {
     /// Of what repeats itself.
     pub repeats: Learnt,
-    /// Of the draft model's.
-    pub draft: DraftLearnt,
+    /// Of the draft model's; nothing where there is none, or it failed.
+    pub draft: Option<DraftLearnt>,
 }
 
 /// Where guesses come from.
@@ -393,14 +393,14 @@ impl Session {
         if self.over {
             return Vec::new();
         }
-        let (most, vocab, text) = (self.most_guesses(), self.params.vocab, self.text_len());
+        let (most, vocab) = (self.most_guesses(), self.params.vocab);
         let drafted = guesses.map(|mut drafted| {
             // What is no token is no guess.
             let known = drafted.tokens.iter().take_while(|token| token.token < vocab).count();
             drafted.tokens.truncate(most.min(known));
             drafted
         });
-        let picked = self.guesser.as_mut().map_or(0, |guesser| guesser.pick(drafted.as_ref(), text));
+        let picked = self.guesser.as_mut().map_or(0, |guesser| guesser.pick(drafted.as_ref()));
         let drafted = drafted.unwrap_or_default().tokens;
         let tokens: Vec<u32> = drafted.into_iter().take(picked).map(|token| token.token).collect();
         let mut actions = vec![self.window(tokens.clone())];
@@ -414,10 +414,6 @@ impl Session {
         let room = (self.params.max_tokens as usize).saturating_sub(self.generated.len() + guesses.len());
         let most = self.guesser.as_ref()?.foresees().min(room);
         (most > 1).then(|| Action::Foresee { text: [self.text(), guesses].concat(), most })
-    }
-
-    fn text_len(&self) -> usize {
-        self.params.prompt.len() + self.generated.len()
     }
 
     /// The prompt and what was said.
@@ -474,9 +470,9 @@ impl Session {
         let under_way = |flight: &Flight| if flight.stale { Vec::new() } else { flight.window.clone() };
         let mut ahead: Vec<u32> = self.in_flight.iter().flat_map(under_way).skip(1).collect();
         let mut windows = self.in_flight.iter().filter(|flight| !flight.stale).count();
-        let (most, text) = (self.most_guesses(), self.text_len());
+        let most = self.most_guesses();
         let Some(guesser) = &mut self.guesser else { return vec![self.window(Vec::new())] };
-        let (guesses, reach) = match guesser.next(most, windows == 0, text) {
+        let (guesses, reach) = match guesser.next(most, windows == 0) {
             Next::Ask(horizon) => return vec![Action::Guess(horizon)],
             Next::Repeats { guesses, reach } => (guesses, reach),
         };

@@ -142,7 +142,7 @@ impl Way {
                 (stage.host, taken) = (stage.stand_by.take()?, true);
             }
         }
-        taken.then(|| Route { model: self.model, stages, token_us: self.predicted_us })
+        taken.then_some(Route { model: self.model, stages, token_us: self.predicted_us })
     }
 
     /// Those who were asked, and have no part in it: they have less of the text than the others, take shorter steps, or did not

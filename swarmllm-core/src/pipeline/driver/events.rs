@@ -73,6 +73,8 @@ pub enum Event {
 /// What is to be done for a session.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
+    /// The route is of no use any more, for this reason, and another is looked for.
+    Broken(Fault),
     /// Another route took the place of the one before: what is left of that one's answers is of no use any more.
     Rerouted { epoch: u32, kept: u32, cause: Fault },
     /// From now on steps go to this host and copies to that one, and these hosts have a say.

@@ -29,6 +29,7 @@ impl SessionDriver {
         // What an exact answer has generated was computed in other steps than any prompt is.
         let named = if self.routes.params().exact { &text[..self.config.prompt] } else { &text };
         let asks = (self.name(named), text.len() as u32 + u32::from(!self.config.reads));
+        self.actions.push_back(Action::Broken(blame.fault.clone()));
         self.state = State::Recovering(blame.fault.clone());
         let routed = self.routes.reopen(blame, takeover, asks, now);
         self.routed(routed, now);
@@ -61,6 +62,8 @@ impl SessionDriver {
         let kept = self.config.usable(&self.way, exact, chunk, self.session.text().len());
         self.state = State::Running;
         self.actions.push_back(Action::Rerouted { epoch: self.way.epoch, kept, cause });
+        #[cfg(test)]
+        self.keep_late_answers();
         self.follow();
         self.session.limit(self.way.context.saturating_sub(self.config.prompt as u32));
         let wishes = self.session.resume(kept, self.way.max_rows, chunk, exact);

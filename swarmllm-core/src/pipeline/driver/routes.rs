@@ -224,7 +224,8 @@ impl RouteManager {
         self.release(epoch, nodes, keep);
         let present = |node: &NodeId| nodes.contains(node) || *node == self.local;
         let others: Vec<NodeId> = self.asked.iter().copied().filter(|node| !present(node)).collect();
-        self.tell_release(epoch, others, Prefix::default());
+        // They may have opened a stage for an attempt that came to nothing.
+        self.tell_release(self.tried.last_epoch().max(epoch), others, Prefix::default());
     }
 
     /// Tells all who have to do with a route to end the session; what of its KV may be kept is named in `keep`.

@@ -21,6 +21,7 @@ impl SessionDriver {
             Event::Delivered(delivery) => self.on_delivery(delivery, now),
             Event::Lost { loss, link_ended } => self.on_loss(loss, link_ended),
             Event::Unsent(fault) => {
+                self.steps.not_sent();
                 let nodes = self.way.host(0).into_iter().collect();
                 self.breaks(Blame { nodes, may_return: is_loss(fault.kind()), fault });
             }

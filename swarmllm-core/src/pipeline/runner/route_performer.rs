@@ -74,6 +74,11 @@ impl RoutePerformer {
         }
     }
 
+    /// What was looked for while a session runs is of no use any more.
+    pub fn void_search(&mut self) {
+        self.find = None;
+    }
+
     /// Does all that is wanted now.
     pub fn perform_all(&mut self, routes: &mut RouteManager) {
         while let Some(action) = routes.next_action() {

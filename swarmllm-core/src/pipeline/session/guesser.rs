@@ -18,8 +18,6 @@ pub(super) struct Guesser {
 /// A draft model, which the runner has.
 struct DraftModel {
     policy: DraftPolicy,
-    /// Tokens of the text that it has read.
-    read: usize,
 }
 
 /// How an answer goes on.
@@ -37,7 +35,9 @@ impl Guesser {
         let draft = match params.guess {
             Guess::Never => return None,
             Guess::Repeats => None,
-            Guess::Draft(draft) => Some(DraftModel { policy: DraftPolicy::new(learnt.draft, draft), read: 0 }),
+            Guess::Draft(draft) => {
+                Some(DraftModel { policy: DraftPolicy::new(learnt.draft.unwrap_or_default(), draft) })
+            }
         };
         let (grams, pace) = (NGrams::new(&params.prompt), Pace::new(learnt.repeats));
         Some(Self { grams, pace, draft, made: 0, right: 0 })
@@ -51,9 +51,9 @@ impl Guesser {
         self.grams.push(token);
     }
 
-    /// How to go on behind a text of so many tokens, with at most `most` guesses.
+    /// How to go on, with at most `most` guesses.
     /// The draft model is asked only where nothing is under way.
-    pub fn next(&mut self, most: usize, idle: bool, text: usize) -> Next {
+    pub fn next(&mut self, most: usize, idle: bool) -> Next {
         let guesses = self.grams.guess(most);
         let ground = self.grams.next().map_or(Ground::Repeats(0), |(_, ground)| ground);
         let reach = self.pace.reach(guesses.len(), ground);
@@ -61,20 +61,18 @@ impl Guesser {
         let draft = self.draft.as_mut().filter(|_| idle && reach.windows == 1);
         // Where it is asked to see whether it has become better, nothing else promises anything either.
         let draft = draft.filter(|draft| reach.guesses == 0 || draft.policy.rate() > promise);
-        match draft.and_then(|draft| draft.policy.ask(most, text.saturating_sub(draft.read))) {
+        match draft.and_then(|draft| draft.policy.ask(most)) {
             Some(horizon) => Next::Ask(horizon),
             None => Next::Repeats { guesses, reach },
         }
     }
 
-    /// What the draft model made behind a text of so many tokens; nothing where it failed, and is not asked again. Gives how
-    /// many of its tokens are to be sent.
-    pub fn pick(&mut self, drafted: Option<&Drafted>, text: usize) -> usize {
+    /// What the draft model made; nothing where it failed, and is not asked again. Gives how many of its tokens are to be sent.
+    pub fn pick(&mut self, drafted: Option<&Drafted>) -> usize {
         let Some((draft, drafted)) = self.draft.as_mut().zip(drafted) else {
             self.draft = None;
             return 0;
         };
-        draft.read = text;
         draft.policy.pick(drafted)
     }
 
@@ -91,7 +89,7 @@ impl Guesser {
         self.made += flight.guesses() as u32;
         let plain = own == 0 && flight.chained.is_none();
         match &mut self.draft {
-            Some(draft) if flight.drafted => draft.policy.took((tried, right), took),
+            Some(draft) if flight.drafted => draft.policy.took((tried, right), took, flight.alone),
             Some(draft) if plain && flight.alone => draft.policy.took_plain(took),
             _ => {}
         }
@@ -113,7 +111,7 @@ impl Guesser {
 
     /// What was learnt so far.
     pub fn learnt(&self) -> LearntOfGuesses {
-        let draft = self.draft.as_ref().map(|draft| draft.policy.learnt()).unwrap_or_default();
+        let draft = self.draft.as_ref().map(|draft| draft.policy.learnt());
         LearntOfGuesses { repeats: self.pace.learnt(), draft }
     }
 }

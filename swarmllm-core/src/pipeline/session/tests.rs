@@ -251,8 +251,11 @@ fn drafted_over(
             Action::Guess(horizon) => {
                 let guesses = guess(&session.text(), horizon.most);
                 let sure = |token| DraftToken { token, chance: 0.95 };
-                let drafted =
-                    |tokens: Vec<u32>| Drafted { made: tokens.len(), tokens: tokens.into_iter().map(sure).collect() };
+                let drafted = |tokens: Vec<u32>| Drafted {
+                    made: tokens.len(),
+                    tokens: tokens.into_iter().map(sure).collect(),
+                    read: 0,
+                };
                 queue.extend(session.on_guesses(guesses.map(drafted)));
             }
             Action::Emit(sampled) => said.push(sampled.token),

@@ -100,6 +100,7 @@ fn what_is_made_wrong_is_found() {
     let (_runtime, tasks) = tasks();
     for sabotage in Sabotage::ALL {
         let found = (0..FOUND_WITHIN).find(|seed| run(*seed, &tasks, Some(sabotage), false).wrong.is_some());
+        println!("{sabotage:?}: {found:?}");
         assert!(found.is_some(), "{sabotage:?} is not found");
     }
 }

@@ -362,6 +362,7 @@ impl Swarm {
             Action::StopCopies => one.copies = None,
             Action::Send { header, tokens } => self.send_step(index, header, &tokens),
             Action::Emit(sampled) => one.said.push((sampled.token, sampled.logprob)),
+            Action::Broken(_) => {}
             Action::Draft { text, horizon } => {
                 let drafted = one.request.draft(&text, horizon.most, &mut self.chance);
                 self.tell(index, Event::Drafted(drafted.map(|guesses| (guesses, Duration::ZERO))));

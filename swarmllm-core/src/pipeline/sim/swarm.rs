@@ -93,7 +93,7 @@ pub enum Sabotage {
     Epochs,
     /// Nobody is told that a session has ended.
     Releases,
-    /// An answer of an earlier route is taken.
+    /// Answers of an earlier route are taken.
     LateAnswers,
     /// Coordinators take guesses for the text.
     Guesses,

@@ -80,7 +80,8 @@ impl Request {
         let mut right = |token: &u32| if chance.one_in(6) { chance.below(VOCAB.into()) as u32 } else { *token };
         let likely = |token| DraftToken { token, chance: 0.8 };
         let tokens: Vec<_> = self.plain.iter().skip(said).take(most).map(&mut right).map(likely).collect();
-        (!chance.one_in(50)).then(|| Drafted { made: tokens.len(), tokens })
+        let drafted = Drafted { made: tokens.len(), tokens, read: 0 };
+        (!chance.one_in(50)).then_some(drafted)
     }
 
     /// What the whole model says on one machine where nothing fails, with steps of these rows at most.
