@@ -509,3 +509,30 @@ fn a_host_that_opens_a_stage_of_another_shape_is_refused_for_good() {
     let verdict = Verdict::Refused(ErrorKind::BadFrame);
     assert!(drained(&mut routes).contains(&RouteAction::Note { node: node(1), verdict }));
 }
+
+#[test]
+fn a_step_that_could_not_be_sent_is_not_owed_for() {
+    let mut bench = Bench::over(&[1, 2], &[]);
+    bench.take();
+    let (driver, now) = (&mut bench.driver, bench.now);
+    let comes = |driver: &mut SessionDriver, wanted: fn(&Action) -> bool| {
+        std::iter::from_fn(|| driver.next_action(now)).any(|action| wanted(&action))
+    };
+    driver.on(answered(2, 0, 0, sevens(1)), now);
+    assert!(comes(driver, |action| matches!(action, Action::Send { .. })));
+    driver.on(Event::Unsent(lost("its link")), now);
+    assert!(comes(driver, |action| matches!(action, Action::Emit(_))), "what was chosen is said");
+    driver.on(Event::Enough, now);
+    assert!(!comes(driver, |action| matches!(action, Action::Owe(_))));
+    assert_eq!(bench.ended(), Some(Ok(End::Stop)));
+}
+
+#[test]
+fn who_was_asked_for_an_attempt_that_came_to_nothing_is_released_from_that_attempt_on() {
+    let mut bench = Bench::over(&[1, 2], &[]);
+    bench.lose(2);
+    bench.on(Event::Route(RouteEvent::Found { purpose: Purpose::Next, found: Ok(route(&[1, 3], &[])) }));
+    bench.take();
+    bench.on(Event::Cancelled);
+    assert_eq!(bench.releases().last(), Some(&(1, vec![3], 0)), "its stage may be open, and only its reply be lost");
+}
