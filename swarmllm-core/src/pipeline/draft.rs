@@ -16,7 +16,7 @@
 //! answer that nothing speaks for is no slower than without them, but for a token or two.
 
 //!
-//! A draft model has a policy of its own ([`DraftPolicy`]): it says of each guess how likely that is.
+//! The tokens of a draft model have a policy of their own ([`DraftPolicy`]): the draft model says how likely it holds each.
 
 mod lessons;
 mod ngrams;
