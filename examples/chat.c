@@ -1,5 +1,5 @@
 /* Starts a node, imports a model, asks it, prints the route, stops. `chat FILE.gguf|MODEL [QUESTION]`
- * (The question is put into JSON as it is: keep quotes and backslashes out of it.) */
+ * (The question is put into JSON unescaped: it must have no quotes and backslashes.) */
 
 #include <stdio.h>
 #include <stdlib.h>

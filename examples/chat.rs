@@ -28,7 +28,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     while let Some(delta) = answer.next().await {
         match delta? {
             Delta::Text(text) => print!("{text}"),
-            // Only where `logprobs` are asked for.
+            // Only with `logprobs`.
             Delta::Token(_) => {}
             Delta::Done(done) => {
                 println!();

@@ -1,5 +1,4 @@
-//! Configuration in layers: flags over `SWARMLLM_*` variables over `config.toml` over defaults. Unknown keys are
-//! errors.
+//! Configuration. Precedence: flags, `SWARMLLM_*` variables, `config.toml`, defaults. Unknown keys are errors.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -9,28 +8,28 @@ use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use serde::{Deserialize, Deserializer, Serialize};
 use swarmllm_core::base::ErrorKind;
-use swarmllm_core::node::KvCache;
+use swarmllm_core::node::KvType;
 use swarmllm_core::server::{DEFAULT_PORT, ServerConfig};
 
 use crate::failure::Failure;
 use crate::units::parse_bytes;
 
-/// Name of the file in the data directory.
+/// The file in the data directory.
 const FILE: &str = "config.toml";
-/// What our variables begin with.
+/// Prefix of variables.
 const PREFIX: &str = "SWARMLLM_";
-/// Says where `config.toml` is, so it cannot be in it.
+/// This key locates `config.toml`, so it cannot be in it.
 const DATA_DIR_KEY: &str = "data_dir";
-/// Variables of our own tests, which are no configuration.
+/// Prefix of variables of the project's tests, which are not configuration.
 const TEST_PREFIX: &str = "test_";
-/// Keys whose variables are text as it stands, even where it looks like a number.
+/// Keys whose variables are text, even if it looks like a number.
 const TEXTS: [&str; 6] = ["network", "engine", "api_key", "hub", "hub_token", "chat_template"];
 /// Keys whose variables are lists, separated by commas.
 const LISTS: [&str; 4] = ["bootstrap", "listen", "external", "allowed_hosts"];
 /// P2P TCP listens this far above the HTTP port.
 const P2P_OFFSET: u16 = 10;
 
-/// What the command line can be configured with. `None` leaves the choice to the library.
+/// The settings. `None` is the library's default.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
@@ -38,49 +37,49 @@ pub struct Settings {
     pub port: u16,
     /// Whether `run` serves HTTP.
     pub http: bool,
-    /// Where HTTP listens.
+    /// Address that HTTP listens on.
     pub http_address: IpAddr,
-    /// Key that HTTP asks for.
+    /// API key of HTTP.
     pub api_key: Option<String>,
-    /// Names of this machine for HTTP beside localhost.
+    /// Further host names of this machine for HTTP.
     pub allowed_hosts: Vec<String>,
-    /// P2P addresses, instead of the ones that follow from `port`.
+    /// P2P addresses, instead of those derived from `port`.
     pub listen: Option<Vec<String>>,
     pub network: Option<String>,
-    /// Whether to found a private swarm where the data directory belongs to none.
+    /// Whether to create a private swarm unless the data directory belongs to one.
     pub private: bool,
     pub bootstrap: Vec<String>,
     pub mdns: bool,
-    /// Whether to carry circuits for peers that nobody can connect to.
+    /// Whether to relay connections for peers behind NAT.
     pub relay: bool,
-    /// Addresses under which others reach this node beside those that it listens on.
+    /// External addresses, beside those that the node listens on.
     pub external: Vec<String>,
     /// Whether to ask the router to forward ports.
     pub upnp: bool,
-    /// Most bytes a second that may go over the wire; a number, or text like `2MiB`.
+    /// Limit of bytes per second on the network; a number, or text like `2MiB`.
     #[serde(default, deserialize_with = "size")]
     pub max_traffic: Option<u64>,
-    /// Whether `run` computes for others.
+    /// Whether `run` computes for peers.
     pub serve: bool,
     pub threads: Option<u32>,
     pub gpu_layers: Option<u32>,
-    /// Whether to keep the cores awake while steps come from afar.
+    /// Whether to keep the cores awake while computing steps for remote peers.
     pub keep_awake: bool,
     /// Bytes, or text like `8GiB`.
     #[serde(default, deserialize_with = "size")]
     pub memory: Option<u64>,
-    /// Most bytes of shards on the disk.
+    /// Disk budget for shards.
     #[serde(default, deserialize_with = "size")]
     pub max_disk: Option<u64>,
-    /// Disk up to which the node fetches by itself what its swarm is short of.
+    /// Disk up to which the node fetches shards that its swarm has too few copies of.
     #[serde(default, deserialize_with = "size")]
     pub place: Option<u64>,
-    /// Most bytes a second from the web.
+    /// Limit of bytes per second from the web.
     #[serde(default, deserialize_with = "size")]
     pub download_rate: Option<u64>,
-    /// The hub that `hf:` addresses are of, or a mirror of it.
+    /// The hub of `hf:` addresses, or a mirror of it.
     pub hub: Option<String>,
-    /// A token for files of the hub that not everybody may have. No flag: others would see it in the list of processes.
+    /// Token for restricted files of the hub. It has no flag, because the process list would show it.
     pub hub_token: Option<String>,
     pub context: Option<u32>,
     pub sessions: Option<u32>,
@@ -88,11 +87,11 @@ pub struct Settings {
     /// Credits that a peer may owe.
     pub credit_limit: Option<u64>,
     pub engine: Option<String>,
-    /// File with a chat template in the place of those that models have.
+    /// File with a chat template that replaces the models' own.
     pub chat_template: Option<PathBuf>,
 }
 
-/// How keys and values are kept, by the names that files and flags use.
+/// Names of the KV cache formats in files and flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 pub enum KvName {
     #[serde(rename = "full")]
@@ -102,11 +101,11 @@ pub enum KvName {
     Q8,
 }
 
-impl From<KvName> for KvCache {
+impl From<KvName> for KvType {
     fn from(name: KvName) -> Self {
         match name {
-            KvName::Full => KvCache::Full,
-            KvName::Q8 => KvCache::Q8,
+            KvName::Full => KvType::Full,
+            KvName::Q8 => KvType::Q8,
         }
     }
 }
@@ -148,64 +147,46 @@ impl Default for Settings {
     }
 }
 
-/// The settings that flags gave.
+/// The settings given by flags.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Flags {
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub http_address: Option<IpAddr>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<Vec<String>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub private: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub bootstrap: Option<Vec<String>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub mdns: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub relay: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub external: Option<Vec<String>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub upnp: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_traffic: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub serve: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu_layers: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_awake: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub place: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_disk: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub download_rate: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub context: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub sessions: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub kv: Option<KvName>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub credit_limit: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<PathBuf>,
 }
 
-/// A size may be a number or text with a unit.
+impl Flags {
+    /// The given flags by key.
+    fn given(&self) -> Result<Dict, Box<figment::Error>> {
+        let Value::Dict(_, all) = Value::serialize(self)? else { return Ok(Dict::new()) };
+        Ok(all.into_iter().filter(|(_, value)| !matches!(value, Value::Empty(..))).collect())
+    }
+}
+
+/// A size: a number, or text with a unit.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Size {
@@ -221,7 +202,7 @@ fn size<'de, D: Deserializer<'de>>(value: D) -> Result<Option<u64>, D::Error> {
     }
 }
 
-/// Variables, their keys in lower case and without prefix.
+/// Variables; keys are in lower case, without prefix.
 struct Variables(Vec<(String, String)>);
 
 impl Variables {
@@ -244,7 +225,7 @@ impl Provider for Variables {
                 let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
                 Value::from(parts.map(Value::from).collect::<Vec<_>>())
             }
-            // Figment's own reading never fails: what is nothing else is text.
+            // Figment's own parser does not fail: it reads anything else as text.
             _ => text.parse().unwrap_or_else(|_| Value::from(text)),
         };
         let dict = self.0.iter().map(|(key, text)| (key.clone(), value(key, text))).collect();
@@ -253,7 +234,7 @@ impl Provider for Variables {
 }
 
 impl Settings {
-    /// Reads every layer. `variables` are the process's.
+    /// Reads all sources. `variables` are those of the process.
     pub fn load(
         data_dir: &Path,
         variables: impl Iterator<Item = (String, String)>,
@@ -261,12 +242,14 @@ impl Settings {
     ) -> Result<Self, Failure> {
         let file = data_dir.join(FILE);
         let mut layers = Figment::from(Serialized::defaults(Settings::default()));
-        // One that is there but cannot be seen is read all the same, to fail with its reason.
+        // An existing file without access is read too, to fail with its reason.
         if file.try_exists().unwrap_or(true) {
             layers = layers.merge(Toml::file_exact(file));
         }
+        let invalid = |error: figment::Error| Failure::new(ErrorKind::InvalidConfig, error.to_string());
+        let flags = flags.given().map_err(|error| invalid(*error))?;
         let layers = layers.merge(Variables::new(variables)).merge(Serialized::defaults(flags));
-        layers.extract().map_err(|error| Failure::new(ErrorKind::InvalidConfig, error.to_string()))
+        layers.extract().map_err(invalid)
     }
 
     /// P2P addresses of `run`.
@@ -282,13 +265,13 @@ impl Settings {
         match self.port {
             0 => Ok(0),
             port => port.checked_add(P2P_OFFSET).ok_or_else(|| {
-                let message = format!("port {port} leaves no room for P2P at port + {P2P_OFFSET}; choose a lower one");
+                let message = format!("port {port} is too high: P2P uses port + {P2P_OFFSET}; choose a lower port");
                 Failure::new(ErrorKind::InvalidConfig, message)
             }),
         }
     }
 
-    /// How HTTP is served.
+    /// Configuration of the HTTP server.
     pub fn server(&self) -> ServerConfig {
         ServerConfig {
             listen: vec![SocketAddr::new(self.http_address, self.port)],
@@ -311,14 +294,14 @@ mod tests {
     }
 
     #[test]
-    fn without_anything_the_defaults_hold() {
+    fn without_sources_the_defaults_apply() {
         let dir = tempfile::tempdir().unwrap();
         let settings = Settings::load(dir.path(), std::iter::empty(), &Flags::default());
         assert!(settings.ok() == Some(Settings::default()));
     }
 
     #[test]
-    fn flags_beat_variables_and_those_beat_the_file() {
+    fn flags_precede_variables_and_variables_the_file() {
         let toml = "port = 1\nthreads = 1\nnetwork = \"file\"\nmdns = false\n";
         let variables = [("SWARMLLM_PORT", "2"), ("SWARMLLM_THREADS", "2"), ("OTHER_PORT", "9")];
         let settings = load(toml, &variables, Flags { port: Some(3), ..Flags::default() }).unwrap();
@@ -327,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_keys_are_errors_that_name_key_and_place() {
+    fn unknown_keys_are_errors_with_key_and_source() {
         let file = load("prot = 1", &[], Flags::default()).err().unwrap();
         assert!(file.message.contains("prot") && file.message.contains(FILE), "{}", file.message);
         let variable = load("", &[("SWARMLLM_PROT", "1")], Flags::default()).err().unwrap();
@@ -338,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_are_read_as_their_keys_mean_them() {
+    fn variables_have_the_types_of_their_keys() {
         let variables = [
             ("SWARMLLM_NETWORK", "007"),
             ("SWARMLLM_API_KEY", "1234567890123456"),
@@ -361,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn one_port_shifts_all() {
+    fn all_ports_follow_from_port() {
         let listen = |port| Settings { port, ..Settings::default() }.p2p_listen();
         assert_eq!(listen(8800).ok().unwrap(), ["/ip4/0.0.0.0/tcp/8810", "/ip4/0.0.0.0/udp/8800/quic-v1"]);
         assert_eq!(listen(0).ok().unwrap(), ["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"]);

@@ -1,4 +1,4 @@
-//! What every command needs: settings, and a node that fits the command.
+//! The context of a command: its settings and its node.
 
 use std::num::NonZeroU64;
 use std::path::PathBuf;
@@ -12,14 +12,14 @@ use crate::config::{Flags, Settings};
 use crate::failure::Failure;
 use crate::{input, print};
 
-/// Names the data directory where no flag does.
+/// Variable of the data directory, if no flag gives it.
 const DATA_DIR_VARIABLE: &str = "SWARMLLM_DATA_DIR";
-/// What a command's own node is given to end.
+/// Time for the shutdown of a command's node.
 const CLOSE: Duration = Duration::from_secs(3);
-/// Pause between looks for what peers bring.
-const LOOK: Duration = Duration::from_millis(100);
+/// Pause between attempts while peers are missing.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The command's surroundings.
+/// Settings of a command.
 pub struct Context {
     pub json: bool,
     pub data_dir: PathBuf,
@@ -40,8 +40,8 @@ impl Context {
         Ok(self.builder()?.preset(Preset::Offline).start().await?)
     }
 
-    /// A node for one command: on free ports, asking others and not computing for them.
-    pub async fn guest(&self, peers: &[String]) -> Result<Node, Failure> {
+    /// A node for one command: it uses free ports and does not compute for peers.
+    pub async fn client(&self, peers: &[String]) -> Result<Node, Failure> {
         let builder = match &self.settings.listen {
             Some(listen) => self.builder()?.listen(listen.clone()),
             None => self.builder()?,
@@ -54,23 +54,23 @@ impl Context {
     }
 
     /// The node of `run`.
-    pub async fn host(&self) -> Result<Node, Failure> {
+    pub async fn server_node(&self) -> Result<Node, Failure> {
         let builder = self.builder()?.preset(Preset::Public).listen(self.settings.p2p_listen()?);
         Ok(self.online(builder.serve(self.settings.serve)).start().await?)
     }
 
-    /// Enters the swarm of an invite and gives the node, which has no network yet.
+    /// Joins the swarm of an invite; the returned node has no network.
     pub async fn join(&self, invite: &str) -> Result<Node, Failure> {
         Ok(self.builder()?.join(invite).preset(Preset::Offline).start().await?)
     }
 
-    /// How long to wait for what peers bring; not at all where none can turn up.
+    /// How long to wait for peers; zero if the node has no way to find any.
     pub fn patience(&self, meet: &MeetArgs) -> Duration {
-        let meets = self.settings.mdns || !self.settings.bootstrap.is_empty() || !meet.peer.is_empty();
-        Duration::from_secs(if meets { meet.wait.into() } else { 0 })
+        let finds_peers = self.settings.mdns || !self.settings.bootstrap.is_empty() || !meet.peer.is_empty();
+        Duration::from_secs(if finds_peers { meet.wait.into() } else { 0 })
     }
 
-    /// A file on the web. The hub's token is for files of the hub.
+    /// A file on the web. The hub's token is sent for files of the hub only.
     pub fn web(&self, address: &str) -> WebSource {
         let settings = &self.settings;
         let mut source = WebSource::new(address);
@@ -83,7 +83,7 @@ impl Context {
         source
     }
 
-    /// A node of these settings, not started.
+    /// A builder with these settings.
     pub fn builder(&self) -> Result<NodeBuilder, Failure> {
         let settings = &self.settings;
         let mut builder = Node::builder().data_dir(&self.data_dir).runtime(tokio::runtime::Handle::current());
@@ -130,22 +130,21 @@ impl Context {
 
     fn online(&self, builder: NodeBuilder) -> NodeBuilder {
         let settings = &self.settings;
-        let met = builder.mdns(settings.mdns).bootstrap(settings.bootstrap.clone());
-        let met = met.relay(settings.relay).external(settings.external.clone()).upnp(settings.upnp);
-        match settings.max_traffic.and_then(std::num::NonZeroU64::new) {
-            Some(ceiling) => met.max_traffic(ceiling),
-            None => met,
+        let builder = builder.mdns(settings.mdns).bootstrap(settings.bootstrap.clone());
+        let builder = builder.relay(settings.relay).external(settings.external.clone()).upnp(settings.upnp);
+        match settings.max_traffic.and_then(NonZeroU64::new) {
+            Some(limit) => builder.max_traffic(limit),
+            None => builder,
         }
     }
 }
 
-/// Ends a command's own node.
+/// Shuts down the node of a command.
 pub async fn close(node: Node) {
     node.shutdown(CLOSE).await;
 }
 
-/// Tells at once which names a text resembles that means no known model: it may be misspelt, and a peer that knows it is
-/// waited for all the same.
+/// Prints similar names if `model` is not known: it may be misspelt. The command still waits for a peer that knows it.
 pub fn suggest(node: &Node, model: &str) {
     let nearest = node.nearest_names(model);
     if !nearest.is_empty() {
@@ -153,28 +152,31 @@ pub fn suggest(node: &Node, model: &str) {
     }
 }
 
-/// Tries again while only the absence of a peer is in the way, for at most `wait`.
-pub async fn patiently<T>(wait: Duration, mut act: impl AsyncFnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+/// Retries for at most `wait` while the failure may be due to a missing peer.
+pub async fn retry<T>(wait: Duration, mut act: impl AsyncFnMut() -> Result<T, Failure>) -> Result<T, Failure> {
     let begin = Instant::now();
     loop {
         match act().await {
-            Err(failure) if begin.elapsed() < wait && may_pass(failure.kind) => tokio::time::sleep(LOOK).await,
+            Err(failure) if begin.elapsed() < wait && is_transient(failure.kind) => {
+                tokio::time::sleep(RETRY_INTERVAL).await
+            }
             ended => return ended,
         }
     }
 }
 
-/// Kinds that another peer's arrival may cure.
-fn may_pass(kind: ErrorKind) -> bool {
+/// Whether another peer may resolve a failure of this kind.
+fn is_transient(kind: ErrorKind) -> bool {
     use ErrorKind::*;
     matches!(kind, ModelNotFound | ShardMissing | PeerNotFound | PeerUnreachable | NoPlan)
 }
 
-/// The data directory: flag, variable, or the system's place for an application's data, as the library has it.
+/// The data directory: flag, variable, or the system's directory for application data, the library's default.
 fn data_dir(global: &Global) -> Result<PathBuf, Failure> {
     let variable = || std::env::var_os(DATA_DIR_VARIABLE).filter(|dir| !dir.is_empty()).map(PathBuf::from);
     let system = || Some(directories::ProjectDirs::from("", "", "swarmllm")?.data_local_dir().to_owned());
-    let unknown = || Failure::new(ErrorKind::InvalidConfig, "no home directory is known; name a place with --data-dir");
+    let unknown =
+        || Failure::new(ErrorKind::InvalidConfig, "the home directory is unknown; choose a directory with --data-dir");
     global.data_dir.clone().or_else(variable).or_else(system).ok_or_else(unknown)
 }
 
@@ -183,17 +185,17 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn only_what_a_peer_may_cure_is_waited_for() {
+    async fn only_failures_that_a_peer_may_resolve_are_retried() {
         let long = Duration::from_secs(60);
         let mut tries = 0;
-        let cured = patiently(long, async || {
+        let cured = retry(long, async || {
             tries += 1;
             if tries < 3 { Err(Failure::new(ErrorKind::NoPlan, "")) } else { Ok(tries) }
         });
         assert_eq!(cured.await.ok(), Some(3));
-        let refused = patiently::<()>(long, async || Err(Failure::new(ErrorKind::InvalidArgument, "")));
+        let refused = retry::<()>(long, async || Err(Failure::new(ErrorKind::InvalidArgument, "")));
         assert_eq!(refused.await.err().map(|failure| failure.kind), Some(ErrorKind::InvalidArgument));
-        let hopeless = patiently::<()>(Duration::ZERO, async || Err(Failure::new(ErrorKind::NoPlan, "")));
+        let hopeless = retry::<()>(Duration::ZERO, async || Err(Failure::new(ErrorKind::NoPlan, "")));
         assert_eq!(hopeless.await.err().map(|failure| failure.kind), Some(ErrorKind::NoPlan));
     }
 }

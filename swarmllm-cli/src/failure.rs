@@ -1,4 +1,4 @@
-//! How a command fails: a numbered kind and a sentence.
+//! The failure of a command: an error kind and a message.
 
 use std::process::ExitCode;
 
@@ -14,7 +14,7 @@ use crate::{options, print};
 pub struct Failure {
     pub kind: ErrorKind,
     pub message: String,
-    /// What of the model cannot run here, where an import was refused because of it.
+    /// Why an import was refused: what of the model cannot run here.
     pub report: Option<Box<ImportReport>>,
 }
 
@@ -32,12 +32,12 @@ impl Failure {
         Self { kind, message: message.to_string(), report: None }
     }
 
-    /// Reading or writing that failed, and where.
+    /// A failed read or write of `place`.
     pub fn io(place: impl std::fmt::Display, cause: &std::io::Error) -> Self {
         Self::new(ErrorKind::Io, format!("{place}: {cause}"))
     }
 
-    /// Tells stderr, as JSON where asked, and gives the exit code.
+    /// Writes the failure to stderr, as JSON if `json`, and returns the exit code.
     pub fn report(&self, json: bool) -> ExitCode {
         let (code, kind, report) = (self.kind.code(), self.kind.name(), self.report.as_deref());
         let shown = Shown { code, kind, message: &self.message, report };
@@ -48,22 +48,20 @@ impl Failure {
         ExitCode::FAILURE
     }
 
-    /// What only the command line can add.
+    /// Advice that only the command line can give.
     fn hint(&self) -> &'static str {
         match self.kind {
             ErrorKind::DataDirBusy => {
-                "\nA node runs on this data directory: stop it, name another with --data-dir, or ask it over HTTP."
+                "\nA running node uses this data directory: stop it, choose another with --data-dir, or ask it over HTTP."
             }
             ErrorKind::AliasTaken => {
-                "\n`swarmllm alias --move MODEL ALIAS` takes it from the model that has it; a model that is yet to come is imported without --name first."
+                "\n`swarmllm alias --move MODEL ALIAS` takes it from the other model; import a new model without --name first."
             }
-            ErrorKind::ModelNotFound => {
-                "\n`swarmllm models` lists what is held here, `swarmllm peers` what others hold."
-            }
+            ErrorKind::ModelNotFound => "\n`swarmllm models` lists the models here, `swarmllm peers` those of peers.",
             ErrorKind::DiskBudget => {
-                "\n`swarmllm remove MODEL` frees what a model takes; --max-disk sets the bound, as does max_disk in config.toml."
+                "\n`swarmllm remove MODEL` frees the space of a model; --max-disk or max_disk in config.toml sets the budget."
             }
-            ErrorKind::DiskFull => "\n`swarmllm remove MODEL` frees what a model takes.",
+            ErrorKind::DiskFull => "\n`swarmllm remove MODEL` frees the space of a model.",
             _ => "",
         }
     }
@@ -110,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refused_import_names_the_flag_that_keeps_the_model() {
+    fn a_refused_import_names_the_flag_anyway() {
         let failure = Failure::from(ModelActError::from(Box::new(ImportReport::default())));
         assert!(failure.message.contains("`--anyway`") && !failure.message.contains("`anyway`"), "{}", failure.message);
         assert!(failure.report.is_some());

@@ -1,4 +1,4 @@
-//! Reading stdin, line by line, and small files.
+//! Input: lines of stdin, and small files.
 
 use std::fs::File;
 use std::io::{BufRead, Read};
@@ -9,22 +9,22 @@ use tokio::sync::mpsc;
 
 use crate::failure::Failure;
 
-/// Longest line, in bytes.
+/// Maximum length of a line, in bytes.
 const MAX_LINE: u64 = 1 << 20;
 
-/// The text of a file of at most `most` bytes.
-pub fn file(path: &Path, most: u64) -> Result<String, Failure> {
+/// The text of a file of at most `max` bytes.
+pub fn file(path: &Path, max: u64) -> Result<String, Failure> {
     let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(most.saturating_add(1)).read_to_string(&mut text));
+    let read = File::open(path).and_then(|file| file.take(max.saturating_add(1)).read_to_string(&mut text));
     read.map_err(|cause| Failure::io(path.display(), &cause))?;
-    if text.len() as u64 > most {
-        let what = format!("{} is larger than the {most} bytes that are read", path.display());
-        return Err(Failure::new(ErrorKind::InvalidArgument, what));
+    if text.len() as u64 > max {
+        let message = format!("{} is larger than the maximum of {max} bytes", path.display());
+        return Err(Failure::new(ErrorKind::InvalidArgument, message));
     }
     Ok(text)
 }
 
-/// Lines of stdin, read on a thread of their own: it may wait for ever, and nothing waits for it.
+/// Lines of stdin, read on a thread of their own, which may block forever. The process ends without it.
 pub fn lines() -> mpsc::Receiver<std::io::Result<String>> {
     let (sender, lines) = mpsc::channel(1);
     std::thread::spawn(move || {
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_is_too_large_is_refused() {
+    fn a_file_over_the_maximum_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
         std::fs::write(&path, "abc").unwrap();
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_read_to_the_end_and_none_is_unbounded() {
+    fn lines_are_read_to_the_end_and_are_bounded() {
         let mut input: &[u8] = b"one\r\ntwo";
         assert_eq!(read_line(&mut input).unwrap().as_deref(), Some("one"));
         assert_eq!(read_line(&mut input).unwrap().as_deref(), Some("two"));

@@ -1,8 +1,7 @@
-//! The command line: a node for a terminal.
+//! The command line of swarmllm.
 //!
-//! A consumer of the library like any other: it adds signals, logs, configuration files and printing, which the library
-//! leaves to its host. One file per command in `commands`. Exit codes: 0 done, 1 failed, 2 used wrongly, 130
-//! interrupted.
+//! It uses the library's public API and adds what the library leaves to its host: signals, logs, configuration files and
+//! printing. `commands` has a file per command. Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted.
 
 mod args;
 mod commands;
@@ -26,12 +25,12 @@ use swarmllm_core::base::ErrorKind;
 use args::Cli;
 use failure::Failure;
 
-/// Threads that drive sockets and files; engines have threads of their own.
+/// Runtime threads for sockets and files; engines have threads of their own.
 const WORKERS: usize = 2;
-/// What shells give for a command that was interrupted.
+/// Exit code of an interrupted command, as in shells.
 pub const INTERRUPTED: u8 = 130;
-/// What is left to background work after the command has ended.
-const LAST_MOMENT: Duration = Duration::from_millis(200);
+/// Time for background work after the command has ended.
+const RUNTIME_SHUTDOWN: Duration = Duration::from_millis(200);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -39,17 +38,17 @@ fn main() -> ExitCode {
     init_logs(cli.global.verbose);
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build() {
         Ok(runtime) => runtime,
-        Err(cause) => return Failure::new(ErrorKind::Io, format!("no threads can be started: {cause}")).report(json),
+        Err(cause) => return Failure::new(ErrorKind::Io, format!("cannot start threads: {cause}")).report(json),
     };
     let ended = runtime.block_on(commands::run(cli));
-    runtime.shutdown_timeout(LAST_MOMENT);
+    runtime.shutdown_timeout(RUNTIME_SHUTDOWN);
     ended.unwrap_or_else(|failure| failure.report(json))
 }
 
-/// Logs go to stderr, at `warn` and as `-v` raises it; `RUST_LOG` has the last word.
+/// Logs go to stderr, at `warn` or more by `-v`; `RUST_LOG` takes precedence.
 fn init_logs(verbose: u8) {
     let level = match verbose {
-        // Of a node that is alone the table of the swarm says so once and again.
+        // Without peers, Kademlia warns repeatedly.
         0 => "warn,libp2p_kad=error",
         1 => "info,swarmllm_core=debug,libp2p_kad=error",
         2 => "debug",

@@ -1,8 +1,8 @@
-//! What errors call what can be typed: the library speaks of fields and settings, which the command line has as options.
+//! Translates errors of the library, which name fields and settings, to the options of the command line.
 
 use swarmllm_core::base::{ErrorKind, Fault};
 
-/// Fields of a request, and the options that set them.
+/// Fields of a request and their options.
 const FIELDS: [(&str, &str); 15] = [
     ("chat_template", "--chat-template"),
     ("chat_template_kwargs", "--template-arg"),
@@ -12,7 +12,7 @@ const FIELDS: [(&str, &str); 15] = [
     ("exact", "--exact"),
     ("max_tokens", "--max-tokens"),
     ("seed", "--seed"),
-    ("stand_by", "--stand-by"),
+    ("standby", "--standby"),
     ("stop", "--stop"),
     ("temperature", "--temperature"),
     ("tools", "--tools"),
@@ -20,28 +20,28 @@ const FIELDS: [(&str, &str); 15] = [
     ("top_p", "--top-p"),
     ("wire", "--wire"),
 ];
-/// Fields that a message or a line of stdin sets.
+/// Fields that are set by a message or a line of stdin.
 const TEXTS: [(&str, &str); 2] = [("messages", "the conversation"), ("prompt", "the text")];
-/// Settings that a sentence advises to change.
+/// Settings that error messages advise to change.
 const SETTINGS: [(&str, &str); 4] =
     [("context", "--context"), ("exact", "--exact"), ("memory", "--memory"), ("sessions", "--sessions")];
 
-/// The sentence of an error with options in the place of what the library calls them.
+/// The message of an error with options instead of the library's fields and settings.
 pub fn named(fault: &Fault, sentence: String) -> String {
-    // These quote names, and a model may be called like a setting.
+    // These messages quote names, and a model may be named like a setting.
     let quotes = matches!(fault.kind(), ErrorKind::ModelNotFound | ErrorKind::AliasTaken);
     if quotes || fault.field() == Some("model") {
         return sentence;
     }
-    let begun = match fault.field() {
-        Some(field) => begin(field, sentence),
+    let message = match fault.field() {
+        Some(field) => replace_field(field, sentence),
         None => sentence,
     };
-    SETTINGS.iter().fold(begun, |text, (word, option)| text.replace(&format!("`{word}`"), &format!("`{option}`")))
+    SETTINGS.iter().fold(message, |text, (word, option)| text.replace(&format!("`{word}`"), &format!("`{option}`")))
 }
 
-/// The sentence with another beginning than the field.
-fn begin(field: &str, sentence: String) -> String {
+/// The message with its leading field replaced by the option.
+fn replace_field(field: &str, sentence: String) -> String {
     let (head, rest) = field.split_once('.').unwrap_or((field, ""));
     let find =
         |table: &[(&str, &str)]| table.iter().find(|(name, _)| *name == head).map(|(_, named)| (*named).to_owned());
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn every_option_that_an_error_names_can_be_typed() {
+    fn every_option_in_a_table_exists() {
         let cli = Cli::command();
         let chat = cli.find_subcommand("chat").expect("the command is there");
         let longs: Vec<&str> = chat.get_arguments().filter_map(|arg| arg.get_long()).collect();
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_a_field_names_the_option_that_was_typed() {
+    fn an_error_of_a_field_names_its_option() {
         assert_eq!(said(refused("is 3").about("max_tokens")), "`--max-tokens`: is 3");
         assert_eq!(said(refused("is taken").about("chat_template_kwargs.tools")), "`--template-arg tools`: is taken");
         assert_eq!(
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_is_called_like_a_setting_keeps_its_name() {
+    fn a_model_named_like_a_setting_keeps_its_name() {
         assert_eq!(said(Fault::new(ErrorKind::ModelNotFound, "no model `memory`")), "no model `memory`");
         assert_eq!(said(refused("`exact` could be 2 models").of_field("model")), "`exact` could be 2 models");
     }

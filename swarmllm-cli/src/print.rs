@@ -1,4 +1,4 @@
-//! Printing: answers to stdout, notes to stderr, and nothing foreign that a terminal would obey.
+//! Printing: results to stdout, notes to stderr. Foreign text never reaches a terminal with control characters.
 
 use std::io::{IsTerminal, Write};
 
@@ -7,7 +7,7 @@ use swarmllm_core::base::ErrorKind;
 
 use crate::failure::Failure;
 
-/// Writes to stdout at once; fails where nobody reads any more.
+/// Writes to stdout and flushes; fails when the reader is gone.
 pub fn text(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
@@ -27,19 +27,19 @@ pub fn json(value: &impl Serialize) -> Result<(), Failure> {
     }
 }
 
-/// Writes a line to stderr. That nobody reads it is no failure.
+/// Writes a line to stderr; errors are ignored.
 pub fn note(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
-/// Text of a model or a peer for a terminal: control characters, which could move the cursor or worse, are shown as one
-/// sign. Line feeds and tabs stay.
+/// Text of a model or a peer for a terminal: control characters, which could move the cursor, become U+FFFD. Line feeds and
+/// tabs stay.
 pub fn clean(text: &str) -> String {
     let harmless = |letter: char| matches!(letter, '\n' | '\t') || !letter.is_control();
     text.chars().map(|letter| if harmless(letter) { letter } else { char::REPLACEMENT_CHARACTER }).collect()
 }
 
-/// Text of a model: cleaned for a terminal, untouched for a pipe.
+/// Writes text of a model: cleaned for a terminal, unchanged for a pipe.
 pub fn answer(part: &str) -> Result<(), Failure> {
     match std::io::stdout().is_terminal() {
         true => text(&clean(part)),
@@ -47,7 +47,7 @@ pub fn answer(part: &str) -> Result<(), Failure> {
     }
 }
 
-/// Rows under a head, each column as wide as its widest cell.
+/// A table with a header; each column is as wide as its widest cell.
 pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
     let head = head.map(str::to_owned);
     let width = |column: usize| {
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_foreign_text_cannot_drive_the_terminal() {
+    fn foreign_text_cannot_control_the_terminal() {
         assert_eq!(clean("a\u{1b}[2Jb\r\u{9b}\n\tc"), "a\u{fffd}[2Jb\u{fffd}\u{fffd}\n\tc");
     }
 

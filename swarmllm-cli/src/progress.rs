@@ -1,4 +1,4 @@
-//! A bar for work on bytes.
+//! Progress bar of imports and downloads.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use swarmllm_core::base::Progress;
 use swarmllm_core::node::ProgressFn;
 
-/// A bar on stderr, gone when dropped; hidden where stderr is no terminal or where JSON is printed.
+/// A bar on stderr, removed on drop. Hidden if stderr is not a terminal or the output is JSON.
 pub struct Bar(ProgressBar);
 
 impl Bar {
@@ -17,8 +17,8 @@ impl Bar {
         Self(bar.with_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar())))
     }
 
-    /// What moves the bar.
-    pub fn mover(&self) -> ProgressFn {
+    /// The callback that moves the bar.
+    pub fn callback(&self) -> ProgressFn {
         let bar = self.0.clone();
         Arc::new(move |progress: Progress| {
             bar.set_length(progress.total);

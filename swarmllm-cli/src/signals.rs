@@ -1,12 +1,12 @@
-//! The system's ways to tell a process to stop.
+//! Signals that stop the process.
 
 use crate::failure::Failure;
 
 #[cfg(unix)]
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Listens from its making on: what arrives while nobody waits is not lost.
-pub struct Stop {
+/// SIGINT and SIGTERM, or Ctrl-C on Windows. Signals from its creation on are kept until [`received`](Self::received).
+pub struct StopSignal {
     #[cfg(unix)]
     terminate: Signal,
     #[cfg(unix)]
@@ -15,16 +15,16 @@ pub struct Stop {
     interrupt: tokio::signal::windows::CtrlC,
 }
 
-impl Stop {
+impl StopSignal {
     #[cfg(unix)]
     pub fn listen() -> Result<Self, Failure> {
         let listen = |kind| signal(kind).map_err(|cause| Failure::io("signals", &cause));
         Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
 
-    /// Waits until told. Cancel-safe.
+    /// Waits for a signal. Cancel-safe.
     #[cfg(unix)]
-    pub async fn told(&mut self) {
+    pub async fn received(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
@@ -37,9 +37,9 @@ impl Stop {
         Ok(Self { interrupt })
     }
 
-    /// Waits until told. Cancel-safe.
+    /// Waits for a signal. Cancel-safe.
     #[cfg(windows)]
-    pub async fn told(&mut self) {
+    pub async fn received(&mut self) {
         self.interrupt.recv().await;
     }
 }

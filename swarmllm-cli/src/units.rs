@@ -1,6 +1,6 @@
-//! Sizes as people write them.
+//! Sizes with units.
 
-/// Units and their bytes; the longest first, since each ends with `B`.
+/// Units and their bytes; the longest first, because each ends with `B`.
 const UNITS: [(&str, u64); 9] = [
     ("TiB", 1 << 40),
     ("GiB", 1 << 30),
@@ -24,7 +24,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let (number, bytes) = UNITS.iter().find_map(unit).unwrap_or((text, 1));
     let count =
         number.trim().parse::<u64>().map_err(|_| format!("`{text}` is not a size; write it as 8GiB or in bytes"))?;
-    count.checked_mul(bytes).ok_or_else(|| format!("`{text}` is more than any machine has"))
+    count.checked_mul(bytes).ok_or_else(|| format!("`{text}` does not fit into 64 bits"))
 }
 
 #[cfg(test)]
@@ -32,7 +32,7 @@ mod tests {
     use super::parse_bytes;
 
     #[test]
-    fn sizes_are_read_with_and_without_unit() {
+    fn sizes_may_have_a_unit() {
         let table = [("0", 0), ("1024", 1024), ("8GiB", 8 << 30), ("500 MB", 500_000_000), ("1kib", 1024), ("7B", 7)];
         for (text, bytes) in table {
             assert_eq!(parse_bytes(text), Ok(bytes), "{text}");

@@ -1,7 +1,7 @@
-//! swarmllm: an LLM swarm that you can link.
+//! swarmllm: an LLM swarm as a library.
 //!
-//! A host program starts a [`Node`], and a model that none of the machines could hold alone answers, exactly as the
-//! whole model would:
+//! A host program starts a [`Node`]. A swarm of nodes then runs a model that no single machine could hold, with exactly the
+//! output of the whole model:
 //!
 //! ```no_run
 //! use swarmllm_core::{ChatMessage, ChatRequest, Delta, Node};
@@ -25,9 +25,9 @@
 //! # }
 //! ```
 //!
-//! The rooms, from the ground up; each imports only rooms below it: [`base`] (words), [`identity`], [`wire`] and [`rt`],
-//! [`store`], [`model`], [`engine`] and [`net`] (which do not know each other), [`pipeline`] (where they meet), [`node`],
-//! and with the feature `server` the HTTP surface.
+//! The modules, from the bottom; each imports only modules below it: [`base`] (shared types), [`identity`], [`wire`] and
+//! [`rt`], [`store`], [`model`], [`engine`] and [`net`] (independent of each other), [`pipeline`] (which combines them),
+//! [`node`], and with the feature `server` the HTTP server.
 //!
 //! Features: `candle` (default; pure Rust), `llama-cpp` (faster; needs cmake, a C++ compiler and libclang), `server`,
 //! `https` (models from the web).
@@ -53,6 +53,6 @@ pub use node::WebSource;
 pub use node::{
     ChatMessage, ChatRequest, Completion, ConnectError, Delta, Events, FinishReason, GenerateError, GenerateOptions,
     GenerateRequest, Generation, ImportOptions, ModelActError, ModelInfo, Node, NodeBuilder, NodeStatus, Parts,
-    PeerHolding, PeerStatus, Plan, PlanStage, Preset, ProgressFn, Prompt, Removed, RouteStage, SamplingParams,
+    PeerHolding, PeerStatus, Plan, PlanStage, Preset, ProgressFn, Prompt, RemovedModel, RouteStage, SamplingParams,
     StartError, TemplateInputs, Timings,
 };

@@ -11,12 +11,12 @@ use crate::handle::Registry;
 use crate::status::{guard, place, refuse, swarmllm_status};
 use crate::text::{MAX_NAME, read};
 
-/// Most addresses of one kind that a configuration takes.
+/// Maximum number of addresses of each kind in a configuration.
 const MAX_ADDRESSES: usize = 64;
 
 static CONFIGS: Registry<Mutex<Config>> = Registry::new(1, "configuration");
 
-/// A configuration that a node can be started from. What is not set has the library's default.
+/// A configuration to start nodes from. Settings that are not made have the library's defaults.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct swarmllm_config {
@@ -24,14 +24,14 @@ pub struct swarmllm_config {
     pub id: u64,
 }
 
-/// How a node meets others.
+/// How a node finds and reaches peers.
 #[repr(C)]
 pub enum swarmllm_preset {
-    /// No network at all.
+    /// No network.
     SWARMLLM_PRESET_OFFLINE = 0,
-    /// LAN discovery, ephemeral ports. The default.
+    /// Finds peers on the LAN and listens on ephemeral ports. The default.
     SWARMLLM_PRESET_LAN = 1,
-    /// Listens on the configured ports and serves others.
+    /// Listens on the configured ports and computes for peers.
     SWARMLLM_PRESET_PUBLIC = 2,
 }
 
@@ -43,7 +43,7 @@ struct Config {
     external: Vec<String>,
 }
 
-/// The builder that a configuration stands for.
+/// The builder of a configuration.
 pub fn builder(config: swarmllm_config) -> Result<NodeBuilder, Fault> {
     let config = CONFIGS.get(config.id)?;
     let Config { mut builder, listen, bootstrap, external } =
@@ -62,6 +62,23 @@ fn change(config: swarmllm_config, change: impl FnOnce(&mut Config) -> Result<()
     guard(|| change(&mut CONFIGS.get(config.id)?.lock().unwrap_or_else(PoisonError::into_inner)))
 }
 
+/// Reads a text argument of at most `limit` bytes and passes it to a setter.
+///
+/// # Safety
+/// As [`read`].
+unsafe fn set_text(
+    config: swarmllm_config,
+    (text, name, limit): (*const c_char, &str, usize),
+    set: impl FnOnce(NodeBuilder, &str) -> Result<NodeBuilder, Fault>,
+) -> swarmllm_status {
+    change(config, |config| {
+        // SAFETY: the caller's promise is passed on.
+        let text = unsafe { read(text, name, limit) }?;
+        config.builder = set(config.builder.clone(), text)?;
+        Ok(())
+    })
+}
+
 fn set(config: swarmllm_config, set: impl FnOnce(NodeBuilder) -> NodeBuilder) -> swarmllm_status {
     change(config, |config| {
         config.builder = set(config.builder.clone());
@@ -71,13 +88,13 @@ fn set(config: swarmllm_config, set: impl FnOnce(NodeBuilder) -> NodeBuilder) ->
 
 fn add(addresses: &mut Vec<String>, address: &str) -> Result<(), Fault> {
     if addresses.len() == MAX_ADDRESSES {
-        return Err(refuse(format_args!("a configuration takes at most {MAX_ADDRESSES} addresses of one kind")));
+        return Err(refuse(format_args!("a configuration has at most {MAX_ADDRESSES} addresses of each kind")));
     }
     addresses.push(address.to_owned());
     Ok(())
 }
 
-/// Opens a configuration with the library's defaults.
+/// Creates a configuration with the library's defaults.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_new(config: Option<&mut swarmllm_config>) -> swarmllm_status {
     guard(|| {
@@ -89,47 +106,35 @@ pub extern "C" fn swarmllm_config_new(config: Option<&mut swarmllm_config>) -> s
     })
 }
 
-/// Directory for keys, models and the store.
+/// Sets the directory of keys, models and the store.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_config_set_data_dir(config: swarmllm_config, path: *const c_char) -> swarmllm_status {
-    change(config, |config| {
-        // SAFETY: the caller gives a NUL-terminated text.
-        let path = unsafe { read(path, "path", MAX_NAME) }?;
-        config.builder = config.builder.clone().data_dir(path);
-        Ok(())
-    })
+    // SAFETY: the caller gives a NUL-terminated text.
+    unsafe { set_text(config, (path, "path", MAX_NAME), |builder, path| Ok(builder.data_dir(path))) }
 }
 
-/// Name of the swarm; nodes of different swarms cannot meet.
+/// Sets the name of the swarm. Nodes of different swarms do not connect.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_config_set_network(config: swarmllm_config, name: *const c_char) -> swarmllm_status {
-    change(config, |config| {
-        // SAFETY: the caller gives a NUL-terminated text.
-        let name = unsafe { read(name, "name", MAX_NAME) }?;
-        config.builder = config.builder.clone().network(name);
-        Ok(())
-    })
+    // SAFETY: the caller gives a NUL-terminated text.
+    unsafe { set_text(config, (name, "name", MAX_NAME), |builder, name| Ok(builder.network(name))) }
 }
 
-/// Whether the swarm is to be private (0 = no): its nodes share a secret, and who has not got it completes no handshake.
-/// The first node founds it, others come in by `swarmllm_config_join`. Such a swarm speaks TCP only.
+/// Makes the swarm private (0 = no): its nodes share a secret, and nodes without the secret cannot complete a handshake.
+/// The first node creates the secret; other nodes join by `swarmllm_config_join`. A private swarm uses TCP only.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_set_private(config: swarmllm_config, on: i32) -> swarmllm_status {
     set(config, |builder| builder.private(on != 0))
 }
 
-/// Enters the swarm of an invite, and stays in it: the data directory remembers.
+/// Joins the swarm of an invite. The data directory stores the membership.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_config_join(config: swarmllm_config, invite: *const c_char) -> swarmllm_status {
-    change(config, |config| {
-        // SAFETY: the caller gives a NUL-terminated text.
-        let invite = unsafe { read(invite, "invite", MAX_NAME) }?;
-        config.builder = config.builder.clone().join(invite);
-        Ok(())
-    })
+    // SAFETY: the caller gives a NUL-terminated text.
+    unsafe { set_text(config, (invite, "invite", MAX_NAME), |builder, invite| Ok(builder.join(invite))) }
 }
 
-/// How the node meets others: one of `swarmllm_preset`.
+/// Sets how the node finds and reaches peers: one of `swarmllm_preset`.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_set_preset(config: swarmllm_config, preset: i32) -> swarmllm_status {
     const OFFLINE: i32 = swarmllm_preset::SWARMLLM_PRESET_OFFLINE as i32;
@@ -140,14 +145,14 @@ pub extern "C" fn swarmllm_config_set_preset(config: swarmllm_config, preset: i3
             OFFLINE => Preset::Offline,
             LAN => Preset::Lan,
             PUBLIC => Preset::Public,
-            _ => return Err(refuse(format_args!("{preset} is no `swarmllm_preset`"))),
+            _ => return Err(refuse(format_args!("{preset} is not a `swarmllm_preset`"))),
         };
         config.builder = config.builder.clone().preset(preset);
         Ok(())
     })
 }
 
-/// Adds an address to listen on (multiaddr, port 0 = any free one). The first one replaces the defaults.
+/// Adds an address to listen on (multiaddr; port 0 = any free port). The first address replaces the defaults.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_config_add_listen(
     config: swarmllm_config,
@@ -157,7 +162,7 @@ pub unsafe extern "C" fn swarmllm_config_add_listen(
     change(config, |config| add(&mut config.listen, unsafe { read(address, "address", MAX_NAME) }?))
 }
 
-/// Adds a peer to dial at start and to redial (multiaddr with `/p2p/`).
+/// Adds a peer that the node dials at start, and redials when the connection is lost (multiaddr with `/p2p/`).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_config_add_bootstrap(
     config: swarmllm_config,
@@ -167,19 +172,19 @@ pub unsafe extern "C" fn swarmllm_config_add_bootstrap(
     change(config, |config| add(&mut config.bootstrap, unsafe { read(address, "address", MAX_NAME) }?))
 }
 
-/// Whether to find peers on the LAN by mDNS (0 = no).
+/// Sets whether the node finds peers on the LAN by mDNS (0 = no).
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_set_mdns(config: swarmllm_config, on: i32) -> swarmllm_status {
     set(config, |builder| builder.mdns(on != 0))
 }
 
-/// Whether to carry circuits for peers that nobody can connect to, without being able to read them (0 = no).
+/// Sets whether the node relays connections for peers behind NAT (0 = no). The relayed bytes are encrypted between the peers.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_set_relay(config: swarmllm_config, on: i32) -> swarmllm_status {
     set(config, |builder| builder.relay(on != 0))
 }
 
-/// Adds an address under which others reach this node although it does not listen there (multiaddr).
+/// Adds an external address of the node, such as a forwarded port (multiaddr).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_config_add_external(
     config: swarmllm_config,
@@ -189,132 +194,120 @@ pub unsafe extern "C" fn swarmllm_config_add_external(
     change(config, |config| add(&mut config.external, unsafe { read(address, "address", MAX_NAME) }?))
 }
 
-/// Whether to ask the router to forward the ports, by UPnP (0 = no).
+/// Sets whether the node asks the router to forward its ports by UPnP (0 = no).
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_set_upnp(config: swarmllm_config, on: i32) -> swarmllm_status {
     set(config, |builder| builder.upnp(on != 0))
 }
 
-/// Most bytes a second that may go over the wire, both ways together (0 = no ceiling, as without a call).
+/// Sets the limit of network traffic, sent and received together (0 = no change; default: unlimited).
 #[unsafe(no_mangle)]
-pub extern "C" fn swarmllm_config_set_max_traffic(config: swarmllm_config, bytes_a_second: u64) -> swarmllm_status {
-    set(config, |builder| match NonZeroU64::new(bytes_a_second) {
-        Some(ceiling) => builder.max_traffic(ceiling),
+pub extern "C" fn swarmllm_config_set_max_traffic(config: swarmllm_config, bytes_per_second: u64) -> swarmllm_status {
+    set(config, |builder| match NonZeroU64::new(bytes_per_second) {
+        Some(limit) => builder.max_traffic(limit),
         None => builder,
     })
 }
 
-/// Whether to compute stages for others (0 = no).
+/// Sets whether the node computes stages for peers (0 = no).
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_set_serve(config: swarmllm_config, on: i32) -> swarmllm_status {
     set(config, |builder| builder.serve(on != 0))
 }
 
-/// Compute threads.
+/// Sets the number of compute threads.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_set_threads(config: swarmllm_config, threads: u32) -> swarmllm_status {
     set(config, |builder| builder.threads(threads))
 }
 
-/// Layers that accelerators compute, of all stages of the node together; without effect where the library was not built
-/// for the machine's accelerator.
+/// Sets the number of layers on accelerators, summed over all stages of the node. It has no effect when the library was not
+/// built for the machine's accelerator.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_set_gpu_layers(config: swarmllm_config, layers: u32) -> swarmllm_status {
     set(config, |builder| builder.gpu_layers(layers))
 }
 
-/// Whether to keep the cores awake while steps come from afar (0 = no, the default): tokens over ways of some milliseconds
-/// then come sooner, for the price of power. Without effect but on Linux.
+/// Sets whether the cores stay awake while the node computes steps for remote peers (0 = no, the default): lower token
+/// latency at round trips of a few milliseconds, at the cost of power; Linux only.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_set_keep_awake(config: swarmllm_config, on: i32) -> swarmllm_status {
     set(config, |builder| builder.keep_awake(on != 0))
 }
 
-/// Credits that a peer may owe before it is not computed for any more; without a call nobody is refused. One credit is a
+/// Sets the credits that a peer may owe before the node refuses to compute for it. Default: no limit. One credit is a
 /// million parameters applied to one token.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_set_credit_limit(config: swarmllm_config, credits: u64) -> swarmllm_status {
     set(config, |builder| builder.credit_limit(credits))
 }
 
-/// Bytes of memory for weights and KV.
+/// Sets the memory budget for weights and KV cache, in bytes.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_set_memory(config: swarmllm_config, bytes: u64) -> swarmllm_status {
     set(config, |builder| builder.memory(bytes))
 }
 
-/// Most bytes that shards may take on the disk; without a call there is no bound. What would go beyond is refused before it
+/// Sets the disk budget for shards, in bytes. Default: no limit. An import or pull that would exceed it fails before it
 /// begins.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_set_max_disk_bytes(config: swarmllm_config, bytes: u64) -> swarmllm_status {
     set(config, |builder| builder.max_disk_bytes(bytes))
 }
 
-/// Lets the node fetch by itself what its swarm is short of, for as long as all models here take at most so many bytes of
-/// disk; without a call nothing is fetched unasked.
+/// Lets the node fetch shards that its swarm has too few copies of, while all its models together take at most `bytes` of
+/// disk. Default: the node fetches nothing unasked.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_set_place(config: swarmllm_config, bytes: u64) -> swarmllm_status {
     set(config, |builder| builder.place(bytes))
 }
 
-/// Bytes a second at which all downloads from the web together come at most; 0, and without a call, as fast as they come.
+/// Sets the limit of all downloads from the web together (0 = no change; default: unlimited).
 #[unsafe(no_mangle)]
-pub extern "C" fn swarmllm_config_set_download_rate(config: swarmllm_config, bytes: u64) -> swarmllm_status {
-    set(config, |builder| builder.download_rate(NonZeroU64::new(bytes)))
+pub extern "C" fn swarmllm_config_set_download_rate(config: swarmllm_config, bytes_per_second: u64) -> swarmllm_status {
+    set(config, |builder| builder.download_rate(NonZeroU64::new(bytes_per_second)))
 }
 
-/// Positions that a session may have, prompt and answer together. Default: the model's own as far as the memory allows,
-/// 512 at least.
+/// Sets the context length of a session in tokens, prompt and answer together. Default: the model's own context as far as
+/// the memory allows, at least 512.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_set_context(config: swarmllm_config, tokens: u32) -> swarmllm_status {
     set(config, |builder| builder.context(tokens))
 }
 
-/// Sessions that a stage has room for at once, 1 to 64; each takes KV for a whole context.
+/// Sets the number of concurrent sessions per stage, 1 to 64. Each session reserves KV cache for a whole context.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_set_sessions(config: swarmllm_config, sessions: u32) -> swarmllm_status {
     set(config, |builder| builder.sessions(sessions))
 }
 
-/// How keys and values are kept: `full` (the default), or `q8_0`, which takes about half of the memory and refuses answers
-/// that are to be exact.
+/// Sets the format of the KV cache: `full` (the default), or `q8_0`, which takes about half of the memory and refuses
+/// requests with `exact`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_config_set_kv(config: swarmllm_config, name: *const c_char) -> swarmllm_status {
-    change(config, |config| {
-        // SAFETY: the caller gives a NUL-terminated text.
-        let kv = unsafe { read(name, "name", MAX_NAME) }?.parse().map_err(refuse)?;
-        config.builder = config.builder.clone().kv(kv);
-        Ok(())
-    })
+    // SAFETY: the caller gives a NUL-terminated text.
+    unsafe { set_text(config, (name, "name", MAX_NAME), |builder, kv| Ok(builder.kv(kv.parse().map_err(refuse)?))) }
 }
 
-/// Engine to use: `llama.cpp` or `candle`.
+/// Sets the engine: `llama.cpp` or `candle`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_config_set_engine(config: swarmllm_config, name: *const c_char) -> swarmllm_status {
-    change(config, |config| {
-        // SAFETY: the caller gives a NUL-terminated text.
-        let name = unsafe { read(name, "name", MAX_NAME) }?;
-        config.builder = config.builder.clone().engine(name);
-        Ok(())
-    })
+    // SAFETY: the caller gives a NUL-terminated text.
+    unsafe { set_text(config, (name, "name", MAX_NAME), |builder, name| Ok(builder.engine(name))) }
 }
 
-/// A chat template (Jinja) in the place of those that models have, unless a chat brings one of its own; at most 256 KiB. One
-/// that cannot be compiled is refused when the node starts.
+/// Sets a chat template (Jinja, at most 256 KiB) that replaces the models' own; a request's `chat_template` takes precedence.
+/// The node does not start with a template that does not compile.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_config_set_chat_template(
     config: swarmllm_config,
     source: *const c_char,
 ) -> swarmllm_status {
-    change(config, |config| {
-        // SAFETY: the caller gives a NUL-terminated text.
-        let source = unsafe { read(source, "source", MAX_TEMPLATE) }?;
-        config.builder = config.builder.clone().chat_template(source);
-        Ok(())
-    })
+    // SAFETY: the caller gives a NUL-terminated text.
+    unsafe { set_text(config, (source, "source", MAX_TEMPLATE), |builder, source| Ok(builder.chat_template(source))) }
 }
 
-/// Frees a configuration. Nodes that were started from it are not touched.
+/// Frees a configuration. Nodes started from it keep running.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_config_free(config: swarmllm_config) -> swarmllm_status {
     guard(|| CONFIGS.remove(config.id).map(drop))

@@ -1,7 +1,7 @@
-//! Handles: numbers that C holds instead of pointers, so that a stale one is an error code and not a crash.
+//! Handles: numbers that C holds instead of pointers. A stale handle gives an error code instead of a crash.
 //!
-//! A handle is `kind << 56 | generation << 24 | slot`. Slots are reused, generations are not: a slot whose generations
-//! are used up is retired. The kind refuses a handle that was meant for another call.
+//! A handle is `kind << 56 | generation << 24 | slot`. Slots are reused, generations are not: a slot without generations
+//! left is retired. The kind tells a handle of another object type.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,7 +9,7 @@ use swarmllm_core::base::{ErrorKind, Fault};
 
 use crate::status::refuse;
 
-/// Most handles of one kind that are open at once.
+/// Maximum number of open handles of one kind.
 const MAX_OPEN: usize = 1 << 16;
 const SLOT_BITS: u32 = 24;
 const GENERATION_BITS: u32 = 32;
@@ -32,7 +32,7 @@ pub struct Registry<T> {
 }
 
 impl<T> Registry<T> {
-    /// An empty registry; `kind` is not 0 and differs from every other registry's.
+    /// An empty registry. `kind` is not 0 and unique among registries.
     pub const fn new(kind: u8, noun: &'static str) -> Self {
         Self { kind, noun, inner: Mutex::new(Slots { slots: Vec::new(), free: Vec::new() }) }
     }
@@ -55,7 +55,7 @@ impl<T> Registry<T> {
             | index as u64)
     }
 
-    /// What an open handle stands for.
+    /// The value of an open handle.
     pub fn get(&self, id: u64) -> Result<Arc<T>, Fault> {
         let inner = self.lock();
         let slot = self
@@ -64,7 +64,7 @@ impl<T> Registry<T> {
         slot.and_then(|slot| slot.value.clone()).ok_or_else(|| self.stale(id))
     }
 
-    /// Closes a handle; what it stood for is dropped by whoever uses it last.
+    /// Closes a handle and returns its value, which calls in other threads may still use.
     pub fn remove(&self, id: u64) -> Result<Arc<T>, Fault> {
         let mut inner = self.lock();
         let Slots { slots, free } = &mut *inner;
@@ -82,7 +82,7 @@ impl<T> Registry<T> {
     fn index(&self, id: u64) -> Option<(usize, u32)> {
         let kind = id >> (SLOT_BITS + GENERATION_BITS);
         let index = id & ((1 << SLOT_BITS) - 1);
-        // Cut to its 32 bits on purpose.
+        // Truncated to its 32 bits on purpose.
         let generation = (id >> SLOT_BITS) as u32;
         (kind == u64::from(self.kind)).then_some((index as usize, generation))
     }
@@ -90,13 +90,13 @@ impl<T> Registry<T> {
     fn stale(&self, id: u64) -> Fault {
         let noun = self.noun;
         match id {
-            0 => refuse(format_args!("the {noun} handle is 0: nothing was opened")),
-            _ => refuse(format_args!("no open {noun} has the handle {id:#x}: it was freed, or is not a {noun}'s")),
+            0 => refuse(format_args!("the {noun} handle is 0")),
+            _ => refuse(format_args!("no open {noun} has the handle {id:#x}: freed, or of another kind")),
         }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Slots<T>> {
-        // Nothing panics while the lock is held; a poisoned one would be consistent all the same.
+        // No code panics while it holds the lock; the state would be consistent all the same.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_freed_handle_is_refused_even_when_its_slot_is_used_again() {
+    fn a_freed_handle_is_refused_after_its_slot_is_reused() {
         let registry = Registry::new(1, "thing");
         let first = registry.insert("first").unwrap();
         registry.remove(first).unwrap();
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handle_of_another_kind_and_zero_are_refused() {
+    fn zero_and_handles_of_another_kind_are_refused() {
         let (nodes, others) = (Registry::new(1, "node"), Registry::<u8>::new(2, "other"));
         let node = nodes.insert(()).unwrap();
         assert!(nodes.get(node).is_ok());
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_whose_generations_are_used_up_is_retired() {
+    fn a_slot_without_generations_left_is_retired() {
         let registry = Registry::new(1, "thing");
         let first = registry.insert(0).unwrap();
         registry.lock().slots[0].generation = u32::MAX;

@@ -4,14 +4,14 @@ use std::ffi::{c_char, c_void};
 use std::future::Future;
 use std::mem::MaybeUninit;
 use std::path::Path;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use swarmllm_core::base::{ErrorKind, Fault, Progress};
-use swarmllm_core::node::{EmbedRequest, GenerateError, ImportOptions, Node, Pooling, ProgressFn, Prompt};
+use swarmllm_core::node::{
+    EmbedRequest, GenerateError, ImportOptions, Node, Pooling, ProgressFn, Prompt, check_may_block, with_progress,
+};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
 
 use crate::config::{builder, swarmllm_config};
 use crate::handle::Registry;
@@ -29,8 +29,8 @@ pub struct swarmllm_node {
     pub id: u64,
 }
 
-/// Told how far a long work has come, in bytes, on the thread that made the call. Answers 0 to go on; anything else
-/// cancels the work. `user` is what was given with the call.
+/// Receives the progress of a long call, in bytes, on the thread that made the call. Returns 0 to continue; any other value
+/// cancels the call. `user` is the pointer given with the call.
 pub type swarmllm_progress = Option<extern "C" fn(user: *mut c_void, done: u64, total: u64) -> i32>;
 
 /// The node behind a handle.
@@ -38,77 +38,43 @@ pub fn node(node: swarmllm_node) -> Result<Arc<Node>, Fault> {
     NODES.get(node.id)
 }
 
-/// Refuses to block where that would stall or panic an async runtime.
-pub fn may_block() -> Result<(), Fault> {
-    match Handle::try_current() {
-        Err(_) => Ok(()),
-        Ok(_) => Err(Fault::new(
-            ErrorKind::Unsupported,
-            "this call blocks and was made on a thread of an async runtime: make it on a thread of your own",
-        )),
-    }
-}
-
-/// Runs work of a node to its end on the calling thread.
+/// Blocks the calling thread until `work` ends.
 pub fn wait<T>(runtime: &Handle, work: impl Future<Output = T>) -> Result<T, Fault> {
-    may_block()?;
+    check_may_block()?;
     Ok(runtime.block_on(work))
 }
 
-/// What a failed generation says.
+/// The fault of a failed generation.
 pub fn fault(error: &GenerateError) -> Fault {
     error.fault().clone()
 }
 
-/// JSON text of what the core gave.
+/// The JSON text of a value of the core.
 pub fn json(value: &impl serde::Serialize) -> Result<String, Fault> {
     serde_json::to_string(value).map_err(|cause| Fault::new(ErrorKind::Internal, format_args!("no JSON: {cause}")))
 }
 
-/// Runs long work and reports its progress on the calling thread.
+/// Blocks the calling thread until `work` ends, and reports its progress there.
 fn wait_reporting<T>(
     node: &Node,
     (progress, user): (swarmllm_progress, *mut c_void),
     work: impl AsyncFnOnce(Option<ProgressFn>) -> Result<T, Fault>,
 ) -> Result<T, Fault> {
     let Some(progress) = progress else { return wait(&node.runtime(), work(None))? };
-    let (news, mut come) = watch::channel(Progress { done: 0, total: 0 });
-    let tell: ProgressFn = Arc::new(move |progress| {
-        news.send_replace(progress);
-    });
     let report = |Progress { done, total }| match progress(user, done, total) {
         0 => Ok(()),
         _ => Err(Fault::new(ErrorKind::Cancelled, "the progress function cancelled the work")),
     };
-    wait(&node.runtime(), async {
-        let mut work = pin!(work(Some(tell)));
-        loop {
-            tokio::select! {
-                biased;
-                Ok(()) = come.changed() => {
-                    let progress = *come.borrow_and_update();
-                    report(progress)?;
-                }
-                result = &mut work => {
-                    // What was reported as the work ended is told too. There is nothing left to cancel.
-                    let newest = come.borrow_and_update();
-                    if newest.has_changed() {
-                        let _ = report(*newest);
-                    }
-                    return result;
-                }
-            }
-        }
-    })?
+    wait(&node.runtime(), with_progress(|tell| work(Some(tell)), report))?
 }
 
-/// Starts a node and waits until it runs. The configuration stays the caller's.
+/// Starts a node and waits until it runs. The caller keeps the configuration.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_node_start(config: swarmllm_config, node: Option<&mut swarmllm_node>) -> swarmllm_status {
     guard(|| {
         let node = place(node, "node")?;
         node.id = 0;
-        may_block()?;
+        check_may_block()?;
         node.id = NODES.insert(builder(config)?.start_blocking().map_err(|error| error.0)?)?;
         Ok(())
     })
@@ -123,7 +89,7 @@ pub extern "C" fn swarmllm_node_id(
     answer(out, || Ok(self::node(node)?.id().to_string()))
 }
 
-/// The bound addresses with their `/p2p/`, to be given to others: a JSON list of texts.
+/// The bound addresses with their `/p2p/`, for other nodes to dial: a JSON list of texts.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_node_addresses_json(
     node: swarmllm_node,
@@ -132,7 +98,7 @@ pub extern "C" fn swarmllm_node_addresses_json(
     answer(out, || json(&self::node(node)?.addresses()))
 }
 
-/// How the node is: a JSON object.
+/// The state of the node: a JSON object.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_node_status_json(
     node: swarmllm_node,
@@ -141,8 +107,8 @@ pub extern "C" fn swarmllm_node_status_json(
     answer(out, || json(&self::node(node)?.status()))
 }
 
-/// The models it knows: a JSON list of objects. Of a model that cannot run here, or for which the memory within reach is too short
-/// now (`subject` "memory"), `ready` is false, and `findings` and `warnings` say why.
+/// The models that the node knows: a JSON list of objects. `ready` is false for a model that cannot run here, or for which
+/// the reachable memory is too small now (`subject` "memory"); `findings` and `warnings` give the reasons.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_node_models_json(
     node: swarmllm_node,
@@ -151,7 +117,7 @@ pub extern "C" fn swarmllm_node_models_json(
     answer(out, || json(&self::node(node)?.models()))
 }
 
-/// The peers it knows: a JSON list of objects.
+/// The peers that the node knows: a JSON list of objects.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_node_peers_json(
     node: swarmllm_node,
@@ -160,7 +126,8 @@ pub extern "C" fn swarmllm_node_peers_json(
     answer(out, || json(&self::node(node)?.peers()))
 }
 
-/// How it stands with each peer that has computed for it, or it for the peer: a JSON list of objects, amounts in credits.
+/// The balance with each peer that has computed for the node or for which the node has computed: a JSON list of objects,
+/// amounts in credits.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_node_balances_json(
     node: swarmllm_node,
@@ -169,18 +136,18 @@ pub extern "C" fn swarmllm_node_balances_json(
     answer(out, || json(&self::node(node)?.balances()))
 }
 
-/// An invite to the node's swarm, as one line of text, good for so many seconds: where this node may be dialled, and of a
-/// private swarm its secret.
+/// An invite to the node's swarm, one line of text, valid for `valid_seconds`. It contains the addresses of this node and,
+/// for a private swarm, the secret.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_node_invite(
     node: swarmllm_node,
-    good_for_seconds: u64,
+    valid_seconds: u64,
     out: Option<&mut MaybeUninit<swarmllm_string>>,
 ) -> swarmllm_status {
-    answer(out, || self::node(node)?.invite(Duration::from_secs(good_for_seconds)))
+    answer(out, || self::node(node)?.invite(Duration::from_secs(valid_seconds)))
 }
 
-/// Dials a peer (multiaddr) and waits until it has said hello; gives its id.
+/// Dials a peer (multiaddr), waits until the handshake is complete, and returns the peer's id.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_node_connect(
     node: swarmllm_node,
@@ -196,12 +163,18 @@ pub unsafe extern "C" fn swarmllm_node_connect(
     })
 }
 
-/// Cuts a local GGUF into shards and gives the model as a JSON object. Of a model in several files
-/// (`NAME-00001-of-00003.gguf`) any part is given; the others lie beside it. `options` is NULL or a JSON object with `name`,
-/// an alias that no other model has, `parts`, a list of what to keep, of one part at least: `"all"`, `"coordinator"`,
-/// `{"start": 0, "end": 10, "head": false}` (layers of the model, the end excluded, or else SWARMLLM_INVALID_ARGUMENT), and
-/// `anyway`, with which a model is kept for others that cannot run here and would else be refused before its weights are read.
-/// `warnings` of the object given say what of the model cannot be used here, and `findings` as in `swarmllm_node_examine`.
+/// Splits a local GGUF into shards and returns the model as a JSON object. For a model in several files
+/// (`NAME-00001-of-00003.gguf`) `path` is any of them; the others are beside it. `options` is NULL or a JSON object with any
+/// of these keys:
+///
+/// - `name`: an alias that no other model has;
+/// - `parts`: a list of at least one part to keep: `"all"`, `"coordinator"`, or `{"start": 0, "end": 10, "head": false}`
+///   (layers of the model, the end excluded);
+/// - `anyway`: keeps a model that cannot run here for other nodes. Without it, such a model is refused before its weights
+///   are read.
+///
+/// `warnings` of the result describe what of the model cannot be used here; `findings` are those of `swarmllm_node_examine`.
+/// Parts that the model does not have give SWARMLLM_INVALID_ARGUMENT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_node_import(
     node: swarmllm_node,
@@ -224,10 +197,10 @@ pub unsafe extern "C" fn swarmllm_node_import(
     })
 }
 
-/// Imports a GGUF from the web as `swarmllm_node_import` does a local one, with the same result. `address` is an http or
-/// https address, or `hf:owner/repo/path/file.gguf`, with `@revision` behind it where it is not `main`. `options` has
-/// further `hub`, the address of a mirror, and `token`, for files that not everybody may have. What came is kept when the
-/// import ends early, and the next one of that file goes on from there.
+/// Imports a GGUF from the web, with the result of `swarmllm_node_import`. `address` is an http or https address, or
+/// `hf:owner/repo/path/file.gguf`, followed by `@revision` if it is not `main`. `options` also has `hub`, the address of a
+/// mirror, and `token`, for files with restricted access. An import that ends early keeps the bytes that it has fetched; the
+/// next import of the file continues from there.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_node_import_url(
     node: swarmllm_node,
@@ -251,11 +224,11 @@ pub unsafe extern "C" fn swarmllm_node_import_url(
     })
 }
 
-/// What of a local GGUF cannot run here, asked of its header as an import does; nothing is kept. Gives a JSON object:
-/// `architecture`, `refuses` (whether `swarmllm_node_import` would refuse it without `anyway`), and `findings`, a list of objects
-/// with `subject` ("engine", "tokenizer", "pre_tokenizer", "special_token" or "template"), `engine` (its name, or null), `kind`
-/// (the name of a status code), `reason`, and `refuses`. `options` as in `swarmllm_node_import`, of which `parts` counts: a node
-/// that keeps no metadata needs no tokenizer.
+/// Checks from the header of a local GGUF what of it cannot run here, as an import does, and keeps nothing. Returns a JSON
+/// object: `architecture`, `refuses` (whether `swarmllm_node_import` refuses it without `anyway`), and `findings`, a list of
+/// objects with `subject` ("engine", "tokenizer", "pre_tokenizer", "special_token" or "template"), `engine` (its name, or
+/// null), `kind` (the name of a status code), `reason`, and `refuses`. `options` as in `swarmllm_node_import`; only `parts`
+/// has an effect: a node that keeps no metadata needs no tokenizer.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_node_examine(
     node: swarmllm_node,
@@ -273,7 +246,8 @@ pub unsafe extern "C" fn swarmllm_node_examine(
     })
 }
 
-/// The same of a GGUF on the web, of which only the header is fetched; `address` and `options` as in `swarmllm_node_import_url`.
+/// As `swarmllm_node_examine`, for a GGUF on the web. Only the header is fetched. `address` and `options` as in
+/// `swarmllm_node_import_url`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_node_examine_url(
     node: swarmllm_node,
@@ -292,8 +266,8 @@ pub unsafe extern "C" fn swarmllm_node_examine_url(
     })
 }
 
-/// Fetches shards of a model from peers and gives the model as a JSON object. `parts` is NULL (all) or JSON as one of
-/// the parts of `swarmllm_node_import`.
+/// Fetches shards of a model from peers and returns the model as a JSON object. `parts` is NULL (all), or the JSON of one
+/// part as in `swarmllm_node_import`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_node_pull(
     node: swarmllm_node,
@@ -315,8 +289,8 @@ pub unsafe extern "C" fn swarmllm_node_pull(
     })
 }
 
-/// The same with one source more: a GGUF of this very model on the web, `address` as in `swarmllm_node_import_url`.
-/// `options` is NULL or a JSON object with `hub` and `token`.
+/// As `swarmllm_node_pull`, with one more source: a GGUF of the same model on the web, `address` as in
+/// `swarmllm_node_import_url`. `options` is NULL or a JSON object with `hub` and `token`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_node_pull_url(
     node: swarmllm_node,
@@ -344,7 +318,8 @@ pub unsafe extern "C" fn swarmllm_node_pull_url(
     })
 }
 
-/// Whether `swarmllm_node_make_room` leaves a model alone from now on, after a restart too (0 = no).
+/// Sets whether a model is pinned (0 = no): `swarmllm_node_make_room` and `swarmllm_node_remove` keep a pinned model. Survives
+/// a restart.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_node_pin(node: swarmllm_node, model: *const c_char, on: i32) -> swarmllm_status {
     guard(|| {
@@ -355,10 +330,10 @@ pub unsafe extern "C" fn swarmllm_node_pin(node: swarmllm_node, model: *const c_
     })
 }
 
-/// Gives a model that is known here an alias, beside those that it has, and gives the model as a JSON object. Fails with
-/// SWARMLLM_ALIAS_TAKEN where another model has the alias, in whatever case, or is called so by its file or a peer;
-/// `swarmllm_node_move_alias` takes it from that one. With the same where another model's id begins so, and with
-/// SWARMLLM_INVALID_ARGUMENT where it would be read as an id, or has a character that nobody sees.
+/// Adds an alias to a known model and returns the model as a JSON object. Fails with SWARMLLM_ALIAS_TAKEN if another model
+/// has the alias (in any case), has it as its name in its file or at a peer, or has an id that begins with it;
+/// `swarmllm_node_move_alias` takes the alias from another model. Fails with SWARMLLM_INVALID_ARGUMENT if the alias would be
+/// read as an id, or contains an invisible character.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_node_add_alias(
     node: swarmllm_node,
@@ -374,7 +349,7 @@ pub unsafe extern "C" fn swarmllm_node_add_alias(
     })
 }
 
-/// The same, and the model that had the alias, or was called so, has it no longer.
+/// As `swarmllm_node_add_alias`, and takes the alias or name from the model that had it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_node_move_alias(
     node: swarmllm_node,
@@ -390,7 +365,7 @@ pub unsafe extern "C" fn swarmllm_node_move_alias(
     })
 }
 
-/// Takes an alias from the model that has it. What files and peers call the model stays.
+/// Removes an alias from its model. Names of the model in files and at peers stay.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_node_remove_alias(node: swarmllm_node, alias: *const c_char) -> swarmllm_status {
     guard(|| {
@@ -401,10 +376,10 @@ pub unsafe extern "C" fn swarmllm_node_remove_alias(node: swarmllm_node, alias: 
     })
 }
 
-/// Removes a model from here: its shards but for those that another model needs, its aliases, and what is known of it; gives
-/// its `id`, its `name` and the bytes that went (`freed`) as a JSON object. The file that it was imported from stays, and
-/// peers that hold it keep it. Fails with SWARMLLM_INVALID_ARGUMENT where it is pinned or `model` is only the beginning of a
-/// name, and with SWARMLLM_OVERLOADED where something of it is computed or fetched now.
+/// Removes a model from this node: its aliases, its catalogue entry, and its shards except those that another model needs.
+/// Returns a JSON object with `id`, `name` and the bytes freed (`freed`). The imported file and copies at peers stay. Fails
+/// with SWARMLLM_INVALID_ARGUMENT if the model is pinned or `model` is only a prefix of its name, and with
+/// SWARMLLM_OVERLOADED while the model is computed or fetched.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_node_remove(
     node: swarmllm_node,
@@ -419,9 +394,9 @@ pub unsafe extern "C" fn swarmllm_node_remove(
     })
 }
 
-/// Removes the models that were used longest ago until so many bytes more have room within the bound on the disk; gives the
-/// ids of those that went as a JSON array. Pinned ones stay, and those that are loaded here. Where the others would not make
-/// enough room, none goes, and the call fails with SWARMLLM_DISK_BUDGET.
+/// Removes the least recently used models until `bytes` more fit within the disk budget; returns the ids of the removed
+/// models as a JSON list. Pinned and loaded models stay. If the other models do not free enough, none is removed, and the
+/// call fails with SWARMLLM_DISK_BUDGET.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_node_make_room(
     node: swarmllm_node,
@@ -434,7 +409,7 @@ pub extern "C" fn swarmllm_node_make_room(
     })
 }
 
-/// Which stages would answer for a model, without acting: a JSON object.
+/// The stages that would answer for a model: a JSON object. Nothing is computed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_node_plan_json(
     node: swarmllm_node,
@@ -449,19 +424,19 @@ pub unsafe extern "C" fn swarmllm_node_plan_json(
     })
 }
 
-/// What is taken of the states of a text's tokens.
+/// How the hidden states of a text's tokens become one vector.
 #[repr(C)]
 pub enum swarmllm_pooling {
     /// Their mean.
     SWARMLLM_POOLING_MEAN = 0,
-    /// The last token's, which is the only one that has seen the whole text.
+    /// The state of the last token, the only one that depends on the whole text.
     SWARMLLM_POOLING_LAST = 1,
 }
 
-/// Makes a vector of a text: writes its floats, of length 1 together, to `vector`, and their number to `length`. `pooling`
-/// is one of `swarmllm_pooling`. `caller` names on whose behalf this is asked, and may be NULL: callers that wait for a place
-/// take turns. Where the vector has more than `capacity` floats, nothing is written to `vector`,
-/// `length` says how many there are, and the call fails with SWARMLLM_INVALID_ARGUMENT.
+/// Computes the embedding of a text: writes a vector of length 1 to `vector` and its number of floats to `length`. `pooling`
+/// is one of `swarmllm_pooling`. `caller` is the name on whose behalf this is asked, or NULL; waiting callers take turns. If
+/// the vector has more than `capacity` floats, the call writes their number to `length`, nothing to `vector`, and fails with
+/// SWARMLLM_INVALID_ARGUMENT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_node_embed(
     node: swarmllm_node,
@@ -480,7 +455,7 @@ pub unsafe extern "C" fn swarmllm_node_embed(
         let pooling = match pooling {
             MEAN => Pooling::Mean,
             LAST => Pooling::Last,
-            _ => return Err(refuse(format_args!("{pooling} is no `swarmllm_pooling`"))),
+            _ => return Err(refuse(format_args!("{pooling} is not a `swarmllm_pooling`"))),
         };
         let node = self::node(node)?;
         // SAFETY: the caller gives NUL-terminated texts.
@@ -493,15 +468,15 @@ pub unsafe extern "C" fn swarmllm_node_embed(
         let floats = done.vectors.first().map(Vec::as_slice).unwrap_or_default();
         *length = floats.len();
         if vector.is_null() || floats.len() > capacity {
-            return Err(refuse(format_args!("the vector has {} floats, there is room for {capacity}", floats.len())));
+            return Err(refuse(format_args!("the vector has {} floats, the capacity is {capacity}", floats.len())));
         }
-        // SAFETY: the caller gives `capacity` writable floats at `vector`, which are no fewer; `floats` is ours alone.
+        // SAFETY: the caller gives `capacity` writable floats at `vector`, at least `floats.len()`; `floats` is ours alone.
         unsafe { std::ptr::copy_nonoverlapping(floats.as_ptr(), vector, floats.len()) };
         Ok(())
     })
 }
 
-/// Stops accepting, drains until the deadline, flushes and closes. May be called again; the handle stays open.
+/// Stops accepting work, drains until the deadline, flushes and closes. May be called again; the handle stays open.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_node_shutdown(node: swarmllm_node, deadline_ms: u32) -> swarmllm_status {
     guard(|| {
@@ -510,7 +485,7 @@ pub extern "C" fn swarmllm_node_shutdown(node: swarmllm_node, deadline_ms: u32) 
     })
 }
 
-/// Frees a node. One that was not shut down, and whose generations are freed too, is shut down without waiting.
+/// Frees a node. A node that was not shut down shuts down without waiting once its generations are freed too.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_node_free(node: swarmllm_node) -> swarmllm_status {
     guard(|| NODES.remove(node.id).map(drop))

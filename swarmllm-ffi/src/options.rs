@@ -1,17 +1,14 @@
-//! JSON options of calls. Keys mirror the Rust fields; unknown keys are refused, `null` means "not given".
+//! JSON options of calls. Keys are those of the Rust fields; unknown keys are errors, `null` means "not given".
 
 use std::fmt;
-use std::time::Duration;
 
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, MapAccess, Unexpected, Visitor};
 use serde_json::{Map, Value};
-use swarmllm_core::base::json::{self, JsonError, Whole};
+use swarmllm_core::base::json::{self, JsonError};
 use swarmllm_core::base::{Fault, LayerRange};
-use swarmllm_core::engine::sample::SamplingParams;
 use swarmllm_core::node::{
-    ChatMessage, ChatRequest, GenerateOptions, ImportOptions, MAX_ALTERNATIVES, MAX_STOPS, Parts, TemplateInputs,
-    WebSource,
+    ChatMessage, ChatRequest, GenerateOptions, ImportOptions, PartialOptions, Parts, TemplateInputs, WebSource,
 };
 
 use crate::status::refuse;
@@ -21,8 +18,8 @@ pub fn messages(text: &str) -> Result<Vec<ChatMessage>, Fault> {
     whole(text, "messages")
 }
 
-/// A request for an answer to a chat. Its options are those of a generation and, in the same object, what the chat template
-/// is given: `tools`, `documents`, `chat_template_kwargs`, `enable_thinking`, `chat_template` and `parse_content`.
+/// A chat request. Its options are those of a generation and, in the same object, the inputs of the chat template: `tools`,
+/// `documents`, `chat_template_kwargs`, `enable_thinking`, `chat_template` and `parse_content`.
 pub fn chat(model: &str, messages: &str, options: Option<&str>) -> Result<ChatRequest, Fault> {
     let messages = self::messages(messages)?;
     let mut fields = object(options)?;
@@ -44,43 +41,29 @@ fn inputs(fields: &mut Map<String, Value>) -> Result<TemplateInputs, Fault> {
     Ok(TemplateInputs { tools, documents, kwargs, parse_content })
 }
 
-/// Options of a generation; none given means the defaults.
+/// Options of a generation; `None` gives the defaults.
 pub fn generate(text: Option<&str>) -> Result<GenerateOptions, Fault> {
     generation(object(text)?)
 }
 
-fn generation(mut fields: Map<String, Value>) -> Result<GenerateOptions, Fault> {
-    let deadline = take::<u64>(&mut fields, "deadline_ms")?;
-    let default = GenerateOptions::default();
-    Ok(GenerateOptions {
-        max_tokens: take::<Whole<1, { u32::MAX }>>(&mut fields, "max_tokens")?.map(|whole| whole.0),
-        stop: take::<Stops>(&mut fields, "stop")?.unwrap_or_default().0,
-        deadline: deadline.map(Duration::from_millis),
-        exact: take(&mut fields, "exact")?.unwrap_or(default.exact),
-        guess: take(&mut fields, "guess")?.unwrap_or(default.guess),
-        draft: take(&mut fields, "draft")?,
-        stand_by: take(&mut fields, "stand_by")?.unwrap_or(default.stand_by),
-        wire: take(&mut fields, "wire")?.unwrap_or(default.wire),
-        logprobs: take::<Whole<0, MAX_ALTERNATIVES>>(&mut fields, "logprobs")?.map(|whole| whole.0),
-        constraint: take(&mut fields, "constraint")?,
-        caller: take(&mut fields, "caller")?.unwrap_or(default.caller),
-        sampling: sampling(fields)?,
-    })
+fn generation(fields: Map<String, Value>) -> Result<GenerateOptions, Fault> {
+    let options: PartialOptions = json::convert(Value::Object(fields)).map_err(|error| unfit(&error))?;
+    Ok(options.complete())
 }
 
-/// Options of an import: `name`, `anyway`, and `parts` as in [`parts`].
+/// Options of an import: `name`, `anyway`, and a list `parts` of [`parts`].
 pub fn import(text: Option<&str>) -> Result<ImportOptions, Fault> {
-    kept(object(text)?)
+    import_options(object(text)?)
 }
 
-/// The same with those of a source on the web.
+/// Options of an import and of its source on the web.
 pub fn import_url(address: &str, text: Option<&str>) -> Result<(WebSource, ImportOptions), Fault> {
     let mut fields = object(text)?;
     let source = source(address, &mut fields)?;
-    Ok((source, kept(fields)?))
+    Ok((source, import_options(fields)?))
 }
 
-/// A source on the web with its options: `hub` and `token`.
+/// A source on the web; its options are `hub` and `token`.
 pub fn web(address: &str, text: Option<&str>) -> Result<WebSource, Fault> {
     let mut fields = object(text)?;
     let source = source(address, &mut fields)?;
@@ -95,7 +78,7 @@ fn source(address: &str, fields: &mut Map<String, Value>) -> Result<WebSource, F
     Ok(source)
 }
 
-fn kept(mut fields: Map<String, Value>) -> Result<ImportOptions, Fault> {
+fn import_options(mut fields: Map<String, Value>) -> Result<ImportOptions, Fault> {
     let name = take(&mut fields, "name")?;
     let anyway = take(&mut fields, "anyway")?.unwrap_or_default();
     let parts = take::<Vec<Part>>(&mut fields, "parts")?;
@@ -105,12 +88,12 @@ fn kept(mut fields: Map<String, Value>) -> Result<ImportOptions, Fault> {
 
 fn no_more(fields: &Map<String, Value>) -> Result<(), Fault> {
     match fields.keys().next() {
-        Some(key) => Err(unknown(key)),
+        Some(key) => Err(unfit(&JsonError::field(key, json::UNKNOWN_FIELD))),
         None => Ok(()),
     }
 }
 
-/// Which shards: `"all"`, `"coordinator"`, or `{"start": 0, "end": 10, "head": false}`; none given means all.
+/// Parts of a model: `"all"`, `"coordinator"`, or `{"start": 0, "end": 10, "head": false}`; `None` gives all.
 pub fn parts(text: Option<&str>) -> Result<Parts, Fault> {
     text.map_or(Ok(Parts::All), |text| whole::<Part>(text, "parts").map(|part| part.0))
 }
@@ -155,58 +138,37 @@ impl<'de> Visitor<'de> for PartVisitor {
     }
 }
 
-/// A text or a list of them.
-#[derive(Default, serde::Deserialize)]
-#[serde(transparent)]
-struct Stops(#[serde(deserialize_with = "stop_texts")] Vec<String>);
-
-fn stop_texts<'de, D: Deserializer<'de>>(json: D) -> Result<Vec<String>, D::Error> {
-    json::texts(json, MAX_STOPS)
-}
-
 fn object(text: Option<&str>) -> Result<Map<String, Value>, Fault> {
     let Some(text) = text else { return Ok(Map::new()) };
-    let fields: Map<String, Value> =
-        json::parse(text.as_bytes()).map_err(|error| refuse(error.sentence("`options`")))?;
+    let fields: Map<String, Value> = json::parse(text.as_bytes()).map_err(|error| unfit(&error))?;
     Ok(fields.into_iter().filter(|(_, value)| !value.is_null()).collect())
 }
 
-/// Reads an argument of this name.
+/// Reads the JSON of an argument.
 fn whole<T: DeserializeOwned>(text: &str, name: &str) -> Result<T, Fault> {
-    json::parse(text.as_bytes()).map_err(|error| refuse(error.below(name).sentence(&format!("`{name}`"))))
+    json::parse(text.as_bytes()).map_err(|error| refuse(error.nested_in(name).sentence(&format!("`{name}`"))))
 }
 
 fn take<T: DeserializeOwned>(fields: &mut Map<String, Value>, key: &str) -> Result<Option<T>, Fault> {
     let value = fields.remove(key).map(json::convert).transpose();
-    value.map_err(|error| unfit(&error.below(key)))
+    value.map_err(|error| unfit(&error.nested_in(key)))
 }
 
-fn unknown(key: &str) -> Fault {
-    unfit(&JsonError::field(key, json::UNKNOWN))
-}
-
-/// The refusal of what stands in the options.
+/// The fault of an error in the options.
 fn unfit(error: &JsonError) -> Fault {
     refuse(error.sentence("`options`"))
 }
 
-/// Every field that `SamplingParams` has is an option, and nothing else is.
-fn sampling(fields: Map<String, Value>) -> Result<SamplingParams, Fault> {
-    let odd = |cause: serde_json::Error| refuse(format_args!("sampling options: {cause}"));
-    let mut whole = serde_json::to_value(SamplingParams::default()).map_err(odd)?;
-    for (key, value) in fields {
-        *whole.get_mut(&key).ok_or_else(|| unknown(&key))? = value;
-    }
-    json::convert(whole).map_err(|error| unfit(&error))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use swarmllm_core::engine::sample::SamplingParams;
     use swarmllm_core::node::Constraint;
 
     #[test]
-    fn options_reach_their_fields_and_null_is_not_given() {
+    fn options_reach_their_fields_and_null_means_not_given() {
         let text = r#"{"max_tokens": 3, "temperature": 0, "seed": 7, "stop": "x", "deadline_ms": 5, "top_k": null}"#;
         let options = generate(Some(text)).unwrap();
         assert_eq!((options.max_tokens, options.sampling.seed, options.sampling.temperature), (Some(3), Some(7), 0.0));
@@ -231,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_template_is_given_stands_among_the_options_of_a_chat() {
+    fn inputs_of_the_template_are_options_of_a_chat() {
         let messages = r#"[{"role": "user", "content": "x"}]"#;
         let text = r#"{"tools": [{"type": "function"}], "documents": [{"text": "d"}], "enable_thinking": false,
             "chat_template_kwargs": {"reasoning_effort": "low"}, "chat_template": "{{ x }}", "parse_content": true, "max_tokens": 3}"#;
@@ -261,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_named_with_what_was_wanted_and_found() {
+    fn an_error_names_the_field_the_wanted_and_the_found_value() {
         let whole = "must be a whole number from 0 to 4294967295, not";
         let tokens = "must be a whole number from 1 to 4294967295, not";
         let table = [
@@ -307,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_on_the_web_has_its_options_beside_those_of_an_import() {
+    fn options_of_a_web_source_are_beside_those_of_an_import() {
         let text = r#"{"name": "x", "anyway": true, "token": "t", "hub": "https://example.org"}"#;
         let (source, kept) = import_url("hf:o/r/a.gguf", Some(text)).unwrap();
         assert_eq!((source.address.as_str(), source.hub.as_str()), ("hf:o/r/a.gguf", "https://example.org"));

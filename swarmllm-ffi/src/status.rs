@@ -29,7 +29,7 @@ pub fn guard(body: impl FnOnce() -> Result<(), Fault>) -> swarmllm_status {
         }
     };
     let code = swarmllm_status::from(fault.kind().code());
-    // A thread that is being torn down has no last error left; the code still tells.
+    // A thread in teardown has no last error any more; the caller still gets the code.
     let _ = LAST_ERROR.try_with(|last| last.replace(fault.message().to_owned()));
     code
 }
@@ -39,18 +39,19 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panic without a message")
 }
 
-/// An argument that the call does not accept.
+/// A fault of kind `InvalidArgument`.
 pub fn refuse(message: impl std::fmt::Display) -> Fault {
     Fault::new(ErrorKind::InvalidArgument, message)
 }
 
-/// Where a call writes its result; NULL is refused.
+/// The place of a call's result; refuses NULL.
 pub fn place<'a, T>(place: Option<&'a mut T>, name: &str) -> Result<&'a mut T, Fault> {
     place.ok_or_else(|| refuse(format_args!("`{name}` is NULL")))
 }
 
-/// Copies the message of this thread's last failed call into `buffer` (at most `size` bytes with the closing NUL, cut
-/// between characters). Returns the message's whole length in bytes without the NUL; `buffer` may be NULL to ask for it.
+/// Copies the message of this thread's last failed call into `buffer` (at most `size` bytes with the closing NUL, truncated
+/// between characters). Returns the whole length of the message in bytes without the NUL. `buffer` may be NULL: the call
+/// then only returns the length.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn swarmllm_last_error(buffer: *mut c_char, size: usize) -> usize {
     let message = LAST_ERROR.try_with(|last| last.borrow().clone()).unwrap_or_default();
@@ -66,7 +67,7 @@ pub unsafe extern "C" fn swarmllm_last_error(buffer: *mut c_char, size: usize) -
     message.len()
 }
 
-/// The name of a status code, such as `ModelNotFound`; `Ok` for 0, `Unknown` for what is no code. Never freed.
+/// The name of a status code, such as `ModelNotFound`; `Ok` for 0, `Unknown` for any other number. Never freed.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_error_name(code: swarmllm_status) -> *const c_char {
     static NAMES: OnceLock<Vec<(swarmllm_status, CString)>> = OnceLock::new();
@@ -94,7 +95,7 @@ mod tests {
 
     fn last_error() -> String {
         let mut buffer = [0u8; 2048];
-        // SAFETY: the buffer has as many bytes as are said.
+        // SAFETY: the buffer has `buffer.len()` bytes.
         let length = unsafe { swarmllm_last_error(buffer.as_mut_ptr().cast(), buffer.len()) };
         String::from_utf8_lossy(&buffer[..length]).into_owned()
     }
@@ -107,10 +108,10 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_cut_between_characters() {
+    fn a_message_is_truncated_between_characters() {
         guard(|| Err(refuse("né")));
         let mut buffer = [1u8; 3];
-        // SAFETY: the buffer has as many bytes as are said.
+        // SAFETY: the buffer has `buffer.len()` bytes.
         let length = unsafe { swarmllm_last_error(buffer.as_mut_ptr().cast(), buffer.len()) };
         assert_eq!((length, &buffer), (3, b"n\0\x01"));
     }

@@ -1,4 +1,4 @@
-//! Text across the border: C's NUL-terminated UTF-8 in, owned strings out.
+//! Text across the ABI: NUL-terminated UTF-8 in, owned strings out.
 
 use std::ffi::{CStr, c_char};
 
@@ -7,31 +7,31 @@ use swarmllm_core::base::Fault;
 
 use crate::status::{guard, place, refuse, swarmllm_status};
 
-/// Longest name, address or path that is read, in bytes.
+/// Maximum length of a name, address or path, in bytes.
 pub const MAX_NAME: usize = 64 << 10;
-/// Longest prompt or JSON text that is read, in bytes.
+/// Maximum length of a prompt or JSON text, in bytes.
 pub const MAX_TEXT: usize = 16 << 20;
 
-/// safer-ffi's owned text: one pointer, NULL where there is none. The header calls it `char *`.
+/// safer-ffi's owned text: one pointer, NULL for `None`. The header declares it as `const char *`.
 pub type OwnedText = Option<char_p::Box>;
 
-/// Text that the library gives away: UTF-8 with a closing NUL. The caller owns it until `swarmllm_string_free`.
+/// Text returned by the library: UTF-8 with a closing NUL. The caller owns it until `swarmllm_string_free`.
 #[repr(C)]
 pub struct swarmllm_string {
-    /// The text, or NULL where there is none.
+    /// The text, or NULL.
     pub text: OwnedText,
     /// Bytes before the closing NUL.
     pub length: usize,
 }
 
 impl swarmllm_string {
-    /// A string that holds nothing.
+    /// The empty string: NULL.
     ///
     /// cbindgen:ignore
     pub const NONE: Self = Self { text: None, length: 0 };
 
-    /// Gives text to C. U+0000, which would end it early, becomes U+FFFD.
-    pub fn give(text: impl Into<String>) -> Self {
+    /// A string that C owns. U+0000, which would end the text early, becomes U+FFFD.
+    pub fn new(text: impl Into<String>) -> Self {
         let mut text = text.into();
         if text.contains('\0') {
             text = text.replace('\0', "\u{fffd}");
@@ -41,7 +41,7 @@ impl swarmllm_string {
     }
 }
 
-/// Frees a string and empties it; one that is NULL or empty already is left alone.
+/// Frees a string and empties it. NULL and an empty string are allowed.
 #[unsafe(no_mangle)]
 pub extern "C" fn swarmllm_string_free(string: Option<&mut swarmllm_string>) {
     guard(|| {
@@ -53,17 +53,17 @@ pub extern "C" fn swarmllm_string_free(string: Option<&mut swarmllm_string>) {
     });
 }
 
-/// Reads a text that must be there; at most `limit` bytes, UTF-8.
+/// Reads a text of at most `limit` bytes of UTF-8; refuses NULL.
 ///
 /// # Safety
-/// `text` is NULL, or readable up to its NUL or for `limit + 1` bytes, and unchanged during `'a`.
+/// `text` is NULL, or readable up to its NUL or for `limit + 1` bytes, and not written during `'a`.
 pub unsafe fn read<'a>(text: *const c_char, name: &str, limit: usize) -> Result<&'a str, Fault> {
     // SAFETY: the caller's promise is passed on.
     let text = unsafe { read_optional(text, name, limit) }?;
     text.ok_or_else(|| refuse(format_args!("`{name}` is NULL")))
 }
 
-/// Reads a text that may be NULL.
+/// Reads a text; NULL gives `None`.
 ///
 /// # Safety
 /// As [`read`].
@@ -76,18 +76,18 @@ pub unsafe fn read_optional<'a>(text: *const c_char, name: &str, limit: usize) -
     while unsafe { text.add(length).read() } != 0 {
         length += 1;
         if length > limit {
-            return Err(refuse(format_args!("`{name}` is longer than {limit} bytes, or is not closed by a NUL")));
+            return Err(refuse(format_args!("`{name}` has more than {limit} bytes, or no closing NUL")));
         }
     }
-    // SAFETY: the loop above has read all of these bytes, and the byte after them is the NUL.
+    // SAFETY: the loop above has read these bytes and the NUL behind them.
     let bytes = unsafe { std::slice::from_raw_parts(text.cast::<u8>(), length + 1) };
-    let text = CStr::from_bytes_with_nul(bytes).map_err(|_| refuse(format_args!("`{name}` holds a NUL")))?;
+    let text = CStr::from_bytes_with_nul(bytes).map_err(|_| refuse(format_args!("`{name}` contains a NUL")))?;
     text.to_str()
         .map(Some)
-        .map_err(|bad| refuse(format_args!("`{name}` is not UTF-8: the byte at {} does not belong", bad.valid_up_to())))
+        .map_err(|bad| refuse(format_args!("`{name}` is not UTF-8: invalid byte at {}", bad.valid_up_to())))
 }
 
-/// Writes text to where C wants it.
+/// Runs the body of an export that returns text, and writes the text to `out`.
 pub fn answer(
     out: Option<&mut std::mem::MaybeUninit<swarmllm_string>>,
     text: impl FnOnce() -> Result<String, Fault>,
@@ -95,7 +95,7 @@ pub fn answer(
     guard(|| {
         let out = place(out, "out")?;
         out.write(swarmllm_string::NONE);
-        out.write(swarmllm_string::give(text()?));
+        out.write(swarmllm_string::new(text()?));
         Ok(())
     })
 }
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_that_is_missing_too_long_or_not_utf8_is_refused() {
+    fn missing_long_and_non_utf8_text_is_refused() {
         // SAFETY: NULL, or literals with a closing NUL.
         unsafe {
             assert!(read(std::ptr::null(), "name", 4).is_err());
@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_string_may_be_freed_twice() {
-        let mut string = swarmllm_string::give("a\0b");
+        let mut string = swarmllm_string::new("a\0b");
         assert_eq!(string.length, "a\u{fffd}b".len());
         swarmllm_string_free(Some(&mut string));
         swarmllm_string_free(Some(&mut string));

@@ -1,4 +1,4 @@
-//! `include/swarmllm.h` is what the crate says, neither more nor less.
+//! `include/swarmllm.h` matches the crate.
 
 use std::path::{Path, PathBuf};
 
@@ -9,25 +9,25 @@ const PREAMBLE: &str = "\
 /*
  * swarmllm: an LLM swarm that you can link.
  *
- * Generated from swarmllm-ffi; do not edit. `SWARMLLM_BLESS=1 cargo test -p swarmllm-ffi` writes it anew.
+ * Generated from swarmllm-ffi; do not edit. `SWARMLLM_BLESS=1 cargo test -p swarmllm-ffi` regenerates it.
  *
- * Calls. Every call that can fail returns a `swarmllm_status`: SWARMLLM_OK, or the number of an error kind; the number
- * never changes its meaning. `swarmllm_last_error` copies the message of the calling thread's last failed call. A result
- * that was not written is empty: handle 0, or {NULL, 0}.
+ * Calls. Every call that can fail returns a `swarmllm_status`: SWARMLLM_OK, or the number of an error kind. The numbers
+ * are stable. `swarmllm_last_error` copies the message of the calling thread's last failed call. A result that a
+ * failing call did not write is empty: handle 0, or {NULL, 0}.
  *
- * Handles are numbers, not pointers. One that is 0, freed, or of another kind is answered with an error; it never
- * crashes, and is never taken for a newer one. Free each handle once.
+ * Handles are numbers, not pointers. A handle that is 0, freed, or of another kind gives an error; it never crashes, and
+ * never refers to a newer object. Free each handle once.
  *
- * Text that you give is UTF-8 with a closing NUL, and yours again when the call returns. Text that you get is a
- * `swarmllm_string`: read-only, yours until `swarmllm_string_free`.
+ * Text. Arguments are UTF-8 with a closing NUL; the library does not keep them after the call. Results are
+ * `swarmllm_string`: read-only, owned by the caller until `swarmllm_string_free`.
  *
- * Threads. Every call may be made from any thread, several at once, on the same handles too. Calls that wait (start,
- * connect, import, examine, pull, pin, aliases, make room, plan, embed, chat, generate, next, completion, shutdown) block the calling thread; on a thread of an
- * async runtime of this library they are refused with SWARMLLM_UNSUPPORTED. A progress function is called on the thread
- * that made the call, before the call returns. The last error is kept per thread. A process that was forked after a node
- * had started gets SWARMLLM_FORKED from that node.
+ * Threads. Every call may be made from any thread, concurrently, on the same handles too. Calls that wait (start, connect,
+ * import, examine, pull, pin, aliases, remove, make room, plan, embed, chat, generate, next, completion, shutdown) block
+ * the calling thread; on a thread of an async runtime they fail with SWARMLLM_UNSUPPORTED. A progress function is called on
+ * the thread that made the call, before the call returns. The last error is kept per thread. In a process forked after a
+ * node had started, calls on that node fail with SWARMLLM_FORKED.
  *
- * The library starts its own threads with the first node, and installs no signal handler, allocator or logger.
+ * The library starts its own threads with the first node. It installs no signal handler, allocator or logger.
  */";
 
 /// The path of a file of the repository.
@@ -51,7 +51,7 @@ fn codes() -> String {
     let line = |kind: &ErrorKind| format!("  {} = {},\n", constant(kind.name()), kind.code());
     let kinds: String = ErrorKind::ALL.iter().map(line).collect();
     format!(
-        "\n/** Status codes: 1xx use, 2xx models, 3xx the swarm, 4xx the ledger, 5xx the ground, 9xx our own fault. */\nenum {{\n  SWARMLLM_OK = 0,\n{kinds}}};"
+        "\n/** Status codes: 1xx usage, 2xx models, 3xx swarm, 4xx ledger, 5xx host system, 9xx defects of the library. */\nenum {{\n  SWARMLLM_OK = 0,\n{kinds}}};"
     )
 }
 

@@ -14,7 +14,7 @@ use swarmllm_core::node::{
 
 static CLASSES: PyOnceLock<HashMap<u16, Py<PyType>>> = PyOnceLock::new();
 
-/// A failed act on its way to Python.
+/// An error of the core, to be raised in Python.
 pub struct Failure {
     fault: Fault,
     partial: Option<Box<Completion>>,
@@ -22,7 +22,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure of this kind.
+    /// A failure of the given kind.
     pub fn new(kind: ErrorKind, message: impl std::fmt::Display) -> Self {
         Fault::new(kind, message).into()
     }
@@ -92,12 +92,12 @@ impl From<Failure> for PyErr {
     }
 }
 
-/// JSON text of what the core gave.
+/// The JSON text of a value of the core.
 pub fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
     serde_json::to_string(value).map_err(|cause| Failure::new(ErrorKind::Internal, format_args!("no JSON: {cause}")))
 }
 
-/// Makes the classes and adds them to the module: `Error`, then `<Kind>Error` for each kind.
+/// Adds the classes to the module: `Error`, and `<Kind>Error` for each kind.
 pub fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
     let base = class(py, "Error", "Any failure of swarmllm.", &py.get_type::<PyException>(), ErrorKind::Internal)?;
@@ -111,7 +111,7 @@ pub fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add(name.as_str(), &class)?;
         classes.insert(kind.code(), class.unbind());
     }
-    // A second interpreter of the process keeps the first one's classes, as everything native does.
+    // A second interpreter of the process shares the classes of the first, like all native state.
     let _ = CLASSES.set(py, classes);
     Ok(())
 }
@@ -124,7 +124,7 @@ fn class<'py>(
     kind: ErrorKind,
 ) -> PyResult<Bound<'py, PyType>> {
     let (name, doc) = (CString::new(format!("swarmllm.{name}"))?, CString::new(doc)?);
-    // Members are set afterwards: pyo3 0.30 frees the dictionary that `new_type` takes before Python reads it.
+    // Members are set afterwards: pyo3 0.30 frees the dictionary of `new_type` before Python reads it.
     let class = PyErr::new_type(py, &name, Some(&doc), Some(base), None)?.into_bound(py);
     class.setattr("code", kind.code())?;
     class.setattr("kind", kind.name())?;

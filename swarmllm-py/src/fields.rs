@@ -1,4 +1,4 @@
-//! Structures from dicts of Python, field by field. What does not fit is said in the words that C and HTTP have for it.
+//! Reads Python dicts into structs, field by field. Errors use the words of the C and HTTP interfaces.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -9,11 +9,11 @@ use pyo3::conversion::FromPyObjectOwned;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use swarmllm_core::base::ErrorKind;
-use swarmllm_core::base::json::{JsonError, MAX_QUOTED, plain};
+use swarmllm_core::base::json::{JsonError, MAX_QUOTED, expected_in_json};
 
 use crate::errors::Failure;
 
-/// A structure that is read from a dict with all of these keys. `None` is "not given".
+/// A struct that is read from a dict with all of these keys; `None` means "not given".
 macro_rules! fields {
     ($(#[$meta:meta])* pub struct $name:ident { $($(#[$of:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$meta])*
@@ -30,9 +30,9 @@ macro_rules! fields {
 }
 pub(crate) use fields;
 
-/// A type that a field may have.
+/// The type of a field.
 pub trait Wanted {
-    /// What it is called where something else was given.
+    /// The name of the type in error messages.
     fn wanted() -> Cow<'static, str>;
 }
 
@@ -48,12 +48,12 @@ macro_rules! wanted {
 
 wanted! {
     bool = "True or False";
-    u32 = plain("u32");
-    u64 = plain("u64");
+    u32 = expected_in_json("u32");
+    u64 = expected_in_json("u64");
     NonZeroU64 = "a whole number from 1 to 18446744073709551615";
-    f32 = plain("f32");
-    f64 = plain("f64");
-    String = plain("a string");
+    f32 = expected_in_json("f32");
+    f64 = expected_in_json("f64");
+    String = expected_in_json("a string");
     PathBuf = "a path";
     Vec<String> = "a list of texts";
     BTreeMap<u32, f32> = "numbers by token";
@@ -79,7 +79,7 @@ impl<const LEAST: u32, const MOST: u32> Wanted for Within<LEAST, MOST> {
     }
 }
 
-/// One field.
+/// Reads a field; `None` means "not given".
 pub fn field<'py, T: FromPyObjectOwned<'py> + Wanted>(dict: &Bound<'py, PyAny>, name: &str) -> PyResult<Option<T>> {
     let value = dict.get_item(name)?;
     if value.is_none() {
@@ -88,7 +88,7 @@ pub fn field<'py, T: FromPyObjectOwned<'py> + Wanted>(dict: &Bound<'py, PyAny>, 
     value.extract().map(Some).map_err(|error: T::Error| unfit(name, &T::wanted(), &value, &error.into()))
 }
 
-/// A value of the wrong type is a `TypeError`, as it is everywhere in Python.
+/// The error of a field's value: `TypeError` for a wrong type, as everywhere in Python, else `InvalidArgumentError`.
 pub fn unfit(name: &str, wanted: &str, found: &Bound<'_, PyAny>, cause: &PyErr) -> PyErr {
     let sentence = JsonError::field(name, format!("must be {wanted}, not {}", quoted(found))).sentence("");
     match cause.is_instance_of::<PyTypeError>(found.py()) {
@@ -97,7 +97,7 @@ pub fn unfit(name: &str, wanted: &str, found: &Bound<'_, PyAny>, cause: &PyErr) 
     }
 }
 
-/// The beginning of what Python shows of a value.
+/// The beginning of a value's `repr`.
 fn quoted(value: &Bound<'_, PyAny>) -> String {
     match value.repr() {
         Ok(text) => text.to_string_lossy().chars().take(MAX_QUOTED).collect(),

@@ -1,20 +1,19 @@
-//! Generations: an answer as it comes.
+//! Generations: the caller pulls an answer piece by piece.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::prelude::*;
 use swarmllm_core::base::ErrorKind;
-use swarmllm_core::node::{Delta, Generation, Node, TokenLogprob};
-use tokio::sync::{Mutex, Notify};
+use swarmllm_core::node::{Canceller, Delta, Generation, Node, TokenLogprob};
+use tokio::sync::Mutex;
 
 use crate::errors::{Failure, json};
 use crate::wait::{awaitable, block, drop_detached};
 
-/// An answer that is being generated. Dropping it cancels it at every stage.
+/// A running answer. Dropping it cancels the answer at every stage.
 #[pyclass(frozen, module = "swarmllm._swarmllm")]
 pub struct NativeGeneration {
-    // Empty only while it is dropped.
+    // `None` only during the drop.
     answer: Option<Arc<Answer>>,
     #[pyo3(get)]
     id: String,
@@ -24,64 +23,40 @@ pub struct NativeGeneration {
     route: String,
 }
 
-/// A generation, with what is needed to cancel it while another thread waits for its next delta.
+/// The generation of a [`NativeGeneration`].
 struct Answer {
-    generation: Mutex<Pulled>,
-    cancelled: AtomicBool,
-    wake: Notify,
+    canceller: Canceller,
+    deltas: Mutex<Deltas>,
     /// Keeps the runtime that the generation needs; dropped after it.
     node: Node,
 }
 
-/// A generation, and the tokens whose text has not been given out.
-struct Pulled {
+/// A generation and its tokens whose text has not been returned.
+struct Deltas {
     generation: Generation,
     tokens: Vec<TokenLogprob>,
 }
 
-/// What came next: text or the end as JSON, and before them the tokens that it took as JSON, where they are told.
+/// Text, or the completion as JSON, and the log-probabilities of the tokens in it as JSON, if they were requested.
 type Piece = (Option<String>, Option<String>, Option<String>);
 
 impl Answer {
     async fn next(self: Arc<Self>) -> Result<Option<Piece>, Failure> {
-        let next = self.next_locked().await;
-        // Whoever cancelled while the lock was held could not reach the generation.
-        if self.cancelled.load(Ordering::SeqCst) {
-            self.reach();
-        }
-        next
-    }
-
-    async fn next_locked(&self) -> Result<Option<Piece>, Failure> {
-        let mut pulled = self.generation.lock().await;
+        let mut deltas = self.deltas.lock().await;
         loop {
-            let delta = tokio::select! {
-                biased;
-                () = self.wake.notified() => {
-                    pulled.generation.cancel();
-                    continue;
-                }
-                delta = pulled.generation.next() => delta,
-            };
-            match delta {
-                Some(Ok(Delta::Token(token))) => pulled.tokens.push(*token),
-                Some(Ok(Delta::Text(text))) => return Ok(Some((Some(text), None, pulled.told()?))),
-                Some(Ok(Delta::Done(done))) => return Ok(Some((None, Some(json(&*done)?), pulled.told()?))),
+            match deltas.generation.next().await {
+                Some(Ok(Delta::Token(token))) => deltas.tokens.push(*token),
+                Some(Ok(Delta::Text(text))) => return Ok(Some((Some(text), None, deltas.take_tokens()?))),
+                Some(Ok(Delta::Done(done))) => return Ok(Some((None, Some(json(&*done)?), deltas.take_tokens()?))),
                 Some(Err(error)) => return Err(error.into()),
                 None => return Ok(None),
             }
         }
     }
-
-    fn reach(&self) {
-        if let Ok(pulled) = self.generation.try_lock() {
-            pulled.generation.cancel();
-        }
-    }
 }
 
-impl Pulled {
-    fn told(&mut self) -> Result<Option<String>, Failure> {
+impl Deltas {
+    fn take_tokens(&mut self) -> Result<Option<String>, Failure> {
         let tokens = std::mem::take(&mut self.tokens);
         if tokens.is_empty() { Ok(None) } else { json(&tokens).map(Some) }
     }
@@ -98,8 +73,8 @@ impl NativeGeneration {
     pub fn new(node: Node, generation: Generation) -> Result<Self, Failure> {
         let (id, model) = (generation.session().to_string(), generation.model().to_string());
         let route = json(generation.route())?;
-        let generation = Mutex::new(Pulled { generation, tokens: Vec::new() });
-        let answer = Answer { generation, cancelled: AtomicBool::new(false), wake: Notify::new(), node };
+        let canceller = generation.canceller();
+        let answer = Answer { canceller, deltas: Mutex::new(Deltas { generation, tokens: Vec::new() }), node };
         Ok(Self { answer: Some(Arc::new(answer)), id, model, route })
     }
 
@@ -121,10 +96,7 @@ impl NativeGeneration {
     }
 
     fn cancel(&self) -> PyResult<()> {
-        let answer = self.answer()?;
-        answer.cancelled.store(true, Ordering::SeqCst);
-        answer.wake.notify_one();
-        answer.reach();
+        self.answer()?.canceller.cancel();
         Ok(())
     }
 }

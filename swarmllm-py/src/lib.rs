@@ -1,8 +1,8 @@
-//! The native half of the Python package `swarmllm`: a mirror of `swarmllm_core::node` without opinions.
+//! The native module of the Python package `swarmllm`: a thin mirror of `swarmllm_core::node`.
 //!
-//! Owns nothing but references to nodes and generations. Promises: the GIL is released while a call waits and while a
-//! node or generation is dropped; a waiting call looks for signals every [`wait::SLICE`], so that Ctrl-C ends it; every
-//! error is one of the classes made from `ErrorKind`. What Python users see is written in `python/swarmllm`.
+//! The crate owns references to nodes and generations only. The GIL is released while a call waits and while a node or
+//! generation is dropped. A waiting call checks for signals every [`wait::SLICE`], so that Ctrl-C ends it. Every error is an
+//! instance of a class made from `ErrorKind`. The public Python API is in `python/swarmllm`.
 //!
 //! May import: `swarmllm_core`'s public API only.
 
@@ -15,7 +15,7 @@ mod wait;
 
 use pyo3::prelude::*;
 
-/// Native half of swarmllm.
+/// Native module of swarmllm.
 #[pymodule]
 fn _swarmllm(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;

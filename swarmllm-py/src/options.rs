@@ -1,4 +1,4 @@
-//! What Python gives, as the core wants it. `None` is "not given": defaults live in the core.
+//! Converts Python's arguments to the core's types. `None` means "not given"; defaults live in the core.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
@@ -8,18 +8,18 @@ use std::time::Duration;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use serde::de::DeserializeOwned;
-use swarmllm_core::base::json::{self, JsonError};
+use swarmllm_core::base::json::{self, BoundedU32, JsonError};
 use swarmllm_core::base::{ErrorKind, LayerRange};
 use swarmllm_core::node::{
     ChatMessage, ChatRequest, Codec, Constraint, GenerateOptions, MAX_ALTERNATIVES, MAX_SESSIONS, Node, NodeBuilder,
-    Parts, Pooling, Preset, TemplateInputs, WebSource,
+    PartialOptions, Parts, Pooling, Preset, TemplateInputs, WebSource,
 };
 
 use crate::errors::Failure;
-use crate::fields::{Within, fields, unfit};
+use crate::fields::{Within, field, fields, unfit};
 
 fields! {
-    /// A node's configuration, from a dict with all of these keys.
+    /// The configuration of a node, from a dict with all of these keys.
     pub struct NodeConfig {
         data_dir: PathBuf,
         preset: String,
@@ -51,7 +51,7 @@ fields! {
 }
 
 impl NodeConfig {
-    /// The builder with what was given.
+    /// A builder with the given settings.
     pub fn builder(self) -> Result<NodeBuilder, Failure> {
         /// Calls a setter where there is a value.
         fn set<T>(builder: NodeBuilder, value: Option<T>, setter: fn(NodeBuilder, T) -> NodeBuilder) -> NodeBuilder {
@@ -89,7 +89,7 @@ impl NodeConfig {
     }
 }
 
-/// A source on the web: its address, a hub other than the default one, and a token.
+/// A source on the web: its address, a hub other than the default, and a token.
 pub type Web = (String, Option<String>, Option<String>);
 
 /// The core's source.
@@ -110,69 +110,45 @@ fn preset(name: String) -> Result<Preset, Failure> {
     }
 }
 
-fields! {
-    /// A generation's options, from a dict with all of these keys.
-    pub struct Options {
-        max_tokens: Within<1, { u32::MAX }>,
-        temperature: f32,
-        top_k: u32,
-        typical_p: f32,
-        top_p: f32,
-        min_p: f32,
-        repeat_penalty: f32,
-        repeat_last_n: u32,
-        presence_penalty: f32,
-        frequency_penalty: f32,
-        logit_bias: BTreeMap<u32, f32>,
-        seed: u64,
-        stop: Vec<String>,
-        deadline: f64,
-        exact: bool,
-        guess: bool,
-        draft: String,
-        stand_by: bool,
-        wire: String,
-        logprobs: Within<0, MAX_ALTERNATIVES>,
-        /// JSON, as [`Constraint`] is written in it.
-        constraint: String,
-        caller: String,
+/// Options of a generation, from a dict with all of their keys. `constraint` is JSON text, `deadline` is in seconds.
+pub struct Options(PartialOptions, Option<Duration>);
+
+impl<'py> FromPyObject<'_, 'py> for Options {
+    type Error = PyErr;
+
+    fn extract(dict: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let deadline = field(&dict, "deadline")?.map(seconds).transpose()?;
+        let options = PartialOptions {
+            max_tokens: field::<Within<1, { u32::MAX }>>(&dict, "max_tokens")?.map(|within| BoundedU32(within.0)),
+            temperature: field(&dict, "temperature")?,
+            top_k: field(&dict, "top_k")?,
+            typical_p: field(&dict, "typical_p")?,
+            top_p: field(&dict, "top_p")?,
+            min_p: field(&dict, "min_p")?,
+            repeat_penalty: field(&dict, "repeat_penalty")?,
+            repeat_last_n: field(&dict, "repeat_last_n")?,
+            presence_penalty: field(&dict, "presence_penalty")?,
+            frequency_penalty: field(&dict, "frequency_penalty")?,
+            logit_bias: field::<BTreeMap<u32, f32>>(&dict, "logit_bias")?,
+            seed: field(&dict, "seed")?,
+            stop: field::<Vec<String>>(&dict, "stop")?.unwrap_or_default(),
+            deadline_ms: None,
+            exact: field(&dict, "exact")?,
+            speculate: field(&dict, "speculate")?,
+            draft: field(&dict, "draft")?,
+            standby: field(&dict, "standby")?,
+            wire: field(&dict, "wire")?.map(wire).transpose()?,
+            logprobs: field::<Within<0, MAX_ALTERNATIVES>>(&dict, "logprobs")?.map(|within| BoundedU32(within.0)),
+            constraint: field(&dict, "constraint")?.map(constraint).transpose()?,
+            caller: field(&dict, "caller")?,
+        };
+        Ok(Self(options, deadline))
     }
 }
 
-impl Options {
-    /// The core's options with what was given.
-    pub fn convert(self) -> Result<GenerateOptions, Failure> {
-        /// Overwrites a default where there is a value.
-        fn set<T>(place: &mut T, value: Option<T>) {
-            if let Some(value) = value {
-                *place = value;
-            }
-        }
-        let mut sampling = swarmllm_core::engine::sample::SamplingParams::default();
-        set(&mut sampling.temperature, self.temperature);
-        set(&mut sampling.top_k, self.top_k);
-        set(&mut sampling.typical_p, self.typical_p);
-        set(&mut sampling.top_p, self.top_p);
-        set(&mut sampling.min_p, self.min_p);
-        set(&mut sampling.repeat_penalty, self.repeat_penalty);
-        set(&mut sampling.repeat_last_n, self.repeat_last_n);
-        set(&mut sampling.presence_penalty, self.presence_penalty);
-        set(&mut sampling.frequency_penalty, self.frequency_penalty);
-        set(&mut sampling.logit_bias, self.logit_bias);
-        set(&mut sampling.seed, self.seed.map(Some));
-        let deadline = self.deadline.map(seconds).transpose()?;
-        let max_tokens = self.max_tokens.map(|within| within.0);
-        let stop = self.stop.unwrap_or_default();
-        let mut options = GenerateOptions { max_tokens, sampling, stop, deadline, ..GenerateOptions::default() };
-        set(&mut options.exact, self.exact);
-        set(&mut options.guess, self.guess);
-        options.draft = self.draft;
-        set(&mut options.stand_by, self.stand_by);
-        set(&mut options.wire, self.wire.map(wire).transpose()?);
-        options.logprobs = self.logprobs.map(|within| within.0);
-        options.constraint = self.constraint.map(constraint).transpose()?;
-        set(&mut options.caller, self.caller);
-        Ok(options)
+impl From<Options> for GenerateOptions {
+    fn from(Options(options, deadline): Options) -> Self {
+        GenerateOptions { deadline, ..options.complete() }
     }
 }
 
@@ -185,7 +161,7 @@ fn constraint(text: String) -> Result<Constraint, Failure> {
 }
 
 fields! {
-    /// What a chat template is given, from a dict with all of these keys.
+    /// Inputs of a chat template, from a dict with all of these keys.
     pub struct Templated {
         /// JSON.
         tools: String,
@@ -198,7 +174,7 @@ fields! {
     }
 }
 
-/// A request for an answer to a chat.
+/// A chat request.
 pub fn chat(model: String, messages: &str, options: Options, templated: Templated) -> Result<ChatRequest, Failure> {
     let inputs = TemplateInputs {
         tools: given("tools", templated.tools)?,
@@ -206,12 +182,12 @@ pub fn chat(model: String, messages: &str, options: Options, templated: Template
         kwargs: given("chat_template_kwargs", templated.kwargs)?,
         parse_content: templated.parse_content.unwrap_or_default(),
     };
-    let (options, chat_template) = (options.convert()?, templated.chat_template);
+    let (options, chat_template) = (options.into(), templated.chat_template);
     let messages: Vec<ChatMessage> = read("messages", messages)?;
     Ok(ChatRequest { model, messages, options, inputs, chat_template })
 }
 
-/// Reads JSON; what is not given is the default.
+/// Reads JSON; `None` gives the default.
 fn given<T: DeserializeOwned + Default>(name: &str, json: Option<String>) -> Result<T, Failure> {
     json.map_or_else(|| Ok(T::default()), |json| read(name, &json))
 }
@@ -221,15 +197,15 @@ fn read<T: DeserializeOwned>(name: &str, json: &str) -> Result<T, Failure> {
 }
 
 fn unread(name: &str, error: JsonError) -> Failure {
-    refuse(error.below(name).sentence(&format!("`{name}`")))
+    refuse(error.nested_in(name).sentence(&format!("`{name}`")))
 }
 
-/// Seconds as Python counts them.
+/// A duration in seconds.
 pub fn seconds(seconds: f64) -> Result<Duration, Failure> {
     Duration::try_from_secs_f64(seconds).map_err(|cause| refuse(format_args!("{seconds} seconds: {cause}")))
 }
 
-/// What is taken of a text's states.
+/// A pooling by its name.
 pub fn pooling(name: &str) -> Result<Pooling, Failure> {
     match name {
         "mean" => Ok(Pooling::Mean),
@@ -238,14 +214,14 @@ pub fn pooling(name: &str) -> Result<Pooling, Failure> {
     }
 }
 
-/// Which shards of a model.
+/// Parts of a model.
 pub enum Part {
     Stage(u32, u32, bool),
     Layers(u32, u32),
     Named(String),
 }
 
-/// What a part may be.
+/// The forms of a part, for error messages.
 const PARTS: &str = "\"all\", \"coordinator\", (start, end) or (start, end, head)";
 
 impl<'py> FromPyObject<'_, 'py> for Part {
@@ -261,7 +237,7 @@ impl<'py> FromPyObject<'_, 'py> for Part {
 }
 
 impl Part {
-    /// The core's word for it.
+    /// The parts as the core has them.
     pub fn convert(self) -> Result<Parts, Failure> {
         match self {
             Part::Stage(start, end, head) => Ok(Parts::Stage { layers: LayerRange::new(start, end), head }),

@@ -1,4 +1,4 @@
-//! Waiting for the core, from Python's two worlds: a blocked thread, and asyncio.
+//! Waiting for the core: on a blocked thread, and in asyncio.
 
 use std::future::Future;
 use std::pin::pin;
@@ -8,17 +8,17 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use swarmllm_core::base::{ErrorKind, Progress};
-use swarmllm_core::node::ProgressFn;
+use swarmllm_core::node::{ProgressFn, check_may_block, with_progress};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::errors::Failure;
 
-/// How long a blocked thread goes without looking for signals.
+/// Interval at which a blocked thread checks for signals.
 pub const SLICE: Duration = Duration::from_millis(50);
 
-/// Waits on the calling thread, without the GIL, in slices of [`SLICE`] between which signals are handled. A signal
-/// handler that raises (Ctrl-C) drops the work, which cancels it.
+/// Blocks the calling thread without the GIL until `work` ends, and handles signals every [`SLICE`]. A signal handler that
+/// raises (Ctrl-C) drops `work`, which cancels it.
 pub fn block<T: Send>(
     py: Python<'_>,
     runtime: &Handle,
@@ -27,7 +27,8 @@ pub fn block<T: Send>(
     block_reporting(py, runtime, None, |_| work)
 }
 
-/// As [`block`], and calls `progress(done, total)` on the calling thread.
+/// As [`block`], and calls `progress(done, total)` on the calling thread, between slices: unlike in [`with_progress`], the
+/// callback may then itself make blocking calls.
 pub fn block_reporting<T: Send, F>(
     py: Python<'_>,
     runtime: &Handle,
@@ -37,13 +38,16 @@ pub fn block_reporting<T: Send, F>(
 where
     F: Future<Output = Result<T, Failure>> + Send,
 {
-    may_block()?;
-    let (tell, mut come) = news();
+    check_may_block().map_err(Failure::from)?;
+    let (sender, mut reports) = watch::channel(Progress { done: 0, total: 0 });
+    let tell: ProgressFn = Arc::new(move |progress| {
+        sender.send_replace(progress);
+    });
     let mut work = pin!(work(progress.is_some().then_some(tell)));
     loop {
         let ended = py.detach(|| runtime.block_on(async { tokio::time::timeout(SLICE, &mut work).await }));
         py.check_signals()?;
-        if let (Some(progress), Some(Progress { done, total })) = (&progress, untold(&mut come)) {
+        if let (Some(progress), Some(Progress { done, total })) = (&progress, unreported(&mut reports)) {
             progress.call1(py, (done, total))?;
         }
         if let Ok(result) = ended {
@@ -62,7 +66,7 @@ where
     T: for<'a> IntoPyObject<'a> + Send + 'static,
 {
     same_process(py)?;
-    // The work runs where its node lives; Python's side only waits for it.
+    // The work runs on the runtime of its node; Python's runtime only waits for it.
     let work = AbortOnDrop(runtime.spawn(work));
     pyo3_async_runtimes::tokio::future_into_py(py, async move { Ok(work.end().await?) })
 }
@@ -72,38 +76,30 @@ pub fn awaitable_reporting<'py, T, F>(
     py: Python<'py>,
     runtime: &Handle,
     progress: Option<Py<PyAny>>,
-    work: impl FnOnce(Option<ProgressFn>) -> F,
+    work: impl FnOnce(Option<ProgressFn>) -> F + Send + 'static,
 ) -> PyResult<Bound<'py, PyAny>>
 where
     T: for<'a> IntoPyObject<'a> + Send + 'static,
     F: Future<Output = Result<T, Failure>> + Send + 'static,
 {
     let Some(progress) = progress else { return awaitable(py, runtime, work(None)) };
-    let (tell, mut come) = news();
-    let work = work(Some(tell));
     awaitable(py, runtime, async move {
-        let mut work = pin!(work);
-        let tell = |Progress { done, total }| {
-            let told = Python::attach(|py| progress.call1(py, (done, total)).map(drop));
-            told.map_err(|error| Failure::new(ErrorKind::Cancelled, format_args!("progress failed: {error}")))
+        let mut failed = None;
+        let report = |Progress { done, total }| {
+            let called = Python::attach(|py| progress.call1(py, (done, total)).map(drop));
+            called.map_err(|error| {
+                let text = format!("progress failed: {error}");
+                failed = Some(Failure::new(ErrorKind::Cancelled, &text));
+                Failure::new(ErrorKind::Cancelled, text)
+            })
         };
-        loop {
-            tokio::select! {
-                biased;
-                Ok(()) = come.changed() => {
-                    let newest = *come.borrow_and_update();
-                    tell(newest)?;
-                }
-                result = &mut work => {
-                    untold(&mut come).map_or(Ok(()), tell)?;
-                    return result;
-                }
-            }
-        }
+        let result = with_progress(|tell| work(Some(tell)), report).await;
+        // An exception of the last call is raised too.
+        failed.map_or(result, Err)
     })
 }
 
-/// Runs a blocking call on a thread of its own and gives an awaitable of its end.
+/// Runs a blocking call on a thread of its own; the awaitable ends with the call.
 pub fn awaitable_thread<'py, T>(
     py: Python<'py>,
     call: impl FnOnce() -> Result<T, Failure> + Send + 'static,
@@ -114,46 +110,29 @@ where
     same_process(py)?;
     let (send, end) = tokio::sync::oneshot::channel();
     let thread = std::thread::Builder::new().name("swarmllm-start".to_owned());
-    // What nobody waits for any more is dropped here, on a thread where dropping may block.
+    // A result without a receiver is dropped here, on a thread that may block.
     let spawned = thread.spawn(move || drop(send.send(call())));
     spawned.map_err(|cause| Failure::new(ErrorKind::Io, format_args!("no thread could be started: {cause}")))?;
     pyo3_async_runtimes::tokio::future_into_py(py, async move {
-        let lost = || Failure::new(ErrorKind::Internal, "the starting thread died");
+        let lost = || Failure::new(ErrorKind::Internal, "the starting thread panicked");
         Ok(end.await.map_err(|_| lost())??)
     })
 }
 
-/// Drops a value without the GIL, where there still is an interpreter.
+/// Drops a value without the GIL, while the interpreter exists.
 pub fn drop_detached<T: Send>(value: T) {
     let mut value = Some(value);
     Python::try_attach(|py| py.detach(|| drop(value.take())));
 }
 
-fn news() -> (ProgressFn, watch::Receiver<Progress>) {
-    let (send, come) = watch::channel(Progress { done: 0, total: 0 });
-    let tell: ProgressFn = Arc::new(move |progress| {
-        send.send_replace(progress);
-    });
-    (tell, come)
-}
-
-/// The newest report, unless it was told already. What came as the work ended, which closes the channel, counts too.
-fn untold(come: &mut watch::Receiver<Progress>) -> Option<Progress> {
-    let newest = come.borrow_and_update();
+/// The newest progress, unless it was returned before. Progress from the end of the work, which closes the channel, counts
+/// too.
+fn unreported(reports: &mut watch::Receiver<Progress>) -> Option<Progress> {
+    let newest = reports.borrow_and_update();
     newest.has_changed().then_some(*newest)
 }
 
-fn may_block() -> Result<(), Failure> {
-    match Handle::try_current() {
-        Err(_) => Ok(()),
-        Ok(_) => Err(Failure::new(
-            ErrorKind::Unsupported,
-            "this call blocks and was made on a thread of swarmllm: make it on a thread of your own, or await its twin",
-        )),
-    }
-}
-
-/// asyncio calls share one runtime per process, whose threads a forked child does not have.
+/// asyncio calls share one runtime per process; a forked child has none of its threads.
 fn same_process(py: Python<'_>) -> Result<(), Failure> {
     static FIRST: PyOnceLock<u32> = PyOnceLock::new();
     let pid = std::process::id();
@@ -167,7 +146,7 @@ fn same_process(py: Python<'_>) -> Result<(), Failure> {
         true => Ok(()),
         false => Err(Failure::new(
             ErrorKind::Forked,
-            "asyncio calls do not work in a process that was forked after the first of them: spawn it instead",
+            "asyncio calls do not work in a process that was forked after the first such call: spawn it instead",
         )),
     }
 }

@@ -1,4 +1,4 @@
-"""Fixtures: nodes without a network, and the test model where there is one."""
+"""Fixtures: nodes without network, and the test model if there is one."""
 
 import os
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def gguf() -> str:
 
 @pytest.fixture(scope="session")
 def model_dir(gguf: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data directory that holds the test model as `smol`."""
+    """A data directory with the test model as `smol`."""
     directory = tmp_path_factory.mktemp("smol")
     with swarmllm.Node(directory, "offline") as node:
         node.import_model(gguf, name="smol")

@@ -27,7 +27,7 @@ def test_an_error_survives_pickling() -> None:
     assert (str(error), error.partial) == ("gone", None)
 
 
-def test_an_unknown_model_is_told_apart(node: swarmllm.Node) -> None:
+def test_an_unknown_model_has_its_own_error(node: swarmllm.Node) -> None:
     with pytest.raises(swarmllm.ModelNotFoundError) as caught:
         node.chat("no-such-model", "hello")
     assert (caught.value.code, caught.value.kind) == (200, "ModelNotFound")
@@ -36,7 +36,7 @@ def test_an_unknown_model_is_told_apart(node: swarmllm.Node) -> None:
         node.plan("no-such-model")
 
 
-def test_a_model_that_is_not_known_cannot_be_pinned(node: swarmllm.Node) -> None:
+def test_an_unknown_model_cannot_be_pinned(node: swarmllm.Node) -> None:
     for call in [node.pin, node.unpin, node.remove]:
         with pytest.raises(swarmllm.ModelNotFoundError):
             call("no-such-model")
@@ -51,7 +51,7 @@ def test_a_bad_gguf_is_refused_and_leaves_nothing_behind(node: swarmllm.Node, tm
     assert node.models() == []
 
 
-def test_a_model_that_cannot_run_here_is_kept_only_where_asked_to(
+def test_a_model_that_cannot_run_here_needs_anyway(
     node: swarmllm.Node, gguf: str, tmp_path: Path
 ) -> None:
     whole = Path(gguf).read_bytes()
@@ -72,7 +72,7 @@ def test_a_model_that_cannot_run_here_is_kept_only_where_asked_to(
     assert not listed.ready and listed.findings[0].refuses and "zebra" in listed.warnings[0]
 
 
-def test_a_model_is_removed_unless_it_is_pinned(node: swarmllm.Node, gguf: str) -> None:
+def test_a_pinned_model_is_not_removed(node: swarmllm.Node, gguf: str) -> None:
     model = node.import_model(gguf, name="chat")
     node.pin("chat")
     with pytest.raises(swarmllm.InvalidArgumentError, match="pinned"):
@@ -82,7 +82,7 @@ def test_a_model_is_removed_unless_it_is_pinned(node: swarmllm.Node, gguf: str) 
     assert node.models() == []
 
 
-def test_an_alias_is_moved_only_where_that_is_said(node: swarmllm.Node, gguf: str, tmp_path: Path) -> None:
+def test_only_move_alias_takes_an_alias(node: swarmllm.Node, gguf: str, tmp_path: Path) -> None:
     model = node.import_model(gguf, name="chat")
     whole = Path(gguf).read_bytes()
     other = tmp_path / "zebra.gguf"
@@ -100,12 +100,12 @@ def test_an_alias_is_moved_only_where_that_is_said(node: swarmllm.Node, gguf: st
         node.remove_alias("chat")
 
 
-def test_a_file_that_is_not_there_is_an_io_error(node: swarmllm.Node, tmp_path: Path) -> None:
+def test_a_missing_file_is_an_io_error(node: swarmllm.Node, tmp_path: Path) -> None:
     with pytest.raises(swarmllm.IoError):
         node.import_model(tmp_path / "nothing.gguf")
 
 
-def test_a_source_on_the_web_that_cannot_be_one_is_refused(node: swarmllm.Node) -> None:
+def test_an_invalid_web_source_is_refused(node: swarmllm.Node) -> None:
     for address in ["ftp://example.org/a.gguf", "https://user:word@example.org/a.gguf", "hf:owner/repo"]:
         with pytest.raises(swarmllm.InvalidArgumentError):
             node.import_url(address)
@@ -118,12 +118,12 @@ def test_two_nodes_on_one_data_directory_are_refused(node: swarmllm.Node) -> Non
         swarmllm.Node(node.status().data_dir, "offline").start()
 
 
-def test_an_address_that_is_none_is_refused(node: swarmllm.Node) -> None:
+def test_an_invalid_address_is_refused(node: swarmllm.Node) -> None:
     with pytest.raises(swarmllm.Error):
         node.connect("nonsense")
 
 
-def test_arguments_of_the_wrong_kind_are_refused(node: swarmllm.Node) -> None:
+def test_arguments_of_a_wrong_type_are_refused(node: swarmllm.Node) -> None:
     with pytest.raises(TypeError):
         node.chat("m", "x", max_token=3)  # type: ignore[call-overload]
     with pytest.raises(TypeError):
@@ -134,7 +134,7 @@ def test_arguments_of_the_wrong_kind_are_refused(node: swarmllm.Node) -> None:
         swarmllm.Node(preset="everywhere").start()  # type: ignore[arg-type]
 
 
-def test_what_does_not_fit_is_named_with_what_was_wanted_and_found(node: swarmllm.Node) -> None:
+def test_an_error_names_field_wanted_and_found_value(node: swarmllm.Node) -> None:
     whole = "must be a whole number from 0 to 4294967295, not"
     tokens = "must be a whole number from 1 to 4294967295, not"
     user = [{"role": "user", "content": "x"}]
@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_named_with_what_was_wanted_and_found(node: swarmll
     assert str(caught_part.value) == '`part`: must be "all", "coordinator", (start, end) or (start, end, head), not 3'
 
 
-def test_parts_that_the_model_does_not_have_are_refused(node: swarmllm.Node, gguf: str) -> None:
+def test_parts_outside_the_model_are_refused(node: swarmllm.Node, gguf: str) -> None:
     for parts in [[(5, 2)], [(0, 9999)], [(0, 1, True), (3, 3, False)], []]:
         for call in [node.import_model, node.examine]:
             with pytest.raises(swarmllm.InvalidArgumentError) as caught:
@@ -181,7 +181,7 @@ def test_parts_that_the_model_does_not_have_are_refused(node: swarmllm.Node, ggu
     assert [(layers.start, layers.end) for layers in held] == [(0, 1)]
 
 
-def test_an_alias_that_could_not_be_told_from_an_id_or_seen_is_refused(node: swarmllm.Node, gguf: str) -> None:
+def test_aliases_like_ids_or_invisible_are_refused(node: swarmllm.Node, gguf: str) -> None:
     model = node.import_model(gguf)
     for alias in ["deadbeef", "a\u202eb", "a\u200bb"]:
         for call in [node.add_alias, node.move_alias]:

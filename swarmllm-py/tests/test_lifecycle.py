@@ -21,7 +21,7 @@ def threads() -> int:
 
 
 def settles(count: int) -> bool:
-    """Whether the threads come down to `count`; a thread that ends takes a moment to be gone."""
+    """Whether the number of threads falls to `count`; ended threads take a moment."""
     for _ in range(100):
         if threads() <= count:
             return True
@@ -29,13 +29,13 @@ def settles(count: int) -> bool:
     return False
 
 
-def test_a_node_that_does_not_run_refuses_calls() -> None:
+def test_a_stopped_node_refuses_calls() -> None:
     node = swarmllm.Node(preset="offline")
     with pytest.raises(swarmllm.ClosedError):
         node.models()
 
 
-def test_a_node_tells_how_it_is(node: swarmllm.Node) -> None:
+def test_a_node_returns_its_status(node: swarmllm.Node) -> None:
     status = node.status()
     assert node.id == status.id == status["id"] and len(node.id) == 64
     assert (status.threads, status.peers_connected) == (2, 0)
@@ -56,7 +56,7 @@ def test_starting_and_stopping_twice_is_harmless(tmp_path: Path) -> None:
     node.shutdown()
 
 
-def test_many_starts_and_stops_leave_no_thread_behind(tmp_path: Path) -> None:
+def test_many_starts_and_stops_leak_no_thread(tmp_path: Path) -> None:
     def cycle() -> None:
         with swarmllm.Node(tmp_path, "offline") as node:
             node.status()
@@ -68,7 +68,7 @@ def test_many_starts_and_stops_leave_no_thread_behind(tmp_path: Path) -> None:
     assert settles(before)
 
 
-def test_a_dropped_node_leaves_its_directory_and_threads(tmp_path: Path) -> None:
+def test_a_dropped_node_frees_directory_and_threads(tmp_path: Path) -> None:
     before = threads()
     node = swarmllm.Node(tmp_path, "offline").start()
     assert threads() > before
@@ -89,7 +89,7 @@ def test_two_nodes_in_one_process_find_each_other(tmp_path: Path) -> None:
         assert [peer.id for peer in b.peers() if peer.connected] == [a.id]
 
 
-def test_who_is_invited_enters_a_private_swarm(tmp_path: Path) -> None:
+def test_an_invited_node_joins_a_private_swarm(tmp_path: Path) -> None:
     def lan(name: str, private: bool | None = None, join: str | None = None) -> swarmllm.Node:
         listen = ["/ip4/127.0.0.1/tcp/0"]
         return swarmllm.Node(tmp_path / name, private=private, join=join, listen=listen, mdns=False)
@@ -115,7 +115,7 @@ def test_calls_from_many_threads(node: swarmllm.Node) -> None:
     assert seen == [node.id] * 8
 
 
-def test_the_async_twin_starts_and_stops(tmp_path: Path) -> None:
+def test_an_async_node_starts_and_stops(tmp_path: Path) -> None:
     async def story() -> None:
         async with swarmllm.AsyncNode(tmp_path, "offline") as node:
             assert node.status().id == node.id

@@ -1,4 +1,4 @@
-"""Types: the stubs say what the native half is, and the package passes a strict check."""
+"""Types: the stubs match the native module, and the package passes a strict check."""
 
 import importlib.util
 import subprocess
@@ -16,7 +16,7 @@ def run(*arguments: str, cwd: Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="mypy is not installed")
-def test_the_stubs_match_the_native_half(tmp_path: Path) -> None:
+def test_the_stubs_match_the_native_module(tmp_path: Path) -> None:
     run("mypy.stubtest", "swarmllm._swarmllm", cwd=tmp_path)
 
 

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Compiles the C contract test against include/ and runs it with the shared and the static library, and under valgrind.
-# usage: tests/c/run.sh [DIRECTORY OF THE LIBRARIES]     (default: target/debug)
+#
+# usage: tests/c/run.sh [LIBRARY DIRECTORY]     (default: target/debug)
 set -eu
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -16,7 +17,7 @@ Darwin) system="-lc++ -framework Accelerate -framework Foundation -framework Sec
 *) system="-lstdc++ -lm -lpthread -ldl -lrt" ;;
 esac
 
-echo "== the header is C++17, and C11 on its own"
+echo "== the header compiles as C++17, and by itself as C11"
 "$cxx" -std=c++17 -Wall -Wextra -Werror -I"$root/include" -fsyntax-only "$root/tests/c/header.cc"
 echo '#include "swarmllm.h"' | "$cc" $flags -fsyntax-only -x c -
 
@@ -36,5 +37,5 @@ if command -v valgrind >/dev/null; then
     valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite --show-leak-kinds=definite \
         "$out/contract-shared" offline
 else
-    echo "== valgrind is not installed: left out"
+    echo "== valgrind is not installed: skipped"
 fi

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Three processes that hold a different third of a model each, and a coordinator that holds none of its layers.
+# Three processes with a different third of a model each, and a coordinator without layers.
 #
-# BIN: the command line to show. SWARMLLM_TEST_SMOLLM2: the model's GGUF, opened by the importer alone.
+# BIN: the command line binary. SWARMLLM_TEST_SMOLLM2: the GGUF of the model, read by the import only.
 set -euo pipefail
 
 BIN=${BIN:-target/release/swarmllm}
-GGUF=${SWARMLLM_TEST_SMOLLM2:?names no model: run this through make}
+GGUF=${SWARMLLM_TEST_SMOLLM2:?is not set; run this through make}
 QUESTION=${QUESTION:-Why is the sky blue? Answer in two sentences.}
-PATIENCE=60 # seconds until a node must be ready or gone
+TIMEOUT=60 # seconds until a node must be ready or gone
 NETWORK="demo-$$"
 WORK=$(mktemp -d)
 PIDS=()
@@ -19,7 +19,7 @@ stop() {
     [ ${#PIDS[@]} -gt 0 ] || return 0
     kill -TERM "${PIDS[@]}" 2>/dev/null || true
     for pid in "${PIDS[@]}"; do
-        while kill -0 "$pid" 2>/dev/null && [ $waited -lt $((PATIENCE * 10)) ]; do
+        while kill -0 "$pid" 2>/dev/null && [ $waited -lt $((TIMEOUT * 10)) ]; do
             sleep 0.1
             waited=$((waited + 1))
         done
@@ -32,13 +32,13 @@ cleanup() { stop; rm -rf "$WORK"; }
 trap cleanup EXIT
 trap 'exit 130' INT TERM
 
-# A JSON field of the first line of a file, lists joined by spaces.
+# Prints a JSON field of the first line of a file; lists are joined by spaces.
 field() { python3 -c '
 import json, sys
 value = json.loads(open(sys.argv[1]).readline())[sys.argv[2]]
 print(" ".join(value) if isinstance(value, list) else value)' "$1" "$2"; }
 
-say "cutting the model: a third of its layers for each host, metadata and embedding for the coordinator"
+say "splitting the model: a third of its layers for each host, metadata and embedding for the coordinator"
 "$BIN" import "$GGUF" --name smollm2 --data-dir "$WORK/one" --layers 0..10
 "$BIN" import "$GGUF" --name smollm2 --data-dir "$WORK/two" --layers 10..20
 "$BIN" import "$GGUF" --name smollm2 --data-dir "$WORK/three" --layers 20..30,head
@@ -50,7 +50,7 @@ for host in one two three; do
     "$BIN" run --json --data-dir "$WORK/$host" --network "$NETWORK" --no-mdns --no-http \
         --listen /ip4/127.0.0.1/tcp/0 >"$WORK/$host.ready" 2>"$WORK/$host.log" </dev/null &
     PIDS+=($!)
-    for _ in $(seq $((PATIENCE * 10))); do
+    for _ in $(seq $((TIMEOUT * 10))); do
         [ -s "$WORK/$host.ready" ] && break
         kill -0 $! 2>/dev/null || break
         sleep 0.1
@@ -70,7 +70,7 @@ FAILED=0
 stop
 [ "$FAILED" = 0 ] || exit 1
 
-say "who owes whom: signed by both sides, in credits (a million parameters applied to one token)"
+say "balances, signed by both sides, in credits (a million parameters applied to one token)"
 "$BIN" balances --data-dir "$WORK/coordinator" --network "$NETWORK"
 for node in one two three coordinator; do
     "$BIN" balances --json --data-dir "$WORK/$node" --network "$NETWORK" >"$WORK/$node.balances"
@@ -80,10 +80,10 @@ import json, sys
 
 spent, *earned = ([(b["spent"], b["earned"]) for b in json.load(open(path))] for path in sys.argv[1:])
 if sorted(s for s, _ in spent) != sorted(e for host in earned for _, e in host) or not all(s for s, _ in spent):
-    sys.exit(f"the coordinator has signed for {spent}, the hosts for {earned}")
+    sys.exit(f"the coordinator signed for {spent}, the hosts for {earned}")
 PY
 
-say "what each directory holds"
+say "contents of each data directory"
 python3 - "$GGUF" "$WORK"/{one,two,three,coordinator} <<'PY'
 import os, pathlib, sys
 
@@ -96,4 +96,4 @@ for directory in map(pathlib.Path, sys.argv[2:]):
     if not 0 < shards < whole or largest > shards:
         sys.exit(f"{directory.name} holds more than its shards")
 PY
-say "done: no node ever held the model"
+say "done: no node ever held the whole model"

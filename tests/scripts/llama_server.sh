@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds llama.cpp's own server, which the benchmark is held against, from the source that the Python registry's
-# llama-cpp-python carries. Once, outside the tree; prints the binary's path.
+# Builds llama.cpp's server for the benchmark from the source in the Python package llama-cpp-python, once, outside the
+# tree. Prints the binary's path.
 #
 # usage: llama_server.sh CACHE PYTHON
 set -euo pipefail
@@ -13,11 +13,11 @@ BINARY="$CACHE/llama-server-$VERSION-without-amx"
 if [ ! -x "$BINARY" ]; then
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
-    echo "make: fetching and building llama.cpp's server, once: some ten minutes on two cores" >&2
+    echo "make: fetching and building llama.cpp's server once; takes about ten minutes on two cores" >&2
     "$PYTHON" -m pip download --quiet --no-deps --no-binary :all: --dest "$work" "llama-cpp-python==$VERSION" >&2
     tar -xzf "$work"/llama_cpp_python-*.tar.gz -C "$work"
-    # For this very machine, and on llama.cpp's own threads, which are faster than OpenMP's. Without AMX: this version's kernels
-    # for it end the server with an illegal instruction (`tilezero`) at its first step, on a machine whose AMX works.
+    # Native build with llama.cpp's own threads, which are faster than OpenMP's. Without AMX: this version's AMX kernels crash
+    # the server at its first step with an illegal instruction (`tilezero`), also on machines with working AMX.
     without=''
     [ "$(uname -m)" != x86_64 ] || without='-mno-amx-int8 -mno-amx-bf16 -mno-amx-tile'
     cmake -S "$work/llama_cpp_python-$VERSION/vendor/llama.cpp" -B "$work/build" -DCMAKE_BUILD_TYPE=Release \

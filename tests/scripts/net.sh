@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs the tests over an unkind network where this machine has what they need: root, network namespaces, `ip` and `nft`.
-# Where it has not, says so loudly and is content: these tests are about the network, not about the machine.
+# Runs the tests over an adverse network if the machine meets the requirements: root, network namespaces, `ip` and `nft`.
+# Otherwise prints a clear notice and succeeds.
 #
-# usage: net.sh COMMAND THAT RUNS THEM
+# usage: net.sh TEST COMMAND
 set -euo pipefail
 
 skip() {
@@ -15,10 +15,10 @@ skip() {
 command -v ip >/dev/null || skip "\`ip\` is missing (Debian: iproute2)"
 command -v nft >/dev/null || skip "\`nft\` is missing (Debian: nftables)"
 
-space="swl-probe-$$"
-ip netns add "$space" 2>/dev/null || skip "network namespaces are not allowed"
-trap 'ip netns del "$space"' EXIT
-ip netns exec "$space" sh -ec '
+namespace="swl-probe-$$"
+ip netns add "$namespace" 2>/dev/null || skip "network namespaces are not allowed"
+trap 'ip netns del "$namespace"' EXIT
+ip netns exec "$namespace" sh -ec '
     ip link add near type veth peer name far
     echo 1 > /proc/sys/net/ipv4/ip_forward
     nft add table ip t
@@ -27,6 +27,6 @@ ip netns exec "$space" sh -ec '
     nft add rule ip t f ct state new drop
     nft add chain ip t n "{ type nat hook postrouting priority 100; }"
     nft add rule ip t n oifname near masquerade fully-random
-' >/dev/null || skip "its kernel cannot do what a router does"
+' >/dev/null || skip "the kernel lacks the required routing features"
 
 "$@"

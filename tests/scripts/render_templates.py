@@ -1,4 +1,4 @@
-"""Renders chat templates with Jinja2, set up as transformers sets it up, for a test to compare with.
+"""Renders chat templates with Jinja2 configured as in transformers, as a reference for a test.
 
 Reads `{"templates": DIR, "now": SECONDS, "conversations": [{"messages": [...], "inputs": {...}, ...}]}` and writes
 `{NAME: [{"text": ...} or {"error": ...}, ...]}`. Beyond transformers: templates may change lists, and read JSON.
@@ -15,7 +15,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 
 class Generation(Extension):
-    """A mark around what the assistant says, without an effect."""
+    """The `generation` tag around assistant content; has no effect on the output."""
 
     tags = {"generation"}
 

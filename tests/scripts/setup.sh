@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what `make` needs and this machine lacks, after saying what and how. Asks nothing.
+# Installs the missing requirements of `make` after printing the commands. Never prompts.
 #
 # usage: setup.sh build|test
 set -euo pipefail
@@ -15,7 +15,7 @@ minor=$(rustc --version | sed -E 's/^rustc 1\.([0-9]+).*/\1/')
 [ "$minor" -ge "$RUST_AT_LEAST" ] || die "$(rustc --version) is too old, 1.$RUST_AT_LEAST is needed: run 'rustup update'."
 has python3 || [ "$(uname)" != Darwin ] || die "Python 3 is missing: run 'xcode-select --install'."
 
-# bindgen looks for libclang; a plain `clang` binary is not enough, nor is libclang-cpp, which comes with llvm.
+# bindgen needs libclang; neither the `clang` binary nor LLVM's libclang-cpp suffices.
 has_libclang() {
     [ -n "${LIBCLANG_PATH:-}" ] && return 0
     (ldconfig -p 2>/dev/null || true) | grep -q 'libclang[-.0-9]*\.so' && return 0
@@ -43,7 +43,7 @@ install_debian() {
     if [ "$(id -u)" != 0 ]; then
         has sudo || die "this needs root: apt-get install -y $packages"
         sudo='sudo'
-        # Where nobody is there to type a password, sudo must not wait for one.
+        # Without a terminal, sudo must not wait for a password.
         if [ ! -t 0 ] || [ "${CI:-}" = true ]; then sudo='sudo -n'; fi
     fi
     say "installing with apt-get: $packages"
@@ -51,19 +51,19 @@ install_debian() {
     $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages </dev/null
 }
 
-# A router's daemon, whose package starts nothing by itself. One test needs it, and says so where it is missing.
+# The UPnP daemon; its package starts no service. One test needs it and reports if it is missing.
 install_forwarder() {
     [ "$(id -u)" = 0 ] && ! has miniupnpd || return 0
     say "installing with apt-get: miniupnpd-nftables"
     apt-get update -qq </dev/null &&
         DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends miniupnpd-nftables </dev/null ||
-        say "it could not be installed; the test that needs it will say that it does not run"
+        say "miniupnpd could not be installed; the test that needs it will be skipped with a notice"
 }
 
 install_macos() {
     xcode-select -p >/dev/null 2>&1 || die "Apple's command line tools are missing: run 'xcode-select --install'."
     has cmake && return 0
-    has brew || die "cmake is missing: install it, or Homebrew (https://brew.sh) so that this can."
+    has brew || die "cmake is missing: install it, or install Homebrew (https://brew.sh) so that this script can."
     say "installing with brew: cmake"
     brew install cmake </dev/null
 }
@@ -85,7 +85,7 @@ case "$(uname)" in
            [ "$1" != test ] || install_forwarder
        else
            lacking=$(missing_debian "$1" | tr '\n' ' ')
-           [ -z "$lacking" ] || die "please install what Debian calls: $lacking"
+           [ -z "$lacking" ] || die "missing packages (Debian names): $lacking"
        fi ;;
 esac
 [ "$1" != test ] || install_rust_parts

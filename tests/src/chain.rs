@@ -1,4 +1,4 @@
-//! A model on disk as a chain of candle's stages, without a network: what a contract about an engine's numbers needs.
+//! A chain of candle stages without a network, for contracts about an engine's numbers.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,17 +9,17 @@ use swarmllm_core::engine::{CutRules, Embedder, Engine, EngineError, Row, Stage,
 use swarmllm_core::model::tokenizer::Tokenizer;
 use swarmllm_core::model::{Catalog, Manifest};
 
-/// A GGUF, imported into a catalogue of its own that lives as long as this.
+/// A GGUF imported into a catalogue of its own, which is removed on drop.
 pub struct Imported {
     catalog: Catalog,
     id: ModelId,
-    /// What it is made of.
+    /// The manifest.
     pub manifest: Arc<Manifest>,
     _directory: tempfile::TempDir,
 }
 
 impl Imported {
-    /// Cuts the file into shards, as a node does.
+    /// Imports the file into shards, as a node does.
     pub fn open(path: &Path) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let catalog = Catalog::open(directory.path()).expect("a catalogue");
@@ -33,22 +33,22 @@ impl Imported {
         Tokenizer::from_facts(&self.catalog.metadata(self.id).expect("metadata")).expect("a known tokenizer")
     }
 
-    /// Where candle's engine may cut it.
+    /// The allowed stage boundaries of the candle engine.
     pub fn cuts(&self) -> Result<CutRules, EngineError> {
         Candle::new().cuts(&self.manifest)
     }
 
-    /// Its embedding in candle's engine.
+    /// The embedding in the candle engine.
     pub fn embedder(&self) -> Arc<dyn Embedder> {
         self.embedder_of(&Candle::new())
     }
 
-    /// Its embedding in any engine.
+    /// The embedding in this engine.
     pub fn embedder_of(&self, engine: &dyn Engine) -> Arc<dyn Embedder> {
         engine.load_embedder(self.catalog.embedding_source(self.id).expect("an embedding")).expect("an embedder")
     }
 
-    /// Stages that are cut before each layer of `cuts`, the last with the head.
+    /// Stages that start at layer 0 and at each layer of `cuts`; the last includes the head.
     pub fn chain(&self, cuts: &[u32]) -> Chain {
         let layers = self.manifest.layers;
         let bounds: Vec<u32> = [0].into_iter().chain(cuts.iter().copied()).chain([layers]).collect();
@@ -62,7 +62,7 @@ impl Imported {
     }
 }
 
-/// Stages in a row with the embedding before them, and one session.
+/// The embedding and all stages, with one session.
 pub struct Chain {
     embedder: Arc<dyn Embedder>,
     stages: Vec<Box<dyn Stage>>,
@@ -70,7 +70,7 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Computes `tokens` in one step and gives the logits of the last.
+    /// Computes `tokens` in one step and returns the logits of the last.
     pub fn feed(&mut self, tokens: &[u32]) -> Vec<f32> {
         let (from, end) = (self.position, self.position + tokens.len() as u32);
         let rows: Vec<Row> = (from..end).map(|pos| Row { slot: 0, pos, want: pos + 1 == end }).collect();
@@ -84,7 +84,7 @@ impl Chain {
         hidden
     }
 
-    /// Forgets the session.
+    /// Clears the session.
     pub fn clear(&mut self) {
         self.stages.iter_mut().for_each(|stage| stage.release(0));
         self.position = 0;

@@ -1,11 +1,11 @@
-//! What lies in a directory, and damage done to it on purpose.
+//! Directory listings, and deliberate damage to files.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-/// Every file below `dir` with its size in bytes.
+/// All files below `dir` with their sizes in bytes.
 pub fn sizes(dir: &Path) -> BTreeMap<PathBuf, u64> {
     let mut found = BTreeMap::new();
     let mut dirs = vec![dir.to_owned()];
@@ -29,7 +29,7 @@ pub fn shards(data_dir: &Path) -> Vec<(PathBuf, u64)> {
     shards
 }
 
-/// Whether a file begins like a GGUF.
+/// Whether a file has the magic of a GGUF.
 pub fn is_gguf(path: &Path) -> bool {
     let mut magic = [0; 4];
     fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && &magic == b"GGUF"

@@ -1,4 +1,4 @@
-//! Writes GGUF files that are wrong in one chosen way.
+//! Writes GGUF files with a single chosen defect.
 
 /// GGUF value types.
 pub const U32: u32 = 4;
@@ -18,20 +18,20 @@ pub struct Tensor {
     pub dims: Vec<u64>,
     /// ggml type.
     pub ty: u32,
-    /// First byte behind the header.
+    /// Offset after the header.
     pub offset: u64,
 }
 
-/// A file in the making. Every field can be made to lie.
+/// A crafted file. Every field can be set to a false value.
 #[derive(Debug, Clone)]
 pub struct Crafted {
     /// First four bytes.
     pub magic: [u8; 4],
     /// Format version.
     pub version: u32,
-    /// Number of key-values as claimed, where it is not the true one.
+    /// Claimed number of key-values, if not the actual one.
     pub claimed_facts: Option<u64>,
-    /// Number of tensors as claimed, where it is not the true one.
+    /// Claimed number of tensors, if not the actual one.
     pub claimed_tensors: Option<u64>,
     /// Key, value type, value bytes.
     pub facts: Vec<(String, u32, Vec<u8>)>,
@@ -39,13 +39,13 @@ pub struct Crafted {
     pub tensors: Vec<Tensor>,
     /// Bytes of tensor data.
     pub data: usize,
-    /// The file is cut here.
+    /// Length to which the file is truncated.
     pub cut: Option<usize>,
 }
 
 /// Width of the crafted model.
 const WIDTH: u64 = 32;
-/// Tensors start on multiples of this.
+/// Alignment of tensors.
 const ALIGNMENT: usize = 32;
 
 /// The bytes of a GGUF string.
@@ -56,7 +56,7 @@ pub fn string(text: &str) -> Vec<u8> {
 }
 
 impl Crafted {
-    /// A small file whose header is in order (one layer, F32, no tokenizer).
+    /// A small file with a valid header (one layer, F32, no tokenizer).
     pub fn sound() -> Crafted {
         let number = |key: &str, value: u32| (format!("llama.{key}"), U32, value.to_le_bytes().to_vec());
         let facts = vec![
@@ -84,7 +84,7 @@ impl Crafted {
         crafted
     }
 
-    /// Adds an F32 tensor behind the others.
+    /// Appends an F32 tensor.
     pub fn tensor(&mut self, name: &str, dims: &[u64]) {
         let offset = self.data.next_multiple_of(ALIGNMENT);
         let bytes: u64 = dims.iter().product::<u64>() * 4;
@@ -116,7 +116,7 @@ impl Crafted {
     }
 }
 
-/// Files that must be refused, each with what is wrong with it.
+/// Files that must be refused, each with its defect.
 pub fn bad_files() -> Vec<(&'static str, Vec<u8>)> {
     let with = |change: &dyn Fn(&mut Crafted)| {
         let mut crafted = Crafted::sound();

@@ -1,41 +1,41 @@
-//! What the contract tests and the benchmarks share: test models, the whole model as reference, swarms to try things on.
+//! Support of the contract tests and benchmarks: test models, the reference model, test swarms.
 //!
-//! The reference ([`whole`]) is llama.cpp running the original GGUF through a wrapper of its own, never our chain. Swarms
-//! are built of nodes in this process ([`cluster`]) or of child processes of the command line ([`process`]).
+//! The reference ([`reference`]) is llama.cpp with the original GGUF through an independent wrapper, never a swarmllm stage.
+//! Swarms consist of nodes in this process ([`cluster`]) or of child processes of the command line ([`process`]).
 
 pub mod chain;
 pub mod cluster;
 pub mod files;
 pub mod gguf;
 pub mod models;
+pub mod netns;
 pub mod padded;
 pub mod process;
 pub mod prompts;
-pub mod relay;
+pub mod reference;
 pub mod rogue;
 pub mod server;
-pub mod space;
+pub mod slow_link;
 pub mod synthetic;
 pub mod tiny;
-pub mod whole;
 
 use std::time::Duration;
 
-/// A bound on waiting for something that comes at once where all is well, so that a hang is a failure with a name.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+/// Timeout of every wait: far above any expected duration, so that a hang is a failure with a message.
+pub const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Polls `condition` until it holds; panics with `what` where it does not within [`PATIENCE`].
+/// Polls `condition` until it holds; panics with `what` after [`TIMEOUT`].
 pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let start = std::time::Instant::now();
     while !condition() {
-        assert!(start.elapsed() < PATIENCE, "waited in vain until {what}");
+        assert!(start.elapsed() < TIMEOUT, "timed out waiting until {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// Awaits `future`; panics with `what` where it does not end within [`PATIENCE`].
+/// Awaits `future`; panics with `what` after [`TIMEOUT`].
 pub async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, future).await {
+    match tokio::time::timeout(TIMEOUT, future).await {
         Ok(value) => value,
         Err(_) => panic!("{what} did not end"),
     }

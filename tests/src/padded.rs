@@ -1,5 +1,5 @@
-//! A test model with a vocabulary that is padded further than it is: more rows, the same tokens. Each of its layers differs in the
-//! last bits of a norm, so that who holds one of the two models holds no shard of the other.
+//! A test model with additional vocabulary padding: more rows, the same tokens. A norm of each layer differs in its last
+//! bit, so that the two models have no shard in common.
 
 use std::fs::{self, File};
 use std::io::BufReader;
@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use swarmllm_core::model::Fact;
 use swarmllm_core::model::gguf::{GgmlType, Gguf, HeaderTensor, Value, write_header};
 
-/// The type of tokens that no text has.
+/// Token type of unused tokens.
 const UNUSED: i32 = 5;
 
-/// Writes `model`, whose embedding is its output matrix, with `extra` tokens more that no text has.
+/// Writes `model`, which has tied embeddings, with `extra` additional unused tokens.
 pub fn padded(model: &Path, extra: usize, directory: &Path) -> PathBuf {
     let whole = fs::read(model).expect("the model can be read");
     let file = File::open(model).expect("the model can be opened");

@@ -1,4 +1,4 @@
-//! Nodes as child processes of the command line, and ways to end them.
+//! Nodes as child processes of the command line.
 
 use std::io::{BufRead, BufReader, Seek, Write};
 use std::path::{Path, PathBuf};
@@ -10,12 +10,12 @@ use serde::Deserialize;
 use swarmllm_core::base::{LayerRange, ModelId};
 use tempfile::TempDir;
 
-use crate::PATIENCE;
-use crate::cluster::{CONTEXT, Carrier, Member, THREADS, await_plan, join, lonely_network};
+use crate::TIMEOUT;
+use crate::cluster::{CONTEXT, Member, THREADS, Transport, await_plan, join, unique_network};
 use crate::models::TestModel;
-use crate::space::Space;
+use crate::netns::NetNamespace;
 
-/// The command line's binary, which was built beside this test.
+/// The command line's binary, built beside this test.
 pub fn binary() -> PathBuf {
     let test = std::env::current_exe().expect("a running test has a path");
     let name = format!("swarmllm{}", std::env::consts::EXE_SUFFIX);
@@ -23,7 +23,7 @@ pub fn binary() -> PathBuf {
     beside.unwrap_or_else(|| panic!("no `{name}` beside {}: run `cargo build --workspace` first", test.display()))
 }
 
-/// What `swarmllm run --json` prints when it is ready.
+/// The ready line of `swarmllm run --json`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Ready {
     /// The node's id.
@@ -32,34 +32,34 @@ pub struct Ready {
     pub network: String,
     /// Its addresses.
     pub addresses: Vec<String>,
-    /// An invite, where one was asked for.
+    /// An invite, if requested.
     pub invite: Option<String>,
 }
 
 /// A `swarmllm run` without HTTP. Killed when dropped.
 pub struct Process {
     child: Child,
-    /// What it said when it was ready.
+    /// The ready line.
     pub ready: Ready,
-    /// From its start to its being ready.
+    /// Time from the start to the ready line.
     pub started_in: Duration,
 }
 
 impl Process {
     /// Starts a node on `data_dir` with `extra` arguments and waits until it is ready.
-    pub fn start(data_dir: &Path, network: &str, carrier: Carrier, extra: &[&str]) -> Process {
-        let own = ["--network", network, "--listen", carrier.listen()];
+    pub fn start(data_dir: &Path, network: &str, transport: Transport, extra: &[&str]) -> Process {
+        let own = ["--network", network, "--listen", transport.listen()];
         Self::start_plain(data_dir, &[&own, extra].concat())
     }
 
-    /// Starts a node in whatever swarm its directory and `arguments` say, which finds nobody by itself.
+    /// Starts a node without discovery, with the swarm of its directory or `arguments`.
     pub fn start_plain(data_dir: &Path, arguments: &[&str]) -> Process {
         Self::start_by(Command::new(binary()), data_dir, arguments)
     }
 
-    /// The same on another machine.
-    pub fn start_in(space: &Space, data_dir: &Path, arguments: &[&str]) -> Process {
-        Self::start_by(space.command(binary()), data_dir, arguments)
+    /// Like [`start_plain`](Self::start_plain), in a network namespace.
+    pub fn start_in_namespace(namespace: &NetNamespace, data_dir: &Path, arguments: &[&str]) -> Process {
+        Self::start_by(namespace.command(binary()), data_dir, arguments)
     }
 
     fn start_by(mut command: Command, data_dir: &Path, arguments: &[&str]) -> Process {
@@ -70,13 +70,13 @@ impl Process {
             command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the command line can be started");
         let stdout = child.stdout.take().expect("its output is piped");
         let (send, receive) = mpsc::channel();
-        // Reads to the end, so that the child never waits for us.
+        // Reads to the end, so that the child never blocks on its output.
         std::thread::spawn(move || {
             BufReader::new(stdout).lines().map_while(Result::ok).for_each(|line| drop(send.send(line)))
         });
-        let line = receive.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+        let line = receive.recv_timeout(TIMEOUT).unwrap_or_else(|_| {
             let _ = child.kill();
-            panic!("`swarmllm run` did not get ready; exit: {:?}", child.wait());
+            panic!("`swarmllm run` did not become ready; exit: {:?}", child.wait());
         });
         let ready = serde_json::from_str(&line).unwrap_or_else(|error| panic!("not a ready line ({error}): {line}"));
         Process { child, ready, started_in: begin.elapsed() }
@@ -87,32 +87,32 @@ impl Process {
         self.child.id()
     }
 
-    /// Ends it at once, as `kill -9` does.
+    /// Kills the process, as `kill -9` does.
     pub fn kill(&mut self) {
         self.child.kill().expect("a child can be killed");
         self.child.wait().expect("a killed child ends");
     }
 
-    /// Sends it a signal by name.
+    /// Sends a signal by name.
     pub fn signal(&self, name: &str) {
         signal(self.pid(), name);
     }
 
-    /// Asks it to end, as `kill` does, and waits for that.
+    /// Terminates the process, as `kill` does, and waits for its end.
     pub fn terminate(&mut self) -> ExitStatus {
         let asked = Command::new("kill").arg(self.pid().to_string()).status().expect("`kill` can be started");
-        assert!(asked.success(), "the child was there to be asked");
+        assert!(asked.success(), "the child was running");
         let begin = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
                 return status;
             }
-            assert!(begin.elapsed() < PATIENCE, "the child did not end when asked");
+            assert!(begin.elapsed() < TIMEOUT, "the child did not terminate");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
-    /// Resident memory in KiB, where the system tells.
+    /// Resident memory in KiB, if the system reports it.
     pub fn resident_kib(&self) -> Option<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).ok();
         let line = |text: String| text.lines().find_map(|line| line.strip_prefix("VmRSS:").map(str::to_owned));
@@ -123,17 +123,17 @@ impl Process {
         text.split_whitespace().next()?.parse().ok()
     }
 
-    /// The files that it has open, where the system tells.
+    /// The open files, if the system reports them.
     pub fn open_files(&self) -> Vec<PathBuf> {
         let Ok(entries) = std::fs::read_dir(format!("/proc/{}/fd", self.pid())) else { return Vec::new() };
         entries.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect()
     }
 }
 
-/// Sends a signal by name to a process that is there.
+/// Sends a signal by name to a running process.
 pub fn signal(pid: u32, name: &str) {
     let sent = Command::new("kill").args(["-s", name, &pid.to_string()]).status();
-    assert!(sent.expect("`kill` can be started").success(), "process {pid} is there");
+    assert!(sent.expect("`kill` can be started").success(), "process {pid} is running");
 }
 
 impl Drop for Process {
@@ -143,12 +143,12 @@ impl Drop for Process {
     }
 }
 
-/// Runs a command of the command line to its end and gives its standard output; panics where it fails.
+/// Runs a command of the command line and returns its standard output; panics on failure.
 pub fn run(arguments: &[&str]) -> String {
     run_with(arguments, "")
 }
 
-/// The same with this standard input.
+/// Like [`run`], with this standard input.
 pub fn run_with(arguments: &[&str], input: &str) -> String {
     let mut file = tempfile::tempfile().expect("a temporary file");
     file.write_all(input.as_bytes()).and_then(|()| file.rewind()).expect("it can be written");
@@ -158,7 +158,7 @@ pub fn run_with(arguments: &[&str], input: &str) -> String {
     String::from_utf8(output.stdout).expect("the command line prints UTF-8")
 }
 
-/// Imports some layers of a GGUF into a data directory by the command line.
+/// Imports layers of a GGUF into a data directory through the command line.
 pub fn import(data_dir: &Path, gguf: &Path, name: &str, layers: LayerRange, head: bool) {
     let layers = format!("{layers}{}", if head { ",head" } else { "" });
     let (dir, gguf) = (data_dir.display().to_string(), gguf.display().to_string());
@@ -167,7 +167,7 @@ pub fn import(data_dir: &Path, gguf: &Path, name: &str, layers: LayerRange, head
 
 /// A coordinator in this process, and one child process per stage.
 pub struct ProcessCluster {
-    /// Holds metadata and embedding.
+    /// Stores metadata and embedding.
     pub coordinator: Member,
     /// The stage hosts.
     pub hosts: Vec<Process>,
@@ -179,23 +179,23 @@ pub struct ProcessCluster {
     pub cut: Vec<LayerRange>,
     /// The swarm's name.
     pub network: String,
-    /// What carries its frames.
-    pub carrier: Carrier,
+    /// The transport.
+    pub transport: Transport,
     extra: Vec<String>,
 }
 
 impl ProcessCluster {
-    /// Builds a swarm in which the route is the only one possible.
-    pub async fn start(model: TestModel, carrier: Carrier, stages: u32) -> ProcessCluster {
-        let coordinator = Member::start(&lonely_network(), carrier).await;
-        Self::start_with(coordinator, model, carrier, stages, THREADS).await
+    /// Starts a swarm with exactly one possible route.
+    pub async fn start(model: TestModel, transport: Transport, stages: u32) -> ProcessCluster {
+        let coordinator = Member::start(&unique_network(), transport).await;
+        Self::start_with(coordinator, model, transport, stages, THREADS).await
     }
 
-    /// The same around a coordinator of one's own, hosts computing with `threads`.
+    /// Like [`start`](Self::start), with this coordinator and `threads` compute threads per host.
     pub async fn start_with(
         coordinator: Member,
         model: TestModel,
-        carrier: Carrier,
+        transport: Transport,
         stages: u32,
         threads: u32,
     ) -> ProcessCluster {
@@ -208,7 +208,7 @@ impl ProcessCluster {
             dirs: Vec::new(),
             model: id,
             cut: model.cut(stages),
-            carrier,
+            transport,
             extra: extra.map(str::to_owned).to_vec(),
         };
         for (index, layers) in cluster.cut.clone().into_iter().enumerate() {
@@ -222,7 +222,7 @@ impl ProcessCluster {
         cluster
     }
 
-    /// Adds a host that holds the same layers as the host of stage `stage`; gives its index.
+    /// Adds a host with the layers of stage `stage`; returns its index.
     pub async fn add_spare(&mut self, gguf: &Path, name: &str, stage: usize) -> usize {
         let (dir, index) = (TempDir::new().expect("a temporary directory"), self.hosts.len());
         import(dir.path(), gguf, name, self.cut[stage], stage + 1 == self.cut.len());
@@ -234,7 +234,7 @@ impl ProcessCluster {
         index
     }
 
-    /// Waits until the coordinator knows what a host holds.
+    /// Waits until the coordinator knows the host's layers.
     pub async fn await_peer(&self, id: &str) {
         let knows = || {
             let peers = self.coordinator.node.peers();
@@ -250,13 +250,13 @@ impl ProcessCluster {
 
     async fn spawn(&self, index: usize) -> Process {
         let extra: Vec<&str> = self.extra.iter().map(String::as_str).collect();
-        let host = Process::start(self.dirs[index].path(), &self.network, self.carrier, &extra);
-        join(&self.coordinator.node, &host.ready.addresses, self.carrier).await;
+        let host = Process::start(self.dirs[index].path(), &self.network, self.transport, &extra);
+        join(&self.coordinator.node, &host.ready.addresses, self.transport).await;
         host
     }
 
-    /// Starts the host of a stage again on its data directory.
-    pub async fn revive(&mut self, index: usize) {
+    /// Restarts a host on its data directory.
+    pub async fn restart(&mut self, index: usize) {
         self.hosts[index] = self.spawn(index).await;
         self.await_peer(&self.hosts[index].ready.id).await;
         await_plan(&self.coordinator.node, self.model).await;

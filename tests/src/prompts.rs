@@ -1,9 +1,9 @@
-//! Ten prompts: prose, code, numbers, other scripts; the shortest is one word, the longest takes several prefill chunks.
-//! And five requests to repeat a text with one word changed.
+//! Ten prompts: prose, code, numbers, other scripts; from one word to several prefill chunks. Five requests to repeat a text
+//! with one word changed.
 
 use std::fmt::Write;
 
-/// Tokens that are generated for each.
+/// Tokens generated per prompt.
 pub const ANSWER: u32 = 64;
 
 /// The ten prompts.
@@ -28,7 +28,7 @@ pub fn ten() -> Vec<String> {
     prompts
 }
 
-/// A long text of `days` entries, about fourteen tokens or more each; no two are alike.
+/// A long text of `days` different entries of about fourteen tokens or more.
 pub fn harbour_log(days: u32) -> String {
     const WINDS: [&str; 5] = ["north", "south-west", "east", "north-west", "south"];
     const NOTES: [&str; 7] = [
@@ -52,7 +52,7 @@ pub fn harbour_log(days: u32) -> String {
     log
 }
 
-/// Five requests to repeat a text with one word changed, as an editor makes them.
+/// Five requests to repeat a text with one word changed, like edits in an editor.
 pub fn edits() -> Vec<String> {
     let request = |(text, old, new): &(&str, &str, &str)| {
         format!(
@@ -63,7 +63,7 @@ pub fn edits() -> Vec<String> {
     TEXTS.iter().map(request).collect()
 }
 
-/// Texts, a word of each, and another in its place.
+/// Texts, a word in each, and its replacement.
 const TEXTS: [(&str, &str, &str); 5] = [
     (
         "The harbour of Old Fenwick lies at the mouth of a slow river. In the morning the boats go out with \

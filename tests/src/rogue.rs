@@ -1,4 +1,4 @@
-//! A peer that speaks the protocol and lies: the network of a node, without the node.
+//! A malicious peer that follows the protocol with false content: the network of a node without the node.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,35 +8,35 @@ use futures::{AsyncReadExt, AsyncWriteExt};
 use swarmllm_core::base::{LayerRange, ModelId, NodeId, SessionId};
 use swarmllm_core::identity::Keypair;
 use swarmllm_core::net::{self, Channel, Incoming, NetConfig, NetHandle, Stream};
-use swarmllm_core::pipeline::control::{read_request, request, write_reply};
-use swarmllm_core::pipeline::message::Message;
+use swarmllm_core::pipeline::link::message::Message;
+use swarmllm_core::pipeline::link::request::{read_request, request, write_reply};
 use swarmllm_core::rt::{EventBus, TaskSet};
 use swarmllm_core::wire::announce::{Announcement, Holding};
-use swarmllm_core::wire::control::{Host, OpenSession, Opened, Reply, Request, SESSION_CHANCE, session_id};
+use swarmllm_core::wire::control::{Host, OpenSession, Opened, Reply, Request, SESSION_NONCE_BYTES, session_id};
 use swarmllm_core::wire::frame::{FrameLimits, encode_head, read_frame};
 use swarmllm_core::wire::job::{MAX_BODY_BYTES, MAX_HEADER_BYTES, StageHeader, StepHeader};
 use swarmllm_core::wire::prefix::Prefix;
 use tokio::sync::mpsc;
 
-use crate::cluster::{Carrier, Member};
+use crate::cluster::{Member, Transport};
 
-/// Bounds of a stage frame, as honest nodes have them.
+/// Limits of a stage frame, as in honest nodes.
 const LIMITS: FrameLimits = FrameLimits { header: MAX_HEADER_BYTES, body: MAX_BODY_BYTES };
-/// Time between two announcements of a node that gossips.
+/// Interval of gossip announcements.
 const GOSSIP_AGAIN: Duration = Duration::from_millis(300);
-/// Time after which a stream is opened again where that failed.
+/// Delay before a failed open of a stream is repeated.
 const OPEN_AGAIN: Duration = Duration::from_millis(50);
-/// Time that a control request has.
+/// Deadline of a control request.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// See the module. Ends when dropped.
+/// A malicious peer, see the module. Ends on drop.
 pub struct Rogue {
     /// Its network.
     pub net: NetHandle,
-    /// What honest peers send to it on stage streams.
+    /// Messages from honest peers on stage streams.
     pub received: mpsc::UnboundedReceiver<Message>,
     tasks: TaskSet,
-    hushed: Arc<AtomicBool>,
+    gossip_stopped: Arc<AtomicBool>,
 }
 
 impl Drop for Rogue {
@@ -45,24 +45,24 @@ impl Drop for Rogue {
     }
 }
 
-/// The bytes that a rogue host answers to a step; empty: it says nothing.
-pub type Lie = fn(&StepHeader) -> Vec<u8>;
+/// Builds the bytes of a forged reply to a step; empty for no reply.
+pub type ForgedReply = fn(&StepHeader) -> Vec<u8>;
 
-/// What a rogue host claims to be.
+/// The claims of a rogue host.
 #[derive(Clone)]
 pub struct Claim {
-    /// What it says that it holds.
+    /// Its claimed shards.
     pub holding: Holding,
-    /// What it says of the stage that it is asked to open.
+    /// Its reply to an open request.
     pub opened: Opened,
-    /// What it answers to steps.
-    pub lie: Lie,
+    /// Its replies to steps.
+    pub forge: ForgedReply,
 }
 
 impl Rogue {
-    /// Starts one; with a claim it poses as a host.
-    pub async fn start(network: &str, carrier: Carrier, claim: Option<Claim>) -> Rogue {
-        let listen = vec![carrier.listen().to_owned()];
+    /// Starts a rogue; with a claim it acts as a host.
+    pub async fn start(network: &str, transport: Transport, claim: Option<Claim>) -> Rogue {
+        let listen = vec![transport.listen().to_owned()];
         let config = NetConfig { network: network.to_owned(), listen, mdns: false, ..NetConfig::default() };
         let (mut rogue, incoming) = Self::start_net(config).await;
         let (sender, received) = mpsc::unbounded_channel();
@@ -71,9 +71,9 @@ impl Rogue {
         rogue
     }
 
-    /// Starts one without a claim that is connected to `host`; gives the host's id too.
-    pub async fn at(network: &str, host: &Member) -> (Rogue, NodeId) {
-        let rogue = Self::start(network, Carrier::Tcp, None).await;
+    /// Starts a rogue without a claim and connects it to `host`; also returns the host's id.
+    pub async fn connected_to(network: &str, host: &Member) -> (Rogue, NodeId) {
+        let rogue = Self::start(network, Transport::Tcp, None).await;
         let id = rogue.net.dial(&host.node.addresses()[0]).await.expect("the host is reached");
         (rogue, id)
     }
@@ -82,11 +82,11 @@ impl Rogue {
         let tasks = TaskSet::new(tokio::runtime::Handle::current());
         let key = Keypair::generate().expect("chance");
         let (net, incoming) = net::start(config, &key, EventBus::new(), tasks.clone()).await.expect("a network");
-        (Rogue { net, received: mpsc::unbounded_channel().1, tasks, hushed: Arc::default() }, incoming)
+        (Rogue { net, received: mpsc::unbounded_channel().1, tasks, gossip_stopped: Arc::default() }, incoming)
     }
 
-    /// A node that is connected to the peer at `to` and answers nobody, so that it is known by gossip alone.
-    pub async fn mute(network: &str, to: &str) -> Rogue {
+    /// A node connected to the peer at `to` that answers no requests, so that it is known through gossip only.
+    pub async fn gossip_only(network: &str, to: &str) -> Rogue {
         let config = NetConfig { network: network.to_owned(), listen: Vec::new(), mdns: false, ..NetConfig::default() };
         let (rogue, mut incoming) = Self::start_net(config).await;
         rogue.tasks.spawn("rogue-mute", async move { while incoming.control.recv().await.is_some() {} });
@@ -94,29 +94,31 @@ impl Rogue {
         rogue
     }
 
-    /// Gossips no more.
-    pub fn hush(&self) {
-        self.hushed.store(true, Ordering::Relaxed);
+    /// Stops the gossip.
+    pub fn stop_gossip(&self) {
+        self.gossip_stopped.store(true, Ordering::Relaxed);
     }
 
-    /// Gossips, each time with a higher version, until it is hushed: subscriptions travel in the background.
+    /// Gossips with increasing versions until stopped: subscriptions propagate in the background.
     pub fn gossip(&self, mut announcement: Announcement) {
-        let (net, hushed) = (self.net.clone(), self.hushed.clone());
+        let (net, gossip_stopped) = (self.net.clone(), self.gossip_stopped.clone());
         self.tasks.spawn("rogue-gossip", async move {
-            while !hushed.load(Ordering::Relaxed) && net.publish(announcement.encode().expect("short")).await.is_ok() {
+            while !gossip_stopped.load(Ordering::Relaxed)
+                && net.publish(announcement.encode().expect("short")).await.is_ok()
+            {
                 tokio::time::sleep(GOSSIP_AGAIN).await;
                 announcement.version += 1;
             }
         });
     }
 
-    /// The id of a session of its own.
+    /// The id of a session of this node.
     pub fn session(&self, number: u8) -> SessionId {
-        session_id(self.net.local(), [number; SESSION_CHANCE])
+        session_id(self.net.local(), [number; SESSION_NONCE_BYTES])
     }
 
-    /// What it asks of an honest host: a session over all of a model's layers, whose results come to it.
-    pub fn order(&self, model: ModelId, layers: u32, session: SessionId) -> OpenSession {
+    /// An open request for all layers of a model, with results sent to this node.
+    pub fn open_request(&self, model: ModelId, layers: u32, session: SessionId) -> OpenSession {
         let own = Host { node: self.net.local(), addresses: self.net.addresses() };
         OpenSession {
             session,
@@ -132,18 +134,18 @@ impl Rogue {
             prefix: Prefix::default(),
             next: own.clone(),
             copy: None,
-            stands_by: false,
+            is_standby: false,
             previous: own.node,
             coordinator: own,
         }
     }
 
-    /// Asks a peer as an honest node would.
+    /// Sends a valid control request.
     pub async fn ask(&self, peer: NodeId, ask: Request) -> Reply {
         request(&self.net, peer, &ask, DEADLINE).await.expect("the peer answers")
     }
 
-    /// Opens so many streams to a peer and says nothing on them; whatever is closed is opened again.
+    /// Opens `count` streams to a peer without sending anything; reopens closed ones.
     pub fn open_silent(&self, peer: NodeId, channel: Channel, count: usize) {
         for _ in 0..count {
             let net = self.net.clone();
@@ -158,7 +160,7 @@ impl Rogue {
         }
     }
 
-    /// A stage stream to a peer.
+    /// Opens a stage stream to a peer.
     pub async fn stage_stream(&self, peer: NodeId) -> Stream {
         self.net.open(peer, Channel::Stage).await.expect("a stream is opened")
     }
@@ -178,8 +180,8 @@ async fn serve(
                 let _ = write_reply(&mut stream, &reply(&net, claim.as_ref(), &asked)).await;
             }
             Some((peer, stream)) = incoming.stage.recv() => {
-                let lie = claim.as_ref().map(|claim| claim.lie);
-                tasks.spawn("rogue-stage", listen(net.clone(), peer, stream, lie, received.clone()));
+                let forge = claim.as_ref().map(|claim| claim.forge);
+                tasks.spawn("rogue-stage", listen(net.clone(), peer, stream, forge, received.clone()));
             }
             Some(_) = incoming.shard.recv() => {}
             Some(_) = incoming.gossip.recv() => {}
@@ -205,38 +207,38 @@ fn reply(net: &NetHandle, claim: Option<&Claim>, asked: &Request) -> Reply {
     }
 }
 
-/// Reads a stage stream and acknowledges its frames as an honest node does; a rogue host answers each step with its lie.
+/// Reads and acknowledges the frames of a stage stream; a rogue host answers each step with its forged reply.
 async fn listen(
     net: NetHandle,
     peer: NodeId,
     mut stream: Stream,
-    lie: Option<Lie>,
+    forge: Option<ForgedReply>,
     received: mpsc::UnboundedSender<Message>,
 ) {
-    let (mut back, mut had) = (None, 0_u32);
+    let (mut back, mut read_count) = (None, 0_u32);
     while let Ok(Some(frame)) = read_frame::<_, StageHeader>(&mut stream, LIMITS).await {
-        if let (StageHeader::Step(step), Some(lie)) = (&frame.header, lie) {
+        if let (StageHeader::Step(step), Some(forge)) = (&frame.header, forge) {
             if back.is_none() {
                 back = net.open(peer, Channel::Stage).await.ok();
             }
             let Some(back) = &mut back else { return };
-            if back.write_all(&lie(step)).await.is_err() || back.flush().await.is_err() {
+            if back.write_all(&forge(step)).await.is_err() || back.flush().await.is_err() {
                 return;
             }
         }
         if let Ok(message) = Message::decode(frame) {
             let _ = received.send(message);
         }
-        had += 1;
-        if stream.write_all(&had.to_le_bytes()).await.is_err() || stream.flush().await.is_err() {
+        read_count += 1;
+        if stream.write_all(&read_count.to_le_bytes()).await.is_err() || stream.flush().await.is_err() {
             return;
         }
     }
 }
 
-/// A frame with this header and these bytes behind it, which need not fit.
+/// A frame with this header and any body, valid or not.
 pub fn frame(header: &StageHeader, body: &[u8]) -> Vec<u8> {
-    let mut bytes = encode_head(header, body.len(), LIMITS).expect("within the bounds of a frame");
+    let mut bytes = encode_head(header, body.len(), LIMITS).expect("within the limits of a frame");
     bytes.extend_from_slice(body);
     bytes
 }

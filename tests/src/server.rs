@@ -1,4 +1,4 @@
-//! llama.cpp's own server as a child process, and just enough HTTP to ask it.
+//! llama.cpp's server as a child process, with a minimal HTTP client.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::PATIENCE;
+use crate::TIMEOUT;
 
 /// A `llama-server`. Killed when dropped.
 pub struct LlamaServer {
@@ -15,7 +15,7 @@ pub struct LlamaServer {
 }
 
 impl LlamaServer {
-    /// Starts it on a model with so many slots of `context` positions each, and waits until it is ready.
+    /// Starts the server with `slots` slots of `context` positions each, and waits until it is ready.
     pub fn start(binary: &Path, model: &Path, threads: u32, slots: u32, context: u32) -> LlamaServer {
         let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = free.local_addr().expect("bound").port();
@@ -32,7 +32,7 @@ impl LlamaServer {
         while !server.is_ready() {
             let ended = server.child.try_wait().expect("a child can be asked");
             assert!(ended.is_none(), "llama-server ended at once: {ended:?}");
-            assert!(begun.elapsed() < PATIENCE, "llama-server did not get ready");
+            assert!(begun.elapsed() < TIMEOUT, "llama-server did not become ready");
             std::thread::sleep(Duration::from_millis(50));
         }
         server
@@ -45,8 +45,8 @@ impl LlamaServer {
         asked.is_ok() && stream.read_to_string(&mut answer).is_ok() && answer.starts_with("HTTP/1.1 200")
     }
 
-    /// Asks for `tokens` tokens after `prompt`, nothing of which is cached: the best ones, or draws of a temperature. Gives
-    /// when each came. Blocks.
+    /// Generates `tokens` tokens after `prompt` without the prompt cache, greedily at temperature 0. Returns the arrival
+    /// time of each token. Blocks.
     pub fn complete(&self, prompt: &[u32], tokens: u32, temperature: f32, seed: u64) -> Vec<Instant> {
         let top_k = if temperature > 0.0 { 40 } else { 1 };
         let body = serde_json::json!({

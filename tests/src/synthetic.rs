@@ -1,10 +1,10 @@
-//! A model of a real size with random weights, for measuring where memory bandwidth rules: it says nothing of sense.
+//! A synthetic model of realistic size with random weights, for benchmarks limited by memory bandwidth.
 //!
-//! Shape of a Llama of one billion parameters, Q4_K with a Q6_K embedding, and the tokenizer of the small test model.
-//! Scales are chosen so that activations stay in the range of a trained model.
+//! It has the shape of a Llama with one billion parameters, Q4_K with a Q6_K embedding, and the tokenizer of the small test
+//! model. Scales keep activations in the range of a trained model.
 //!
-//! A second one *walks*: it says the token behind the last one, whatever came before. Its output matrix has, for each token,
-//! the direction of the embedding of the token before; its other weights are as random, and it computes as much.
+//! The *counting* variant always predicts the next token id. Row `t` of its output matrix has the direction of the embedding
+//! of token `t - 1`; its other weights are random too, and it takes the same compute.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
@@ -17,57 +17,57 @@ use crate::models::TestModel;
 
 const WIDTH: u64 = 2048;
 const FEED: u64 = 8192;
-/// Its transformer blocks.
+/// Number of layers.
 pub const LAYERS: u32 = 16;
 const HEADS: u32 = 32;
 const KV_HEADS: u32 = 8;
 const HEAD: u64 = 64;
 const CONTEXT: u32 = 8192;
 const EMBEDDING: &str = "token_embd.weight";
-/// The other model has none, and the embedding takes its place.
+/// Only in the counting variant; the other one has tied embeddings.
 const OUTPUT: &str = "output.weight";
 
-/// ggml's types and the bytes of one block of 256 floats.
+/// ggml types with the bytes per block of 256 floats.
 const F32: u32 = 0;
 const Q4_K: (u32, usize) = (12, 144);
 const Q6_K: (u32, usize) = (14, 210);
 const BLOCK: u64 = 256;
 
-/// A random quantity's standard deviation where nibbles, and where six bits are drawn evenly.
+/// Standard deviation of uniform 4-bit and 6-bit values.
 const NIBBLES: f32 = 4.6;
 const SIXES: f32 = 18.5;
-/// What the scales of sub-blocks are set to.
+/// Sub-block scales.
 const SCALE: f32 = 32.0;
 const SIX_SCALE: f32 = 16.0;
 
-/// The file of the model below `directory`, written there where it is not yet.
+/// Path of the model below `directory`; writes the file if missing.
 pub fn one_billion_q4_k(directory: &Path) -> PathBuf {
     made(directory, "synthetic-1b-q4_k.gguf", false)
 }
 
-/// The same for the model that walks.
-pub fn one_billion_that_walks(directory: &Path) -> PathBuf {
-    made(directory, "synthetic-1b-q4_k-walks.gguf", true)
+/// Path of the counting variant; writes the file if missing.
+pub fn one_billion_counting(directory: &Path) -> PathBuf {
+    made(directory, "synthetic-1b-q4_k-counts.gguf", true)
 }
 
-/// What that model says from `begin` on.
-pub fn walk(begin: u32, tokens: usize) -> impl Iterator<Item = u32> {
+/// The text of the counting variant from `begin` on.
+pub fn counting_tokens(begin: u32, tokens: usize) -> impl Iterator<Item = u32> {
     (begin..).take(tokens)
 }
 
-fn made(directory: &Path, name: &str, walks: bool) -> PathBuf {
+fn made(directory: &Path, name: &str, counts: bool) -> PathBuf {
     let path = directory.join(name);
     if !path.is_file() {
         let part = path.with_extension("part");
-        write(&part, walks).expect("the synthetic model can be written");
+        write(&part, counts).expect("the synthetic model can be written");
         std::fs::rename(&part, &path).expect("the synthetic model can be put in place");
     }
     path
 }
 
-fn write(path: &Path, walks: bool) -> std::io::Result<()> {
+fn write(path: &Path, counts: bool) -> std::io::Result<()> {
     let (facts, vocab) = facts();
-    let tensors = tensors(vocab, walks);
+    let tensors = tensors(vocab, counts);
     let mut offset = 0;
     let mut placed = Vec::new();
     for (name, dims, ty) in &tensors {
@@ -76,16 +76,16 @@ fn write(path: &Path, walks: bool) -> std::io::Result<()> {
     }
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
     file.write_all(&write_header(&facts, &placed, DEFAULT_ALIGNMENT))?;
-    let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+    let mut rng = Rng(0x9e37_79b9_7f4a_7c15);
     for (name, dims, ty) in &tensors {
         let rows: u64 = dims[1..].iter().product();
         let deviation = 1.0 / (dims[0] as f32).sqrt();
         for number in 0..rows {
             let row = match name.as_str() {
-                // As large as what layers add, so that it is not lost among them.
-                EMBEDDING if walks => row(&mut Dice::of(number), dims[0], *ty, 1.0),
-                OUTPUT => row(&mut Dice::of(number.checked_sub(1).unwrap_or(rows - 1)), dims[0], *ty, deviation),
-                _ => row(&mut dice, dims[0], *ty, deviation),
+                // As large as the layers' contributions, so that it is not lost among them.
+                EMBEDDING if counts => row(&mut Rng::of(number), dims[0], *ty, 1.0),
+                OUTPUT => row(&mut Rng::of(number.checked_sub(1).unwrap_or(rows - 1)), dims[0], *ty, deviation),
+                _ => row(&mut rng, dims[0], *ty, deviation),
             };
             file.write_all(&row)?;
         }
@@ -96,7 +96,7 @@ fn write(path: &Path, walks: bool) -> std::io::Result<()> {
     file.flush()
 }
 
-/// The small model's tokenizer under a larger model's shape.
+/// Metadata: the small model's tokenizer with the shape of the large model.
 fn facts() -> (Vec<Fact>, u64) {
     let file = File::open(TestModel::SmolLm2.path()).expect("the test model can be opened");
     let small = Gguf::read(&mut BufReader::new(file)).expect("the test model is sound");
@@ -119,10 +119,10 @@ fn facts() -> (Vec<Fact>, u64) {
     (facts, vocab)
 }
 
-fn tensors(vocab: u64, walks: bool) -> Vec<(String, Vec<u64>, u32)> {
+fn tensors(vocab: u64, counts: bool) -> Vec<(String, Vec<u64>, u32)> {
     let mut all =
         vec![(EMBEDDING.to_owned(), vec![WIDTH, vocab], Q6_K.0), ("output_norm.weight".to_owned(), vec![WIDTH], F32)];
-    if walks {
+    if counts {
         all.push((OUTPUT.to_owned(), vec![WIDTH, vocab], Q6_K.0));
     }
     let (queries, keys) = (u64::from(HEADS) * HEAD, u64::from(KV_HEADS) * HEAD);
@@ -150,55 +150,55 @@ fn size(dims: &[u64], ty: u32) -> u64 {
     GgmlType::from_id(ty).and_then(|ty| ty.tensor_size(dims).ok()).expect("whole blocks of a known type")
 }
 
-/// One row: ones for a norm, random blocks for a matrix.
-fn row(dice: &mut Dice, columns: u64, ty: u32, deviation: f32) -> Vec<u8> {
+/// A row: ones for a norm, random blocks for a matrix.
+fn row(rng: &mut Rng, columns: u64, ty: u32, deviation: f32) -> Vec<u8> {
     let blocks = columns / BLOCK;
-    let block: fn(&mut Dice, f32) -> Vec<u8> = match ty {
+    let block: fn(&mut Rng, f32) -> Vec<u8> = match ty {
         F32 => return (0..columns).flat_map(|_| 1_f32.to_le_bytes()).collect(),
         ty if ty == Q4_K.0 => q4_k,
         _ => q6_k,
     };
-    (0..blocks).flat_map(|_| block(dice, deviation)).collect()
+    (0..blocks).flat_map(|_| block(rng, deviation)).collect()
 }
 
-/// `w = d * 32 * q - dmin * 32` with `q` a nibble of mean 7.5.
-fn q4_k(dice: &mut Dice, deviation: f32) -> Vec<u8> {
-    let mut block = dice.bytes(Q4_K.1);
-    let scale = deviation / NIBBLES / SCALE * dice.near_one();
+/// `w = d * 32 * q - dmin * 32` with 4-bit `q` of mean 7.5.
+fn q4_k(rng: &mut Rng, deviation: f32) -> Vec<u8> {
+    let mut block = rng.bytes(Q4_K.1);
+    let scale = deviation / NIBBLES / SCALE * rng.near_one();
     block[0..2].copy_from_slice(&half(scale));
     block[2..4].copy_from_slice(&half(scale * 7.5));
-    // Six bits of each sub-block's scale and minimum: 32 in the first four in full, in the others through two upper bits.
+    // Six-bit scales and minimums of sub-blocks, all 32: the first four directly, the others through their two upper bits.
     block[4..12].fill(0x20 | 0x80);
     block[12..16].fill(0);
     block
 }
 
 /// `w = d * 16 * (q - 32)`.
-fn q6_k(dice: &mut Dice, deviation: f32) -> Vec<u8> {
-    let mut block = dice.bytes(Q6_K.1);
-    let scale = deviation / SIXES / SIX_SCALE * dice.near_one();
+fn q6_k(rng: &mut Rng, deviation: f32) -> Vec<u8> {
+    let mut block = rng.bytes(Q6_K.1);
+    let scale = deviation / SIXES / SIX_SCALE * rng.near_one();
     block[192..208].fill(SIX_SCALE as u8);
     block[208..210].copy_from_slice(&half(scale));
     block
 }
 
-/// A number as a 16-bit float, rounded down; it is normal there.
+/// Converts to a 16-bit float, rounded down; the result is normal.
 fn half(value: f32) -> [u8; 2] {
     let bits = value.to_bits();
     let exponent = (bits >> 23).checked_sub(127 - 15).expect("a normal number");
     ((exponent << 10 | bits >> 13 & 0x3ff) as u16).to_le_bytes()
 }
 
-/// Xorshift: the same model everywhere.
-struct Dice(u64);
+/// Xorshift generator: the same model on every machine.
+struct Rng(u64);
 
-impl Dice {
-    /// Those of a row of a matrix: two matrices have rows of one direction.
+impl Rng {
+    /// The generator of a row, for equal rows in two matrices.
     fn of(row: u64) -> Self {
         Self((row + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
-    fn roll(&mut self) -> u64 {
+    fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -206,13 +206,13 @@ impl Dice {
     }
 
     fn bytes(&mut self, count: usize) -> Vec<u8> {
-        let words = (0..count.div_ceil(8)).flat_map(|_| self.roll().to_le_bytes());
+        let words = (0..count.div_ceil(8)).flat_map(|_| self.next().to_le_bytes());
         words.take(count).collect()
     }
 
-    /// In 0.8..1.2.
+    /// A number in 0.8..1.2.
     fn near_one(&mut self) -> f32 {
-        0.8 + 0.4 * (self.roll() >> 40) as f32 / (1 << 24) as f32
+        0.8 + 0.4 * (self.next() >> 40) as f32 / (1 << 24) as f32
     }
 }
 
@@ -221,17 +221,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn halves_are_what_the_standard_says() {
+    fn half_floats_match_ieee_754() {
         assert_eq!(half(1.0), 0x3c00_u16.to_le_bytes());
         assert_eq!(half(1.5e-4), 0x08ea_u16.to_le_bytes());
         assert_eq!(half(0.25), 0x3400_u16.to_le_bytes());
     }
 
     #[test]
-    fn blocks_have_the_size_of_their_type() {
-        let mut dice = Dice(7);
-        assert_eq!(row(&mut dice, 512, Q4_K.0, 0.1).len() as u64, size(&[512], Q4_K.0));
-        assert_eq!(row(&mut dice, 512, Q6_K.0, 0.1).len() as u64, size(&[512], Q6_K.0));
-        assert_eq!(row(&mut dice, 8, F32, 0.1).len() as u64, size(&[8], F32));
+    fn rows_have_the_size_of_their_type() {
+        let mut rng = Rng(7);
+        assert_eq!(row(&mut rng, 512, Q4_K.0, 0.1).len() as u64, size(&[512], Q4_K.0));
+        assert_eq!(row(&mut rng, 512, Q6_K.0, 0.1).len() as u64, size(&[512], Q6_K.0));
+        assert_eq!(row(&mut rng, 8, F32, 0.1).len() as u64, size(&[8], F32));
     }
 }

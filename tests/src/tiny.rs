@@ -7,9 +7,9 @@ use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 
-/// Floats of a hidden state.
+/// Width of a hidden state.
 pub const WIDTH: u32 = 64;
-/// Tokens.
+/// Vocabulary size.
 pub const VOCAB: u32 = 96;
 /// Query heads.
 pub const HEADS: u32 = 4;
@@ -20,35 +20,35 @@ pub const ROPE_BASE: f32 = 10_000.0;
 /// Added to the mean square in norms.
 pub const EPSILON: f32 = 1e-6;
 
-/// A model in the making.
+/// Parameters of a tiny model.
 #[derive(Debug, Clone)]
 pub struct Tiny {
-    /// Its architecture: `llama`, `qwen2`, `qwen3` or `gemma3`.
+    /// Architecture: `llama`, `qwen2`, `qwen3` or `gemma3`.
     pub architecture: &'static str,
-    /// Transformer blocks.
+    /// Number of layers.
     pub layers: u32,
-    /// Key heads, and equally value heads.
+    /// Number of key and value heads.
     pub kv_heads: u32,
-    /// Floats of a head.
+    /// Width of a head.
     pub head: u32,
-    /// Whether the embedding is the output matrix too.
+    /// Whether the embedding is also the output matrix.
     pub tied: bool,
-    /// Factors divide the frequencies of rotations.
+    /// Whether RoPE frequencies have scaling factors.
     pub rope_factors: bool,
     /// Type of the matrices; vectors are f32.
     pub ty: GgmlDType,
-    /// Further facts `<architecture>.<key>`.
+    /// Additional metadata `<architecture>.<key>`.
     pub facts: Vec<(&'static str, Value)>,
 }
 
 impl Tiny {
-    /// A tied model of three blocks in f32 whose heads are their share of the width.
+    /// A model of three layers in f32 with tied embeddings and heads of width `WIDTH / HEADS`.
     pub fn new(architecture: &'static str) -> Self {
         let (head, facts) = (WIDTH / HEADS, Vec::new());
         Self { architecture, layers: 3, kv_heads: 2, head, tied: true, rope_factors: false, ty: GgmlDType::F32, facts }
     }
 
-    /// Names and shapes of the tensors, the fastest axis first as in GGUF.
+    /// Names and shapes of the tensors, fastest axis first as in GGUF.
     pub fn shapes(&self) -> Vec<(String, Vec<u32>)> {
         let mut shapes =
             vec![("token_embd.weight".to_owned(), vec![WIDTH, VOCAB]), ("output_norm.weight".to_owned(), vec![WIDTH])];
@@ -119,7 +119,7 @@ impl Tiny {
         facts
     }
 
-    /// The weights by name; the same in every run.
+    /// The weights by name; deterministic.
     pub fn tensors(&self) -> Vec<(String, QTensor)> {
         let tensor = |(seed, (name, dims)): (u64, (String, Vec<u32>))| {
             let ty = if dims.len() == 1 { GgmlDType::F32 } else { self.ty };
@@ -130,7 +130,7 @@ impl Tiny {
         (1..).zip(self.shapes()).map(tensor).collect()
     }
 
-    /// Writes the model.
+    /// Writes the GGUF.
     pub fn write(&self, path: &Path) {
         let (facts, tensors) = (self.facts(), self.tensors());
         let facts: Vec<(&str, &Value)> = facts.iter().map(|(key, value)| (key.as_str(), value)).collect();
@@ -140,26 +140,26 @@ impl Tiny {
     }
 }
 
-/// Numbers from -1 up to 1 that look like nothing in particular, the same for the same seed.
+/// Deterministic pseudo-random numbers in -1..1.
 pub fn noise(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed;
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 40) as f32 / (1_u32 << 23) as f32 - 1.0
     };
-    // The first ones follow the seed closely.
+    // The first numbers correlate with the seed.
     for _ in 0..8 {
         next();
     }
     (0..count).map(|_| next()).collect()
 }
 
-/// Tokens of the tiny vocabulary.
+/// Pseudo-random tokens of the tiny vocabulary.
 pub fn tokens(seed: u64, count: usize) -> Vec<u32> {
     noise(seed, count).into_iter().map(|value| ((value + 1.0) / 2.0 * VOCAB as f32) as u32 % VOCAB).collect()
 }
 
-/// Vectors are near 1, matrices small and of both signs.
+/// Vectors near 1; matrices with small values of both signs.
 fn weights(seed: u64, dims: &[u32]) -> Vec<f32> {
     let unit = noise(seed, dims.iter().product::<u32>() as usize).into_iter();
     match dims {

@@ -1,11 +1,10 @@
-//! The candle engine against engines that it shares no arithmetic with, on the same GGUFs: what certifies an
-//! architecture for it.
+//! The candle engine against independent implementations on the same GGUFs. These tests certify its architectures.
 //!
-//! Where candle has a whole model of its own that computes the same operations (llama, qwen2), every logit of every
-//! split is equal bit by bit. Elsewhere the whole is held against llama.cpp and candle's other models within a bound on
-//! the rounding of sums; that a split gives the bits of the whole, the engine's own tests show.
+//! If candle has a model with the same operations (llama, qwen2), the logits of every split are identical bit by bit.
+//! Otherwise the whole model is compared with llama.cpp and candle's other models within a bound for rounding; the engine's
+//! own tests show that a split is identical to the whole.
 //!
-//! candle's threads spin while they wait for each other: on a busy machine `CANDLE_NUM_THREADS=1` is faster.
+//! candle's threads spin while they wait: on a busy machine `CANDLE_NUM_THREADS=1` is faster.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -21,18 +20,18 @@ use swarmllm_core::base::LayerRange;
 use swarmllm_core::engine::llama_cpp::LlamaCpp;
 use swarmllm_tests::chain::{Chain, Imported};
 use swarmllm_tests::models::TestModel;
+use swarmllm_tests::reference::{ReferenceModel, likeliest};
 use swarmllm_tests::tiny::{self, Tiny};
-use swarmllm_tests::whole::{Whole, likeliest};
 
 /// Tokens after the first prompt.
 const TOKENS: usize = 64;
-/// Tokens after each other prompt, and in one and in three stages, which answer the first prompt only.
+/// Tokens after each other prompt, and with one and with three stages, which answer the first prompt only.
 const FEW_TOKENS: usize = 16;
-/// Tokens of a tiny model's prompt, several windows long, and tokens after it.
+/// Prompt length of tiny models, several attention windows, and tokens after it.
 const TINY_TOKENS: (usize, usize) = (40, 6);
-/// Largest difference of logits of tiny f32 models, over their largest, where only sums are rounded otherwise.
+/// Maximum relative difference of logits of tiny f32 models with only the rounding of sums differing.
 const ROUNDING: f32 = 1e-5;
-/// The same where llama.cpp reads GELU from a table in f16, in a few blocks and in 62.
+/// The maximum with llama.cpp's f16 GELU table, for few layers and for 62.
 const TABLE: f32 = 2e-3;
 /// See [`TABLE`].
 const DEEP_TABLE: f32 = 1e-2;
@@ -50,10 +49,10 @@ const PROMPTS: [&str; 10] = [
     "In 1969 people first walked on the",
 ];
 
-/// A step of a whole model: tokens and the position of the first, to the logits of the last.
+/// A step of a whole model: from tokens and the position of the first to the logits of the last.
 type Step<'a> = Box<dyn FnMut(&[u32], usize) -> Vec<f32> + 'a>;
 
-/// Where both compute: the accelerator, in a build that has one for candle.
+/// The device of both: the accelerator in a build with one for candle.
 fn device() -> &'static Device {
     static DEVICE: OnceLock<Device> = OnceLock::new();
     DEVICE.get_or_init(|| match () {
@@ -68,7 +67,7 @@ fn read(path: &Path) -> (Content, File) {
     (Content::read(&mut file).unwrap(), file)
 }
 
-/// A step of one of candle's whole models.
+/// A step of a candle model.
 fn step_of<'a>(mut forward: impl FnMut(&Tensor, usize) -> candle_core::Result<Tensor> + 'a) -> Step<'a> {
     Box::new(move |tokens, pos| {
         let tokens = Tensor::new(tokens, device()).unwrap().unsqueeze(0).unwrap();
@@ -94,8 +93,7 @@ fn candles_qwen3(path: &Path) -> Step<'static> {
     step_of(move |tokens, pos| model.forward(tokens, pos))
 }
 
-/// candle's unquantised Gemma 3; its quantised one has SiLU where the architecture has GELU, and sees windows only in
-/// the first step.
+/// candle's unquantised Gemma 3: the quantised one uses SiLU instead of GELU, and applies windows in the first step only.
 fn candles_gemma3(recipe: &Tiny) -> Step<'static> {
     let config = gemma3::Config {
         attention_bias: false,
@@ -113,7 +111,7 @@ fn candles_gemma3(recipe: &Tiny) -> Step<'static> {
         final_logit_softcapping: None,
         attn_logit_softcapping: None,
         query_pre_attn_scalar: recipe.head as usize,
-        // More than the tokens of a test: candle counts windows otherwise than the architecture.
+        // Longer than any test: candle's window differs from the architecture's.
         sliding_window: 128,
         sliding_window_pattern: 2,
         max_position_embeddings: 256,
@@ -123,7 +121,7 @@ fn candles_gemma3(recipe: &Tiny) -> Step<'static> {
         .iter()
         .map(|(name, tensor)| {
             let tensor = tensor.dequantize(device()).unwrap();
-            // GGUFs hold the norms' weights with the 1 that this model adds.
+            // The norm weights in GGUFs include the 1 that this model adds.
             let tensor = if tensor.rank() == 1 { (tensor - 1.0).unwrap() } else { tensor };
             (candles_name(name), tensor)
         })
@@ -133,7 +131,7 @@ fn candles_gemma3(recipe: &Tiny) -> Step<'static> {
     step_of(move |tokens, pos| model.forward(tokens, pos))
 }
 
-/// What candle calls a tensor of a GGUF's Gemma 3.
+/// candle's name for a GGUF tensor of Gemma 3.
 fn candles_name(name: &str) -> String {
     let part = |part: &str| match part {
         "attn_norm.weight" => "input_layernorm.weight".to_owned(),
@@ -153,10 +151,10 @@ fn candles_name(name: &str) -> String {
     }
 }
 
-/// Greedy tokens, each with the bits of the logits that it was chosen from.
+/// Greedy tokens with the bits of their logits.
 type Greedy = Vec<(u32, Vec<u32>)>;
 
-/// The prompt in one step, then `count` greedy tokens one a step. `step(tokens, pos)` gives the last token's logits.
+/// The prompt in one step, then `count` greedy tokens, one per step. `step(tokens, pos)` returns the last token's logits.
 fn greedy(prompt: &[u32], count: usize, mut step: impl FnMut(&[u32], usize) -> Vec<f32>) -> Greedy {
     let (mut logits, mut given) = (step(prompt, 0), Vec::new());
     for pos in prompt.len()..prompt.len() + count {
@@ -173,7 +171,7 @@ fn staged(chain: &mut Chain, prompt: &[u32], count: usize) -> Greedy {
 }
 
 #[test]
-fn every_logit_of_every_split_is_that_of_candles_whole_llama() {
+fn every_split_has_the_logits_of_candles_llama() {
     let path = TestModel::SmolLm2.path();
     let model = Imported::open(&path);
     let tokenizer = model.tokenizer();
@@ -200,7 +198,7 @@ fn every_logit_of_every_split_is_that_of_candles_whole_llama() {
     }
 }
 
-/// A tiny model, written and imported. The directory holds the file for as long as it lives.
+/// A tiny model, written and imported, with the directory of its file.
 fn written(recipe: &Tiny) -> (Imported, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     recipe.write(&directory.path().join(FILE));
@@ -224,7 +222,7 @@ fn every_logit_of_every_split_is_that_of_candles_whole_qwen2() {
     }
 }
 
-/// The largest difference of logits over the largest logit: of a prompt's last token, and of the tokens after it.
+/// The maximum difference of logits relative to the largest logit, over a prompt's last token and the tokens after it.
 fn distance(model: &Imported, mut reference: impl FnMut(&[u32], usize) -> Vec<f32>) -> f32 {
     let mut chain = model.chain(&[1]);
     let text = tiny::tokens(1, TINY_TOKENS.0 + TINY_TOKENS.1);
@@ -244,10 +242,10 @@ fn distance(model: &Imported, mut reference: impl FnMut(&[u32], usize) -> Vec<f3
     worst
 }
 
-/// Asserts that llama.cpp computes the same of the recipe, within `bound`.
+/// Asserts that llama.cpp computes the same logits within `bound`.
 fn agrees_with_llama_cpp(recipe: &Tiny, bound: f32) {
     let (model, directory) = written(recipe);
-    let whole = Whole::load(&directory.path().join(FILE), 1);
+    let whole = ReferenceModel::load(&directory.path().join(FILE), 1);
     let mut session = whole.precise_session(256);
     let distance = distance(&model, |tokens, _| session.logits(tokens).to_vec());
     assert!(distance < bound, "{recipe:?}: {distance}");
@@ -256,7 +254,7 @@ fn agrees_with_llama_cpp(recipe: &Tiny, bound: f32) {
 #[test]
 fn llama_cpp_computes_the_same_llamas() {
     agrees_with_llama_cpp(&Tiny::new("llama"), ROUNDING);
-    // Mistral Nemo's heads are longer than their share of the width.
+    // Mistral Nemo's heads are wider than width / heads.
     agrees_with_llama_cpp(&Tiny { head: 32, rope_factors: true, tied: false, ..Tiny::new("llama") }, ROUNDING);
     for kind in ["linear", "none"] {
         let facts =
@@ -293,7 +291,7 @@ fn llama_cpp_computes_the_same_gemmas() {
     agrees_with_llama_cpp(&third, TABLE);
     let pattern = [false, true, true, false, true, true, false].map(Value::Bool);
     agrees_with_llama_cpp(&further(vec![("attention.sliding_window_pattern", Value::Array(pattern.into()))]), TABLE);
-    // The largest Gemma 3, known by its number of layers, scales scores otherwise.
+    // The largest Gemma 3, recognised by its number of layers, has another attention scale.
     agrees_with_llama_cpp(&Tiny { layers: 62, ..base.clone() }, DEEP_TABLE);
 }
 
@@ -306,7 +304,7 @@ fn candles_other_models_compute_the_same_qwen3_and_gemma3() {
 
     let facts =
         vec![("attention.sliding_window", Value::U32(128)), ("attention.sliding_window_pattern", Value::U32(2))];
-    // candle's own stumbles where there are several key heads.
+    // candle's own model fails with several key heads.
     let gemma = Tiny { head: 32, kv_heads: 1, facts, ..Tiny::new("gemma3") };
     let (model, _directory) = written(&gemma);
     let apart = distance(&model, candles_gemma3(&gemma));
@@ -314,11 +312,11 @@ fn candles_other_models_compute_the_same_qwen3_and_gemma3() {
 }
 
 #[test]
-fn candle_may_cut_anywhere_and_refuses_what_it_does_not_compute() {
+fn candle_cuts_anywhere_and_refuses_unsupported_models() {
     let window = ("attention.sliding_window", Value::U32(8));
     let (model, _directory) = written(&Tiny { facts: vec![window], ..Tiny::new("gemma3") });
     let rules = model.cuts().unwrap();
-    assert!((0..3).all(|layer| rules.refuses(LayerRange::new(layer, layer + 1)).is_none()));
+    assert!((0..3).all(|layer| rules.violation(LayerRange::new(layer, layer + 1)).is_none()));
     let (model, _directory) = written(&Tiny::new("gemma2"));
     assert!(model.cuts().is_err());
 }
@@ -341,15 +339,15 @@ fn log_probabilities(logits: &[f32]) -> Vec<f64> {
     logits.iter().map(|&logit| f64::from(logit) - max - sum.ln()).collect()
 }
 
-/// How far rows of logits lie from those that are expected.
+/// Differences of logits from expected ones.
 #[derive(Debug, Default)]
 struct Apart {
     rows: u32,
-    /// Rows whose likeliest token is the expected one.
+    /// Rows with the expected most likely token.
     same: u32,
     /// Sum of the Kullback-Leibler divergences.
     divergence: f64,
-    /// How much less likely than the expected token the chosen one was expected to be, in logarithms, at most.
+    /// Maximum expected log-probability gap between the expected and the chosen token.
     gap: f64,
 }
 
@@ -364,12 +362,12 @@ impl Apart {
     }
 }
 
-/// The real model's weights and activations have few bits, so that any other order of sums moves its logits: llama.cpp
-/// itself chooses other tokens with flash attention than without. candle must not be further from it than that by much.
+/// The real model's weights and activations have few bits, so any other order of sums changes its logits: llama.cpp itself
+/// chooses other tokens with flash attention than without. candle's difference must be of that order.
 #[test]
 fn the_real_gemma3_is_as_near_to_llama_cpps_as_that_is_to_itself() {
     let path = TestModel::Gemma3.path();
-    let (model, whole) = (Imported::open(&path), Whole::load(&path, 1));
+    let (model, whole) = (Imported::open(&path), ReferenceModel::load(&path, 1));
     let (mut chain, tokenizer) = (model.chain(&[7]), model.tokenizer());
     let (mut candle, mut flash) = (Apart::default(), Apart::default());
     for prompt in PROMPTS {
@@ -381,7 +379,7 @@ fn the_real_gemma3_is_as_near_to_llama_cpps_as_that_is_to_itself() {
             let expected = precise.logits(&next).to_vec();
             candle.add(&expected, &chain.feed(&next));
             flash.add(&expected, fast.logits(&next));
-            // All go on with the same token.
+            // All continue with the same token.
             next = vec![likeliest(&expected)];
         }
     }

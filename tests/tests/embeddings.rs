@@ -1,14 +1,14 @@
-//! Texts as vectors: the swarm's are llama.cpp's own of the whole model.
+//! Embeddings of the swarm match llama.cpp's embeddings of the whole model.
 
 use std::time::Duration;
 
 use swarmllm_core::base::ErrorKind;
 use swarmllm_core::node::{EmbedError, EmbedRequest, Embeddings, MAX_INPUTS, Pooling, Prompt};
-use swarmllm_tests::cluster::{CONTEXT, Carrier, Cluster, THREADS};
+use swarmllm_tests::cluster::{CONTEXT, Cluster, THREADS, Transport};
 use swarmllm_tests::in_time;
 use swarmllm_tests::models::TestModel;
 use swarmllm_tests::prompts::harbour_log;
-use swarmllm_tests::whole::Whole;
+use swarmllm_tests::reference::ReferenceModel;
 
 async fn embed(cluster: &Cluster, inputs: Vec<Prompt>, pooling: Pooling) -> Result<Embeddings, EmbedError> {
     let request =
@@ -21,10 +21,10 @@ fn cosine(one: &[f32], other: &[f32]) -> f64 {
     dot(one, other) / (dot(one, one) * dot(other, other)).sqrt()
 }
 
-/// Of one text that fits a step and of one that takes several.
-async fn vectors_are_the_whole_models(model: TestModel) {
-    let cluster = Cluster::start(model, Carrier::Tcp, 2).await;
-    let whole = Whole::load(&model.path(), THREADS);
+/// Checks a text that fits a step and a text that takes several.
+async fn vectors_match_the_reference(model: TestModel) {
+    let cluster = Cluster::start(model, Transport::Tcp, 2).await;
+    let whole = ReferenceModel::load(&model.path(), THREADS);
     let long = whole.tokenize(&harbour_log(16));
     assert!(long.len() > 300 && long.len() <= 512, "{}", long.len());
     let texts = [whole.tokenize("The harbour was quiet."), long];
@@ -36,7 +36,7 @@ async fn vectors_are_the_whole_models(model: TestModel) {
             let length: f64 = vector.iter().map(|value| f64::from(*value) * f64::from(*value)).sum();
             assert!((length - 1.0).abs() < 1e-5, "{length}");
             let cosine = cosine(vector, &whole.embedding(text, pooling == Pooling::Last));
-            // The whole computes the text in other chunks: the rounding of sums is all that may differ.
+            // The reference uses other chunks: only rounding may differ.
             assert!(cosine > 0.999, "{pooling:?} of {} tokens: {cosine}", text.len());
         }
         assert!(cosine(&done.vectors[0], &done.vectors[1]) < 0.999, "two texts differ");
@@ -46,17 +46,17 @@ async fn vectors_are_the_whole_models(model: TestModel) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn vectors_over_two_stages_are_the_whole_models_for_smollm2() {
-    vectors_are_the_whole_models(TestModel::SmolLm2).await;
+    vectors_match_the_reference(TestModel::SmolLm2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn vectors_over_two_stages_are_the_whole_models_for_gemma3() {
-    vectors_are_the_whole_models(TestModel::Gemma3).await;
+    vectors_match_the_reference(TestModel::Gemma3).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn texts_that_cannot_be_embedded_are_refused_and_the_next_one_is_not_harmed() {
-    let cluster = Cluster::start(TestModel::SmolLm2, Carrier::Tcp, 2).await;
+async fn invalid_texts_for_embedding_are_refused_without_side_effects() {
+    let cluster = Cluster::start(TestModel::SmolLm2, Transport::Tcp, 2).await;
     let text = || Prompt::Text("One text.".to_owned());
     let good = embed(&cluster, vec![text()], Pooling::Mean).await.expect("the swarm embeds");
     let long = vec![1; CONTEXT as usize + 1];

@@ -1,4 +1,4 @@
-//! Hosts are killed, frozen and cut off in the middle of answers: the text goes on as if nothing had been.
+//! Hosts are killed and frozen during answers: the text continues unchanged.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use swarmllm_core::base::{ErrorKind, Event};
 use swarmllm_core::node::{
     Completion, Delta, GenerateError, GenerateOptions, GenerateRequest, Generation, Node, Prompt,
 };
-use swarmllm_tests::cluster::{Carrier, Cluster, answer, greedy};
+use swarmllm_tests::cluster::{Cluster, Transport, answer, greedy};
 use swarmllm_tests::in_time;
 use swarmllm_tests::models::TestModel;
 use swarmllm_tests::process::{ProcessCluster, signal};
@@ -17,7 +17,7 @@ const TEXT: &str = "The lighthouse keeper counted the ships again and found that
 const MIDDLE: usize = 1;
 const LAST: usize = 2;
 
-/// An answer as it was streamed, and how long each token let wait for itself.
+/// A streamed answer with the delay before each token.
 struct Streamed {
     completion: Completion,
     text: String,
@@ -31,7 +31,7 @@ async fn begin(node: &Node, model: &str, options: GenerateOptions) -> Generation
     node.generate(request).await.expect("the swarm answers")
 }
 
-/// Reads an answer; `meddle` is called with the number of tokens before each of them.
+/// Reads an answer; calls `meddle` with the number of tokens before each token.
 async fn stream(mut generation: Generation, mut meddle: impl FnMut(usize)) -> Result<Streamed, GenerateError> {
     let (mut text, mut tokens, mut gaps, mut before) = (String::new(), Vec::new(), Vec::new(), Instant::now());
     meddle(0);
@@ -48,24 +48,24 @@ async fn stream(mut generation: Generation, mut meddle: impl FnMut(usize)) -> Re
     }
 }
 
-/// Three stages, of which the last two have a second host.
-async fn with_spares(carrier: Carrier) -> ProcessCluster {
-    let mut cluster = ProcessCluster::start(MODEL, carrier, 3).await;
+/// Three stages; the last two have a second host.
+async fn with_spares(transport: Transport) -> ProcessCluster {
+    let mut cluster = ProcessCluster::start(MODEL, transport, 3).await;
     for stage in [MIDDLE, LAST] {
         cluster.add_spare(&MODEL.path(), MODEL.name(), stage).await;
     }
     cluster
 }
 
-/// Every how many tokens a host is killed, so that the whole is not too long for every day; 1 tries every one.
+/// Interval of tokens at which a host is killed, to limit the test time; 1 tests every position.
 fn every() -> usize {
     std::env::var("SWARMLLM_TEST_FAILOVER_EVERY").ok().and_then(|text| text.parse().ok()).unwrap_or(9).max(1)
 }
 
-async fn killed_hosts_change_no_token(carrier: Carrier, every: usize) {
-    let mut cluster = with_spares(carrier).await;
+async fn killed_hosts_change_no_token(transport: Transport, every: usize) {
+    let mut cluster = with_spares(transport).await;
     let (node, model) = (cluster.coordinator.node.clone(), cluster.model.to_string());
-    let plain = stream(begin(&node, &model, greedy(ANSWER)).await, |_| {}).await.expect("nothing is lost");
+    let plain = stream(begin(&node, &model, greedy(ANSWER)).await, |_| {}).await.expect("no host is lost");
     assert_eq!(plain.tokens.len(), ANSWER as usize);
     let mut delays: Vec<Duration> = Vec::new();
     for stage in [MIDDLE, LAST] {
@@ -83,12 +83,12 @@ async fn killed_hosts_change_no_token(carrier: Carrier, every: usize) {
             assert_eq!(streamed.tokens, plain.tokens, "{where_}");
             assert_eq!((&streamed.text, &streamed.completion.text), (&plain.text, &plain.text), "{where_}");
             assert_eq!(streamed.completion.tokens, plain.tokens, "{where_}");
-            // Before the first token the host may be lost before its stage is open, and close to the end after its last.
+            // Before the first token the host may be lost before its stage is open; near the end, after its last step.
             let epochs: Vec<u32> = streamed.completion.route.iter().map(|stage| stage.epoch).collect();
-            let told = epochs.starts_with(&[0, 0, 0, 1, 1, 1]) || after == 0 || after + 2 >= ANSWER as usize;
-            assert!(told, "{where_}: the route has the stages of epochs {epochs:?}");
+            let as_expected = epochs.starts_with(&[0, 0, 0, 1, 1, 1]) || after == 0 || after + 2 >= ANSWER as usize;
+            assert!(as_expected, "{where_}: the route has the stages of epochs {epochs:?}");
             delays.extend(streamed.gaps.iter().max().copied());
-            cluster.revive(victim).await;
+            cluster.restart(victim).await;
         }
     }
     delays.sort_unstable();
@@ -102,22 +102,22 @@ async fn killed_hosts_change_no_token(carrier: Carrier, every: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_hosts_change_no_token_over_tcp() {
-    killed_hosts_change_no_token(Carrier::Tcp, every()).await;
+    killed_hosts_change_no_token(Transport::Tcp, every()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_hosts_change_no_token_over_quic() {
-    // A host that comes back is let in only once its first life counts as ended, which takes QUIC some seconds.
-    killed_hosts_change_no_token(Carrier::Quic, 4 * every()).await;
+    // A restarted host is accepted only once its previous connection has timed out, which takes some seconds over QUIC.
+    killed_hosts_change_no_token(Transport::Quic, 4 * every()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stand_by_goes_on_with_what_it_has_computed_and_changes_no_token() {
+async fn a_standby_takes_over_with_its_kv_and_changes_no_token() {
     const AFTER: usize = 40;
-    let mut cluster = with_spares(Carrier::Tcp).await;
+    let mut cluster = with_spares(Transport::Tcp).await;
     let (node, model) = (cluster.coordinator.node.clone(), cluster.model.to_string());
-    let plain = stream(begin(&node, &model, greedy(ANSWER)).await, |_| {}).await.expect("nothing is lost");
-    let followed = GenerateOptions { stand_by: true, ..greedy(ANSWER) };
+    let plain = stream(begin(&node, &model, greedy(ANSWER)).await, |_| {}).await.expect("no host is lost");
+    let followed = GenerateOptions { standby: true, ..greedy(ANSWER) };
     for stage in [MIDDLE, LAST] {
         let mut events = node.events();
         let generation = begin(&node, &model, followed.clone()).await;
@@ -127,7 +127,7 @@ async fn a_stand_by_goes_on_with_what_it_has_computed_and_changes_no_token() {
                 cluster.hosts[victim].kill();
             }
         };
-        let streamed = stream(generation, kill).await.expect("the stand-by takes over");
+        let streamed = stream(generation, kill).await.expect("the standby takes over");
         assert_eq!((&streamed.tokens, &streamed.text), (&plain.tokens, &plain.text), "stage {stage}");
         let kept = async {
             loop {
@@ -136,31 +136,31 @@ async fn a_stand_by_goes_on_with_what_it_has_computed_and_changes_no_token() {
                 }
             }
         };
-        // All of the prompt and some of the answer, at least; a stand-by that is slow may lag.
+        // At least the prompt and some of the answer; a slow standby may lag.
         let (kept, prompt) = (in_time("another route", kept).await, streamed.completion.prompt_tokens);
         assert!(kept > prompt, "stage {stage}: {kept} tokens were kept, the prompt has {prompt}");
         let route = &streamed.completion.route;
         let (lost, taken) = route.split_at(route.len() / 2);
-        assert_eq!(lost[stage].stand_by, Some(taken[stage].node), "who followed is named, and took over");
+        assert_eq!(lost[stage].standby, Some(taken[stage].node), "the standby is reported, and took over");
         println!(
             "stage {stage}: {kept} of {} tokens were kept, the longest gap was {:?}",
             prompt + AFTER as u32,
             streamed.gaps.iter().max()
         );
-        cluster.revive(victim).await;
+        cluster.restart(victim).await;
     }
     cluster.coordinator.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_loss_while_the_first_is_made_good_changes_no_token() {
-    let mut cluster = with_spares(Carrier::Tcp).await;
+async fn a_second_loss_during_recovery_changes_no_token() {
+    let mut cluster = with_spares(Transport::Tcp).await;
     let (node, model) = (cluster.coordinator.node.clone(), cluster.model.to_string());
-    let plain = stream(begin(&node, &model, greedy(ANSWER)).await, |_| {}).await.expect("nothing is lost");
+    let plain = stream(begin(&node, &model, greedy(ANSWER)).await, |_| {}).await.expect("no host is lost");
     let mut events = node.events();
     let generation = begin(&node, &model, greedy(ANSWER)).await;
     let first = cluster.index_of(&generation.route().stages[MIDDLE].node.to_string());
-    // Of the two hosts of the middle: the one at index 1 and its spare.
+    // The two hosts of the middle stage: index 1 and its spare.
     let second = if first == MIDDLE { 3 } else { MIDDLE };
     let pid = cluster.hosts[first].pid();
     let kill = move |tokens| {
@@ -172,7 +172,7 @@ async fn a_second_loss_while_the_first_is_made_good_changes_no_token() {
     let rerouted = async { while !matches!(events.next().await, Some(Event::GenerationRerouted { epoch: 1, .. })) {} };
     in_time("another route", rerouted).await;
     cluster.hosts[second].signal("KILL");
-    cluster.revive(first).await;
+    cluster.restart(first).await;
     let streamed = answer.await.expect("no panic").expect("the first host is back");
     assert_eq!((streamed.tokens, streamed.text), (plain.tokens, plain.text));
     assert!(streamed.completion.route.last().is_some_and(|stage| stage.epoch >= 2), "two were lost");
@@ -180,10 +180,10 @@ async fn a_second_loss_while_the_first_is_made_good_changes_no_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frozen_host_is_left_for_another_and_waited_for_where_there_is_none() {
-    let cluster = with_spares(Carrier::Tcp).await;
+async fn a_frozen_host_is_replaced_or_waited_for() {
+    let cluster = with_spares(Transport::Tcp).await;
     let (node, model) = (cluster.coordinator.node.clone(), cluster.model.to_string());
-    let plain = stream(begin(&node, &model, greedy(ANSWER)).await, |_| {}).await.expect("nothing is lost");
+    let plain = stream(begin(&node, &model, greedy(ANSWER)).await, |_| {}).await.expect("no host is lost");
     let generation = begin(&node, &model, greedy(ANSWER)).await;
     let route = generation.route().clone();
     let frozen = cluster.index_of(&route.stages[MIDDLE].node.to_string());
@@ -195,7 +195,7 @@ async fn a_frozen_host_is_left_for_another_and_waited_for_where_there_is_none() 
     let streamed = stream(generation, freeze).await.expect("another host takes over");
     assert_eq!((&streamed.tokens, &streamed.text), (&plain.tokens, &plain.text));
     assert_eq!(streamed.completion.route.last().map(|stage| stage.epoch), Some(1));
-    // Who asks anew is not held up by the one that is frozen for long.
+    // A new request is not blocked by the frozen host.
     let anew = in_time("an answer around the frozen host", stream(begin(&node, &model, greedy(ANSWER)).await, |_| {}));
     assert_eq!(anew.await.expect("the other host answers").tokens, plain.tokens);
     cluster.hosts[frozen].signal("CONT");
@@ -210,17 +210,17 @@ async fn a_frozen_host_is_left_for_another_and_waited_for_where_there_is_none() 
             });
         }
     };
-    let streamed = stream(begin(&node, &model, greedy(ANSWER)).await, freeze).await.expect("it comes to itself");
+    let streamed = stream(begin(&node, &model, greedy(ANSWER)).await, freeze).await.expect("the host resumes");
     assert_eq!((&streamed.tokens, &streamed.text), (&plain.tokens, &plain.text));
-    assert!(streamed.gaps.iter().max() > Some(&Duration::from_secs(3)), "it was waited for");
+    assert!(streamed.gaps.iter().max() > Some(&Duration::from_secs(3)), "the answer waited for the host");
     cluster.coordinator.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_the_last_holder_of_a_layer_is_gone_the_error_says_so_and_keeps_what_was_said() {
-    let mut cluster = ProcessCluster::start(MODEL, Carrier::Tcp, 3).await;
+async fn losing_the_last_holder_is_an_error_with_the_partial_answer() {
+    let mut cluster = ProcessCluster::start(MODEL, Transport::Tcp, 3).await;
     let (node, model) = (cluster.coordinator.node.clone(), cluster.model.to_string());
-    let plain = stream(begin(&node, &model, greedy(ANSWER)).await, |_| {}).await.expect("nothing is lost");
+    let plain = stream(begin(&node, &model, greedy(ANSWER)).await, |_| {}).await.expect("no host is lost");
     let mut died = None;
     let kill = |tokens| {
         if tokens == 30 {
@@ -228,13 +228,13 @@ async fn where_the_last_holder_of_a_layer_is_gone_the_error_says_so_and_keeps_wh
             died = Some(Instant::now());
         }
     };
-    let error = stream(begin(&node, &model, greedy(ANSWER)).await, kill).await.err().expect("nobody has the layers");
+    let error = stream(begin(&node, &model, greedy(ANSWER)).await, kill).await.err().expect("no host has the layers");
     assert!(died.is_some_and(|died| died.elapsed() < Duration::from_secs(20)), "within a bound");
     assert_eq!(error.kind(), ErrorKind::PeerLost, "{error}");
-    let GenerateError::Interrupted { partial, .. } = error else { panic!("what was said is kept: {error}") };
+    let GenerateError::Interrupted { partial, .. } = error else { panic!("the partial answer is missing: {error}") };
     assert!(partial.tokens.len() >= 30 && plain.tokens.starts_with(&partial.tokens), "{:?}", partial.tokens);
-    // One that comes back in time is found again, with the same layers and the same identity.
-    cluster.revive(MIDDLE).await;
+    // A restarted host is found again with the same layers and id.
+    cluster.restart(MIDDLE).await;
     let again = stream(begin(&node, &model, greedy(ANSWER)).await, |_| {}).await.expect("it is back");
     assert_eq!(again.tokens, plain.tokens);
     cluster.coordinator.stop().await;
@@ -242,28 +242,28 @@ async fn where_the_last_holder_of_a_layer_is_gone_the_error_says_so_and_keeps_wh
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_survives_the_restart_of_the_only_host_of_a_layer() {
-    let mut cluster = ProcessCluster::start(MODEL, Carrier::Tcp, 3).await;
+    let mut cluster = ProcessCluster::start(MODEL, Transport::Tcp, 3).await;
     let (node, model) = (cluster.coordinator.node.clone(), cluster.model.to_string());
-    let plain = stream(begin(&node, &model, greedy(ANSWER)).await, |_| {}).await.expect("nothing is lost");
+    let plain = stream(begin(&node, &model, greedy(ANSWER)).await, |_| {}).await.expect("no host is lost");
     let mut generation = begin(&node, &model, greedy(ANSWER)).await;
     let mut tokens = 0;
     while tokens < 30 {
         tokens += u32::from(matches!(generation.next().await, Some(Ok(Delta::Token(_)))));
     }
     cluster.hosts[MIDDLE].kill();
-    cluster.revive(MIDDLE).await;
+    cluster.restart(MIDDLE).await;
     let completion = in_time("the rest of the answer", generation.finish()).await.expect("it is back in time");
     assert_eq!(completion.tokens, plain.tokens);
     cluster.coordinator.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_that_share_steps_and_guess_go_on_together() {
+async fn batched_speculative_answers_continue_after_a_loss() {
     const SESSIONS: usize = 4;
-    let cluster = with_spares(Carrier::Tcp).await;
+    let cluster = with_spares(Transport::Tcp).await;
     let (node, model) = (cluster.coordinator.node.clone(), cluster.model.to_string());
-    let fast = GenerateOptions { exact: false, guess: true, ..greedy(ANSWER) };
-    let plain = stream(begin(&node, &model, fast.clone()).await, |_| {}).await.expect("nothing is lost");
+    let fast = GenerateOptions { exact: false, speculate: true, ..greedy(ANSWER) };
+    let plain = stream(begin(&node, &model, fast.clone()).await, |_| {}).await.expect("no host is lost");
     let generations = futures::future::join_all((0..SESSIONS).map(|_| begin(&node, &model, fast.clone()))).await;
     let victim = cluster.index_of(&generations[0].route().stages[MIDDLE].node.to_string());
     let pid = cluster.hosts[victim].pid();
@@ -278,22 +278,22 @@ async fn answers_that_share_steps_and_guess_go_on_together() {
     for streamed in futures::future::join_all(streams).await {
         let streamed = streamed.expect("another host takes over");
         assert_eq!(streamed.tokens, streamed.completion.tokens, "no token twice, none left out");
-        // The text is computed again as one prompt, in other steps than before: rounding may part it from what it were.
+        // The text is recomputed as one prompt with other step shapes: rounding may change later tokens.
         let alike = streamed.tokens.iter().zip(&plain.tokens).take_while(|(ours, theirs)| ours == theirs).count();
-        println!("{alike} of {ANSWER} tokens before the first difference from an answer that nothing befell");
+        println!("{alike} of {ANSWER} tokens before the first difference from an undisturbed answer");
         assert_eq!((streamed.text, streamed.tokens.len()), (streamed.completion.text, ANSWER as usize));
     }
     cluster.coordinator.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_is_shut_down_hands_its_answers_over() {
-    let mut cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
-    let plain = answer(cluster.node(), cluster.model, TEXT, ANSWER).await.expect("nothing is lost");
+async fn a_host_hands_its_answers_over_at_shutdown() {
+    let mut cluster = Cluster::start(MODEL, Transport::Tcp, 2).await;
+    let plain = answer(cluster.node(), cluster.model, TEXT, ANSWER).await.expect("no host is lost");
     let generation = begin(cluster.node(), &cluster.model.to_string(), greedy(ANSWER)).await;
-    let spare = swarmllm_tests::cluster::Member::start(&cluster.node().status().network, Carrier::Tcp).await;
+    let spare = swarmllm_tests::cluster::Member::start(&cluster.node().status().network, Transport::Tcp).await;
     spare.import(&MODEL.path(), MODEL.name(), swarmllm_tests::cluster::stage_parts(&cluster.cut, 1)).await;
-    swarmllm_tests::cluster::join(cluster.node(), &spare.node.addresses(), Carrier::Tcp).await;
+    swarmllm_tests::cluster::join(cluster.node(), &spare.node.addresses(), Transport::Tcp).await;
     let host = cluster.hosts.pop().expect("two hosts");
     let (streamed, dir) = tokio::join!(stream(generation, |_| {}), host.stop());
     assert_eq!(streamed.expect("the spare takes over").tokens, plain.tokens);

@@ -1,4 +1,4 @@
-//! A coordinator that keeps slots and memory without using them leaves others what they need.
+//! A coordinator that holds idle slots and memory cannot starve others.
 
 use std::time::Duration;
 
@@ -6,46 +6,46 @@ use futures::AsyncWriteExt;
 use swarmllm_core::base::{ErrorKind, LayerRange, ModelId, NodeId, SessionId};
 use swarmllm_core::net::{NetHandle, Stream};
 use swarmllm_core::node::{GenerateError, Parts};
-use swarmllm_core::pipeline::control::request;
-use swarmllm_core::pipeline::message::Message;
+use swarmllm_core::pipeline::link::message::Message;
+use swarmllm_core::pipeline::link::request::request;
 use swarmllm_core::wire::codec::Codec;
 use swarmllm_core::wire::control::{Reply, Request};
-use swarmllm_core::wire::job::{StageHeader, StepHeader, Want};
-use swarmllm_tests::cluster::{Carrier, Member, THREADS, answer, await_plan, builder, join, lonely_network};
+use swarmllm_core::wire::job::{RowOutput, StageHeader, StepHeader};
+use swarmllm_tests::cluster::{Member, THREADS, Transport, answer, await_plan, builder, join, unique_network};
 use swarmllm_tests::in_time;
 use swarmllm_tests::models::TestModel;
+use swarmllm_tests::reference::ReferenceModel;
 use swarmllm_tests::rogue::{Rogue, frame};
-use swarmllm_tests::whole::Whole;
 use tempfile::TempDir;
 
 const MODEL: TestModel = TestModel::SmolLm2;
 const TEXT: &str = "The lighthouse keeper counted the ships again and found that";
-/// As in the model.
+/// Width of the model's hidden states.
 const WIDTH: u32 = 576;
 /// Tokens of an answer.
 const TOKENS: u32 = 16;
-/// Time that a request has.
+/// Deadline of a request.
 const DEADLINE: Duration = Duration::from_secs(60);
-/// How often the rogue asks for its sessions, so that they are kept.
+/// Interval of the rogue's probes, which keep its sessions alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
-/// Positions of a session where memory is short: the text and its answer.
+/// Context length with little memory: the text and its answer.
 const CONTEXT: u32 = 256;
 
 fn expected() -> Vec<u32> {
-    let whole = Whole::load(&MODEL.path(), THREADS);
+    let whole = ReferenceModel::load(&MODEL.path(), THREADS);
     whole.greedy(&whole.tokenize(TEXT), TOKENS)
 }
 
-/// A node that can only ask, and the host that it asks.
+/// A coordinator without layers, connected to a host.
 async fn asker_of(network: &str, host: &Member, model: ModelId) -> Member {
-    let asker = Member::start(network, Carrier::Tcp).await;
+    let asker = Member::start(network, Transport::Tcp).await;
     asker.import(&MODEL.path(), MODEL.name(), Parts::Coordinator).await;
-    join(&asker.node, &host.node.addresses(), Carrier::Tcp).await;
+    join(&asker.node, &host.node.addresses(), Transport::Tcp).await;
     await_plan(&asker.node, model).await;
     asker
 }
 
-/// A session of a rogue for these layers at a host, with one step computed; nothing where the host has no memory for it.
+/// Opens a rogue session for these layers at a host and computes one step; `None` if the host has no memory.
 async fn begin(
     rogue: &mut Rogue,
     host: NodeId,
@@ -55,7 +55,7 @@ async fn begin(
     number: u8,
 ) -> Option<SessionId> {
     let session = rogue.session(number);
-    let mut open = rogue.order(model, MODEL.layers(), session);
+    let mut open = rogue.open_request(model, MODEL.layers(), session);
     (open.layers, open.head) = (layers, layers.end == MODEL.layers());
     match request(&rogue.net, host, &Request::Open(open), DEADLINE).await {
         Ok(Reply::Opened(_)) => {}
@@ -72,18 +72,18 @@ async fn begin(
         width: WIDTH,
         codec: Codec::F32,
         want_from: 0,
-        want: Want::Top { k: 1 },
-        certain: 1,
+        want: RowOutput::Top { k: 1 },
+        committed: 1,
         compute_us: Vec::new(),
     };
     stream.write_all(&frame(&StageHeader::Step(header), &[0; 4 * WIDTH as usize])).await.expect("the stream is open");
     stream.flush().await.expect("the stream is open");
-    let computed = in_time("what is computed", rogue.received.recv()).await;
+    let computed = in_time("a computed step", rogue.received.recv()).await;
     assert!(matches!(computed, Some(Message::Logits { .. } | Message::Step { .. })), "{computed:?}");
     Some(session)
 }
 
-/// How many of a rogue's sessions a host serves.
+/// Number of a rogue's sessions that a host still serves.
 async fn served(net: &NetHandle, host: NodeId, sessions: &[SessionId]) -> usize {
     let mut count = 0;
     for session in sessions {
@@ -94,7 +94,7 @@ async fn served(net: &NetHandle, host: NodeId, sessions: &[SessionId]) -> usize 
     count
 }
 
-/// Asks for all of a rogue's sessions again and again, as if their answers were late.
+/// Probes all sessions of a rogue repeatedly, as if their answers were late.
 fn keep(rogue: &Rogue, host: NodeId, sessions: &[SessionId]) -> tokio::task::JoinHandle<()> {
     let (net, sessions) = (rogue.net.clone(), sessions.to_vec());
     tokio::spawn(async move {
@@ -106,13 +106,13 @@ fn keep(rogue: &Rogue, host: NodeId, sessions: &[SessionId]) -> tokio::task::Joi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_coordinator_whose_idle_sessions_have_every_slot_loses_one_to_another() {
+async fn an_idle_session_yields_its_slot_to_another_coordinator() {
     const SLOTS: u8 = 4;
-    let network = lonely_network();
-    let host = Member::start(&network, Carrier::Tcp).await;
+    let network = unique_network();
+    let host = Member::start(&network, Transport::Tcp).await;
     let model = host.import(&MODEL.path(), MODEL.name(), Parts::All).await;
     let asker = asker_of(&network, &host, model).await;
-    let mut rogue = Rogue::start(&network, Carrier::Tcp, None).await;
+    let mut rogue = Rogue::start(&network, Transport::Tcp, None).await;
     let id = rogue.net.dial(&host.node.addresses()[0]).await.expect("the host is reached");
     let (mut stream, mut sessions) = (rogue.stage_stream(id).await, Vec::new());
     for number in 1..=SLOTS {
@@ -124,24 +124,27 @@ async fn a_coordinator_whose_idle_sessions_have_every_slot_loses_one_to_another(
     let completion = answer(&asker.node, model, TEXT, TOKENS).await.expect("the host answers");
     assert_eq!(completion.tokens, expected());
     let left = served(&rogue.net, id, &sessions).await;
-    assert_eq!(left, usize::from(SLOTS) - 1, "it keeps what nobody else wants");
-    let told = in_time("what it is told", rogue.received.recv()).await;
-    assert!(matches!(&told, Some(Message::Failed { fault, .. }) if fault.kind() == ErrorKind::Overloaded), "{told:?}");
+    assert_eq!(left, usize::from(SLOTS) - 1, "it keeps unneeded slots");
+    let failure = in_time("a failure message", rogue.received.recv()).await;
+    assert!(
+        matches!(&failure, Some(Message::Failed { fault, .. }) if fault.kind() == ErrorKind::Overloaded),
+        "{failure:?}"
+    );
     keeping.abort();
     for member in [asker, host] {
         member.stop().await;
     }
 }
 
-/// A host with memory for so many bytes of stages.
+/// A host with this memory budget in bytes.
 async fn host_with_memory(dir: TempDir, network: &str, memory: u64) -> Member {
-    let node = builder(dir.path(), network, Carrier::Tcp).context(CONTEXT).memory(memory).start().await;
+    let node = builder(dir.path(), network, Transport::Tcp).context(CONTEXT).memory(memory).start().await;
     Member { node: node.expect("a node starts"), dir }
 }
 
-/// Bytes of a stage of the whole model, with the directory of a host that has it.
+/// Memory of a stage of the whole model in bytes, with the directory of a host of it.
 async fn measured() -> (TempDir, ModelId, u64) {
-    let network = lonely_network();
+    let network = unique_network();
     let host = host_with_memory(TempDir::new().expect("a directory"), &network, u64::MAX).await;
     let model = host.import(&MODEL.path(), MODEL.name(), Parts::All).await;
     answer(&host.node, model, TEXT, 1).await.expect("it answers itself");
@@ -150,13 +153,13 @@ async fn measured() -> (TempDir, ModelId, u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_coordinator_whose_idle_sessions_have_all_memory_loses_what_is_beyond_its_share() {
-    let network = lonely_network();
+async fn idle_sessions_yield_memory_beyond_their_coordinators_share() {
+    let network = unique_network();
     let (dir, model, whole) = measured().await;
     let budget = whole * 11 / 5;
     let host = host_with_memory(dir, &network, budget).await;
     let asker = asker_of(&network, &host, model).await;
-    let mut rogue = Rogue::start(&network, Carrier::Tcp, None).await;
+    let mut rogue = Rogue::start(&network, Transport::Tcp, None).await;
     let id = rogue.net.dial(&host.node.addresses()[0]).await.expect("the host is reached");
     let (mut stream, mut sessions) = (rogue.stage_stream(id).await, Vec::new());
     for len in [14, 4, 1] {

@@ -1,4 +1,4 @@
-//! Every handle has an ending, and nodes of one process are strangers to each other.
+//! Shutdown and release of every handle, and isolation of nodes in one process.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use swarmllm_core::base::{ErrorKind, Event, LayerRange, ModelId};
 use swarmllm_core::node::{Delta, GenerateOptions, GenerateRequest, Parts, Preset, Prompt};
-use swarmllm_core::pipeline::stages::SLOT_WAIT;
+use swarmllm_core::pipeline::host::stages::SLOT_WAIT;
 use swarmllm_core::server::{ServerConfig, serve};
 use swarmllm_tests::cluster::{
-    CLOSING, Carrier, Cluster, Member, answer, ask, await_plan, builder, greedy, join, lonely_network, stage_parts,
+    Cluster, Member, SHUTDOWN_DEADLINE, Transport, answer, ask, await_plan, builder, greedy, join, stage_parts,
+    unique_network,
 };
 use swarmllm_tests::models::TestModel;
-use swarmllm_tests::relay::delayed;
+use swarmllm_tests::slow_link::delayed;
 use swarmllm_tests::{eventually, in_time};
 use tempfile::TempDir;
 
@@ -20,13 +21,13 @@ const MODEL: TestModel = TestModel::SmolLm2;
 const TEXT: &str = "The lighthouse keeper counted the ships again and found that";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn shutdown_can_be_called_twice_and_at_once_and_later_calls_say_closed() {
-    let member = Member::start(&lonely_network(), Carrier::Tcp).await;
+async fn shutdown_is_idempotent_and_later_calls_return_closed() {
+    let member = Member::start(&unique_network(), Transport::Tcp).await;
     let id = member.import(&MODEL.path(), MODEL.name(), Parts::Coordinator).await;
     let node = member.node.clone();
     in_time("a shutdown", async {
-        tokio::join!(node.shutdown(CLOSING), node.shutdown(CLOSING));
-        node.shutdown(CLOSING).await;
+        tokio::join!(node.shutdown(SHUTDOWN_DEADLINE), node.shutdown(SHUTDOWN_DEADLINE));
+        node.shutdown(SHUTDOWN_DEADLINE).await;
     })
     .await;
     let Err(error) = ask(&node, id, TEXT, 4).await else { panic!("a closed node takes no work") };
@@ -36,23 +37,23 @@ async fn shutdown_can_be_called_twice_and_at_once_and_later_calls_say_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_starts_again_finds_the_peers_of_its_last_life() {
-    let network = lonely_network();
+async fn a_restarted_node_reconnects_to_its_peers() {
+    let network = unique_network();
     for shut_down in [true, false] {
-        let peer = Member::start(&network, Carrier::Tcp).await;
-        let member = Member::start(&network, Carrier::Tcp).await;
-        join(&member.node, &peer.node.addresses(), Carrier::Tcp).await;
+        let peer = Member::start(&network, Transport::Tcp).await;
+        let member = Member::start(&network, Transport::Tcp).await;
+        join(&member.node, &peer.node.addresses(), Transport::Tcp).await;
         let dir = match shut_down {
             true => member.stop().await,
             false => {
-                // Long enough for the peer to be stored; then the node is dropped without a goodbye.
+                // Long enough to store the peer; then the node is dropped without a shutdown.
                 tokio::time::sleep(Duration::from_secs(2)).await;
                 let Member { node, dir } = member;
                 drop(node);
                 dir
             }
         };
-        let again = Member::start_on(dir, &network, Carrier::Tcp).await;
+        let again = Member::start_on(dir, &network, Transport::Tcp).await;
         let found = || again.node.peers().iter().any(|found| found.id == peer.node.id() && found.connected);
         eventually("the peer is found without being named", found).await;
         again.stop().await;
@@ -61,10 +62,10 @@ async fn a_node_that_starts_again_finds_the_peers_of_its_last_life() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn shutdown_ends_an_answer_that_is_under_way() {
-    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+async fn shutdown_ends_a_running_answer() {
+    let cluster = Cluster::start(MODEL, Transport::Tcp, 2).await;
     let mut generation = ask(cluster.node(), cluster.model, TEXT, 1900).await.expect("the swarm answers");
-    assert!(matches!(generation.next().await, Some(Ok(Delta::Text(_)))), "the answer has begun");
+    assert!(matches!(generation.next().await, Some(Ok(Delta::Text(_)))), "the answer has started");
     in_time("a shutdown", cluster.node().shutdown(Duration::from_millis(100))).await;
     let error = in_time("the answer", generation.finish()).await.expect_err("it was cut off");
     assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
@@ -73,24 +74,24 @@ async fn shutdown_ends_an_answer_that_is_under_way() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dropping_a_generation_frees_remote_kv() {
-    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+    let cluster = Cluster::start(MODEL, Transport::Tcp, 2).await;
     let busy = |count: u32| cluster.hosts.iter().all(|host| host.node.status().sessions == count);
     let mut generation = ask(cluster.node(), cluster.model, TEXT, 1900).await.expect("the swarm answers");
-    assert!(matches!(generation.next().await, Some(Ok(Delta::Text(_)))), "the answer has begun");
+    assert!(matches!(generation.next().await, Some(Ok(Delta::Text(_)))), "the answer has started");
     assert!(busy(1), "every host has the session");
     drop(generation);
     eventually("every host has forgotten the session", || busy(0)).await;
-    // A finished one frees its KV too.
+    // A finished answer also frees its KV.
     answer(cluster.node(), cluster.model, TEXT, 4).await.expect("the swarm answers");
     eventually("every host has forgotten the session", || busy(0)).await;
     cluster.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_prompt_that_nobody_waits_for_any_more_is_computed_no_further() {
-    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+async fn a_cancelled_prompt_is_not_computed_further() {
+    let cluster = Cluster::start(MODEL, Transport::Tcp, 2).await;
     answer(cluster.node(), cluster.model, TEXT, 1).await.expect("the stages are loaded");
-    // Several chunks, which are all on their way at once.
+    // Several chunks, all in flight at once.
     let (one, other) = ("ship ".repeat(1900), "lamp ".repeat(1900));
     let began = Instant::now();
     answer(cluster.node(), cluster.model, &one, 1).await.expect("the swarm answers");
@@ -108,13 +109,13 @@ async fn a_prompt_that_nobody_waits_for_any_more_is_computed_no_further() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nodes_that_call_one_file_by_different_names_answer_together() {
-    let network = lonely_network();
-    let (asker, host) = (Member::start(&network, Carrier::Tcp).await, Member::start(&network, Carrier::Tcp).await);
+async fn nodes_with_different_names_of_one_file_answer_together() {
+    let network = unique_network();
+    let (asker, host) = (Member::start(&network, Transport::Tcp).await, Member::start(&network, Transport::Tcp).await);
     let model = asker.import(&MODEL.path(), "Harbour", Parts::Coordinator).await;
     let all = Parts::Stage { layers: LayerRange::new(0, MODEL.layers()), head: true };
     assert_eq!(host.import(&MODEL.path(), "Lighthouse", all).await, model);
-    join(&asker.node, &host.node.addresses(), Carrier::Tcp).await;
+    join(&asker.node, &host.node.addresses(), Transport::Tcp).await;
     await_plan(&asker.node, model).await;
     for name in ["Harbour", "harb", "HARBOUR", &model.to_string()[..8]] {
         let prompt = Prompt::Text(TEXT.to_owned());
@@ -122,27 +123,27 @@ async fn nodes_that_call_one_file_by_different_names_answer_together() {
         let answer = in_time("an answer", asker.node.generate(request)).await.expect("a name of the model");
         assert!(answer.finish().await.is_ok(), "{name}");
     }
-    // The host's own alias is a hint here, for a model that is known.
+    // The host's alias is a suggested name here for a known model.
     assert_eq!(asker.node.resolve("lighthouse").expect("a peer's name"), model);
-    let error = asker.node.resolve("harbor").expect_err("nobody calls it so");
+    let error = asker.node.resolve("harbor").expect_err("an unknown name");
     assert!(error.kind() == ErrorKind::ModelNotFound && error.to_string().contains("Harbour"), "{error}");
     asker.stop().await;
     host.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_is_dropped_while_guesses_are_under_way_frees_its_stages_and_the_next_is_whole() {
+async fn an_answer_dropped_during_speculation_frees_its_stages() {
     const AWAY: Duration = Duration::from_millis(10);
-    let network = lonely_network();
-    let coordinator = Member::start(&network, Carrier::Tcp).await;
+    let network = unique_network();
+    let coordinator = Member::start(&network, Transport::Tcp).await;
     let model = coordinator.import(&MODEL.path(), MODEL.name(), Parts::Coordinator).await;
     let (cut, mut hosts) = (MODEL.cut(2), Vec::<Member>::new());
     for index in 0..cut.len() {
-        let host = Member::start(&network, Carrier::Tcp).await;
+        let host = Member::start(&network, Transport::Tcp).await;
         host.import(&MODEL.path(), MODEL.name(), stage_parts(&cut, index)).await;
         let away = [delayed(&host.node.addresses()[0], AWAY)];
         for other in hosts.iter().chain([&coordinator]) {
-            join(&other.node, &away, Carrier::Tcp).await;
+            join(&other.node, &away, Transport::Tcp).await;
         }
         hosts.push(host);
     }
@@ -154,26 +155,26 @@ async fn an_answer_that_is_dropped_while_guesses_are_under_way_frees_its_stages_
     };
     let mut dropped = coordinator.node.generate(request()).await.expect("the swarm answers");
     for _ in 0..8 {
-        assert!(matches!(dropped.next().await, Some(Ok(Delta::Text(_)))), "the answer goes on");
+        assert!(matches!(dropped.next().await, Some(Ok(Delta::Text(_)))), "the answer continues");
     }
     drop(dropped);
     let idle = || hosts.iter().all(|host| host.node.status().sessions == 0);
     eventually("every host has forgotten the session", idle).await;
     let next = coordinator.node.generate(request()).await.expect("the swarm answers");
     let next = in_time("an answer", next.finish()).await.expect("the swarm answers");
-    assert!(next.right_guesses > 0 && next.right_guesses <= next.guessed_tokens, "{next:?}");
+    assert!(next.accepted_tokens > 0 && next.accepted_tokens <= next.draft_tokens, "{next:?}");
     for member in hosts.into_iter().chain([coordinator]) {
         member.stop().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn more_answers_than_slots_come_one_after_another_when_each_is_dropped() {
+async fn dropped_answers_free_their_slots_for_the_next() {
     const MORE_THAN_SLOTS: usize = 24;
-    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+    let cluster = Cluster::start(MODEL, Transport::Tcp, 2).await;
     for _ in 0..MORE_THAN_SLOTS {
         let mut generation = ask(cluster.node(), cluster.model, TEXT, 1900).await.expect("no slot is lost");
-        assert!(matches!(generation.next().await, Some(Ok(Delta::Text(_)))), "the answer has begun");
+        assert!(matches!(generation.next().await, Some(Ok(Delta::Text(_)))), "the answer has started");
     }
     cluster.stop().await;
 }
@@ -191,9 +192,9 @@ fn stream_over_http(address: SocketAddr, model: ModelId) -> TcpStream {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_finds_all_slots_in_use_waits_for_as_long_as_its_caller_and_nothing_is_said_before() {
+async fn a_request_waits_for_a_slot_as_long_as_its_caller() {
     const SLOTS: usize = 4;
-    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+    let cluster = Cluster::start(MODEL, Transport::Tcp, 2).await;
     let mut under_way = Vec::new();
     for _ in 0..SLOTS {
         under_way.push(ask(cluster.node(), cluster.model, TEXT, 1900).await.expect("the swarm answers"));
@@ -202,7 +203,7 @@ async fn a_request_that_finds_all_slots_in_use_waits_for_as_long_as_its_caller_a
     let server = serve(cluster.node().clone(), config).expect("the server starts");
     let mut stream = stream_over_http(server.addresses()[0], cluster.model);
     eventually("the request waits", || cluster.node().status().waiting == 1).await;
-    // One with a deadline ends with it, one that is dropped leaves the queue.
+    // A request ends at its deadline; a dropped one leaves the queue.
     let late = GenerateOptions { deadline: Some(Duration::from_millis(50)), ..greedy(3) };
     let prompt = Prompt::Text(TEXT.to_owned());
     let request = GenerateRequest { model: cluster.model.to_string(), prompt, options: late };
@@ -210,11 +211,11 @@ async fn a_request_that_finds_all_slots_in_use_waits_for_as_long_as_its_caller_a
     assert_eq!(late.kind(), ErrorKind::Timeout, "{late}");
     drop(tokio::time::timeout(Duration::from_millis(50), ask(cluster.node(), cluster.model, TEXT, 3)).await);
     eventually("only the first waits", || cluster.node().status().waiting == 1).await;
-    // By then hosts have said that they are full, and the node has asked them again.
+    // By then hosts have reported that they are full, and the node has retried.
     tokio::time::sleep(SLOT_WAIT + Duration::from_secs(1)).await;
     stream.set_nonblocking(true).expect("an option of the socket");
     let said = stream.read(&mut [0; 64]).map_err(|error| error.kind());
-    assert_eq!(said, Err(std::io::ErrorKind::WouldBlock), "nothing is said before there is a place");
+    assert_eq!(said, Err(std::io::ErrorKind::WouldBlock), "no byte is sent before a slot is free");
     under_way.pop();
     let answer = tokio::task::spawn_blocking(move || {
         stream.set_nonblocking(false).expect("an option of the socket");
@@ -225,14 +226,14 @@ async fn a_request_that_finds_all_slots_in_use_waits_for_as_long_as_its_caller_a
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("[DONE]"), "{answer}");
     assert_eq!(cluster.node().status().waiting, 0);
     drop(under_way);
-    server.shutdown(CLOSING).await;
+    server.shutdown(SHUTDOWN_DEADLINE).await;
     cluster.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_nobody_reads_comes_to_its_end_and_frees_its_slots() {
+async fn an_unread_answer_completes_and_frees_its_slots() {
     const TOKENS: u32 = 100;
-    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+    let cluster = Cluster::start(MODEL, Transport::Tcp, 2).await;
     let unread = ask(cluster.node(), cluster.model, TEXT, TOKENS).await.expect("the swarm answers");
     let idle = || cluster.hosts.iter().all(|host| host.node.status().sessions == 0);
     eventually("every host has forgotten the session", idle).await;
@@ -242,8 +243,8 @@ async fn an_answer_that_nobody_reads_comes_to_its_end_and_frees_its_slots() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_that_is_given_up_while_it_takes_over_a_prefix_leaves_a_slot_that_the_next_one_can_use() {
-    let member = Member::start(&lonely_network(), Carrier::Tcp).await;
+async fn a_session_cancelled_during_prefix_reuse_leaves_a_usable_slot() {
+    let member = Member::start(&unique_network(), Transport::Tcp).await;
     let model = member.import(&MODEL.path(), MODEL.name(), Parts::All).await;
     await_plan(&member.node, model).await;
     let request = |text: String, deadline| {
@@ -262,7 +263,7 @@ async fn a_session_that_is_given_up_while_it_takes_over_a_prefix_leaves_a_slot_t
     for patience in [5, 20, 60, 150] {
         assert_eq!(answer(known()).await.expect("an answer whose KV is kept").completion_tokens, 3);
         eventually("the node is idle", idle).await;
-        // The stage computes a long chunk, behind which the slot's KV would be cut back to the prefix.
+        // The stage computes a long chunk, after which the slot's KV would be truncated to the prefix.
         let busy = member.node.generate(request("word ".repeat(1500), None)).await.expect("the swarm answers");
         let known_and_more = format!("{} and on", known());
         let impatient = request(known_and_more, Some(Duration::from_millis(patience)));
@@ -285,10 +286,10 @@ async fn a_session_that_is_given_up_while_it_takes_over_a_prefix_leaves_a_slot_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hosts_forget_the_sessions_of_a_coordinator_that_is_gone() {
-    let mut cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+async fn hosts_release_the_sessions_of_a_lost_coordinator() {
+    let mut cluster = Cluster::start(MODEL, Transport::Tcp, 2).await;
     let mut generation = ask(cluster.node(), cluster.model, TEXT, 1900).await.expect("the swarm answers");
-    assert!(matches!(generation.next().await, Some(Ok(Delta::Text(_)))), "the answer has begun");
+    assert!(matches!(generation.next().await, Some(Ok(Delta::Text(_)))), "the answer has started");
     let hosts = std::mem::take(&mut cluster.hosts);
     cluster.stop().await;
     eventually("no host has a session", || hosts.iter().all(|host| host.node.status().sessions == 0)).await;
@@ -299,14 +300,14 @@ async fn hosts_forget_the_sessions_of_a_coordinator_that_is_gone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_nodes_in_one_process_share_nothing() {
-    let (network, other) = (lonely_network(), lonely_network());
-    let one = Member::start(&network, Carrier::Tcp).await;
-    let two = Member::start(&other, Carrier::Quic).await;
+    let (network, other) = (unique_network(), unique_network());
+    let one = Member::start(&network, Transport::Tcp).await;
+    let two = Member::start(&other, Transport::Quic).await;
     let mut news = two.node.events();
     one.import(&MODEL.path(), MODEL.name(), Parts::Coordinator).await;
     assert_ne!(one.node.id(), two.node.id());
-    assert!(!one.node.models().is_empty() && two.node.models().is_empty(), "a model of one is none of the other's");
-    assert!(one.node.peers().is_empty() && two.node.peers().is_empty(), "they have not met");
+    assert!(!one.node.models().is_empty() && two.node.models().is_empty(), "models are not shared between nodes");
+    assert!(one.node.peers().is_empty() && two.node.peers().is_empty(), "they are not connected");
     one.stop().await;
     assert_eq!(two.node.status().network, other);
     let about_models = async {
@@ -318,19 +319,19 @@ async fn two_nodes_in_one_process_share_nothing() {
         }
     };
     let heard = tokio::time::timeout(Duration::from_millis(200), about_models).await;
-    assert!(heard.is_err(), "one node's news reached the other: {heard:?}");
+    assert!(heard.is_err(), "an event of one node reached the other: {heard:?}");
     two.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_starts_again_is_the_same_and_still_holds_its_shards() {
+async fn a_restarted_node_keeps_its_id_and_shards() {
     let layers = LayerRange::new(10, 20);
-    let network = lonely_network();
-    let member = Member::start(&network, Carrier::Tcp).await;
+    let network = unique_network();
+    let member = Member::start(&network, Transport::Tcp).await;
     let id = member.node.id();
     let model = member.import(&MODEL.path(), MODEL.name(), Parts::Stage { layers, head: false }).await;
     let dir = member.stop().await;
-    let member = Member::start_on(dir, &network, Carrier::Tcp).await;
+    let member = Member::start_on(dir, &network, Transport::Tcp).await;
     assert_eq!(member.node.id(), id);
     let models = member.node.models();
     assert_eq!(models.len(), 1);
@@ -340,43 +341,43 @@ async fn a_node_that_starts_again_is_the_same_and_still_holds_its_shards() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dropping_the_last_handle_of_a_node_gives_its_directory_back() {
-    let network = lonely_network();
-    let Member { node, dir } = Member::start(&network, Carrier::Tcp).await;
+async fn dropping_the_last_handle_releases_the_directory() {
+    let network = unique_network();
+    let Member { node, dir } = Member::start(&network, Transport::Tcp).await;
     let clone = node.clone();
     drop(node);
-    assert!(builder(dir.path(), &network, Carrier::Tcp).start().await.is_err(), "a clone keeps the node alive");
+    assert!(builder(dir.path(), &network, Transport::Tcp).start().await.is_err(), "a clone keeps the node alive");
     drop(clone);
     let start = std::time::Instant::now();
     let node = loop {
-        match builder(dir.path(), &network, Carrier::Tcp).start().await {
+        match builder(dir.path(), &network, Transport::Tcp).start().await {
             Ok(node) => break node,
             Err(error) => {
-                assert!(start.elapsed() < swarmllm_tests::PATIENCE, "the directory was never given back: {error}")
+                assert!(start.elapsed() < swarmllm_tests::TIMEOUT, "the directory was not released: {error}")
             }
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
-    node.shutdown(CLOSING).await;
+    node.shutdown(SHUTDOWN_DEADLINE).await;
 }
 
 #[test]
 fn a_thread_without_a_runtime_can_start_and_drop_a_node() {
     let dir = TempDir::new().expect("a temporary directory");
-    let node = builder(dir.path(), &lonely_network(), Carrier::Tcp).start_blocking().expect("a node starts");
+    let node = builder(dir.path(), &unique_network(), Transport::Tcp).start_blocking().expect("a node starts");
     assert!(!node.addresses().is_empty());
-    node.runtime().block_on(node.shutdown(CLOSING));
+    node.runtime().block_on(node.shutdown(SHUTDOWN_DEADLINE));
     drop(node);
-    let offline = builder(dir.path(), &lonely_network(), Carrier::Tcp).preset(Preset::Offline).start_blocking();
+    let offline = builder(dir.path(), &unique_network(), Transport::Tcp).preset(Preset::Offline).start_blocking();
     let offline = offline.expect("a node starts");
     assert!(offline.peers().is_empty());
     drop(offline);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_offline_node_that_holds_everything_answers_alone_and_opens_no_port() {
+async fn an_offline_node_answers_without_opening_a_port() {
     let dir = TempDir::new().expect("a temporary directory");
-    let node = builder(dir.path(), &lonely_network(), Carrier::Tcp).preset(Preset::Offline).listen(Vec::new());
+    let node = builder(dir.path(), &unique_network(), Transport::Tcp).preset(Preset::Offline).listen(Vec::new());
     let member = Member { node: node.start().await.expect("a node starts"), dir };
     let id = member.import(&MODEL.path(), MODEL.name(), Parts::All).await;
     await_plan(&member.node, id).await;
@@ -385,20 +386,20 @@ async fn an_offline_node_that_holds_everything_answers_alone_and_opens_no_port()
     member.stop().await;
 }
 
-/// Threads and descriptors of this process, where the system tells.
+/// Threads and descriptors of this process, if the system reports them.
 fn resources() -> Option<(usize, usize)> {
     let count = |dir: &str| std::fs::read_dir(dir).ok().map(Iterator::count);
     Some((count("/proc/self/task")?, count("/proc/self/fd")?))
 }
 
 #[test]
-fn a_hundred_starts_and_stops_leave_no_thread_and_no_descriptor_behind() {
+fn a_hundred_restarts_leak_no_thread_or_descriptor() {
     const WARM: u32 = 5;
     const CYCLES: u32 = 100;
     let dir = TempDir::new().expect("a temporary directory");
     let cycle = || {
-        let node = builder(dir.path(), &lonely_network(), Carrier::Tcp).start_blocking().expect("a node starts");
-        node.runtime().block_on(node.shutdown(CLOSING));
+        let node = builder(dir.path(), &unique_network(), Transport::Tcp).start_blocking().expect("a node starts");
+        node.runtime().block_on(node.shutdown(SHUTDOWN_DEADLINE));
     };
     (0..WARM).for_each(|_| cycle());
     let before = resources();

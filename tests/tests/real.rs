@@ -1,28 +1,29 @@
-//! Real models of a usual size: whole, split and with a killed host they say the same, as llama.cpp says it itself.
+//! Real models of common size: whole, split and with a killed host they generate the tokens of llama.cpp.
 //!
-//! Ignored by a plain run, since the models are large and from third parties: `make bench` fetches them and runs these.
+//! Ignored in a plain run, since the models are large and from third parties: `make bench` fetches them and runs the tests.
 
 use swarmllm_core::node::{Delta, GenerateOptions, GenerateRequest, Node, Prompt};
-use swarmllm_tests::cluster::{Carrier, THREADS, ask, greedy};
+use swarmllm_tests::cluster::{THREADS, Transport, ask, greedy};
 use swarmllm_tests::in_time;
 use swarmllm_tests::models::TestModel;
 use swarmllm_tests::process::ProcessCluster;
-use swarmllm_tests::whole::Whole;
+use swarmllm_tests::reference::ReferenceModel;
 
 const TEXT: &str =
     "// Sorts a list of words by their length, the longest first.\nfn sort_by_length(words: &mut Vec<String>) {\n";
-/// Tokens of an answer, and after how many a host is killed.
+/// Tokens of an answer, and the number of tokens after which a host is killed.
 const TOKENS: u32 = 48;
 const KILLED_AFTER: usize = 20;
 
-/// The tokens of an answer; `meddle` is called with their number before each.
+/// The tokens of an answer; calls `meddle` with the number of tokens before each.
 async fn tokens(node: &Node, model: &str, options: GenerateOptions, mut meddle: impl FnMut(usize)) -> Vec<u32> {
     let options = GenerateOptions { logprobs: Some(0), ..options };
     let request = GenerateRequest { model: model.to_owned(), prompt: Prompt::Text(TEXT.to_owned()), options };
     let mut generation = node.generate(request).await.expect("the swarm answers");
     let mut came = 0;
     loop {
-        match in_time("a token", generation.next()).await.expect("an answer has an end").expect("an answer goes on") {
+        match in_time("a token", generation.next()).await.expect("an answer has an end").expect("the answer continues")
+        {
             Delta::Token(_) => {
                 came += 1;
                 meddle(came);
@@ -33,16 +34,16 @@ async fn tokens(node: &Node, model: &str, options: GenerateOptions, mut meddle: 
     }
 }
 
-async fn says_the_same_however_it_is_cut(model: TestModel) {
+async fn is_exact_for_every_split(model: TestModel) {
     if !model.is_there() {
         return println!("NOT RUN: {} is not there", model.name());
     }
     let expected = {
-        let whole = Whole::load(&model.path(), THREADS);
+        let whole = ReferenceModel::load(&model.path(), THREADS);
         whole.greedy(&whole.tokenize(TEXT), TOKENS)
     };
     for stages in 1..=3 {
-        let mut cluster = ProcessCluster::start(model, Carrier::Tcp, stages).await;
+        let mut cluster = ProcessCluster::start(model, Transport::Tcp, stages).await;
         let (node, name) = (cluster.coordinator.node.clone(), cluster.model.to_string());
         assert_eq!(tokens(&node, &name, greedy(TOKENS), |_| {}).await, expected, "{stages} stages");
         if stages == 3 {
@@ -63,12 +64,12 @@ async fn says_the_same_however_it_is_cut(model: TestModel) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the real 0.5B: make bench"]
-async fn the_real_half_billion_says_the_same_however_it_is_cut() {
-    says_the_same_however_it_is_cut(TestModel::Coder05).await;
+async fn the_0_5b_model_is_exact_for_every_split() {
+    is_exact_for_every_split(TestModel::Coder05).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the real 1.5B: make bench"]
-async fn the_real_one_and_a_half_billion_says_the_same_however_it_is_cut() {
-    says_the_same_however_it_is_cut(TestModel::Coder15).await;
+async fn the_1_5b_model_is_exact_for_every_split() {
+    is_exact_for_every_split(TestModel::Coder15).await;
 }

@@ -1,4 +1,4 @@
-//! A peer that lies costs the answer that it took part in, with a typed error, and nothing else.
+//! A malicious peer can only fail answers that it takes part in, with a typed error.
 
 use std::time::{Duration, Instant};
 
@@ -6,33 +6,33 @@ use futures::AsyncWriteExt;
 use swarmllm_core::base::{ErrorKind, Fault, LayerRange, ModelId, NodeId, SessionId};
 use swarmllm_core::net::{Channel, Stream};
 use swarmllm_core::node::{Delta, GenerateOptions, GenerateRequest, ImportOptions, Node, Parts, Prompt};
-use swarmllm_core::pipeline::control::request;
-use swarmllm_core::pipeline::message::Message;
+use swarmllm_core::pipeline::link::message::Message;
+use swarmllm_core::pipeline::link::request::request;
 use swarmllm_core::wire::announce::{Announcement, Holding};
 use swarmllm_core::wire::codec::Codec;
 use swarmllm_core::wire::control::{Host, Opened, Reply, Request};
 use swarmllm_core::wire::frame::{FrameLimits, encode_head};
-use swarmllm_core::wire::job::{LogitShape, LogitsHeader, StageHeader, StepHeader, Want};
+use swarmllm_core::wire::job::{LogitShape, LogitsHeader, RowOutput, StageHeader, StepHeader};
 use swarmllm_core::wire::prefix::Prefix;
 use swarmllm_tests::cluster::{
-    Carrier, Member, THREADS, answer, await_plan, greedy, host_and_asker, join, lonely_network, stop_all,
+    Member, THREADS, Transport, answer, await_plan, greedy, host_and_coordinator, join, stop_all, unique_network,
 };
 use swarmllm_tests::models::TestModel;
-use swarmllm_tests::rogue::{Claim, Lie, Rogue, frame};
-use swarmllm_tests::whole::Whole;
+use swarmllm_tests::reference::ReferenceModel;
+use swarmllm_tests::rogue::{Claim, ForgedReply, Rogue, frame};
 use swarmllm_tests::{eventually, in_time};
 use tokio::net::TcpListener;
 
 const MODEL: TestModel = TestModel::SmolLm2;
 const TEXT: &str = "The lighthouse keeper counted the ships again and found that";
-/// As in the model.
+/// Width of the model's hidden states.
 const WIDTH: u32 = 576;
 const VOCAB: u32 = 49_152;
-/// Where the rogue's layers begin.
+/// First layer of the rogue.
 const HALF: u32 = 15;
 
 fn expected(tokens: u32) -> Vec<u32> {
-    let whole = Whole::load(&MODEL.path(), THREADS);
+    let whole = ReferenceModel::load(&MODEL.path(), THREADS);
     whole.greedy(&whole.tokenize(TEXT), tokens)
 }
 
@@ -48,13 +48,13 @@ fn first_step(session: SessionId) -> StepHeader {
         width: WIDTH,
         codec: Codec::F32,
         want_from: 0,
-        want: Want::Top { k: 1 },
-        certain: 1,
+        want: RowOutput::Top { k: 1 },
+        committed: 1,
         compute_us: Vec::new(),
     }
 }
 
-/// The hidden state of one row.
+/// The hidden state of a row.
 fn one_row() -> Vec<u8> {
     vec![0; 4 * WIDTH as usize]
 }
@@ -75,7 +75,7 @@ fn logits(step: &StepHeader, rows: u32, shape: LogitShape) -> StageHeader {
     })
 }
 
-/// One row of the largest logit: log-sum-exp, token, logit.
+/// A row with the largest logit: log-sum-exp, token, logit.
 fn row(token: u32, logit: f32) -> Vec<u8> {
     [1.0_f32.to_le_bytes(), token.to_le_bytes(), logit.to_le_bytes()].concat()
 }
@@ -86,7 +86,7 @@ fn not_a_number(step: &StepHeader) -> Vec<u8> {
     frame(&logits(step, 1, TOP), &row(1, f32::NAN))
 }
 
-fn a_token_that_is_none(step: &StepHeader) -> Vec<u8> {
+fn an_invalid_token(step: &StepHeader) -> Vec<u8> {
     frame(&logits(step, 1, TOP), &row(VOCAB, 0.5))
 }
 
@@ -94,7 +94,7 @@ fn two_rows_for_one(step: &StepHeader) -> Vec<u8> {
     frame(&logits(step, 2, TOP), &[row(1, 0.5), row(2, 0.5)].concat())
 }
 
-fn a_body_that_is_too_short(step: &StepHeader) -> Vec<u8> {
+fn a_short_body(step: &StepHeader) -> Vec<u8> {
     frame(&logits(step, 1, TOP), &row(1, 0.5)[..7])
 }
 
@@ -119,10 +119,10 @@ fn silence(_: &StepHeader) -> Vec<u8> {
     Vec::new()
 }
 
-fn claim(model: ModelId, lie: Lie, opened: Opened) -> Claim {
+fn claim(model: ModelId, forge: ForgedReply, opened: Opened) -> Claim {
     let layers = vec![LayerRange::new(HALF, MODEL.layers())];
     let names = vec![MODEL.name().to_owned()];
-    Claim { holding: Holding { model, names, layers, metadata: false, embedding: false, head: true }, opened, lie }
+    Claim { holding: Holding { model, names, layers, metadata: false, embedding: false, head: true }, opened, forge }
 }
 
 fn honest_opened() -> Opened {
@@ -131,7 +131,7 @@ fn honest_opened() -> Opened {
 
 /// A coordinator with the first half of the layers.
 async fn half_a_node(network: &str) -> (Member, ModelId) {
-    let member = Member::start(network, Carrier::Tcp).await;
+    let member = Member::start(network, Transport::Tcp).await;
     let parts = vec![Parts::Coordinator, Parts::Stage { layers: LayerRange::new(0, HALF), head: false }];
     let options = ImportOptions { name: Some(MODEL.name().to_owned()), parts: Some(parts), ..ImportOptions::default() };
     let info = member.node.import(&MODEL.path(), options).await.expect("the model is imported");
@@ -142,24 +142,24 @@ async fn ask(node: &Node, model: ModelId, deadline: Duration) -> ErrorKind {
     let options = GenerateOptions { deadline: Some(deadline), ..greedy(16) };
     let request = GenerateRequest { model: model.to_string(), prompt: Prompt::Text(TEXT.to_owned()), options };
     let outcome = in_time("an answer", async { node.generate(request).await?.finish().await }).await;
-    let error = outcome.expect_err("a lie is no answer");
-    assert!(!error.to_string().is_empty(), "an error says something");
+    let error = outcome.expect_err("a forged reply is not an answer");
+    assert!(!error.to_string().is_empty(), "an error has a text");
     error.kind()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_last_stage_that_lies_ends_its_answers_with_a_typed_error_and_an_honest_one_takes_over() {
+async fn a_forged_last_stage_yields_a_typed_error() {
     const LONG: Duration = Duration::from_secs(60);
     const SHORT: Duration = Duration::from_secs(1);
-    let network = lonely_network();
+    let network = unique_network();
     let (member, model) = half_a_node(&network).await;
     let other_width = Opened { width: WIDTH + 1, ..honest_opened() };
     let headless = Opened { vocab: None, ..honest_opened() };
-    let lies: [(&str, Lie, Opened, Duration, ErrorKind); 11] = [
+    let lies: [(&str, ForgedReply, Opened, Duration, ErrorKind); 11] = [
         ("NaN", not_a_number, honest_opened(), LONG, ErrorKind::BadFrame),
-        ("a foreign token", a_token_that_is_none, honest_opened(), LONG, ErrorKind::BadFrame),
+        ("a foreign token", an_invalid_token, honest_opened(), LONG, ErrorKind::BadFrame),
         ("two rows", two_rows_for_one, honest_opened(), LONG, ErrorKind::BadFrame),
-        ("a short body", a_body_that_is_too_short, honest_opened(), LONG, ErrorKind::BadFrame),
+        ("a short body", a_short_body, honest_opened(), LONG, ErrorKind::BadFrame),
         ("a shape that overflows", a_shape_that_overflows, honest_opened(), LONG, ErrorKind::BadFrame),
         ("another step", another_step, honest_opened(), LONG, ErrorKind::BadFrame),
         ("a flood", a_flood, honest_opened(), LONG, ErrorKind::BadFrame),
@@ -169,17 +169,17 @@ async fn a_last_stage_that_lies_ends_its_answers_with_a_typed_error_and_an_hones
         ("no head", silence, headless, LONG, ErrorKind::BadFrame),
     ];
     for (what, lie, opened, deadline, kind) in lies {
-        let rogue = Rogue::start(&network, Carrier::Tcp, Some(claim(model, lie, opened))).await;
-        join(&member.node, &rogue.net.addresses(), Carrier::Tcp).await;
+        let rogue = Rogue::start(&network, Transport::Tcp, Some(claim(model, lie, opened))).await;
+        join(&member.node, &rogue.net.addresses(), Transport::Tcp).await;
         await_plan(&member.node, model).await;
         assert_eq!(ask(&member.node, model, deadline).await, kind, "{what}");
         eventually("no session is left", || member.node.status().sessions == 0).await;
-        // A flood begins with an answer.
+        // A flood starts with a valid answer.
         let owed = member.node.balances().into_iter().find(|balance| balance.peer == rogue.net.local());
         let nothing = owed.is_none_or(|balance| (balance.spent, balance.unsigned_spent) == (0, 0));
-        assert!(nothing || what == "a flood", "{what} is paid for");
+        assert!(nothing || what == "a flood", "{what} was paid for");
         rogue.net.shutdown().await;
-        eventually("the liar is gone", || member.node.status().peers_connected == 0).await;
+        eventually("the rogue host is gone", || member.node.status().peers_connected == 0).await;
     }
     let honest = Member::stage_host(&network, MODEL, LayerRange::new(HALF, MODEL.layers()), &member).await;
     await_plan(&member.node, model).await;
@@ -188,13 +188,13 @@ async fn a_last_stage_that_lies_ends_its_answers_with_a_typed_error_and_an_hones
     stop_all([honest, member]).await;
 }
 
-/// A liar who claims to hold everything: it is asked first, since that is one stage.
-async fn whole_liar(network: &str, asker: &Member, model: ModelId, lie: Lie) -> Rogue {
-    let mut claim = claim(model, lie, honest_opened());
+/// A rogue that claims all layers: planned first, since that is a single stage.
+async fn rogue_with_all_layers(network: &str, asker: &Member, model: ModelId, forge: ForgedReply) -> Rogue {
+    let mut claim = claim(model, forge, honest_opened());
     claim.holding.layers = vec![LayerRange::new(0, MODEL.layers())];
-    let rogue = Rogue::start(network, Carrier::Tcp, Some(claim)).await;
-    join(&asker.node, &rogue.net.addresses(), Carrier::Tcp).await;
-    in_time("the liar's claim", async {
+    let rogue = Rogue::start(network, Transport::Tcp, Some(claim)).await;
+    join(&asker.node, &rogue.net.addresses(), Transport::Tcp).await;
+    in_time("the rogue host's claim", async {
         while asker.node.plan(&model.to_string()).await.expect("a plan").stages[0].node != rogue.net.local() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -204,49 +204,49 @@ async fn whole_liar(network: &str, asker: &Member, model: ModelId, lie: Lie) -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_liar_is_left_out_where_an_honest_host_can_do_its_work() {
-    let network = lonely_network();
+async fn a_host_that_forged_a_reply_is_avoided() {
+    let network = unique_network();
     let (member, model) = half_a_node(&network).await;
     let honest = Member::stage_host(&network, MODEL, LayerRange::new(HALF, MODEL.layers()), &member).await;
     await_plan(&member.node, model).await;
-    let lies: [(&str, Lie); 4] = [
+    let lies: [(&str, ForgedReply); 4] = [
         ("NaN", not_a_number),
-        ("a foreign token", a_token_that_is_none),
+        ("a foreign token", an_invalid_token),
         ("two rows", two_rows_for_one),
         ("a flood", a_flood),
     ];
     for (what, lie) in lies {
-        let rogue = whole_liar(&network, &member, model, lie).await;
+        let rogue = rogue_with_all_layers(&network, &member, model, lie).await;
         let completion = answer(&member.node, model, TEXT, 16).await;
         let completion = completion.unwrap_or_else(|error| panic!("{what}: {error}"));
-        // What a flood begins with is an answer, which nobody can tell from an honest one; what follows is left out.
+        // The start of a flood is a valid answer; the rest is discarded.
         let right = completion.tokens == expected(16) || what == "a flood";
         assert!(right && completion.completion_tokens == 16, "{what}: {:?}", completion.tokens);
         rogue.net.shutdown().await;
-        eventually("the liar is gone", || member.node.status().peers_connected == 1).await;
+        eventually("the rogue host is gone", || member.node.status().peers_connected == 1).await;
     }
     stop_all([honest, member]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_did_not_open_comes_after_the_others_in_later_plans_and_is_asked_where_there_is_no_other() {
-    let network = lonely_network();
-    let (host, asker, model) = host_and_asker(&network, MODEL).await;
+async fn a_host_that_failed_to_open_is_the_last_choice() {
+    let network = unique_network();
+    let (host, asker, model) = host_and_coordinator(&network, MODEL).await;
     let mut claim = claim(model, silence, Opened { width: WIDTH + 1, ..honest_opened() });
     claim.holding.layers = vec![LayerRange::new(0, MODEL.layers())];
-    let liar = Rogue::start(&network, Carrier::Tcp, Some(claim)).await;
-    join(&asker.node, &liar.net.addresses(), Carrier::Tcp).await;
-    await_holding(&asker, liar.net.local()).await;
+    let rogue_host = Rogue::start(&network, Transport::Tcp, Some(claim)).await;
+    join(&asker.node, &rogue_host.net.addresses(), Transport::Tcp).await;
+    await_holding(&asker, rogue_host.net.local()).await;
     let first = async || asker.node.plan(&model.to_string()).await.map(|plan| plan.stages[0].node);
-    // Of two alike, the pace that the honest one has shown may be the better one: it is not asked until the other has failed.
+    // Of two equal hosts, a measured speed could favour the honest one: it is not used until the other has failed.
     host.stop().await;
     eventually("the honest host is gone", || asker.node.status().peers_connected == 1).await;
-    assert_eq!(first().await.expect("a plan"), liar.net.local());
+    assert_eq!(first().await.expect("a plan"), rogue_host.net.local());
     let refused = answer(&asker.node, model, TEXT, 4).await.expect_err("it opens another stage than was asked for");
     assert_eq!(refused.kind(), ErrorKind::BadFrame);
-    assert_eq!(first().await.expect("a plan"), liar.net.local(), "there is no other");
+    assert_eq!(first().await.expect("a plan"), rogue_host.net.local(), "the only host");
     let (honest, _) = Member::host(&network, MODEL).await;
-    join(&asker.node, &honest.node.addresses(), Carrier::Tcp).await;
+    join(&asker.node, &honest.node.addresses(), Transport::Tcp).await;
     await_holding(&asker, honest.node.id()).await;
     assert_eq!(first().await.expect("a plan"), honest.node.id());
     println!("an answer took {:?} beside a host that did not open before", timed(&asker, model).await);
@@ -258,8 +258,8 @@ fn millis() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_millis() as u64
 }
 
-/// A made-up node that claims whatever a plan likes best, and a model of its own, by which it is known to have been heard of.
-fn made_up(model: ModelId, number: u8, address: &str) -> Announcement {
+/// The announcement of a fake node with the best claims for a plan, and with a model of its own that shows its reception.
+fn fake(model: ModelId, number: u8, address: &str) -> Announcement {
     let whole = vec![LayerRange::new(0, MODEL.layers())];
     let holding = |model, name: String| Holding {
         model,
@@ -270,7 +270,7 @@ fn made_up(model: ModelId, number: u8, address: &str) -> Announcement {
         head: true,
     };
     Announcement {
-        // In a minute.
+        // One minute ahead.
         version: millis() + 60_000,
         agent: "made up".to_owned(),
         serves: true,
@@ -285,34 +285,34 @@ fn made_up(model: ModelId, number: u8, address: &str) -> Announcement {
     }
 }
 
-/// Made-up nodes that claim to hold the whole model, at an address that takes connections and says nothing.
-struct MadeUp {
+/// Fake nodes that claim the whole model, at an address that accepts connections silently.
+struct FakeNodes {
     nodes: Vec<Rogue>,
     deaf: TcpListener,
 }
 
-impl MadeUp {
-    /// Announces `count` of them by way of one member until another has heard of them all.
-    async fn announce(network: &str, model: ModelId, count: u8, by: &Member, heard_by: &Member) -> MadeUp {
+impl FakeNodes {
+    /// Announces `count` fake nodes through `by` until `heard_by` knows all of them.
+    async fn announce(network: &str, model: ModelId, count: u8, by: &Member, heard_by: &Member) -> FakeNodes {
         let deaf = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = format!("/ip4/127.0.0.1/tcp/{}", deaf.local_addr().expect("bound").port());
         let to = by.node.addresses().remove(0);
         let nodes = (1..=count).map(|number| {
-            let (to, announcement) = (&to, made_up(model, number, &address));
+            let (to, announcement) = (&to, fake(model, number, &address));
             async move {
-                let node = Rogue::mute(network, to).await;
+                let node = Rogue::gossip_only(network, to).await;
                 node.gossip(announcement);
                 node
             }
         });
         let nodes = futures::future::join_all(nodes).await;
-        await_made_up(heard_by, count.into()).await;
-        // What follows is beside what was announced, not beside the announcing.
-        nodes.iter().for_each(Rogue::hush);
-        MadeUp { nodes, deaf }
+        await_fake(heard_by, count.into()).await;
+        // Stop announcing before the measurement.
+        nodes.iter().for_each(Rogue::stop_gossip);
+        FakeNodes { nodes, deaf }
     }
 
-    /// How often they are dialled until `until` is done, and what that gives.
+    /// Runs `until`; returns its result and the number of dials to the fake nodes meanwhile.
     async fn dialled<T>(&self, until: impl Future<Output = T>) -> (usize, T) {
         let (mut dialled, mut taken) = (0, Vec::new());
         tokio::pin!(until);
@@ -328,16 +328,16 @@ impl MadeUp {
     }
 }
 
-async fn await_made_up(member: &Member, count: usize) {
+async fn await_fake(member: &Member, count: usize) {
     let heard = || member.node.models().iter().filter(|info| info.name.starts_with("made up")).count();
     eventually("all are heard of", || heard() == count).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn made_up_nodes_that_are_known_by_gossip_alone_are_in_no_plan() {
+async fn fake_nodes_known_only_by_gossip_are_in_no_plan() {
     const FAKES: u8 = 60;
-    let network = lonely_network();
-    let asker = Member::start(&network, Carrier::Tcp).await;
+    let network = unique_network();
+    let asker = Member::start(&network, Transport::Tcp).await;
     let model = asker.import(&MODEL.path(), MODEL.name(), Parts::Coordinator).await;
     let hosts = [
         Member::stage_host(&network, MODEL, LayerRange::new(0, HALF), &asker).await,
@@ -354,7 +354,7 @@ async fn made_up_nodes_that_are_known_by_gossip_alone_are_in_no_plan() {
     };
     timed().await;
     let before = median(&timed).await;
-    let fakes = MadeUp::announce(&network, model, FAKES, &hosts[0], &asker).await;
+    let fakes = FakeNodes::announce(&network, model, FAKES, &hosts[0], &asker).await;
     let plan = asker.node.plan(&model.to_string()).await.expect("a plan");
     assert_eq!(plan.stages.iter().map(|stage| stage.node).collect::<Vec<_>>(), ids);
     let (dialled, beside) = fakes.dialled(median(&timed)).await;
@@ -366,7 +366,7 @@ async fn made_up_nodes_that_are_known_by_gossip_alone_are_in_no_plan() {
     stop_all(hosts.into_iter().chain([asker])).await;
 }
 
-/// The third of five answers by the time that they take.
+/// The median time of five answers.
 async fn median(timed: &impl AsyncFn() -> Duration) -> Duration {
     let mut took = Vec::new();
     for _ in 0..5 {
@@ -377,40 +377,40 @@ async fn median(timed: &impl AsyncFn() -> Duration) -> Duration {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_was_lost_is_dialled_before_the_last_of_the_nodes_that_are_known_by_gossip_alone() {
-    // Four rounds of greetings.
+async fn a_lost_host_is_dialled_before_gossip_only_nodes() {
+    // Four rounds of dials.
     const FAKES: u8 = 60;
-    let network = lonely_network();
+    let network = unique_network();
     let (host, model) = Member::host(&network, MODEL).await;
-    let asker = Member::start(&network, Carrier::Tcp).await;
+    let asker = Member::start(&network, Transport::Tcp).await;
     asker.import(&MODEL.path(), MODEL.name(), Parts::Coordinator).await;
-    // The host dials: who was dialled is not dialled again by itself.
-    join(&host.node, &asker.node.addresses(), Carrier::Tcp).await;
+    // The host dials: a dialled node is not redialled automatically.
+    join(&host.node, &asker.node.addresses(), Transport::Tcp).await;
     await_plan(&asker.node, model).await;
     let address = host.node.addresses().remove(0);
     let port: u16 = address.split('/').nth(4).and_then(|port| port.parse().ok()).expect("/ip4/127.0.0.1/tcp/PORT");
     host.stop().await;
     eventually("the host is lost", || asker.node.status().peers_connected == 0).await;
     let place = TcpListener::bind(("127.0.0.1", port)).await.expect("the host's port");
-    let hub = Member::start(&network, Carrier::Tcp).await;
-    join(&asker.node, &hub.node.addresses(), Carrier::Tcp).await;
-    let fakes = MadeUp::announce(&network, model, FAKES, &hub, &asker).await;
+    let hub = Member::start(&network, Transport::Tcp).await;
+    join(&asker.node, &hub.node.addresses(), Transport::Tcp).await;
+    let fakes = FakeNodes::announce(&network, model, FAKES, &hub, &asker).await;
     let plan = tokio::spawn({
         let node = asker.node.clone();
         async move { node.plan(&model.to_string()).await }
     });
     let (dialled, _) = fakes.dialled(in_time("a dial", place.accept())).await;
-    assert!(dialled < FAKES.into(), "the host is dialled behind all {dialled}");
+    assert!(dialled < FAKES.into(), "the host was dialled after all {dialled} fake nodes");
     plan.abort();
     stop_all([asker, hub]).await;
 }
 
-/// What a rogue coordinator asks of an honest host.
+/// The open request of a rogue coordinator to an honest host.
 fn order(rogue: &Rogue, model: ModelId, session: SessionId) -> Request {
-    Request::Open(rogue.order(model, MODEL.layers(), session))
+    Request::Open(rogue.open_request(model, MODEL.layers(), session))
 }
 
-/// A rogue coordinator's session at an honest host.
+/// Opens a session of a rogue coordinator at an honest host.
 async fn open(rogue: &Rogue, host: NodeId, model: ModelId, number: u8) -> SessionId {
     let session = rogue.session(number);
     match rogue.ask(host, order(rogue, model, session)).await {
@@ -422,15 +422,15 @@ async fn open(rogue: &Rogue, host: NodeId, model: ModelId, number: u8) -> Sessio
 type Spoil = fn(&mut StepHeader, &mut Vec<u8>);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stranger_who_knows_a_session_cannot_spoil_it_with_a_bad_frame() {
-    let network = lonely_network();
-    let (host, asker, model) = host_and_asker(&network, MODEL).await;
-    let (rogue, id) = Rogue::at(&network, &host).await;
+async fn another_peer_cannot_break_a_session_with_a_bad_frame() {
+    let network = unique_network();
+    let (host, asker, model) = host_and_coordinator(&network, MODEL).await;
+    let (rogue, id) = Rogue::connected_to(&network, &host).await;
     let prompt = Prompt::Text(TEXT.to_owned());
     let request = GenerateRequest { model: model.to_string(), prompt, options: greedy(160) };
     let mut answer = asker.node.generate(request).await.expect("the host answers");
-    assert!(matches!(answer.next().await, Some(Ok(Delta::Text(_)))), "the answer has begun");
-    let step = StepHeader { step: 1, pos: 1, want: Want::Full, certain: 2, ..first_step(answer.session()) };
+    assert!(matches!(answer.next().await, Some(Ok(Delta::Text(_)))), "the answer has started");
+    let step = StepHeader { step: 1, pos: 1, want: RowOutput::Full, committed: 2, ..first_step(answer.session()) };
     let mut stream = rogue.stage_stream(id).await;
     write(&mut stream, &frame(&StageHeader::Step(step), &[0; 4])).await;
     let completion = in_time("the answer", answer.finish()).await.expect("it is not touched");
@@ -440,13 +440,13 @@ async fn a_stranger_who_knows_a_session_cannot_spoil_it_with_a_bad_frame() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_frame_ends_its_own_session_and_no_other() {
-    let network = lonely_network();
-    let (host, asker, model) = host_and_asker(&network, MODEL).await;
-    let (mut rogue, id) = Rogue::at(&network, &host).await;
+async fn a_bad_frame_ends_only_its_own_session() {
+    let network = unique_network();
+    let (host, asker, model) = host_and_coordinator(&network, MODEL).await;
+    let (mut rogue, id) = Rogue::connected_to(&network, &host).await;
     let honest = tokio::spawn({
         let node = asker.node.clone();
-        async move { answer(&node, model, TEXT, 160).await.expect("the host goes on").tokens }
+        async move { answer(&node, model, TEXT, 160).await.expect("the host continues").tokens }
     });
     let spoils: [(&str, Spoil, ErrorKind); 9] = [
         ("too few floats", |_, body| body.truncate(4), ErrorKind::BadFrame),
@@ -469,24 +469,24 @@ async fn a_bad_frame_ends_its_own_session_and_no_other() {
         let Some(Message::Failed { session: failed, fault, .. }) = told else { panic!("{what}: {told:?}") };
         assert_eq!((failed, fault.kind()), (session, kind), "{what}: {fault}");
     }
-    // What is no frame at all ends the stream; the session goes with its coordinator.
+    // An undecodable frame ends the stream; the session ends with its coordinator.
     open(&rogue, id, model, 200).await;
     write(&mut stream, &[0xff; 64]).await;
     rogue.net.shutdown().await;
-    assert_eq!(honest.await.expect("no panic"), expected(160), "an honest answer beside it is not touched");
+    assert_eq!(honest.await.expect("no panic"), expected(160), "a concurrent honest answer is unaffected");
     eventually("no session is left", || host.node.status().sessions == 0).await;
     stop_all([asker, host]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_its_coordinator_ends_a_session_even_before_it_began() {
-    let network = lonely_network();
+async fn only_the_coordinator_can_end_a_session() {
+    let network = unique_network();
     let (host, model) = Member::host(&network, MODEL).await;
-    let (owner, id) = Rogue::at(&network, &host).await;
-    let (other, _) = Rogue::at(&network, &host).await;
+    let (owner, id) = Rogue::connected_to(&network, &host).await;
+    let (other, _) = Rogue::connected_to(&network, &host).await;
     let session = open(&owner, id, model, 1).await;
     other.ask(id, Request::Release { session, epoch: 0, keep: Prefix::default() }).await;
-    assert_eq!(host.node.status().sessions, 1, "a stranger's word ends nothing");
+    assert_eq!(host.node.status().sessions, 1, "another peer cannot end the session");
     owner.ask(id, Request::Release { session, epoch: 0, keep: Prefix::default() }).await;
     eventually("the session has ended", || host.node.status().sessions == 0).await;
     let late = owner.session(2);
@@ -498,27 +498,27 @@ async fn only_its_coordinator_ends_a_session_even_before_it_began() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stranger_who_knows_a_session_cannot_take_the_place_of_its_next_route() {
-    let network = lonely_network();
-    let host = Member::start(&network, Carrier::Tcp).await;
+async fn another_peer_cannot_occupy_a_sessions_next_route() {
+    let network = unique_network();
+    let host = Member::start(&network, Transport::Tcp).await;
     let model = host.import(&MODEL.path(), MODEL.name(), Parts::All).await;
-    let owner = Rogue::start(&network, Carrier::Tcp, None).await;
-    let stranger = Rogue::start(&network, Carrier::Tcp, None).await;
+    let owner = Rogue::start(&network, Transport::Tcp, None).await;
+    let stranger = Rogue::start(&network, Transport::Tcp, None).await;
     let id = owner.net.dial(&host.node.addresses()[0]).await.expect("the host is reached");
     stranger.net.dial(&host.node.addresses()[0]).await.expect("the host is reached");
     let session = open(&owner, id, model, 1).await;
     let next = |rogue: &Rogue| {
-        let mut next = rogue.order(model, MODEL.layers(), session);
+        let mut next = rogue.open_request(model, MODEL.layers(), session);
         next.epoch = 1;
         Request::Open(next)
     };
     let taken = request(&stranger.net, id, &next(&stranger), Duration::from_secs(60)).await;
-    assert_eq!(taken.expect_err("it is another's").kind(), ErrorKind::InvalidArgument);
-    assert!(matches!(owner.ask(id, next(&owner)).await, Reply::Opened(_)), "the place is its own");
+    assert_eq!(taken.expect_err("the session belongs to another coordinator").kind(), ErrorKind::InvalidArgument);
+    assert!(matches!(owner.ask(id, next(&owner)).await, Reply::Opened(_)), "the owner can open it");
     host.stop().await;
 }
 
-/// An honest answer, and the time that it takes.
+/// The time of an honest answer.
 async fn timed(asker: &Member, model: ModelId) -> Duration {
     let begun = Instant::now();
     let completion = answer(&asker.node, model, TEXT, 16).await.expect("the host answers");
@@ -527,27 +527,27 @@ async fn timed(asker: &Member, model: ModelId) -> Duration {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn silent_streams_of_one_peer_keep_nobody_else_out() {
-    let network = lonely_network();
-    let (host, asker, model) = host_and_asker(&network, MODEL).await;
+async fn silent_streams_of_one_peer_do_not_block_others() {
+    let network = unique_network();
+    let (host, asker, model) = host_and_coordinator(&network, MODEL).await;
     timed(&asker, model).await;
     let alone = timed(&asker, model).await;
-    let (rogue, id) = Rogue::at(&network, &host).await;
+    let (rogue, id) = Rogue::connected_to(&network, &host).await;
     rogue.open_silent(id, Channel::Control, 100);
     rogue.open_silent(id, Channel::Stage, 20);
     tokio::time::sleep(Duration::from_secs(1)).await;
     println!("an answer took {alone:?}, and {:?} beside 120 silent streams", timed(&asker, model).await);
-    // A newcomer is greeted and told what it asks for.
-    let late = Member::asker(&network, MODEL, &host).await;
+    // A new node gets its hello and its replies.
+    let late = Member::coordinator(&network, MODEL, &host).await;
     timed(&late, model).await;
     stop_all([late, asker, host]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sessions_that_compute_nothing_give_their_slots_back_within_seconds() {
-    let network = lonely_network();
-    let (host, asker, model) = host_and_asker(&network, MODEL).await;
-    let (rogue, id) = Rogue::at(&network, &host).await;
+async fn sessions_without_steps_release_their_slots_within_seconds() {
+    let network = unique_network();
+    let (host, asker, model) = host_and_coordinator(&network, MODEL).await;
+    let (rogue, id) = Rogue::connected_to(&network, &host).await;
     const SLOTS: u32 = 4;
     for number in 1..=SLOTS as u8 {
         open(&rogue, id, model, number).await;
@@ -559,17 +559,17 @@ async fn sessions_that_compute_nothing_give_their_slots_back_within_seconds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pull_waits_for_its_turn_where_a_giver_is_busy() {
-    let network = lonely_network();
+async fn a_pull_waits_while_its_source_is_busy() {
+    let network = unique_network();
     let (host, model) = Member::host(&network, MODEL).await;
     let mut rogues = Vec::new();
     for _ in 0..4 {
-        let (rogue, id) = Rogue::at(&network, &host).await;
+        let (rogue, id) = Rogue::connected_to(&network, &host).await;
         rogue.open_silent(id, Channel::Shard, 8);
         rogues.push(rogue);
     }
-    let puller = Member::start(&network, Carrier::Tcp).await;
-    join(&puller.node, &host.node.addresses(), Carrier::Tcp).await;
+    let puller = Member::start(&network, Transport::Tcp).await;
+    join(&puller.node, &host.node.addresses(), Transport::Tcp).await;
     await_holding(&puller, host.node.id()).await;
     let begun = Instant::now();
     let stage = Parts::Stage { layers: LayerRange::new(0, 4), head: false };
@@ -585,13 +585,13 @@ async fn await_holding(member: &Member, peer: NodeId) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_peer_whose_clock_is_far_behind_is_heard_and_its_clock_is_told() {
-    let network = lonely_network();
-    let host = Member::start(&network, Carrier::Tcp).await;
-    // A rogue's clock stands at 1970.
+async fn the_clock_of_a_peer_is_reported_and_not_required() {
+    let network = unique_network();
+    let host = Member::start(&network, Transport::Tcp).await;
+    // The rogue's clock is at 1970.
     let claim = claim(ModelId([9; 32]), silence, honest_opened());
-    let peer = Rogue::start(&network, Carrier::Tcp, Some(claim)).await;
-    join(&host.node, &peer.net.addresses(), Carrier::Tcp).await;
+    let peer = Rogue::start(&network, Transport::Tcp, Some(claim)).await;
+    join(&host.node, &peer.net.addresses(), Transport::Tcp).await;
     await_holding(&host, peer.net.local()).await;
     let peers = host.node.peers();
     let warning = peers[0].clock_warning().expect("it is far behind");
@@ -599,7 +599,7 @@ async fn a_peer_whose_clock_is_far_behind_is_heard_and_its_clock_is_told() {
     stop_all([host]).await;
 }
 
-/// Bytes of memory that this process has.
+/// Resident memory of this process in bytes.
 #[cfg(target_os = "linux")]
 fn memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/statm").expect("Linux has it");
@@ -608,14 +608,14 @@ fn memory() -> u64 {
 
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
-async fn bodies_of_frames_that_no_session_waits_for_take_no_memory() {
+async fn bodies_for_unknown_sessions_take_no_memory() {
     const STREAMS: u64 = 8;
     const BODY: usize = 128 << 20;
     const SENT: u64 = 24 << 20;
-    let network = lonely_network();
-    let (host, asker, model) = host_and_asker(&network, MODEL).await;
+    let network = unique_network();
+    let (host, asker, model) = host_and_coordinator(&network, MODEL).await;
     timed(&asker, model).await;
-    let (rogue, id) = Rogue::at(&network, &host).await;
+    let (rogue, id) = Rogue::connected_to(&network, &host).await;
     let before = memory();
     let mut streams = Vec::new();
     for number in 0..STREAMS as u8 {
@@ -638,10 +638,10 @@ async fn bodies_of_frames_that_no_session_waits_for_take_no_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_is_dialled_because_a_coordinator_names_an_address() {
-    let network = lonely_network();
+async fn addresses_from_a_coordinator_are_not_dialled() {
+    let network = unique_network();
     let (host, model) = Member::host(&network, MODEL).await;
-    let (mut rogue, id) = Rogue::at(&network, &host).await;
+    let (mut rogue, id) = Rogue::connected_to(&network, &host).await;
     let target = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let ports = [&target, &closed].map(|listener| listener.local_addr().expect("bound").port());
@@ -662,9 +662,9 @@ async fn nobody_is_dialled_because_a_coordinator_names_an_address() {
         told.push((fault.kind(), fault.message().to_owned()));
     }
     assert_eq!(told[0].0, ErrorKind::PeerUnreachable, "{told:?}");
-    assert_eq!(told[0], told[1], "an open port and a closed one look alike");
+    assert_eq!(told[0], told[1], "open and closed ports yield the same error");
     assert!(!told[0].1.contains("127.0.0.1"), "{told:?}");
     let dialled = tokio::time::timeout(Duration::from_millis(100), target.accept()).await;
-    assert!(dialled.is_err(), "nobody is there");
+    assert!(dialled.is_err(), "no connection arrives");
     host.stop().await;
 }

@@ -1,10 +1,10 @@
-//! Who comes after an announcement finds its holder all the same: by the swarm's table, or by what its peers tell it.
+//! A node that joins after an announcement still finds the holder: through the DHT, or through its peers.
 
 use std::time::Duration;
 
 use swarmllm_core::base::ErrorKind;
 use swarmllm_core::node::Parts;
-use swarmllm_tests::cluster::{Carrier, Member, answer, await_plan, join, lonely_network};
+use swarmllm_tests::cluster::{Member, Transport, answer, await_plan, join, unique_network};
 use swarmllm_tests::models::TestModel;
 use swarmllm_tests::{eventually, in_time};
 
@@ -12,16 +12,16 @@ const MODEL: TestModel = TestModel::SmolLm2;
 const TEXT: &str = "The lighthouse keeper counted the ships again and found that";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_late_comer_pulls_from_and_asks_a_holder_that_announced_before_it_came() {
-    let network = lonely_network();
-    let (hub, holder) = (Member::start(&network, Carrier::Tcp).await, Member::start(&network, Carrier::Quic).await);
-    // Imported before anyone is there to hear of it, so that no gossip is under way: the hub is told by the hello.
+async fn a_late_node_finds_a_holder_announced_before_it_joined() {
+    let network = unique_network();
+    let (hub, holder) = (Member::start(&network, Transport::Tcp).await, Member::start(&network, Transport::Quic).await);
+    // Imported before any connection, so that no gossip is in flight: the hub learns it from the hello.
     let model = holder.import(&MODEL.path(), MODEL.name(), Parts::All).await;
-    join(&holder.node, &hub.node.addresses(), Carrier::Tcp).await;
+    join(&holder.node, &hub.node.addresses(), Transport::Tcp).await;
     eventually("the hub has heard of it", || hub.node.models().iter().any(|info| info.id == model)).await;
-    let late = Member::start(&network, Carrier::Tcp).await;
-    join(&late.node, &hub.node.addresses(), Carrier::Tcp).await;
-    // The hub may not have named the holder yet, nor put it into its table; or the holder is known and just being dialled.
+    let late = Member::start(&network, Transport::Tcp).await;
+    join(&late.node, &hub.node.addresses(), Transport::Tcp).await;
+    // The hub may not have reported the holder or stored it in the DHT yet; or the holder is being dialled.
     let not_yet = [ErrorKind::ModelNotFound, ErrorKind::PeerUnreachable, ErrorKind::PeerLost];
     let pulled = in_time("a pull", async {
         loop {

@@ -1,4 +1,4 @@
-//! Sampling in full and answers of a given form, with a real model over two stages.
+//! Sampling and constrained answers with a real model over two stages.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -13,7 +13,7 @@ use swarmllm_core::node::{
     GenerateRequest, Node, Preset, Prompt, TemplateInputs,
 };
 use swarmllm_core::server::{ServerConfig, serve};
-use swarmllm_tests::cluster::{Carrier, Cluster, greedy};
+use swarmllm_tests::cluster::{Cluster, Transport, greedy};
 use swarmllm_tests::in_time;
 use swarmllm_tests::models::TestModel;
 
@@ -45,7 +45,7 @@ fn guest() -> Value {
     })
 }
 
-/// Whether this is a guest as [`guest`] wants one.
+/// Whether the value matches [`guest`].
 fn is_guest(value: &Value) -> bool {
     let name = value["name"].as_str().is_some_and(|name| (1..=20).contains(&name.chars().count()));
     let age = value["age"].as_u64().is_some_and(|age| age <= 120);
@@ -56,22 +56,22 @@ fn is_guest(value: &Value) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_has_its_form_at_any_temperature_and_the_same_for_the_same_seed() {
-    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+async fn constrained_answers_are_valid_at_any_temperature_and_reproducible() {
+    let cluster = Cluster::start(MODEL, Transport::Tcp, 2).await;
     let constrained =
         |seed, constraint: &Constraint| GenerateOptions { constraint: Some(constraint.clone()), ..drawn(seed, 300) };
     let schema = Constraint::JsonSchema(guest());
     let mut texts = Vec::new();
     for seed in 0..5 {
         let done = ask(cluster.node(), cluster.model, constrained(seed, &schema)).await.expect("the swarm answers");
-        assert_eq!((done.finish, done.route.len(), done.guessed_tokens), (FinishReason::Stop, 2, 0), "{}", done.text);
+        assert_eq!((done.finish, done.route.len(), done.draft_tokens), (FinishReason::Stop, 2, 0), "{}", done.text);
         let value: Value = serde_json::from_str(&done.text).expect("the answer is JSON");
         assert!(is_guest(&value), "{value}");
         texts.push(done.text);
     }
     texts.sort();
     texts.dedup();
-    assert!(texts.len() > 1, "seeds make a difference: {texts:?}");
+    assert!(texts.len() > 1, "different seeds yield different texts: {texts:?}");
     let again = ask(cluster.node(), cluster.model, constrained(0, &schema)).await.expect("the swarm answers");
     assert!(texts.contains(&again.text));
     let forms = [
@@ -90,8 +90,8 @@ async fn an_answer_has_its_form_at_any_temperature_and_the_same_for_the_same_see
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_vocabulary_of_sentencepiece_follows_a_constraint_too() {
-    let cluster = Cluster::start(TestModel::Gemma3, Carrier::Tcp, 1).await;
+async fn constraints_work_with_sentencepiece_vocabularies() {
+    let cluster = Cluster::start(TestModel::Gemma3, Transport::Tcp, 1).await;
     let options = GenerateOptions { constraint: Some(Constraint::JsonSchema(guest())), ..drawn(1, 400) };
     let done = ask(cluster.node(), cluster.model, options).await.expect("the swarm answers");
     assert!(is_guest(&serde_json::from_str(&done.text).expect("the answer is JSON")), "{}", done.text);
@@ -99,8 +99,8 @@ async fn a_vocabulary_of_sentencepiece_follows_a_constraint_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_constraint_that_cannot_be_used_is_a_typed_error_and_the_node_goes_on() {
-    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+async fn an_unusable_constraint_is_a_typed_error() {
+    let cluster = Cluster::start(MODEL, Transport::Tcp, 2).await;
     let table = [
         (Constraint::JsonSchema(json!({"enum": []})), "Unsatisfiable"),
         (Constraint::Lark("start: start \"a\"".to_owned()), "admits no text"),
@@ -125,8 +125,8 @@ async fn a_constraint_that_cannot_be_used_is_a_typed_error_and_the_node_goes_on(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn log_probabilities_are_the_models_own_whatever_is_asked_of_the_row() {
-    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+async fn log_probabilities_ignore_constraints_and_biases() {
+    let cluster = Cluster::start(MODEL, Transport::Tcp, 2).await;
     let told = |alternatives| GenerateOptions { logprobs: Some(alternatives), ..greedy(8) };
     let few = ask(cluster.node(), cluster.model, told(5)).await.expect("the swarm answers");
     let tokens = few.logprobs.as_ref().expect("they were asked for");
@@ -140,8 +140,8 @@ async fn log_probabilities_are_the_models_own_whatever_is_asked_of_the_row() {
         let sum: f32 = token.alternatives.iter().map(|other| other.logprob.exp()).sum();
         assert!(sum > 0.0 && sum < 1.0 + 1e-4, "probabilities of some tokens sum to {sum}");
     }
-    // The same rows in full: under a constraint that admits everything, and with a bias that raises a token that is
-    // never near. What is told stays what it was.
+    // The same rows with full logits: with a constraint that admits everything, and with a bias on an unlikely token. The
+    // log-probabilities do not change.
     let anything = Constraint::Regex("(?s:.*)".to_owned());
     let full = GenerateOptions { constraint: Some(anything), ..told(5) };
     let full = ask(cluster.node(), cluster.model, full).await.expect("the swarm answers");
@@ -166,8 +166,8 @@ async fn log_probabilities_are_the_models_own_whatever_is_asked_of_the_row() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tokens_come_before_the_text_that_they_complete() {
-    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+async fn tokens_precede_the_text_they_complete() {
+    let cluster = Cluster::start(MODEL, Transport::Tcp, 2).await;
     let options = GenerateOptions { logprobs: Some(0), ..greedy(6) };
     let request = GenerateRequest { model: cluster.model.to_string(), prompt: Prompt::Text(TEXT.to_owned()), options };
     let mut generation = cluster.node().generate(request.clone()).await.expect("the swarm answers");
@@ -187,21 +187,21 @@ async fn tokens_come_before_the_text_that_they_complete() {
                 assert_eq!((done.completion_tokens, &done.text), (tokens, &text));
                 let kept =
                     done.logprobs.into_iter().flatten().flat_map(|token| token.chosen.bytes).collect::<Vec<u8>>();
-                assert_eq!(kept, bytes, "the end has them all");
+                assert_eq!(kept, bytes, "the completion has all bytes");
             }
         }
     }
     assert_eq!(tokens, 6);
     let mut passed_on = cluster.node().generate(request).await.expect("the swarm answers");
-    passed_on.forget_told();
+    passed_on.discard_logprobs();
     let done = in_time("an answer", passed_on.finish()).await.expect("the swarm answers");
-    assert_eq!((done.completion_tokens, done.logprobs), (6, None), "what was passed on is kept no longer");
+    assert_eq!((done.completion_tokens, done.logprobs), (6, None), "streamed log-probabilities are not kept");
     cluster.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bias_bans_and_forces_tokens_whatever_the_last_stage_sends() {
-    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+async fn a_bias_bans_and_forces_tokens() {
+    let cluster = Cluster::start(MODEL, Transport::Tcp, 2).await;
     let biased = |biases: &[(u32, f32)]| {
         let mut options = greedy(6);
         options.sampling.logit_bias = biases.iter().copied().collect();
@@ -217,7 +217,7 @@ async fn a_bias_bans_and_forces_tokens_whatever_the_last_stage_sends() {
     cluster.stop().await;
 }
 
-/// Asks over HTTP; gives the status and the body.
+/// Sends a request over HTTP; returns status and body.
 async fn post(address: SocketAddr, path: &'static str, body: Value) -> (u16, String) {
     let exchange = move || {
         let body = body.to_string();
@@ -244,8 +244,8 @@ fn events(body: &str) -> Vec<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_schema_that_is_silent_about_further_keys_gets_none() {
-    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+async fn a_schema_without_additional_properties_gets_none() {
+    let cluster = Cluster::start(MODEL, Transport::Tcp, 2).await;
     let mut schema = guest();
     schema.as_object_mut().expect("an object").remove("additionalProperties");
     for seed in 1..=3 {
@@ -258,8 +258,8 @@ async fn a_schema_that_is_silent_about_further_keys_gets_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn http_continues_a_plain_text_whole_and_as_a_stream() {
-    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+async fn http_completes_plain_text_with_and_without_streaming() {
+    let cluster = Cluster::start(MODEL, Transport::Tcp, 2).await;
     let config = ServerConfig { listen: vec!["127.0.0.1:0".parse().expect("an address")], ..ServerConfig::default() };
     let server = serve(cluster.node().clone(), config).expect("the server starts");
     let address = server.addresses()[0];
@@ -294,12 +294,12 @@ async fn http_continues_a_plain_text_whole_and_as_a_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_with_a_text_names_its_field_and_one_that_is_too_long_has_the_code_for_that() {
-    let cluster = Cluster::start(MODEL, Carrier::Tcp, 1).await;
+async fn http_errors_name_the_field_and_overlong_prompts_their_code() {
+    let cluster = Cluster::start(MODEL, Transport::Tcp, 1).await;
     let config = ServerConfig { listen: vec!["127.0.0.1:0".parse().expect("an address")], ..ServerConfig::default() };
     let server = serve(cluster.node().clone(), config).expect("the server starts");
     let (address, model) = (server.addresses()[0], cluster.model.to_string());
-    // The second is longer than any text that is read, and so are the many together.
+    // The second exceeds the maximum text length, as do the many together.
     let (long, huge) = ("One word more. ".repeat(3000), "One word more. ".repeat(350_000));
     let user = |content: &str| json!({"role": "user", "content": content});
     let many: Vec<Value> = (0..350).map(|_| user(&"One word more. ".repeat(1000))).collect();
@@ -341,8 +341,8 @@ async fn what_is_wrong_with_a_text_names_its_field_and_one_that_is_too_long_has_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_chat_has_the_template_that_it_brings_or_its_node_has() {
-    let cluster = Cluster::start(MODEL, Carrier::Tcp, 1).await;
+async fn a_chat_uses_the_template_of_request_or_node() {
+    let cluster = Cluster::start(MODEL, Transport::Tcp, 1).await;
     let node = cluster.node();
     let plain = ask(node, cluster.model, greedy(6)).await.expect("the swarm answers");
     let request = |template: &str| ChatRequest {
@@ -371,8 +371,8 @@ async fn a_chat_has_the_template_that_it_brings_or_its_node_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn http_gives_several_choices_with_their_indices_forms_and_log_probabilities() {
-    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+async fn http_returns_several_constrained_choices_with_log_probabilities() {
+    let cluster = Cluster::start(MODEL, Transport::Tcp, 2).await;
     let config = ServerConfig { listen: vec!["127.0.0.1:0".parse().expect("an address")], ..ServerConfig::default() };
     let server = serve(cluster.node().clone(), config).expect("the server starts");
     let address = server.addresses()[0];
@@ -397,7 +397,7 @@ async fn http_gives_several_choices_with_their_indices_forms_and_log_probabiliti
         assert_eq!((&choice["index"], &choice["finish_reason"]), (&json!(index), &json!("stop")));
         assert!(is_guest(&serde_json::from_str(&text(choice)).expect("JSON")), "{choice}");
         let told = choice["logprobs"]["content"].as_array().expect("log-probabilities");
-        // One where the schema admits one token.
+        // Only one token is admitted by the schema.
         let likely = |token: &Value| token["top_logprobs"].as_array().map_or(0, Vec::len);
         assert!(told.iter().all(|token| (1..=2).contains(&likely(token))));
         let said: String = told.iter().map(|token| token["token"].as_str().expect("text")).collect();
@@ -418,7 +418,7 @@ async fn http_gives_several_choices_with_their_indices_forms_and_log_probabiliti
         streamed[index].push_str(choice["delta"]["content"].as_str().unwrap_or_default());
         told += choice["logprobs"]["content"].as_array().map_or(0, Vec::len) as u64;
     }
-    assert_eq!(streamed, texts, "the seeds are the same, so are the answers");
+    assert_eq!(streamed, texts, "equal seeds yield equal answers");
     assert_eq!(told, tokens);
     assert_eq!(events.last().map(|last| &last["usage"]["completion_tokens"]), Some(&json!(tokens)));
     assert!(body.trim_end().ends_with("data: [DONE]") || body.contains("data: [DONE]"));
@@ -427,14 +427,14 @@ async fn http_gives_several_choices_with_their_indices_forms_and_log_probabiliti
     let (status, body) = ask(refused).await;
     assert_eq!(status, 400, "{body}");
     let (status, _) = ask(json!({"response_format": {"type": "json_object"}, "n": 1, "max_tokens": 2})).await;
-    assert_eq!(status, 200, "the server goes on");
+    assert_eq!(status, 200, "the server continues");
     server.shutdown(Duration::from_secs(5)).await;
     cluster.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn http_gives_embeddings_as_openais_clients_read_them() {
-    let cluster = Cluster::start(MODEL, Carrier::Tcp, 2).await;
+async fn http_embeddings_match_the_openai_format() {
+    let cluster = Cluster::start(MODEL, Transport::Tcp, 2).await;
     let config = ServerConfig { listen: vec!["127.0.0.1:0".parse().expect("an address")], ..ServerConfig::default() };
     let server = serve(cluster.node().clone(), config).expect("the server starts");
     let ask = |more: Value| {
@@ -453,7 +453,7 @@ async fn http_gives_embeddings_as_openais_clients_read_them() {
     let (status, body) = ask(json!({"encoding_format": "base64", "pooling": "last", "input": "One."})).await;
     let list: Value = serde_json::from_str(&body).expect("the body is JSON");
     let text = list["data"][0]["embedding"].as_str().expect("base64");
-    // 576 floats of 4 bytes in groups of 3 bytes to 4 characters.
+    // 576 floats of 4 bytes; base64 encodes 3 bytes as 4 characters.
     assert_eq!((status, text.len()), (200, 576 * 4 / 3 * 4));
     for (more, status, field) in [
         (json!({"dimensions": 64}), 400, "dimensions"),

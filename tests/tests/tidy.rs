@@ -1,19 +1,18 @@
-//! Keeps the house in order: who imports whom, how long things may grow, where `unsafe` and `unwrap` may stand.
+//! Source checks: imports between modules, lengths of functions and files, places of `unsafe` and `unwrap`.
 //!
-//! Reads sources as text and knows just enough of Rust for that: comments, literals, braces. Plain `std`, so that it can
-//! be the first test that runs.
+//! Reads sources as text with a minimal lexer for comments, literals and braces. Uses `std` only, so that it can run first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-#[path = "tidy/circles.rs"]
-mod circles;
+#[path = "tidy/cycles.rs"]
+mod cycles;
 
-/// Each room of `swarmllm-core` with the rooms that it may import. A room stands behind all that it may import, so that
-/// keeping to the table excludes circles.
-const TABLE: &[(&str, &[&str])] = &[
+/// Each module of `swarmllm-core` with the modules that it may import. A module comes after all modules that it may import,
+/// so the table excludes cycles.
+const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
     ("base", &[]),
     ("identity", &["base"]),
     ("wire", &["base", "identity"]),
@@ -27,30 +26,30 @@ const TABLE: &[(&str, &[&str])] = &[
     ("node", &["base", "identity", "wire", "rt", "store", "ledger", "model", "engine", "net", "pipeline"]),
     ("server", &["base", "node"]),
 ];
-/// Packages whose sources are read.
+/// Packages whose sources are checked.
 const PACKAGES: &[&str] = &["swarmllm-core", "swarmllm-ffi", "swarmllm-py", "swarmllm-cli", "tests", "examples"];
-/// Where `unsafe` may stand.
-const UNSAFE: &[&str] = &["swarmllm-ffi/src/", "swarmllm-core/src/engine/llama_cpp/"];
-/// Where `unwrap` and its kin may stand freely.
-const FREE_TO_PANIC: &[&str] = &["tests/", "examples/"];
-/// Code lines of the longest function.
+/// Paths where `unsafe` is allowed.
+const UNSAFE_ALLOWED: &[&str] = &["swarmllm-ffi/src/", "swarmllm-core/src/engine/llama_cpp/"];
+/// Paths where `unwrap` and similar calls are allowed.
+const PANIC_ALLOWED: &[&str] = &["tests/", "examples/"];
+/// Maximum code lines of a function.
 const FUNCTION_LINES: usize = 70;
-/// Code lines of the longest file.
+/// Maximum code lines of a file.
 const FILE_LINES: usize = 600;
-/// Lines of the front door, comments included.
-const FRONT_DOOR_LINES: usize = 150;
-/// Words of the shortest `expect` message that counts as a reason.
+/// Maximum lines of the core's `lib.rs`, comments included.
+const LIB_LINES: usize = 150;
+/// Minimum words of an `expect` message that counts as a reason.
 const REASON_WORDS: usize = 3;
-/// Lines that may lie between a `SAFETY` comment and its `unsafe`, for a statement that takes several.
+/// Maximum lines between a `SAFETY` comment and its `unsafe`, for a statement over several lines.
 const SAFETY_REACH: usize = 3;
 
-/// A source file, as it is and with comments and the contents of literals blanked out.
+/// A source file: its text, and its code with comments and literal contents blanked out.
 struct Source {
-    /// From the repository's root, with forward slashes.
+    /// Path from the repository's root, with forward slashes.
     path: String,
     text: String,
     code: String,
-    /// Per line, whether it is in test code.
+    /// Per line, whether it is test code.
     test: Vec<bool>,
 }
 
@@ -85,7 +84,7 @@ fn line_of(code: &str, offset: usize) -> usize {
     code[..offset].matches('\n').count()
 }
 
-/// Replaces comments and the contents of string and character literals by spaces; offsets and lines stay.
+/// Replaces comments and the contents of string and character literals with spaces; offsets and lines are preserved.
 fn blank(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = bytes.to_vec();
@@ -174,7 +173,7 @@ fn character(rest: &str) -> usize {
     }
 }
 
-/// The offset behind the brace that closes the one at `open`.
+/// The offset of the brace that closes the brace at `open`.
 fn closing(code: &str, open: usize) -> usize {
     let mut depth = 0;
     for (at, byte) in code.bytes().enumerate().skip(open) {
@@ -188,7 +187,7 @@ fn closing(code: &str, open: usize) -> usize {
     code.len()
 }
 
-/// Words and marks of code with their offsets; `::` is one mark.
+/// The tokens of code with their offsets; `::` is one token.
 fn tokens(code: &str) -> Vec<(usize, &str)> {
     let mut found = Vec::new();
     let mut at = 0;
@@ -226,7 +225,7 @@ fn test_regions(code: &str) -> Vec<(usize, usize)> {
     regions
 }
 
-/// The rooms that a file of the core names by `crate::`, `super::` or a group, with the line of each.
+/// The modules that a file of the core imports by `crate::`, `super::` or a group, with the line of each.
 fn imports(source: &Source) -> Vec<(String, usize)> {
     let Some(inside) = source.path.strip_prefix("swarmllm-core/src/") else { return Vec::new() };
     let mut module: Vec<&str> = inside.trim_end_matches(".rs").split('/').collect();
@@ -255,10 +254,10 @@ fn imports(source: &Source) -> Vec<(String, usize)> {
         }
         at += 1;
     }
-    found.into_iter().map(|(room, offset)| (room, line_of(&source.code, offset))).collect()
+    found.into_iter().map(|(module, offset)| (module, line_of(&source.code, offset))).collect()
 }
 
-/// The first segments behind a `::` at `at`: one name, or those of a group.
+/// The first path segments after a `::` at `at`: one name, or those of a group.
 fn collect_roots(tokens: &[(usize, &str)], at: usize, found: &mut Vec<(String, usize)>) {
     if tokens.get(at).is_none_or(|token| token.1 != "::") {
         return;
@@ -284,15 +283,16 @@ fn collect_roots(tokens: &[(usize, &str)], at: usize, found: &mut Vec<(String, u
 }
 
 fn forbidden_imports(source: &Source) -> Vec<String> {
-    let room = source.path.trim_start_matches("swarmllm-core/src/").split('/').next().unwrap_or_default();
-    let Some((_, allowed)) = TABLE.iter().find(|(name, _)| room == *name || room == format!("{name}.rs")) else {
+    let module = source.path.trim_start_matches("swarmllm-core/src/").split('/').next().unwrap_or_default();
+    let Some((_, allowed)) = ALLOWED_IMPORTS.iter().find(|(name, _)| module == *name || module == format!("{name}.rs"))
+    else {
         return Vec::new();
     };
-    let known = |name: &str| TABLE.iter().any(|(room, _)| *room == name);
+    let known = |name: &str| ALLOWED_IMPORTS.iter().any(|(module, _)| *module == name);
     imports(source)
         .into_iter()
-        .filter(|(name, _)| name != room && known(name) && !allowed.contains(&name.as_str()))
-        .map(|(name, line)| format!("{}: `{room}` may not import `{name}`", source.at(line)))
+        .filter(|(name, _)| name != module && known(name) && !allowed.contains(&name.as_str()))
+        .map(|(name, line)| format!("{}: `{module}` may not import `{name}`", source.at(line)))
         .collect()
 }
 
@@ -301,7 +301,7 @@ fn code_lines(code: &str) -> usize {
     code.lines().filter(|line| !line.trim().is_empty()).count()
 }
 
-/// A function's place, name and code lines.
+/// Line, name and code lines of each function.
 fn functions(source: &Source) -> Vec<(usize, String, usize)> {
     let (tokens, mut found) = (tokens(&source.code), Vec::new());
     for (index, (offset, token)) in tokens.iter().enumerate() {
@@ -315,7 +315,7 @@ fn functions(source: &Source) -> Vec<(usize, String, usize)> {
     found
 }
 
-fn long_things(source: &Source) -> Vec<String> {
+fn length_violations(source: &Source) -> Vec<String> {
     let mut found = Vec::new();
     let all = code_lines(&source.code);
     if all > FILE_LINES {
@@ -332,7 +332,7 @@ fn is_name(token: &str) -> bool {
     token.starts_with(|c: char| c.is_alphabetic() || c == '_')
 }
 
-/// The offset of the brace that opens a function's body; none for a declaration.
+/// The offset of the opening brace of a function's body; `None` for a declaration.
 fn function_body(tokens: &[(usize, &str)]) -> Option<usize> {
     let mut depth = 0;
     for &(offset, token) in tokens {
@@ -347,13 +347,13 @@ fn function_body(tokens: &[(usize, &str)]) -> Option<usize> {
     None
 }
 
-fn unsafe_things(source: &Source) -> Vec<String> {
+fn unsafe_violations(source: &Source) -> Vec<String> {
     let mut found = Vec::new();
     let tokens = tokens(&source.code);
     for (index, (offset, _)) in tokens.iter().enumerate().filter(|(_, (_, token))| *token == "unsafe") {
         let line = line_of(&source.code, *offset);
-        if !UNSAFE.iter().any(|place| source.path.starts_with(place)) {
-            found.push(format!("{}: `unsafe` stands only in {}", source.at(line), UNSAFE.join(" and ")));
+        if !UNSAFE_ALLOWED.iter().any(|place| source.path.starts_with(place)) {
+            found.push(format!("{}: `unsafe` is allowed only in {}", source.at(line), UNSAFE_ALLOWED.join(" and ")));
             continue;
         }
         let is_block = tokens.get(index + 1).is_some_and(|(_, next)| matches!(*next, "{" | "impl"));
@@ -384,10 +384,10 @@ fn has_safety(source: &Source, line: usize) -> bool {
     false
 }
 
-/// Outside tests: no `unwrap()`, no `panic!`, no unfinished body; `expect` says in a literal of some words, or in a
-/// `// reason:` comment on its line or the one above, why it cannot happen.
+/// Outside tests: no `unwrap()`, no `panic!`, no `todo!`. `expect` needs a reason, as a message of some words or a
+/// `// reason:` comment on its line or the line above.
 fn panics(source: &Source) -> Vec<String> {
-    if FREE_TO_PANIC.iter().any(|place| source.path.starts_with(place)) {
+    if PANIC_ALLOWED.iter().any(|place| source.path.starts_with(place)) {
         return Vec::new();
     }
     let mut found = Vec::new();
@@ -398,7 +398,7 @@ fn panics(source: &Source) -> Vec<String> {
             }
         }
         if code.contains(".expect(") && !has_reason(source, line) {
-            found.push(format!("{}: `expect` without a reason why it cannot happen", source.at(line)));
+            found.push(format!("{}: `expect` without a reason", source.at(line)));
         }
     }
     found
@@ -429,7 +429,7 @@ fn root() -> PathBuf {
     here.parent().expect("the package lies in the workspace").to_owned()
 }
 
-/// Files below `dir` that `want` accepts, hidden directories and build outputs left out.
+/// Files below `dir` that `want` accepts, without hidden directories and build outputs.
 fn walk(dir: &Path, want: &dyn Fn(&Path) -> bool, found: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(dir) else { return };
     for entry in entries.flatten() {
@@ -461,7 +461,7 @@ fn sources() -> Vec<Source> {
     sources
 }
 
-/// Files that their parent declares as `#[cfg(test)] mod name;` are test code.
+/// Marks files as test code that their parent declares as `#[cfg(test)] mod name;`.
 fn mark_test_modules(sources: &mut [Source]) {
     let mut test_files = BTreeSet::new();
     for source in &*sources {
@@ -495,50 +495,55 @@ fn check(rule: impl Fn(&Source) -> Vec<String>) {
 }
 
 #[test]
-fn rooms_import_only_what_the_table_allows() {
+fn modules_import_only_what_the_table_allows() {
     check(forbidden_imports);
 }
 
 #[test]
-fn the_table_names_every_room_and_goes_down_only() {
-    for (index, (room, allowed)) in TABLE.iter().enumerate() {
+fn the_table_lists_every_module_in_dependency_order() {
+    for (index, (module, allowed)) in ALLOWED_IMPORTS.iter().enumerate() {
         for name in *allowed {
-            let floor = TABLE.iter().position(|(below, _)| below == name);
-            assert!(floor.is_some_and(|floor| floor < index), "`{room}` may import `{name}`, which is not below it");
+            let position = ALLOWED_IMPORTS.iter().position(|(below, _)| below == name);
+            assert!(
+                position.is_some_and(|position| position < index),
+                "`{module}` may import `{name}`, which does not come before it"
+            );
         }
     }
-    let mut rooms: Vec<String> = Vec::new();
+    let mut modules: Vec<String> = Vec::new();
     for entry in fs::read_dir(root().join("swarmllm-core/src")).expect("the core has sources").flatten() {
-        rooms.push(entry.file_name().to_string_lossy().trim_end_matches(".rs").to_owned());
+        modules.push(entry.file_name().to_string_lossy().trim_end_matches(".rs").to_owned());
     }
-    let unknown: Vec<_> =
-        rooms.iter().filter(|room| *room != "lib" && TABLE.iter().all(|(name, _)| name != room)).collect();
-    assert!(unknown.is_empty(), "rooms that are not in the table: {unknown:?}");
+    let unknown: Vec<_> = modules
+        .iter()
+        .filter(|module| *module != "lib" && ALLOWED_IMPORTS.iter().all(|(name, _)| name != module))
+        .collect();
+    assert!(unknown.is_empty(), "modules missing in the table: {unknown:?}");
 }
 
 #[test]
-fn no_rooms_import_each_other_in_a_circle() {
+fn modules_have_no_import_cycle() {
     let mut graph: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for source in sources().iter().filter(|source| source.path.starts_with("swarmllm-core/src/")) {
-        let Some((room, _)) = source.path["swarmllm-core/src/".len()..].split_once('/') else { continue };
-        let known = imports(source).into_iter().map(|(name, _)| name).filter(|name| name != room);
-        graph.entry(room.to_owned()).or_default().extend(known);
+        let Some((module, _)) = source.path["swarmllm-core/src/".len()..].split_once('/') else { continue };
+        let known = imports(source).into_iter().map(|(name, _)| name).filter(|name| name != module);
+        graph.entry(module.to_owned()).or_default().extend(known);
     }
     for start in graph.keys() {
         let (mut seen, mut open) = (BTreeSet::new(), vec![start]);
-        while let Some(next) = open.pop().and_then(|room| graph.get(room)) {
-            assert!(!next.contains(start), "`{start}` is imported by a room that it imports");
-            open.extend(next.iter().filter(|room| seen.insert((*room).clone())));
+        while let Some(next) = open.pop().and_then(|module| graph.get(module)) {
+            assert!(!next.contains(start), "import cycle: `{start}` is imported by a module that it imports");
+            open.extend(next.iter().filter(|module| seen.insert((*module).clone())));
         }
     }
 }
 
 #[test]
-fn every_file_says_what_it_is_for() {
+fn every_file_has_module_docs() {
     check(missing_docs);
 }
 
-/// What the rules hold down, for who asks with `--nocapture`.
+/// Prints statistics, visible with `--nocapture`.
 fn print_numbers() {
     let (sources, mut lengths) = (sources(), Vec::new());
     for source in &sources {
@@ -554,41 +559,41 @@ fn print_numbers() {
 
 #[test]
 fn functions_and_files_stay_short() {
-    check(long_things);
+    check(length_violations);
     print_numbers();
-    let front = fs::read_to_string(root().join("swarmllm-core/src/lib.rs")).expect("the core has a front door");
-    assert!(front.lines().count() <= FRONT_DOOR_LINES, "the front door is at most {FRONT_DOOR_LINES} lines");
+    let lib = fs::read_to_string(root().join("swarmllm-core/src/lib.rs")).expect("the core has a lib.rs");
+    assert!(lib.lines().count() <= LIB_LINES, "lib.rs has at most {LIB_LINES} lines");
 }
 
 #[test]
-fn files_and_folders_that_the_architecture_names_are_there() {
+fn paths_in_the_architecture_document_exist() {
     let text = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("there is an architecture");
     let paths: Vec<String> = sources().into_iter().map(|source| format!("/{}", source.path)).collect();
     let names_one = |name: &&str| {
-        let room = name.split_once('/').map_or("", |(room, _)| room);
-        !name.contains(' ') && (name.ends_with(".rs") || TABLE.iter().any(|(known, _)| *known == room))
+        let module = name.split_once('/').map_or("", |(module, _)| module);
+        !name.contains(' ') && (name.ends_with(".rs") || ALLOWED_IMPORTS.iter().any(|(known, _)| *known == module))
     };
     let is_there = |name: &str| {
         paths.iter().any(|path| path.ends_with(&format!("/{name}")) || path.contains(&format!("/{name}/")))
     };
     // Every second piece between backticks is code.
     let gone: Vec<&str> = text.split('`').skip(1).step_by(2).filter(names_one).filter(|name| !is_there(name)).collect();
-    assert!(gone.is_empty(), "the architecture names what is not there: {gone:?}");
+    assert!(gone.is_empty(), "the architecture document names missing paths: {gone:?}");
 }
 
 #[test]
-fn unsafe_stands_only_where_it_must_and_says_why_it_is_sound() {
-    check(unsafe_things);
+fn unsafe_is_confined_and_has_safety_comments() {
+    check(unsafe_violations);
 }
 
 #[test]
-fn nothing_panics_without_a_stated_reason() {
+fn panics_have_a_stated_reason() {
     check(panics);
 }
 
 #[test]
-fn no_file_names_a_package_registry_or_a_machine_path_or_has_marks_of_a_merge() {
-    // Spelled in halves, so that this file does not name them.
+fn no_file_has_registry_names_machine_paths_or_merge_markers() {
+    // In halves, so that this file does not contain them.
     let names = [("crates", ".io"), ("pypi", ".org"), ("pythonhosted", ".org"), ("npmjs", ".com"), ("/wo", "rk/")];
     let marks = [("<<<<", "<<< "), (">>>>", ">>> ")];
     let names: Vec<String> = names.iter().chain(&marks).map(|(left, right)| format!("{left}{right}")).collect();
@@ -607,14 +612,14 @@ fn no_file_names_a_package_registry_or_a_machine_path_or_has_marks_of_a_merge() 
     assert!(report.is_empty(), "\n{report}");
 }
 
-// The checker is checked: each rule finds what it is for, and lets what is allowed pass.
+// Tests of the checker: each rule finds violations and accepts allowed code.
 
-fn core(room: &str, text: &str) -> Source {
-    Source::new(&format!("swarmllm-core/src/{room}"), text)
+fn core(module: &str, text: &str) -> Source {
+    Source::new(&format!("swarmllm-core/src/{module}"), text)
 }
 
 #[test]
-fn a_forbidden_import_is_found_in_each_of_its_forms() {
+fn every_form_of_a_forbidden_import_is_found() {
     let forms = [
         "use crate::net::NetHandle;",
         "use crate::{base::NodeId, net::NetHandle};",
@@ -656,15 +661,15 @@ fn literals_and_comments_are_not_code() {
 fn a_long_function_is_found() {
     let long = format!("fn f() {{\n{}}}\n", "    g();\n".repeat(FUNCTION_LINES + 1));
     let short = format!("fn f() {{\n{}\n// not code\n}}\n", "    g();\n".repeat(FUNCTION_LINES));
-    assert_eq!(long_things(&core("base/id.rs", &long)).len(), 1);
-    assert_eq!(long_things(&core("base/id.rs", &short)).len(), 0);
+    assert_eq!(length_violations(&core("base/id.rs", &long)).len(), 1);
+    assert_eq!(length_violations(&core("base/id.rs", &short)).len(), 0);
 }
 
 #[test]
 fn an_unexplained_unsafe_or_unwrap_is_found() {
-    assert_eq!(unsafe_things(&core("base/id.rs", "// SAFETY: no.\nunsafe { g() }")).len(), 1);
-    assert_eq!(unsafe_things(&core("engine/llama_cpp/sys.rs", "unsafe { g() }")).len(), 1);
-    assert_eq!(unsafe_things(&core("engine/llama_cpp/sys.rs", "// SAFETY: g is fine.\nunsafe { g() }")).len(), 0);
+    assert_eq!(unsafe_violations(&core("base/id.rs", "// SAFETY: no.\nunsafe { g() }")).len(), 1);
+    assert_eq!(unsafe_violations(&core("engine/llama_cpp/sys.rs", "unsafe { g() }")).len(), 1);
+    assert_eq!(unsafe_violations(&core("engine/llama_cpp/sys.rs", "// SAFETY: g is fine.\nunsafe { g() }")).len(), 0);
     for bad in ["x.unwrap();", "x.expect(\"\");", "x.expect(reason);", "todo!()", "panic!(\"no\")"] {
         assert_eq!(panics(&core("base/id.rs", bad)).len(), 1, "{bad}");
     }

@@ -1,4 +1,4 @@
-//! Our tokenizers against llama.cpp's own, token for token, on real vocabularies and on made ones.
+//! The tokenizers against llama.cpp's, token for token, on real and synthetic vocabularies.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -13,7 +13,7 @@ use llama_cpp_2::{LogOptions, send_logs_to_tracing};
 use swarmllm_core::model::Fact;
 use swarmllm_core::model::tokenizer::Tokenizer;
 
-/// Texts made at random, on top of those written below.
+/// Number of random texts in addition to the fixed ones below.
 const RANDOM_TEXTS: u64 = 300;
 
 fn backend() -> &'static LlamaBackend {
@@ -29,7 +29,7 @@ fn engine(path: &Path) -> LlamaModel {
     LlamaModel::load_from_file(backend(), path, &params).expect("llama.cpp reads the vocabulary")
 }
 
-/// The file that the variable names.
+/// The file named by an environment variable.
 fn test_model(variable: &str) -> Option<PathBuf> {
     let path = std::env::var_os(variable).map(PathBuf::from);
     if path.is_none() {
@@ -38,7 +38,7 @@ fn test_model(variable: &str) -> Option<PathBuf> {
     path
 }
 
-/// Both tokenizers agree on these texts, with and without special tokens, there and back.
+/// Asserts that both tokenizers agree on these texts, with and without special tokens, in both directions.
 fn assert_equal(ours: &Tokenizer, engine: &LlamaModel, texts: &[String]) {
     let theirs = engine.vocab();
     for text in texts {
@@ -51,7 +51,7 @@ fn assert_equal(ours: &Tokenizer, engine: &LlamaModel, texts: &[String]) {
     }
 }
 
-/// The same for texts in which nothing is special.
+/// Asserts agreement for texts without special tokens.
 fn assert_equal_plain(ours: &Tokenizer, engine: &LlamaModel, texts: &[String]) {
     for text in texts {
         let expected = engine.vocab().tokenize(text.as_bytes(), false, false);
@@ -60,7 +60,7 @@ fn assert_equal_plain(ours: &Tokenizer, engine: &LlamaModel, texts: &[String]) {
     }
 }
 
-/// Both agree on what each single token is and renders as.
+/// Asserts agreement on the kind and text of every token.
 fn assert_equal_vocabularies(ours: &Tokenizer, engine: &LlamaModel) {
     let theirs = engine.vocab();
     let known = |id: LlamaToken| u32::try_from(id.0).ok();
@@ -77,7 +77,7 @@ fn assert_equal_vocabularies(ours: &Tokenizer, engine: &LlamaModel) {
     }
 }
 
-/// Both agree on the text of whole token sequences.
+/// Asserts agreement on the text of token sequences.
 fn assert_equal_texts(ours: &Tokenizer, engine: &LlamaModel, texts: &[String]) {
     for text in texts {
         let tokens = ours.encode(text, true, true).expect("it encodes");
@@ -109,12 +109,12 @@ fn gemma3_tokens_are_the_engine_s_own() {
 }
 
 #[test]
-fn a_space_in_front_and_stripping_tokens_are_as_in_the_engine() {
+fn leading_spaces_and_stripping_tokens_match_llama_cpp() {
     let Some(path) = test_model("SWARMLLM_TEST_GEMMA3") else { return };
     let mut facts = read_facts(&path);
     set(&mut facts, "tokenizer.ggml.add_space_prefix", 7, vec![1]);
     set(&mut facts, "general.name", 8, gguf_string("Phi-3 in disguise"));
-    // llama.cpp wants the tokens of that family to be there.
+    // llama.cpp requires the tokens of that family.
     let mut tokens = read_strings(&facts, "tokenizer.ggml.tokens");
     for (free, wanted) in
         ["<unused1>", "<unused2>", "<unused3>", "<unused4>"].iter().zip(["<|endoftext|>", "<s>", "</s>", "<unk>"])
@@ -132,9 +132,9 @@ fn a_space_in_front_and_stripping_tokens_are_as_in_the_engine() {
     assert_equal_texts(&ours, &engine, &corpus());
 }
 
-/// A vocabulary in which every two bytes merge shows where words were cut.
+/// A vocabulary with all byte pairs as merges exposes word boundaries.
 #[test]
-fn every_rule_cuts_words_as_the_engine_does() {
+fn every_pre_tokenizer_splits_like_llama_cpp() {
     let Some(path) = test_model("SWARMLLM_TEST_SMOLLM2") else { return };
     let mut facts = read_facts(&path);
     set_pair_vocabulary(&mut facts, |_| true);
@@ -168,7 +168,7 @@ fn every_rule_cuts_words_as_the_engine_does() {
     }
 }
 
-/// Every other name of a rule, on what tells the rules apart.
+/// All aliases of pre-tokenizers, on texts that distinguish the rules.
 const OTHER_NAMES: [&str; 46] = [
     "phi-2",
     "gigachat",
@@ -219,7 +219,7 @@ const OTHER_NAMES: [&str; 46] = [
 ];
 
 #[test]
-fn every_name_means_the_rule_that_it_means_to_the_engine() {
+fn every_pre_tokenizer_name_maps_like_llama_cpp() {
     let Some(path) = test_model("SWARMLLM_TEST_SMOLLM2") else { return };
     let mut facts = read_facts(&path);
     let shown =
@@ -256,7 +256,7 @@ fn every_name_means_the_rule_that_it_means_to_the_engine() {
 }
 
 #[test]
-fn long_texts_are_the_engine_s_own() {
+fn long_texts_match_llama_cpp() {
     for variable in ["SWARMLLM_TEST_SMOLLM2", "SWARMLLM_TEST_GEMMA3"] {
         let Some(path) = test_model(variable) else { continue };
         let (ours, engine) = (Tokenizer::from_facts(&read_facts(&path)).expect("it builds"), engine(&path));
@@ -423,7 +423,7 @@ const WRITTEN: &[&str] = &[
     "mixed \t \n whitespace \r\n here",
 ];
 
-/// Pieces that random texts are made of.
+/// Pieces of random texts.
 const PIECES: &[&str] = &[
     " ",
     "  ",
@@ -503,9 +503,9 @@ fn all_characters(step: usize) -> Vec<String> {
 
 // --- files ---
 
-/// The key-values of a GGUF that is known to be sound.
+/// The metadata of a valid GGUF.
 fn read_facts(path: &Path) -> Vec<Fact> {
-    // The header of either test model is far smaller.
+    // The headers of both test models are far smaller.
     const HEADER: u64 = 64 << 20;
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).expect("the model opens");
@@ -547,7 +547,7 @@ fn value_len(bytes: &[u8], at: usize, ty: u32) -> usize {
     }
 }
 
-/// A GGUF of these key-values and no tensor.
+/// A GGUF with these key-values and no tensors.
 fn write_facts(facts: &[Fact]) -> tempfile::NamedTempFile {
     let mut bytes = b"GGUF".to_vec();
     bytes.extend(3u32.to_le_bytes());
@@ -593,7 +593,7 @@ fn read_strings(facts: &[Fact], key: &str) -> Vec<String> {
         .collect()
 }
 
-/// Replaces the vocabulary by all bytes and all pairs of those that are `paired`.
+/// Replaces the vocabulary with all bytes and all pairs of `paired` bytes.
 fn set_pair_vocabulary(facts: &mut Vec<Fact>, paired: impl Fn(u8) -> bool) {
     let visible = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let mut hidden = 0x100..;
@@ -609,7 +609,7 @@ fn set_pair_vocabulary(facts: &mut Vec<Fact>, paired: impl Fn(u8) -> bool) {
     let pairs = || joined.iter().flat_map(|left| joined.iter().map(move |right| (*left, *right)));
     let mut tokens: Vec<String> = symbols.iter().map(char::to_string).collect();
     tokens.extend(pairs().map(|(left, right)| format!("{left}{right}")));
-    // No merge leads here: only rules that take whole words first find it.
+    // Not reachable by merges: only found by rules that look up whole words first.
     tokens.push("abcd".to_owned());
     let merges: Vec<String> = pairs().map(|(left, right)| format!("{left} {right}")).collect();
     facts.retain(|fact| fact.key != "tokenizer.ggml.token_type");

@@ -1,4 +1,4 @@
-//! `swarmllm alias` and `unalias`: what models are called here.
+//! `swarmllm alias` and `unalias`: local names of models.
 
 use std::process::ExitCode;
 
@@ -14,7 +14,7 @@ pub async fn alias(context: &Context, args: &AliasArgs) -> Result<ExitCode, Fail
         false => node.add_alias(&args.model, &args.alias).await,
     };
     close(node).await;
-    models::tell(context, &[named?]).map(|()| ExitCode::SUCCESS)
+    models::show(context, &[named?]).map(|()| ExitCode::SUCCESS)
 }
 
 pub async fn unalias(context: &Context, alias: &str) -> Result<ExitCode, Failure> {

@@ -1,4 +1,4 @@
-//! `swarmllm balances`: who owes whom.
+//! `swarmllm balances`: the balance with each peer.
 
 use std::process::ExitCode;
 
@@ -12,16 +12,16 @@ pub async fn balances(context: &Context) -> Result<ExitCode, Failure> {
     let node = context.offline().await?;
     let balances = node.balances();
     close(node).await;
-    tell(context, &balances)?;
+    show(context, &balances)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn tell(context: &Context, balances: &[Balance]) -> Result<(), Failure> {
+fn show(context: &Context, balances: &[Balance]) -> Result<(), Failure> {
     if context.json {
         return print::json(&balances);
     }
     if balances.is_empty() {
-        print::note("no peer has computed for this node, nor it for one");
+        print::note("no peer has computed for this node, and this node for no peer");
         return Ok(());
     }
     let rows: Vec<[String; 4]> = balances.iter().map(row).collect();

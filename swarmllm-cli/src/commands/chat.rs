@@ -1,4 +1,4 @@
-//! `swarmllm chat`: asks a model from a node of its own.
+//! `swarmllm chat`: asks a model through a node of its own.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -16,28 +16,28 @@ use swarmllm_core::node::{
 
 use crate::INTERRUPTED;
 use crate::args::ChatArgs;
-use crate::context::{Context, close, patiently, suggest};
+use crate::context::{Context, close, retry, suggest};
 use crate::failure::Failure;
-use crate::signals::Stop;
+use crate::signals::StopSignal;
 use crate::{input, print};
 
-/// Longest file with a schema, in bytes: the core takes no larger ones.
+/// Maximum size of a schema file, in bytes, the limit of the core.
 const MAX_SCHEMA: u64 = 1 << 20;
-/// Longest file with tools or documents, in bytes: as much as the core takes of a conversation.
+/// Maximum size of a file with tools or documents, in bytes, the core's limit of a conversation.
 const MAX_INPUTS: u64 = 4 << 20;
 
 pub async fn chat(context: &Context, args: ChatArgs) -> Result<ExitCode, Failure> {
     let (options, inputs) = (options(&args)?, inputs(&args)?);
-    let mut stop = Stop::listen()?;
+    let mut stop = StopSignal::listen()?;
     let node = tokio::select! {
-        node = context.guest(&args.meet.peer) => node?,
-        () = stop.told() => return Ok(ExitCode::from(INTERRUPTED)),
+        node = context.client(&args.meet.peer) => node?,
+        () = stop.received() => return Ok(ExitCode::from(INTERRUPTED)),
     };
     let messages = args.system.map(|text| message("system", text)).into_iter().collect();
     let (json, raw, model) = (context.json, args.raw, args.model);
-    let mut talk = Talk { json, raw, node: node.clone(), stop, model, options, inputs, messages };
-    let ended = talk.run(context.patience(&args.meet), args.message).await;
-    drop(talk);
+    let mut conversation = Conversation { json, raw, node: node.clone(), stop, model, options, inputs, messages };
+    let ended = conversation.run(context.patience(&args.meet), args.message).await;
+    drop(conversation);
     close(node).await;
     ended
 }
@@ -53,12 +53,12 @@ fn options(args: &ChatArgs) -> Result<GenerateOptions, Failure> {
     };
     let (max_tokens, stop, exact) = (args.max_tokens, args.stop.clone(), args.exact);
     let constraint = args.json_schema.as_deref().map(schema).transpose()?;
-    let (draft, stand_by, wire) = (args.draft.clone(), args.stand_by, args.wire.unwrap_or_default());
+    let (draft, standby, wire) = (args.draft.clone(), args.standby, args.wire.unwrap_or_default());
     let default = GenerateOptions::default();
-    Ok(GenerateOptions { max_tokens, sampling, stop, exact, draft, stand_by, wire, constraint, ..default })
+    Ok(GenerateOptions { max_tokens, sampling, stop, exact, draft, standby, wire, constraint, ..default })
 }
 
-/// What the chat template is given.
+/// Inputs of the chat template.
 fn inputs(args: &ChatArgs) -> Result<TemplateInputs, Failure> {
     let list = |path: &Option<PathBuf>| path.as_deref().map(|path| json(path, MAX_INPUTS)).transpose();
     let (tools, documents) = (list(&args.tools)?.unwrap_or_default(), list(&args.documents)?.unwrap_or_default());
@@ -73,11 +73,11 @@ fn schema(path: &Path) -> Result<Constraint, Failure> {
     json(path, MAX_SCHEMA).map(Constraint::JsonSchema)
 }
 
-/// Reads a file of JSON.
-fn json<T: DeserializeOwned>(path: &Path, most: u64) -> Result<T, Failure> {
-    let unread =
+/// Reads a JSON file of at most `max` bytes.
+fn json<T: DeserializeOwned>(path: &Path, max: u64) -> Result<T, Failure> {
+    let invalid =
         |error: JsonError| Failure::new(ErrorKind::InvalidArgument, error.sentence(&path.display().to_string()));
-    json::parse(input::file(path, most)?.as_bytes()).map_err(unread)
+    json::parse(input::file(path, max)?.as_bytes()).map_err(invalid)
 }
 
 fn message(role: &str, content: String) -> ChatMessage {
@@ -85,27 +85,27 @@ fn message(role: &str, content: String) -> ChatMessage {
 }
 
 /// A conversation.
-struct Talk {
+struct Conversation {
     json: bool,
-    /// Each question is a text to be continued, and has nothing to do with the others.
+    /// Each question is a text to continue, independent of the others.
     raw: bool,
     node: Node,
-    stop: Stop,
+    stop: StopSignal,
     model: String,
     options: GenerateOptions,
     inputs: TemplateInputs,
     messages: Vec<ChatMessage>,
 }
 
-impl Talk {
-    /// Waits until the model can answer, then asks once or in turns.
+impl Conversation {
+    /// Waits until the model can answer, then asks once or for each line of stdin.
     async fn run(&mut self, patience: Duration, text: Option<String>) -> Result<ExitCode, Failure> {
         let (node, model) = (&self.node, &self.model);
         suggest(node, model);
-        let planned = patiently(patience, async || node.plan(model).await.map_err(Failure::from));
+        let planned = retry(patience, async || node.plan(model).await.map_err(Failure::from));
         tokio::select! {
             planned = planned => drop(planned?),
-            () = self.stop.told() => return Ok(ExitCode::from(INTERRUPTED)),
+            () = self.stop.received() => return Ok(ExitCode::from(INTERRUPTED)),
         }
         match text {
             Some(text) => self.once(text).await,
@@ -121,7 +121,7 @@ impl Talk {
         }
     }
 
-    /// Every line is a question, until stdin ends. At a terminal a failed question does not end the talk.
+    /// Asks each line of stdin. At a terminal, a failed question does not end the conversation.
     async fn in_turns(&mut self) -> Result<ExitCode, Failure> {
         let at_terminal = std::io::stdin().is_terminal();
         let mut lines = input::lines();
@@ -131,7 +131,7 @@ impl Talk {
             }
             let line = tokio::select! {
                 line = lines.recv() => line,
-                () = self.stop.told() => return Ok(ExitCode::from(INTERRUPTED)),
+                () = self.stop.received() => return Ok(ExitCode::from(INTERRUPTED)),
             };
             let Some(line) = line else { return Ok(ExitCode::SUCCESS) };
             let line = line.map_err(|cause| Failure::io("standard input", &cause))?;
@@ -148,7 +148,7 @@ impl Talk {
         }
     }
 
-    /// Asks, shows the answer as it comes, and keeps both. A question that fails is not kept.
+    /// Asks, prints the answer as it comes, and keeps question and answer. A failed question is not kept.
     async fn ask(&mut self, text: String) -> Result<Completion, Failure> {
         if self.raw {
             return self.answer(Some(text)).await;
@@ -163,7 +163,7 @@ impl Talk {
         answered
     }
 
-    /// Begins the answer to the conversation, or the continuation of a text.
+    /// Starts the answer to the conversation, or the continuation of a text.
     async fn begin(node: &Node, request: ChatRequest, text: Option<String>) -> Result<Generation, GenerateError> {
         match text {
             None => node.chat(request).await,
@@ -184,30 +184,30 @@ impl Talk {
         };
         let mut generation = tokio::select! {
             generation = Self::begin(&self.node, request, text) => generation?,
-            () = self.stop.told() => return Err(cancelled()),
+            () = self.stop.received() => return Err(cancelled()),
         };
         match self.show(&mut generation).await? {
             Ok(done) => {
-                self.tell(&done)?;
+                self.print_report(&done)?;
                 Ok(done)
             }
             Err(error) => {
                 if let GenerateError::Interrupted { partial, .. } = &error {
-                    self.tell(partial)?;
+                    self.print_report(partial)?;
                 }
                 Err(error.into())
             }
         }
     }
 
-    /// Streams the text. Being told to stop cancels the answer, and what is left of it still comes; once more ends.
+    /// Prints the text as it comes. A first signal cancels the answer and prints its rest; a second ends at once.
     async fn show(&mut self, generation: &mut Generation) -> Result<Result<Completion, GenerateError>, Failure> {
-        let mut told = false;
+        let mut cancelled_before = false;
         loop {
             let next = tokio::select! {
                 next = generation.next() => next,
-                () = self.stop.told() => {
-                    if std::mem::replace(&mut told, true) {
+                () = self.stop.received() => {
+                    if std::mem::replace(&mut cancelled_before, true) {
                         return Err(cancelled());
                     }
                     generation.cancel();
@@ -219,13 +219,13 @@ impl Talk {
                 Some(Ok(Delta::Text(_) | Delta::Token(_))) => {}
                 Some(Ok(Delta::Done(done))) => return Ok(Ok(*done)),
                 Some(Err(error)) => return Ok(Err(error)),
-                None => return Err(Failure::new(ErrorKind::Internal, "the answer ended without a reason")),
+                None => return Err(Failure::new(ErrorKind::Internal, "the answer ended without a completion")),
             }
         }
     }
 
-    /// Ends the answer's line and says who computed it and how long it took.
-    fn tell(&self, done: &Completion) -> Result<(), Failure> {
+    /// Ends the answer's line and prints its stages and timings.
+    fn print_report(&self, done: &Completion) -> Result<(), Failure> {
         if self.json {
             return print::json(done);
         }
@@ -240,7 +240,7 @@ fn cancelled() -> Failure {
 }
 
 fn report(done: &Completion) -> String {
-    let head = ["stage", "node | stand-by", "layers", "engine", "load ms", "prefill ms", "decode ms/token"];
+    let head = ["stage", "node | standby", "layers", "engine", "load ms", "prefill ms", "decode ms/token"];
     let rows: Vec<[String; 7]> = (1..)
         .zip(&done.route)
         .map(|(number, stage)| {
@@ -249,7 +249,7 @@ fn report(done: &Completion) -> String {
                 format!(
                     "{}{}",
                     stage.node.short(),
-                    stage.stand_by.map_or_else(String::new, |by| format!(" | {}", by.short()))
+                    stage.standby.map_or_else(String::new, |by| format!(" | {}", by.short()))
                 ),
                 format!("{}{}", stage.layers, if stage.head { "+head" } else { "" }),
                 stage.engine.clone(),
@@ -261,12 +261,12 @@ fn report(done: &Completion) -> String {
         .collect();
     let timings = &done.timings;
     let sums = format!(
-        "{} ({} cached) + {} tokens ({} of {} guesses right), first after {:.0} ms, {:.1} tok/s ({:.1} planned), {:.0} ms in all, ended by {}",
+        "{} ({} cached) + {} tokens ({} of {} draft tokens accepted), first after {:.0} ms, {:.1} tok/s ({:.1} planned), {:.0} ms in total, ended by {}",
         done.prompt_tokens,
         done.cached_tokens,
         done.completion_tokens,
-        done.right_guesses,
-        done.guessed_tokens,
+        done.accepted_tokens,
+        done.draft_tokens,
         timings.first_token_ms,
         timings.decode_tokens_per_second,
         if timings.predicted_token_ms > 0.0 { 1e3 / timings.predicted_token_ms } else { 0.0 },
@@ -274,7 +274,7 @@ fn report(done: &Completion) -> String {
         match done.finish {
             FinishReason::Stop => "the model",
             FinishReason::Length => "the token limit",
-            FinishReason::Cancelled => "being cancelled",
+            FinishReason::Cancelled => "cancellation",
         }
     );
     format!("\n{}\n{sums}", print::table(head, &rows))
@@ -288,10 +288,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_report_names_every_stage_with_its_times() {
+    fn the_report_lists_every_stage_with_its_timings() {
         let stage = |byte, start, end, head| RouteStage {
             node: NodeId([byte; 32]),
-            stand_by: (byte == 0xbb).then_some(NodeId([0xcc; 32])),
+            standby: (byte == 0xbb).then_some(NodeId([0xcc; 32])),
             epoch: 0,
             layers: LayerRange::new(start, end),
             head,
@@ -307,8 +307,8 @@ mod tests {
             finish: FinishReason::Length,
             prompt_tokens: 3,
             cached_tokens: 2,
-            guessed_tokens: 5,
-            right_guesses: 4,
+            draft_tokens: 5,
+            accepted_tokens: 4,
             completion_tokens: 9,
             route: vec![stage(0xaa, 0, 15, false), stage(0xbb, 15, 30, true)],
             timings: Timings {

@@ -1,4 +1,4 @@
-//! `swarmllm doctor`: what would keep this machine from taking part.
+//! `swarmllm doctor`: checks whether this machine can take part.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
@@ -13,11 +13,11 @@ use crate::context::{Context, close};
 use crate::failure::Failure;
 use crate::print;
 
-/// Free memory under which only tiny models run.
-const LITTLE_MEMORY: u64 = 2 << 30;
-/// Free disk space under which models hardly fit.
-const LITTLE_DISK: u64 = 5 << 30;
-/// 2026-01-01, before this was written: an earlier clock is wrong.
+/// Free memory below which only tiny models run.
+const LOW_MEMORY: u64 = 2 << 30;
+/// Free disk space below which few models fit.
+const LOW_DISK: u64 = 5 << 30;
+/// 2026-01-01, before this version: an earlier clock is wrong.
 const EARLIEST: Duration = Duration::from_secs(1_767_225_600);
 /// 2100-01-01.
 const LATEST: Duration = Duration::from_secs(4_102_444_800);
@@ -35,7 +35,7 @@ struct Check {
     check: &'static str,
     verdict: Verdict,
     found: String,
-    /// What to do about it.
+    /// Advice.
     #[serde(skip_serializing_if = "Option::is_none")]
     advice: Option<&'static str>,
 }
@@ -80,7 +80,7 @@ fn shown(checks: &[Check]) -> String {
     checks.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// Starts a node without network: nothing tells better whether the data directory and the engines are in order.
+/// Starts a node without network, which checks the data directory and the engines.
 async fn node(context: &Context) -> Vec<Check> {
     let place = context.data_dir.display();
     match context.offline().await {
@@ -91,7 +91,7 @@ async fn node(context: &Context) -> Vec<Check> {
             vec![place, engines(&status), accelerators(&status)]
         }
         Err(failure) if failure.kind == ErrorKind::DataDirBusy => {
-            let advice = "fine if that is your node; otherwise stop it, or name another directory with --data-dir";
+            let advice = "fine if that is your node; otherwise stop it, or choose another directory with --data-dir";
             vec![Check::warn("data directory", format!("{place} is in use by a running node"), advice)]
         }
         Err(failure) => {
@@ -102,25 +102,25 @@ async fn node(context: &Context) -> Vec<Check> {
 
 fn data_dir_advice(kind: ErrorKind) -> &'static str {
     match kind {
-        ErrorKind::DiskFull => "make room on its disk; what it holds is kept",
+        ErrorKind::DiskFull => "free space on its disk; its content is intact",
         ErrorKind::StoreDamaged => {
-            "keep it, it holds the accounts with other nodes; put it back from a copy, or use the build that wrote it"
+            "do not delete it: it holds the ledger with other nodes; restore a copy, or use the build that wrote it"
         }
-        _ => "make it writable, or name another directory with --data-dir",
+        _ => "make it writable, or choose another directory with --data-dir",
     }
 }
 
 fn engines(status: &NodeStatus) -> Check {
     match status.engines.is_empty() {
         false => Check::ok("engines", format!("{}, {} threads", status.engines.join(", "), status.threads)),
-        true => Check::fail("engines", "none is built in", "build with the feature llama-cpp or candle"),
+        true => Check::fail("engines", "none in this build", "build with the feature llama-cpp or candle"),
     }
 }
 
 fn accelerators(status: &NodeStatus) -> Check {
     match status.accelerators.is_empty() {
         false => Check::ok("accelerators", status.accelerators.join(", ")),
-        true => Check::ok("accelerators", "none that this build can use; it may be built with cuda, metal or vulkan"),
+        true => Check::ok("accelerators", "none for this build; features are cuda, metal and vulkan"),
     }
 }
 
@@ -129,11 +129,11 @@ fn cpu() -> Check {
     let kernels = swarmllm_core::engine::llama_cpp::kernels();
     let text = format!("{} {}; llama.cpp's kernels: {}", std::env::consts::ARCH, found.join(" "), kernels.level);
     match (found.is_empty(), kernels.missing) {
-        (true, _) => Check::warn("processor", text, "no vector instructions are known here; expect slow answers"),
+        (true, _) => Check::warn("processor", text, "no known vector instructions; answers will be slow"),
         (_, None) => Check::ok("processor", text),
         (_, Some(missing)) => {
-            let text = format!("{text}; it could run `{}`: {}", missing.level, missing.reason);
-            Check::warn("processor", text, "fine, but answers come slower than this processor could give them")
+            let text = format!("{text}; the processor supports `{}`: {}", missing.level, missing.reason);
+            Check::warn("processor", text, "answers are slower than this processor allows")
         }
     }
 }
@@ -171,28 +171,24 @@ fn memory() -> Check {
     system.refresh_memory();
     let (free, total) = (system.available_memory(), system.total_memory());
     let text = format!("{} free of {}", Bytes(free), Bytes(total));
-    match free >= LITTLE_MEMORY {
+    match free >= LOW_MEMORY {
         true => Check::ok("memory", text),
-        false => Check::warn("memory", text, "close other programs, or hold fewer layers here"),
+        false => Check::warn("memory", text, "close other programs, or hold fewer layers on this machine"),
     }
 }
 
-/// Free space where the data directory is, or will be.
+/// Free space on the disk of the data directory, which may not exist yet.
 fn disk(data_dir: &Path) -> Check {
     let place = data_dir.ancestors().find_map(|dir| dir.canonicalize().ok()).unwrap_or_else(|| data_dir.to_owned());
     let disks = sysinfo::Disks::new_with_refreshed_list();
     let holder = disks.iter().filter(|disk| place.starts_with(disk.mount_point()));
     let Some(disk) = holder.max_by_key(|disk| disk.mount_point().as_os_str().len()) else {
-        return Check::warn(
-            "disk",
-            format!("the disk of {} is not known", place.display()),
-            "check its free space yourself",
-        );
+        return Check::warn("disk", format!("the disk of {} is unknown", place.display()), "check its free space");
     };
     let text = format!("{} free at {}", Bytes(disk.available_space()), disk.mount_point().display());
-    match disk.available_space() >= LITTLE_DISK {
+    match disk.available_space() >= LOW_DISK {
         true => Check::ok("disk", text),
-        false => Check::warn("disk", text, "free some space, or name another disk with --data-dir"),
+        false => Check::warn("disk", text, "free some space, or choose another disk with --data-dir"),
     }
 }
 
@@ -200,7 +196,7 @@ fn disk(data_dir: &Path) -> Check {
 fn ports(context: &Context) -> Vec<Check> {
     let port = context.settings.port;
     let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-    let advice = "fine if that is your node; otherwise choose another with --port";
+    let advice = "fine if that is your node; otherwise choose another port with --port";
     let check = |what: &'static str, name: String, bound: std::io::Result<()>| match bound {
         Ok(()) => Check::ok(what, format!("{name} is free")),
         Err(cause) => Check::warn(what, format!("{name}: {cause}"), advice),
@@ -212,7 +208,7 @@ fn ports(context: &Context) -> Vec<Check> {
             let tcp = SocketAddr::new(any, tcp);
             check("P2P port", format!("TCP {tcp}"), TcpListener::bind(tcp).map(drop))
         }
-        Err(failure) => Check::fail("P2P port", failure.message, "choose another with --port"),
+        Err(failure) => Check::fail("P2P port", failure.message, "choose another port with --port"),
     });
     let quic = SocketAddr::new(any, port);
     checks.push(check("QUIC port", format!("UDP {quic}"), UdpSocket::bind(quic).map(drop)));
@@ -224,7 +220,7 @@ fn clock(now: Duration) -> Check {
     let text = format!("{} seconds since 1970", now.as_secs());
     match (EARLIEST..LATEST).contains(&now) {
         true => Check::ok("clock", text),
-        false => Check::fail("clock", text, "set the system's clock; records of other nodes depend on it"),
+        false => Check::fail("clock", text, "set the system clock; records of other nodes depend on it"),
     }
 }
 
@@ -233,14 +229,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_that_was_never_set_fails() {
+    fn an_unset_clock_fails() {
         assert_eq!(clock(Duration::ZERO).verdict, Verdict::Fail);
         assert_eq!(clock(LATEST).verdict, Verdict::Fail);
         assert_eq!(clock(EARLIEST).verdict, Verdict::Ok);
     }
 
     #[test]
-    fn whatever_is_not_ok_says_what_to_do() {
+    fn warnings_and_failures_come_with_advice() {
         let text = shown(&[Check::ok("a", "b"), Check::warn("c", "d", "e"), Check::fail("f", "g", "h")]);
         assert_eq!(text, "ok    a: b\nwarn  c: d\n      -> e\nfail  f: g\n      -> h");
     }

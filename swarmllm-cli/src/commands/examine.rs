@@ -1,4 +1,4 @@
-//! `swarmllm examine`: what of a GGUF cannot run here.
+//! `swarmllm examine`: checks what of a GGUF cannot run here.
 
 use std::process::ExitCode;
 
@@ -9,12 +9,12 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::print;
 
-/// Fails where an import would be refused. Needs no data directory, so that a node may run beside it.
+/// Fails if an import would be refused. Needs no data directory, so a node may run at the same time.
 pub async fn examine(context: &Context, args: &ExamineArgs) -> Result<ExitCode, Failure> {
     let builder = context.builder()?;
-    let options = ImportOptions { parts: args.parts(), ..ImportOptions::default() };
-    let report = match args.address() {
-        None => builder.examine(&args.source, options).await?,
+    let options = ImportOptions { parts: args.from.parts(), ..ImportOptions::default() };
+    let report = match args.from.address() {
+        None => builder.examine(&args.from.source, options).await?,
         Some(address) => builder.examine_url(context.web(address), options).await?,
     };
     match context.json {
@@ -26,8 +26,8 @@ pub async fn examine(context: &Context, args: &ExamineArgs) -> Result<ExitCode, 
 
 fn shown(report: &ImportReport) -> Vec<String> {
     let verdict = match (report.refuses(), report.warnings().is_empty()) {
-        (true, _) => "cannot run here; `swarmllm import --anyway` keeps it for others. Because:",
-        (false, false) => "can run here. But:",
+        (true, _) => "cannot run here; `swarmllm import --anyway` keeps it for other nodes. Reasons:",
+        (false, false) => "can run here. Limits:",
         (false, true) => "can run here",
     };
     let first = format!("architecture {}: {verdict}", report.architecture);
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_verdict_comes_first_and_each_reason_once() {
+    fn the_verdict_precedes_the_reasons() {
         let finding = |subject, refuses| Finding {
             subject,
             kind: ErrorKind::BadTokenizer,
@@ -54,12 +54,12 @@ mod tests {
         let refused = said(vec![finding(Subject::Tokenizer, true)]);
         assert!(
             refused.starts_with("architecture llama: cannot run here; ")
-                && refused.ends_with("Because:\n- because of this")
+                && refused.ends_with("Reasons:\n- because of this")
         );
         let mute = said(vec![finding(Subject::Template, false)]);
         assert_eq!(
             mute,
-            "architecture llama: can run here. But:\n- it completes plain text and cannot chat: because of this"
+            "architecture llama: can run here. Limits:\n- it completes plain text and cannot chat: because of this"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! `swarmllm import`: cuts a GGUF, from here or from the web, into shards.
+//! `swarmllm import`: splits a GGUF, local or on the web, into shards.
 
 use std::process::ExitCode;
 
@@ -11,21 +11,21 @@ use crate::context::{Context, close};
 use crate::failure::Failure;
 use crate::print;
 use crate::progress::Bar;
-use crate::signals::Stop;
+use crate::signals::StopSignal;
 
 pub async fn import(context: &Context, args: ImportArgs) -> Result<ExitCode, Failure> {
     let node = context.offline().await?;
     let bar = Bar::new("importing", context.json);
-    let (parts, name) = (args.parts(), args.name.clone());
-    let options = ImportOptions { name, parts, anyway: args.anyway, progress: Some(bar.mover()) };
-    let imported = match args.address() {
-        None => node.import(&args.source, options).await.map(Some),
+    let (parts, name) = (args.from.parts(), args.name.clone());
+    let options = ImportOptions { name, parts, anyway: args.anyway, progress: Some(bar.callback()) };
+    let imported = match args.from.address() {
+        None => node.import(&args.from.source, options).await.map(Some),
         Some(address) => {
-            let mut stop = Stop::listen()?;
+            let mut stop = StopSignal::listen()?;
             tokio::select! {
                 imported = node.import_url(context.web(address), options) => imported.map(Some),
-                // What came is kept: the next import of it goes on from there.
-                () = stop.told() => Ok(None),
+                // Fetched bytes are kept: the next import of the file continues from there.
+                () = stop.received() => Ok(None),
             }
         }
     };
@@ -34,7 +34,7 @@ pub async fn import(context: &Context, args: ImportArgs) -> Result<ExitCode, Fai
     match imported? {
         Some(model) => {
             model.warnings.iter().for_each(|warning| print::note(&print::clean(&format!("warning: {warning}"))));
-            models::tell(context, &[model]).map(|()| ExitCode::SUCCESS)
+            models::show(context, &[model]).map(|()| ExitCode::SUCCESS)
         }
         None => Ok(ExitCode::from(INTERRUPTED)),
     }

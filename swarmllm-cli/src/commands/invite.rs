@@ -1,4 +1,4 @@
-//! `swarmllm invite` and `swarmllm join`: how another machine enters the swarm.
+//! `swarmllm invite` and `swarmllm join`: adding another machine to the swarm.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::context::{Context, close};
 use crate::failure::Failure;
 use crate::{input, print};
 
-/// In which invites are measured.
+/// Unit of an invite's validity.
 pub const DAY: Duration = Duration::from_secs(86_400);
 
 #[derive(Serialize)]
@@ -28,9 +28,9 @@ struct Joined {
     private: bool,
 }
 
-/// Writes an invite with the addresses that `run` would have.
+/// Prints an invite with the addresses that `run` would have.
 pub async fn invite(context: &Context, days: u32) -> Result<ExitCode, Failure> {
-    let node = context.host().await?;
+    let node = context.server_node().await?;
     let invite = node.invite(DAY * days);
     close(node).await;
     let invite = invite?;
@@ -41,15 +41,19 @@ pub async fn invite(context: &Context, days: u32) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     print::line(&invite)?;
-    let whom = if read.is_private() { "whoever has it can enter the private swarm" } else { "it is to the open swarm" };
+    let kind = if read.is_private() {
+        "the holder of this invite can enter the private swarm"
+    } else {
+        "invite to the open swarm"
+    };
     print::note(&format!(
-        "{whom} `{}` for {days} days; on the other machine: swarmllm join -, and the invite",
+        "{kind} `{}` for {days} days; on the other machine: run `swarmllm join -` and paste the invite",
         read.network
     ));
     Ok(ExitCode::SUCCESS)
 }
 
-/// Enters the swarm of an invite, which may be yet to be read.
+/// Joins the swarm of an invite; `-` reads it from stdin.
 pub async fn join(context: &Context, invite: &str) -> Result<ExitCode, Failure> {
     let read = match invite {
         "-" => Some(read().await?),
@@ -62,7 +66,7 @@ pub async fn join(context: &Context, invite: &str) -> Result<ExitCode, Failure> 
     if context.json {
         print::json(&joined)?;
     } else {
-        print::note(&format!("this machine is in swarm `{}` now; start it with: swarmllm run", joined.network));
+        print::note(&format!("joined swarm `{}`; start the node with: swarmllm run", joined.network));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -72,6 +76,6 @@ async fn read() -> Result<String, Failure> {
     match input::lines().recv().await {
         Some(Ok(line)) => Ok(line.trim().to_owned()),
         Some(Err(error)) => Err(Failure::io("stdin", &error)),
-        None => Err(Failure::new(ErrorKind::InvalidArgument, "there is no invite on stdin")),
+        None => Err(Failure::new(ErrorKind::InvalidArgument, "stdin has no invite")),
     }
 }

@@ -1,4 +1,4 @@
-//! One file per command.
+//! The commands, a file for each.
 
 mod alias;
 mod balances;
@@ -24,7 +24,7 @@ use crate::config::Flags;
 use crate::context::Context;
 use crate::failure::Failure;
 
-/// Runs the command that was typed.
+/// Runs a command.
 pub async fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let flags = match &cli.command {
         Command::Run(args) => args.flags(),
@@ -61,7 +61,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode, Failure> {
     }
 }
 
-/// Ranges of layers for people.
+/// Ranges of layers as text.
 fn ranges(ranges: &[LayerRange]) -> String {
     match ranges {
         [] => "-".to_owned(),

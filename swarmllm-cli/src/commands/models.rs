@@ -1,4 +1,4 @@
-//! `swarmllm models`: what is held here.
+//! `swarmllm models`: the models held here.
 
 use std::process::ExitCode;
 
@@ -14,7 +14,7 @@ pub async fn models(context: &Context) -> Result<ExitCode, Failure> {
     let node = context.offline().await?;
     let models = node.models();
     close(node).await;
-    tell(context, &models)?;
+    show(context, &models)?;
     for model in models.iter().filter(|_| !context.json) {
         if let Some(reason) = model.refusal() {
             print::note(&print::clean(&format!("{} ({}) cannot run here: {reason}", model.name, model.id.short())));
@@ -24,12 +24,12 @@ pub async fn models(context: &Context) -> Result<ExitCode, Failure> {
 }
 
 /// Prints models, as a JSON list or as a table.
-pub fn tell(context: &Context, models: &[ModelInfo]) -> Result<(), Failure> {
+pub fn show(context: &Context, models: &[ModelInfo]) -> Result<(), Failure> {
     if context.json {
         return print::json(&models);
     }
     if models.is_empty() {
-        print::note("no model is held here; `swarmllm import` or `swarmllm pull` one");
+        print::note("no model is held here; use `swarmllm import` or `swarmllm pull`");
         return Ok(());
     }
     let rows: Vec<[String; 8]> = models.iter().map(row).collect();

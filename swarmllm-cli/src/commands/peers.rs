@@ -1,4 +1,4 @@
-//! `swarmllm peers`: who is there, and what they hold.
+//! `swarmllm peers`: the peers and the models that they hold.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,30 +12,30 @@ use crate::args::PeersArgs;
 use crate::context::{Context, close};
 use crate::failure::Failure;
 use crate::print;
-use crate::signals::Stop;
+use crate::signals::StopSignal;
 
 pub async fn peers(context: &Context, args: PeersArgs) -> Result<ExitCode, Failure> {
-    let mut stop = Stop::listen()?;
+    let mut stop = StopSignal::listen()?;
     let node = tokio::select! {
-        node = context.guest(&args.peer) => node?,
-        () = stop.told() => return Ok(ExitCode::from(INTERRUPTED)),
+        node = context.client(&args.peer) => node?,
+        () = stop.received() => return Ok(ExitCode::from(INTERRUPTED)),
     };
     let interrupted = tokio::select! {
         () = tokio::time::sleep(Duration::from_secs(args.wait.into())) => false,
-        () = stop.told() => true,
+        () = stop.received() => true,
     };
     let peers = node.peers();
     close(node).await;
-    tell(context, &peers)?;
+    show(context, &peers)?;
     Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }
 
-fn tell(context: &Context, peers: &[PeerStatus]) -> Result<(), Failure> {
+fn show(context: &Context, peers: &[PeerStatus]) -> Result<(), Failure> {
     if context.json {
         return print::json(&peers);
     }
     if peers.is_empty() {
-        print::note("no peer was found; name one with --peer, or look longer with --wait");
+        print::note("no peer was found; give an address with --peer, or wait longer with --wait");
         return Ok(());
     }
     peers.iter().filter_map(PeerStatus::clock_warning).for_each(|warning| print::note(&warning));

@@ -1,4 +1,4 @@
-//! `swarmllm pin` and `unpin`: which models stay where room is made.
+//! `swarmllm pin` and `unpin`: protects models from removal.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! `swarmllm plan`: which machines would answer, and how fast.
+//! `swarmllm plan`: the machines that would answer, and their speed.
 
 use std::process::ExitCode;
 
@@ -6,28 +6,28 @@ use serde::Serialize;
 use swarmllm_core::node::{Node, Plan};
 
 use crate::args::PlanArgs;
-use crate::context::{Context, close, patiently, suggest};
+use crate::context::{Context, close, retry, suggest};
 use crate::failure::Failure;
 use crate::print;
 
-/// Peers of which it is told whether they would help.
+/// Maximum number of peers that are checked as helpers.
 const MAX_HELPERS: usize = 64;
 
 pub async fn plan(context: &Context, args: PlanArgs) -> Result<ExitCode, Failure> {
-    let node = context.guest(&args.meet.peer).await?;
+    let node = context.client(&args.meet.peer).await?;
     let patience = context.patience(&args.meet);
     suggest(&node, &args.model);
-    let plan = patiently(patience, async || node.plan(&args.model).await.map_err(Failure::from)).await;
+    let plan = retry(patience, async || node.plan(&args.model).await.map_err(Failure::from)).await;
     let helpers = match &plan {
         Ok(plan) => helpers(&node, &args.model, plan).await,
         Err(_) => Vec::new(),
     };
     close(node).await;
-    tell(context, &plan?, &helpers)?;
+    show(context, &plan?, &helpers)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// A peer that would make the plan better if it held more, and that better plan.
+/// A peer that would improve the plan if it held the model, and the improved plan.
 #[derive(Serialize)]
 struct Helper {
     node: String,
@@ -37,7 +37,7 @@ struct Helper {
 async fn helpers(node: &Node, model: &str, plan: &Plan) -> Vec<Helper> {
     let mut helpers = Vec::new();
     for peer in node.peers().into_iter().filter(|peer| peer.connected && peer.serves).take(MAX_HELPERS) {
-        // A peer that has left meanwhile would not help.
+        // The peer may have left meanwhile.
         let Ok(with) = node.plan_if_held(model, peer.id).await else { continue };
         if (with.stages.len(), with.token_us) < (plan.stages.len(), plan.token_us) {
             helpers.push(Helper { node: peer.id.to_string(), plan: with });
@@ -47,15 +47,15 @@ async fn helpers(node: &Node, model: &str, plan: &Plan) -> Vec<Helper> {
 }
 
 #[derive(Serialize)]
-struct Told<'a> {
+struct PlanWithHelpers<'a> {
     #[serde(flatten)]
     plan: &'a Plan,
     would_help: &'a [Helper],
 }
 
-fn tell(context: &Context, plan: &Plan, helpers: &[Helper]) -> Result<(), Failure> {
+fn show(context: &Context, plan: &Plan, helpers: &[Helper]) -> Result<(), Failure> {
     if context.json {
-        return print::json(&Told { plan, would_help: helpers });
+        return print::json(&PlanWithHelpers { plan, would_help: helpers });
     }
     let rows: Vec<[String; 3]> = (1..)
         .zip(&plan.stages)
@@ -66,13 +66,15 @@ fn tell(context: &Context, plan: &Plan, helpers: &[Helper]) -> Result<(), Failur
         .collect();
     print::line(&print::table(["stage", "node", "layers"], &rows))?;
     print::note(&format!(
-        "about {:.1} ms a token at most; of machines that have not computed for this process yet the speed is a guess",
+        "at most about {:.1} ms per token; the speed of machines that have not computed for this process is an estimate",
         plan.token_us as f64 / 1e3
     ));
     for Helper { node, plan } in helpers {
         let (stages, millis) = (plan.stages.len(), plan.token_us as f64 / 1e3);
         let short = node.get(..8).unwrap_or(node);
-        print::note(&format!("{short} would help if it held the model: {stages} stages, about {millis:.1} ms a token"));
+        print::note(&format!(
+            "{short} would help if it held the model: {stages} stages, about {millis:.1} ms per token"
+        ));
     }
     Ok(())
 }

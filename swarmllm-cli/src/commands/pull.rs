@@ -1,4 +1,4 @@
-//! `swarmllm pull`: fetches shards from peers, and from the web where an address is given.
+//! `swarmllm pull`: fetches shards from peers, and from the web if an address is given.
 
 use std::process::ExitCode;
 
@@ -7,25 +7,25 @@ use swarmllm_core::node::{ModelInfo, Node};
 use super::models;
 use crate::INTERRUPTED;
 use crate::args::PullArgs;
-use crate::context::{Context, close, patiently, suggest};
+use crate::context::{Context, close, retry, suggest};
 use crate::failure::Failure;
 use crate::progress::Bar;
-use crate::signals::Stop;
+use crate::signals::StopSignal;
 
 pub async fn pull(context: &Context, args: PullArgs) -> Result<ExitCode, Failure> {
-    let mut stop = Stop::listen()?;
+    let mut stop = StopSignal::listen()?;
     let node = tokio::select! {
-        node = context.guest(&args.meet.peer) => node?,
-        () = stop.told() => return Ok(ExitCode::from(INTERRUPTED)),
+        node = context.client(&args.meet.peer) => node?,
+        () = stop.received() => return Ok(ExitCode::from(INTERRUPTED)),
     };
     let fetched = tokio::select! {
         fetched = fetch(context, &args, &node) => fetched,
-        // What is verified is kept: the next pull goes on from there.
-        () = stop.told() => Ok(None),
+        // Verified shards are kept: the next pull continues from there.
+        () = stop.received() => Ok(None),
     };
     close(node).await;
     match fetched? {
-        Some(model) => models::tell(context, &[model]).map(|()| ExitCode::SUCCESS),
+        Some(model) => models::show(context, &[model]).map(|()| ExitCode::SUCCESS),
         None => Ok(ExitCode::from(INTERRUPTED)),
     }
 }
@@ -37,13 +37,13 @@ async fn fetch(context: &Context, args: &PullArgs, node: &Node) -> Result<Option
     for parts in args.parts() {
         let bar = Bar::new("fetching", context.json);
         let pull = async || match &args.url {
-            None => node.pull(&args.model, parts.clone(), Some(bar.mover())).await.map_err(Failure::from),
+            None => node.pull(&args.model, parts.clone(), Some(bar.callback())).await.map_err(Failure::from),
             Some(url) => {
-                let pulled = node.pull_url(&args.model, parts.clone(), context.web(url), Some(bar.mover()));
+                let pulled = node.pull_url(&args.model, parts.clone(), context.web(url), Some(bar.callback()));
                 pulled.await.map_err(Failure::from)
             }
         };
-        last = Some(patiently(wait, pull).await?);
+        last = Some(retry(wait, pull).await?);
     }
     Ok(last)
 }

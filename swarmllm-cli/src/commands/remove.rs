@@ -1,4 +1,4 @@
-//! `swarmllm remove`: takes a model off this machine's disk.
+//! `swarmllm remove`: removes a model from this machine.
 
 use std::process::ExitCode;
 
@@ -17,7 +17,7 @@ pub async fn remove(context: &Context, model: &str) -> Result<ExitCode, Failure>
         print::json(&removed)?;
     } else {
         let (name, id, freed) = (&removed.name, removed.id.short(), Bytes(removed.freed));
-        print::line(&print::clean(&format!("removed {name} ({id}), which freed {freed}")))?;
+        print::line(&print::clean(&format!("removed {name} ({id}), freed {freed}")))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,4 +1,4 @@
-//! `swarmllm run`: a node until it is told to stop.
+//! `swarmllm run`: runs a node until a signal stops it.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -11,11 +11,11 @@ use crate::commands::invite::DAY;
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::print;
-use crate::signals::Stop;
+use crate::signals::StopSignal;
 
-/// Time to finish what is running after being told to stop.
+/// Time for the shutdown after a signal.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Part of it that HTTP answers may take; what is left is the node's.
+/// Part of [`DEADLINE`] for HTTP answers; the rest is for the node.
 const ANSWERS: Duration = Duration::from_secs(8);
 
 #[derive(Serialize)]
@@ -24,37 +24,37 @@ struct Ready {
     id: String,
     network: String,
     data_dir: std::path::PathBuf,
-    /// P2P.
+    /// P2P addresses.
     addresses: Vec<String>,
-    /// Base addresses of the HTTP surface.
+    /// Base addresses of HTTP.
     http: Vec<String>,
-    /// An invite to the swarm, where one was asked for.
+    /// An invite to the swarm, if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     invite: Option<String>,
 }
 
 pub async fn run(context: &Context, invite_days: Option<u32>) -> Result<ExitCode, Failure> {
-    // Before the start, so that being told to stop during it is not lost.
-    let mut stop = Stop::listen()?;
+    // Before the start, so that a signal during the start is not lost.
+    let mut stop = StopSignal::listen()?;
     let started = tokio::select! {
         started = start(context) => started?,
-        () = stop.told() => return Ok(ExitCode::SUCCESS),
+        () = stop.received() => return Ok(ExitCode::SUCCESS),
     };
     let (node, server) = started;
     let invite = invite_days.map(|days| node.invite(DAY * days)).transpose()?;
-    tell_ready(context, &node, server.as_ref(), invite)?;
-    stop.told().await;
+    print_ready(context, &node, server.as_ref(), invite)?;
+    stop.received().await;
     if !context.json {
-        print::note("stopping; once more to stop at once");
+        print::note("stopping; interrupt again to stop at once");
     }
     tokio::select! {
         () = end(&node, server) => Ok(ExitCode::SUCCESS),
-        () = stop.told() => Ok(ExitCode::FAILURE),
+        () = stop.received() => Ok(ExitCode::FAILURE),
     }
 }
 
 async fn start(context: &Context) -> Result<(Node, Option<Server>), Failure> {
-    let node = context.host().await?;
+    let node = context.server_node().await?;
     let server = match context.settings.http {
         true => Some(server::serve(node.clone(), context.settings.server())?),
         false => None,
@@ -62,7 +62,7 @@ async fn start(context: &Context) -> Result<(Node, Option<Server>), Failure> {
     Ok((node, server))
 }
 
-/// Answers first, then the node, within one deadline.
+/// Shuts down the server, then the node, within one deadline.
 async fn end(node: &Node, server: Option<Server>) {
     let begin = Instant::now();
     if let Some(server) = server {
@@ -71,7 +71,7 @@ async fn end(node: &Node, server: Option<Server>) {
     node.shutdown(DEADLINE.saturating_sub(begin.elapsed())).await;
 }
 
-fn tell_ready(context: &Context, node: &Node, server: Option<&Server>, invite: Option<String>) -> Result<(), Failure> {
+fn print_ready(context: &Context, node: &Node, server: Option<&Server>, invite: Option<String>) -> Result<(), Failure> {
     let bound = server.map(Server::addresses).unwrap_or_default();
     let status = node.status();
     let ready = Ready {

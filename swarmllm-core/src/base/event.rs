@@ -1,39 +1,39 @@
-//! What a node tells its host while it runs.
+//! Events that a node reports to its host program.
 
 use crate::base::{Fault, ModelId, NodeId, SessionId, ShardId};
 
-/// How far a long work has come, in bytes.
+/// Progress of a long operation, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     /// Bytes done.
     pub done: u64,
-    /// Bytes in all.
+    /// Total bytes.
     pub total: u64,
 }
 
-/// Something that happened in a node. Events are news, never the source of truth: a slow reader loses the oldest.
+/// An event in a node. A slow reader loses the oldest events, so they must not be the only source of a state.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Event {
     /// The node listens on a new address.
     Listening { address: String },
-    /// A peer is connected and speaks our protocol.
+    /// A peer is connected and supports the protocol.
     PeerConnected { node: NodeId },
-    /// The last connection to a peer is gone.
+    /// The last connection to a peer has closed.
     PeerDisconnected { node: NodeId },
     /// A model's manifest became known here.
     ModelKnown { model: ModelId, name: String },
     /// A shard is durable on this node's disk.
     ShardStored { model: ModelId, shard: ShardId },
-    /// Work on a model's bytes goes on.
+    /// Progress of a transfer or an import of a model.
     Transfer { model: ModelId, progress: Progress },
     /// A stage was loaded into an engine.
     StageLoaded { model: ModelId, layers: crate::base::LayerRange, engine: &'static str },
     /// A generation began.
     GenerationStarted { session: SessionId, model: ModelId },
-    /// A generation goes on over another route, since the one before has failed. `epoch` counts its routes from 0; the
-    /// first `kept` tokens of its text are not computed again.
+    /// A generation continues on another route after a failure. `epoch` counts its routes from 0; the first `kept` tokens
+    /// of its text are not recomputed.
     GenerationRerouted { session: SessionId, epoch: u32, kept: u32, cause: Fault },
-    /// A generation ended, well or not.
+    /// A generation ended, with or without a fault.
     GenerationEnded { session: SessionId, tokens: u32, fault: Option<Fault> },
 }

@@ -3,32 +3,26 @@
 use std::fmt;
 use std::str::FromStr;
 
+use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use serde::{Deserialize, Serialize};
 
-/// Text that is not the hexadecimal form of an identifier.
+/// The text is not the hexadecimal form of an identifier.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not an identifier of {bytes} bytes in hexadecimal")]
 pub struct ParseIdError {
-    /// What was given, cut to a bounded length.
+    /// The text, cut to the identifier's length.
     pub text: String,
-    /// How many bytes the identifier has.
+    /// Length of the identifier in bytes.
     pub bytes: usize,
 }
 
+/// `N` bytes from hexadecimal digits of either case.
 fn parse_hex<const N: usize>(text: &str) -> Result<[u8; N], ParseIdError> {
-    let refuse = || ParseIdError { text: text.chars().take(2 * N).collect(), bytes: N };
-    let digits = text.as_bytes();
-    if digits.len() != 2 * N {
-        return Err(refuse());
-    }
     let mut bytes = [0u8; N];
-    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        let high = char::from(pair[0]).to_digit(16).ok_or_else(refuse)?;
-        let low = char::from(pair[1]).to_digit(16).ok_or_else(refuse)?;
-        // Two hexadecimal digits are at most 255.
-        *byte = (high * 16 + low) as u8;
-    }
-    Ok(bytes)
+    // The decoder panics where the lengths differ.
+    let is_long_enough = text.len() == 2 * N;
+    let is_decoded = is_long_enough && HEXLOWER_PERMISSIVE.decode_mut(text.as_bytes(), &mut bytes).is_ok();
+    is_decoded.then_some(bytes).ok_or_else(|| ParseIdError { text: text.chars().take(2 * N).collect(), bytes: N })
 }
 
 macro_rules! id {
@@ -45,13 +39,13 @@ macro_rules! id {
 
             /// The first eight hexadecimal digits, for people.
             pub fn short(&self) -> String {
-                self.to_string().chars().take(8).collect()
+                HEXLOWER.encode(&self.0[..4])
             }
         }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+                HEXLOWER.encode_display(&self.0).fmt(f)
             }
         }
 
@@ -82,7 +76,7 @@ id!(
     32
 );
 id!(
-    /// A model: the BLAKE3 digest of its canonical manifest. Names are aliases of this.
+    /// A model: the BLAKE3 digest of its canonical manifest. Names are aliases of the id.
     ModelId,
     32
 );
@@ -92,7 +86,7 @@ id!(
     32
 );
 id!(
-    /// One session of a coordinator: random, never reused, and of nobody else (`wire::control::session_id`).
+    /// A session of a coordinator: random, never reused, bound to that coordinator (`wire::control::session_id`).
     SessionId,
     16
 );
@@ -102,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_form_round_trips_and_anything_else_is_refused() {
+    fn text_form_round_trips_and_other_text_is_refused() {
         let id = ModelId([0xa5; 32]);
         assert_eq!(id.to_string().parse::<ModelId>(), Ok(id));
         assert!("a5".parse::<ModelId>().is_err());

@@ -1,8 +1,8 @@
-//! Reads JSON that callers give, and says of what does not fit where it is, what was wanted and what was found.
+//! Reads JSON from callers. An error gives the path of the value, the expected type and the value found.
 //!
-//! serde's own errors speak of Rust's types, name no field where one is missing, and take a number in the place of a word for
-//! text that is not JSON. So texts and values are read through [`Plain`], whose errors are [`Misfit`]s. The HTTP server, the C
-//! library and the Python module speak in these words.
+//! serde's own errors name Rust types, omit the path of a missing field, and report a number in the place of a variant name
+//! as malformed JSON. Texts and values are therefore read through [`PlainDeserializer`], whose errors are [`DataError`]s.
+//! The HTTP server, the C library and the Python module share these messages.
 
 use std::cell::Cell;
 use std::fmt::{self, Display};
@@ -13,88 +13,88 @@ use serde::de::{
 };
 use serde_json::Value;
 
-/// Characters of a foreign text that a message quotes.
+/// Characters of an input text that a message quotes.
 pub const MAX_QUOTED: usize = 64;
-/// Longest path that a message names, in bytes. Keys are foreign texts.
+/// Longest path in a message, in bytes. Keys come from the caller.
 const MAX_PATH: usize = 128;
-/// What is said of a field that nobody knows.
-pub const UNKNOWN: &str = "is not known; leave it out";
+/// Message for an unknown field.
+pub const UNKNOWN_FIELD: &str = "is not known; leave it out";
 
 /// Why JSON could not be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JsonError {
-    /// The text is not JSON.
+    /// The input is not JSON.
     Malformed(String),
-    /// It is JSON, and something else than was wanted.
-    Unfit {
-        /// The path of what does not fit; nothing where that is the whole.
+    /// The input is JSON of an unexpected type or value.
+    Data {
+        /// Path of the value; `None` for the whole input.
         field: Option<String>,
-        /// What was wanted and what was found, as the end of a sentence that begins with the field.
+        /// Expected and found values, as the end of a sentence that begins with the field.
         why: String,
     },
 }
 
 impl JsonError {
-    /// A field that does not fit.
+    /// An error in this field.
     pub fn field(field: &str, why: impl Display) -> Self {
-        Self::Unfit { field: Some(cut(field.to_owned())), why: why.to_string() }
+        Self::Data { field: Some(cut(field.to_owned())), why: why.to_string() }
     }
 
-    /// The same error, where what was read stands in a field of this name.
+    /// The same error with its path prefixed by the field `name`.
     #[must_use]
-    pub fn below(self, name: &str) -> Self {
+    pub fn nested_in(self, name: &str) -> Self {
         match self {
             Self::Malformed(why) => Self::Malformed(why),
-            Self::Unfit { field: None, why } => Self::field(name, why),
-            Self::Unfit { field: Some(path), why } if path.starts_with('[') => {
+            Self::Data { field: None, why } => Self::field(name, why),
+            Self::Data { field: Some(path), why } if path.starts_with('[') => {
                 Self::field(&format!("{name}{path}"), why)
             }
-            Self::Unfit { field: Some(path), why } => Self::field(&format!("{name}.{path}"), why),
+            Self::Data { field: Some(path), why } => Self::field(&format!("{name}.{path}"), why),
         }
     }
 
-    /// The error for people; `whole` is what they call what was read.
+    /// The error as a sentence; `whole` names the input in it.
     pub fn sentence(&self, whole: &str) -> String {
         match self {
             Self::Malformed(why) => format!("{whole} is not JSON: {why}"),
-            Self::Unfit { field: None, why } => format!("{whole} {why}"),
-            Self::Unfit { field: Some(field), why } => format!("`{field}`: {why}"),
+            Self::Data { field: None, why } => format!("{whole} {why}"),
+            Self::Data { field: Some(field), why } => format!("`{field}`: {why}"),
         }
     }
 }
 
 /// Parses a text. Nesting is bounded by the types, and by serde_json to 128 levels.
 pub fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, JsonError> {
-    let slot = Slot::default();
+    let slot = ErrorSlot::default();
     let mut json = serde_json::Deserializer::from_slice(text);
-    match fit(Plain { inner: &mut json, slot: &slot }) {
-        Ok(value) => json.end().map(|()| value).map_err(|cause| not_json(&cause)),
-        // What does not fit may stand before what is not JSON: the latter is said first.
-        Err(misfit) => Err(check_json(text).err().unwrap_or(misfit)),
+    match read(PlainDeserializer { inner: &mut json, slot: &slot }) {
+        Ok(value) => json.end().map(|()| value).map_err(|cause| malformed(&cause)),
+        // A type error may come before a syntax error in the text. The syntax error takes precedence.
+        Err(error) => Err(check_syntax(text).err().unwrap_or(error)),
     }
 }
 
-/// Reads what has been parsed.
+/// Deserializes a parsed value.
 pub fn convert<T: DeserializeOwned>(value: Value) -> Result<T, JsonError> {
-    fit(Plain { inner: value, slot: &Slot::default() })
+    read(PlainDeserializer { inner: value, slot: &ErrorSlot::default() })
 }
 
-fn fit<'de, T: DeserializeOwned, D: Deserializer<'de>>(plain: Plain<'_, D>) -> Result<T, JsonError> {
-    serde_path_to_error::deserialize(plain).map_err(|error| {
+fn read<'de, T: DeserializeOwned, D: Deserializer<'de>>(json: PlainDeserializer<'_, D>) -> Result<T, JsonError> {
+    serde_path_to_error::deserialize(json).map_err(|error| {
         let path = error.path().to_string();
         error.into_inner().at(&path)
     })
 }
 
-/// Refuses what is not JSON, whatever it says.
-fn check_json(text: &[u8]) -> Result<(), JsonError> {
+/// Refuses input that is not JSON, without regard to types.
+fn check_syntax(text: &[u8]) -> Result<(), JsonError> {
     if let Err(cause) = std::str::from_utf8(text) {
         return Err(JsonError::Malformed(format!("it is not UTF-8 from byte {} on", cause.valid_up_to())));
     }
-    serde_json::from_slice::<IgnoredAny>(text).map(drop).map_err(|cause| not_json(&cause))
+    serde_json::from_slice::<IgnoredAny>(text).map(drop).map_err(|cause| malformed(&cause))
 }
 
-fn not_json(cause: &serde_json::Error) -> JsonError {
+fn malformed(cause: &serde_json::Error) -> JsonError {
     JsonError::Malformed(match cause.is_eof() {
         true => format!("it ends too early, at line {} column {}", cause.line(), cause.column()),
         false => cause.to_string(),
@@ -106,15 +106,15 @@ fn cut(mut text: String) -> String {
     text
 }
 
-/// What does not fit.
+/// A type or value error, still without its path.
 #[derive(Debug)]
-struct Misfit {
-    /// The field of the object, where the object itself is at fault.
+struct DataError {
+    /// The field of the object, for a missing or a repeated field.
     field: Option<&'static str>,
     why: String,
 }
 
-impl Misfit {
+impl DataError {
     fn new(wanted: impl Display, found: Unexpected<'_>) -> Self {
         let found = match found {
             Unexpected::Bool(value) => value.to_string(),
@@ -131,10 +131,10 @@ impl Misfit {
         de::Error::custom(format_args!("must be {wanted}, not {found}"))
     }
 
-    /// The same at this path, `.` for the whole.
+    /// Adds the path, `.` for the whole input.
     fn at(self, path: &str) -> JsonError {
         match (path, self.field) {
-            (".", None) => JsonError::Unfit { field: None, why: self.why },
+            (".", None) => JsonError::Data { field: None, why: self.why },
             (".", Some(field)) => JsonError::field(field, self.why),
             (path, None) => JsonError::field(path, self.why),
             (path, Some(field)) => JsonError::field(&format!("{path}.{field}"), self.why),
@@ -142,8 +142,8 @@ impl Misfit {
     }
 }
 
-/// What serde calls a type, in the words of those who write JSON.
-pub fn plain(wanted: &str) -> &str {
+/// Translates serde's name of an expected type into JSON terms.
+pub fn expected_in_json(wanted: &str) -> &str {
     match wanted {
         "u32" => "a whole number from 0 to 4294967295",
         "u64" => "a whole number from 0 to 18446744073709551615",
@@ -159,10 +159,10 @@ pub fn plain(wanted: &str) -> &str {
     }
 }
 
-/// `a`, or one of several.
-struct OneOf(&'static [&'static str]);
+/// Displays as "`a`", or as "one of `a`, `b`".
+struct VariantNames(&'static [&'static str]);
 
-impl Display for OneOf {
+impl Display for VariantNames {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, word) in self.0.iter().enumerate() {
             let before = ["", "one of ", ", "][usize::from(self.0.len() > 1) + usize::from(index > 0)];
@@ -172,21 +172,21 @@ impl Display for OneOf {
     }
 }
 
-impl Display for Misfit {
+impl Display for DataError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.why)
     }
 }
 
-impl std::error::Error for Misfit {}
+impl std::error::Error for DataError {}
 
-impl de::Error for Misfit {
+impl de::Error for DataError {
     fn custom<T: Display>(why: T) -> Self {
         Self { field: None, why: why.to_string() }
     }
 
     fn invalid_type(found: Unexpected<'_>, wanted: &dyn Expected) -> Self {
-        Self::new(plain(&wanted.to_string()), found)
+        Self::new(expected_in_json(&wanted.to_string()), found)
     }
 
     fn invalid_value(found: Unexpected<'_>, wanted: &dyn Expected) -> Self {
@@ -194,15 +194,15 @@ impl de::Error for Misfit {
     }
 
     fn invalid_length(len: usize, wanted: &dyn Expected) -> Self {
-        Self::custom(format_args!("must be {}, not of {len}", plain(&wanted.to_string())))
+        Self::custom(format_args!("must be {}, not of {len}", expected_in_json(&wanted.to_string())))
     }
 
     fn unknown_variant(found: &str, words: &'static [&'static str]) -> Self {
-        Self::new(OneOf(words), Unexpected::Str(found))
+        Self::new(VariantNames(words), Unexpected::Str(found))
     }
 
     fn unknown_field(_: &str, _: &'static [&'static str]) -> Self {
-        Self::custom(UNKNOWN)
+        Self::custom(UNKNOWN_FIELD)
     }
 
     fn missing_field(field: &'static str) -> Self {
@@ -214,69 +214,69 @@ impl de::Error for Misfit {
     }
 }
 
-/// Where a misfit waits while serde_json, which has errors of its own, passes it on.
+/// Holds a [`DataError`] while serde_json, which has an error type of its own, unwinds.
 #[derive(Default)]
-struct Slot(Cell<Option<Misfit>>);
+struct ErrorSlot(Cell<Option<DataError>>);
 
-impl Slot {
-    /// Lays a misfit aside.
-    fn lay<T, E: de::Error>(&self, read: Result<T, Misfit>) -> Result<T, E> {
-        read.map_err(|misfit| {
-            self.0.set(Some(misfit));
-            E::custom("it does not fit")
+impl ErrorSlot {
+    /// Stores the error and returns a placeholder of type `E`.
+    fn store<T, E: de::Error>(&self, read: Result<T, DataError>) -> Result<T, E> {
+        read.map_err(|error| {
+            self.0.set(Some(error));
+            E::custom("placeholder")
         })
     }
 
-    /// Takes it out again. An error that was not laid here is serde_json's own: of a number too large, say.
-    fn take<T, E: Display>(&self, read: Result<T, E>) -> Result<T, Misfit> {
+    /// Takes the stored error. Without one, the error is serde_json's own, for example about a number out of range.
+    fn take<T, E: Display>(&self, read: Result<T, E>) -> Result<T, DataError> {
         let own = |error: E| de::Error::custom(format_args!("cannot be read: {error}"));
         read.map_err(|error| self.0.take().unwrap_or_else(|| own(error)))
     }
 }
 
-/// A deserializer whose errors are misfits. JSON says itself what it is, so that the type is asked for only where it matters.
-struct Plain<'s, D> {
+/// A deserializer with [`DataError`] as its error type. JSON is self-describing: the expected type matters for few methods.
+struct PlainDeserializer<'s, D> {
     inner: D,
-    slot: &'s Slot,
+    slot: &'s ErrorSlot,
 }
 
-impl<'de, D: Deserializer<'de>> Deserializer<'de> for Plain<'_, D> {
-    type Error = Misfit;
+impl<'de, D: Deserializer<'de>> Deserializer<'de> for PlainDeserializer<'_, D> {
+    type Error = DataError;
 
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
-        self.slot.take(self.inner.deserialize_any(Reader { visitor, slot: self.slot, lists: true }))
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DataError> {
+        self.slot.take(self.inner.deserialize_any(PlainVisitor { visitor, slot: self.slot, lists: true }))
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
-        self.slot.take(self.inner.deserialize_option(Reader { visitor, slot: self.slot, lists: true }))
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DataError> {
+        self.slot.take(self.inner.deserialize_option(PlainVisitor { visitor, slot: self.slot, lists: true }))
     }
 
-    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
-        self.slot.take(self.inner.deserialize_ignored_any(Reader { visitor, slot: self.slot, lists: true }))
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DataError> {
+        self.slot.take(self.inner.deserialize_ignored_any(PlainVisitor { visitor, slot: self.slot, lists: true }))
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Misfit> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, DataError> {
         visitor.visit_newtype_struct(self)
     }
 
-    /// An object, where serde would take a list of its values too.
+    /// Accepts an object only; serde would also accept a list of the field values.
     fn deserialize_struct<V: Visitor<'de>>(
         self,
         _: &'static str,
         _: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Misfit> {
-        self.slot.take(self.inner.deserialize_any(Reader { visitor, slot: self.slot, lists: false }))
+    ) -> Result<V::Value, DataError> {
+        self.slot.take(self.inner.deserialize_any(PlainVisitor { visitor, slot: self.slot, lists: false }))
     }
 
-    /// One of some words.
+    /// Accepts one of the variant names.
     fn deserialize_enum<V: Visitor<'de>>(
         self,
         _: &'static str,
-        words: &'static [&'static str],
+        names: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Misfit> {
-        self.deserialize_any(Word { visitor, words: OneOf(words) })
+    ) -> Result<V::Value, DataError> {
+        self.deserialize_any(EnumVisitor { visitor, names: VariantNames(names) })
     }
 
     serde::forward_to_deserialize_any! {
@@ -285,54 +285,54 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Plain<'_, D> {
     }
 }
 
-/// Reads a word, alone or as the only key of an object that holds what belongs to it.
-struct Word<V> {
+/// Visits an externally tagged enum: a variant name alone, or an object with the name as its only key.
+struct EnumVisitor<V> {
     visitor: V,
-    words: OneOf,
+    names: VariantNames,
 }
 
-impl<'de, V: Visitor<'de>> Visitor<'de> for Word<V> {
+impl<'de, V: Visitor<'de>> Visitor<'de> for EnumVisitor<V> {
     type Value = V::Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.words.fmt(f)
+        self.names.fmt(f)
     }
 
-    fn visit_str<E: de::Error>(self, word: &str) -> Result<V::Value, E> {
-        self.visitor.visit_enum(word.into_deserializer())
+    fn visit_str<E: de::Error>(self, name: &str) -> Result<V::Value, E> {
+        self.visitor.visit_enum(name.into_deserializer())
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut parts: A) -> Result<V::Value, A::Error> {
-        let Some(word) = parts.next_key::<String>()? else {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<V::Value, A::Error> {
+        let Some(name) = map.next_key::<String>()? else {
             return Err(de::Error::invalid_type(Unexpected::Map, &self));
         };
-        if !self.words.0.contains(&word.as_str()) {
-            let found = format!("an object with `{}`", word.chars().take(MAX_QUOTED).collect::<String>());
+        if !self.names.0.contains(&name.as_str()) {
+            let found = format!("an object with `{}`", name.chars().take(MAX_QUOTED).collect::<String>());
             return Err(de::Error::invalid_type(Unexpected::Other(&found), &self));
         }
-        self.visitor.visit_enum(Tagged { word, parts })
+        self.visitor.visit_enum(MapEnumAccess { name, map })
     }
 }
 
-/// An object whose first key is a word.
-struct Tagged<A> {
-    word: String,
-    parts: A,
+/// An object whose first key, the variant name, has been read.
+struct MapEnumAccess<A> {
+    name: String,
+    map: A,
 }
 
-impl<'de, A: MapAccess<'de>> EnumAccess<'de> for Tagged<A> {
+impl<'de, A: MapAccess<'de>> EnumAccess<'de> for MapEnumAccess<A> {
     type Error = A::Error;
-    type Variant = Content<A>;
+    type Variant = MapVariantAccess<A>;
 
-    fn variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<(T::Value, Content<A>), A::Error> {
-        Ok((seed.deserialize(self.word.into_deserializer())?, Content(self.parts)))
+    fn variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<(T::Value, MapVariantAccess<A>), A::Error> {
+        Ok((seed.deserialize(self.name.into_deserializer())?, MapVariantAccess(self.map)))
     }
 }
 
-/// What belongs to the word.
-struct Content<A>(A);
+/// The content of the variant: the value of that key.
+struct MapVariantAccess<A>(A);
 
-impl<'de, A: MapAccess<'de>> VariantAccess<'de> for Content<A> {
+impl<'de, A: MapAccess<'de>> VariantAccess<'de> for MapVariantAccess<A> {
     type Error = A::Error;
 
     fn unit_variant(self) -> Result<(), A::Error> {
@@ -356,23 +356,23 @@ impl<'de, A: MapAccess<'de>> VariantAccess<'de> for Content<A> {
     }
 }
 
-/// Hands to a visitor what serde_json reads.
-struct Reader<'s, V> {
+/// Passes serde_json's values to the visitor.
+struct PlainVisitor<'s, V> {
     visitor: V,
-    slot: &'s Slot,
-    /// Whether a list may be read.
+    slot: &'s ErrorSlot,
+    /// Whether lists are accepted.
     lists: bool,
 }
 
 macro_rules! values {
     ($($visit:ident($value:ty);)*) => {
         $(fn $visit<E: de::Error>(self, value: $value) -> Result<V::Value, E> {
-            self.slot.lay(self.visitor.$visit(value))
+            self.slot.store(self.visitor.$visit(value))
         })*
     };
 }
 
-impl<'de, V: Visitor<'de>> Visitor<'de> for Reader<'_, V> {
+impl<'de, V: Visitor<'de>> Visitor<'de> for PlainVisitor<'_, V> {
     type Value = V::Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -390,41 +390,41 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Reader<'_, V> {
     }
 
     fn visit_unit<E: de::Error>(self) -> Result<V::Value, E> {
-        self.slot.lay(self.visitor.visit_unit())
+        self.slot.store(self.visitor.visit_unit())
     }
 
     fn visit_none<E: de::Error>(self) -> Result<V::Value, E> {
-        self.slot.lay(self.visitor.visit_none())
+        self.slot.store(self.visitor.visit_none())
     }
 
     fn visit_some<D: Deserializer<'de>>(self, inner: D) -> Result<V::Value, D::Error> {
-        self.slot.lay(self.visitor.visit_some(Plain { inner, slot: self.slot }))
+        self.slot.store(self.visitor.visit_some(PlainDeserializer { inner, slot: self.slot }))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, inner: A) -> Result<V::Value, A::Error> {
         let read = match self.lists {
-            true => self.visitor.visit_seq(Parts { inner, slot: self.slot }),
+            true => self.visitor.visit_seq(PlainAccess { inner, slot: self.slot }),
             false => Err(de::Error::invalid_type(Unexpected::Seq, &self.visitor)),
         };
-        self.slot.lay(read)
+        self.slot.store(read)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, inner: A) -> Result<V::Value, A::Error> {
-        self.slot.lay(self.visitor.visit_map(Parts { inner, slot: self.slot }))
+        self.slot.store(self.visitor.visit_map(PlainAccess { inner, slot: self.slot }))
     }
 }
 
-/// What a list or an object consists of.
-struct Parts<'s, A> {
+/// Access to the elements of a list or the entries of an object.
+struct PlainAccess<'s, A> {
     inner: A,
-    slot: &'s Slot,
+    slot: &'s ErrorSlot,
 }
 
-impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Parts<'_, A> {
-    type Error = Misfit;
+impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for PlainAccess<'_, A> {
+    type Error = DataError;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Misfit> {
-        self.slot.take(self.inner.next_element_seed(Part { seed, slot: self.slot }))
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, DataError> {
+        self.slot.take(self.inner.next_element_seed(PlainSeed { seed, slot: self.slot }))
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -432,46 +432,46 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Parts<'_, A> {
     }
 }
 
-impl<'de, A: MapAccess<'de>> MapAccess<'de> for Parts<'_, A> {
-    type Error = Misfit;
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for PlainAccess<'_, A> {
+    type Error = DataError;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Misfit> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, DataError> {
         match self.slot.take(self.inner.next_key::<String>())? {
-            Some(key) => seed.deserialize(Key(key)).map(Some),
+            Some(key) => seed.deserialize(KeyDeserializer(key)).map(Some),
             None => Ok(None),
         }
     }
 
-    fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, Misfit> {
-        self.slot.take(self.inner.next_value_seed(Part { seed, slot: self.slot }))
+    fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, DataError> {
+        self.slot.take(self.inner.next_value_seed(PlainSeed { seed, slot: self.slot }))
     }
 }
 
-/// One of them.
-struct Part<'s, T> {
+/// Deserializes one element, key or value.
+struct PlainSeed<'s, T> {
     seed: T,
-    slot: &'s Slot,
+    slot: &'s ErrorSlot,
 }
 
-impl<'de, T: DeserializeSeed<'de>> DeserializeSeed<'de> for Part<'_, T> {
+impl<'de, T: DeserializeSeed<'de>> DeserializeSeed<'de> for PlainSeed<'_, T> {
     type Value = T::Value;
 
     fn deserialize<D: Deserializer<'de>>(self, inner: D) -> Result<T::Value, D::Error> {
-        self.slot.lay(self.seed.deserialize(Plain { inner, slot: self.slot }))
+        self.slot.store(self.seed.deserialize(PlainDeserializer { inner, slot: self.slot }))
     }
 }
 
-/// The key of an object, which is text in JSON, also where a number is wanted.
-struct Key(String);
+/// The key of an object: a string in JSON, also where a number is expected.
+struct KeyDeserializer(String);
 
-impl<'de> Deserializer<'de> for Key {
-    type Error = Misfit;
+impl<'de> Deserializer<'de> for KeyDeserializer {
+    type Error = DataError;
 
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DataError> {
         visitor.visit_string(self.0)
     }
 
-    fn deserialize_u32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
+    fn deserialize_u32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DataError> {
         match self.0.parse() {
             Ok(number) => visitor.visit_u64(number),
             Err(_) => visitor.visit_string(self.0),
@@ -484,27 +484,27 @@ impl<'de> Deserializer<'de> for Key {
     }
 }
 
-/// A whole number of a range. Another one is refused with the range.
+/// A whole number from `MIN` to `MAX`. The error for any other value states the range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Whole<const LEAST: u32, const MOST: u32>(pub u32);
+pub struct BoundedU32<const MIN: u32, const MAX: u32>(pub u32);
 
-struct WholeVisitor<const LEAST: u32, const MOST: u32>;
+struct BoundedU32Visitor<const MIN: u32, const MAX: u32>;
 
-impl<const LEAST: u32, const MOST: u32> Visitor<'_> for WholeVisitor<LEAST, MOST> {
-    type Value = Whole<LEAST, MOST>;
+impl<const MIN: u32, const MAX: u32> Visitor<'_> for BoundedU32Visitor<MIN, MAX> {
+    type Value = BoundedU32<MIN, MAX>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a whole number from {LEAST} to {MOST}")
+        write!(f, "a whole number from {MIN} to {MAX}")
     }
 
     fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
         match u32::try_from(number) {
-            Ok(whole) if (LEAST..=MOST).contains(&whole) => Ok(Whole(whole)),
+            Ok(whole) if (MIN..=MAX).contains(&whole) => Ok(BoundedU32(whole)),
             _ => Err(E::invalid_value(Unexpected::Unsigned(number), &self)),
         }
     }
 
-    /// `8.0` and `1e3` are whole numbers in JSON, which knows one kind alone.
+    /// Accepts `8.0` and `1e3`: JSON has a single number type.
     fn visit_f64<E: de::Error>(self, number: f64) -> Result<Self::Value, E> {
         let whole = number as u64;
         match whole as f64 == number {
@@ -514,20 +514,20 @@ impl<const LEAST: u32, const MOST: u32> Visitor<'_> for WholeVisitor<LEAST, MOST
     }
 }
 
-impl<'de, const LEAST: u32, const MOST: u32> Deserialize<'de> for Whole<LEAST, MOST> {
+impl<'de, const MIN: u32, const MAX: u32> Deserialize<'de> for BoundedU32<MIN, MAX> {
     fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
-        json.deserialize_u32(WholeVisitor)
+        json.deserialize_u32(BoundedU32Visitor)
     }
 }
 
-/// Reads text, or a list of at most `most` texts; `null` is none.
-pub fn texts<'de, D: Deserializer<'de>>(json: D, most: usize) -> Result<Vec<String>, D::Error> {
-    json.deserialize_any(Texts(most))
+/// Reads a string or a list of at most `max` strings; `null` is an empty list.
+pub fn string_or_seq<'de, D: Deserializer<'de>>(json: D, max: usize) -> Result<Vec<String>, D::Error> {
+    json.deserialize_any(StringOrSeq(max))
 }
 
-struct Texts(usize);
+struct StringOrSeq(usize);
 
-impl<'de> Visitor<'de> for Texts {
+impl<'de> Visitor<'de> for StringOrSeq {
     type Value = Vec<String>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -565,7 +565,7 @@ mod tests {
 
     #[derive(Debug, Deserialize)]
     #[serde(rename_all = "snake_case")]
-    enum Form {
+    enum Format {
         Any,
         Regex(String),
     }
@@ -573,33 +573,33 @@ mod tests {
     #[derive(Debug, Default, Deserialize)]
     #[serde(default, deny_unknown_fields)]
     struct Options {
-        form: Option<Form>,
+        form: Option<Format>,
         bias: BTreeMap<u32, f32>,
         tokens: Option<u32>,
-        threads: Option<Whole<1, 64>>,
+        threads: Option<BoundedU32<1, 64>>,
     }
 
-    /// What is said of a value, as a part of `options`.
-    fn said(value: Value) -> String {
-        let of_text = parse::<Options>(value.to_string().as_bytes()).expect_err("it does not fit");
-        let of_value = convert::<Options>(value).expect_err("it does not fit");
+    /// The message about an invalid `options` value.
+    fn message(value: Value) -> String {
+        let of_text = parse::<Options>(value.to_string().as_bytes()).expect_err("the value is invalid");
+        let of_value = convert::<Options>(value).expect_err("the value is invalid");
         assert_eq!(of_text, of_value);
         of_value.sentence("`options`")
     }
 
     #[test]
-    fn words_with_content_and_numbers_as_keys_are_read() {
+    fn enum_objects_and_numeric_keys_are_accepted() {
         let read = convert::<Options>(json!({"form": {"regex": "a+"}, "bias": {"7": -1}})).unwrap();
-        assert!(matches!(&read.form, Some(Form::Regex(text)) if text == "a+") && read.bias[&7] == -1.0);
+        assert!(matches!(&read.form, Some(Format::Regex(text)) if text == "a+") && read.bias[&7] == -1.0);
         for alone in [json!("any"), json!({"any": null})] {
-            assert!(matches!(convert(json!({"form": alone})), Ok(Options { form: Some(Form::Any), .. })));
+            assert!(matches!(convert(json!({"form": alone})), Ok(Options { form: Some(Format::Any), .. })));
         }
-        assert!(matches!(convert(json!({"threads": 64})), Ok(Options { threads: Some(Whole(64)), .. })));
+        assert!(matches!(convert(json!({"threads": 64})), Ok(Options { threads: Some(BoundedU32(64)), .. })));
         assert!(matches!(convert(json!({"form": null})), Ok(Options { form: None, bias, .. }) if bias.is_empty()));
     }
 
     #[test]
-    fn what_does_not_fit_is_named_by_its_path_in_a_text_and_in_a_value() {
+    fn an_error_names_its_path_in_texts_and_values() {
         let table = [
             (json!([]), "`options` must be an object, not a list"),
             (json!({"token": 3}), "`token`: is not known; leave it out"),
@@ -618,10 +618,10 @@ mod tests {
             (json!({"form": {"regex": "a", "x": 3}}), "`form.regex`: must be the only field there"),
             (json!({"form": {"any": 3}}), "`form.any`: must be null, not 3"),
         ];
-        for (value, sentence) in table {
-            assert_eq!(said(value), sentence);
+        for (value, expected) in table {
+            assert_eq!(message(value), expected);
         }
-        let error = convert::<Vec<Options>>(json!([{"tokens": []}])).unwrap_err().below("parts");
+        let error = convert::<Vec<Options>>(json!([{"tokens": []}])).unwrap_err().nested_in("parts");
         assert_eq!(error.sentence(""), "`parts[0].tokens`: must be a whole number from 0 to 4294967295, not a list");
         assert_eq!(
             parse::<Options>(b"{").unwrap_err().sentence("it"),
@@ -630,10 +630,10 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_text_makes_no_message_long() {
+    fn input_text_does_not_make_messages_long() {
         let long = "\u{e9}".repeat(10_000);
         for value in [json!({ &long: 1 }), json!({"tokens": &long}), json!({"form": { &long: 1 }})] {
-            assert!(said(value).len() < 512);
+            assert!(message(value).len() < 512);
         }
     }
 }

@@ -19,17 +19,17 @@ impl LayerRange {
         Self { start, end }
     }
 
-    /// How many layers; 0 where `end <= start`.
+    /// Number of layers; 0 if `end <= start`.
     pub fn len(&self) -> u32 {
         self.end.saturating_sub(self.start)
     }
 
-    /// Whether no layer is in it.
+    /// Whether the range has no layers.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Whether `other` lies inside.
+    /// Whether `other` lies within this range.
     pub fn covers(&self, other: LayerRange) -> bool {
         self.start <= other.start && other.end <= self.end
     }
@@ -41,7 +41,7 @@ impl fmt::Display for LayerRange {
     }
 }
 
-/// Sorts `layers` and joins neighbours into the fewest ranges.
+/// Merges layers, in any order, into the fewest ranges, sorted.
 pub fn merge_ranges(mut layers: Vec<u32>) -> Vec<LayerRange> {
     layers.sort_unstable();
     layers.dedup();
@@ -55,7 +55,7 @@ pub fn merge_ranges(mut layers: Vec<u32>) -> Vec<LayerRange> {
     ranges
 }
 
-/// The parts of `0..layers` that none of `held` covers.
+/// The parts of `0..layers` that no range in `held` covers.
 pub fn missing_ranges(held: &[LayerRange], layers: u32) -> Vec<LayerRange> {
     let mut held: Vec<LayerRange> = held.iter().copied().filter(|range| !range.is_empty()).collect();
     held.sort_unstable();
@@ -79,13 +79,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neighbours_are_joined() {
+    fn adjacent_layers_are_merged() {
         let ranges = merge_ranges(vec![4, 0, 1, 2, 6, 5, 2]);
         assert_eq!(ranges, [LayerRange::new(0, 3), LayerRange::new(4, 7)]);
     }
 
     #[test]
-    fn what_nobody_holds_is_named() {
+    fn uncovered_layers_are_returned() {
         let held = [LayerRange::new(2, 4), LayerRange::new(6, 9)];
         let want = [LayerRange::new(0, 2), LayerRange::new(4, 6), LayerRange::new(9, 12)];
         assert_eq!(missing_ranges(&held, 12), want);

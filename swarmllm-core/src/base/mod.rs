@@ -1,7 +1,6 @@
-//! The words every other room speaks: identifiers, layer ranges, units, names, error kinds, events, and what is said of JSON
-//! that does not fit.
+//! Types shared by all modules: identifiers, layer ranges, units, names, error kinds, events, and errors about JSON.
 //!
-//! Owns nothing and promises purity: no IO, no clock, no randomness. May import nothing.
+//! Pure: no IO, no clock, no randomness, no state. Imports no other module.
 
 mod error;
 mod event;

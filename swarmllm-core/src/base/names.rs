@@ -1,30 +1,30 @@
-//! Names of models: which of the known models a text means, and which names it resembles.
+//! Resolution of model names: the known models that a text refers to, and similar names.
 //!
-//! A name is what people call a model and never its identity. A node's own aliases are asked before names that files or
-//! peers suggest, so that no stranger can take over what an alias means.
+//! A name is never the identity of a model. A node's own aliases take precedence over names from files or peers, so that
+//! a peer cannot take over an alias.
 
 use std::collections::BTreeSet;
 
 use crate::base::ModelId;
 
-/// Fewest digits of an id that stand for a model, and as many as lists and errors show. Fewer are how models are called
-/// (`7b`), and what is the only beginning today is not where strangers announce models tomorrow.
+/// Minimum digits of an id prefix; lists and errors show as many. Shorter ones occur as names (`7b`), and a prefix that is
+/// unique today may become ambiguous when peers announce more models.
 pub const MIN_ID_PREFIX: usize = 8;
 /// Digits of an id: 32 bytes.
 const ID_DIGITS: usize = 64;
-/// Bytes of a text that may be a name: names have at most 128, and a name in lower case at most a half more.
+/// Maximum bytes of a query: names have at most 128, and lower case adds at most half.
 const MAX_TEXT: usize = 256;
-/// Names that a suggestion lists.
+/// Maximum names in a suggestion.
 const MAX_SUGGESTED: usize = 3;
-/// Names that a text is compared with: comparing 64 characters with 128 took 21 to 29 µs, so all of them some 30 ms at most.
+/// Maximum names compared with a query: 64 against 128 characters took 21 to 29 µs, so at most about 30 ms in total.
 const MAX_COMPARED: usize = 1024;
-/// Characters of a text that is compared.
+/// Maximum characters of a query for similar names.
 const MAX_CHARS: usize = 64;
-/// Most edits between a text and a name that it resembles.
+/// Maximum edit distance of a similar name.
 const MAX_EDITS: usize = 4;
 
-/// Characters that nobody sees, or that change how others are shown: soft hyphens, joiners, marks and overrides of direction,
-/// separators of lines, fillers, selectors of variants, marks of notes, of notation and of tags. Ends included.
+/// Invisible characters, and characters that alter the display of others: soft hyphens, joiners, direction marks and
+/// overrides, line separators, fillers, variation selectors, annotation, notation and tag characters. Inclusive ranges.
 const HIDDEN: [(char, char); 22] = [
     ('\u{ad}', '\u{ad}'),
     ('\u{34f}', '\u{34f}'),
@@ -50,31 +50,31 @@ const HIDDEN: [(char, char); 22] = [
     ('\u{f0000}', '\u{10ffff}'),
 ];
 
-/// Whether a character of a name cannot be seen: with it, two names may look like one, or a name like what it is not.
+/// Whether a character is invisible. With it, different names could look alike.
 pub fn is_hidden(character: char) -> bool {
     character.is_control() || HIDDEN.iter().any(|(first, last)| (*first..=*last).contains(&character))
 }
 
-/// A foreign text as it may be shown: hidden characters left out, single blanks in the place of controls and white space.
+/// A text for display: hidden characters removed, each run of controls and white space replaced by a space.
 pub fn visible(text: &str) -> String {
-    let blank = |character: char| character.is_control() || character.is_whitespace();
-    let shown = text.chars().map(|character| if blank(character) { ' ' } else { character });
+    let is_space = |character: char| character.is_control() || character.is_whitespace();
+    let shown = text.chars().map(|character| if is_space(character) { ' ' } else { character });
     let shown: String = shown.filter(|character| !is_hidden(*character)).collect();
     shown.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Whether a text is read as the beginning of an id before it is looked for among names.
+/// Whether a text is read as an id prefix, which takes precedence over names.
 pub fn is_like_id(text: &str) -> bool {
     (MIN_ID_PREFIX..=ID_DIGITS).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Whether a text is how the id of one of these models begins, with fewer digits than are read as an id.
+/// Whether a text is a prefix of one of these ids that is too short to be read as an id.
 pub fn is_short_of_id(text: &str, mut models: impl Iterator<Item = ModelId>) -> bool {
     let is_short = !text.is_empty() && text.len() < MIN_ID_PREFIX && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     is_short && models.any(|model| begins(&model, fold(text)))
 }
 
-/// Whether the digits of an id begin so.
+/// Whether the digits of an id begin with these characters.
 fn begins(id: &ModelId, mut letters: impl Iterator<Item = char>) -> bool {
     let digits = id.as_bytes().iter().flat_map(|byte| [byte >> 4, byte & 15]);
     let mut digits = digits.filter_map(|digit| char::from_digit(digit.into(), 16));
@@ -83,45 +83,45 @@ fn begins(id: &ModelId, mut letters: impl Iterator<Item = char>) -> bool {
 
 /// A known model and its names.
 #[derive(Debug, Clone, Copy)]
-pub struct Named<'a> {
+pub struct NamedModel<'a> {
     /// The model.
     pub id: ModelId,
-    /// Its names: first those that the host has given, then those that files or peers suggest.
+    /// Its names: first the aliases of this node, then names from files or peers.
     pub names: &'a [String],
-    /// How many of them the host has given.
-    pub given: usize,
+    /// Number of aliases at the start of `names`.
+    pub alias_count: usize,
 }
 
-/// What a text means among known models.
+/// Result of the resolution of a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Meaning {
-    /// Nothing that is known.
+pub enum NameResolution {
+    /// No known model.
     Unknown,
     /// This model.
     Model(ModelId),
-    /// Any of these models, by rising ids.
+    /// Any of these models, in ascending order of ids.
     Ambiguous(Vec<ModelId>),
 }
 
-/// How a text can mean a model. The first of these that finds anything decides.
+/// How a text matches a model, by descending precedence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum NameMatch {
-    /// By its whole id, whatever other models are called.
+    /// The whole id.
     Id,
-    /// By the beginning of its id, which is how errors and lists show it.
+    /// A prefix of the id, as errors and lists show it.
     IdPrefix,
-    /// By an alias of the host as it is written, or but for its case.
+    /// An alias of this node, in exact case or any case.
     Alias,
     AliasWithoutCase,
-    /// By a name that somebody else suggests.
+    /// A name from a file or a peer, in exact case or any case.
     Hint,
     HintWithoutCase,
-    /// By the beginning of an alias, of a name.
+    /// A prefix of an alias or of such a name.
     AliasPrefix,
     HintPrefix,
 }
 
-/// A text that is looked up.
+/// A text to resolve.
 struct Query<'a> {
     text: &'a str,
     folded: Vec<char>,
@@ -133,20 +133,20 @@ impl Query<'_> {
         Query { text, folded: fold(text).collect(), id: text.parse().ok() }
     }
 
-    /// The best way in which the text means the model. Takes no memory: strangers can announce a million names.
-    fn matches(&self, model: &Named<'_>) -> Option<NameMatch> {
+    /// The best match with the model. Does not allocate: peers can announce a million names.
+    fn matches(&self, model: &NamedModel<'_>) -> Option<NameMatch> {
         if self.id == Some(model.id) {
             return Some(NameMatch::Id);
         }
-        let by_name = self.best_name(model).map(|(way, _)| way);
+        let by_name = self.best_name(model).map(|(kind, _)| kind);
         let by_id = self.begins(&model.id).then_some(NameMatch::IdPrefix);
         by_name.into_iter().chain(by_id).min()
     }
 
-    /// The name of the model that fits the text best; of several that fit alike, the first.
-    fn best_name<'a>(&self, model: &Named<'a>) -> Option<(NameMatch, &'a str)> {
+    /// The name of the model that matches best; the first of equal matches.
+    fn best_name<'a>(&self, model: &NamedModel<'a>) -> Option<(NameMatch, &'a str)> {
         let of = |(index, name): (usize, &'a String)| {
-            let way = match (self.fits(name)?, index < model.given) {
+            let kind = match (self.fits(name)?, index < model.alias_count) {
                 (Fit::Exact, true) => NameMatch::Alias,
                 (Fit::WithoutCase, true) => NameMatch::AliasWithoutCase,
                 (Fit::Prefix, true) => NameMatch::AliasPrefix,
@@ -154,9 +154,9 @@ impl Query<'_> {
                 (Fit::WithoutCase, false) => NameMatch::HintWithoutCase,
                 (Fit::Prefix, false) => NameMatch::HintPrefix,
             };
-            Some((way, name.as_str()))
+            Some((kind, name.as_str()))
         };
-        model.names.iter().enumerate().filter_map(of).min_by_key(|(way, _)| *way)
+        model.names.iter().enumerate().filter_map(of).min_by_key(|(kind, _)| *kind)
     }
 
     fn fits(&self, name: &str) -> Option<Fit> {
@@ -173,7 +173,7 @@ impl Query<'_> {
     }
 }
 
-/// How a text fits a name.
+/// How a text matches a name.
 enum Fit {
     Exact,
     WithoutCase,
@@ -184,41 +184,41 @@ fn fold(text: &str) -> impl Iterator<Item = char> {
     text.chars().flat_map(char::to_lowercase)
 }
 
-/// Whether two names are the same to those who look a model up: names are matched without case.
-pub fn is_same(one: &str, other: &str) -> bool {
+/// Whether two names are equal but for case, as in resolution.
+pub fn is_same_name(one: &str, other: &str) -> bool {
     fold(one).eq(fold(other))
 }
 
-/// The name by which a text means a model; `None` where it means the model by its id, or not at all.
-pub fn matched<'a>(text: &str, model: &Named<'a>) -> Option<&'a str> {
+/// The name of the model that the text matches; `None` if it matches the id, or nothing.
+pub fn matched_name<'a>(text: &str, model: &NamedModel<'a>) -> Option<&'a str> {
     Query::new(text).best_name(model).map(|(_, name)| name)
 }
 
-/// The model that a text means: by its id or at least [`MIN_ID_PREFIX`] digits of it, by a name (without case, where none is
-/// written just so), or by the beginning of a name. The first of these ways that finds anything decides.
-pub fn meaning<'a>(text: &str, known: impl Iterator<Item = Named<'a>>) -> Meaning {
+/// Resolves a text to a model: by the id or at least [`MIN_ID_PREFIX`] digits of it, by a name (an exact match before one
+/// without case), or by a prefix of a name. The first of these that matches any model decides.
+pub fn resolve_name<'a>(text: &str, known: impl Iterator<Item = NamedModel<'a>>) -> NameResolution {
     if text.is_empty() || text.len() > MAX_TEXT {
-        return Meaning::Unknown;
+        return NameResolution::Unknown;
     }
     let query = Query::new(text);
     let (mut best, mut found) = (None, BTreeSet::new());
     for model in known {
-        let Some(way) = query.matches(&model) else { continue };
-        if best.is_none_or(|best| way < best) {
-            (best, found) = (Some(way), BTreeSet::new());
+        let Some(kind) = query.matches(&model) else { continue };
+        if best.is_none_or(|best| kind < best) {
+            (best, found) = (Some(kind), BTreeSet::new());
         }
-        if best == Some(way) {
+        if best == Some(kind) {
             found.insert(model.id);
         }
     }
     match (found.first(), found.len()) {
-        (None, _) => Meaning::Unknown,
-        (Some(model), 1) => Meaning::Model(*model),
-        _ => Meaning::Ambiguous(found.into_iter().collect()),
+        (None, _) => NameResolution::Unknown,
+        (Some(model), 1) => NameResolution::Model(*model),
+        _ => NameResolution::Ambiguous(found.into_iter().collect()),
     }
 }
 
-/// Names that resemble a text or begin like it, nearest first: those within one edit for each three characters.
+/// Names similar to a text, or with a similar beginning, nearest first: within one edit per three characters.
 pub fn nearest<'a>(text: &str, names: impl Iterator<Item = &'a str>) -> Vec<String> {
     let folded = text.to_lowercase();
     let chars = folded.chars().count();
@@ -246,51 +246,54 @@ mod tests {
         ModelId([byte; 32])
     }
 
-    fn ask(text: &str, known: &[(u8, &[&str], usize)]) -> Meaning {
+    fn resolve(text: &str, known: &[(u8, &[&str], usize)]) -> NameResolution {
         let names: Vec<Vec<String>> =
             known.iter().map(|(_, names, _)| names.iter().map(|n| n.to_string()).collect()).collect();
-        let named =
-            known.iter().zip(&names).map(|((byte, _, given), names)| Named { id: id(*byte), names, given: *given });
-        meaning(text, named)
+        let named = known.iter().zip(&names).map(|((byte, _, given), names)| NamedModel {
+            id: id(*byte),
+            names,
+            alias_count: *given,
+        });
+        resolve_name(text, named)
     }
 
     #[test]
-    fn a_model_is_found_by_a_name_without_case_by_its_beginning_and_by_its_id() {
+    fn a_model_resolves_by_name_prefix_or_id_without_case() {
         let known: [(u8, &[&str], usize); 3] =
             [(1, &["SmolLM2-135M"], 0), (2, &["chat", "Qwen3-4B"], 1), (3, &["Qwen3-8B"], 0)];
         for (text, model) in [("smollm2-135m", 1), ("SMOL", 1), ("CHAT", 2), ("qwen3-8b", 3), ("03030303", 3)] {
-            assert_eq!(ask(text, &known), Meaning::Model(id(model)), "{text}");
+            assert_eq!(resolve(text, &known), NameResolution::Model(id(model)), "{text}");
         }
-        assert_eq!(ask(&id(2).to_string().to_uppercase(), &known), Meaning::Model(id(2)));
-        assert_eq!(ask("qwen", &known), Meaning::Ambiguous(vec![id(2), id(3)]));
+        assert_eq!(resolve(&id(2).to_string().to_uppercase(), &known), NameResolution::Model(id(2)));
+        assert_eq!(resolve("qwen", &known), NameResolution::Ambiguous(vec![id(2), id(3)]));
         for text in ["", "0303", "mistral", "wen3"] {
-            assert_eq!(ask(text, &known), Meaning::Unknown, "{text}");
+            assert_eq!(resolve(text, &known), NameResolution::Unknown, "{text}");
         }
     }
 
     #[test]
-    fn an_alias_of_the_host_goes_before_names_that_others_suggest() {
+    fn an_alias_takes_precedence_over_suggested_names() {
         let known: [(u8, &[&str], usize); 3] = [(1, &["mine"], 1), (2, &["mine"], 0), (3, &["Mine", "MINE"], 0)];
-        assert_eq!(ask("mine", &known), Meaning::Model(id(1)));
-        assert_eq!(ask("MINE", &known), Meaning::Model(id(1)));
-        assert_eq!(ask("mi", &known), Meaning::Model(id(1)));
-        assert_eq!(ask("mine", &known[1..]), Meaning::Model(id(2)), "it is written just so");
-        assert_eq!(ask("mInE", &known[1..]), Meaning::Ambiguous(vec![id(2), id(3)]));
+        assert_eq!(resolve("mine", &known), NameResolution::Model(id(1)));
+        assert_eq!(resolve("MINE", &known), NameResolution::Model(id(1)));
+        assert_eq!(resolve("mi", &known), NameResolution::Model(id(1)));
+        assert_eq!(resolve("mine", &known[1..]), NameResolution::Model(id(2)), "the exact case matches");
+        assert_eq!(resolve("mInE", &known[1..]), NameResolution::Ambiguous(vec![id(2), id(3)]));
     }
 
     #[test]
-    fn the_name_that_fits_best_is_the_one_that_matched() {
+    fn the_best_matching_name_is_returned() {
         let names = ["newest", "Chat", "chat-old"].map(str::to_owned);
-        let model = Named { id: id(1), names: &names, given: 2 };
+        let model = NamedModel { id: id(1), names: &names, alias_count: 2 };
         for (text, found) in [("chat", Some("Chat")), ("chat-", Some("chat-old")), ("new", Some("newest"))] {
-            assert_eq!(matched(text, &model), found, "{text}");
+            assert_eq!(matched_name(text, &model), found, "{text}");
         }
-        assert_eq!((matched("01010101", &model), matched("other", &model)), (None, None));
-        assert!(is_same("Straße", "STRAßE") && !is_same("chat", "chats"));
+        assert_eq!((matched_name("01010101", &model), matched_name("other", &model)), (None, None));
+        assert!(is_same_name("Straße", "STRAßE") && !is_same_name("chat", "chats"));
     }
 
     #[test]
-    fn what_is_shown_of_a_foreign_name_has_nothing_hidden() {
+    fn displayed_names_have_no_hidden_characters() {
         let table = [
             ("pay\u{202e}llatna\u{202c}", "payllatna"),
             ("ad\u{200b}min\u{feff}", "admin"),
@@ -309,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn only_hexadecimal_digits_in_the_number_of_an_ids_are_like_an_id() {
+    fn only_8_to_64_hexadecimal_digits_are_like_an_id() {
         for text in ["deadbeef", "00000000", "D803ABCDEF"] {
             assert!(is_like_id(text), "{text}");
         }
@@ -319,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn too_few_digits_of_a_known_id_are_told_from_what_begins_no_id() {
+    fn a_short_prefix_of_a_known_id_is_recognised() {
         let known = || [id(0x7b), id(3)].into_iter();
         for text in ["7b", "7B7", "0303030"] {
             assert!(is_short_of_id(text, known()), "{text}");
@@ -330,22 +333,22 @@ mod tests {
     }
 
     #[test]
-    fn the_beginning_of_an_id_goes_before_an_alias_that_is_written_like_it() {
+    fn an_id_prefix_takes_precedence_over_an_equal_alias() {
         let known: [(u8, &[&str], usize); 3] = [(1, &["03030303"], 1), (2, &["0303"], 1), (3, &["model"], 0)];
-        assert_eq!(ask("03030303", &known), Meaning::Model(id(3)));
-        assert_eq!(ask("0303", &known), Meaning::Model(id(2)), "too short for an id");
-        assert_eq!(ask("03030303", &known[..2]), Meaning::Model(id(1)));
+        assert_eq!(resolve("03030303", &known), NameResolution::Model(id(3)));
+        assert_eq!(resolve("0303", &known), NameResolution::Model(id(2)), "too short for an id");
+        assert_eq!(resolve("03030303", &known[..2]), NameResolution::Model(id(1)));
     }
 
     #[test]
-    fn a_name_that_is_the_beginning_of_another_means_its_own_model() {
+    fn a_name_that_prefixes_another_resolves_to_its_own_model() {
         let known: [(u8, &[&str], usize); 2] = [(1, &["qwen3"], 0), (2, &["qwen3-coder"], 1)];
-        assert_eq!(ask("qwen3", &known), Meaning::Model(id(1)));
-        assert_eq!(ask("qwen3-", &known), Meaning::Model(id(2)));
+        assert_eq!(resolve("qwen3", &known), NameResolution::Model(id(1)));
+        assert_eq!(resolve("qwen3-", &known), NameResolution::Model(id(2)));
     }
 
     #[test]
-    fn the_nearest_names_are_suggested_and_far_ones_are_not() {
+    fn only_near_names_are_suggested() {
         let names = ["SmolLM2-135M-Instruct", "gemma-3-270m-it", "Qwen3-4B"];
         let near = |text: &str| nearest(text, names.iter().copied());
         assert_eq!(near("smolm2"), ["SmolLM2-135M-Instruct"]);

@@ -1,4 +1,4 @@
-//! Units with one way to print them.
+//! Units and their text form.
 
 use std::fmt;
 

@@ -1,23 +1,22 @@
-//! The cores of this machine, shared out among all stages of this process, of whatever node.
+//! Admission control for the machine's cores, shared by all stages of all nodes of this process.
 //!
-//! An engine's threads spin at barriers: where two stages compute at once with more threads than there are cores, each
-//! meeting waits for a thread that has none, and both are several times slower than one after the other. So a stage takes
-//! cores for all of its threads before it chooses what to compute, and waits until there are as many. Whoever came first
-//! goes first.
+//! An engine's threads spin at barriers. If two stages compute at once with more threads than cores, each barrier waits for
+//! a thread without a core, and both stages are several times slower than one after the other. So a stage acquires cores
+//! for all of its threads before it decides what to compute. Requests are served first come, first served.
 
 use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The cores that all stages of this process share.
-static ALL: LazyLock<Cores> = LazyLock::new(|| {
+/// The process-wide pool.
+static POOL: LazyLock<CorePool> = LazyLock::new(|| {
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    Cores::new(u32::try_from(cores).unwrap_or(u32::MAX))
+    CorePool::new(u32::try_from(cores).unwrap_or(u32::MAX))
 });
 
-/// See the module.
-struct Cores {
+/// A pool of cores.
+struct CorePool {
     state: Mutex<State>,
     changed: Condvar,
     users: AtomicU64,
@@ -26,111 +25,113 @@ struct Cores {
 struct State {
     free: u32,
     all: u32,
-    /// Who comes next, and who goes next.
-    tickets: (u64, u64),
-    /// The last two users: how many cores they had, and when they gave them back. The later one first.
-    last: [Option<Use>; 2],
+    /// The next ticket to issue.
+    next_ticket: u64,
+    /// The ticket that is served next.
+    serving: u64,
+    /// The last uses by two different users, the later one first.
+    last: [Option<LastUse>; 2],
 }
 
 #[derive(Clone, Copy)]
-struct Use {
+struct LastUse {
     user: u64,
     count: u32,
     until: Instant,
 }
 
-/// One of those who share the cores, and how many it needs.
-pub(super) struct User<'a> {
-    cores: &'a Cores,
+/// A user of the pool with a fixed number of cores.
+pub(super) struct CoreUser<'a> {
+    cores: &'a CorePool,
     id: u64,
     count: u32,
 }
 
-/// Cores that a user has. Given back when dropped.
-pub(super) struct Taken<'a> {
-    user: &'a User<'a>,
-    /// Until when somebody else had cores that this user had to wait for, or would have had to.
-    pub others: Option<Instant>,
+/// Acquired cores; released on drop.
+pub(super) struct CoreGuard<'a> {
+    user: &'a CoreUser<'a>,
+    /// When another user last held cores that exclude this user's; `None` if there is no such user.
+    pub contended_until: Option<Instant>,
     used: bool,
 }
 
-impl User<'static> {
-    /// Of this process's cores so many, or all where that is more than there are.
+impl CoreUser<'static> {
+    /// A user of `count` cores of the process-wide pool, at most all of them.
     pub fn new(count: u32) -> Self {
-        ALL.user(count)
+        POOL.user(count)
     }
 }
 
-impl<'a> User<'a> {
-    /// Waits for the cores. Blocks.
-    pub fn take(&self) -> Taken<'_> {
-        let mut state = self.cores.locked();
-        let ticket = state.tickets.0;
-        state.tickets.0 += 1;
-        while state.tickets.1 != ticket || state.free < self.count {
+impl<'a> CoreUser<'a> {
+    /// Acquires the cores. Blocks.
+    pub fn acquire(&self) -> CoreGuard<'_> {
+        let mut state = self.cores.lock();
+        let ticket = state.next_ticket;
+        state.next_ticket += 1;
+        while state.serving != ticket || state.free < self.count {
             state = self.cores.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state.tickets.1 += 1;
+        state.serving += 1;
         state.free -= self.count;
-        // Cores may be left for the next one too.
+        // Cores may be left for the next user too.
         self.cores.changed.notify_all();
-        Taken { user: self, others: state.others(self), used: true }
+        CoreGuard { user: self, contended_until: state.contended_until(self), used: true }
     }
 
-    /// For how long nobody has had any cores: no time where somebody has some now, or nobody ever had.
+    /// Time since the last user released its cores; zero if a user holds cores now or none ever did.
     pub fn idle(&self) -> Duration {
-        let state = self.cores.locked();
+        let state = self.cores.lock();
         let last = state.last[0].filter(|_| state.free == state.all);
         last.map_or(Duration::ZERO, |last| last.until.elapsed())
     }
 }
 
-impl Taken<'_> {
-    /// Gives them back without having computed.
-    pub fn unused(mut self) {
+impl CoreGuard<'_> {
+    /// Releases the cores without recording a use.
+    pub fn release_unused(mut self) {
         self.used = false;
     }
 }
 
 impl State {
-    /// Notes that a user has computed.
-    fn note(&mut self, user: &User<'_>, until: Instant) {
+    /// Records a use.
+    fn record(&mut self, user: &CoreUser<'_>, until: Instant) {
         if self.last[0].is_none_or(|last| last.user != user.id) {
             self.last[1] = self.last[0];
         }
-        self.last[0] = Some(Use { user: user.id, count: user.count, until });
+        self.last[0] = Some(LastUse { user: user.id, count: user.count, until });
     }
 
-    /// Until when another one computed that does not fit beside this user.
-    fn others(&self, user: &User<'_>) -> Option<Instant> {
+    /// When another user that does not fit beside this one last computed.
+    fn contended_until(&self, user: &CoreUser<'_>) -> Option<Instant> {
         let last = self.last.iter().flatten().find(|last| last.user != user.id);
         last.filter(|last| last.count.saturating_add(user.count) > self.all).map(|last| last.until)
     }
 }
 
-impl Cores {
+impl CorePool {
     fn new(all: u32) -> Self {
         let all = all.max(1);
-        let state = State { free: all, all, tickets: (0, 0), last: [None; 2] };
+        let state = State { free: all, all, next_ticket: 0, serving: 0, last: [None; 2] };
         Self { state: Mutex::new(state), changed: Condvar::new(), users: AtomicU64::new(0) }
     }
 
-    fn user(&self, count: u32) -> User<'_> {
-        let (id, all) = (self.users.fetch_add(1, Ordering::Relaxed), self.locked().all);
-        User { cores: self, id, count: count.min(all) }
+    fn user(&self, count: u32) -> CoreUser<'_> {
+        let (id, all) = (self.users.fetch_add(1, Ordering::Relaxed), self.lock().all);
+        CoreUser { cores: self, id, count: count.min(all) }
     }
 
-    fn locked(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Taken<'_> {
+impl Drop for CoreGuard<'_> {
     fn drop(&mut self) {
-        let mut state = self.user.cores.locked();
+        let mut state = self.user.cores.lock();
         state.free += self.user.count;
         if self.used {
-            state.note(self.user, Instant::now());
+            state.record(self.user, Instant::now());
         }
         self.user.cores.changed.notify_all();
     }
@@ -143,42 +144,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_more_cores_are_in_use_than_there_are_and_everybody_gets_some() {
-        let (cores, used) = (Cores::new(3), AtomicU32::new(0));
+    fn cores_are_never_oversubscribed_and_every_user_gets_some() {
+        let (cores, used) = (CorePool::new(3), AtomicU32::new(0));
         std::thread::scope(|scope| {
             for count in [1, 2, 3, 7, 2, 1] {
                 let (user, used) = (cores.user(count), &used);
                 scope.spawn(move || {
                     for _ in 0..200 {
-                        let taken = user.take();
+                        let guard = user.acquire();
                         let now = used.fetch_add(user.count, Ordering::SeqCst) + user.count;
                         assert!(now <= 3, "{now} in use");
                         used.fetch_sub(user.count, Ordering::SeqCst);
-                        drop(taken);
+                        drop(guard);
                     }
                 });
             }
         });
-        assert_eq!(cores.locked().free, 3);
+        assert_eq!(cores.lock().free, 3);
     }
 
     #[test]
-    fn who_came_first_goes_first_also_where_a_later_one_would_fit() {
-        let cores = Cores::new(2);
+    fn requests_are_served_in_order_even_if_a_later_one_would_fit() {
+        let cores = CorePool::new(2);
         let order = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
             let one = cores.user(1);
-            let first = one.take();
+            let first = one.acquire();
             let wait_for = |tickets: u64| {
-                while cores.locked().tickets.0 < tickets {
+                while cores.lock().next_ticket < tickets {
                     std::thread::yield_now();
                 }
             };
             for (name, count) in [("both", 2), ("one", 1)] {
                 let (user, order) = (cores.user(count), &order);
-                let before = cores.locked().tickets.0;
+                let before = cores.lock().next_ticket;
                 scope.spawn(move || {
-                    let _taken = user.take();
+                    let _taken = user.acquire();
                     order.lock().expect("no panic").push(name);
                 });
                 wait_for(before + 1);
@@ -190,35 +191,35 @@ mod tests {
     }
 
     #[test]
-    fn a_user_hears_until_when_somebody_computed_who_does_not_fit_beside_it() {
-        let cores = Cores::new(2);
+    fn a_guard_reports_the_last_use_by_a_conflicting_user() {
+        let cores = CorePool::new(2);
         let (one, two, small, tiny) = (cores.user(2), cores.user(2), cores.user(1), cores.user(1));
-        assert_eq!(one.take().others, None);
-        assert_eq!(one.take().others, None, "nobody else was there");
+        assert_eq!(one.acquire().contended_until, None);
+        assert_eq!(one.acquire().contended_until, None, "there is no other user");
         let between = Instant::now();
-        assert!(two.take().others.is_some_and(|until| until <= between));
-        assert!(two.take().others.is_some_and(|until| until <= between), "its own computing does not count");
-        assert!(one.take().others.is_some_and(|until| until >= between));
-        small.take().unused();
-        assert!(small.take().others.is_some());
-        assert_eq!(tiny.take().others, None, "both fit");
-        two.take().unused();
-        assert_eq!(small.take().others, None, "it has not computed");
+        assert!(two.acquire().contended_until.is_some_and(|until| until <= between));
+        assert!(two.acquire().contended_until.is_some_and(|until| until <= between), "its own uses do not count");
+        assert!(one.acquire().contended_until.is_some_and(|until| until >= between));
+        small.acquire().release_unused();
+        assert!(small.acquire().contended_until.is_some());
+        assert_eq!(tiny.acquire().contended_until, None, "both fit");
+        two.acquire().release_unused();
+        assert_eq!(small.acquire().contended_until, None, "it has not computed");
     }
 
     #[test]
-    fn cores_are_idle_from_when_the_last_who_computed_gave_them_back() {
-        let cores = Cores::new(2);
+    fn idle_time_begins_with_the_last_release() {
+        let cores = CorePool::new(2);
         let (one, other) = (cores.user(1), cores.user(1));
-        assert_eq!(one.idle(), Duration::ZERO, "nobody has computed yet");
-        drop(one.take());
+        assert_eq!(one.idle(), Duration::ZERO, "no user has computed yet");
+        drop(one.acquire());
         let since = Instant::now();
         std::thread::sleep(Duration::from_millis(2));
         assert!(other.idle() >= Duration::from_millis(2));
         assert!(other.idle() >= since.elapsed() - Duration::from_millis(1));
-        let taken = other.take();
+        let guard = other.acquire();
         assert_eq!(one.idle(), Duration::ZERO);
-        drop(taken);
+        drop(guard);
         assert!(one.idle() < since.elapsed());
     }
 }

@@ -1,47 +1,47 @@
-//! A deterministic engine without weights, for tests and for the simulator of swarms. It answers nonsense, by design.
+//! A deterministic engine without weights, for tests and the swarm simulator. Its output is meaningless by design.
 //!
-//! What it computes depends on everything that a split can get wrong: the model, the layer, the position, the hidden
-//! state and all that the session's slot saw before at that layer. Layers left out or run twice, positions out of order,
-//! a lost or foreign KV state: each changes every number that follows. Split or whole, the numbers are equal bit by bit.
+//! Its values depend on everything that a split can get wrong: the model, the layer, the position, the hidden state and the
+//! slot's history at that layer. A skipped or repeated layer, positions out of order, and a lost or foreign KV each change
+//! all later values. Split and whole models give equal values, bit by bit.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::slots::Slots;
-use super::stage::{cells, tensors_and_scratch};
-use super::{CutRules, Embedder, Engine, EngineError, Row, Stage, StageConfig, StageSpec, Terms};
+use super::stage::{kv_cells, tensors_and_scratch};
+use super::{CutRules, Embedder, Engine, EngineError, Row, Stage, StageConfig, StageSpec, StepOptions};
 use crate::base::LayerRange;
 use crate::model::{EmbeddingSource, Manifest, StageSource};
 
-/// The one architecture that [`Echo`] serves, and the engine's name.
+/// The only architecture of [`Echo`], and the engine's name.
 pub const ECHO: &str = "echo";
 
-/// How a stage misbehaves, for tests.
+/// Faults of a stage, for tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct EchoFaults {
-    /// Time that a step sleeps.
+    /// Duration of each step.
     pub delay: Duration,
-    /// Time that loading a stage sleeps.
+    /// Duration of loading a stage.
     pub load_delay: Duration,
-    /// The step, counted from 0, that fails.
+    /// Index of the step that fails, from 0.
     pub fail_at: Option<u64>,
-    /// The step, counted from 0, that panics.
+    /// Index of the step that panics, from 0.
     pub panic_at: Option<u64>,
 }
 
-/// The engine.
+/// The echo engine.
 #[derive(Debug, Clone, Default)]
 pub struct Echo {
     faults: EchoFaults,
 }
 
 impl Echo {
-    /// An engine that never fails.
+    /// An engine without faults.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An engine whose stages misbehave so.
+    /// An engine whose stages have these faults.
     pub fn with_faults(faults: EchoFaults) -> Self {
         Self { faults }
     }
@@ -60,11 +60,11 @@ impl Engine for Echo {
                 certified: ECHO.to_owned(),
             });
         }
-        Ok(CutRules::free())
+        Ok(CutRules::any())
     }
 
     fn memory(&self, manifest: &Manifest, layers: LayerRange, head: bool, config: &StageConfig) -> u64 {
-        let states = cells(layers, config.context, config.max_sessions).saturating_mul(size_of::<u64>() as u64);
+        let states = kv_cells(layers, config.context, config.max_sessions).saturating_mul(size_of::<u64>() as u64);
         tensors_and_scratch(manifest, layers, head, config).saturating_add(states)
     }
 
@@ -84,7 +84,7 @@ impl Engine for Echo {
     }
 }
 
-/// What stands for a model's weights: two models give different numbers.
+/// Seed in place of a model's weights, so that two models give different values.
 fn seed_of(manifest: &Manifest) -> u64 {
     manifest.id().as_bytes().iter().fold(0, |seed, &byte| mix(seed ^ u64::from(byte)))
 }
@@ -97,7 +97,7 @@ fn mix(value: u64) -> u64 {
     value ^ (value >> 31)
 }
 
-/// A float in `-0.5..0.5` with 24 significant bits, so that it survives any f32 path unchanged.
+/// A float in `-0.5..0.5` with 24 significant bits, which every f32 path preserves.
 fn float(bits: u64) -> f32 {
     (mix(bits) >> 40) as f32 / (1u32 << 24) as f32 - 0.5
 }
@@ -106,19 +106,19 @@ fn digest(seed: u64, values: &[f32]) -> u64 {
     values.iter().fold(seed, |digest, value| mix(digest ^ u64::from(value.to_bits())))
 }
 
-/// A stage of [`Echo`]. Tests without a manifest build it directly.
+/// A stage of [`Echo`]. Tests without a manifest create it directly.
 pub struct EchoStage {
     spec: StageSpec,
     seed: u64,
     slots: Slots,
-    // Per slot, the state of every layer after each position: `held * layers` words.
+    // Per slot the state of every layer after each position: `length * layers` words.
     states: Vec<Vec<u64>>,
     faults: EchoFaults,
     steps: u64,
 }
 
 impl EchoStage {
-    /// Layers `layers` of the model that `seed` stands for, with the head where there is a `vocab`.
+    /// Layers `layers` of the model of `seed`; with the head if there is a `vocab`.
     pub fn new(seed: u64, layers: LayerRange, width: u32, vocab: Option<u32>, config: StageConfig) -> Self {
         let slots = Slots::new(&config);
         let states = vec![Vec::new(); config.max_sessions as usize];
@@ -126,7 +126,7 @@ impl EchoStage {
         Self { spec, seed, slots, states, faults: EchoFaults::default(), steps: 0 }
     }
 
-    /// The same stage, misbehaving so.
+    /// The same stage with these faults.
     pub fn with_faults(self, faults: EchoFaults) -> Self {
         Self { faults, ..self }
     }
@@ -135,22 +135,22 @@ impl EchoStage {
         self.spec.layers.len() as usize
     }
 
-    fn misbehave(&mut self) -> Result<(), EngineError> {
+    fn apply_faults(&mut self) -> Result<(), EngineError> {
         let step = self.steps;
         self.steps += 1;
         if !self.faults.delay.is_zero() {
             std::thread::sleep(self.faults.delay);
         }
-        // A knob of the tests, which want to see that a panic does not leave the stage's thread.
-        assert!(self.faults.panic_at != Some(step), "told to panic at step {step}");
+        // For tests that check that a panic stays within the stage's thread.
+        assert!(self.faults.panic_at != Some(step), "injected panic at step {step}");
         if self.faults.fail_at == Some(step) {
-            let reason = format!("told to fail at step {step}");
+            let reason = format!("injected failure at step {step}");
             return Err(EngineError::Step { engine: ECHO, reason });
         }
         Ok(())
     }
 
-    /// Passes one hidden state through all layers and remembers what they saw.
+    /// Passes one hidden state through all layers and stores their states.
     fn row(&mut self, row: Row, hidden: &mut [f32]) {
         let layers = self.layers();
         let Some(states) = self.states.get_mut(row.slot as usize) else { return };
@@ -176,11 +176,17 @@ impl Stage for EchoStage {
         self.slots.check(&self.spec, hidden, rows)
     }
 
-    fn compute(&mut self, hidden: &[f32], rows: &[Row], terms: Terms, out: &mut Vec<f32>) -> Result<(), EngineError> {
+    fn compute(
+        &mut self,
+        hidden: &[f32],
+        rows: &[Row],
+        options: StepOptions,
+        out: &mut Vec<f32>,
+    ) -> Result<(), EngineError> {
         self.slots.check(&self.spec, hidden, rows)?;
-        self.misbehave()?;
-        if terms.is_abandoned() {
-            return Err(EngineError::Abandoned);
+        self.apply_faults()?;
+        if options.is_cancelled() {
+            return Err(EngineError::Cancelled);
         }
         out.clear();
         let mut state = vec![0.0; self.spec.width as usize];
@@ -189,7 +195,7 @@ impl Stage for EchoStage {
             self.row(*row, &mut state);
             match self.spec.vocab {
                 None => out.extend_from_slice(&state),
-                Some(_) if row.want && terms.states => out.extend_from_slice(&state),
+                Some(_) if row.want && options.states => out.extend_from_slice(&state),
                 Some(vocab) if row.want => {
                     let digest = digest(self.seed, &state);
                     out.extend((0..vocab).map(|token| 16.0 * float(digest ^ mix(u64::from(token)))));
@@ -216,37 +222,9 @@ impl Stage for EchoStage {
             states.clear();
         }
     }
-
-    /// Model, first and last layer, then the states, all as little-endian words of 8 bytes.
-    fn snapshot(&mut self, slot: u32) -> Result<Vec<u8>, EngineError> {
-        self.slots.held(slot)?;
-        let states = self.states.get(slot as usize).into_iter().flatten().copied();
-        let words = [self.seed, self.spec.layers.start.into(), self.spec.layers.end.into()].into_iter().chain(states);
-        Ok(words.flat_map(u64::to_le_bytes).collect())
-    }
-
-    fn restore(&mut self, slot: u32, len: u32, state: &[u8]) -> Result<(), EngineError> {
-        let refuse = |reason: &str| Err(EngineError::Snapshot { reason: reason.to_owned() });
-        self.slots.admits(slot, len)?;
-        let (words, rest) = state.as_chunks::<8>();
-        let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
-        let [seed, start, end, states @ ..] = words.as_slice() else { return refuse("it is too short") };
-        let layers = self.spec.layers;
-        if (*seed, *start, *end) != (self.seed, layers.start.into(), layers.end.into()) {
-            return refuse("it is of another model or of other layers");
-        }
-        if !rest.is_empty() || Some(states.len()) != (len as usize).checked_mul(self.layers()) {
-            return refuse("it holds another number of positions");
-        }
-        if let Some(held) = self.states.get_mut(slot as usize) {
-            *held = states.to_vec();
-        }
-        self.slots.put(slot, len);
-        Ok(())
-    }
 }
 
-/// The embedding of [`Echo`].
+/// The embedder of [`Echo`].
 pub struct EchoEmbedder {
     seed: u64,
     width: u32,
@@ -254,7 +232,7 @@ pub struct EchoEmbedder {
 }
 
 impl EchoEmbedder {
-    /// The embedding of the model that `seed` stands for.
+    /// The embedder of the model of `seed`.
     pub fn new(seed: u64, width: u32, vocab: u32) -> Self {
         Self { seed, width, vocab }
     }
@@ -282,7 +260,7 @@ impl Embedder for EchoEmbedder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::KvCache;
+    use crate::engine::KvType;
 
     const SEED: u64 = 7;
     const WIDTH: u32 = 5;
@@ -294,13 +272,13 @@ mod tests {
             max_sessions: 2,
             max_rows: 8,
             threads: 1,
-            kv: KvCache::Full,
+            kv: KvType::Full,
             ..StageConfig::default()
         };
         EchoStage::new(SEED, LayerRange::new(start, end), WIDTH, head.then_some(VOCAB), config)
     }
 
-    /// Feeds tokens one by one through a chain of stages; gives the logits after each.
+    /// Feeds tokens one by one through a chain of stages; returns the logits after each.
     fn feed(chain: &mut [EchoStage], slot: u32, first: u32, tokens: &[u32]) -> Result<Vec<Vec<f32>>, EngineError> {
         let embedder = EchoEmbedder::new(SEED, WIDTH, VOCAB);
         let mut logits = Vec::new();
@@ -317,14 +295,14 @@ mod tests {
     }
 
     #[test]
-    fn any_split_gives_the_whole_models_numbers() {
+    fn any_split_equals_the_whole_model() {
         let whole = feed(&mut [stage(0, 6, true)], 0, 0, &[1, 2, 3]);
         assert_eq!(feed(&mut [stage(0, 2, false), stage(2, 6, true)], 1, 0, &[1, 2, 3]), whole);
         assert_eq!(feed(&mut [stage(0, 1, false), stage(1, 3, false), stage(3, 6, true)], 0, 0, &[1, 2, 3]), whole);
     }
 
     #[test]
-    fn wrong_layers_and_another_past_change_the_numbers() {
+    fn wrong_layers_and_another_history_change_the_values() {
         let whole = feed(&mut [stage(0, 6, true)], 0, 0, &[1, 2, 3]).unwrap();
         let swapped = feed(&mut [stage(2, 4, false), stage(0, 2, false), stage(4, 6, true)], 0, 0, &[1, 2, 3]).unwrap();
         let missing = feed(&mut [stage(0, 5, true)], 0, 0, &[1, 2, 3]).unwrap();
@@ -335,27 +313,11 @@ mod tests {
     }
 
     #[test]
-    fn a_truncated_session_continues_as_if_the_rest_had_never_been() {
+    fn a_truncated_session_continues_as_if_it_had_been_shorter() {
         let whole = feed(&mut [stage(0, 3, true)], 0, 0, &[1, 2, 3]).unwrap();
         let mut chain = [stage(0, 3, true)];
         feed(&mut chain, 0, 0, &[1, 9, 9, 9]).unwrap();
         chain[0].truncate(0, 1).unwrap();
         assert_eq!(feed(&mut chain, 0, 1, &[2, 3]).unwrap(), whole[1..]);
-    }
-
-    #[test]
-    fn a_snapshot_moves_a_session_and_fits_no_other_stage() {
-        let whole = feed(&mut [stage(0, 3, true)], 0, 0, &[1, 2, 3]).unwrap();
-        let (mut from, mut to) = ([stage(0, 3, true)], [stage(0, 3, true)]);
-        feed(&mut from, 0, 0, &[1, 2]).unwrap();
-        let snapshot = from[0].snapshot(0).unwrap();
-        to[0].restore(1, 2, &snapshot).unwrap();
-        assert_eq!(feed(&mut to, 1, 2, &[3]).unwrap(), whole[2..]);
-
-        let refused = |result| matches!(result, Err(EngineError::Snapshot { .. }));
-        assert!(refused(stage(0, 2, true).restore(0, 2, &snapshot)));
-        assert!(refused(stage(0, 3, true).restore(0, 3, &snapshot)));
-        assert!(refused(stage(0, 3, true).restore(0, 2, &snapshot[..snapshot.len() - 1])));
-        assert!(refused(stage(0, 3, true).restore(0, 0, &[])));
     }
 }

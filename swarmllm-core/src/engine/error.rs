@@ -1,27 +1,27 @@
-//! Why an engine refused or failed.
+//! Errors of engines and stages.
 
 use crate::base::{ErrorKind, LayerRange};
 
-/// Why a stage or an engine refused or failed.
+/// Error of an engine or a stage.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
     /// The architecture is not certified for this engine.
     #[error("architecture `{architecture}` is not certified on {engine}")]
     UnsupportedArchitecture { engine: &'static str, architecture: String, certified: String },
-    /// The layers cannot be a stage of this architecture.
+    /// The layer range is not a legal stage of this architecture.
     #[error("layers {layers} of `{architecture}` cannot be a stage: {rule}")]
     IllegalCut { architecture: String, layers: LayerRange, rule: String },
-    /// No engine is built in that serves the model.
-    #[error("no engine of this build serves the model: {reason}")]
+    /// No engine of this build supports the model.
+    #[error("no engine of this build supports the model: {reason}")]
     NoEngine { reason: String },
-    /// The model's tensors or facts are not what the architecture needs.
+    /// A tensor or metadata value of the model does not fit the architecture.
     #[error("{what} of the model cannot be used: {reason}")]
     BadModel { what: String, reason: String },
     /// The engine could not load the stage.
     #[error("{engine} could not load layers {layers}: {reason}")]
     Load { engine: &'static str, layers: LayerRange, reason: String },
-    /// A step has more rows than the stage admits, or none.
-    #[error("a step of {rows} rows was given, 1 to {max} are admitted")]
+    /// A step has no rows or too many.
+    #[error("the step has {rows} rows, 1 to {max} are allowed")]
     Rows { rows: usize, max: u32 },
     /// The hidden states are not `rows * width` floats.
     #[error("{given} floats were given for {rows} rows of width {width}")]
@@ -29,27 +29,24 @@ pub enum EngineError {
     /// A hidden state or logit is NaN or infinite.
     #[error("row {row} holds a value that is not finite")]
     NotFinite { row: usize },
-    /// A row's position does not follow the one before it in its session.
-    #[error("position {given} was given where {expected} follows")]
+    /// A row's position is not the next position of its session.
+    #[error("the row's position is {given}, the session's next position is {expected}")]
     Position { given: u32, expected: u32 },
-    /// A slot outside `0..max_sessions`.
-    #[error("slot {slot} was given, the stage has {slots}")]
+    /// The slot is outside `0..max_sessions`.
+    #[error("slot {slot} does not exist, the stage has {slots} slots")]
     Slot { slot: u32, slots: u32 },
-    /// A token outside the vocabulary.
-    #[error("token {token} was given, the vocabulary has {vocab}")]
+    /// The token is outside the vocabulary.
+    #[error("token {token} is outside the vocabulary of {vocab} tokens")]
     Token { token: u32, vocab: u32 },
-    /// The stage's KV cells are used up.
+    /// The session has no free KV cells.
     #[error("the context of {context} tokens is full")]
     ContextFull { context: u32 },
-    /// The engine failed in the middle of a step.
-    #[error("{engine} failed at a step: {reason}")]
+    /// The engine failed during a step.
+    #[error("{engine} failed during a step: {reason}")]
     Step { engine: &'static str, reason: String },
-    /// Whoever asked for the step has gone.
-    #[error("nobody waits for the step any more")]
-    Abandoned,
-    /// A KV snapshot is not one of this stage.
-    #[error("the KV snapshot cannot be restored: {reason}")]
-    Snapshot { reason: String },
+    /// The caller dropped the step.
+    #[error("the step was cancelled")]
+    Cancelled,
     /// The stage's queue is full.
     #[error("the stage's queue of {depth} jobs is full")]
     Busy { depth: usize },
@@ -59,7 +56,7 @@ pub enum EngineError {
 }
 
 impl EngineError {
-    /// The kind that crosses borders.
+    /// The error kind for wire, C and Python.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::UnsupportedArchitecture { .. } => ErrorKind::UnsupportedArchitecture,
@@ -70,10 +67,10 @@ impl EngineError {
             Self::Rows { .. } | Self::Shape { .. } | Self::NotFinite { .. } | Self::Position { .. } => {
                 ErrorKind::BadFrame
             }
-            Self::Slot { .. } | Self::Token { .. } | Self::Snapshot { .. } => ErrorKind::InvalidArgument,
+            Self::Slot { .. } | Self::Token { .. } => ErrorKind::InvalidArgument,
             Self::ContextFull { .. } => ErrorKind::ContextOverflow,
             Self::Busy { .. } => ErrorKind::Overloaded,
-            Self::Abandoned => ErrorKind::Cancelled,
+            Self::Cancelled => ErrorKind::Cancelled,
             Self::Gone => ErrorKind::Closed,
         }
     }

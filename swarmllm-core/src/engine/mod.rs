@@ -1,13 +1,12 @@
-//! Engines: what computes a range of layers. They do not know that there is a network.
+//! Inference engines: each computes a range of layers and knows nothing of the network.
 //!
-//! A [`Stage`] takes hidden states and gives hidden states, or logits where it holds the head; the embedding is looked
-//! up apart, by an [`Embedder`], so that every stage has one shape. A stage is owned by one OS thread ([`thread`]) and
-//! reached through a [`StageHandle`]. Everything foreign is checked here, before an engine sees it, because llama.cpp
-//! aborts the process where it is misused.
+//! A [`Stage`] maps hidden states to hidden states, or to logits where it holds the head. An [`Embedder`] looks up the
+//! embedding, so that every stage has the same interface. One OS thread ([`thread`]) owns a stage; callers reach it through
+//! a [`StageHandle`]. All untrusted input is checked here, before an engine sees it, because llama.cpp aborts the process
+//! when it is misused.
 //!
 //! May import: base, rt, model.
 
-mod awake;
 #[cfg(feature = "candle")]
 pub mod candle;
 pub mod constraint;
@@ -15,13 +14,14 @@ mod cores;
 mod cuts;
 pub mod echo;
 mod error;
-// Only llama.cpp has tables that the end of the process takes away.
+mod keep_awake;
+// Only llama.cpp has process-wide tables that exit handlers destroy.
 #[cfg_attr(not(feature = "llama-cpp"), allow(dead_code))]
-mod gate;
+mod exit_gate;
 #[cfg(feature = "llama-cpp")]
 pub mod llama_cpp;
 pub mod sample;
-mod schedule;
+mod scheduler;
 mod slots;
 mod stage;
 pub mod thread;
@@ -30,10 +30,10 @@ use std::sync::Arc;
 
 pub use cuts::CutRules;
 pub use error::EngineError;
-pub use stage::{Embedder, Engine, KvCache, Row, Stage, StageConfig, StageSpec, Terms, WANTED_ROWS};
+pub use stage::{Embedder, Engine, KvType, MAX_OUTPUT_ROWS, Row, Stage, StageConfig, StageSpec, StepOptions};
 pub use thread::{Reduce, StageHandle, StepJob, StepOutput};
 
-/// The engines of this build, best first.
+/// The engines of this build, in order of preference.
 pub fn built_in() -> Vec<Arc<dyn Engine>> {
     vec![
         #[cfg(feature = "llama-cpp")]

@@ -1,42 +1,42 @@
-//! Sampling: how the next token is chosen from a row of logits.
+//! Sampling: the choice of the next token from a row of logits.
 //!
-//! The coordinator samples, the last stage only reduces. [`Sampler::reduce`] says how little of a row the stage has to
-//! send for the choice to be the one that the full row would give, bit for bit: after `top_k` nothing outside the `k`
-//! best takes part, and what only lowers logits can push out at most as many of the best as it touches: a penalty the
-//! window's, a bias its own token. Where a bias raises, or a constraint admits only some tokens, the full row is asked for.
-//! The order of the steps is llama.cpp's: biases, penalties, top-k, typical, top-p, min-p, temperature, draw.
+//! The coordinator samples; the last stage only reduces the row. [`Sampler::reduce`] gives the smallest reduction with
+//! which the choice equals that from the full row, bit for bit: after `top_k` only the `k` best tokens count, and a rule
+//! that only lowers logits displaces at most as many of them as it touches: a penalty the tokens of its window, a bias its
+//! own token. A bias that raises a logit, and a constraint, need the full row. The order of the steps is llama.cpp's:
+//! biases, penalties, top-k, typical, top-p, min-p, temperature, draw.
 //!
-//! Promises: equal seeds give equal draws on every platform and in every version (the draws are bytes of a BLAKE3
-//! stream, not of a generator that a crate may change); ties go to the lowest token id. Rows are foreign data: they are
-//! checked, and refused with a typed error.
+//! Guarantees: equal seeds give equal draws on every platform and in every version, because the draws are bytes of a BLAKE3
+//! stream rather than of a generator that a crate may change. Ties go to the lowest token id. Rows are untrusted input:
+//! they are validated and refused with a typed error.
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, VecDeque};
 
-use super::constraint::Allowed;
+use super::constraint::TokenMask;
 use crate::base::ErrorKind;
 
 mod params;
 
 pub use params::SamplingParams;
 
-/// Most alternatives that may be told beside a token.
+/// Most alternatives that are reported for each token.
 pub const MAX_ALTERNATIVES: u32 = 20;
 
-/// How a last stage reduces a row of logits.
+/// Reduction of a row of logits at the last stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reduce {
-    /// No logits: a stage without the head gives hidden states, one with the head only fills its KV.
+    /// No logits: a stage without the head gives hidden states, a stage with the head only fills its KV.
     Hidden,
     /// The `k` largest logits (at most the vocabulary), and the log-sum-exp of the whole row.
     Top(u32),
     /// The whole row.
     Full,
-    /// No logits either, but the state behind the output norm that they would be made of.
+    /// The state behind the output norm instead of logits.
     State,
 }
 
-/// One row of logits as a last stage gives it.
+/// One row of output of the last stage.
 #[derive(Debug, Clone, PartialEq)]
 pub enum LogitRow {
     /// The largest logits with their tokens, best first (equal ones by token), and the log-sum-exp of the whole row.
@@ -45,47 +45,47 @@ pub enum LogitRow {
         lse: f32,
         /// Tokens.
         ids: Vec<u32>,
-        /// Their logits.
+        /// Logits of the tokens.
         logits: Vec<f32>,
     },
     /// One logit for each token of the vocabulary; with [`Reduce::State`] the floats of the state.
     Full(Vec<f32>),
 }
 
-/// Why a token could not be sampled.
+/// Error of sampling.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum SampleError {
     /// A parameter is outside its range.
     #[error("`{name}`: is {value}; it must be between {low} and {high}")]
     OutOfRange { name: &'static str, value: f32, low: f32, high: f32 },
-    /// More tokens have a bias than are admitted.
-    #[error("{given} tokens have a bias, at most {max} are admitted")]
+    /// Too many tokens have a bias.
+    #[error("{given} tokens have a bias, at most {max} are allowed")]
     TooManyBiases { given: usize, max: usize },
     /// A token with a bias is not in the vocabulary.
-    #[error("token {token} has a bias, the vocabulary has {vocab}")]
+    #[error("token {token} has a bias and is outside the vocabulary of {vocab} tokens")]
     BiasToken { token: u32, vocab: u32 },
-    /// Every token that may be chosen is banned by its bias.
-    #[error("every token that may come next is banned by `logit_bias`")]
+    /// Biases ban every possible token.
+    #[error("`logit_bias` bans every possible next token")]
     AllBanned,
-    /// The system gave no random seed.
+    /// The system's random number generator failed.
     #[error("the system gave no random seed")]
     NoEntropy,
-    /// A row has another number of logits than the vocabulary, or another than of tokens.
-    #[error("a row of {logits} logits was given where {expected} were expected")]
+    /// The number of logits differs from the vocabulary, or from the number of tokens.
+    #[error("the row has {logits} logits, {expected} were expected")]
     Length { logits: usize, expected: usize },
-    /// A row names a token outside the vocabulary.
-    #[error("a row names token {token}, the vocabulary has {vocab}")]
+    /// The row has a token outside the vocabulary.
+    #[error("the row has token {token}, outside the vocabulary of {vocab} tokens")]
     Token { token: u32, vocab: u32 },
-    /// A reduced row is too short for the choice to be that of the full row.
-    #[error("a row of the {given} best logits was given, {needed} are needed")]
+    /// The reduced row is too short to give the full row's choice.
+    #[error("the row has the {given} best logits, {needed} are needed")]
     TooFew { given: usize, needed: usize },
-    /// A row holds NaN or infinity, or nothing else.
-    #[error("a row of logits is not finite")]
+    /// The row holds NaN or infinity, or is empty.
+    #[error("the row of logits is not finite")]
     NotFinite,
 }
 
 impl SampleError {
-    /// The parameter that is to blame.
+    /// The invalid parameter.
     pub fn field(&self) -> Option<&'static str> {
         match self {
             Self::OutOfRange { name, .. } => Some(name),
@@ -94,7 +94,7 @@ impl SampleError {
         }
     }
 
-    /// The kind that crosses borders.
+    /// The error kind for wire, C and Python.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::OutOfRange { .. } | Self::TooManyBiases { .. } | Self::BiasToken { .. } | Self::AllBanned => {
@@ -113,24 +113,24 @@ pub(crate) struct Candidate {
     pub logit: f32,
 }
 
-/// Best first; of equal logits the lower token first. NaN must have been refused before.
+/// Orders by descending logit, then by ascending token. NaN must have been refused before.
 pub(crate) fn rank(a: &Candidate, b: &Candidate) -> Ordering {
     b.logit.partial_cmp(&a.logit).unwrap_or(Ordering::Equal).then(a.token.cmp(&b.token))
 }
 
-/// Logits that are looked at together: as many as fill the widest vector register.
+/// Logits per vector: as many as fill the widest vector register.
 const LANES: usize = 16;
 
 /// Leaves the `k` best tokens of `row` in `best`, best first. `row` must hold no NaN.
 pub(crate) fn top(row: &[f32], k: usize, best: &mut Vec<Candidate>) {
-    let mut best = Best::new(k.min(row.len()), best);
-    // Between a token and the next nothing is computed, so this and `log_sum_exp` use what the processor has.
+    let mut best = TopK::new(k.min(row.len()), best);
+    // No layer is computed during the reduction, so this and `log_sum_exp` use the CPU's widest vectors.
     pulp::Arch::new().dispatch(
         #[inline(always)]
         || {
             for (block, first) in row.chunks(LANES).zip((0..).step_by(LANES)) {
-                if best.is_open() || block.iter().fold(false, |over, logit| over | (*logit > best.bar)) {
-                    block.iter().zip(first..).for_each(|(&logit, token)| best.see(Candidate { token, logit }));
+                if best.accepts_any() || block.iter().fold(false, |over, logit| over | (*logit > best.threshold)) {
+                    block.iter().zip(first..).for_each(|(&logit, token)| best.push(Candidate { token, logit }));
                 }
             }
         },
@@ -138,55 +138,55 @@ pub(crate) fn top(row: &[f32], k: usize, best: &mut Vec<Candidate>) {
     best.finish();
 }
 
-/// Leaves the `k` best of `candidates`, which come by rising token and without NaN, in `best`, best first.
+/// Leaves the `k` best of `candidates` in `best`, best first. `candidates` ascend by token and hold no NaN.
 fn top_of(candidates: impl Iterator<Item = Candidate>, k: usize, best: &mut Vec<Candidate>) {
-    let mut best = Best::new(k, best);
-    candidates.for_each(|candidate| best.see(candidate));
+    let mut best = TopK::new(k, best);
+    candidates.for_each(|candidate| best.push(candidate));
     best.finish();
 }
 
-/// The best candidates so far, at most `2 k` of them: nearly every logit fails the comparison with `bar`, the `k`-th best.
-struct Best<'a> {
+/// The best candidates so far, at most `2 k`. Nearly every logit fails the comparison with `threshold`, the `k`-th best.
+struct TopK<'a> {
     k: usize,
-    bar: f32,
-    found: &'a mut Vec<Candidate>,
+    threshold: f32,
+    candidates: &'a mut Vec<Candidate>,
 }
 
-impl<'a> Best<'a> {
-    fn new(k: usize, found: &'a mut Vec<Candidate>) -> Self {
-        found.clear();
-        Self { k, bar: f32::NEG_INFINITY, found }
+impl<'a> TopK<'a> {
+    fn new(k: usize, candidates: &'a mut Vec<Candidate>) -> Self {
+        candidates.clear();
+        Self { k, threshold: f32::NEG_INFINITY, candidates }
     }
 
-    /// Whether any candidate is taken.
-    fn is_open(&self) -> bool {
-        self.found.len() < self.k
+    /// Whether fewer than `k` candidates were found, so that any candidate counts.
+    fn accepts_any(&self) -> bool {
+        self.candidates.len() < self.k
     }
 
-    fn see(&mut self, candidate: Candidate) {
+    fn push(&mut self, candidate: Candidate) {
         // A later equal logit has a higher token and loses, hence the strict comparison.
-        if !(candidate.logit > self.bar || self.is_open()) || self.k == 0 {
+        if !(candidate.logit > self.threshold || self.accepts_any()) || self.k == 0 {
             return;
         }
-        self.found.push(candidate);
-        if self.found.len() >= 2 * self.k {
-            let (_, kth, _) = self.found.select_nth_unstable_by(self.k - 1, rank);
-            self.bar = kth.logit;
-            self.found.truncate(self.k);
+        self.candidates.push(candidate);
+        if self.candidates.len() >= 2 * self.k {
+            let (_, kth, _) = self.candidates.select_nth_unstable_by(self.k - 1, rank);
+            self.threshold = kth.logit;
+            self.candidates.truncate(self.k);
         }
     }
 
     fn finish(self) {
-        self.found.sort_unstable_by(rank);
-        self.found.truncate(self.k);
+        self.candidates.sort_unstable_by(rank);
+        self.candidates.truncate(self.k);
     }
 }
 
-/// The tokens of a full row that may be chosen, their biases added, by rising token. `biases` rise by token too.
-fn open_of<'a>(
+/// The allowed tokens of a full row with their biases added, by ascending token. `biases` ascend by token too.
+fn allowed_candidates<'a>(
     row: &'a [f32],
     biases: &'a [(u32, f32)],
-    allowed: Option<&'a Allowed>,
+    allowed: Option<&'a TokenMask>,
 ) -> impl Iterator<Item = Candidate> + 'a {
     let mut biases = biases.iter().peekable();
     row.iter().zip(0..).filter_map(move |(&logit, token)| {
@@ -196,33 +196,32 @@ fn open_of<'a>(
     })
 }
 
-/// Log-sum-exp of a row, summed in f64. Not finite where the row holds NaN or +infinity, or is empty.
+/// Log-sum-exp of a row, summed in f64. Not finite if the row holds NaN or +infinity, or is empty.
 pub(crate) fn log_sum_exp(row: &[f32]) -> f32 {
     pulp::Arch::new().dispatch(
         #[inline(always)]
-        || match greatest(row) {
+        || match max_logit(row) {
             Some(max) => (f64::from(max) + sum_of_exps(row, max).ln()) as f32,
             None => f32::NAN,
         },
     )
 }
 
-/// The greatest logit; nothing where one is NaN or +infinity, or there is none. By lanes, which the compiler turns into
-/// vector registers.
+/// The greatest logit; `None` for an empty row and for NaN or +infinity. Computed by lanes, which the compiler vectorises.
 #[inline(always)]
-fn greatest(row: &[f32]) -> Option<f32> {
-    let (mut max, mut sound) = ([f32::NEG_INFINITY; LANES], [true; LANES]);
-    let mut see = |lane: usize, logit: f32| {
+fn max_logit(row: &[f32]) -> Option<f32> {
+    let (mut max, mut finite) = ([f32::NEG_INFINITY; LANES], [true; LANES]);
+    let mut push = |lane: usize, logit: f32| {
         max[lane] = if logit > max[lane] { logit } else { max[lane] };
-        sound[lane] &= logit < f32::INFINITY;
+        finite[lane] &= logit < f32::INFINITY;
     };
     let (whole, rest) = row.as_chunks::<LANES>();
     for block in whole {
-        (0..LANES).for_each(|lane| see(lane, block[lane]));
+        (0..LANES).for_each(|lane| push(lane, block[lane]));
     }
-    rest.iter().enumerate().for_each(|(lane, logit)| see(lane, *logit));
-    let sound = !row.is_empty() && sound.iter().all(|sound| *sound);
-    sound.then(|| max.into_iter().fold(f32::NEG_INFINITY, f32::max))
+    rest.iter().enumerate().for_each(|(lane, logit)| push(lane, *logit));
+    let finite = !row.is_empty() && finite.iter().all(|finite| *finite);
+    finite.then(|| max.into_iter().fold(f32::NEG_INFINITY, f32::max))
 }
 
 /// The sum of `e^(logit - max)`: at most 256 terms of at most 1 are added in f32, by lanes.
@@ -243,8 +242,9 @@ fn sum_of_exps(row: &[f32], max: f32) -> f64 {
     sum
 }
 
-/// `e^x` for `x <= 0`, to about 2 units in the last place and without a branch, so that a loop over it is vectorised: the
-/// standard library's costs a third of a millisecond for a vocabulary of 49,152. Below -87, where f32 ends, it is `e^-87`.
+/// `e^x` for `x <= 0`, to about 2 units in the last place and without a branch, so that loops over it are vectorised. The
+/// standard library's function takes a third of a millisecond for a vocabulary of 49,152. Below -87, the end of f32's
+/// range, the result is `e^-87`.
 ///
 /// `e^x = 2^n * e^r` with `n` the nearest integer to `x / ln 2`, and `r` in `-ln2/2..ln2/2` by its Taylor polynomial:
 /// the first term left out is `r^7/5040 < 1.3e-7`.
@@ -268,20 +268,20 @@ fn exp_of_negative(x: f32) -> f32 {
 
 /// A chosen token.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Sampled {
+pub struct SampledToken {
     /// The token.
     pub token: u32,
-    /// Natural logarithm of its probability in the row as the model gave it, before biases, penalties and temperature;
-    /// where only some tokens were allowed, of its probability among those.
+    /// Natural logarithm of the token's probability in the model's row, before biases, penalties and temperature; under a
+    /// constraint, of its probability among the allowed tokens.
     pub logprob: f32,
-    /// The likeliest tokens of that row, of those that were allowed, with theirs, best first, as many as were asked for.
+    /// The likeliest allowed tokens of that row with their log-probabilities, best first, as many as requested.
     pub alternatives: Vec<(u32, f32)>,
 }
 
-/// Draws of one seed: 53 bits each from a keyed BLAKE3 stream, which no version or platform changes.
-struct Draws(blake3::OutputReader);
+/// Random draws of one seed: 53 bits each from a keyed BLAKE3 stream, equal in all versions and on all platforms.
+struct DrawStream(blake3::OutputReader);
 
-impl Draws {
+impl DrawStream {
     const CONTEXT: &'static str = "swarmllm 2026 sampler draws";
 
     fn new(seed: u64) -> Self {
@@ -296,22 +296,22 @@ impl Draws {
     }
 }
 
-/// Chooses tokens for one generation.
+/// Samples the tokens of one generation.
 pub struct Sampler {
     params: SamplingParams,
     vocab: u32,
     seed: u64,
-    draws: Draws,
-    /// By rising token.
+    draws: DrawStream,
+    /// By ascending token.
     biases: Vec<(u32, f32)>,
-    /// How many alternatives are told beside each token.
+    /// Alternatives reported for each token.
     alternatives: u32,
     recent: VecDeque<u32>,
     counts: HashMap<u32, u32>,
-    // Kept between calls so that a token costs no allocation.
+    // Buffers, reused between calls to avoid allocations.
     best: Vec<Candidate>,
     weights: Vec<f64>,
-    admitted: Vec<f32>,
+    allowed_logits: Vec<f32>,
 }
 
 impl Sampler {
@@ -326,7 +326,7 @@ impl Sampler {
             None => getrandom::u64().map_err(|_| SampleError::NoEntropy)?,
         };
         Ok(Self {
-            draws: Draws::new(seed),
+            draws: DrawStream::new(seed),
             seed,
             biases: params.logit_bias.iter().map(|(token, bias)| (*token, *bias)).collect(),
             params,
@@ -336,31 +336,31 @@ impl Sampler {
             counts: HashMap::new(),
             best: Vec::new(),
             weights: Vec::new(),
-            admitted: Vec::new(),
+            allowed_logits: Vec::new(),
         })
     }
 
-    /// Tells so many alternatives beside each token, at most [`MAX_ALTERNATIVES`].
+    /// Sets the number of alternatives reported for each token, at most [`MAX_ALTERNATIVES`].
     pub fn with_alternatives(self, alternatives: u32) -> Self {
         Self { alternatives: alternatives.min(MAX_ALTERNATIVES), ..self }
     }
 
-    /// The seed in use: with it, the same rows give the same tokens again.
+    /// The seed in use: with this seed the same rows give the same tokens.
     pub fn seed(&self) -> u64 {
         self.seed
     }
 
-    /// What the stage with the head has to give for [`Sampler::sample`] to choose as it would from the full row. The
-    /// same for the whole generation, so that steps may be under way before their predecessors are sampled.
+    /// The smallest reduction with which [`Sampler::sample`] chooses as from the full row. Constant during a generation, so
+    /// that steps may be sent before their predecessors are sampled.
     pub fn reduce(&self) -> Reduce {
         match self.params.needed_unbiased().map(|needed| needed.max(self.alternatives)) {
-            // An entry of a reduced row is a token and a logit, twice as large as one of a full row.
+            // An entry of a reduced row has a token and a logit, twice the size of a full row's entry.
             Some(needed) if needed < self.vocab / 2 => Reduce::Top(needed),
             _ => Reduce::Full,
         }
     }
 
-    /// Takes a token of the prompt or of the answer into the window of recent ones.
+    /// Adds a token of the prompt or of the output to the window of recent tokens.
     pub fn accept(&mut self, token: u32) {
         if !self.params.penalises() {
             return;
@@ -378,13 +378,13 @@ impl Sampler {
         }
     }
 
-    /// Chooses a token. A refused row takes no draw. The caller [`accept`](Sampler::accept)s the token.
-    pub fn sample(&mut self, row: &LogitRow) -> Result<Sampled, SampleError> {
+    /// Samples a token. A refused row consumes no draw. The caller must [`accept`](Sampler::accept) the token.
+    pub fn sample(&mut self, row: &LogitRow) -> Result<SampledToken, SampleError> {
         self.sample_within(row, None)
     }
 
-    /// The same, where only some tokens are allowed; then the row must be a full one.
-    pub fn sample_within(&mut self, row: &LogitRow, allowed: Option<&Allowed>) -> Result<Sampled, SampleError> {
+    /// Like [`sample`](Self::sample), under a constraint; a mask needs a full row.
+    pub fn sample_within(&mut self, row: &LogitRow, allowed: Option<&TokenMask>) -> Result<SampledToken, SampleError> {
         let lse = self.gather(row, allowed)?;
         self.penalise();
         if self.best.is_empty() {
@@ -395,15 +395,15 @@ impl Sampler {
         let token = self.best.get(chosen).map(|candidate| candidate.token).ok_or(SampleError::NotFinite)?;
         let logit = logit_of(row, token).ok_or(SampleError::NotFinite)?;
         let alternatives = self.alternatives(row, allowed, lse);
-        Ok(Sampled { token, logprob: (logit - lse).min(0.0), alternatives })
+        Ok(SampledToken { token, logprob: (logit - lse).min(0.0), alternatives })
     }
 
-    /// The best tokens of the row as it is, with their log-probabilities. Uses `best` up.
-    fn alternatives(&mut self, row: &LogitRow, allowed: Option<&Allowed>, lse: f32) -> Vec<(u32, f32)> {
+    /// The best tokens of the unmodified row with their log-probabilities. Overwrites `best`.
+    fn alternatives(&mut self, row: &LogitRow, allowed: Option<&TokenMask>, lse: f32) -> Vec<(u32, f32)> {
         let wanted = self.alternatives as usize;
         match row {
             LogitRow::Full(logits) if allowed.is_some() => {
-                top_of(open_of(logits, &[], allowed), wanted, &mut self.best)
+                top_of(allowed_candidates(logits, &[], allowed), wanted, &mut self.best)
             }
             LogitRow::Full(logits) => top(logits, wanted, &mut self.best),
             LogitRow::Top { ids, logits, .. } => {
@@ -416,9 +416,9 @@ impl Sampler {
         self.best.iter().map(|candidate| (candidate.token, (candidate.logit - lse).min(0.0))).collect()
     }
 
-    /// Checks the row and leaves in `best` the tokens that may be chosen, best first. Gives the log-sum-exp of the row, or
-    /// of the tokens that are allowed.
-    fn gather(&mut self, row: &LogitRow, allowed: Option<&Allowed>) -> Result<f32, SampleError> {
+    /// Validates the row and leaves the candidates in `best`, best first. Returns the log-sum-exp of the row, or of the
+    /// allowed tokens.
+    fn gather(&mut self, row: &LogitRow, allowed: Option<&TokenMask>) -> Result<f32, SampleError> {
         let vocab = self.vocab as usize;
         let within = |needed: Option<u32>| needed.map_or(vocab, |needed| vocab.min(needed as usize));
         let kept = within(self.params.needed());
@@ -431,11 +431,11 @@ impl Sampler {
                 if lse.is_finite() {
                     match (self.biases.is_empty(), allowed) {
                         (true, None) => top(logits, kept, &mut self.best),
-                        _ => top_of(open_of(logits, &self.biases, allowed), kept, &mut self.best),
+                        _ => top_of(allowed_candidates(logits, &self.biases, allowed), kept, &mut self.best),
                     }
                 }
                 match allowed {
-                    // Where none is, nothing is left to choose, which `sample_within` refuses.
+                    // Without an allowed token `best` is empty, which `sample_within` refuses.
                     Some(allowed) if lse.is_finite() => self.log_sum_exp_within(logits, allowed).max(f32::MIN),
                     _ => lse,
                 }
@@ -453,13 +453,13 @@ impl Sampler {
         if lse.is_finite() { Ok(lse) } else { Err(SampleError::NotFinite) }
     }
 
-    fn log_sum_exp_within(&mut self, row: &[f32], allowed: &Allowed) -> f32 {
-        self.admitted.clear();
-        self.admitted.extend(open_of(row, &[], Some(allowed)).map(|candidate| candidate.logit));
-        log_sum_exp(&self.admitted)
+    fn log_sum_exp_within(&mut self, row: &[f32], allowed: &TokenMask) -> f32 {
+        self.allowed_logits.clear();
+        self.allowed_logits.extend(allowed_candidates(row, &[], Some(allowed)).map(|candidate| candidate.logit));
+        log_sum_exp(&self.allowed_logits)
     }
 
-    /// Checks the reduced row and leaves its tokens in `best`, their biases added, best first.
+    /// Validates a reduced row and leaves its tokens in `best` with their biases added, best first.
     fn gather_reduced(&mut self, ids: &[u32], logits: &[f32], needed: usize) -> Result<(), SampleError> {
         let vocab = self.vocab;
         if ids.len() != logits.len() || ids.len() > vocab as usize {
@@ -501,8 +501,8 @@ impl Sampler {
         self.best.sort_unstable_by(rank);
     }
 
-    /// Top-k, typical, top-p, min-p, temperature, draw: gives an index into `best`. Sums go from the best token
-    /// down in f64, so that they do not depend on how the row was reduced.
+    /// Top-k, typical, top-p, min-p, temperature, draw; returns an index into `best`. Sums run from the best token down in
+    /// f64, so that they do not depend on the reduction.
     fn draw(&mut self) -> usize {
         let unit = self.draws.next();
         if self.params.top_k > 0 {
@@ -514,10 +514,10 @@ impl Sampler {
         self.keep_probable();
         self.weigh(f64::from(self.params.temperature));
         let wanted = self.weights.iter().sum::<f64>() * unit;
-        position_of_sum(&self.weights, |sum| sum > wanted)
+        index_of_sum(&self.weights, |sum| sum > wanted)
     }
 
-    /// Leaves in `weights` how probable each of `best` is, in parts of the best one's probability.
+    /// Leaves the probabilities of `best` in `weights`, relative to the best token's.
     fn weigh(&mut self, temperature: f64) {
         let max = self.best.first().map_or(0.0, |candidate| f64::from(candidate.logit));
         let weight = |candidate: &Candidate| ((f64::from(candidate.logit) - max) / temperature).exp();
@@ -525,11 +525,11 @@ impl Sampler {
         self.weights.extend(self.best.iter().map(weight));
     }
 
-    /// Keeps the tokens whose surprise, `-ln p`, is nearest to its mean, the entropy; of equally near ones the better.
+    /// Keeps the tokens whose surprise `-ln p` is nearest to its mean, the entropy; ties go to the better token.
     fn keep_typical(&mut self) {
         self.weigh(1.0);
         let total: f64 = self.weights.iter().sum();
-        // Where a weight is 0 so is its part of the entropy.
+        // A weight of 0 contributes 0 to the entropy.
         let surprise = |weight: f64| -(weight.max(f64::MIN_POSITIVE) / total).ln();
         let entropy: f64 = self.weights.iter().map(|&weight| weight / total * surprise(weight)).sum();
         let far = |index: &usize| (surprise(self.weights[*index]) - entropy).abs();
@@ -537,18 +537,18 @@ impl Sampler {
         nearest.sort_by(|a, b| far(a).total_cmp(&far(b)));
         let wanted = total * f64::from(self.params.typical_p);
         let by_nearness: Vec<f64> = nearest.iter().map(|&index| self.weights[index]).collect();
-        nearest.truncate(1 + position_of_sum(&by_nearness, |sum| sum > wanted));
+        nearest.truncate(1 + index_of_sum(&by_nearness, |sum| sum > wanted));
         nearest.sort_unstable();
         self.best = nearest.into_iter().map(|index| self.best[index]).collect();
     }
 
-    /// Keeps what top-p and min-p do.
+    /// Applies top-p and min-p.
     fn keep_probable(&mut self) {
         self.weigh(1.0);
         let mut kept = self.weights.len();
         if self.params.top_p < 1.0 {
             let wanted = self.weights.iter().sum::<f64>() * f64::from(self.params.top_p);
-            kept = kept.min(1 + position_of_sum(&self.weights, |sum| sum >= wanted));
+            kept = kept.min(1 + index_of_sum(&self.weights, |sum| sum >= wanted));
         }
         let min_p = f64::from(self.params.min_p);
         kept = kept.min(self.weights.iter().take_while(|&&weight| weight >= min_p).count().max(1));
@@ -556,8 +556,8 @@ impl Sampler {
     }
 }
 
-/// The index at which the running sum of `weights` satisfies `done`; the last index where rounding lets none do so.
-fn position_of_sum(weights: &[f64], done: impl Fn(f64) -> bool) -> usize {
+/// The index at which the running sum of `weights` satisfies `done`; the last index if rounding prevents that.
+fn index_of_sum(weights: &[f64], done: impl Fn(f64) -> bool) -> usize {
     let mut sum = 0.0;
     let position = weights.iter().position(|weight| {
         sum += weight;
@@ -566,7 +566,7 @@ fn position_of_sum(weights: &[f64], done: impl Fn(f64) -> bool) -> usize {
     position.unwrap_or(weights.len().saturating_sub(1))
 }
 
-/// The logit of `token` as the row has it.
+/// The row's logit of `token`.
 fn logit_of(row: &LogitRow, token: u32) -> Option<f32> {
     match row {
         LogitRow::Full(logits) => logits.get(token as usize).copied(),

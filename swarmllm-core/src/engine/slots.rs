@@ -1,8 +1,8 @@
-//! Which positions the sessions of a stage hold, and the checks that every step passes before an engine computes it.
+//! Lengths of a stage's sessions, and the validation of every step before an engine computes it.
 
 use super::{EngineError, Row, StageConfig, StageSpec};
 
-/// How many positions each slot holds.
+/// Length of each slot, in positions.
 #[derive(Debug, Clone)]
 pub(crate) struct Slots {
     held: Vec<u32>,
@@ -15,12 +15,12 @@ impl Slots {
         Self { held: vec![0; config.max_sessions as usize], context: config.context }
     }
 
-    /// Positions that a slot holds.
+    /// Length of a slot, in positions.
     pub fn held(&self, slot: u32) -> Result<u32, EngineError> {
         self.held.get(slot as usize).copied().ok_or_else(|| self.no_slot(slot))
     }
 
-    /// Checks a step; what it lets pass may be computed and then [`commit`](Slots::commit)ted.
+    /// Validates a step. A valid step may be computed and then [`commit`](Slots::commit)ted.
     pub fn check(&self, spec: &StageSpec, hidden: &[f32], rows: &[Row]) -> Result<(), EngineError> {
         let max = spec.config.max_rows;
         if rows.is_empty() || rows.len() > max as usize {
@@ -45,7 +45,7 @@ impl Slots {
         }
     }
 
-    /// Counts the rows of a checked step.
+    /// Counts the rows of a computed step.
     pub fn commit(&mut self, rows: &[Row]) {
         for row in rows {
             if let Some(held) = self.held.get_mut(row.slot as usize) {
@@ -54,27 +54,19 @@ impl Slots {
         }
     }
 
-    /// Keeps at most `len` positions; gives how many are kept.
+    /// Keeps at most `len` positions; returns the new length.
     pub fn truncate(&mut self, slot: u32, len: u32) -> Result<u32, EngineError> {
         let kept = self.held(slot)?.min(len);
         self.put(slot, kept);
         Ok(kept)
     }
 
-    /// Empties a slot; unknown ones are ignored.
+    /// Empties a slot. Ignores unknown slots.
     pub fn release(&mut self, slot: u32) {
         self.put(slot, 0);
     }
 
-    /// Says whether a slot may come to hold `len` positions, as a restored one does.
-    pub fn admits(&self, slot: u32, len: u32) -> Result<(), EngineError> {
-        let mut next = self.held.clone();
-        *next.get_mut(slot as usize).ok_or_else(|| self.no_slot(slot))? = len;
-        self.fits(&next)
-    }
-
-    /// Sets what a slot holds, as [`admits`](Slots::admits) let pass.
-    pub fn put(&mut self, slot: u32, len: u32) {
+    fn put(&mut self, slot: u32, len: u32) {
         if let Some(held) = self.held.get_mut(slot as usize) {
             *held = len;
         }
@@ -96,7 +88,7 @@ impl Slots {
 mod tests {
     use super::*;
     use crate::base::LayerRange;
-    use crate::engine::KvCache;
+    use crate::engine::KvType;
 
     fn spec() -> StageSpec {
         let config = StageConfig {
@@ -104,7 +96,7 @@ mod tests {
             max_sessions: 2,
             max_rows: 3,
             threads: 1,
-            kv: KvCache::Full,
+            kv: KvType::Full,
             ..StageConfig::default()
         };
         StageSpec { engine: "test", layers: LayerRange::new(0, 1), width: 2, vocab: None, config, memory: 0 }
@@ -115,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_outside_the_stage_is_refused_with_the_fact_that_is_wrong() {
+    fn an_invalid_step_is_refused_with_its_cause() {
         let spec = spec();
         let mut slots = Slots::new(&spec.config);
         let check = |slots: &Slots, hidden: &[f32], rows: &[Row]| slots.check(&spec, hidden, rows);
@@ -136,7 +128,7 @@ mod tests {
         let more = [row(0, 2), row(0, 3), row(0, 4)];
         assert_eq!(check(&slots, &[0.0; 6], &more), Err(EngineError::ContextFull { context: 4 }));
         let other = [row(1, 1), row(1, 2), row(1, 3)];
-        assert_eq!(check(&slots, &[0.0; 6], &other), Ok(()), "a session has its context to itself");
+        assert_eq!(check(&slots, &[0.0; 6], &other), Ok(()), "each session has its own context");
         assert_eq!(slots.truncate(0, 1), Ok(1));
         assert_eq!(check(&slots, &[0.0; 6], &[row(0, 1), row(0, 2), row(0, 3)]), Ok(()));
     }

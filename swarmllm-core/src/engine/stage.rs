@@ -1,60 +1,60 @@
-//! What an engine is: the contract of stages and embedders, and what they are loaded with.
+//! The engine interface: engines, stages, embedders and their configuration.
 
 use std::sync::Arc;
 
-use super::gate::GATE;
+use super::exit_gate::EXIT_GATE;
 use super::{CutRules, EngineError};
 use crate::base::LayerRange;
 use crate::model::{EmbeddingSource, Manifest, StageSource};
 
-/// Rows of one step of which output may be wanted of a stage with the head, where its steps have so many.
-pub const WANTED_ROWS: u32 = 64;
+/// Most rows of one step for which a stage with the head gives output.
+pub const MAX_OUTPUT_ROWS: u32 = 64;
 
-/// What a stage is loaded with.
+/// Configuration of a stage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StageConfig {
-    /// Positions that each session may have; the stage keeps KV cells for `context * max_sessions`.
+    /// Positions of each session; the stage allocates `context * max_sessions` KV cells.
     pub context: u32,
-    /// Sessions that may be live at once; slots are `0..max_sessions`.
+    /// Most concurrent sessions; slots are `0..max_sessions`.
     pub max_sessions: u32,
-    /// Rows that one step may have.
+    /// Most rows of one step.
     pub max_rows: u32,
     /// Compute threads.
     pub threads: u32,
-    /// How keys and values are kept.
-    pub kv: KvCache,
-    /// Layers that an accelerator computes, at most, the head being one; the rest is the processor's. Without effect where
-    /// the build or the machine has none.
+    /// Number format of the KV cache.
+    pub kv: KvType,
+    /// Most layers on an accelerator; the head counts as one. The CPU computes the rest. Without effect if the build or the
+    /// machine has no accelerator.
     pub gpu_layers: u32,
-    /// Whether the cores are kept awake between steps that come from afar, which costs power.
+    /// Keeps the cores awake between steps of a distributed generation, at the cost of power; Linux only.
     pub keep_awake: bool,
 }
 
-/// How a stage keeps keys and values.
+/// Number format of the KV cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum KvCache {
-    /// As the engine computes them: llama.cpp in f16, candle in f32.
+pub enum KvType {
+    /// The engine's own format: f16 for llama.cpp, f32 for candle.
     #[default]
     Full,
-    /// In blocks of 32 with 8 bits each and a scale, llama.cpp's `q8_0`: 34 bytes where f16 has 64. Answers differ from
-    /// those of the plain model, so that none can be exact.
+    /// llama.cpp's `q8_0`: blocks of 32 values of 8 bits with one scale, 34 bytes where f16 takes 64. Output differs
+    /// from the plain model's, so exact generations are impossible.
     Q8,
 }
 
 impl StageConfig {
-    /// Rows of one prefill chunk: llama.cpp's results are equal for chunks of 64 and of 512 rows, and 512 is its own
-    /// default, so that a split prefill has the shapes of the whole model's.
+    /// Rows of one prefill chunk. llama.cpp gives equal results for chunks of 64 and of 512 rows; 512 is its default, so a
+    /// split model prefills in the same shapes as the whole model.
     pub const DEFAULT_MAX_ROWS: u32 = 512;
 }
 
 impl Default for StageConfig {
     fn default() -> Self {
-        let (max_rows, kv, gpu_layers) = (Self::DEFAULT_MAX_ROWS, KvCache::Full, u32::MAX);
+        let (max_rows, kv, gpu_layers) = (Self::DEFAULT_MAX_ROWS, KvType::Full, u32::MAX);
         Self { context: 4096, max_sessions: 4, max_rows, threads: 1, kv, gpu_layers, keep_awake: false }
     }
 }
 
-impl std::str::FromStr for KvCache {
+impl std::str::FromStr for KvType {
     type Err = String;
 
     /// `full` or `q8_0`.
@@ -62,25 +62,25 @@ impl std::str::FromStr for KvCache {
         match name {
             "full" => Ok(Self::Full),
             "q8_0" => Ok(Self::Q8),
-            _ => Err(format!("keys and values are kept `full` or in `q8_0`, not in `{name}`")),
+            _ => Err(format!("the KV type is `full` or `q8_0`, not `{name}`")),
         }
     }
 }
 
-/// What a loaded stage is.
+/// Description of a loaded stage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StageSpec {
     /// Name of the engine.
     pub engine: &'static str,
-    /// Layers of the model that the stage computes.
+    /// Layers that the stage computes.
     pub layers: LayerRange,
-    /// Floats in one hidden state.
+    /// Floats of one hidden state.
     pub width: u32,
-    /// Logits in one row, where the stage holds the head.
+    /// Logits of one row; `None` without the head.
     pub vocab: Option<u32>,
-    /// As configured (or less, where the model was trained for less).
+    /// Effective configuration; its context is at most the model's.
     pub config: StageConfig,
-    /// Bytes of memory that weights and KV take, as far as the engine tells.
+    /// Bytes of weights and KV, as reported by the engine.
     pub memory: u64,
 }
 
@@ -91,93 +91,92 @@ pub struct Row {
     pub slot: u32,
     /// Position in the session, from 0, without gaps.
     pub pos: u32,
-    /// Whether logits of the row are wanted. Only a stage with the head looks at it.
+    /// Whether the stage with the head gives output for the row. Other stages ignore it.
     pub want: bool,
 }
 
-/// How a step is computed. By default as in a plain run: whole, for logits, bit by bit.
+/// Options of one step. The default is a plain run: whole, exact, with logits.
 #[derive(Clone, Copy, Default)]
-pub struct Terms<'a> {
-    /// Of each wanted row of a stage with the head, give in place of its logits the `width` floats behind the output norm
-    /// that logits are made of.
+pub struct StepOptions<'a> {
+    /// A stage with the head gives, for each wanted row, the `width` floats behind the output norm instead of logits.
     pub states: bool,
-    /// The numbers may differ from a plain run's by rounding: the engine may compute with as many threads as it finds
-    /// fastest, and multiply as it finds fastest.
-    pub free: bool,
-    /// Says whether nobody wants the result any more. Asked now and then in the middle of a computation; must not block.
-    pub abandoned: Option<&'a (dyn Fn() -> bool + Sync)>,
+    /// Allows results that differ from a plain run's by rounding: the engine may choose the fastest number of threads and
+    /// the fastest matrix products.
+    pub allow_rounding: bool,
+    /// Returns true once the result is no longer needed. Polled during a computation; must not block.
+    pub cancelled: Option<&'a (dyn Fn() -> bool + Sync)>,
 }
 
-impl Terms<'_> {
-    /// Whether nobody wants the result any more, or the process is ending.
-    pub fn is_abandoned(&self) -> bool {
-        GATE.is_shut() || self.abandoned.is_some_and(|abandoned| abandoned())
+impl StepOptions<'_> {
+    /// Whether the result is no longer needed, or the process is ending.
+    pub fn is_cancelled(&self) -> bool {
+        EXIT_GATE.is_closed() || self.cancelled.is_some_and(|cancelled| cancelled())
     }
 }
 
-/// A range of layers, loaded. Owned by one OS thread.
+/// A loaded range of layers. Owned by one OS thread.
 pub trait Stage: Send {
-    /// What it is.
+    /// Description of the stage.
     fn spec(&self) -> &StageSpec;
 
-    /// Refuses a step as [`step`](Stage::step) would, without computing it.
+    /// Validates a step as [`step`](Stage::step) does, without computing it.
     fn check(&self, hidden: &[f32], rows: &[Row]) -> Result<(), EngineError>;
 
-    /// Computes one step. `hidden` is `rows.len() * width` finite floats, row after row. Appends to the cleared `out`:
-    /// without the head every row's hidden state, with it what `terms` ask of each wanted row, in row order.
+    /// Computes one step. `hidden` is `rows.len() * width` finite floats, row by row. Clears `out` and fills it in row
+    /// order: without the head with the hidden state of every row, with the head with the output of each wanted row.
     ///
-    /// Rows of several sessions may be computed at once where they lie session by session and by rising slots; results may
-    /// then differ, in the rounding of sums, from those of a step of each. A session whose numbers overflow there gets
-    /// them as they are, so that it alone fails; one that is computed by itself gets an error.
+    /// Rows of several sessions must be grouped by session in ascending slot order. Results of such a step may differ by
+    /// rounding from those of separate steps. In such a step a session whose values overflow gets the non-finite values,
+    /// so that it alone fails; in a step of one session overflow is an error.
     ///
-    /// A refused step (shape, position, slot, non-finite input) changes nothing. A step that fails, or ends as
-    /// [`EngineError::Abandoned`], leaves each of its sessions with what it held before, or with nothing where the engine
-    /// cannot go back.
-    fn compute(&mut self, hidden: &[f32], rows: &[Row], terms: Terms, out: &mut Vec<f32>) -> Result<(), EngineError>;
+    /// A refused step (shape, position, slot, non-finite input) changes nothing. A step that fails, or ends with
+    /// [`EngineError::Cancelled`], leaves each session at its length before the step, or empty if the engine cannot roll
+    /// back.
+    fn compute(
+        &mut self,
+        hidden: &[f32],
+        rows: &[Row],
+        options: StepOptions,
+        out: &mut Vec<f32>,
+    ) -> Result<(), EngineError>;
 
-    /// Computes one step as a plain run does.
+    /// Computes one step with the default options.
     fn step(&mut self, hidden: &[f32], rows: &[Row], out: &mut Vec<f32>) -> Result<(), EngineError> {
-        self.compute(hidden, rows, Terms::default(), out)
+        self.compute(hidden, rows, StepOptions::default(), out)
     }
 
-    /// Keeps the first `len` positions of a session and forgets the rest.
+    /// Keeps the first `len` positions of a session and drops the rest.
     fn truncate(&mut self, slot: u32, len: u32) -> Result<(), EngineError>;
 
-    /// Forgets a session. Unknown slots are ignored.
+    /// Drops a session. Ignores unknown slots.
     fn release(&mut self, slot: u32);
-
-    /// The session's KV state; only an equal engine build with equal layers can restore it.
-    fn snapshot(&mut self, slot: u32) -> Result<Vec<u8>, EngineError>;
-
-    /// Replaces the session's KV state; `len` is how many positions it holds.
-    fn restore(&mut self, slot: u32, len: u32, state: &[u8]) -> Result<(), EngineError>;
 }
 
-/// Looks up the rows of an embedding matrix, with the engine's own dequantisation and the architecture's scale.
+/// Looks up rows of the embedding matrix, with the engine's dequantisation and the architecture's scale.
 pub trait Embedder: Send + Sync {
-    /// Floats in one row.
+    /// Floats of one row.
     fn width(&self) -> u32;
 
-    /// Appends `tokens.len() * width` floats to the cleared `out`.
+    /// Clears `out` and fills it with `tokens.len() * width` floats.
     fn embed(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<(), EngineError>;
 }
 
-/// One way to run models.
+/// An inference engine.
 pub trait Engine: Send + Sync {
     /// `llama.cpp`, `candle` or `echo`.
     fn name(&self) -> &'static str;
 
-    /// The cut rules of a model that the engine serves; an error says why it does not serve it.
+    /// Cut rules of a model; the error is the reason why the engine does not support the model.
     fn cuts(&self, manifest: &Manifest) -> Result<CutRules, EngineError>;
 
-    /// Bytes that a stage takes: weights, KV of all sessions, and what a step needs beside them. Asked before a stage is
-    /// loaded, of models that the engine serves; of others it may give any number.
+    /// Estimated bytes of a stage before it is loaded: weights, KV of all sessions, and step buffers. The result for an
+    /// unsupported model is unspecified.
     fn memory(&self, manifest: &Manifest, layers: LayerRange, head: bool, config: &StageConfig) -> u64;
 
-    /// Loads a stage. Blocks for as long as reading its weights takes; called on the thread that will own it.
+    /// Loads a stage. Blocks while it reads the weights; called on the thread that will own the stage.
     fn load_stage(&self, source: StageSource, config: &StageConfig) -> Result<Box<dyn Stage>, EngineError>;
 
-    /// What computes beside the processor in this build on this machine, by name.
+    /// Names of the accelerators that this build can use on this machine.
     fn accelerators(&self) -> Vec<String> {
         Vec::new()
     }
@@ -186,16 +185,16 @@ pub trait Engine: Send + Sync {
     fn load_embedder(&self, source: EmbeddingSource) -> Result<Arc<dyn Embedder>, EngineError>;
 }
 
-/// Bytes of a stage's shards, and of the hidden states that one step of it has at once.
+/// Bytes of a stage's shards and of one step's intermediate states.
 pub(super) fn tensors_and_scratch(manifest: &Manifest, layers: LayerRange, head: bool, config: &StageConfig) -> u64 {
-    /// Activations and graph of a step: about this many hidden states per row.
+    /// Hidden states per row that the activations and the graph of a step take, about.
     const SCRATCH_STATES: u64 = 16;
     let tensors: u64 = manifest.stage_shards(layers, head).map(|shard| shard.size).sum();
     let states = u64::from(config.max_rows).saturating_mul(u64::from(manifest.width)).saturating_mul(SCRATCH_STATES);
     tensors.saturating_add(states.saturating_mul(size_of::<f32>() as u64))
 }
 
-/// KV cells of a stage's sessions in all its layers.
-pub(super) fn cells(layers: LayerRange, context: u32, sessions: u32) -> u64 {
+/// KV cells of all sessions in all layers of a stage.
+pub(super) fn kv_cells(layers: LayerRange, context: u32, sessions: u32) -> u64 {
     u64::from(layers.len()).saturating_mul(u64::from(context)).saturating_mul(u64::from(sessions))
 }

@@ -1,6 +1,6 @@
-//! The file that keeps a node's key: magic, seed, public key; readable by its owner alone.
+//! The key file of a node: magic, seed, public key; readable by its owner only.
 //!
-//! The public key is there to recognise damage: a flipped bit would otherwise be a silent change of identity.
+//! The public key detects corruption: a flipped bit in the seed would otherwise silently change the identity.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -14,10 +14,10 @@ const MAGIC: &[u8; 8] = b"swllmky1";
 const PUBLIC_BYTES: usize = 32;
 const FILE_BYTES: usize = MAGIC.len() + Keypair::SEED_BYTES + PUBLIC_BYTES;
 
-/// The key kept at `path`, or a new one that is durable there before this returns.
+/// Loads the key at `path`, or creates one that is durable on return.
 ///
-/// A file that is not a key is an error and is never overwritten. The caller holds the directory's lock
-/// ([`DirLock`](crate::rt::DirLock)): two processes creating one key at the same time is not handled here.
+/// An invalid file is an error and is never overwritten. The caller must hold the directory's lock
+/// ([`DirLock`](crate::rt::DirLock)): concurrent creation by two processes is not handled here.
 pub fn load_or_create(path: &Path) -> Result<Keypair, IdentityError> {
     match File::open(path) {
         Ok(file) => load(file, path),
@@ -39,14 +39,14 @@ fn load(file: File, path: &Path) -> Result<Keypair, IdentityError> {
     }
     let (magic, rest) = bytes[..FILE_BYTES].split_at(MAGIC.len());
     if magic != MAGIC {
-        return Err(damaged("it does not begin as a key file"));
+        return Err(damaged("it is not a key file"));
     }
     let (seed, public) = rest.split_at(Keypair::SEED_BYTES);
     let mut secret = Zeroizing::new([0u8; Keypair::SEED_BYTES]);
     secret.copy_from_slice(seed);
     let keypair = Keypair::from_seed(&secret);
     if keypair.node_id().as_bytes() != public {
-        return Err(damaged("its halves do not belong together"));
+        return Err(damaged("its public key does not match its secret"));
     }
     restrict(&file, path)?;
     Ok(keypair)
@@ -75,10 +75,10 @@ fn create(path: &Path) -> Result<Keypair, IdentityError> {
     Ok(keypair)
 }
 
-/// Writes a file that only its owner can read, whole and durable, or not at all.
+/// Writes a file readable by its owner only, atomically and durably.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
     let temporary = temporary_beside(path);
-    // A leftover of a crash before the rename: nobody has used it.
+    // A leftover of a crash before the rename; unused.
     match fs::remove_file(&temporary) {
         Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(fail(&temporary, "removed", cause)),
         _ => {}
@@ -107,7 +107,7 @@ fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Makes the rename itself durable. Windows offers no way and needs none.
+/// Makes the rename durable. Windows has no equivalent and needs none.
 fn sync_directory(path: &Path) -> io::Result<()> {
     #[cfg(unix)]
     if let Some(parent) = path.parent() {
@@ -119,14 +119,14 @@ fn sync_directory(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes the key from others' eyes where a copy or a restore has made it readable.
+/// Restricts the permissions, in case a copy or a restore has widened them.
 fn restrict(file: &File, path: &Path) -> Result<(), IdentityError> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
         let mode = file.metadata().map_err(|cause| fail(path, "examined", cause))?.permissions().mode();
         if mode & 0o077 != 0 {
-            tracing::warn!(path = %path.display(), "the key file was open to others; restricting it to its owner");
+            tracing::warn!(path = %path.display(), "the key file was accessible to other users; restricting it to its owner");
             file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(|cause| fail(path, "restricted", cause))?;
         }
     }
@@ -139,31 +139,31 @@ fn restrict(file: &File, path: &Path) -> Result<(), IdentityError> {
 mod tests {
     use super::*;
 
-    fn place() -> (tempfile::TempDir, PathBuf) {
+    fn key_path() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("node.key");
         (dir, path)
     }
 
     #[test]
-    fn the_same_file_gives_the_same_node() {
-        let (_dir, path) = place();
+    fn a_key_file_keeps_the_node_id() {
+        let (_dir, path) = key_path();
         let created = load_or_create(&path).unwrap();
         assert_eq!(load_or_create(&path).unwrap().node_id(), created.node_id());
         assert!(!temporary_beside(&path).exists());
     }
 
     #[test]
-    fn a_damaged_key_is_refused_and_left_as_it_is() {
-        let (_dir, path) = place();
+    fn a_damaged_key_file_is_refused_and_unchanged() {
+        let (_dir, path) = key_path();
         load_or_create(&path).unwrap();
         let good = fs::read(&path).unwrap();
         let mut wrong: Vec<Vec<u8>> = (0..good.len()).map(|at| good[..at].to_vec()).collect();
         wrong.push([good.clone(), vec![0]].concat());
         wrong.extend((0..good.len()).map(|at| {
-            let mut bent = good.clone();
-            bent[at] ^= 1;
-            bent
+            let mut corrupted = good.clone();
+            corrupted[at] ^= 1;
+            corrupted
         }));
         for bytes in wrong {
             fs::write(&path, &bytes).unwrap();
@@ -173,16 +173,16 @@ mod tests {
     }
 
     #[test]
-    fn a_leftover_of_a_crash_does_not_prevent_a_new_key() {
-        let (_dir, path) = place();
+    fn a_leftover_temporary_file_is_replaced() {
+        let (_dir, path) = key_path();
         fs::write(temporary_beside(&path), b"half").unwrap();
         load_or_create(&path).unwrap();
         assert_eq!(fs::read(&path).unwrap().len(), FILE_BYTES);
     }
 
     #[test]
-    fn a_missing_directory_is_an_error_that_names_the_path() {
-        let (dir, _) = place();
+    fn the_error_of_a_missing_directory_has_the_path() {
+        let (dir, _) = key_path();
         let path = dir.path().join("absent").join("node.key");
         let error = load_or_create(&path).unwrap_err();
         assert!(matches!(&error, IdentityError::Io { path: named, .. } if *named == path), "{error}");
@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn only_the_owner_can_read_the_key() {
         use std::os::unix::fs::PermissionsExt;
-        let (_dir, path) = place();
+        let (_dir, path) = key_path();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         load_or_create(&path).unwrap();
         assert_eq!(mode(&path), 0o600);

@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 use super::IdentityError;
 use crate::base::NodeId;
 
-/// A node's secret key with its public half. The secret is wiped when this is dropped, and is never printed.
+/// A node's key pair. The secret is wiped on drop and never printed.
 pub struct Keypair {
     key: SigningKey,
 }
@@ -29,17 +29,17 @@ impl Keypair {
         Self { key: SigningKey::from_bytes(seed) }
     }
 
-    /// The secret itself, wiped when the copy is dropped. For the key file and the transport only.
+    /// The secret, wiped when the copy is dropped. For the key file and the transport only.
     pub(crate) fn seed(&self) -> Zeroizing<[u8; Self::SEED_BYTES]> {
         Zeroizing::new(self.key.to_bytes())
     }
 
-    /// The node that this key stands for: the public half.
+    /// The node id: the public key.
     pub fn node_id(&self) -> NodeId {
         NodeId(self.key.verifying_key().to_bytes())
     }
 
-    /// Signs `message` as it is. Callers put a domain in front, see [`Signed`](super::Signed).
+    /// Signs `message` without a domain. Callers prepend one, see [`Signed`](super::Signed).
     pub fn sign(&self, message: &[u8]) -> [u8; 64] {
         self.key.sign(message).to_bytes()
     }
@@ -51,7 +51,7 @@ impl fmt::Debug for Keypair {
     }
 }
 
-/// Checks that `signature` is `node`'s over `message`, refusing malleable signatures and weak keys.
+/// Verifies `node`'s signature of `message`; refuses malleable signatures and weak keys.
 pub fn verify(node: &NodeId, message: &[u8], signature: &[u8; 64]) -> Result<(), IdentityError> {
     let refuse = |_| IdentityError::BadSignature { node: *node };
     let key = VerifyingKey::from_bytes(node.as_bytes()).map_err(refuse)?;
@@ -63,22 +63,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signature_holds_for_its_message_and_its_node_alone() {
+    fn a_signature_is_valid_for_its_message_and_node_only() {
         let (key, other) = (Keypair::generate().unwrap(), Keypair::generate().unwrap());
         let signature = key.sign(b"message");
         verify(&key.node_id(), b"message", &signature).unwrap();
         assert!(verify(&key.node_id(), b"messagf", &signature).is_err());
         assert!(verify(&other.node_id(), b"message", &signature).is_err());
         for bit in 0..512 {
-            let mut bent = signature;
-            bent[bit / 8] ^= 1 << (bit % 8);
-            assert!(verify(&key.node_id(), b"message", &bent).is_err(), "bit {bit}");
+            let mut corrupted = signature;
+            corrupted[bit / 8] ^= 1 << (bit % 8);
+            assert!(verify(&key.node_id(), b"message", &corrupted).is_err(), "bit {bit}");
         }
     }
 
     #[test]
     fn the_neutral_element_signs_nothing() {
-        // Its "signature" would hold for every message under a lax verifier.
+        // Its "signature" would be valid for every message with a lax verifier.
         let mut identity = [0u8; 32];
         identity[0] = 1;
         let mut signature = [0u8; 64];

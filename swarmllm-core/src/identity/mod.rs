@@ -1,8 +1,7 @@
-//! Who a node is: its Ed25519 key, the file that keeps it, and values signed with it.
+//! The identity of a node: its Ed25519 key, the key file, and signed values.
 //!
-//! Owns the secret key. Promises that the secret is wiped from memory when dropped, that a key file is never
-//! overwritten, and that a [`Signed`] value exists only after its signature was verified. Refuses weak and
-//! non-canonical signatures.
+//! Owns the secret key. Guarantees: the secret is wiped from memory on drop; a key file is never overwritten; a [`Signed`]
+//! value exists only with a verified signature. Refuses weak and non-canonical signatures.
 //!
 //! May import: base.
 
@@ -19,26 +18,26 @@ use std::path::PathBuf;
 
 use crate::base::{ErrorKind, NodeId};
 
-/// Why a key cannot be had or a signature does not hold.
+/// An error of a key or a signature.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IdentityError {
-    /// The operating system gave no randomness.
-    #[error("the operating system gives no randomness: {0}")]
+    /// The operating system provided no randomness.
+    #[error("the operating system provides no randomness: {0}")]
     NoRandomness(String),
     /// Reading or writing the key file failed.
     #[error("the key file {path} cannot be {act}: {cause}")]
     Io { path: PathBuf, act: &'static str, cause: std::io::Error },
-    /// The file at the place of the key is not a key that we wrote. It is left as it is.
+    /// The key file is invalid. It is left unchanged.
     #[error("{path} is not a usable key file ({reason}); restore it from a backup, or move it away for a new identity")]
     Damaged { path: PathBuf, reason: &'static str },
-    /// The signature is not this node's over these bytes.
-    #[error("the signature is not that of node {node}")]
+    /// The signature does not verify for this node and message.
+    #[error("the signature is not valid for node {node}")]
     BadSignature { node: NodeId },
 }
 
 impl IdentityError {
-    /// The kind that hosts see.
+    /// The error kind for the API boundaries.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NoRandomness(_) => ErrorKind::Internal,

@@ -1,7 +1,7 @@
-//! Values signed by a node, verified when built.
+//! Values signed by a node, verified on construction.
 //!
-//! Bytes: signer (32), signature (64), the value in postcard. The signature covers the domain's length, the domain, and
-//! the value, so that a signature given for one purpose cannot be used for another.
+//! Bytes: signer (32), signature (64), the value in postcard. The signature covers the domain's length, the domain and the
+//! value, so that a signature for one purpose is invalid for any other.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,26 +13,26 @@ const SIGNER_BYTES: usize = 32;
 const SIGNATURE_BYTES: usize = 64;
 const OVERHEAD: usize = SIGNER_BYTES + SIGNATURE_BYTES;
 
-/// Why bytes are not a signed value.
+/// An error of a signed value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SignedError {
-    /// There are too few bytes, or more than [`MAX_BYTES`](Signed::MAX_BYTES).
-    #[error("a signed value has {min} to {max} bytes, these are {given}")]
+    /// Too few bytes, or more than [`MAX_BYTES`](Signed::MAX_BYTES).
+    #[error("a signed value has {min} to {max} bytes, not {given}")]
     Length { given: usize, min: usize, max: usize },
-    /// The signature is not the signer's, or was given for another purpose.
-    #[error("the signature of {signer} does not hold for `{domain}`")]
+    /// The signature does not verify, or is for another domain.
+    #[error("the signature of {signer} is not valid for `{domain}`")]
     Signature { signer: NodeId, domain: &'static str },
-    /// What was signed is not such a value, or not written the one way that it can be.
-    #[error("what {signer} signed for `{domain}` is not a value of it: {reason}")]
+    /// The signed bytes do not decode, or are not the canonical encoding.
+    #[error("{signer} signed an invalid value for `{domain}`: {reason}")]
     Value { signer: NodeId, domain: &'static str, reason: String },
-    /// The value cannot be written.
-    #[error("the value for `{domain}` cannot be written: {reason}")]
+    /// The value cannot be encoded.
+    #[error("the value for `{domain}` cannot be encoded: {reason}")]
     Write { domain: &'static str, reason: String },
 }
 
 impl SignedError {
-    /// The kind that hosts see.
+    /// The error kind for the API boundaries.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Write { .. } => ErrorKind::Internal,
@@ -41,7 +41,7 @@ impl SignedError {
     }
 }
 
-/// A value with its signer's proof. There is no way to have one that does not verify.
+/// A value with a verified signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signed<T> {
     value: T,
@@ -50,7 +50,7 @@ pub struct Signed<T> {
 }
 
 impl<T> Signed<T> {
-    /// Most bytes of a signed value, proof included.
+    /// Maximum bytes of a signed value including the signature.
     pub const MAX_BYTES: usize = 1024 * 1024;
 
     /// The value.
@@ -58,24 +58,24 @@ impl<T> Signed<T> {
         &self.value
     }
 
-    /// The value, without its proof.
+    /// The value without its signature.
     pub fn into_value(self) -> T {
         self.value
     }
 
-    /// Who signed.
+    /// The signer.
     pub fn signer(&self) -> NodeId {
         self.signer
     }
 
-    /// The bytes that [`open`](Self::open) takes.
+    /// The bytes for [`open`](Self::open).
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 }
 
 impl<T: Serialize> Signed<T> {
-    /// Signs `value` for the purpose that `domain` names.
+    /// Signs `value` for the purpose `domain`.
     pub fn seal(value: T, domain: &'static str, keypair: &Keypair) -> Result<Self, SignedError> {
         let payload = encode(&value, domain)?;
         check_length(OVERHEAD + payload.len())?;
@@ -89,7 +89,7 @@ impl<T: Serialize> Signed<T> {
 }
 
 impl<T: Serialize + DeserializeOwned> Signed<T> {
-    /// Verifies and decodes `bytes`. Nothing is decoded before the signature holds.
+    /// Verifies and decodes `bytes`. Decodes only after the signature is verified.
     pub fn open(bytes: &[u8], domain: &'static str) -> Result<Self, SignedError> {
         check_length(bytes.len())?;
         let short = || SignedError::Length { given: bytes.len(), min: OVERHEAD, max: Self::MAX_BYTES };
@@ -99,7 +99,7 @@ impl<T: Serialize + DeserializeOwned> Signed<T> {
         verify(&signer, &message(domain, payload), signature).map_err(|_| SignedError::Signature { signer, domain })?;
         let refuse = |reason: String| SignedError::Value { signer, domain, reason };
         let value: T = postcard::from_bytes(payload).map_err(|error| refuse(error.to_string()))?;
-        // One value, one encoding: otherwise one record could have two digests.
+        // Only the canonical encoding: otherwise one record could have two digests.
         if encode(&value, domain)? != payload {
             return Err(refuse("it is not in canonical form".into()));
         }
@@ -138,19 +138,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sealed_opens_with_its_signer() {
+    fn a_sealed_value_opens_with_its_signer() {
         let sealed = sealed();
         assert_eq!(Signed::open(sealed.bytes(), DOMAIN).unwrap(), sealed);
         assert_eq!(sealed.signer(), Keypair::from_seed(&[1; 32]).node_id());
     }
 
     #[test]
-    fn no_bit_can_be_changed_and_no_byte_added_or_lost() {
+    fn any_changed_added_or_missing_byte_is_refused() {
         let bytes = sealed().bytes().to_vec();
         for bit in 0..bytes.len() * 8 {
-            let mut bent = bytes.clone();
-            bent[bit / 8] ^= 1 << (bit % 8);
-            assert!(Signed::<(u32, String)>::open(&bent, DOMAIN).is_err(), "bit {bit}");
+            let mut corrupted = bytes.clone();
+            corrupted[bit / 8] ^= 1 << (bit % 8);
+            assert!(Signed::<(u32, String)>::open(&corrupted, DOMAIN).is_err(), "bit {bit}");
         }
         for length in 0..bytes.len() {
             assert!(Signed::<(u32, String)>::open(&bytes[..length], DOMAIN).is_err(), "{length}");
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_for_one_purpose_is_none_for_another() {
+    fn a_signature_is_invalid_for_another_domain() {
         let error = Signed::<(u32, String)>::open(sealed().bytes(), "test/2").unwrap_err();
         assert!(matches!(error, SignedError::Signature { .. }));
     }
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_the_bound_is_refused_on_both_sides() {
+    fn a_value_beyond_the_limit_is_refused_on_both_sides() {
         let large = vec![0u8; Signed::<()>::MAX_BYTES + 1];
         assert!(matches!(Signed::<Vec<u8>>::open(&large, DOMAIN), Err(SignedError::Length { .. })));
         let sealed = Signed::seal(large, DOMAIN, &Keypair::from_seed(&[1; 32]));

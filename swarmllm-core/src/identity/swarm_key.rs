@@ -1,4 +1,4 @@
-//! The secret that the nodes of a private swarm share. It never prints itself.
+//! The shared secret of a private swarm. Never printed.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use super::IdentityError;
 
-/// See the module. Wiped from memory when dropped.
+/// The shared secret, wiped from memory on drop.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
 pub struct SwarmKey([u8; Self::BYTES]);
 
@@ -14,19 +14,19 @@ impl SwarmKey {
     /// Length, in bytes.
     pub const BYTES: usize = 32;
 
-    /// A new one, by the operating system's chance.
+    /// A new random key from the operating system.
     pub fn generate() -> Result<Self, IdentityError> {
         let mut bytes = [0; Self::BYTES];
         getrandom::fill(&mut bytes).map_err(|error| IdentityError::NoRandomness(error.to_string()))?;
         Ok(Self(bytes))
     }
 
-    /// The one that has these bytes.
+    /// The key with these bytes.
     pub fn from_bytes(bytes: [u8; Self::BYTES]) -> Self {
         Self(bytes)
     }
 
-    /// Its bytes, for those that put it to use or keep it.
+    /// The bytes of the key.
     pub fn bytes(&self) -> &[u8; Self::BYTES] {
         &self.0
     }

@@ -1,8 +1,7 @@
-//! One account as one of its two nodes keeps it: pure rules, no IO, no clock.
+//! One account as one of its two nodes stores it: pure rules, no IO, no clock.
 //!
-//! An account has a direction. Only its debtor proposes and only its creditor accepts, so that no two nodes ever write at
-//! once; what a pair of nodes do for each other are two accounts. Whoever calls must make a change durable before what it
-//! gave is sent.
+//! An account has a direction: only its debtor proposes and only its creditor accepts, so two nodes never write
+//! concurrently. A pair of nodes has two accounts. The caller must persist the change before sending the result.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,17 +10,17 @@ use crate::identity::Keypair;
 use crate::ledger::LedgerError;
 use crate::ledger::record::{Body, Proposal, Record};
 
-/// Which account: who pays, and who is paid.
+/// Identifies an account by its debtor and its creditor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AccountId {
-    /// Who has been worked for.
+    /// The node that owes for work.
     pub debtor: NodeId,
-    /// Who has worked.
+    /// The node that computed.
     pub creditor: NodeId,
 }
 
 impl AccountId {
-    /// Both ids, the debtor's first.
+    /// Concatenated ids, the debtor's first.
     pub fn key(&self) -> [u8; 64] {
         let mut key = [0; 64];
         key[..32].copy_from_slice(self.debtor.as_bytes());
@@ -29,47 +28,47 @@ impl AccountId {
         key
     }
 
-    /// The account of these ids.
-    pub fn of_key(key: &[u8; 64]) -> AccountId {
+    /// Inverse of [`AccountId::key`].
+    pub fn from_key(key: &[u8; 64]) -> AccountId {
         let node = |at: usize| NodeId(std::array::from_fn(|index| key[at + index]));
         AccountId { debtor: node(0), creditor: node(32) }
     }
 }
 
-/// The epoch that every account is in, until the opening of another is built.
+/// The epoch of every account. The opening of further epochs is not implemented.
 const EPOCH: u32 = 0;
 
-/// See the module.
+/// One account, see the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
     id: AccountId,
     network: Hash,
-    /// The newest record that both have signed.
+    /// The newest record signed by both.
     head: Option<Record>,
-    /// What this node, as the debtor, has signed and has no answer to.
+    /// The unanswered proposal that this node has signed as the debtor.
     pending: Option<Proposal>,
-    /// The highest number that this node has ever signed as the debtor.
-    top: u64,
-    /// Two records contradict each other: nothing is signed any more.
+    /// The highest number that this node has signed as the debtor.
+    top_seq: u64,
+    /// Two records contradict each other: nothing more is signed.
     frozen: bool,
 }
 
-/// What is stored of an account.
+/// The stored form of an account.
 #[derive(Serialize, Deserialize)]
 struct Stored {
     head: Option<Vec<u8>>,
     pending: Option<Vec<u8>>,
-    top: u64,
+    top_seq: u64,
     frozen: bool,
 }
 
 impl Account {
     /// An account without records.
     pub fn new(id: AccountId, network: Hash) -> Self {
-        Self { id, network, head: None, pending: None, top: 0, frozen: false }
+        Self { id, network, head: None, pending: None, top_seq: 0, frozen: false }
     }
 
-    /// Which account.
+    /// The account's id.
     pub fn id(&self) -> AccountId {
         self.id
     }
@@ -79,12 +78,12 @@ impl Account {
         self.head.as_ref()
     }
 
-    /// What was proposed and not answered.
+    /// The unanswered proposal.
     pub fn pending(&self) -> Option<&Proposal> {
         self.pending.as_ref()
     }
 
-    /// Credits that both have signed for.
+    /// Credits signed by both.
     pub fn total(&self) -> u64 {
         self.head.as_ref().map_or(0, |head| head.body().total)
     }
@@ -98,32 +97,32 @@ impl Account {
         self.head.as_ref().map_or_else(genesis, |head| head.body().id())
     }
 
-    /// Debtor: the proposal to pay `delta` credits. One that has no answer yet is given again, the same bytes: nobody
-    /// signs two bodies with one number.
+    /// Debtor: signs a proposal to pay `delta` credits. Returns an unanswered proposal again with the same bytes: a node
+    /// never signs two bodies with one number.
     ///
-    /// Numbers are the time, or the last one and 1, so that a debtor whose database was put back from a backup does not
-    /// use one again.
+    /// The number is the larger of `time` and the last number plus 1, so that a debtor restored from a backup does not
+    /// reuse a number.
     pub fn propose(&mut self, delta: u64, work: Hash, time: u64, key: &Keypair) -> Result<Proposal, LedgerError> {
-        self.check_open()?;
+        self.check_not_frozen()?;
         if let Some(pending) = &self.pending {
             return Ok(pending.clone());
         }
         let total = self.total().checked_add(delta).ok_or(LedgerError::Overflow { account: self.id })?;
-        let last = self.top.max(self.seq());
+        let last = self.top_seq.max(self.seq());
         let seq = last.checked_add(1).ok_or(LedgerError::Overflow { account: self.id })?.max(time);
         let (network, account, prev) = (self.network, self.id, self.head_id());
         let body = Body { network, account, epoch: EPOCH, seq, prev, total, delta, work, time };
         let proposal = Proposal::sign(body, key);
-        self.top = seq;
+        self.top_seq = seq;
         self.pending = Some(proposal.clone());
         Ok(proposal)
     }
 
-    /// Creditor: the record that takes what is proposed. The same proposal gets the same record.
+    /// Creditor: accepts a proposal and returns the record. A repeated proposal returns the same record.
     pub fn accept(&mut self, proposal: Proposal, key: &Keypair) -> Result<Record, LedgerError> {
-        self.check_open()?;
+        self.check_not_frozen()?;
         let body = *proposal.body();
-        self.check_place(&body)?;
+        self.check_belongs(&body)?;
         if let Some(head) = self.head.as_ref().filter(|head| *head.proposal() == proposal) {
             return Ok(head.clone());
         }
@@ -136,11 +135,11 @@ impl Account {
         Ok(record)
     }
 
-    /// Both: a record that the other has, with both signatures. A newer one is taken, an older one says nothing; says
-    /// whether something has changed. Two that contradict each other freeze the account.
+    /// Either side: adopts a newer record of the peer; ignores an older one. Returns whether the account changed.
+    /// Contradicting records freeze the account.
     pub fn adopt(&mut self, record: Record) -> Result<bool, LedgerError> {
         let body = *record.body();
-        self.check_place(&body)?;
+        self.check_belongs(&body)?;
         if body.seq < self.seq() {
             return Ok(false);
         }
@@ -156,45 +155,45 @@ impl Account {
                 return Ok(false);
             }
         }
-        self.top = self.top.max(body.seq);
+        self.top_seq = self.top_seq.max(body.seq);
         self.head = Some(record);
-        // One that was settled by it, or that nobody can accept any more.
+        // Drops a proposal that the record answers or that can no longer be accepted.
         let head = self.head_id();
         self.pending = self.pending.take().filter(|pending| pending.body().prev == head);
         Ok(true)
     }
 
-    /// Whether a body belongs here at all.
-    fn check_place(&self, body: &Body) -> Result<(), LedgerError> {
+    /// Checks that a body belongs to this account, swarm and epoch.
+    fn check_belongs(&self, body: &Body) -> Result<(), LedgerError> {
         let here = body.network == self.network && body.account == self.id && body.epoch == EPOCH;
         if here { Ok(()) } else { Err(LedgerError::Misplaced { account: body.account }) }
     }
 
-    fn check_open(&self) -> Result<(), LedgerError> {
+    fn check_not_frozen(&self) -> Result<(), LedgerError> {
         if self.frozen { Err(LedgerError::Frozen { account: self.id }) } else { Ok(()) }
     }
 
-    /// What is kept of it.
+    /// The stored form.
     pub fn encode(&self) -> Vec<u8> {
         let stored = Stored {
             head: self.head.as_ref().map(|head| head.encode().to_vec()),
             pending: self.pending.as_ref().map(|pending| pending.encode().to_vec()),
-            top: self.top,
+            top_seq: self.top_seq,
             frozen: self.frozen,
         };
         // Serialising plain owned data into a Vec has no failing path in postcard.
         postcard::to_stdvec(&stored).unwrap_or_default()
     }
 
-    /// Reads what was kept. Signatures are verified again: the file may have been touched.
+    /// Reads the stored form. Verifies the signatures again: the file may have been modified.
     pub fn decode(id: AccountId, network: Hash, bytes: &[u8]) -> Result<Account, LedgerError> {
         let stored: Stored =
             postcard::from_bytes(bytes).map_err(|_| LedgerError::Malformed { what: "stored account" })?;
         let head = stored.head.as_deref().map(Record::decode).transpose()?;
         let pending = stored.pending.as_deref().map(Proposal::decode).transpose()?;
-        let account = Account { id, network, head, pending, top: stored.top, frozen: stored.frozen };
+        let account = Account { id, network, head, pending, top_seq: stored.top_seq, frozen: stored.frozen };
         let bodies = account.head.iter().map(Record::body).chain(account.pending.iter().map(Proposal::body));
-        bodies.into_iter().try_for_each(|body| account.check_place(body))?;
+        bodies.into_iter().try_for_each(|body| account.check_belongs(body))?;
         Ok(account)
     }
 }

@@ -1,30 +1,30 @@
-//! What work costs. A credit is a million active parameters applied to one token.
+//! The price of work. One credit is a million active parameters applied to one token.
 //!
-//! A stage's weight is the sum of its shards' (`ceil(active parameters / 1e6)`, in the manifest, so that nobody can claim
-//! another one); a row costs its weight where its output is wanted, as in decoding, and a quarter of it where it only
-//! passes through, as in a prompt: prompts are computed many rows at once, at a multiple of the speed.
+//! A stage's weight is the sum of its shards' weights: `ceil(active parameters / 1e6)`, stated in the manifest, so no peer
+//! can claim another. A row with an output, as in decoding, costs the weight. A row without one, as in a prompt, costs a
+//! quarter: prompts are computed many rows at once, at a multiple of the speed.
 //!
-//! Sums are kept in thousandths, integers only, and rounded up where they are paid.
+//! Sums are integers in thousandths of a credit (milli), rounded up when paid.
 
-/// What a row without output costs, in thousandths of one with output.
+/// Price of a row without output, in thousandths of the price of a row with output.
 pub const PREFILL_MILLI: u64 = 250;
 const MILLI: u64 = 1000;
 
-/// Thousandths of a credit for a step: `rows` of a stage of this weight, of which `wanted` have an output. As both sides
-/// know these numbers, both come to the same sum; numbers from a peer cannot overflow it.
-pub fn milli(weight: u64, rows: u32, wanted: u32) -> u64 {
+/// Price of a step in thousandths of a credit: `rows` rows of a stage of this weight, of which `wanted` have an output.
+/// Both sides know these numbers and compute the same sum. Saturates, so numbers from a peer cannot overflow it.
+pub fn step_cost(weight: u64, rows: u32, wanted: u32) -> u64 {
     let wanted = u64::from(wanted.min(rows));
     let passing = u64::from(rows) - wanted;
     weight.saturating_mul(wanted * MILLI + passing * PREFILL_MILLI)
 }
 
-/// Whole credits that pay for so many thousandths.
-pub fn credits(milli: u64) -> u64 {
+/// Whole credits that cover an amount in thousandths.
+pub fn milli_to_credits(milli: u64) -> u64 {
     milli.div_ceil(MILLI)
 }
 
-/// Thousandths that so many credits pay for.
-pub fn paid(credits: u64) -> u64 {
+/// Thousandths in an amount of credits.
+pub fn credits_to_milli(credits: u64) -> u64 {
     credits.saturating_mul(MILLI)
 }
 
@@ -33,16 +33,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prompt_costs_a_quarter_and_its_last_row_the_whole() {
-        // 63 rows at a quarter and one at the whole, of 10 million parameters: 10 * (63 * 0.25 + 1) = 167.5.
-        assert_eq!(milli(10, 64, 1), 167_500);
-        assert_eq!((credits(167_500), credits(0), credits(1), credits(1000)), (168, 0, 1, 1));
+    fn prompt_rows_cost_a_quarter_except_the_last() {
+        // 63 rows at a quarter and one at the full price, with 10 million parameters: 10 * (63 * 0.25 + 1) = 167.5.
+        assert_eq!(step_cost(10, 64, 1), 167_500);
+        assert_eq!([167_500, 0, 1, 1000].map(milli_to_credits), [168, 0, 1, 1]);
     }
 
     #[test]
     fn no_numbers_overflow() {
-        assert_eq!(milli(u64::MAX, u32::MAX, 0), u64::MAX);
-        assert_eq!(milli(1, 1, u32::MAX), 1000);
-        assert_eq!(paid(u64::MAX), u64::MAX);
+        assert_eq!(step_cost(u64::MAX, u32::MAX, 0), u64::MAX);
+        assert_eq!(step_cost(1, 1, u32::MAX), 1000);
+        assert_eq!(credits_to_milli(u64::MAX), u64::MAX);
     }
 }

@@ -1,4 +1,4 @@
-//! The record: what debtor and creditor both sign. Fixed layout, big-endian, one encoding for each value.
+//! The record that debtor and creditor sign. Fixed layout, big-endian, one encoding per value.
 //!
 //! ```text
 //! magic "SWLR" 4 | version 1 | kind 1 | network 32 | debtor 32 | creditor 32 | epoch u32 | seq u64
@@ -7,7 +7,7 @@
 //! creditor's signature 64, over "swarmllm/ledger/v1/accept\0", the body and the debtor's signature  = 330 bytes
 //! ```
 //!
-//! A record's id is the BLAKE3 digest of the body, never of the signatures.
+//! A record's id is the BLAKE3 digest of the body without the signatures.
 
 use crate::base::{Hash, NodeId};
 use crate::identity::{Keypair, verify};
@@ -22,36 +22,36 @@ pub const RECORD_BYTES: usize = PROPOSAL_BYTES + 64;
 
 const MAGIC: &[u8; 4] = b"SWLR";
 const VERSION: u8 = 1;
-/// A payment for work. Others follow: the opening of an epoch, a checkpoint.
+/// Kind of a payment for work. Reserved for later: the opening of an epoch, a checkpoint.
 const RECEIPT: u8 = 1;
 const PROPOSE: &[u8] = b"swarmllm/ledger/v1/propose\0";
 const ACCEPT: &[u8] = b"swarmllm/ledger/v1/accept\0";
 
-/// What is signed.
+/// The signed content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Body {
-    /// The digest of the swarm's name: a signature given in one swarm is none in another.
+    /// Digest of the swarm's name: a signature is invalid in any other swarm.
     pub network: Hash,
-    /// Whose account it is.
+    /// The account.
     pub account: AccountId,
-    /// Grows where a creditor has lost its records.
+    /// Increased after a creditor has lost its records.
     pub epoch: u32,
     /// Grows with each body that the debtor signs; gaps are fine.
     pub seq: u64,
-    /// The id of the account's newest record; of none, see [`Body::genesis`].
+    /// Id of the preceding record; [`Body::genesis`] in the first one.
     pub prev: Hash,
-    /// Credits of all records of the account, this one included.
+    /// Credits of all records of the account including this one.
     pub total: u64,
-    /// Credits of this one.
+    /// Credits of this record.
     pub delta: u64,
-    /// Commits to what was paid for, as the debtor sees it.
+    /// Commitment to the paid work, as recorded by the debtor.
     pub work: Hash,
-    /// When it was made, in milliseconds since 1970, by the debtor's clock. Nothing depends on it.
+    /// Creation time by the debtor's clock, in milliseconds since 1970. Informational.
     pub time: u64,
 }
 
 impl Body {
-    /// What `prev` is in an account's first record.
+    /// Value of `prev` in an account's first record.
     pub fn genesis(network: &Hash, account: &AccountId, epoch: u32) -> Hash {
         let mut hasher = blake3::Hasher::new();
         hasher.update(network.as_bytes()).update(&account.key()).update(&epoch.to_be_bytes());
@@ -63,9 +63,9 @@ impl Body {
         Hash(*blake3::hash(&self.encode()).as_bytes())
     }
 
-    /// Its one encoding.
+    /// The canonical encoding.
     pub fn encode(&self) -> [u8; BODY_BYTES] {
-        let mut out = Writer { bytes: [0; BODY_BYTES], at: 0 };
+        let mut out = ArrayWriter { bytes: [0; BODY_BYTES], at: 0 };
         out.put(MAGIC).put(&[VERSION, RECEIPT]).put(self.network.as_bytes()).put(&self.account.key());
         out.put(&self.epoch.to_be_bytes()).put(&self.seq.to_be_bytes()).put(self.prev.as_bytes());
         out.put(&self.total.to_be_bytes()).put(&self.delta.to_be_bytes());
@@ -75,7 +75,7 @@ impl Body {
     }
 
     fn decode(bytes: &[u8; BODY_BYTES]) -> Result<Body, LedgerError> {
-        let mut rest = Reader(bytes);
+        let mut rest = SliceReader(bytes);
         if rest.take()? != *MAGIC || rest.take()? != [VERSION, RECEIPT] {
             return Err(LedgerError::Malformed { what: "kind or version" });
         }
@@ -92,7 +92,7 @@ impl Body {
     }
 }
 
-/// A body with its debtor's signature. There is none that does not verify.
+/// A body with its debtor's signature. Construction verifies the signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proposal {
     body: Body,
@@ -106,17 +106,17 @@ impl Proposal {
         Proposal { signature: debtor.sign(&[PROPOSE, &body.encode()].concat()), body }
     }
 
-    /// What is proposed.
+    /// The proposed body.
     pub fn body(&self) -> &Body {
         &self.body
     }
 
-    /// Its one encoding.
+    /// The canonical encoding.
     pub fn encode(&self) -> [u8; PROPOSAL_BYTES] {
         joined(&self.body.encode(), &self.signature)
     }
 
-    /// Reads and verifies.
+    /// Decodes and verifies the signatures.
     pub fn decode(bytes: &[u8]) -> Result<Proposal, LedgerError> {
         let bytes: &[u8; PROPOSAL_BYTES] = exactly(bytes)?;
         let (body, signature) = split(bytes)?;
@@ -126,7 +126,7 @@ impl Proposal {
     }
 }
 
-/// A proposal with its creditor's signature. There is none that does not verify.
+/// A proposal with its creditor's signature. Construction verifies the signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     proposal: Proposal,
@@ -140,22 +140,22 @@ impl Record {
         Record { signature: creditor.sign(&[ACCEPT, &proposal.encode()].concat()), proposal }
     }
 
-    /// What both have signed.
+    /// The body signed by both.
     pub fn body(&self) -> &Body {
         &self.proposal.body
     }
 
-    /// What the debtor has signed.
+    /// The proposal signed by the debtor.
     pub fn proposal(&self) -> &Proposal {
         &self.proposal
     }
 
-    /// Its one encoding.
+    /// The canonical encoding.
     pub fn encode(&self) -> [u8; RECORD_BYTES] {
         joined(&self.proposal.encode(), &self.signature)
     }
 
-    /// Reads and verifies.
+    /// Decodes and verifies the signatures.
     pub fn decode(bytes: &[u8]) -> Result<Record, LedgerError> {
         let bytes: &[u8; RECORD_BYTES] = exactly(bytes)?;
         let (proposal, signature) = split::<RECORD_BYTES, PROPOSAL_BYTES>(bytes)?;
@@ -169,26 +169,26 @@ fn exactly<const N: usize>(bytes: &[u8]) -> Result<&[u8; N], LedgerError> {
     bytes.try_into().map_err(|_| LedgerError::Malformed { what: "length" })
 }
 
-/// The signed part and the signature behind it.
+/// Splits into the signed part and the signature after it.
 fn split<const N: usize, const SIGNED: usize>(bytes: &[u8; N]) -> Result<(&[u8; SIGNED], &[u8; 64]), LedgerError> {
     let (signed, signature) = bytes.split_at(SIGNED);
     Ok((exactly(signed)?, exactly(signature)?))
 }
 
 fn joined<const N: usize>(signed: &[u8], signature: &[u8; 64]) -> [u8; N] {
-    let mut out = Writer { bytes: [0; N], at: 0 };
+    let mut out = ArrayWriter { bytes: [0; N], at: 0 };
     out.put(signed).put(signature);
     debug_assert_eq!(out.at, N);
     out.bytes
 }
 
 /// Fills an array from its beginning.
-struct Writer<const N: usize> {
+struct ArrayWriter<const N: usize> {
     bytes: [u8; N],
     at: usize,
 }
 
-impl<const N: usize> Writer<N> {
+impl<const N: usize> ArrayWriter<N> {
     fn put(&mut self, bytes: &[u8]) -> &mut Self {
         let end = self.at + bytes.len();
         self.bytes[self.at..end].copy_from_slice(bytes);
@@ -197,10 +197,10 @@ impl<const N: usize> Writer<N> {
     }
 }
 
-/// What of an array is left to read.
-struct Reader<'a>(&'a [u8]);
+/// The unread rest of a slice.
+struct SliceReader<'a>(&'a [u8]);
 
-impl Reader<'_> {
+impl SliceReader<'_> {
     fn take<const N: usize>(&mut self) -> Result<[u8; N], LedgerError> {
         let (first, rest) = self.0.split_first_chunk().ok_or(LedgerError::Malformed { what: "length" })?;
         self.0 = rest;

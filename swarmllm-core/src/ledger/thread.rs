@@ -1,5 +1,5 @@
-//! The one thread that changes accounts and signs. It reads all of them at the start, and writes each change durably before
-//! it gives what the change was for.
+//! The single thread that changes accounts and signs. It reads all accounts at the start and persists each change before it
+//! returns the result.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,20 +10,20 @@ use tokio::sync::{mpsc, oneshot};
 use crate::base::{Hash, NodeId};
 use crate::identity::Keypair;
 use crate::ledger::account::{Account, AccountId};
+use crate::ledger::balances::Balances;
 use crate::ledger::record::{Proposal, Record};
-use crate::ledger::tab::Tabs;
 use crate::ledger::{LedgerError, limits};
 use crate::store::{Store, StoreError};
 
-/// Requests that wait; more wait at their senders.
+/// Capacity of the request queue; further senders wait.
 const QUEUE: usize = 64;
 
-/// The newest records of the two accounts with a peer, as one of the two has them.
+/// The newest records of both accounts of a pair of nodes, as one of them has stored them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Heads {
-    /// Of the account in which whoever tells them is the debtor.
+    /// Record of the account in which the sender is the debtor.
     pub debit: Option<Record>,
-    /// Of the one in which it is the creditor.
+    /// Record of the account in which the sender is the creditor.
     pub credit: Option<Record>,
 }
 
@@ -37,58 +37,59 @@ enum Request {
     Close(oneshot::Sender<()>),
 }
 
-/// A handle to the ledger; clones share it. The thread ends with the last one, or when it is told to.
+/// A handle to the ledger; clones share it. The thread ends with the last handle or with [`Ledger::close`].
 #[derive(Debug, Clone)]
 pub struct Ledger {
     requests: mpsc::Sender<Request>,
-    tabs: Tabs,
+    balances: Balances,
 }
 
 impl Ledger {
-    /// Reads the accounts of a store. `network` is the swarm's name, `limit` what a peer may owe, in credits. Blocks.
+    /// Opens the accounts of a store. `network` is the swarm's name, `limit` the maximum debt of a peer in credits. Blocks.
     pub fn open(store: Store, key: Arc<Keypair>, network: &str, limit: Option<u64>) -> Result<Ledger, LedgerError> {
-        let tabs = Tabs::new(limit);
+        let balances = Balances::new(limit);
         let network = Hash(*blake3::hash(network.as_bytes()).as_bytes());
-        let (accounts, unsure) = (BTreeMap::new(), None);
-        let mut book = Book { store, key, network, accounts, tabs: tabs.clone(), unsure, stopped: false };
-        book.read()?;
+        let (accounts, uncertain) = (BTreeMap::new(), None);
+        let mut state =
+            LedgerState { store, key, network, accounts, balances: balances.clone(), uncertain, stopped: false };
+        state.read()?;
         let (requests, queue) = mpsc::channel(QUEUE);
         let thread = std::thread::Builder::new().name("swarmllm-ledger".into());
-        let started = thread.spawn(move || book.run(queue));
+        let started = thread.spawn(move || state.run(queue));
         started.map_err(|error| {
-            tracing::error!(%error, "the ledger's thread could not be started");
+            tracing::error!(%error, "failed to start the ledger thread");
             LedgerError::Stopped
         })?;
-        Ok(Ledger { requests, tabs })
+        Ok(Ledger { requests, balances })
     }
 
-    /// What is not signed for yet, and what each peer owes.
-    pub fn tabs(&self) -> &Tabs {
-        &self.tabs
+    /// The in-memory balances.
+    pub fn balances(&self) -> &Balances {
+        &self.balances
     }
 
-    /// The newest records with a peer, as this node has them.
+    /// The newest records with a peer, as this node has stored them.
     pub async fn heads(&self, peer: NodeId) -> Result<Heads, LedgerError> {
         self.ask(|answer| Request::Heads(peer, answer)).await
     }
 
-    /// Takes what a peer has that is newer.
+    /// Adopts the newer records of a peer.
     pub async fn adopt(&self, peer: NodeId, theirs: Heads) -> Result<(), LedgerError> {
         self.ask(|answer| Request::Adopt(peer, Box::new(theirs), answer)).await
     }
 
-    /// The payment of what is owed to a peer, durable and signed; an earlier one that was not answered comes again. Nothing
-    /// where nothing is owed.
+    /// Signs a payment of the debt to a peer; it is durable on return. Returns an unanswered earlier payment again, and
+    /// `None` without debt.
     pub async fn propose(&self, peer: NodeId) -> Result<Option<Proposal>, LedgerError> {
         self.ask(|answer| Request::Propose(peer, answer)).await
     }
 
-    /// Takes a payment; gives the record, durable and signed.
+    /// Accepts a payment and returns the signed record, durable on return.
     pub async fn accept(&self, proposal: Proposal) -> Result<Record, LedgerError> {
         self.ask(|answer| Request::Accept(Box::new(proposal), answer)).await
     }
 
-    /// Ends the thread and closes its store; whatever is asked from then on is refused.
+    /// Ends the thread and closes its store. Later calls return [`LedgerError::Stopped`].
     pub async fn close(&self) {
         let (answer, closed) = oneshot::channel();
         if self.requests.send(Request::Close(answer)).await.is_ok() {
@@ -103,21 +104,20 @@ impl Ledger {
     }
 }
 
-/// What the thread owns.
-struct Book {
+/// State of the thread.
+struct LedgerState {
     store: Store,
     key: Arc<Keypair>,
     network: Hash,
     accounts: BTreeMap<AccountId, Account>,
-    tabs: Tabs,
-    /// A change for which the disk had no room: whether the disk has it is not known, and nothing is signed meanwhile.
-    unsure: Option<(Account, Effect)>,
-    /// A commit has failed otherwise: what the disk will have after a loss of power is not known, so nothing is signed any
-    /// more.
+    balances: Balances,
+    /// A change that failed with a full disk: it may or may not be on disk. Nothing is signed until that is resolved.
+    uncertain: Option<(Account, Effect)>,
+    /// A commit failed otherwise: the state on disk after a power loss is unknown, so nothing more is signed.
     stopped: bool,
 }
 
-/// What a durable change of an account does to what is not signed for.
+/// Effect of a durable account change on the balances.
 #[derive(Debug, Clone, Copy)]
 enum Effect {
     None,
@@ -125,14 +125,14 @@ enum Effect {
     Accepted(NodeId, u64),
 }
 
-impl Book {
+impl LedgerState {
     fn read(&mut self) -> Result<(), LedgerError> {
         for (key, bytes) in self.store.accounts()? {
-            let (network, id) = of_key(&key);
-            // Others are of swarms that the node was in before: they are there again when it is.
+            let (network, id) = account_key_parts(&key);
+            // Accounts of other swarms stay in the store for when the node rejoins them.
             if network == self.network {
                 let account = Account::decode(id, network, &bytes)?;
-                self.show(&account);
+                self.publish(&account);
                 self.accounts.insert(id, account);
             }
         }
@@ -159,7 +159,7 @@ impl Book {
         self.key.node_id()
     }
 
-    /// The accounts in which this node is the debtor, and the creditor.
+    /// The accounts with this node as debtor and as creditor.
     fn ids(&self, peer: NodeId) -> (AccountId, AccountId) {
         let me = self.me();
         (AccountId { debtor: me, creditor: peer }, AccountId { debtor: peer, creditor: me })
@@ -178,11 +178,11 @@ impl Book {
             let mut account = self.account(id)?;
             match account.adopt(record) {
                 Ok(false) => {}
-                Ok(true) => self.keep(account, Effect::None)?,
+                Ok(true) => self.persist(account, Effect::None)?,
                 Err(error) => {
-                    // A frozen one stays so after a restart.
+                    // The account stays frozen after a restart.
                     if matches!(error, LedgerError::Conflict { .. }) {
-                        self.keep(account, Effect::None)?;
+                        self.persist(account, Effect::None)?;
                     }
                     return Err(error);
                 }
@@ -196,12 +196,12 @@ impl Book {
         if let Some(pending) = account.pending() {
             return Ok(Some(pending.clone()));
         }
-        let (credits, work) = self.tabs.owed(peer);
+        let (credits, work) = self.balances.owed(peer);
         if credits == 0 {
             return Ok(None);
         }
         let proposal = account.propose(credits, work, now(), &self.key)?;
-        self.keep(account, Effect::Proposed(peer, credits))?;
+        self.persist(account, Effect::Proposed(peer, credits))?;
         Ok(Some(proposal))
     }
 
@@ -210,22 +210,22 @@ impl Book {
         if id.creditor != self.me() {
             return Err(LedgerError::Misplaced { account: id });
         }
-        // Anyone can make a key, and each account takes room.
-        if !self.accounts.contains_key(&id) && !self.tabs.has_worked(id.debtor) {
+        // Anyone can generate keys, and each account takes space.
+        if !self.accounts.contains_key(&id) && !self.balances.has_receivable(id.debtor) {
             return Err(LedgerError::NothingOwed { account: id });
         }
         let mut account = self.account(id)?;
         let before = account.total();
         let record = account.accept(proposal, &self.key)?;
         if account.total() != before {
-            self.keep(account, Effect::Accepted(id.debtor, delta))?;
+            self.persist(account, Effect::Accepted(id.debtor, delta))?;
         }
         Ok(record)
     }
 
-    /// A copy of the account, to be changed and kept.
+    /// A copy of the account, to be changed and persisted.
     fn account(&mut self, id: AccountId) -> Result<Account, LedgerError> {
-        self.make_sure()?;
+        self.resolve_uncertain()?;
         match self.accounts.get(&id) {
             Some(account) => Ok(account.clone()),
             None if self.accounts.len() >= limits::ACCOUNTS => Err(LedgerError::Full),
@@ -233,14 +233,14 @@ impl Book {
         }
     }
 
-    /// Makes a change durable, and only then real.
-    fn keep(&mut self, account: Account, effect: Effect) -> Result<(), LedgerError> {
-        let stored = self.store.put_account(&key_of(&self.network, account.id()), &account.encode());
+    /// Persists a change, then applies it.
+    fn persist(&mut self, account: Account, effect: Effect) -> Result<(), LedgerError> {
+        let stored = self.store.put_account(&storage_key(&self.network, account.id()), &account.encode());
         if let Err(error) = stored {
             match &error {
                 StoreError::Full { .. } => {
-                    tracing::warn!(%error, "the ledger signs nothing until there is room");
-                    self.unsure = Some((account, effect));
+                    tracing::warn!(%error, "the disk is full; the ledger signs nothing until space is free");
+                    self.uncertain = Some((account, effect));
                 }
                 _ => {
                     tracing::error!(%error, "the ledger stops signing");
@@ -249,62 +249,62 @@ impl Book {
             }
             return Err(error.into());
         }
-        self.take_over(account, effect);
+        self.apply(account, effect);
         Ok(())
     }
 
-    /// Finds out whether the disk has a change that it had no room for: then it has happened, and else it has not.
-    fn make_sure(&mut self) -> Result<(), LedgerError> {
+    /// Finds out whether the change that failed with a full disk was stored; applies it if so.
+    fn resolve_uncertain(&mut self) -> Result<(), LedgerError> {
         if self.stopped {
             return Err(LedgerError::Stopped);
         }
-        let Some((account, effect)) = &self.unsure else { return Ok(()) };
+        let Some((account, effect)) = &self.uncertain else { return Ok(()) };
         let (account, effect) = (account.clone(), *effect);
-        let key = key_of(&self.network, account.id());
+        let key = storage_key(&self.network, account.id());
         let found = self.store.account(&key)?;
         if let Some(found) = &found {
-            // What was read may be in the system's memory only. Once it is written again it is durable.
+            // The value read may be in the page cache only. A second write makes it durable.
             self.store.put_account(&key, found)?;
         }
-        self.unsure = None;
+        self.uncertain = None;
         if found == Some(account.encode()) {
-            self.take_over(account, effect);
+            self.apply(account, effect);
         }
         Ok(())
     }
 
-    /// A change is durable.
-    fn take_over(&mut self, account: Account, effect: Effect) {
+    /// Applies a durable change.
+    fn apply(&mut self, account: Account, effect: Effect) {
         match effect {
             Effect::None => {}
-            Effect::Proposed(peer, credits) => self.tabs.proposed(peer, credits),
-            Effect::Accepted(peer, credits) => self.tabs.accepted(peer, credits),
+            Effect::Proposed(peer, credits) => self.balances.on_proposed(peer, credits),
+            Effect::Accepted(peer, credits) => self.balances.on_accepted(peer, credits),
         }
-        self.show(&account);
+        self.publish(&account);
         self.accounts.insert(account.id(), account);
     }
 
-    /// Tells the totals to those who look.
-    fn show(&self, account: &Account) {
+    /// Publishes the totals to the balances.
+    fn publish(&self, account: &Account) {
         let (id, total) = (account.id(), account.total());
         match id.debtor == self.me() {
-            true => self.tabs.show_spent(id.creditor, total, account.pending().is_some()),
-            false => self.tabs.show_earned(id.debtor, total),
+            true => self.balances.set_spent(id.creditor, total, account.pending().is_some()),
+            false => self.balances.set_earned(id.debtor, total),
         }
     }
 }
 
-/// Where an account is stored.
-fn key_of(network: &Hash, id: AccountId) -> [u8; 96] {
+/// Key of an account in the store.
+fn storage_key(network: &Hash, id: AccountId) -> [u8; 96] {
     let mut key = [0; 96];
     key[..32].copy_from_slice(network.as_bytes());
     key[32..].copy_from_slice(&id.key());
     key
 }
 
-fn of_key(key: &[u8; 96]) -> (Hash, AccountId) {
+fn account_key_parts(key: &[u8; 96]) -> (Hash, AccountId) {
     let (network, id) = (std::array::from_fn(|at| key[at]), std::array::from_fn(|at| key[32 + at]));
-    (Hash(network), AccountId::of_key(&id))
+    (Hash(network), AccountId::from_key(&id))
 }
 
 fn now() -> u64 {

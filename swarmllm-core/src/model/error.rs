@@ -1,4 +1,4 @@
-//! What can go wrong with models and shards on this node's disk.
+//! Errors of models and shards on this node's disk.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,125 +9,125 @@ use crate::model::gguf::{GgufError, SplitError};
 use crate::model::shard::ShardError;
 use crate::model::{ManifestError, ShardKind};
 
-/// Candidates that an ambiguous name lists: with their names of at most 128 bytes about as much as a fault holds.
+/// Most candidates that an ambiguous name lists. With names of at most 128 bytes they fill about one fault message.
 const MAX_LISTED: usize = 8;
 
-/// Why the catalogue refused or failed.
+/// Why a catalogue operation was refused or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// Reading or writing failed; see [`ModelError::kind`] for a full disk.
+    /// Reading or writing failed; [`ModelError::kind`] distinguishes a full disk.
     #[error("could not {operation} {path}: {source}", path = path.display())]
     Io { operation: &'static str, path: PathBuf, source: io::Error },
     /// The path given is not a regular file.
     #[error("{path} is not a regular file; give a .gguf file", path = path.display())]
     NotAFile { path: PathBuf },
-    /// The file is not a GGUF that we accept.
+    /// The file is not an accepted GGUF.
     #[error("{path} is not a usable model: {source}", path = path.display())]
     Gguf { path: PathBuf, source: GgufError },
-    /// A part of a model in several files that does not lie beside the others.
+    /// One part of a multi-file model is missing from the directory.
     #[error("part {number} of {count} is missing: {path}", path = path.display())]
-    FileOfParts { path: PathBuf, number: u32, count: u32 },
-    /// Files that are not the parts of one model.
+    PartFileMissing { path: PathBuf, number: u32, count: u32 },
+    /// The files are not parts of one model.
     #[error("{path} is not usable with the other parts: {source}", path = path.display())]
     Split { path: PathBuf, source: SplitError },
-    /// The file is a GGUF, but not of a model that can be cut.
+    /// The file is a valid GGUF, but its model cannot be split into shards.
     #[error("{path} cannot be cut into shards: {source}", path = path.display())]
-    Cut { path: PathBuf, source: ManifestError },
-    /// A manifest that cannot be accepted.
+    Sharding { path: PathBuf, source: ManifestError },
+    /// The manifest is not acceptable.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    /// No model of this name or id.
+    /// No model has this name or id.
     #[error("no model `{name}` is known here{}; import it, or pull it from a peer", resembling(nearest, *short))]
     NotFound {
         name: String,
         nearest: Vec<String>,
-        /// Whether the id of a known model begins so, with too few digits to be read as an id.
+        /// Whether `name` is a prefix of a known model's id, with too few digits to be read as an id.
         short: bool,
     },
-    /// Several models of this name or prefix.
+    /// Several models match this name or id prefix.
     #[error("`{name}` could be {} models: {}; name one by its id", models.len(), listed(candidates, models.len()))]
     Ambiguous { name: String, models: Vec<ModelId>, candidates: Vec<String> },
-    /// An alias that another model has.
+    /// The alias belongs to another model.
     #[error(
         "`{alias}` is an alias of model {model} already; choose another, or move it to this model explicitly",
         model = model.short()
     )]
     AliasTaken { alias: String, model: ModelId },
-    /// An alias that is another model's name by its file, or by a peer.
+    /// The alias is the name that another model's file, or a peer, suggests for that model.
     #[error(
-        "`{alias}` is what model {model} is called by its file or a peer; choose another, or move it to this model explicitly",
+        "`{alias}` names model {model} in its file or at a peer; choose another, or move it to this model explicitly",
         model = model.short()
     )]
     AliasSuggested { alias: String, model: ModelId },
-    /// An alias that is the beginning of another model's id.
-    #[error("`{alias}` is how the id of model {model} begins; choose another alias", model = model.short())]
-    AliasOfId { alias: String, model: ModelId },
-    /// An alias that is read as an id.
+    /// The alias is a prefix of another model's id.
+    #[error("`{alias}` is a prefix of the id of model {model}; choose another alias", model = model.short())]
+    AliasIsIdPrefix { alias: String, model: ModelId },
+    /// The alias would be read as an id.
     #[error(
         "`{alias}` would be read as the beginning of a model's id; an alias is not made of hexadecimal digits alone"
     )]
-    AliasLikeId { alias: String },
-    /// An alias with a character that nobody sees.
-    #[error("an alias has no invisible character or control character; this one has U+{code:04X}", code = u32::from(*character))]
-    HiddenInAlias { character: char },
-    /// An alias that no model has.
-    #[error("no model here has the alias `{alias}`; names that come with files or from peers cannot be taken away")]
+    AliasIsId { alias: String },
+    /// The alias contains an invisible character or a control character.
+    #[error("an alias cannot contain an invisible or control character, as U+{code:04X}", code = u32::from(*character))]
+    InvisibleInAlias { character: char },
+    /// No model has this alias.
+    #[error("no model here has the alias `{alias}`; names from files or peers cannot be removed")]
     NoAlias { alias: String },
-    /// An alias without a printable character.
-    #[error("an alias has at least one printable character")]
+    /// The alias has no printable character.
+    #[error("an alias needs at least one printable character")]
     EmptyAlias,
-    /// A part of a model that is not held here.
+    /// The part of a model is not held here.
     #[error(
         "the {part} of `{model}` is not held here (shard {shard}); pull it, or import the model",
         shard = shard.short()
     )]
     PartMissing { model: String, part: ShardKind, shard: ShardId },
-    /// A shard that is not held here.
+    /// The shard is not held here.
     #[error("shard {shard} is not held here", shard = shard.short())]
     ShardMissing { shard: ShardId },
-    /// A shard that no known model has, or the host has deleted.
+    /// The shard belongs to no known model, or the host has deleted it.
     #[error(
         "shard {shard} belongs to no model that is known here, or was deleted; add its manifest, or pull it",
         shard = shard.short()
     )]
     Unlisted { shard: ShardId },
-    /// A shard whose bytes on disk are damaged; it is no longer held.
+    /// The bytes on disk are damaged; the shard is no longer held.
     #[error(
         "shard {shard} was damaged on disk and has been set aside; pull it again, or import the model",
         shard = shard.short()
     )]
     Damaged { shard: ShardId },
-    /// Bytes or leaves that are not the shard's.
+    /// Bytes or leaves do not match the shard.
     #[error(transparent)]
     Shard(#[from] ShardError),
-    /// The metadata shard does not belong to its manifest.
+    /// The metadata shard does not match its manifest.
     #[error("the metadata of `{model}` contradicts its manifest")]
     Metadata { model: String },
-    /// Somebody else is writing the shard.
+    /// The shard has another writer.
     #[error("shard {shard} is already being written", shard = shard.short())]
     Busy { shard: ShardId },
-    /// A model that the host has pinned.
-    #[error("`{model}` is pinned, so that nothing of it goes; unpin it first")]
+    /// The host has pinned the model.
+    #[error("`{model}` is pinned, so nothing of it can be removed; unpin it first")]
     Pinned { model: String },
-    /// A part of a model that is loaded.
-    #[error("the {part} of `{model}` is loaded here; try again when its stage is not")]
+    /// The part is loaded.
+    #[error("the {part} of `{model}` is loaded here; try again after its stage is unloaded")]
     InUse { model: String, part: ShardKind },
-    /// A shard whose last groups have not been written.
+    /// The last groups of the shard have not been written.
     #[error("shard {shard} has {written} of {groups} groups", shard = shard.short())]
     Unfinished { shard: ShardId, written: u64, groups: u64 },
-    /// More bytes than the host's bound admits.
+    /// The bytes would exceed the host's disk budget.
     #[error(
         "{needed} bytes would be added to {used}, of {max} that shards may take here; remove a model, or raise the bound"
     )]
     Budget { needed: u64, used: u64, max: u64 },
-    /// Layers that the model does not have, or none.
-    #[error("layers {layers} were asked for, `{model}` has 0..{count}")]
+    /// The layer range is empty, or not within the model.
+    #[error("layers {layers} were requested, `{model}` has 0..{count}")]
     Layers { model: String, layers: LayerRange, count: u32 },
 }
 
 fn resembling(nearest: &[String], short: bool) -> String {
     match nearest {
-        _ if short => format!(" (an id begins so: give at least {MIN_ID_PREFIX} digits of it)"),
+        _ if short => format!(" (it is a prefix of an id: give at least {MIN_ID_PREFIX} digits)"),
         [] => String::new(),
         names => format!(" (nearest: {})", names.join(", ")),
     }
@@ -139,12 +139,12 @@ fn listed(candidates: &[String], count: usize) -> String {
 }
 
 impl ModelError {
-    /// A model that is not known by its id.
+    /// No model has this id.
     pub(super) fn unknown(model: ModelId) -> ModelError {
         ModelError::NotFound { name: model.to_string(), nearest: Vec::new(), short: false }
     }
 
-    /// A name of several models. `matched` says by which of its names each of them was found, where it was by a name.
+    /// A name of several models. `matched` returns the model's name that matched, if it matched by name.
     pub(crate) fn ambiguous(
         name: String,
         found: &[ModelId],
@@ -162,19 +162,19 @@ impl ModelError {
         move |source| ModelError::Io { operation, path: path.to_owned(), source }
     }
 
-    /// The kind that crosses borders.
+    /// The [`ErrorKind`] reported to callers.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Io { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::DiskFull,
                 _ => ErrorKind::Io,
             },
-            Self::FileOfParts { .. } => ErrorKind::Io,
+            Self::PartFileMissing { .. } => ErrorKind::Io,
             Self::Split { source, .. } => source.kind(),
             Self::NotAFile { .. } | Self::Layers { .. } | Self::Pinned { .. } => ErrorKind::InvalidArgument,
             Self::Gguf { source, .. } => source.kind(),
-            // The manifest is our own: what is wrong is the file.
-            Self::Cut { source, .. } => match source.kind() {
+            // This code builds the manifest, so the file is at fault.
+            Self::Sharding { source, .. } => match source.kind() {
                 ErrorKind::BadManifest => ErrorKind::BadGguf,
                 kind => kind,
             },
@@ -183,10 +183,12 @@ impl ModelError {
                 kind => kind,
             },
             Self::NotFound { .. } | Self::NoAlias { .. } | Self::Unlisted { .. } => ErrorKind::ModelNotFound,
-            // No peer's arrival makes it clearer.
+            // A connection to more peers does not resolve it.
             Self::Ambiguous { .. } => ErrorKind::InvalidArgument,
-            Self::EmptyAlias | Self::AliasLikeId { .. } | Self::HiddenInAlias { .. } => ErrorKind::InvalidArgument,
-            Self::AliasTaken { .. } | Self::AliasSuggested { .. } | Self::AliasOfId { .. } => ErrorKind::AliasTaken,
+            Self::EmptyAlias | Self::AliasIsId { .. } | Self::InvisibleInAlias { .. } => ErrorKind::InvalidArgument,
+            Self::AliasTaken { .. } | Self::AliasSuggested { .. } | Self::AliasIsIdPrefix { .. } => {
+                ErrorKind::AliasTaken
+            }
             Self::PartMissing { .. } | Self::ShardMissing { .. } | Self::Unfinished { .. } => ErrorKind::ShardMissing,
             Self::Damaged { .. } => ErrorKind::ShardCorrupt,
             Self::Shard(error) => error.kind(),

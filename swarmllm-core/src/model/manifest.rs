@@ -1,14 +1,14 @@
-//! The manifest: what a model is made of, in canonical bytes. `ModelId` is the BLAKE3 digest of those bytes.
+//! The manifest: the description of a model in canonical bytes. `ModelId` is the BLAKE3 digest of those bytes.
 //!
-//! A manifest has no name in it, so that equal content is one model, whatever people call it.
+//! A manifest contains no name, so equal content is one model under any name.
 //!
-//! Promises: a [`Manifest`] that was decoded or built here has passed every check of [`Manifest::check`], so that its
-//! tensors are known types of possible shapes, packed inside their shards, each in the shard its name belongs to.
+//! Guarantees: a [`Manifest`] that was decoded or built here has passed [`Manifest::check`]. Its tensors have known types
+//! and valid shapes, are packed inside their shards, and lie in the shard that their name belongs to.
 
 mod check;
-mod cut;
 mod error;
-mod old;
+mod format_1;
+mod sharding;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -18,31 +18,31 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::{LayerRange, ModelId, ShardId};
 
-pub use cut::{Cut, Piece};
 pub use error::{ManifestError, TensorFault};
-pub(crate) use old::decode_format_1;
+pub(crate) use format_1::decode_format_1;
 #[cfg(test)]
-pub(crate) use old::encode_format_1;
+pub(crate) use format_1::encode_format_1;
+pub use sharding::{FilePiece, Sharding};
 
-/// Bounds of what a manifest may say. Each is far above the largest public model's need.
+/// Bounds of manifest fields. Each is far above the needs of the largest public model.
 pub mod limits {
     /// Bytes of the encoding.
     pub const BYTES: usize = 2 * 1024 * 1024;
-    /// Bytes of a name for people.
+    /// Bytes of a display name.
     pub const NAME: usize = 128;
-    /// Bytes of the architecture's name.
+    /// Bytes of the architecture name.
     pub const ARCHITECTURE: usize = 64;
     /// Transformer blocks.
     pub const LAYERS: u32 = 1024;
-    /// Floats in a hidden state.
+    /// Elements of a hidden state.
     pub const WIDTH: u32 = 65_536;
     /// Tokens in the vocabulary.
     pub const VOCAB: u32 = 4 * 1024 * 1024;
-    /// Positions.
+    /// Positions of the context.
     pub const CONTEXT: u32 = 1 << 30;
     /// Key-values of the architecture.
     pub const FACTS: usize = 1024;
-    /// Bytes of their values together.
+    /// Bytes of all values together.
     pub const FACT_BYTES: usize = 512 * 1024;
     /// Tensors of all shards together.
     pub const TENSORS: usize = 10_000;
@@ -50,26 +50,26 @@ pub mod limits {
     pub const METADATA_BYTES: u64 = 72 * 1024 * 1024;
 }
 
-/// The embedding matrix, `width` by `vocab`.
+/// The embedding matrix, `width` × `vocab`.
 pub const EMBEDDING_TENSOR: &str = "token_embd.weight";
-/// The output matrix of a model that is not tied.
+/// The output matrix of an untied model.
 pub const OUTPUT_TENSOR: &str = "output.weight";
 
-/// The norm before the output matrix, which every model has.
+/// The norm before the output matrix; every model has it.
 pub const OUTPUT_NORM_TENSOR: &str = "output_norm.weight";
 
-/// Which part of a model a shard is.
+/// The part of a model that a shard holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ShardKind {
-    /// The GGUF's key-values, tokenizer and chat template included.
+    /// The GGUF's key-values, including tokenizer and chat template.
     Metadata,
     /// `token_embd`.
     Embedding,
-    /// Small tensors that every stage needs (rope frequencies). Absent where the model has none.
+    /// Small tensors that every stage needs (rope frequencies). Absent if the model has none.
     Common,
     /// One transformer block.
     Layer(u32),
-    /// Output norm and output. Where the model is tied the output matrix is the embedding's and lies in that shard.
+    /// Output norm and output matrix. A tied model uses the matrix in the embedding shard.
     Head,
 }
 
@@ -85,75 +85,75 @@ impl fmt::Display for ShardKind {
     }
 }
 
-/// One tensor inside a shard.
+/// A tensor inside a shard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TensorEntry {
-    /// Its name in the GGUF (`blk.7.attn_q.weight`).
+    /// Name in the GGUF (`blk.7.attn_q.weight`).
     pub name: String,
-    /// Its ggml type.
+    /// ggml type id.
     pub ty: u32,
-    /// Its shape, fastest axis first, as in the GGUF.
+    /// Shape, fastest axis first, as in the GGUF.
     pub dims: Vec<u64>,
-    /// First byte inside the shard, a multiple of the manifest's alignment.
+    /// Offset of the first byte in the shard, a multiple of the manifest's alignment.
     pub offset: u64,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
 }
 
-/// One shard.
+/// A shard of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardEntry {
-    /// Which part it is.
+    /// The part of the model.
     pub kind: ShardKind,
-    /// BLAKE3 of its bytes.
+    /// BLAKE3 hash of the bytes.
     pub id: ShardId,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// `ceil(active parameters / 1e6)`, what the ledger prices by.
+    /// `ceil(active parameters / 1e6)`, the ledger's unit of price.
     pub weight: u64,
-    /// Its tensors in the order of their offsets. Empty for [`ShardKind::Metadata`].
+    /// Tensors by offset. Empty for [`ShardKind::Metadata`].
     pub tensors: Vec<TensorEntry>,
 }
 
-/// One GGUF key-value, its value as raw GGUF bytes (without the type word).
+/// A GGUF key-value with the value as raw GGUF bytes (without the type word).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fact {
-    /// Key, as `llama.block_count`.
+    /// Key, such as `llama.block_count`.
     pub key: String,
-    /// GGUF value type.
+    /// GGUF value type id.
     pub ty: u32,
     /// Value, little endian, as in the GGUF.
     pub raw: Vec<u8>,
 }
 
-/// What a model is made of.
+/// The description of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Version of this layout; [`Manifest::FORMAT`].
+    /// Format version; [`Manifest::FORMAT`].
     pub format: u32,
     /// `general.architecture`.
     pub architecture: String,
     /// Transformer blocks.
     pub layers: u32,
-    /// Floats in a hidden state.
+    /// Elements of a hidden state.
     pub width: u32,
     /// Tokens in the vocabulary.
     pub vocab: u32,
-    /// Positions that the model was trained for.
+    /// Context length of the training, in positions.
     pub context: u32,
     /// Whether the output matrix is the embedding matrix.
     pub tied: bool,
-    /// Alignment of tensors inside shards, the GGUF's own.
+    /// Alignment of tensors inside shards; the GGUF's own.
     pub alignment: u32,
-    /// The architecture's own key-values (`general.architecture`, `<architecture>.*`), in the GGUF's order. All that a
-    /// stage needs to know; the tokenizer is only in the metadata shard.
+    /// The architecture's key-values (`general.architecture`, `<architecture>.*`) in GGUF order. A stage needs no others;
+    /// the tokenizer is only in the metadata shard.
     pub facts: Vec<Fact>,
     /// Metadata, embedding, common (if any), layers in order, head.
     pub shards: Vec<ShardEntry>,
 }
 
 impl Manifest {
-    /// Version of the layout.
+    /// Current format version.
     pub const FORMAT: u32 = 2;
 
     /// The entry of this kind.
@@ -161,7 +161,8 @@ impl Manifest {
         self.shards.iter().find(|shard| shard.kind == kind)
     }
 
-    /// What a stage needs: its layers, the common tensors, and for the head that shard and, where tied, the embedding.
+    /// Shards of a stage: its layers and the common tensors; with `head` also the head shard and, in a tied model, the
+    /// embedding.
     pub fn stage_shards(&self, layers: LayerRange, head: bool) -> impl Iterator<Item = &ShardEntry> {
         self.shards.iter().filter(move |shard| match shard.kind {
             ShardKind::Metadata => false,
@@ -172,12 +173,12 @@ impl Manifest {
         })
     }
 
-    /// What the ledger prices a stage by: the weight of all that it computes with.
+    /// The ledger's price weight of a stage: the weights of all shards it computes with.
     pub fn stage_weight(&self, layers: LayerRange, head: bool) -> u64 {
         self.stage_shards(layers, head).map(|shard| shard.weight).fold(0, u64::saturating_add)
     }
 
-    /// What a coordinator needs: metadata and embedding.
+    /// Shards of a coordinator: metadata and embedding.
     pub fn coordinator_shards(&self) -> impl Iterator<Item = &ShardEntry> {
         self.shards.iter().filter(|shard| matches!(shard.kind, ShardKind::Metadata | ShardKind::Embedding))
     }
@@ -187,7 +188,7 @@ impl Manifest {
         self.shards.iter().map(|shard| shard.size).sum()
     }
 
-    /// Reads a manifest from anywhere: at most [`limits::BYTES`], canonical, and all that [`Manifest::check`] asks for.
+    /// Decodes a manifest from an untrusted source: at most [`limits::BYTES`], canonical, passing [`Manifest::check`].
     pub fn decode(bytes: &[u8]) -> Result<Manifest, ManifestError> {
         if bytes.len() > limits::BYTES {
             return Err(ManifestError::Limit {
@@ -196,7 +197,7 @@ impl Manifest {
                 max: limits::BYTES as u64,
             });
         }
-        // Asked first: the bytes of another layout need not decode as this one.
+        // First, since another format need not decode as this one.
         match postcard::take_from_bytes::<u32>(bytes) {
             Ok((Self::FORMAT, _)) => {}
             Ok((found, _)) => return Err(ManifestError::Format { found, known: Self::FORMAT }),
@@ -213,11 +214,11 @@ impl Manifest {
 
     /// Canonical bytes: postcard of this struct. Field order and varints make the encoding unique.
     pub fn encode(&self) -> Vec<u8> {
-        // Serialising plain owned data into a Vec has no failing path in postcard.
+        // postcard cannot fail to serialise plain owned data into a Vec.
         postcard::to_stdvec(self).unwrap_or_default()
     }
 
-    /// Its identity.
+    /// The model's id.
     pub fn id(&self) -> ModelId {
         ModelId(*blake3::hash(&self.encode()).as_bytes())
     }

@@ -1,8 +1,8 @@
-//! Models: read from a GGUF, cut into content-addressed shards, kept in a catalogue on disk.
+//! Models: read from GGUF, split into content-addressed shards, stored in a catalogue on disk.
 //!
-//! Promises: nothing foreign reaches an engine unchecked ([`gguf`] validates first); a shard counts as held only after
-//! its bytes are verified and durable; nothing ever needs or writes the whole GGUF. Refuses: requantising, and names as
-//! identities.
+//! Guarantees: [`gguf`] validates all foreign input before it reaches an engine; a shard counts as held only after its
+//! bytes are verified and durable; no operation needs or writes the whole GGUF. Not supported: requantising. Names are
+//! never identities.
 //!
 //! May import: base, identity, wire, rt, store. Never ledger.
 
@@ -23,66 +23,48 @@ use std::io;
 use std::sync::Arc;
 
 use crate::base::LayerRange;
+use crate::rt::read_exact_at;
 
-/// A tensor of a source: its entry and the open file that holds it. Tensors of one shard share the file, so read by
-/// [`SourceTensor::read_exact_at`] and never by the file's own position.
+/// A tensor of a shard: its manifest entry and the open shard file. Tensors of one shard share the file; read with
+/// [`SourceTensor::read_exact_at`], which does not use the file position.
 #[derive(Debug, Clone)]
 pub struct SourceTensor {
-    /// Entry in the manifest.
+    /// Manifest entry.
     pub entry: TensorEntry,
-    /// The shard's file, open for reading.
+    /// Shard file, open for reading.
     pub file: Arc<File>,
-    /// First byte in that file.
+    /// Offset of the first byte in the file.
     pub offset: u64,
 }
 
 impl SourceTensor {
-    /// Fills `out` from byte `at` of the tensor on. Any number of threads may read at once. Reading past the tensor's
-    /// end is an error.
+    /// Fills `out` from byte offset `at` of the tensor. Threads may read concurrently. Reading past the end of the tensor
+    /// is an error.
     pub fn read_exact_at(&self, at: u64, out: &mut [u8]) -> io::Result<()> {
         let end = at.checked_add(out.len() as u64);
         if end.is_none_or(|end| end > self.entry.size) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        // The entry lies inside its shard, as the manifest's check has made sure.
-        read_exact_at(&self.file, self.offset.saturating_add(at), out)
+        // The manifest check guarantees that the entry lies inside its shard.
+        read_exact_at(&self.file, out, self.offset.saturating_add(at))
     }
 }
 
-#[cfg(unix)]
-fn read_exact_at(file: &File, offset: u64, out: &mut [u8]) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
-}
-
-#[cfg(windows)]
-fn read_exact_at(file: &File, mut offset: u64, mut out: &mut [u8]) -> io::Result<()> {
-    while !out.is_empty() {
-        // Moves the file's position too, which nobody uses.
-        let read = std::os::windows::fs::FileExt::seek_read(file, out, offset)?;
-        if read == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        offset += read as u64;
-        out = out.split_at_mut(read).1;
-    }
-    Ok(())
-}
-
-/// All that an engine needs to load a stage; its files stay open, so that a deletion meanwhile does no harm.
+/// Everything an engine needs to load a stage. The files stay open, so a concurrent deletion does no harm.
 #[derive(Debug, Clone)]
 pub struct StageSource {
     /// The model.
     pub manifest: Arc<Manifest>,
     /// Layers of the stage.
     pub layers: LayerRange,
-    /// Whether the head is part of it.
+    /// Whether the stage includes the head.
     pub head: bool,
-    /// Layer tensors, common tensors, and with the head also `output_norm` and the output matrix (named as in the GGUF;
-    /// `token_embd.weight` where tied).
+    /// Layer tensors and common tensors; with the head also `output_norm` and the output matrix under its GGUF name
+    /// (`token_embd.weight` in tied models).
     pub tensors: Vec<SourceTensor>,
 }
 
-/// All that an engine needs to look embeddings up.
+/// Everything an engine needs for embedding lookups.
 #[derive(Debug, Clone)]
 pub struct EmbeddingSource {
     /// The model.

@@ -1,8 +1,8 @@
-//! Shards verified while they stream: the BLAKE3 tree, one group of 1 MiB at a time.
+//! Streaming verification of shards: the BLAKE3 tree in groups of 1 MiB.
 //!
-//! A shard's id is the plain BLAKE3 of its bytes. Its *leaves* are the chaining values of its groups; whoever holds the
-//! leaves can check each group as it arrives, so that at most one group of bad data is ever read. Leaves are bound to
-//! the id before anything is trusted. A shard of one group has one leaf, the id itself; an empty one has none.
+//! A shard's id is the plain BLAKE3 hash of its bytes. Its *leaves* are the chaining values of its groups. A receiver
+//! with the leaves checks each group on arrival, so it reads at most one bad group. The leaves are checked against the
+//! id before use. A shard of one group has one leaf, the id itself; an empty shard has no leaves.
 
 use std::io::{self, Read};
 
@@ -11,58 +11,58 @@ use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_ro
 
 use crate::base::{ErrorKind, ShardId};
 
-/// Bytes of a group; the last one may be shorter. A power of two of BLAKE3's chunks, so that groups are subtrees.
+/// Bytes of a group; the last group may be shorter. A power of two of BLAKE3's chunks, so that groups are subtrees.
 pub const GROUP: u64 = 1024 * 1024;
-/// Largest shard, in bytes: the blocks of the largest public models take about 34 GB in bf16.
+/// Largest shard in bytes. The blocks of the largest public models take about 34 GB in bf16.
 pub const MAX_SHARD_BYTES: u64 = 64 * 1024 * 1024 * 1024;
 
-/// The chaining value of a group.
+/// Chaining value of a group.
 pub type Leaf = [u8; 32];
 
-/// Bytes or leaves that are not the shard's.
+/// Bytes or leaves do not match the shard.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ShardError {
-    /// More bytes than a shard may have.
+    /// The shard exceeds [`MAX_SHARD_BYTES`].
     #[error(
-        "shard {shard} is said to have {given} bytes, at most {MAX_SHARD_BYTES} are accepted",
+        "shard {shard} claims {given} bytes, at most {MAX_SHARD_BYTES} are accepted",
         shard = shard.short()
     )]
     TooLarge { shard: ShardId, given: u64 },
-    /// Not as many leaves as the size asks for.
+    /// The number of leaves does not match the size.
     #[error("shard {shard} comes with {given} leaves, {expected} are needed", shard = shard.short())]
     LeafCount { shard: ShardId, given: usize, expected: u64 },
-    /// Leaves that do not hash to the id.
+    /// The leaves do not hash to the id.
     #[error("the leaves given for shard {shard} do not hash to it", shard = shard.short())]
     Root { shard: ShardId },
-    /// Bytes that do not hash to the id.
+    /// The bytes do not hash to the id.
     #[error("the bytes given for shard {shard} do not hash to it", shard = shard.short())]
     Bytes { shard: ShardId },
-    /// A group past the end, or of another length than it must have.
+    /// The group is past the end, or has the wrong length.
     #[error("group {group} of shard {shard} has {given} bytes, {expected} are needed", shard = shard.short())]
     GroupLength { shard: ShardId, group: u64, given: usize, expected: u64 },
-    /// A group with other bytes than promised.
+    /// The bytes of the group do not match its leaf.
     #[error("group {group} of shard {shard} is corrupt", shard = shard.short())]
     Group { shard: ShardId, group: u64 },
 }
 
 impl ShardError {
-    /// The kind that crosses borders.
+    /// The [`ErrorKind`] reported to callers.
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::ShardCorrupt
     }
 }
 
-/// Groups of a shard of `size` bytes.
+/// Number of groups in a shard of `size` bytes.
 pub fn groups(size: u64) -> u64 {
     size.div_ceil(GROUP)
 }
 
-/// Bytes of a group of a shard of `size` bytes; 0 past the end.
+/// Bytes of group `group` in a shard of `size` bytes; 0 past the end.
 pub fn group_len(size: u64, group: u64) -> u64 {
     group.checked_mul(GROUP).map_or(0, |start| size.saturating_sub(start).min(GROUP))
 }
 
-/// Reads exactly `size` bytes and gives the leaves, 32 bytes for each MiB.
+/// Reads exactly `size` bytes and returns the leaves, 32 bytes per MiB.
 pub fn leaves(reader: &mut impl Read, size: u64) -> io::Result<Vec<Leaf>> {
     let mut leaves = Vec::new();
     let mut buffer = Vec::new();
@@ -75,7 +75,7 @@ pub fn leaves(reader: &mut impl Read, size: u64) -> io::Result<Vec<Leaf>> {
     Ok(leaves)
 }
 
-/// The leaf of group `group` of `groups`; `bytes` is not empty and at most [`GROUP`] long.
+/// The leaf of group `group` out of `groups`. `bytes` must not be empty and at most [`GROUP`] long.
 pub fn leaf(group: u64, groups: u64, bytes: &[u8]) -> Leaf {
     if groups == 1 {
         return *blake3::hash(bytes).as_bytes();
@@ -85,7 +85,7 @@ pub fn leaf(group: u64, groups: u64, bytes: &[u8]) -> Leaf {
     hasher.update(bytes).finalize_non_root()
 }
 
-/// The id of the shard that has these leaves.
+/// The id of the shard with these leaves.
 pub fn root_from_leaves(leaves: &[Leaf]) -> ShardId {
     match leaves {
         [] => ShardId(*blake3::hash(&[]).as_bytes()),
@@ -97,7 +97,7 @@ pub fn root_from_leaves(leaves: &[Leaf]) -> ShardId {
     }
 }
 
-/// The chaining value above some leaves. Recurses as deep as the tree is high, at most 16 times.
+/// The chaining value above these leaves. The recursion is as deep as the tree, at most 16 levels.
 fn subtree(leaves: &[Leaf]) -> Leaf {
     match leaves {
         [] => [0; 32],
@@ -109,7 +109,7 @@ fn subtree(leaves: &[Leaf]) -> Leaf {
     }
 }
 
-/// The left half is the largest power of two that leaves something to the right; `leaves` has at least two.
+/// Splits at the largest power of two below the length, as BLAKE3 does. `leaves` must have at least two elements.
 fn halves(leaves: &[Leaf]) -> (&[Leaf], &[Leaf]) {
     leaves.split_at(leaves.len().div_ceil(2).next_power_of_two())
 }
@@ -123,7 +123,7 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// A verifier for the shard `shard` of `size` bytes, as its manifest says; refuses leaves that are not its own.
+    /// A verifier for shard `shard` of `size` bytes, both from the manifest. Refuses leaves that do not hash to the id.
     pub fn new(shard: ShardId, size: u64, leaves: Vec<Leaf>) -> Result<Verifier, ShardError> {
         if size > MAX_SHARD_BYTES {
             return Err(ShardError::TooLarge { shard, given: size });
@@ -137,27 +137,27 @@ impl Verifier {
         Ok(Self { shard, size, leaves })
     }
 
-    /// The shard.
+    /// The shard's id.
     pub fn shard(&self) -> ShardId {
         self.shard
     }
 
-    /// Its size in bytes.
+    /// Size in bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// How many groups it has.
+    /// Number of groups.
     pub fn groups(&self) -> u64 {
         groups(self.size)
     }
 
-    /// How many bytes a group has; 0 past the end.
+    /// Bytes of a group; 0 past the end.
     pub fn group_len(&self, group: u64) -> u64 {
         group_len(self.size, group)
     }
 
-    /// Whether `bytes` are that group's.
+    /// Checks the bytes of a group against its leaf.
     pub fn check(&self, group: u64, bytes: &[u8]) -> Result<(), ShardError> {
         let shard = self.shard;
         let expected = self.group_len(group);
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_that_the_leaves_do_not_fit_is_refused() {
+    fn leaves_that_do_not_match_the_size_are_refused() {
         let data = bytes(2 * MIB, 2);
         let leaves = leaves(&mut data.as_slice(), data.len() as u64).unwrap();
         let id = root_from_leaves(&leaves);
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_out_of_place_or_of_another_length_is_refused() {
+    fn a_misplaced_group_or_one_of_wrong_length_is_refused() {
         let data = bytes(2 * MIB + 7, 3);
         let leaves = leaves(&mut data.as_slice(), data.len() as u64).unwrap();
         let verifier = Verifier::new(root_from_leaves(&leaves), data.len() as u64, leaves).unwrap();

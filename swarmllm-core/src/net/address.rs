@@ -1,4 +1,4 @@
-//! Names: node ids and libp2p peer ids, addresses as text, protocol names.
+//! Conversion between node ids and libp2p peer ids, and parsing and scope of addresses.
 
 use std::net::IpAddr;
 
@@ -9,12 +9,12 @@ use libp2p::{Multiaddr, PeerId};
 use super::NetError;
 use crate::base::NodeId;
 
-/// Longest address text that is read.
+/// Maximum length of an address text.
 const MAX_ADDRESS_BYTES: usize = 512;
 /// Multihash code of an inlined public key.
 const IDENTITY_HASH: u64 = 0;
 
-/// The node behind a peer id. An Ed25519 peer id carries the whole public key; others are not nodes of ours.
+/// The node of a peer id. An Ed25519 peer id contains the public key; other key types are not nodes.
 pub(super) fn node_of(peer: &PeerId) -> Option<NodeId> {
     let hash = peer.as_ref();
     if hash.code() != IDENTITY_HASH {
@@ -24,20 +24,20 @@ pub(super) fn node_of(peer: &PeerId) -> Option<NodeId> {
     Some(NodeId(key.try_into_ed25519().ok()?.to_bytes()))
 }
 
-/// The peer id of a node; `None` where the id is not a valid public key.
+/// The peer id of a node; `None` if the id is not a valid public key.
 pub(super) fn peer_of(node: &NodeId) -> Option<PeerId> {
     let key = ed25519::PublicKey::try_from_bytes(node.as_bytes()).ok()?;
     Some(PublicKey::from(key).to_peer_id())
 }
 
-/// How bytes travel to a peer.
+/// Transport of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TransportKind {
     /// TCP with Noise and Yamux.
     Tcp,
     /// QUIC.
     Quic,
-    /// Through another peer, which carries what it cannot read: Noise and Yamux, over one of the others to that peer.
+    /// Relayed by another peer, which cannot read the bytes: Noise and Yamux over TCP or QUIC to that peer.
     Relay,
 }
 
@@ -67,19 +67,22 @@ impl std::fmt::Display for TransportKind {
     }
 }
 
-fn bad(address: &str, reason: impl Into<String>) -> NetError {
+fn bad_address(address: &str, reason: impl Into<String>) -> NetError {
     NetError::BadAddress { address: address.chars().take(MAX_ADDRESS_BYTES).collect(), reason: reason.into() }
 }
 
-/// Reads an address of a form that our transports know: `/ip4|ip6|dns../tcp/N` or `/../udp/N/quic-v1`, either with
-/// `/p2p/RELAY/p2p-circuit` behind it; `/p2p/` allowed at the end.
+/// Parses an address of a supported form: `/ip4|ip6|dns../tcp/N` or `/../udp/N/quic-v1`, each optionally followed by
+/// `/p2p/RELAY/p2p-circuit`, with an optional `/p2p/` at the end.
 fn parse(text: &str) -> Result<Multiaddr, NetError> {
     if text.len() > MAX_ADDRESS_BYTES {
-        return Err(bad(text, "it is too long"));
+        return Err(bad_address(text, "it is too long"));
     }
-    let address: Multiaddr = text.parse().map_err(|error| bad(text, format!("{error}")))?;
+    let address: Multiaddr = text.parse().map_err(|error| bad_address(text, format!("{error}")))?;
     if !is_usable(&address) {
-        return Err(bad(text, "it is neither /…/tcp/PORT nor /…/udp/PORT/quic-v1, nor a circuit behind such a one"));
+        return Err(bad_address(
+            text,
+            "it is neither /…/tcp/PORT nor /…/udp/PORT/quic-v1, nor a relayed address over one of them",
+        ));
     }
     Ok(address)
 }
@@ -103,24 +106,27 @@ fn is_usable(address: &Multiaddr) -> bool {
 pub(super) fn parse_listen(text: &str) -> Result<Multiaddr, NetError> {
     let address = parse(text)?;
     match (ip(&address), peer_in(&address)) {
-        (None, _) => Err(bad(text, "only IP addresses can be listened on")),
-        (_, Some(_)) => Err(bad(text, "a peer id is not part of an address to listen on")),
-        _ if is_circuit(&address) => Err(bad(text, "circuits are listened on where bootstrap peers offer them")),
+        (None, _) => Err(bad_address(text, "a listen address must be an IP address")),
+        (_, Some(_)) => Err(bad_address(text, "a listen address has no peer id")),
+        _ if is_relayed(&address) => Err(bad_address(
+            text,
+            "relayed addresses cannot be listened on; relays among the bootstrap peers are used automatically",
+        )),
         _ => Ok(address),
     }
 }
 
-/// An address to dial, `/p2p/` at its end or not.
+/// An address to dial, with or without `/p2p/` at the end.
 pub(super) fn parse_dial(text: &str) -> Result<Multiaddr, NetError> {
     let address = parse(text)?;
     if port(&address) == 0 {
-        return Err(bad(text, "port 0 cannot be dialled"));
+        return Err(bad_address(text, "port 0 cannot be dialled"));
     }
     if ip(&address).is_some_and(|ip| ip.is_unspecified()) {
-        return Err(bad(text, "the unspecified address cannot be dialled"));
+        return Err(bad_address(text, "the unspecified address cannot be dialled"));
     }
     if peer_in(&address).is_some_and(|peer| node_of(&peer).is_none()) {
-        return Err(bad(text, "its peer id is not an Ed25519 key"));
+        return Err(bad_address(text, "its peer id is not an Ed25519 key"));
     }
     Ok(address)
 }
@@ -133,12 +139,12 @@ pub(super) fn peer_in(address: &Multiaddr) -> Option<PeerId> {
     }
 }
 
-/// The address with this peer id at its end.
+/// The address with its final peer id set to this one.
 pub(super) fn with_peer(address: &Multiaddr, peer: PeerId) -> Multiaddr {
     without_peer(address).with(Protocol::P2p(peer))
 }
 
-/// The address without the peer id at its end.
+/// The address without its final peer id.
 pub(super) fn without_peer(address: &Multiaddr) -> Multiaddr {
     let mut address = address.clone();
     if matches!(address.iter().last(), Some(Protocol::P2p(_))) {
@@ -147,17 +153,17 @@ pub(super) fn without_peer(address: &Multiaddr) -> Multiaddr {
     address
 }
 
-/// Whether the address leads through a relay.
-pub(super) fn is_circuit(address: &Multiaddr) -> bool {
+/// Whether the address goes through a relay.
+pub(super) fn is_relayed(address: &Multiaddr) -> bool {
     TransportKind::of(address) == TransportKind::Relay
 }
 
-/// What to listen on for circuits of the relay at this address.
-pub(super) fn circuit(relay: &Multiaddr, peer: PeerId) -> Multiaddr {
+/// The listen address for connections relayed by the relay at this address.
+pub(super) fn relay_listen_address(relay: &Multiaddr, peer: PeerId) -> Multiaddr {
     with_peer(relay, peer).with(Protocol::P2pCircuit)
 }
 
-/// The IP address that it begins with.
+/// The IP address at the start.
 pub(super) fn ip(address: &Multiaddr) -> Option<IpAddr> {
     match address.iter().next() {
         Some(Protocol::Ip4(ip)) => Some(ip.into()),
@@ -175,9 +181,9 @@ pub(super) fn port(address: &Multiaddr) -> u16 {
     address.iter().find_map(port).unwrap_or(0)
 }
 
-/// Whether an address that a peer claims, seen over a connection to `seen`, is worth keeping: of a known form,
-/// dialable, and not its own loopback unless it is on this machine.
-pub(super) fn is_worth_keeping(claimed: &Multiaddr, seen: &Multiaddr) -> bool {
+/// Whether to store an address claimed by a peer that is connected from `seen`: of a supported form, dialable, and not a
+/// loopback address unless the peer is on this machine.
+pub(super) fn is_worth_storing(claimed: &Multiaddr, seen: &Multiaddr) -> bool {
     let loopback = |address| ip(address).is_some_and(|ip: IpAddr| ip.is_loopback());
     is_usable(claimed)
         && port(claimed) != 0
@@ -185,19 +191,19 @@ pub(super) fn is_worth_keeping(claimed: &Multiaddr, seen: &Multiaddr) -> bool {
         && (!loopback(claimed) || loopback(seen))
 }
 
-/// How far an address leads.
+/// Reach of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Scope {
-    /// To the same machine; or nobody can say where to.
+    /// This machine, or unknown.
     Machine,
-    /// To whoever is on the same site.
+    /// The local site.
     Site,
-    /// To the same place from everywhere.
-    World,
+    /// The same destination from everywhere.
+    Global,
 }
 
 fn scope(ip: IpAddr) -> Scope {
-    // Carriers' own: 100.64.0.0/10.
+    // Carrier-grade NAT: 100.64.0.0/10.
     let is_shared = |[first, second, ..]: [u8; 4]| first == 100 && second & 0xc0 == 64;
     let ip = ip.to_canonical();
     let on_site = match ip {
@@ -207,26 +213,26 @@ fn scope(ip: IpAddr) -> Scope {
     match (ip.is_loopback() || ip.is_unspecified() || ip.is_multicast(), on_site) {
         (true, _) => Scope::Machine,
         (false, true) => Scope::Site,
-        (false, false) => Scope::World,
+        (false, false) => Scope::Global,
     }
 }
 
-/// Whether the address leads to the same place from everywhere.
+/// Whether the address is globally routable.
 pub(super) fn is_global(ip: IpAddr) -> bool {
-    scope(ip) == Scope::World
+    scope(ip) == Scope::Global
 }
 
-/// Whether an address may be dialled because a peer has told it that was itself seen at `seen`: who is far away has no say
-/// about this machine and this site, and a name may lead to either.
-pub(super) fn may_tell(seen: Option<&Multiaddr>, told: &Multiaddr) -> bool {
-    let teller = seen.and_then(ip).map_or(Scope::World, scope);
-    ip(told).map_or(Scope::Machine, scope) >= teller
+/// Whether an address reported by a peer connected from `seen` may be dialled. A remote peer may not report addresses of
+/// this machine or site, nor names, which can resolve to either.
+pub(super) fn may_report(seen: Option<&Multiaddr>, reported: &Multiaddr) -> bool {
+    let reporter = seen.and_then(ip).map_or(Scope::Global, scope);
+    ip(reported).map_or(Scope::Machine, scope) >= reporter
 }
 
-/// The name to be resolved, where the address begins with one: the name, and whether IPv4 and IPv6 will do. The name of a
-/// circuit's relay is resolved when the relay is dialled.
+/// The DNS name at the start of an address, and whether IPv4 and IPv6 results are accepted. A relayed address returns
+/// `None`: the name of the relay is resolved when the relay is dialled.
 pub(super) fn dns_name(address: &Multiaddr) -> Option<(String, bool, bool)> {
-    if is_circuit(address) {
+    if is_relayed(address) {
         return None;
     }
     match address.iter().next() {
@@ -248,15 +254,15 @@ mod tests {
     use crate::identity::Keypair;
 
     #[test]
-    fn node_and_peer_ids_convert_both_ways_without_the_network() {
+    fn node_and_peer_ids_convert_both_ways() {
         let node = Keypair::from_seed(&[3; 32]).node_id();
         let peer = peer_of(&node).unwrap();
         assert_eq!(node_of(&peer), Some(node));
     }
 
     #[test]
-    fn peer_ids_of_other_keys_are_no_nodes() {
-        // A SHA-256 multihash, as RSA keys have.
+    fn peer_ids_of_other_key_types_are_not_nodes() {
+        // A SHA-256 multihash, as for RSA keys.
         let hash = libp2p::multihash::Multihash::<64>::wrap(0x12, &[5; 32]).unwrap();
         assert_eq!(node_of(&PeerId::from_multihash(hash).unwrap()), None);
         // An inlined secp256k1 key.
@@ -267,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn only_addresses_that_can_be_dialled_are_read() {
+    fn only_dialable_addresses_are_parsed() {
         let peer = peer_of(&Keypair::from_seed(&[3; 32]).node_id()).unwrap();
         for good in [
             "/ip4/10.0.0.1/tcp/1".to_string(),
@@ -277,7 +283,7 @@ mod tests {
         ] {
             assert_eq!(parse_dial(&good).unwrap().to_string(), good);
         }
-        for bad in [
+        for bad_address in [
             "",
             "10.0.0.1:80",
             "/ip4/10.0.0.1",
@@ -291,46 +297,49 @@ mod tests {
             &format!("/ip4/10.0.0.1/tcp/1/p2p/{peer}/p2p-circuit/ip4/10.0.0.2/tcp/1"),
             &"/ip4/10.0.0.1/tcp/1".repeat(100),
         ] {
-            assert!(matches!(parse_dial(bad), Err(NetError::BadAddress { .. })), "{bad}");
+            assert!(matches!(parse_dial(bad_address), Err(NetError::BadAddress { .. })), "{bad_address}");
         }
     }
 
     #[test]
-    fn a_circuit_keeps_its_relay_when_the_peer_is_taken_off() {
+    fn a_relayed_address_keeps_its_relay_without_the_peer() {
         let [relay, peer] = [3, 4].map(|seed| peer_of(&Keypair::from_seed(&[seed; 32]).node_id()).unwrap());
-        let through = circuit(&"/ip4/10.0.0.1/tcp/1".parse().unwrap(), relay);
-        assert!(is_circuit(&through) && through.to_string().ends_with(&format!("{relay}/p2p-circuit")));
+        let through = relay_listen_address(&"/ip4/10.0.0.1/tcp/1".parse().unwrap(), relay);
+        assert!(is_relayed(&through) && through.to_string().ends_with(&format!("{relay}/p2p-circuit")));
         let whole = with_peer(&through, peer);
         assert_eq!((peer_in(&whole), without_peer(&whole)), (Some(peer), through));
         assert!(parse_listen(&without_peer(&whole).to_string()).is_err());
     }
 
     #[test]
-    fn who_is_far_away_has_no_say_about_this_machine_and_this_site() {
+    fn remote_peers_may_not_report_local_addresses() {
         let read = |text: &str| text.parse::<Multiaddr>().unwrap();
-        let tells = |seen: &str, told: &str| may_tell(Some(&read(seen)), &read(told));
+        let reports = |seen: &str, reported: &str| may_report(Some(&read(seen)), &read(reported));
         let (machine, site, world) = ("/ip4/127.0.0.1/tcp/7", "/ip4/192.168.1.2/tcp/7", "/ip4/8.8.4.4/tcp/7");
         for near in [machine, "/ip6/::1/tcp/7", "/ip6/::ffff:127.0.0.1/tcp/7", "/ip4/0.0.0.0/tcp/7", "/dns4/home/tcp/7"]
         {
-            assert!(tells(machine, near) && !tells(site, near) && !tells(world, near), "{near}");
+            assert!(reports(machine, near) && !reports(site, near) && !reports(world, near), "{near}");
         }
         for on_site in
             [site, "/ip4/100.64.0.1/tcp/7", "/ip4/169.254.0.1/tcp/7", "/ip6/fd00::1/tcp/7", "/ip6/fe80::1/tcp/7"]
         {
-            assert!(tells(machine, on_site) && tells(site, on_site) && !tells(world, on_site), "{on_site}");
+            assert!(reports(machine, on_site) && reports(site, on_site) && !reports(world, on_site), "{on_site}");
         }
-        assert!(tells(machine, world) && tells(site, world) && tells(world, world));
-        assert!(tells("/dns4/far.example/tcp/7", world) && !tells("/dns4/far.example/tcp/7", site));
-        assert!(may_tell(None, &read(world)) && !may_tell(None, &read(site)), "a teller that has left is a far one");
+        assert!(reports(machine, world) && reports(site, world) && reports(world, world));
+        assert!(reports("/dns4/far.example/tcp/7", world) && !reports("/dns4/far.example/tcp/7", site));
+        assert!(
+            may_report(None, &read(world)) && !may_report(None, &read(site)),
+            "a disconnected reporter counts as remote"
+        );
     }
 
     #[test]
-    fn a_distant_peers_own_loopback_is_not_kept() {
+    fn the_loopback_address_of_a_remote_peer_is_not_stored() {
         let read = |text: &str| text.parse::<Multiaddr>().unwrap();
         let (loopback, lan) = (read("/ip4/127.0.0.1/tcp/7"), read("/ip4/192.168.1.2/tcp/7"));
-        assert!(!is_worth_keeping(&loopback, &lan));
-        assert!(is_worth_keeping(&loopback, &loopback));
-        assert!(is_worth_keeping(&lan, &lan));
-        assert!(!is_worth_keeping(&read("/ip4/0.0.0.0/tcp/7"), &lan));
+        assert!(!is_worth_storing(&loopback, &lan));
+        assert!(is_worth_storing(&loopback, &loopback));
+        assert!(is_worth_storing(&lan, &lan));
+        assert!(!is_worth_storing(&read("/ip4/0.0.0.0/tcp/7"), &lan));
     }
 }

@@ -1,4 +1,4 @@
-//! The protocols that the swarm task runs, each with its bounds.
+//! The protocols of the swarm task and their limits.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -13,22 +13,22 @@ use libp2p::{
 };
 
 use super::config::{self, NetConfig};
-use super::protocols::{greeting, protocol, topic};
+use super::protocols::{identify_protocol, protocol, topic};
 use super::{NetError, per_address, streams};
 
-/// Time after which announced keys are announced again, and forgotten without.
-const PROVIDE_AGAIN: Duration = Duration::from_secs(10 * 60);
+/// Interval of provider announcements, and their time to live.
+const PROVIDE_INTERVAL: Duration = Duration::from_secs(10 * 60);
 const PROVIDE_EXPIRES: Duration = Duration::from_secs(30 * 60);
-/// How long gossip remembers what it has seen, in heartbeats of a second.
+/// Length of the gossip message history, in heartbeats of 1 s.
 const GOSSIP_HISTORY: usize = 5;
-/// Room for signature, topic and framing around a gossip message.
+/// Bytes allowed for signature, topic and framing of a gossip message.
 const GOSSIP_OVERHEAD: usize = 1024;
-/// Messages waiting for one slow peer.
+/// Gossip messages queued per peer.
 const GOSSIP_QUEUE_PER_PEER: usize = 64;
 
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
-    // Limits first: what they deny, the others never hear of.
+    // The limits come first: the other protocols do not see denied connections.
     limits: connection_limits::Behaviour,
     per_address: per_address::Behaviour,
     memory: memory_connection_limits::Behaviour,
@@ -38,13 +38,12 @@ pub(super) struct Behaviour {
     pub gossip: gossipsub::Behaviour,
     pub routing: kad::Behaviour<MemoryStore>,
     mdns: Toggle<mdns::tokio::Behaviour>,
-    // What follows is for nodes behind a router that lets nobody in: try whether one is, keep a reservation with a relay, and
-    // get from a circuit to a connection of one's own.
-    reachable: autonat::v2::client::Behaviour,
-    tries: Toggle<autonat::v2::server::Behaviour>,
-    circuits: relay::client::Behaviour,
-    relay: Toggle<relay::Behaviour>,
-    punch: dcutr::Behaviour,
+    // NAT traversal: reachability probes, relay reservations, and the upgrade of relayed connections to direct ones.
+    autonat_client: autonat::v2::client::Behaviour,
+    autonat_server: Toggle<autonat::v2::server::Behaviour>,
+    relay_client: relay::client::Behaviour,
+    relay_server: Toggle<relay::Behaviour>,
+    dcutr: dcutr::Behaviour,
     upnp: Toggle<upnp::tokio::Behaviour>,
 }
 
@@ -53,15 +52,15 @@ fn setup(what: &str, error: impl std::fmt::Display) -> NetError {
 }
 
 impl Behaviour {
-    /// Must be called inside the runtime that the swarm runs on.
+    /// Must be called within the runtime of the swarm.
     pub fn new(
         config: &NetConfig,
         key: &identity::Keypair,
         streams: streams::Behaviour,
-        circuits: relay::client::Behaviour,
+        relay_client: relay::client::Behaviour,
     ) -> Result<Self, NetError> {
         let local = key.public().to_peer_id();
-        let identify = identify::Config::new(greeting(&config.network), key.public())
+        let identify = identify::Config::new(identify_protocol(&config.network), key.public())
             .with_agent_version(config.agent.clone())
             .with_push_listen_addr_updates(true);
         let ping = ping::Config::new().with_interval(config::PING_INTERVAL).with_timeout(config::PING_TIMEOUT);
@@ -78,11 +77,11 @@ impl Behaviour {
             gossip: gossip(&config.network, key)?,
             routing: routing(&config.network, local)?,
             mdns: discovery(config.mdns, local).into(),
-            reachable: autonat::v2::client::Behaviour::new(rand::make_rng(), tries()),
-            tries: config.relay.then(autonat::v2::server::Behaviour::default).into(),
-            circuits,
-            relay: config.relay.then(|| relay::Behaviour::new(local, relay_limits())).into(),
-            punch: dcutr::Behaviour::new(local),
+            autonat_client: autonat::v2::client::Behaviour::new(rand::make_rng(), autonat_probes()),
+            autonat_server: config.relay.then(autonat::v2::server::Behaviour::default).into(),
+            relay_client,
+            relay_server: config.relay.then(|| relay::Behaviour::new(local, relay_limits())).into(),
+            dcutr: dcutr::Behaviour::new(local),
             upnp: config.upnp.then(upnp::tokio::Behaviour::default).into(),
         })
     }
@@ -98,26 +97,26 @@ fn limits(total: u32) -> ConnectionLimits {
         .with_max_pending_outgoing(Some(config::MAX_CONNECTIONS_PENDING))
 }
 
-fn tries() -> autonat::v2::client::Config {
-    autonat::v2::client::Config::default().with_probe_interval(config::TRY_INTERVAL)
+fn autonat_probes() -> autonat::v2::client::Config {
+    autonat::v2::client::Config::default().with_probe_interval(config::AUTONAT_PROBE_INTERVAL)
 }
 
 fn relay_limits() -> relay::Config {
     let limits = relay::Config {
         max_reservations: config::MAX_RESERVATIONS,
-        reservation_duration: config::RESERVATION_KEPT,
-        max_circuits: config::MAX_CIRCUITS,
-        max_circuits_per_peer: config::MAX_CIRCUITS_PER_PEER,
-        max_circuit_duration: config::CIRCUIT_TIME,
-        max_circuit_bytes: config::CIRCUIT_BYTES,
-        // By peer alone: many nodes behind one address are usual here.
+        reservation_duration: config::RESERVATION_TIME,
+        max_circuits: config::MAX_RELAYED,
+        max_circuits_per_peer: config::MAX_RELAYED_PER_PEER,
+        max_circuit_duration: config::MAX_RELAYED_TIME,
+        max_circuit_bytes: config::MAX_RELAYED_BYTES,
+        // Rate limits per peer only: many nodes behind one address are common.
         reservation_rate_limiters: Vec::new(),
         circuit_src_rate_limiters: Vec::new(),
         ..relay::Config::default()
     };
     limits
-        .reservation_rate_per_peer(config::ASK_BURST, config::ASK_AGAIN)
-        .circuit_src_per_peer(config::ASK_BURST, config::ASK_AGAIN)
+        .reservation_rate_per_peer(config::RELAY_REQUEST_BURST, config::RELAY_REQUEST_INTERVAL)
+        .circuit_src_per_peer(config::RELAY_REQUEST_BURST, config::RELAY_REQUEST_INTERVAL)
 }
 
 fn gossip(network: &str, key: &identity::Keypair) -> Result<gossipsub::Behaviour, NetError> {
@@ -131,7 +130,7 @@ fn gossip(network: &str, key: &identity::Keypair) -> Result<gossipsub::Behaviour
         .map_err(|error| setup("gossip", error))?;
     let mut gossip = gossipsub::Behaviour::new(MessageAuthenticity::Signed(key.clone()), config)
         .map_err(|error| setup("gossip", error))?;
-    // Many nodes behind one address are usual here (a lab, a home), so addresses are no ground for a bad score.
+    // Many nodes behind one address are common (a lab, a home), so shared addresses do not lower the score.
     let score = PeerScoreParams { ip_colocation_factor_weight: 0.0, ..PeerScoreParams::default() };
     gossip.with_peer_score(score, PeerScoreThresholds::default()).map_err(|error| setup("gossip", error))?;
     gossip.subscribe(&topic(network)).map_err(|error| setup("gossip", error))?;
@@ -141,7 +140,7 @@ fn gossip(network: &str, key: &identity::Keypair) -> Result<gossipsub::Behaviour
 fn routing(network: &str, local: PeerId) -> Result<kad::Behaviour<MemoryStore>, NetError> {
     let config = routing_config(network)?;
     let store = MemoryStoreConfig {
-        // Only who-has-what is kept; values are refused below.
+        // Only provider records are stored.
         max_records: 0,
         max_value_bytes: 0,
         max_provided_keys: config::MAX_PROVIDED_KEYS,
@@ -164,10 +163,10 @@ fn routing_config(network: &str) -> Result<kad::Config, NetError> {
         .set_replication_interval(None)
         .set_publication_interval(None)
         .set_provider_record_ttl(Some(PROVIDE_EXPIRES))
-        .set_provider_publication_interval(Some(PROVIDE_AGAIN))
-        // The driver refreshes the table. libp2p would do so where nobody is in it, too, and warn each time that it failed.
+        .set_provider_publication_interval(Some(PROVIDE_INTERVAL))
+        // The driver refreshes the table. libp2p would also try with an empty table and log a warning each time.
         .set_periodic_bootstrap_interval(None)
-        // Peers enter the table when they have identified themselves as ours, not before.
+        // Peers are inserted once they have identified as nodes of this network.
         .set_kbucket_inserts(kad::BucketInserts::Manual);
     if let Some(replicas) = NonZeroUsize::new(config::MAX_PROVIDERS_PER_KEY) {
         config.set_replication_factor(replicas);
@@ -175,13 +174,13 @@ fn routing_config(network: &str) -> Result<kad::Config, NetError> {
     Ok(config)
 }
 
-/// mDNS where it is wanted and the machine has it: a machine without multicast still has a network.
+/// mDNS if enabled and available: a machine without multicast still has a network.
 fn discovery(wanted: bool, local: PeerId) -> Option<mdns::tokio::Behaviour> {
     if !wanted {
         return None;
     }
     mdns::tokio::Behaviour::new(mdns::Config::default(), local)
-        .inspect_err(|error| tracing::warn!(%error, "peers on the LAN cannot be discovered"))
+        .inspect_err(|error| tracing::warn!(%error, "mDNS is not available; peers on the LAN are not discovered"))
         .ok()
 }
 
@@ -190,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn libp2p_does_not_refresh_a_table_in_which_nobody_may_be() {
+    fn libp2p_does_not_refresh_the_routing_table_itself() {
         let config = format!("{:?}", routing_config("alone").unwrap());
         assert!(config.contains("periodic_bootstrap_interval: None"), "{config}");
     }

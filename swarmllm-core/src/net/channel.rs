@@ -1,15 +1,15 @@
-//! The channels: what streams are for.
+//! The channels of streams.
 
 use std::fmt;
 
-/// What a stream is for; each has its own protocol name and its own queue.
+/// The purpose of a stream. Each channel has its own protocol name and queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Channel {
-    /// Requests and replies about the work.
+    /// Control requests and replies.
     Control,
     /// Hidden states of sessions.
     Stage,
-    /// Bytes of models.
+    /// Bytes of model shards.
     Shard,
 }
 

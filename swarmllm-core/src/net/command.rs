@@ -1,4 +1,4 @@
-//! What handles ask of the swarm task.
+//! Commands from handles to the swarm task.
 
 use libp2p::{Multiaddr, PeerId};
 use tokio::sync::oneshot;
@@ -7,40 +7,40 @@ use super::streams::OpenReply;
 use super::{Channel, NetError};
 use crate::base::{Hash, NodeId};
 
-/// Where the outcome of an act goes. Dropped unanswered: the swarm task has ended.
+/// Receives the result of a command. Dropped without a result when the swarm task ends.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, NetError>>;
 
-/// How a peer is dialled that ought to be connected.
+/// Options of [`Command::Ensure`].
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Dial {
-    /// Who told the addresses, where another peer did.
-    pub told_by: Option<PeerId>,
-    /// Whether the dial ends where nobody waits for it any more.
-    pub brief: bool,
+pub(super) struct EnsureOptions {
+    /// The peer that reported the addresses, if any.
+    pub reported_by: Option<PeerId>,
+    /// Whether the dial is cancelled once no caller waits for it.
+    pub cancellable: bool,
 }
 
-/// One request. Each is answered within a deadline of its own.
+/// A command. Each has a deadline of its own.
 pub(super) enum Command {
-    /// Connect to whoever is at the address, and wait until it is identified; `anew` where a connection stands, too.
-    Dial { address: Multiaddr, anew: bool, reply: Reply<NodeId> },
-    /// Be connected to a peer that may be at these addresses.
-    Ensure { node: NodeId, peer: PeerId, addresses: Vec<Multiaddr>, dial: Dial, reply: Reply<NodeId> },
+    /// Connect to the peer at the address and wait until it has identified; `anew` dials even if connected.
+    Dial { address: Multiaddr, force: bool, reply: Reply<NodeId> },
+    /// Ensure a connection to a peer, dialling it at these addresses if needed.
+    Ensure { node: NodeId, peer: PeerId, addresses: Vec<Multiaddr>, options: EnsureOptions, reply: Reply<NodeId> },
     /// Open a stream to a connected peer.
     Open { node: NodeId, peer: PeerId, channel: Channel, reply: OpenReply },
-    /// Gossip.
+    /// Publish a gossip message.
     Publish { message: Vec<u8>, reply: Reply<()> },
-    /// Announce that this node has what the key stands for.
+    /// Announce this node as a provider of the key.
     Provide { key: Hash, reply: Reply<()> },
-    /// Take the announcement back.
+    /// Withdraw the announcement.
     Withdraw { key: Hash },
-    /// Find who announced the key.
+    /// Find the providers of the key.
     FindProviders { key: Hash, reply: Reply<Vec<NodeId>> },
-    /// Dial whoever ought to be connected, and who left last; tells how many of them are being dialled.
+    /// Dial all disconnected targets and recently disconnected peers at once; returns the number of dials under way.
     Reconnect { reply: Reply<usize> },
-    /// A peer does not answer on its connection.
-    Doubt { peer: PeerId },
+    /// Suspect the connection to a peer that does not answer.
+    Suspect { peer: PeerId },
     /// Close the connection to a peer.
     Disconnect { peer: PeerId },
-    /// Say goodbye and end.
+    /// Close all connections and end.
     Shutdown,
 }

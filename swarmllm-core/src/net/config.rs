@@ -1,4 +1,4 @@
-//! What a host may set, and every limit that it may not.
+//! The configuration, and all fixed limits.
 
 use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
@@ -9,42 +9,42 @@ use super::NetError;
 use super::address::{self, TransportKind};
 use crate::identity::SwarmKey;
 
-/// How a node meets others.
+/// Configuration of the network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetConfig {
     /// Name of the swarm, 1 to 64 of `[a-z0-9._-]`; part of every protocol name, so that swarms cannot mix.
     pub network: String,
-    /// What the nodes of a private swarm prove to each other to have, before anything else is said. Such a swarm speaks TCP
-    /// only: QUIC's handshake has no room for it, and its addresses are left out.
+    /// Secret of a private swarm; nodes without the secret cannot complete a handshake. A private swarm uses TCP only, since
+    /// QUIC's handshake does not support the secret; QUIC addresses are ignored.
     pub key: Option<SwarmKey>,
-    /// Addresses to listen on, multiaddr text; port 0 is an ephemeral one. Empty: dial only.
+    /// Addresses to listen on, as multiaddr text; port 0 selects a free port. Empty: dial only.
     pub listen: Vec<String>,
-    /// Peers to dial at start and whenever they are not connected, multiaddr text.
+    /// Peers to dial at the start and whenever they are not connected, as multiaddr text.
     pub bootstrap: Vec<String>,
-    /// Where peers were before, multiaddr text with `/p2p/`: dialled at the start, and given up after some failures. Those
-    /// that cannot be read are left out.
+    /// Earlier addresses of peers, as multiaddr text with `/p2p/`: dialled at the start and dropped after some failures.
+    /// Invalid ones are ignored.
     pub known: Vec<String>,
-    /// Whether to find peers on the LAN by mDNS.
+    /// Whether to discover peers on the LAN by mDNS.
     pub mdns: bool,
-    /// Whether to carry circuits for peers that nobody can connect to, and to try whether peers can be reached. Others make
-    /// use of it where this node is one of their bootstrap peers.
+    /// Whether to act as a relay and to probe the reachability of peers. Nodes use it if this node is among their bootstrap
+    /// peers.
     pub relay: bool,
-    /// Addresses under which others reach this node although it does not listen there: forwarded ports, names.
+    /// Addresses at which others reach this node without a listener of its own there: forwarded ports, names.
     pub external: Vec<String>,
-    /// Whether to ask the router to forward the ports, by UPnP.
+    /// Whether to request port forwarding from the router by UPnP.
     pub upnp: bool,
-    /// Most bytes a second that may go over the wire, both ways together, in all that this node does. `None`: no ceiling.
+    /// Maximum bytes per second, both directions together, of all traffic of this node. `None`: no limit.
     pub ceiling: Option<NonZeroU64>,
-    /// Most connections at once, to all peers together.
+    /// Maximum open connections to all peers together.
     pub max_connections: u32,
-    /// Most connections that may come from one address: many nodes may be behind one router. Three times as many may come from its
-    /// network (/24 of IPv4, /48 of IPv6). Without effect with a key: those who have it are trusted so far.
+    /// Maximum inbound connections from one address: many nodes may be behind one router. The limit of its network (/24 of
+    /// IPv4, /48 of IPv6) is three times as high. Without effect with a key, since holders of the key are trusted.
     pub max_per_address: u32,
-    /// Whether connections from this machine are bounded so, too.
+    /// Whether `max_per_address` also applies to connections from this machine.
     pub count_loopback: bool,
-    /// Longest wait for a dialled peer to be connected and identified.
+    /// Maximum time until a dialled peer is connected and has identified.
     pub dial_deadline: Duration,
-    /// What peers are told that runs here; at most [`MAX_AGENT_BYTES`] bytes.
+    /// Agent text sent to peers; at most [`MAX_AGENT_BYTES`] bytes.
     pub agent: String,
 }
 
@@ -70,150 +70,148 @@ impl Default for NetConfig {
     }
 }
 
-/// Connections that may come from one address, of the 448 that may come in all. Each node has one, or two for a moment.
+/// Maximum inbound connections from one address, of 448 in total. A node has one connection, or two for a moment.
 pub const MAX_PER_ADDRESS: u32 = 64;
-/// Those that may come from one network, of which somebody may have all addresses, in shares of one address: /24 of IPv4 and
-/// /48 of IPv6. Three shares of 64 are 192, less than half of the 448: one network leaves more than half to the others. Behind a
-/// carrier's router one address is shared by up to some hundred customers, and a carrier has many such networks.
-pub(super) const NETWORK_SHARES: u32 = 3;
-/// Longest network name.
+/// Maximum inbound connections from one network (/24 of IPv4, /48 of IPv6), in multiples of the limit of one address: one
+/// party may own the whole network. Three times 64 is 192, so one network leaves more than half of the 448 to others. A
+/// carrier's NAT address is shared by up to some hundred customers, and a carrier has many of these networks.
+pub(super) const NETWORK_FACTOR: u32 = 3;
+/// Maximum length of a network name.
 pub const MAX_NETWORK_BYTES: usize = 64;
-/// Longest agent text, given or received.
+/// Maximum length of an agent text, sent or received.
 pub const MAX_AGENT_BYTES: usize = 64;
-/// Most addresses to listen on.
+/// Maximum number of listen addresses.
 pub const MAX_LISTEN: usize = 16;
-/// Most external addresses.
+/// Maximum number of external addresses.
 pub const MAX_EXTERNAL: usize = 16;
-/// Most bootstrap addresses.
+/// Maximum number of bootstrap addresses.
 pub const MAX_BOOTSTRAP: usize = 128;
-/// Longest gossip message, in bytes.
+/// Maximum length of a gossip message, in bytes.
 pub const MAX_GOSSIP_BYTES: usize = 64 * 1024;
-/// Most streams of our channels that a peer may have open to us at once, and we to it.
+/// Maximum open streams with a peer, per direction, over all channels.
 pub const MAX_STREAMS_PER_PEER: usize = 128;
 
-/// Connections to one peer: one is wanted, simultaneous dials may make two.
+/// Maximum connections to one peer: normally one, two after simultaneous dials.
 pub(super) const MAX_CONNECTIONS_PER_PEER: u32 = 4;
-/// Connections that are being set up, each way.
+/// Maximum pending connections per direction.
 pub(super) const MAX_CONNECTIONS_PENDING: u32 = 64;
-/// Part of all connections that others may fill: the rest stays for our own dials.
+/// Share of all connections that may be inbound; the rest is reserved for outbound dials.
 pub(super) const INBOUND_SHARE: (u32, u32) = (7, 8);
-/// Share of the machine's memory in use by this process from which no connection is accepted.
+/// Share of the machine's memory in use by this process above which connections are refused.
 pub(super) const MAX_MEMORY_SHARE: f64 = 0.95;
 
-/// Streams of one connection: ours both ways, and those of the protocols below (ping, identify, gossip, routing).
+/// Maximum streams of one connection: channels in both directions, and those of ping, identify, gossip and routing.
 pub(super) const MAX_STREAMS_PER_CONNECTION: usize = 2 * MAX_STREAMS_PER_PEER + 32;
-/// Yamux gives each stream 256 KiB at least; what is above that total is what busy streams can grow by.
+/// Receive window of one Yamux connection. Each stream has at least 256 KiB; busy streams share the excess.
 pub(super) const YAMUX_WINDOW_TOTAL: usize = MAX_STREAMS_PER_CONNECTION * 256 * 1024 + 24 * 1024 * 1024;
-/// Yamux frames: small enough that a short message waits little behind a long one.
+/// Maximum Yamux frame: small, so that a short message does not wait long behind a long one.
 pub(super) const YAMUX_SPLIT: usize = 16 * 1024;
-/// Unread bytes of one QUIC stream, and of one QUIC connection: the product of bandwidth and delay that can be filled.
+/// Receive windows of a QUIC stream and of a QUIC connection: the maximum bandwidth-delay product.
 pub(super) const QUIC_STREAM_WINDOW: u32 = 6 * 1024 * 1024;
 pub(super) const QUIC_CONNECTION_WINDOW: u32 = 24 * 1024 * 1024;
-/// A killed process says nothing on UDP: its peers notice after this long. TCP is reset at once.
+/// Idle timeout of QUIC: a killed process sends nothing over UDP, while TCP is reset at once.
 pub(super) const QUIC_IDLE: Duration = Duration::from_secs(5);
-/// Keeps idle QUIC connections alive; at least two may be lost within [`QUIC_IDLE`].
+/// Keep-alive interval of QUIC; two keep-alives may be lost within [`QUIC_IDLE`].
 pub(super) const QUIC_KEEP_ALIVE: Duration = Duration::from_millis(1500);
-/// Longest dial of one address, handshakes included; it is what QUIC has for its own. What was dialled through a cut line is
-/// given up soon, so that what comes up when the line is back is one connection and not all that were tried.
-pub(super) const DIAL_LONGEST: Duration = Duration::from_secs(6);
-/// After this time a dial begins once more beside itself: TCP tries again after 1, 3 and 7 s.
-pub(super) const DIAL_AGAIN: Duration = Duration::from_secs(1);
-/// Longest handshake of a new connection.
+/// Timeout of a dial of one address including handshakes; equal to QUIC's own. Short, so that a restored line brings up one
+/// connection and not every attempt made while it was down.
+pub(super) const DIAL_TIMEOUT: Duration = Duration::from_secs(6);
+/// Time after which a dial starts another attempt in parallel: TCP retransmits after 1, 3 and 7 s.
+pub(super) const DIAL_RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Timeout of the handshakes of a new connection.
 pub(super) const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Time between two pings of a connection. With each of 19 neighbours every 5 s they were four fifths of the 1.7 KB/s that an
-/// idle node said; that a host is silent is found out by asking it, when an answer is late.
+/// Ping interval of a connection. At 5 s with 19 neighbours, pings made up four fifths of the 1.7 KB/s that an idle node
+/// sent. A silent host is detected by a request to it when an answer is late.
 pub(super) const PING_INTERVAL: Duration = Duration::from_secs(15);
-/// Longest wait for one answer.
+/// Timeout of one ping.
 pub(super) const PING_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection that has answered no ping for this long is given up.
+/// Time without an answered ping after which a connection is closed.
 pub(super) const SILENCE_LIMIT: Duration = Duration::from_secs(40);
-/// A peer that does not answer is dialled anew this often: a connection that hangs in the system's ever longer waits before
-/// it tries again, up to as long as its line was cut, may be of no use for as long again.
-pub(super) const DOUBT_AGAIN: Duration = Duration::from_secs(2);
-/// A new connection within this time of a doubt replaces the doubted ones.
-pub(super) const DOUBT_LASTS: Duration = Duration::from_secs(10);
-/// A connected peer that has not said who it is by then is disconnected.
+/// Redial interval of a suspected peer: after an outage, TCP's retransmission backoff can stall a connection for as long as
+/// the outage lasted.
+pub(super) const SUSPECT_REDIAL_INTERVAL: Duration = Duration::from_secs(2);
+/// Time after a suspicion within which a new connection replaces the old ones.
+pub(super) const SUSPECT_WINDOW: Duration = Duration::from_secs(10);
+/// Time for a connected peer to identify before it is disconnected.
 pub(super) const IDENTIFY_DEADLINE: Duration = Duration::from_secs(10);
-/// How long a peer of another network stays connected, so that it can learn the reason as well.
+/// Time that a peer of another network stays connected, so that it can receive the reason as well.
 pub(super) const REFUSAL_GRACE: Duration = Duration::from_secs(1);
-/// Connections to peers that do not speak our protocol are closed when idle for this long. Ours are kept.
+/// Idle timeout of connections to peers of other protocols. Connections of this network are kept.
 pub(super) const IDLE_CONNECTION: Duration = Duration::from_secs(30);
-/// Longest wait for a stream to be opened.
+/// Timeout of opening a stream.
 pub(super) const OPEN_DEADLINE: Duration = Duration::from_secs(10);
-/// Longest wait for all listeners to be up.
+/// Timeout of starting all listeners.
 pub(super) const LISTEN_DEADLINE: Duration = Duration::from_secs(5);
-/// Longest wait for a name to be resolved.
+/// Timeout of a DNS lookup.
 pub(super) const RESOLVE_DEADLINE: Duration = Duration::from_secs(5);
-/// Longest search in the routing table of the swarm.
+/// Timeout of a DHT query.
 pub(super) const QUERY_DEADLINE: Duration = Duration::from_secs(10);
-/// Longest goodbye at shutdown.
+/// Maximum time to close connections at shutdown.
 pub(super) const CLOSE_DEADLINE: Duration = Duration::from_millis(500);
-/// How often the routing table is refreshed: libp2p's own interval.
+/// Refresh interval of the routing table; equal to libp2p's.
 pub(super) const REFRESH: Duration = Duration::from_secs(5 * 60);
-/// How often deadlines are looked at.
+/// Interval of deadline checks.
 pub(super) const TICK: Duration = Duration::from_millis(250);
 
-/// Commands waiting for the swarm task.
+/// Capacity of the command queue.
 pub(super) const COMMAND_QUEUE: usize = 256;
-/// Acts (dials, searches) that wait for their end.
+/// Maximum pending operations (dials, queries).
 pub(super) const MAX_PENDING: usize = 1024;
-/// Incoming streams of one channel that nobody has taken yet; more are reset. A burst of one peer fits.
+/// Capacity of a channel's queue of incoming streams; further streams are reset. Fits a burst of one peer.
 pub(super) const INCOMING_QUEUE: usize = 2 * MAX_STREAMS_PER_PEER;
-/// Gossip messages that nobody has taken yet; more are dropped. Times [`MAX_GOSSIP_BYTES`] is the memory they may use.
+/// Capacity of the gossip queue; further messages are dropped. Times [`MAX_GOSSIP_BYTES`] is the memory bound.
 pub(super) const GOSSIP_QUEUE: usize = 64;
-/// Notices of peers coming and going kept for a slow reader.
+/// Capacity of the broadcasts of connects and disconnects.
 pub(super) const NOTICE_QUEUE: usize = 1024;
-/// Peers that are remembered after they have left.
+/// Maximum disconnected peers remembered.
 pub(super) const MAX_PEERS_REMEMBERED: usize = 1024;
-/// Addresses kept of one peer.
+/// Maximum addresses stored per peer.
 pub(super) const MAX_ADDRESSES_PER_PEER: usize = 16;
-/// Peers found on the LAN that are kept in mind.
+/// Maximum discovered peers stored.
 pub(super) const MAX_DISCOVERED: usize = 256;
-/// Keys that the routing table's store holds for others and ourselves, and providers of each.
+/// Maximum keys in the provider store, and providers per key.
 pub(super) const MAX_PROVIDED_KEYS: usize = 8 * 1024;
 pub(super) const MAX_PROVIDERS_PER_KEY: usize = 20;
-/// Providers returned by one search.
+/// Maximum providers returned by one query.
 pub(super) const MAX_PROVIDERS_FOUND: usize = 64;
-/// Longest message of the routing protocol.
+/// Maximum message of the routing protocol, in bytes.
 pub(super) const MAX_ROUTING_BYTES: usize = 16 * 1024;
 
-/// Waits between two dials of a peer that ought to be connected.
-pub(super) const REDIAL_FIRST: Duration = Duration::from_secs(1);
-pub(super) const REDIAL_LONGEST: Duration = Duration::from_secs(60);
-/// Whoever ought to be connected is dialled at once where somebody asks for that, this often at most; and so many of the peers
-/// that left last.
-pub(super) const RECONNECT_AGAIN: Duration = Duration::from_secs(1);
+/// Backoff between dials of a disconnected target.
+pub(super) const REDIAL_MIN: Duration = Duration::from_secs(1);
+pub(super) const REDIAL_MAX: Duration = Duration::from_secs(60);
+/// Minimum interval of requested reconnects, and the maximum number of recently disconnected peers that one dials.
+pub(super) const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) const MAX_RECONNECTED: usize = 16;
-/// Of two nodes that discover each other the one with the larger id waits this long, so that one connection results.
-pub(super) const DISCOVERY_YIELD: Duration = Duration::from_secs(2);
+/// Delay of the node with the larger id after mutual discovery, so that one connection results.
+pub(super) const DISCOVERY_DELAY: Duration = Duration::from_secs(2);
 
-/// Relays with which a node that nobody can connect to keeps a reservation: a second one, for when the first goes.
+/// Number of relay reservations of an unreachable node: a second one for when the first relay fails.
 pub(super) const RELAYS_USED: usize = 2;
-/// Relays that are kept in mind.
+/// Maximum relays stored.
 pub(super) const MAX_RELAYS: usize = MAX_BOOTSTRAP;
-/// How often addresses that have not been tried are given to a peer to try.
-pub(super) const TRY_INTERVAL: Duration = Duration::from_secs(3);
+/// Interval of AutoNAT probes of untested addresses.
+pub(super) const AUTONAT_PROBE_INTERVAL: Duration = Duration::from_secs(3);
 
-/// What a relay carries. Peers that keep a reservation with it, each with one connection out of the default 512; a
-/// reservation is kept for this long and then asked for again.
+/// Maximum reservations of a relay, each with one connection out of the default 512, and their duration before renewal.
 pub(super) const MAX_RESERVATIONS: usize = 448;
-pub(super) const RESERVATION_KEPT: Duration = Duration::from_secs(60 * 60);
-/// Circuits at once, and those from one peer: each is a stream on two connections, of which one carries at most
-/// [`MAX_STREAMS_PER_CONNECTION`].
-pub(super) const MAX_CIRCUITS: usize = 2048;
-pub(super) const MAX_CIRCUITS_PER_PEER: usize = 128;
-/// Bytes and time of one circuit; who needs more asks again. Hidden states of 4,096 floats are 16 KiB a token each way, so
-/// 16 GiB are a million tokens.
-pub(super) const CIRCUIT_BYTES: u64 = 16 * 1024 * 1024 * 1024;
-pub(super) const CIRCUIT_TIME: Duration = Duration::from_secs(24 * 60 * 60);
-/// What one peer may ask for at once, and how often once more.
-pub(super) const ASK_BURST: NonZeroU32 = NonZeroU32::MIN.saturating_add(127);
-pub(super) const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// Dials that a peer made us try and that failed, before its circuits are closed: an honest one asks for three.
-pub(super) const MAX_PUNCHES: u32 = 16;
+pub(super) const RESERVATION_TIME: Duration = Duration::from_secs(60 * 60);
+/// Maximum relayed connections, in total and per peer. Each is a stream on two connections, and a connection carries at
+/// most [`MAX_STREAMS_PER_CONNECTION`].
+pub(super) const MAX_RELAYED: usize = 2048;
+pub(super) const MAX_RELAYED_PER_PEER: usize = 128;
+/// Maximum bytes and duration of one relayed connection; a peer may open another. Hidden states of 4,096 floats are 16 KiB
+/// per token and direction, so 16 GiB are a million tokens.
+pub(super) const MAX_RELAYED_BYTES: u64 = 16 * 1024 * 1024 * 1024;
+pub(super) const MAX_RELAYED_TIME: Duration = Duration::from_secs(24 * 60 * 60);
+/// Rate limit of a peer's relay requests: burst, and refill interval.
+pub(super) const RELAY_REQUEST_BURST: NonZeroU32 = NonZeroU32::MIN.saturating_add(127);
+pub(super) const RELAY_REQUEST_INTERVAL: Duration = Duration::from_secs(1);
+/// Failed hole punches of a peer before its relayed connections are closed: an honest peer requests three.
+pub(super) const MAX_FAILED_HOLE_PUNCHES: u32 = 16;
 
-/// A configuration whose texts were read.
+/// The parsed addresses of a configuration.
 pub(super) struct Checked {
     pub listen: Vec<Multiaddr>,
     pub bootstrap: Vec<Multiaddr>,
@@ -221,7 +219,7 @@ pub(super) struct Checked {
 }
 
 impl NetConfig {
-    /// Refuses what a start would refuse for its texts and counts alone, without touching the network.
+    /// Validates texts and counts as the start does, without network access.
     pub fn validate(&self) -> Result<(), NetError> {
         self.check().map(drop)
     }

@@ -1,4 +1,4 @@
-//! The network as other rooms see it.
+//! The handle to the network, and its start.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,63 +10,63 @@ use tokio_util::sync::CancellationToken;
 
 use super::address::{self, peer_of};
 use super::behaviour::Behaviour;
-use super::command::{Command, Dial, Reply};
+use super::command::{Command, EnsureOptions, Reply};
 use super::config::{self, Checked};
 use super::discovery::Discovery;
-use super::driver::{Driver, Drops, Outlets};
+use super::driver::{Driver, DriverOutputs, DropCounters};
 use super::listen::Addresses;
 use super::meter::Meter;
 use super::peers::PeerTable;
 use super::pending::Pending;
-use super::reach::Reach;
+use super::reachability::Reachability;
 use super::{Channel, NetConfig, NetError, PeerRegistry, Stream, Traffic, protocols, streams, transport};
 use crate::base::{Hash, NodeId};
 use crate::identity::Keypair;
-use crate::rt::{EventBus, TaskSet, Watched};
+use crate::rt::{EventBus, TaskSet, WatchReader};
 
-/// What peers send. Each queue is bounded: streams that nobody takes are reset, gossip is dropped, both are counted.
+/// Incoming streams and gossip. Each queue is bounded: excess streams are reset, excess gossip is dropped; both are counted.
 pub struct Incoming {
-    /// Streams of [`Channel::Control`], with who opened them.
+    /// Streams of [`Channel::Control`], with the peer that opened them.
     pub control: mpsc::Receiver<(NodeId, Stream)>,
     /// Streams of [`Channel::Stage`].
     pub stage: mpsc::Receiver<(NodeId, Stream)>,
     /// Streams of [`Channel::Shard`].
     pub shard: mpsc::Receiver<(NodeId, Stream)>,
-    /// Gossip.
+    /// Gossip messages.
     pub gossip: mpsc::Receiver<Gossip>,
 }
 
-/// A message that went round the network.
+/// A gossip message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gossip {
-    /// Who wrote it; the signature was checked.
+    /// The author, verified by signature.
     pub author: NodeId,
-    /// The connected peer that passed it on.
+    /// The connected peer that forwarded it.
     pub via: NodeId,
-    /// At most [`MAX_GOSSIP_BYTES`](super::MAX_GOSSIP_BYTES).
+    /// The content, at most [`MAX_GOSSIP_BYTES`](super::MAX_GOSSIP_BYTES).
     pub bytes: Vec<u8>,
 }
 
-/// What was not taken in time.
+/// Counts of dropped input since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Dropped {
-    /// Incoming streams that were reset.
+pub struct DropCounts {
+    /// Incoming streams reset at a full queue.
     pub streams: u64,
-    /// Gossip messages.
+    /// Gossip messages dropped at a full queue.
     pub gossip: u64,
 }
 
-/// The network. Clones are handles of the same one; when the last is dropped, it ends by itself.
+/// A handle to the network. Clones share it; the network ends with the last handle.
 #[derive(Clone)]
 pub struct NetHandle {
     local: NodeId,
     commands: mpsc::Sender<Command>,
     registry: PeerRegistry,
-    addresses: Watched<Vec<String>>,
+    addresses: WatchReader<Vec<String>>,
     connects: broadcast::WeakSender<NodeId>,
     disconnects: broadcast::WeakSender<NodeId>,
     dropped_streams: Arc<AtomicU64>,
-    drops: Arc<Drops>,
+    drops: Arc<DropCounters>,
     meter: Arc<Meter>,
 }
 
@@ -76,8 +76,8 @@ impl std::fmt::Debug for NetHandle {
     }
 }
 
-/// Starts the network on the runtime of `tasks`, and returns when all listeners are up: a few milliseconds. Discovery
-/// and bootstrap go on behind. If the call is dropped, nothing stays behind.
+/// Starts the network on the runtime of `tasks` and returns once all listeners are up, after a few milliseconds. Discovery
+/// and bootstrap continue in the background. Cancel-safe: a dropped call leaves no task or socket.
 pub async fn start(
     config: NetConfig,
     keypair: &Keypair,
@@ -100,16 +100,16 @@ fn build(
     events: EventBus,
     tasks: &TaskSet,
 ) -> Result<(Driver, NetHandle, Incoming), NetError> {
-    // Sockets and timers register with the runtime that is entered here.
+    // Sockets and timers register with the entered runtime.
     let _context = tasks.handle().enter();
     let key = identity::Keypair::ed25519_from_bytes(*keypair.seed())
         .map_err(|error| NetError::Setup { reason: error.to_string() })?;
     let local = key.public().to_peer_id();
     let meter = Arc::new(Meter::new(config.ceiling));
-    let (streams, outlets, dropped_streams) = streams::Behaviour::new(&config.network, meter.clone())?;
-    let (circuits, circuit_client) = relay::client::new(local);
-    let behaviour = Behaviour::new(&config, &key, streams, circuit_client)?;
-    // A connection that cannot be closed, because its peer is frozen, ends with the driver all the same.
+    let (streams, queues, dropped_streams) = streams::Behaviour::new(&config.network, meter.clone())?;
+    let (relay_transport, relay_client) = relay::client::new(local);
+    let behaviour = Behaviour::new(&config, &key, streams, relay_client)?;
+    // Connections that cannot close because the peer is frozen end with the driver.
     let (executor, connections) = (tasks.clone(), CancellationToken::new());
     let over = connections.clone();
     let run = move |task| {
@@ -118,7 +118,7 @@ fn build(
     };
     let swarm_config = swarm::Config::with_executor(run).with_idle_connection_timeout(config::IDLE_CONNECTION);
     let (table, registry) = PeerTable::new();
-    let transport = transport::build(&key, config.key.as_ref(), circuits, &meter, &registry)?;
+    let transport = transport::build(&key, config.key.as_ref(), relay_transport, &meter, &registry)?;
     let swarm = Swarm::new(transport, behaviour, local, swarm_config);
 
     let (commands, queue) = mpsc::channel(config::COMMAND_QUEUE);
@@ -126,7 +126,7 @@ fn build(
     let (connects, disconnects) =
         (broadcast::Sender::new(config::NOTICE_QUEUE), broadcast::Sender::new(config::NOTICE_QUEUE));
     let (addresses, bound) = Addresses::new(local);
-    let drops = Arc::new(Drops::default());
+    let drops = Arc::new(DropCounters::default());
     let handle = NetHandle {
         local: keypair.node_id(),
         commands,
@@ -142,117 +142,116 @@ fn build(
     let mut discovery = Discovery::new(given, Instant::now());
     for address in config.known.iter().filter_map(|text| address::parse_dial(text).ok()) {
         if let Some(peer) = address::peer_in(&address).filter(|peer| *peer != local) {
-            discovery.found(peer, address, Instant::now());
+            discovery.discovered(peer, address, Instant::now());
         }
     }
     let driver = Driver {
         swarm,
         commands: queue,
         table,
-        outlets: Outlets { gossip, connects, disconnects, events, drops },
+        outputs: DriverOutputs { gossip, connects, disconnects, events, drops },
         addresses,
         stop: tasks.stopping(),
         topic: protocols::topic(&config.network),
-        greeting: protocols::greeting(&config.network),
+        identify_protocol: protocols::identify_protocol(&config.network),
         dial_deadline: config.dial_deadline,
         pending: Pending::new(),
         discovery,
         reconnected: None,
         refresh: Instant::now() + config::REFRESH,
-        reach: Reach::new(),
-        relays: config.relay,
+        reachability: Reachability::new(),
+        is_relay: config.relay,
         _connections: connections.drop_guard(),
     };
-    let incoming =
-        Incoming { control: outlets.control, stage: outlets.stage, shard: outlets.shard, gossip: gossip_out };
+    let incoming = Incoming { control: queues.control, stage: queues.stage, shard: queues.shard, gossip: gossip_out };
     Ok((driver, handle, incoming))
 }
 
 impl NetHandle {
-    /// This node.
+    /// The id of this node.
     pub fn local(&self) -> NodeId {
         self.local
     }
 
-    /// Addresses with real ports and `/p2p/`, to be given to others: bound ones, those at which this node was reached from
-    /// outside, and circuits of relays where there is no such one. Empty without listeners or after shutdown.
+    /// Addresses of this node with actual ports and `/p2p/`: listen addresses, confirmed external addresses, and relayed
+    /// addresses if there is no external one. Empty without listeners or after shutdown.
     pub fn addresses(&self) -> Vec<String> {
         self.addresses.get().to_vec()
     }
 
-    /// The same, as they come and go.
-    pub fn watch_addresses(&self) -> Watched<Vec<String>> {
+    /// Watches [`addresses`](Self::addresses).
+    pub fn watch_addresses(&self) -> WatchReader<Vec<String>> {
         let mut addresses = self.addresses.clone();
         addresses.pass();
         addresses
     }
 
-    /// Who is there.
+    /// The registry of peers.
     pub fn peers(&self) -> PeerRegistry {
         self.registry.clone()
     }
 
-    /// What nobody took in time, since the start.
-    pub fn dropped(&self) -> Dropped {
+    /// Counts of dropped input since the start.
+    pub fn dropped(&self) -> DropCounts {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Dropped { streams: count(&self.dropped_streams), gossip: count(&self.drops.gossip) }
+        DropCounts { streams: count(&self.dropped_streams), gossip: count(&self.drops.gossip) }
     }
 
-    /// What went over the wire since the start.
+    /// Bytes sent and received since the start.
     pub fn traffic(&self) -> Traffic {
         self.meter.traffic()
     }
 
-    /// Nodes from now on as they connect and have identified themselves as ours. A reader that lags is told so.
+    /// Nodes that connect and identify from now on. A slow receiver gets a `Lagged` error.
     pub fn connects(&self) -> broadcast::Receiver<NodeId> {
         subscribe(&self.connects)
     }
 
-    /// Nodes from now on as they lose their last connection.
+    /// Nodes that lose their last connection from now on.
     pub fn disconnects(&self) -> broadcast::Receiver<NodeId> {
         subscribe(&self.disconnects)
     }
 
-    /// Dials an address, with or without `/p2p/`, and waits until the peer is connected and has identified itself as
-    /// a node of this network. A node that is connected already is not dialled again.
+    /// Dials an address, with or without `/p2p/`, and waits until the peer has identified as a node of this network. A
+    /// connected node is not dialled again.
     pub async fn dial(&self, address: &str) -> Result<NodeId, NetError> {
         let address = address::parse_dial(address)?;
-        self.ask(|reply| Command::Dial { address, anew: false, reply }).await
+        self.ask(|reply| Command::Dial { address, force: false, reply }).await
     }
 
-    /// The same for a peer whose connection, if there is one, does not answer.
-    pub async fn dial_anew(&self, address: &str) -> Result<NodeId, NetError> {
+    /// Like [`dial`](Self::dial), but dials a connected peer too, for a connection that does not answer.
+    pub async fn redial(&self, address: &str) -> Result<NodeId, NetError> {
         let address = address::parse_dial(address)?;
-        self.ask(|reply| Command::Dial { address, anew: true, reply }).await
+        self.ask(|reply| Command::Dial { address, force: true, reply }).await
     }
 
-    /// Waits until `node` is connected and identified, dialling it where it is not: at these addresses, of which the
-    /// unusable are skipped, and at those known from before.
+    /// Waits until `node` is connected and identified. Dials it if needed, at these addresses and at known ones; invalid
+    /// addresses are skipped.
     pub async fn ensure_connected(&self, node: NodeId, addresses: &[String]) -> Result<(), NetError> {
-        self.ensure(node, addresses, Dial { told_by: None, brief: false }).await
+        self.ensure(node, addresses, EnsureOptions { reported_by: None, cancellable: false }).await
     }
 
-    /// The same at addresses that another peer has told. Those of this machine and its site are skipped where that peer
-    /// itself is farther away.
-    pub async fn ensure_as_told(&self, node: NodeId, addresses: &[String], by: NodeId) -> Result<(), NetError> {
-        self.ensure(node, addresses, Dial { told_by: Some(teller(by)?), brief: false }).await
+    /// Like [`ensure_connected`](Self::ensure_connected) with addresses reported by another peer. Skips addresses of this
+    /// machine and site if that peer is outside.
+    pub async fn ensure_reported(&self, node: NodeId, addresses: &[String], by: NodeId) -> Result<(), NetError> {
+        self.ensure(node, addresses, EnsureOptions { reported_by: Some(reporter(by)?), cancellable: false }).await
     }
 
-    /// The same with a dial that ends with the call: where it is dropped, within a quarter of a second.
-    pub async fn try_as_told(&self, node: NodeId, addresses: &[String], by: NodeId) -> Result<(), NetError> {
-        self.ensure(node, addresses, Dial { told_by: Some(teller(by)?), brief: true }).await
+    /// Like [`ensure_reported`](Self::ensure_reported); dropping the call cancels the dial within a quarter of a second.
+    pub async fn try_reported(&self, node: NodeId, addresses: &[String], by: NodeId) -> Result<(), NetError> {
+        self.ensure(node, addresses, EnsureOptions { reported_by: Some(reporter(by)?), cancellable: true }).await
     }
 
-    async fn ensure(&self, node: NodeId, addresses: &[String], dial: Dial) -> Result<(), NetError> {
+    async fn ensure(&self, node: NodeId, addresses: &[String], options: EnsureOptions) -> Result<(), NetError> {
         let peer = peer_of(&node).ok_or(NetError::NotConnected { node })?;
         let usable = addresses.iter().filter_map(|text| address::parse_dial(text).ok());
         let of_node = usable.filter(|address| address::peer_in(address).is_none_or(|named| named == peer));
         let addresses = of_node.take(config::MAX_ADDRESSES_PER_PEER).collect();
-        self.ask(|reply| Command::Ensure { node, peer, addresses, dial, reply }).await.map(drop)
+        self.ask(|reply| Command::Ensure { node, peer, addresses, options, reply }).await.map(drop)
     }
 
-    /// Opens a stream to a connected node, at most within 10 s. Never dials: see
-    /// [`ensure_connected`](Self::ensure_connected). Dropping the call leaves no stream open.
+    /// Opens a stream to a connected node within 10 s. Never dials, see [`ensure_connected`](Self::ensure_connected).
+    /// Cancel-safe: a dropped call leaves no stream open.
     pub async fn open(&self, node: NodeId, channel: Channel) -> Result<Stream, NetError> {
         let peer = peer_of(&node).ok_or(NetError::NotConnected { node })?;
         let (reply, outcome) = oneshot::channel();
@@ -264,48 +263,48 @@ impl NetHandle {
         }
     }
 
-    /// Gossips a message to the network; succeeds also where nobody listens yet.
+    /// Publishes a gossip message. Succeeds without subscribers too.
     pub async fn publish(&self, message: Vec<u8>) -> Result<(), NetError> {
         self.ask(|reply| Command::Publish { message, reply }).await
     }
 
-    /// Announces in the swarm's table that this node has what `key` stands for, and repeats it until withdrawn.
+    /// Announces this node in the DHT as a provider of `key`, and repeats that until withdrawn.
     pub async fn provide(&self, key: Hash) -> Result<(), NetError> {
         self.ask(|reply| Command::Provide { key, reply }).await
     }
 
-    /// Ends an announcement; others forget it within half an hour.
+    /// Withdraws an announcement; it expires at other nodes within half an hour.
     pub async fn withdraw(&self, key: Hash) -> Result<(), NetError> {
         self.send(Command::Withdraw { key }).await
     }
 
-    /// Other nodes that announced `key`, at most 64. Never believed: they are asked.
+    /// Other nodes that announced `key`, at most 64. Unverified: ask each node.
     pub async fn find_providers(&self, key: Hash) -> Result<Vec<NodeId>, NetError> {
         self.ask(|reply| Command::FindProviders { key, reply }).await
     }
 
-    /// Dials at once whoever ought to be connected, and the peers that left last: for who misses them. Tells how many are being
-    /// dialled; it does not wait for them.
+    /// Dials all targets and recently disconnected peers at once. Returns the number of dials under way without waiting for
+    /// them.
     pub async fn reconnect(&self) -> Result<usize, NetError> {
         self.ask(|reply| Command::Reconnect { reply }).await
     }
 
-    /// Says that a connected node does not answer. It is dialled anew, every few seconds at most; a connection that comes
-    /// up takes the place of the ones before, whose streams end.
-    pub fn doubt(&self, node: NodeId) {
+    /// Reports that a connected node does not answer. The node is redialled every few seconds at most; a new connection
+    /// replaces the old ones, whose streams end.
+    pub fn suspect(&self, node: NodeId) {
         if let Some(peer) = peer_of(&node) {
-            // A network that is busy or has ended is told again by who still waits.
-            let _ = self.commands.try_send(Command::Doubt { peer });
+            // A lost command is harmless: the caller repeats it while it waits.
+            let _ = self.commands.try_send(Command::Suspect { peer });
         }
     }
 
-    /// Closes all connections to a node. Nothing keeps it from connecting again.
+    /// Closes all connections to a node. The node may connect again.
     pub async fn disconnect(&self, node: NodeId) -> Result<(), NetError> {
         let peer = peer_of(&node).ok_or(NetError::NotConnected { node })?;
         self.send(Command::Disconnect { peer }).await
     }
 
-    /// Closes connections and sockets and waits for it, at most about half a second. Idempotent.
+    /// Closes connections and sockets; takes at most about half a second. Idempotent.
     pub async fn shutdown(&self) {
         if self.commands.send(Command::Shutdown).await.is_ok() {
             self.commands.closed().await;
@@ -323,11 +322,11 @@ impl NetHandle {
     }
 }
 
-fn teller(by: NodeId) -> Result<PeerId, NetError> {
+fn reporter(by: NodeId) -> Result<PeerId, NetError> {
     peer_of(&by).ok_or(NetError::NotConnected { node: by })
 }
 
-/// A reader, at its end at once where the network has ended.
+/// A receiver; closed at once if the network has ended.
 fn subscribe(sender: &broadcast::WeakSender<NodeId>) -> broadcast::Receiver<NodeId> {
     match sender.upgrade() {
         Some(sender) => sender.subscribe(),

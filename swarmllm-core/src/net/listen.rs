@@ -1,4 +1,4 @@
-//! Where this node listens.
+//! The addresses of this node.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -7,21 +7,21 @@ use libp2p::{Multiaddr, PeerId};
 
 use super::NetError;
 use super::address::{self, TransportKind};
-use crate::rt::{Watched, WatchedWriter};
+use crate::rt::{WatchReader, WatchWriter};
 
-/// The addresses that are bound, kept by the swarm task for everyone to see.
+/// The published addresses, written by the swarm task.
 pub(super) struct Addresses {
     local: PeerId,
-    bound: WatchedWriter<Vec<String>>,
+    bound: WatchWriter<Vec<String>>,
 }
 
 impl Addresses {
-    pub fn new(local: PeerId) -> (Self, Watched<Vec<String>>) {
-        let (bound, view) = Watched::new(Vec::new());
+    pub fn new(local: PeerId) -> (Self, WatchReader<Vec<String>>) {
+        let (bound, view) = WatchReader::new(Vec::new());
         (Self { local, bound }, view)
     }
 
-    /// Adds an address; returns its text where it is new.
+    /// Adds an address; returns its text if it is new.
     pub fn add(&mut self, address: &Multiaddr) -> Option<String> {
         let text = self.text(address);
         if self.bound.watch().get().contains(&text) {
@@ -31,13 +31,13 @@ impl Addresses {
         Some(text)
     }
 
-    /// Takes an address away.
+    /// Removes an address.
     pub fn remove(&mut self, address: &Multiaddr) {
         let text = self.text(address);
         self.bound.update(|list| list.iter().filter(|known| **known != text).cloned().collect());
     }
 
-    /// Takes all away.
+    /// Removes all addresses.
     pub fn clear(&mut self) {
         self.bound.set(Vec::new());
     }
@@ -47,8 +47,8 @@ impl Addresses {
     }
 }
 
-/// Whether the port is free. libp2p's TCP listeners share ports (SO_REUSEPORT), so that a second node on one port would
-/// start and then get half of the connections: a listener that does not share finds out.
+/// Checks that the port is free. libp2p's TCP listeners share ports (SO_REUSEPORT): a second node on one port would start
+/// and receive half of the connections. A bind without sharing detects that.
 pub(super) fn probe(address: &Multiaddr) -> Result<(), NetError> {
     let Some(ip) = address::ip(address) else { return Ok(()) };
     let port = address::port(address);

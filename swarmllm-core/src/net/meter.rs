@@ -1,7 +1,7 @@
-//! What this node says and hears, counted by kind, and the ceiling that its host may set for all of it.
+//! Traffic counters by channel, and the optional bandwidth ceiling of the node.
 //!
-//! Counted are the bytes of streams, before they are enciphered and framed. The ceiling is held where streams meet
-//! connections, so that nothing passes by it: our channels, gossip, the swarm's table, and what is carried for others.
+//! Counts the bytes of streams before encryption and framing. The ceiling applies to the streams of every connection and so
+//! to all traffic: channels, gossip, DHT and relayed connections.
 
 use std::io;
 use std::num::NonZeroU64;
@@ -18,33 +18,33 @@ use tokio::time::Sleep;
 
 use super::Channel;
 
-/// What was saved up may be spent at once: a quarter of a second of the ceiling, and at least this.
-const LEAST_BURST: u64 = 64 * 1024;
-/// A message of at most so many bytes waits for no bulk before it, until what it borrows is as much as a burst: pings and
-/// tokens must not be late because a shard is under way.
-const SMALL: usize = 4 * 1024;
-/// A stream that may not go on comes back after so long.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// Minimum burst in bytes. The burst is a quarter of a second of the ceiling.
+const MIN_BURST: u64 = 64 * 1024;
+/// Messages up to this size in bytes do not wait behind bulk data, within a debt of one burst: a shard transfer must not
+/// delay pings and tokens.
+const MAX_SMALL_MESSAGE: usize = 4 * 1024;
+/// Time after which a throttled stream tries again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Bytes said and heard.
+/// Bytes sent and received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Flow {
-    /// Bytes that this node has sent.
+    /// Bytes sent.
     pub sent: u64,
-    /// Bytes that it has received.
+    /// Bytes received.
     pub received: u64,
 }
 
-/// All that went over the wire since the start, by kind.
+/// Traffic since the start, by channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Traffic {
-    /// Requests and replies about the work.
+    /// Control requests and replies.
     pub control: Flow,
     /// Hidden states of sessions.
     pub stage: Flow,
-    /// Bytes of models.
+    /// Bytes of model shards.
     pub shard: Flow,
-    /// Everything else: who is there, gossip, the swarm's table, and what is carried for others.
+    /// All other traffic: identify, ping, gossip, DHT and relayed connections.
     pub other: Flow,
 }
 
@@ -60,22 +60,22 @@ impl Counter {
     }
 }
 
-/// Counts, and holds the ceiling. One for all connections of a network.
+/// Counters and ceiling, shared by all connections of a network.
 #[derive(Debug)]
 pub(super) struct Meter {
     all: Counter,
     channels: [Counter; Channel::ALL.len()],
-    bucket: Option<Mutex<Bucket>>,
+    bucket: Option<Mutex<TokenBucket>>,
 }
 
 impl Meter {
-    /// With a ceiling in bytes a second, both ways together, where there is one.
+    /// `ceiling` in bytes per second, both directions together; `None` without a limit.
     pub fn new(ceiling: Option<NonZeroU64>) -> Self {
-        let bucket = ceiling.map(|rate| Mutex::new(Bucket::new(rate, Instant::now())));
+        let bucket = ceiling.map(|rate| Mutex::new(TokenBucket::new(rate, Instant::now())));
         Self { all: Counter::default(), channels: Default::default(), bucket }
     }
 
-    /// What has passed so far.
+    /// Traffic so far.
     pub fn traffic(&self) -> Traffic {
         let [control, stage, shard] = [0, 1, 2].map(|channel: usize| self.channels[channel].flow());
         let all = self.all.flow();
@@ -84,61 +84,61 @@ impl Meter {
         Traffic { control, stage, shard, other }
     }
 
-    /// Bytes of one of our channels.
+    /// Counts bytes sent on a channel.
     pub fn sent(&self, channel: Channel, bytes: usize) {
         self.channels[channel as usize].sent.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// The same the other way.
+    /// Counts bytes received on a channel.
     pub fn received(&self, channel: Channel, bytes: usize) {
         self.channels[channel as usize].received.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// How many of `wanted` bytes may pass now; 0 where it must wait.
+    /// Takes up to `wanted` bytes from the bucket; 0 if the stream must wait.
     fn take(&self, wanted: usize) -> usize {
         let Some(bucket) = &self.bucket else { return wanted };
         bucket.lock().unwrap_or_else(PoisonError::into_inner).take(wanted, Instant::now())
     }
 
-    /// Bytes that were taken and did not pass.
+    /// Returns unused bytes to the bucket.
     fn give_back(&self, bytes: usize) {
         if let Some(bucket) = &self.bucket {
-            bucket.lock().unwrap_or_else(PoisonError::into_inner).room += bytes as i64;
+            bucket.lock().unwrap_or_else(PoisonError::into_inner).tokens += bytes as i64;
         }
     }
 }
 
-/// Room for bytes, which grows with time.
+/// A token bucket; one token is one byte.
 #[derive(Debug)]
-struct Bucket {
+struct TokenBucket {
     rate: u64,
     burst: i64,
-    /// Bytes that may pass; less than none where small messages have borrowed.
-    room: i64,
+    /// Available bytes; negative after small messages have borrowed.
+    tokens: i64,
     filled: Instant,
 }
 
-impl Bucket {
+impl TokenBucket {
     fn new(rate: NonZeroU64, now: Instant) -> Self {
-        let burst = i64::try_from((rate.get() / 4).max(LEAST_BURST)).unwrap_or(i64::MAX);
-        Self { rate: rate.get(), burst, room: burst, filled: now }
+        let burst = i64::try_from((rate.get() / 4).max(MIN_BURST)).unwrap_or(i64::MAX);
+        Self { rate: rate.get(), burst, tokens: burst, filled: now }
     }
 
     fn take(&mut self, wanted: usize, now: Instant) -> usize {
         let grown = now.duration_since(self.filled).as_micros().saturating_mul(u128::from(self.rate)) / 1_000_000;
-        // What is less than a byte is left to grow.
+        // A fraction of a byte stays in the elapsed time.
         if grown > 0 {
-            self.room = self.room.saturating_add(i64::try_from(grown).unwrap_or(i64::MAX)).min(self.burst);
+            self.tokens = self.tokens.saturating_add(i64::try_from(grown).unwrap_or(i64::MAX)).min(self.burst);
             self.filled = now;
         }
-        let small = wanted <= SMALL && self.room > -self.burst;
-        let granted = if small { wanted } else { wanted.min(usize::try_from(self.room).unwrap_or(0)) };
-        self.room -= granted as i64;
+        let small = wanted <= MAX_SMALL_MESSAGE && self.tokens > -self.burst;
+        let granted = if small { wanted } else { wanted.min(usize::try_from(self.tokens).unwrap_or(0)) };
+        self.tokens -= granted as i64;
         granted
     }
 }
 
-/// A connection whose streams are counted.
+/// A connection with metered streams.
 pub(super) struct Metered {
     inner: StreamMuxerBox,
     meter: Arc<Meter>,
@@ -179,16 +179,16 @@ impl StreamMuxer for Metered {
     }
 }
 
-/// One stream of such a connection.
+/// A stream of a [`Metered`] connection.
 pub(super) struct MeteredStream {
     inner: SubstreamBox,
     meter: Arc<Meter>,
-    /// The time until it may go on.
+    /// Timer until the next attempt.
     wait: Option<Pin<Box<Sleep>>>,
 }
 
 impl MeteredStream {
-    /// How many of `wanted` bytes may pass, once any may.
+    /// Waits until bytes are available; returns how many of `wanted`.
     fn poll_take(&mut self, wanted: usize, context: &mut Context<'_>) -> Poll<usize> {
         loop {
             if let Some(wait) = &mut self.wait {
@@ -196,14 +196,14 @@ impl MeteredStream {
                 self.wait = None;
             }
             match self.meter.take(wanted) {
-                0 if wanted > 0 => self.wait = Some(Box::pin(tokio::time::sleep(LOOK_AGAIN))),
+                0 if wanted > 0 => self.wait = Some(Box::pin(tokio::time::sleep(RETRY_INTERVAL))),
                 granted => return Poll::Ready(granted),
             }
         }
     }
 
-    /// Gives back what did not pass of what was taken.
-    fn settle(&self, taken: usize, passed: &Poll<io::Result<usize>>, count: &AtomicU64) {
+    /// Counts the bytes passed and returns the rest to the bucket.
+    fn record_passed(&self, taken: usize, passed: &Poll<io::Result<usize>>, count: &AtomicU64) {
         let passed = if let Poll::Ready(Ok(passed)) = passed { *passed } else { 0 };
         self.meter.give_back(taken.saturating_sub(passed));
         count.fetch_add(passed as u64, Ordering::Relaxed);
@@ -214,7 +214,7 @@ impl AsyncRead for MeteredStream {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let taken = ready!(self.poll_take(buffer.len(), context));
         let read = Pin::new(&mut self.inner).poll_read(context, &mut buffer[..taken]);
-        self.settle(taken, &read, &self.meter.all.received);
+        self.record_passed(taken, &read, &self.meter.all.received);
         read
     }
 }
@@ -223,7 +223,7 @@ impl AsyncWrite for MeteredStream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
         let taken = ready!(self.poll_take(buffer.len(), context));
         let written = Pin::new(&mut self.inner).poll_write(context, &buffer[..taken]);
-        self.settle(taken, &written, &self.meter.all.sent);
+        self.record_passed(taken, &written, &self.meter.all.sent);
         written
     }
 
@@ -242,12 +242,12 @@ mod tests {
 
     const RATE: u64 = 1024 * 1024;
 
-    fn bucket(now: Instant) -> Bucket {
-        Bucket::new(NonZeroU64::new(RATE).unwrap(), now)
+    fn bucket(now: Instant) -> TokenBucket {
+        TokenBucket::new(NonZeroU64::new(RATE).unwrap(), now)
     }
 
     #[test]
-    fn bulk_gets_what_the_ceiling_gives_and_no_more() {
+    fn bulk_data_is_limited_to_the_ceiling() {
         let begun = Instant::now();
         let (mut bucket, mut passed) = (bucket(begun), 0);
         for millisecond in 0..10_000 {
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_message_goes_before_bulk_but_not_without_end() {
+    fn small_messages_precede_bulk_within_a_debt_limit() {
         let now = Instant::now();
         let mut bucket = bucket(now);
         assert!(bucket.take(usize::MAX, now) > 0);
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_ceiling_all_passes() {
+    fn without_a_ceiling_nothing_is_throttled() {
         let meter = Meter::new(None);
         assert_eq!(meter.take(usize::MAX), usize::MAX);
     }

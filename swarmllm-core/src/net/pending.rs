@@ -1,6 +1,6 @@
-//! Acts that wait for their end: who waits for which dial, peer or search, and until when.
+//! Pending operations: the callers waiting for a dial, an identify message or a DHT query, with their deadlines.
 //!
-//! Knows nothing of the swarm: facts in, replies out. Every waiter is answered once, at its deadline at the latest.
+//! Independent of the swarm: events in, replies out. Every waiter gets one reply, at its deadline at the latest.
 
 use std::collections::HashMap;
 use std::hash::Hash as HashKey;
@@ -11,15 +11,15 @@ use super::command::Reply;
 use super::config::{MAX_PENDING, MAX_PROVIDERS_FOUND};
 use crate::base::NodeId;
 
-/// Someone who waits to be connected to a peer.
+/// A caller waiting for a connection to a peer.
 pub(super) struct Waiter {
-    /// The address as given, for errors.
+    /// The address for error texts.
     pub address: String,
     pub reply: Reply<NodeId>,
     pub deadline: Instant,
     pub allowed: Duration,
-    /// Whether the dial ends where nobody waits for it any more.
-    pub brief: bool,
+    /// Whether the dial is cancelled once no caller waits for it.
+    pub cancellable: bool,
 }
 
 impl Waiter {
@@ -33,39 +33,39 @@ impl Waiter {
     }
 }
 
-/// A search or announcement in the routing table.
+/// A DHT query.
 pub(super) enum Query {
-    /// Announce a key.
+    /// Announcement of a key.
     Provide(Reply<()>),
-    /// Find who announced one.
+    /// Search for providers.
     Find { found: Vec<NodeId>, reply: Reply<Vec<NodeId>> },
 }
 
-/// Everything that waits. `D` names a dial, `P` a peer, `Q` a query.
+/// All pending operations. `D` identifies a dial, `P` a peer, `Q` a query.
 pub(super) struct Pending<D, P, Q> {
     dials: HashMap<D, (Option<P>, Vec<Waiter>)>,
-    greetings: HashMap<P, Vec<Waiter>>,
+    awaiting_identify: HashMap<P, Vec<Waiter>>,
     queries: HashMap<Q, (Instant, Query)>,
 }
 
 impl<D: HashKey + Eq + Copy, P: HashKey + Eq + Copy, Q: HashKey + Eq + Copy> Pending<D, P, Q> {
     pub fn new() -> Self {
-        Self { dials: HashMap::new(), greetings: HashMap::new(), queries: HashMap::new() }
+        Self { dials: HashMap::new(), awaiting_identify: HashMap::new(), queries: HashMap::new() }
     }
 
-    /// Whether one more act may wait.
-    pub fn has_room(&self) -> bool {
+    /// Whether the number of pending operations is below the limit.
+    pub fn has_capacity(&self) -> bool {
         let waiters = self.dials.values().map(|(_, waiters)| waiters.len()).sum::<usize>()
-            + self.greetings.values().map(Vec::len).sum::<usize>();
+            + self.awaiting_identify.values().map(Vec::len).sum::<usize>();
         waiters + self.queries.len() < MAX_PENDING
     }
 
-    /// A dial was started; without waiters it is only remembered as being under way.
+    /// A dial was started, with or without waiters.
     pub fn dialling(&mut self, dial: D, peer: Option<P>, waiters: Vec<Waiter>) {
         self.dials.insert(dial, (peer, waiters));
     }
 
-    /// Whether this node itself has begun the dial: routing, tries and circuits begin some of their own.
+    /// Whether the driver started the dial; routing, AutoNAT and hole punching start dials of their own.
     pub fn is_ours(&self, dial: D) -> bool {
         self.dials.contains_key(&dial)
     }
@@ -75,30 +75,30 @@ impl<D: HashKey + Eq + Copy, P: HashKey + Eq + Copy, Q: HashKey + Eq + Copy> Pen
         self.dials.values().any(|(to, _)| *to == Some(peer))
     }
 
-    /// A dial to this peer that is under way and that somebody asked for. One that only tries where the peer once was is
-    /// none to wait for: whoever asks may know better.
+    /// A dial to this peer that is under way with waiters. A dial without waiters uses old addresses, and the caller may
+    /// have newer ones.
     pub fn dial_to(&self, peer: P) -> Option<D> {
-        let asked = |(to, waiters): &(Option<P>, Vec<Waiter>)| *to == Some(peer) && !waiters.is_empty();
-        self.dials.iter().find(|(_, dial)| asked(dial)).map(|(dial, _)| *dial)
+        let has_waiters = |(to, waiters): &(Option<P>, Vec<Waiter>)| *to == Some(peer) && !waiters.is_empty();
+        self.dials.iter().find(|(_, dial)| has_waiters(dial)).map(|(dial, _)| *dial)
     }
 
-    /// Waits for the end of a dial that is under way.
+    /// Adds a waiter to a dial under way.
     pub fn join(&mut self, dial: D, waiter: Waiter) {
         if let Some((_, waiters)) = self.dials.get_mut(&dial) {
             waiters.push(waiter);
         }
     }
 
-    /// Waits for a connected peer to identify itself.
-    pub fn await_greeting(&mut self, peer: P, waiter: Waiter) {
-        self.greetings.entry(peer).or_default().push(waiter);
+    /// Adds a waiter for the identify message of a connected peer.
+    pub fn await_identify(&mut self, peer: P, waiter: Waiter) {
+        self.awaiting_identify.entry(peer).or_default().push(waiter);
     }
 
-    /// The dial has connected to `peer`, who must now identify itself.
+    /// The dial has connected to `peer`; its waiters now wait for the identify message.
     pub fn connected(&mut self, dial: D, peer: P) {
         let Some((_, waiters)) = self.dials.remove(&dial) else { return };
         if !waiters.is_empty() {
-            self.greetings.entry(peer).or_default().extend(waiters);
+            self.awaiting_identify.entry(peer).or_default().extend(waiters);
         }
     }
 
@@ -108,25 +108,25 @@ impl<D: HashKey + Eq + Copy, P: HashKey + Eq + Copy, Q: HashKey + Eq + Copy> Pen
         waiters.into_iter().for_each(|waiter| waiter.fail(error));
     }
 
-    /// The peer is one of ours.
-    pub fn greeted(&mut self, peer: P, node: NodeId) {
-        for waiter in self.greetings.remove(&peer).unwrap_or_default() {
+    /// The peer has identified as a node of this network.
+    pub fn identified(&mut self, peer: P, node: NodeId) {
+        for waiter in self.awaiting_identify.remove(&peer).unwrap_or_default() {
             let _ = waiter.reply.send(Ok(node));
         }
     }
 
-    /// The peer is none of ours, or has left.
+    /// The peer belongs to another network, or has disconnected.
     pub fn refused(&mut self, peer: P, error: &dyn Fn(String) -> NetError) {
-        let waiters = self.greetings.remove(&peer).unwrap_or_default();
+        let waiters = self.awaiting_identify.remove(&peer).unwrap_or_default();
         waiters.into_iter().for_each(|waiter| waiter.fail(error));
     }
 
     /// A query was started.
-    pub fn asked(&mut self, id: Q, deadline: Instant, query: Query) {
+    pub fn query_started(&mut self, id: Q, deadline: Instant, query: Query) {
         self.queries.insert(id, (deadline, query));
     }
 
-    /// A search has found these.
+    /// Adds providers found by a query.
     pub fn found(&mut self, id: Q, nodes: impl Iterator<Item = NodeId>) {
         let Some((_, Query::Find { found, .. })) = self.queries.get_mut(&id) else { return };
         for node in nodes {
@@ -136,8 +136,8 @@ impl<D: HashKey + Eq + Copy, P: HashKey + Eq + Copy, Q: HashKey + Eq + Copy> Pen
         }
     }
 
-    /// The query has ended; a search that was cut short has still found what it found.
-    pub fn answered(&mut self, id: Q, error: Option<NetError>) {
+    /// The query has ended. After an error, a search still returns the providers found so far.
+    pub fn query_ended(&mut self, id: Q, error: Option<NetError>) {
         match (self.queries.remove(&id), error) {
             (Some((_, Query::Provide(reply))), None) => drop(reply.send(Ok(()))),
             (Some((_, Query::Provide(reply))), Some(error)) => drop(reply.send(Err(error))),
@@ -148,28 +148,28 @@ impl<D: HashKey + Eq + Copy, P: HashKey + Eq + Copy, Q: HashKey + Eq + Copy> Pen
         }
     }
 
-    /// Answers whoever has waited long enough, and forgets who no longer waits. Gives the peers of dials that end: all who
-    /// waited for them have given up, and no other dial to the peer is under way.
+    /// Answers waiters past their deadline and removes cancelled ones. Returns the peers whose dial to cancel: all its
+    /// waiters have gone and no other dial to the peer is under way.
     pub fn sweep(&mut self, now: Instant) -> Vec<P> {
-        let mut given_up = Vec::new();
+        let mut cancelled = Vec::new();
         for (peer, waiters) in self.dials.values_mut() {
-            if !waiters.is_empty() && waiters.iter().all(|waiter| waiter.brief && waiter.reply.is_closed()) {
-                given_up.extend(*peer);
+            if !waiters.is_empty() && waiters.iter().all(|waiter| waiter.cancellable && waiter.reply.is_closed()) {
+                cancelled.extend(*peer);
             }
             expire(waiters, now);
         }
-        given_up.retain(|peer| self.dials.values().filter(|(to, _)| *to == Some(*peer)).count() == 1);
-        for waiters in self.greetings.values_mut() {
+        cancelled.retain(|peer| self.dials.values().filter(|(to, _)| *to == Some(*peer)).count() == 1);
+        for waiters in self.awaiting_identify.values_mut() {
             expire(waiters, now);
         }
-        self.greetings.retain(|_, waiters| !waiters.is_empty());
+        self.awaiting_identify.retain(|_, waiters| !waiters.is_empty());
         let late: Vec<Q> =
             self.queries.iter().filter(|(_, (deadline, _))| *deadline <= now).map(|(id, _)| *id).collect();
         for id in late {
             let millis = super::config::QUERY_DEADLINE.as_millis() as u64;
-            self.answered(id, Some(NetError::Timeout { what: "searching the swarm", millis }));
+            self.query_ended(id, Some(NetError::Timeout { what: "searching the swarm", millis }));
         }
-        given_up
+        cancelled
     }
 }
 
@@ -185,104 +185,107 @@ mod tests {
 
     use super::*;
 
-    type Acts = Pending<u32, u32, u32>;
+    type TestPending = Pending<u32, u32, u32>;
 
     fn waiter(allowed: Duration) -> (Waiter, oneshot::Receiver<Result<NodeId, NetError>>) {
         let (reply, receiver) = oneshot::channel();
-        (Waiter { address: "there".into(), reply, deadline: Instant::now() + allowed, allowed, brief: false }, receiver)
+        (
+            Waiter { address: "there".into(), reply, deadline: Instant::now() + allowed, allowed, cancellable: false },
+            receiver,
+        )
     }
 
     const LONG: Duration = Duration::from_secs(3600);
 
     #[test]
-    fn a_dial_is_answered_when_the_peer_has_said_who_it_is() {
-        let (mut acts, node) = (Acts::new(), NodeId([1; 32]));
+    fn a_dial_completes_when_the_peer_identifies() {
+        let (mut pending, node) = (TestPending::new(), NodeId([1; 32]));
         let (first, mut first_reply) = waiter(LONG);
         let (second, mut second_reply) = waiter(LONG);
-        acts.dialling(1, Some(7), vec![first]);
-        acts.join(acts.dial_to(7).unwrap(), second);
-        acts.dialling(2, Some(8), Vec::new());
-        assert_eq!(acts.dial_to(8), None, "nobody asked for that one");
-        acts.connected(1, 7);
+        pending.dialling(1, Some(7), vec![first]);
+        pending.join(pending.dial_to(7).unwrap(), second);
+        pending.dialling(2, Some(8), Vec::new());
+        assert_eq!(pending.dial_to(8), None, "a dial without waiters");
+        pending.connected(1, 7);
         assert!(first_reply.try_recv().is_err(), "connected is not enough");
-        acts.greeted(7, node);
+        pending.identified(7, node);
         assert_eq!(first_reply.try_recv().unwrap(), Ok(node));
         assert_eq!(second_reply.try_recv().unwrap(), Ok(node));
-        assert_eq!(acts.dial_to(7), None);
+        assert_eq!(pending.dial_to(7), None);
     }
 
     #[test]
-    fn a_failure_reaches_every_waiter_with_its_own_address() {
-        let mut acts = Acts::new();
+    fn every_waiter_gets_a_failure_with_its_address() {
+        let mut pending = TestPending::new();
         let (dialling, mut dial_reply) = waiter(LONG);
-        let (greeting, mut greeting_reply) = waiter(LONG);
-        acts.dialling(1, None, vec![dialling]);
-        acts.await_greeting(7, greeting);
-        acts.dial_failed(1, &|address| NetError::ThatIsMe { address });
-        acts.refused(7, &|address| NetError::NotSwarmllm { address, theirs: "x".into() });
-        assert_eq!(dial_reply.try_recv().unwrap(), Err(NetError::ThatIsMe { address: "there".into() }));
-        assert!(matches!(greeting_reply.try_recv().unwrap(), Err(NetError::NotSwarmllm { .. })));
+        let (identifying, mut identify_reply) = waiter(LONG);
+        pending.dialling(1, None, vec![dialling]);
+        pending.await_identify(7, identifying);
+        pending.dial_failed(1, &|address| NetError::SelfDial { address });
+        pending.refused(7, &|address| NetError::NotSwarmllm { address, theirs: "x".into() });
+        assert_eq!(dial_reply.try_recv().unwrap(), Err(NetError::SelfDial { address: "there".into() }));
+        assert!(matches!(identify_reply.try_recv().unwrap(), Err(NetError::NotSwarmllm { .. })));
     }
 
     #[test]
-    fn nobody_waits_beyond_the_deadline() {
-        let mut acts = Acts::new();
+    fn waiters_are_answered_at_their_deadline() {
+        let mut pending = TestPending::new();
         let (dialling, mut dial_reply) = waiter(Duration::ZERO);
-        let (greeting, mut greeting_reply) = waiter(Duration::ZERO);
+        let (identifying, mut identify_reply) = waiter(Duration::ZERO);
         let (reply, mut found) = oneshot::channel();
-        acts.dialling(1, None, vec![dialling]);
-        acts.await_greeting(7, greeting);
-        acts.asked(9, Instant::now(), Query::Find { found: Vec::new(), reply });
-        acts.sweep(Instant::now());
+        pending.dialling(1, None, vec![dialling]);
+        pending.await_identify(7, identifying);
+        pending.query_started(9, Instant::now(), Query::Find { found: Vec::new(), reply });
+        pending.sweep(Instant::now());
         assert!(matches!(dial_reply.try_recv().unwrap(), Err(NetError::Timeout { .. })));
-        assert!(matches!(greeting_reply.try_recv().unwrap(), Err(NetError::Timeout { .. })));
+        assert!(matches!(identify_reply.try_recv().unwrap(), Err(NetError::Timeout { .. })));
         assert!(matches!(found.try_recv().unwrap(), Err(NetError::Timeout { .. })));
     }
 
     #[test]
-    fn a_brief_dial_ends_where_all_who_waited_for_it_have_given_up() {
-        let mut acts = Acts::new();
-        let brief = || {
+    fn a_dial_is_cancelled_once_all_its_waiters_have_gone() {
+        let mut pending = TestPending::new();
+        let cancellable = || {
             let (waiter, reply) = waiter(LONG);
-            (Waiter { brief: true, ..waiter }, reply)
+            (Waiter { cancellable: true, ..waiter }, reply)
         };
-        let ((first, first_reply), (second, second_reply)) = (brief(), brief());
-        acts.dialling(1, Some(7), vec![first, second]);
+        let ((first, first_reply), (second, second_reply)) = (cancellable(), cancellable());
+        pending.dialling(1, Some(7), vec![first, second]);
         let (patient, patient_reply) = waiter(LONG);
-        acts.dialling(2, Some(8), vec![patient]);
-        let (third, third_reply) = brief();
-        acts.dialling(3, Some(9), vec![third]);
-        acts.dialling(4, Some(9), Vec::new());
+        pending.dialling(2, Some(8), vec![patient]);
+        let (third, third_reply) = cancellable();
+        pending.dialling(3, Some(9), vec![third]);
+        pending.dialling(4, Some(9), Vec::new());
         drop((first_reply, patient_reply, third_reply));
-        assert!(acts.sweep(Instant::now()).is_empty(), "somebody waits, it may last, or another dial is under way");
+        assert!(pending.sweep(Instant::now()).is_empty(), "a waiter, a dial that is not cancellable, or another dial");
         drop(second_reply);
-        assert_eq!(acts.sweep(Instant::now()), [7]);
-        assert!(acts.sweep(Instant::now()).is_empty(), "it is told once");
+        assert_eq!(pending.sweep(Instant::now()), [7]);
+        assert!(pending.sweep(Instant::now()).is_empty(), "reported once");
     }
 
     #[test]
-    fn what_waits_is_bounded_and_who_gave_up_makes_room() {
-        let mut acts = Acts::new();
+    fn pending_operations_are_bounded_and_cancelled_ones_removed() {
+        let mut pending = TestPending::new();
         let mut replies = Vec::new();
         for number in 0..MAX_PENDING {
-            assert!(acts.has_room());
+            assert!(pending.has_capacity());
             let (waiter, reply) = waiter(LONG);
-            acts.await_greeting(number as u32, waiter);
+            pending.await_identify(number as u32, waiter);
             replies.push(reply);
         }
-        assert!(!acts.has_room());
+        assert!(!pending.has_capacity());
         replies.clear();
-        acts.sweep(Instant::now());
-        assert!(acts.has_room());
+        pending.sweep(Instant::now());
+        assert!(pending.has_capacity());
     }
 
     #[test]
-    fn a_search_keeps_what_it_found_when_it_is_cut_short() {
-        let mut acts = Acts::new();
+    fn a_timed_out_search_returns_what_it_found() {
+        let mut pending = TestPending::new();
         let (reply, mut outcome) = oneshot::channel();
-        acts.asked(9, Instant::now(), Query::Find { found: Vec::new(), reply });
-        acts.found(9, [NodeId([1; 32]), NodeId([1; 32]), NodeId([2; 32])].into_iter());
-        acts.sweep(Instant::now());
+        pending.query_started(9, Instant::now(), Query::Find { found: Vec::new(), reply });
+        pending.found(9, [NodeId([1; 32]), NodeId([1; 32]), NodeId([2; 32])].into_iter());
+        pending.sweep(Instant::now());
         assert_eq!(outcome.try_recv().unwrap(), Ok(vec![NodeId([1; 32]), NodeId([2; 32])]));
     }
 }

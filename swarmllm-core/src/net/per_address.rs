@@ -1,7 +1,7 @@
-//! Bounds the connections that come from one address, however many keys are behind it.
+//! Limits inbound connections per address, independently of the number of keys.
 //!
-//! Keys cost nothing, addresses do: without this bound 112 keys of one machine fill a node. Networks of addresses cost little,
-//! so that those that somebody may have to himself are bounded, too. Circuits come from a relay's address and are bounded there.
+//! Keys are free, addresses are not: without this limit, 112 keys of one machine fill a node. A whole subnet is cheap too,
+//! so subnets that one party can own are limited as well. Relayed connections are limited at the relay.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -17,25 +17,25 @@ use libp2p::swarm::{
 };
 
 use super::address;
-use super::config::NETWORK_SHARES;
+use super::config::NETWORK_FACTOR;
 
-/// See the module.
+/// The behaviour, see the module.
 pub(super) struct Behaviour {
-    /// Nothing: no bound.
-    most: Option<u32>,
-    /// Whether nodes on this machine are counted, too.
+    /// Maximum connections per address; `None`: no limit.
+    max: Option<u32>,
+    /// Whether connections from this machine are counted.
     loopback: bool,
-    connections: HashMap<Block, u32>,
+    connections: HashMap<Subnet, u32>,
 }
 
-/// Addresses that are counted as one: the first of them, and the bits that they share.
+/// A subnet that is counted as a unit: its first address and its prefix length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Block {
+struct Subnet {
     first: IpAddr,
     bits: u32,
 }
 
-impl Block {
+impl Subnet {
     fn of(ip: IpAddr, bits: u32) -> Self {
         let first = match ip {
             IpAddr::V4(ip) => Ipv4Addr::from_bits(ip.to_bits() & !u32::MAX.checked_shr(bits).unwrap_or(0)).into(),
@@ -45,62 +45,62 @@ impl Block {
     }
 }
 
-/// Too many connections come from one address or one network.
+/// The connection limit of an address or subnet is reached.
 #[derive(Debug, thiserror::Error)]
-#[error("{count} connections come from the network {}/{}, which are as many as it may have", .block.first, .block.bits)]
+#[error("{count} connections from {}/{} are open, the maximum", .subnet.first, .subnet.bits)]
 struct TooMany {
     count: u32,
-    block: Block,
+    subnet: Subnet,
 }
 
 impl Behaviour {
-    pub fn new(most: Option<u32>, loopback: bool) -> Self {
-        Self { most, loopback, connections: HashMap::new() }
+    pub fn new(max: Option<u32>, loopback: bool) -> Self {
+        Self { max, loopback, connections: HashMap::new() }
     }
 
-    /// What is counted of an address, and in how many shares of one address: the address, or of IPv6 the network of 64 bits,
-    /// which one machine may have to itself; and the network around it that somebody may have to himself. On a site, whose
-    /// nodes all have addresses of one such network, only the former.
-    fn counted(&self, remote: &Multiaddr) -> impl Iterator<Item = (Block, u32)> + use<> {
-        let ip = address::ip(remote).filter(|_| !address::is_circuit(remote)).map(|ip| ip.to_canonical());
+    /// The subnets that an address counts towards, each with its limit in multiples of the limit of one address: the IPv4
+    /// address or the IPv6 /64, which one machine can own; and the surrounding network, which one party can own. For private
+    /// addresses only the former: all nodes of a site share one network.
+    fn subnets(&self, remote: &Multiaddr) -> impl Iterator<Item = (Subnet, u32)> + use<> {
+        let ip = address::ip(remote).filter(|_| !address::is_relayed(remote)).map(|ip| ip.to_canonical());
         let ip = ip.filter(|ip| self.loopback || !ip.is_loopback());
         ip.into_iter().flat_map(|ip| {
             let (machine, network) = if ip.is_ipv4() { (32, 24) } else { (64, 48) };
-            let network = address::is_global(ip).then(|| (Block::of(ip, network), NETWORK_SHARES));
-            std::iter::once((Block::of(ip, machine), 1)).chain(network)
+            let network = address::is_global(ip).then(|| (Subnet::of(ip, network), NETWORK_FACTOR));
+            std::iter::once((Subnet::of(ip, machine), 1)).chain(network)
         })
     }
 
     fn check(&self, remote: &Multiaddr) -> Result<(), ConnectionDenied> {
-        let Some(most) = self.most else { return Ok(()) };
-        for (block, shares) in self.counted(remote) {
-            let count = self.connections.get(&block).copied().unwrap_or(0);
-            if count >= most.saturating_mul(shares) {
-                return Err(ConnectionDenied::new(TooMany { count, block }));
+        let Some(max) = self.max else { return Ok(()) };
+        for (subnet, factor) in self.subnets(remote) {
+            let count = self.connections.get(&subnet).copied().unwrap_or(0);
+            if count >= max.saturating_mul(factor) {
+                return Err(ConnectionDenied::new(TooMany { count, subnet }));
             }
         }
         Ok(())
     }
 
     fn add(&mut self, remote: &Multiaddr) {
-        for (block, _) in self.counted(remote) {
-            *self.connections.entry(block).or_default() += 1;
+        for (subnet, _) in self.subnets(remote) {
+            *self.connections.entry(subnet).or_default() += 1;
         }
     }
 
     fn remove(&mut self, remote: &Multiaddr) {
-        for (block, _) in self.counted(remote) {
-            if let Some(count) = self.connections.get_mut(&block) {
+        for (subnet, _) in self.subnets(remote) {
+            if let Some(count) = self.connections.get_mut(&subnet) {
                 *count = count.saturating_sub(1);
                 if *count == 0 {
-                    self.connections.remove(&block);
+                    self.connections.remove(&subnet);
                 }
             }
         }
     }
 }
 
-/// Where an inbound connection comes from.
+/// The remote address of an inbound connection.
 fn inbound(endpoint: &ConnectedPoint) -> Option<&Multiaddr> {
     match endpoint {
         ConnectedPoint::Listener { send_back_addr, .. } => Some(send_back_addr),
@@ -173,17 +173,17 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv6_network_counts_as_one_and_loopback_and_circuits_do_not() {
-        let counted = |text: &str| Behaviour::new(Some(1), false).counted(&read(text)).next();
-        assert_eq!(counted("/ip4/8.8.4.4/tcp/1"), counted("/ip4/8.8.4.4/udp/2/quic-v1"));
-        assert_ne!(counted("/ip4/8.8.4.4/tcp/1"), counted("/ip4/8.8.4.5/tcp/1"));
-        assert_eq!(counted("/ip6/2001:db8::1/tcp/1"), counted("/ip6/2001:db8::2:1/tcp/1"));
-        assert_ne!(counted("/ip6/2001:db8::1/tcp/1"), counted("/ip6/2001:db8:0:1::1/tcp/1"));
+    fn an_ipv6_64_counts_once_and_loopback_and_relayed_never() {
+        let subnets = |text: &str| Behaviour::new(Some(1), false).subnets(&read(text)).next();
+        assert_eq!(subnets("/ip4/8.8.4.4/tcp/1"), subnets("/ip4/8.8.4.4/udp/2/quic-v1"));
+        assert_ne!(subnets("/ip4/8.8.4.4/tcp/1"), subnets("/ip4/8.8.4.5/tcp/1"));
+        assert_eq!(subnets("/ip6/2001:db8::1/tcp/1"), subnets("/ip6/2001:db8::2:1/tcp/1"));
+        assert_ne!(subnets("/ip6/2001:db8::1/tcp/1"), subnets("/ip6/2001:db8:0:1::1/tcp/1"));
         let relay = "/ip4/8.8.4.4/tcp/1/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN/p2p-circuit";
-        assert_eq!([counted("/ip4/127.0.0.1/tcp/1"), counted("/ip6/::1/tcp/1"), counted(relay)], [None; 3]);
+        assert_eq!([subnets("/ip4/127.0.0.1/tcp/1"), subnets("/ip6/::1/tcp/1"), subnets(relay)], [None; 3]);
     }
 
-    /// How many connections are taken that come one each from these addresses.
+    /// Number of admitted connections, one attempted from each address.
     fn taken(addresses: impl Iterator<Item = String>) -> u32 {
         let mut behaviour = Behaviour::new(Some(2), false);
         let taken = addresses.map(|text| read(&text)).filter(|remote| {
@@ -197,9 +197,9 @@ mod tests {
     }
 
     #[test]
-    fn a_network_of_many_addresses_takes_no_more_than_its_shares_and_a_site_is_no_such_network() {
-        assert_eq!(taken((1..=100).map(|host| format!("/ip4/8.8.4.{host}/tcp/1"))), 2 * NETWORK_SHARES);
-        assert_eq!(taken((1..=100).map(|net| format!("/ip6/2001:db8:0:{net}::1/tcp/1"))), 2 * NETWORK_SHARES);
+    fn public_subnets_are_limited_and_private_ones_are_not() {
+        assert_eq!(taken((1..=100).map(|host| format!("/ip4/8.8.4.{host}/tcp/1"))), 2 * NETWORK_FACTOR);
+        assert_eq!(taken((1..=100).map(|net| format!("/ip6/2001:db8:0:{net}::1/tcp/1"))), 2 * NETWORK_FACTOR);
         assert_eq!(
             taken((1..=100).map(|net| format!("/ip6/2001:db8:{net}::1/tcp/1"))),
             100,
@@ -213,14 +213,14 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_ends_gives_its_place_back_to_its_network() {
+    fn a_closed_connection_frees_its_place() {
         let (mut behaviour, at) =
             (Behaviour::new(Some(1), false), |host: u32| read(&format!("/ip4/8.8.4.{host}/tcp/1")));
-        (1..=NETWORK_SHARES).for_each(|host| behaviour.add(&at(host)));
+        (1..=NETWORK_FACTOR).for_each(|host| behaviour.add(&at(host)));
         assert!(behaviour.check(&at(9)).is_err());
         behaviour.remove(&at(1));
         assert!(behaviour.check(&at(9)).is_ok());
-        (2..=NETWORK_SHARES).for_each(|host| behaviour.remove(&at(host)));
+        (2..=NETWORK_FACTOR).for_each(|host| behaviour.remove(&at(host)));
         assert!(behaviour.connections.is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! What this network's protocols are called.
+//! Names of this network's protocols.
 
 use libp2p::gossipsub;
 
@@ -9,15 +9,15 @@ pub(super) fn protocol(network: &str, what: &str) -> String {
     format!("/swarmllm/{PROTOCOL_VERSION}/{network}/{what}")
 }
 
-/// What peers of this network say in identify.
-pub(super) fn greeting(network: &str) -> String {
+/// The identify protocol version of nodes of this network.
+pub(super) fn identify_protocol(network: &str) -> String {
     protocol(network, "node")
 }
 
-/// The start of every version's and network's greeting.
-pub(super) const GREETING_START: &str = "/swarmllm/";
+/// Prefix of the identify protocol version of every version and network.
+pub(super) const PROTOCOL_PREFIX: &str = "/swarmllm/";
 
-/// The one gossip topic.
+/// The gossip topic.
 pub(super) fn topic(network: &str) -> gossipsub::IdentTopic {
     gossipsub::IdentTopic::new(format!("{network}/announce"))
 }

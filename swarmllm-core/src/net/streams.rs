@@ -1,7 +1,7 @@
-//! Streams of our channels: opened on a named connection, taken in by bounded queues.
+//! Streams of the channels: opened on a given connection, accepted into bounded queues.
 //!
-//! The swarm's part ([`Behaviour`]) only names connections and counts; each connection's part ([`Handler`]) negotiates
-//! streams and hands them over by itself, so that no stream waits for the swarm task.
+//! [`Behaviour`] runs in the swarm task, selects connections and counts streams. [`Handler`] runs in each connection's task,
+//! negotiates streams and delivers them itself, so that no stream waits for the swarm task.
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
@@ -32,13 +32,13 @@ use super::protocols::protocol;
 use super::{Channel, NetError};
 use crate::base::NodeId;
 
-/// A stream to a peer, of either transport. Closing ends our side alone. Dropping it gives it up: over TCP the peer sees
-/// a reset, over QUIC an end like any other, so an end between messages is no proof that all was said.
+/// A stream to a peer over any transport. Closing ends the writing side only. Dropping aborts it: the peer sees a reset over
+/// TCP and a regular end over QUIC, so an end of stream does not prove that all messages were sent.
 pub struct Stream {
     inner: libp2p::Stream,
     channel: Channel,
     meter: Arc<Meter>,
-    /// Counts as open until dropped.
+    /// Counts the stream as open until dropped.
     _permit: OwnedSemaphorePermit,
 }
 
@@ -104,25 +104,25 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// The receiving ends of the channels' queues.
-pub(super) struct Outlets {
+/// The receivers of the channels' queues.
+pub(super) struct IncomingQueues {
     pub control: mpsc::Receiver<(NodeId, Stream)>,
     pub stage: mpsc::Receiver<(NodeId, Stream)>,
     pub shard: mpsc::Receiver<(NodeId, Stream)>,
 }
 
-/// Where incoming streams go.
+/// The senders of the channels' queues.
 #[derive(Clone)]
-struct Inlets {
+struct IncomingSenders {
     control: mpsc::Sender<(NodeId, Stream)>,
     stage: mpsc::Sender<(NodeId, Stream)>,
     shard: mpsc::Sender<(NodeId, Stream)>,
     dropped: Arc<AtomicU64>,
 }
 
-impl Inlets {
-    /// Hands a stream over, or resets it where nobody takes it in time.
-    fn give(&self, node: NodeId, channel: Channel, stream: Stream) {
+impl IncomingSenders {
+    /// Queues a stream, or resets it if the queue is full.
+    fn enqueue(&self, node: NodeId, channel: Channel, stream: Stream) {
         let queue = match channel {
             Channel::Control => &self.control,
             Channel::Stage => &self.stage,
@@ -137,70 +137,70 @@ impl Inlets {
 
 /// A channel with its protocol name.
 #[derive(Debug, Clone)]
-pub(super) struct Name {
+pub(super) struct ChannelProtocol {
     channel: Channel,
     protocol: StreamProtocol,
 }
 
-impl AsRef<str> for Name {
+impl AsRef<str> for ChannelProtocol {
     fn as_ref(&self) -> &str {
         self.protocol.as_ref()
     }
 }
 
-/// Offers one or more channels; yields the stream and which it is for.
+/// The upgrade for one or more channels; returns the stream and its channel.
 #[derive(Debug, Clone)]
-pub(super) struct Offer(Vec<Name>);
+pub(super) struct ChannelUpgrade(Vec<ChannelProtocol>);
 
-impl UpgradeInfo for Offer {
-    type Info = Name;
-    type InfoIter = std::vec::IntoIter<Name>;
+impl UpgradeInfo for ChannelUpgrade {
+    type Info = ChannelProtocol;
+    type InfoIter = std::vec::IntoIter<ChannelProtocol>;
 
     fn protocol_info(&self) -> Self::InfoIter {
         self.0.clone().into_iter()
     }
 }
 
-impl InboundUpgrade<libp2p::Stream> for Offer {
+impl InboundUpgrade<libp2p::Stream> for ChannelUpgrade {
     type Output = (libp2p::Stream, Channel);
     type Error = Infallible;
     type Future = Ready<Result<Self::Output, Infallible>>;
 
-    fn upgrade_inbound(self, stream: libp2p::Stream, name: Name) -> Self::Future {
-        ready(Ok((stream, name.channel)))
+    fn upgrade_inbound(self, stream: libp2p::Stream, protocol: ChannelProtocol) -> Self::Future {
+        ready(Ok((stream, protocol.channel)))
     }
 }
 
-impl OutboundUpgrade<libp2p::Stream> for Offer {
+impl OutboundUpgrade<libp2p::Stream> for ChannelUpgrade {
     type Output = (libp2p::Stream, Channel);
     type Error = Infallible;
     type Future = Ready<Result<Self::Output, Infallible>>;
 
-    fn upgrade_outbound(self, stream: libp2p::Stream, name: Name) -> Self::Future {
-        ready(Ok((stream, name.channel)))
+    fn upgrade_outbound(self, stream: libp2p::Stream, protocol: ChannelProtocol) -> Self::Future {
+        ready(Ok((stream, protocol.channel)))
     }
 }
 
 pub(super) type OpenReply = oneshot::Sender<Result<Stream, NetError>>;
 
-/// A stream to be opened. Dropped unanswered, its connection is gone.
+/// A stream to open. Dropped without a reply when its connection closes.
 #[derive(Debug)]
-pub(super) struct Open {
+pub(super) struct OpenRequest {
     channel: Channel,
     permit: OwnedSemaphorePermit,
     reply: OpenReply,
 }
 
-/// What the swarm's part tells a connection's part.
+/// A command from [`Behaviour`] to a connection's [`Handler`].
 #[derive(Debug)]
-pub(super) enum Order {
-    /// Keep the connection although it is idle, or not any more.
-    Keep(bool),
+pub(super) enum HandlerCommand {
+    /// Whether to keep the connection when idle.
+    KeepAlive(bool),
     /// Open a stream.
-    Open(Open),
+    Open(OpenRequest),
 }
 
-/// Slots of one peer's streams, shared by all connections to it.
+/// Stream permits of a peer, shared by all its connections.
 struct Slots {
     inbound: Arc<Semaphore>,
     outbound: Arc<Semaphore>,
@@ -214,56 +214,59 @@ impl Slots {
     }
 }
 
-/// The swarm's part.
+/// The part in the swarm task.
 pub(super) struct Behaviour {
-    names: Offer,
-    inlets: Inlets,
+    protocols: ChannelUpgrade,
+    senders: IncomingSenders,
     meter: Arc<Meter>,
     peers: HashMap<PeerId, Slots>,
-    orders: VecDeque<(PeerId, ConnectionId, Order)>,
+    commands: VecDeque<(PeerId, ConnectionId, HandlerCommand)>,
     waker: Option<Waker>,
 }
 
 impl Behaviour {
-    /// The protocol of `network`, its queues, and the count of streams that nobody took.
-    pub fn new(network: &str, meter: Arc<Meter>) -> Result<(Self, Outlets, Arc<AtomicU64>), NetError> {
-        let name = |channel: Channel| {
+    /// The behaviour for `network`, its queues, and the counter of streams reset at a full queue.
+    pub fn new(network: &str, meter: Arc<Meter>) -> Result<(Self, IncomingQueues, Arc<AtomicU64>), NetError> {
+        let protocol = |channel: Channel| {
             StreamProtocol::try_from_owned(protocol(network, channel.name()))
-                .map(|protocol| Name { channel, protocol })
+                .map(|protocol| ChannelProtocol { channel, protocol })
                 .map_err(|error| NetError::Setup { reason: error.to_string() })
         };
-        let names = Offer(Channel::ALL.into_iter().map(name).collect::<Result<_, _>>()?);
+        let protocols = ChannelUpgrade(Channel::ALL.into_iter().map(protocol).collect::<Result<_, _>>()?);
         let (control, control_out) = mpsc::channel(INCOMING_QUEUE);
         let (stage, stage_out) = mpsc::channel(INCOMING_QUEUE);
         let (shard, shard_out) = mpsc::channel(INCOMING_QUEUE);
         let dropped = Arc::new(AtomicU64::new(0));
-        let inlets = Inlets { control, stage, shard, dropped: dropped.clone() };
-        let outlets = Outlets { control: control_out, stage: stage_out, shard: shard_out };
-        let behaviour = Self { names, inlets, meter, peers: HashMap::new(), orders: VecDeque::new(), waker: None };
-        Ok((behaviour, outlets, dropped))
+        let senders = IncomingSenders { control, stage, shard, dropped: dropped.clone() };
+        let queues = IncomingQueues { control: control_out, stage: stage_out, shard: shard_out };
+        let behaviour =
+            Self { protocols, senders, meter, peers: HashMap::new(), commands: VecDeque::new(), waker: None };
+        Ok((behaviour, queues, dropped))
     }
 
-    /// Opens a stream on this connection and answers `reply`. Too many open streams are refused at once.
+    /// Opens a stream on this connection and answers `reply`; refuses at once beyond the stream limit.
     pub fn open(&mut self, node: NodeId, peer: PeerId, connection: ConnectionId, channel: Channel, reply: OpenReply) {
         let Some(slots) = self.peers.get(&peer) else {
             let _ = reply.send(Err(NetError::NotConnected { node }));
             return;
         };
         match slots.outbound.clone().try_acquire_owned() {
-            Ok(permit) => self.order(peer, connection, Order::Open(Open { channel, permit, reply })),
+            Ok(permit) => {
+                self.send_command(peer, connection, HandlerCommand::Open(OpenRequest { channel, permit, reply }))
+            }
             Err(_) => {
                 let _ = reply.send(Err(NetError::TooManyStreams { node, max: MAX_STREAMS_PER_PEER }));
             }
         }
     }
 
-    /// Whether a connection stays open from now on, however idle it is. Streams keep theirs open in any case.
-    pub fn keep(&mut self, peer: PeerId, connection: ConnectionId, keep: bool) {
-        self.order(peer, connection, Order::Keep(keep));
+    /// Sets whether a connection stays open when idle. Open streams keep their connection in any case.
+    pub fn keep_alive(&mut self, peer: PeerId, connection: ConnectionId, keep_alive: bool) {
+        self.send_command(peer, connection, HandlerCommand::KeepAlive(keep_alive));
     }
 
-    fn order(&mut self, peer: PeerId, connection: ConnectionId, order: Order) {
-        self.orders.push_back((peer, connection, order));
+    fn send_command(&mut self, peer: PeerId, connection: ConnectionId, command: HandlerCommand) {
+        self.commands.push_back((peer, connection, command));
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
@@ -274,16 +277,16 @@ impl Behaviour {
         let inbound = self.peers.entry(peer).or_insert_with(Slots::new).inbound.clone();
         Ok(Handler {
             node,
-            names: self.names.clone(),
-            inlets: self.inlets.clone(),
+            protocols: self.protocols.clone(),
+            senders: self.senders.clone(),
             meter: self.meter.clone(),
             inbound,
-            keep: false,
+            keep_alive: false,
             opens: VecDeque::new(),
         })
     }
 
-    /// Forgets a peer without connections: one whose connection another protocol has denied.
+    /// Removes a peer without connections, after another protocol denied its connection.
     fn forget_unconnected(&mut self, peer: &PeerId) {
         if self.peers.get(peer).is_some_and(|slots| slots.connections == 0) {
             self.peers.remove(peer);
@@ -291,7 +294,7 @@ impl Behaviour {
     }
 }
 
-/// The peer's key is of another kind than every node's.
+/// The peer's key is not an Ed25519 key.
 #[derive(Debug, thiserror::Error)]
 #[error("peer {0} has no Ed25519 key")]
 struct NotEd25519(PeerId);
@@ -342,8 +345,8 @@ impl NetworkBehaviour for Behaviour {
         match event {}
     }
 
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<ToSwarm<Infallible, Order>> {
-        if let Some((peer_id, connection, event)) = self.orders.pop_front() {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<ToSwarm<Infallible, HandlerCommand>> {
+        if let Some((peer_id, connection, event)) = self.commands.pop_front() {
             return Poll::Ready(ToSwarm::NotifyHandler { peer_id, handler: NotifyHandler::One(connection), event });
         }
         self.waker = Some(context.waker().clone());
@@ -351,15 +354,15 @@ impl NetworkBehaviour for Behaviour {
     }
 }
 
-/// One connection's part; runs in the connection's own task.
+/// The part in each connection's task.
 pub(super) struct Handler {
     node: NodeId,
-    names: Offer,
-    inlets: Inlets,
+    protocols: ChannelUpgrade,
+    senders: IncomingSenders,
     meter: Arc<Meter>,
     inbound: Arc<Semaphore>,
-    keep: bool,
-    opens: VecDeque<Open>,
+    keep_alive: bool,
+    opens: VecDeque<OpenRequest>,
 }
 
 impl Handler {
@@ -369,15 +372,15 @@ impl Handler {
 
     fn accept(&self, stream: libp2p::Stream, channel: Channel) {
         match self.inbound.clone().try_acquire_owned() {
-            Ok(permit) => self.inlets.give(self.node, channel, self.stream(stream, channel, permit)),
-            // Dropped, that is reset: an honest peer counts too and does not open so many.
+            Ok(permit) => self.senders.enqueue(self.node, channel, self.stream(stream, channel, permit)),
+            // Dropping resets the stream: an honest peer observes the same limit.
             Err(_) => {
-                self.inlets.dropped.fetch_add(1, Ordering::Relaxed);
+                self.senders.dropped.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
 
-    fn refuse(&self, open: Open, error: StreamUpgradeError<Infallible>) {
+    fn refuse(&self, open: OpenRequest, error: StreamUpgradeError<Infallible>) {
         let node = self.node;
         let error = match error {
             StreamUpgradeError::Timeout => {
@@ -392,49 +395,51 @@ impl Handler {
 }
 
 impl ConnectionHandler for Handler {
-    type FromBehaviour = Order;
+    type FromBehaviour = HandlerCommand;
     type ToBehaviour = Infallible;
-    type InboundProtocol = Offer;
-    type OutboundProtocol = Offer;
+    type InboundProtocol = ChannelUpgrade;
+    type OutboundProtocol = ChannelUpgrade;
     type InboundOpenInfo = ();
-    type OutboundOpenInfo = Open;
+    type OutboundOpenInfo = OpenRequest;
 
-    fn listen_protocol(&self) -> SubstreamProtocol<Offer, ()> {
-        SubstreamProtocol::new(self.names.clone(), ()).with_timeout(OPEN_DEADLINE)
+    fn listen_protocol(&self) -> SubstreamProtocol<ChannelUpgrade, ()> {
+        SubstreamProtocol::new(self.protocols.clone(), ()).with_timeout(OPEN_DEADLINE)
     }
 
     fn connection_keep_alive(&self) -> bool {
-        self.keep
+        self.keep_alive
     }
 
-    fn poll(&mut self, _: &mut Context<'_>) -> Poll<ConnectionHandlerEvent<Offer, Open, Infallible>> {
-        // No waker is kept: opens arrive by `on_behaviour_event`, after which the connection polls again.
+    fn poll(&mut self, _: &mut Context<'_>) -> Poll<ConnectionHandlerEvent<ChannelUpgrade, OpenRequest, Infallible>> {
+        // No waker needed: requests arrive by `on_behaviour_event`, after which the connection polls again.
         while let Some(open) = self.opens.pop_front() {
             if open.reply.is_closed() {
                 continue;
             }
             let channel = open.channel;
-            let offer = Offer(self.names.0.iter().filter(|name| name.channel == channel).cloned().collect());
-            let protocol = SubstreamProtocol::new(offer, open).with_timeout(OPEN_DEADLINE);
+            let upgrade = ChannelUpgrade(
+                self.protocols.0.iter().filter(|protocol| protocol.channel == channel).cloned().collect(),
+            );
+            let protocol = SubstreamProtocol::new(upgrade, open).with_timeout(OPEN_DEADLINE);
             return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol });
         }
         Poll::Pending
     }
 
-    fn on_behaviour_event(&mut self, order: Order) {
-        match order {
-            Order::Keep(keep) => self.keep = keep,
-            Order::Open(open) => self.opens.push_back(open),
+    fn on_behaviour_event(&mut self, command: HandlerCommand) {
+        match command {
+            HandlerCommand::KeepAlive(keep_alive) => self.keep_alive = keep_alive,
+            HandlerCommand::Open(open) => self.opens.push_back(open),
         }
     }
 
-    fn on_connection_event(&mut self, event: ConnectionEvent<'_, Offer, Offer, (), Open>) {
+    fn on_connection_event(&mut self, event: ConnectionEvent<'_, ChannelUpgrade, ChannelUpgrade, (), OpenRequest>) {
         match event {
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol: (stream, channel), .. }) => {
                 self.accept(stream, channel);
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol: (stream, _), info: open }) => {
-                let Open { permit, reply, channel } = open;
+                let OpenRequest { permit, reply, channel } = open;
                 let _ = reply.send(Ok(self.stream(stream, channel, permit)));
             }
             ConnectionEvent::DialUpgradeError(failed) => self.refuse(failed.info, failed.error),

@@ -1,4 +1,4 @@
-//! Nodes in one process, on loopback.
+//! Nodes in one process over loopback.
 
 use std::future::Future;
 use std::net::TcpListener;
@@ -18,7 +18,7 @@ mod relayed;
 
 const TCP: &str = "/ip4/127.0.0.1/tcp/0";
 const QUIC: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
-/// Far above what anything here needs: only a hang is an error.
+/// Far above any expected duration: only a hang fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 struct TestNode {
@@ -50,7 +50,7 @@ async fn node(listen: &str) -> TestNode {
 }
 
 async fn soon<T>(what: &str, act: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, act).await.unwrap_or_else(|_| panic!("{what} never came"))
+    tokio::time::timeout(PATIENCE, act).await.unwrap_or_else(|_| panic!("{what} timed out"))
 }
 
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -107,11 +107,11 @@ async fn streams_work_over(listen: &str, transport: TransportKind) {
     }
     until("a round-trip time", || a.net.peers().lookup(b_id).is_some_and(|info| info.rtt.is_some())).await;
     let info = a.net.peers().lookup(b_id).unwrap();
-    assert!(info.connected && info.speaks);
+    assert!(info.connected && info.identified);
     assert_eq!(info.transport, Some(transport));
     assert_eq!(info.agent.as_deref(), Some(NetConfig::default().agent.as_str()));
     assert!(info.addresses.contains(&target), "{:?}", info.addresses);
-    until("the other side's view", || b_net.peers().connected() == [a.net.local()]).await;
+    until("the other side's registry", || b_net.peers().connected() == [a.net.local()]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -146,7 +146,7 @@ async fn each_channel_has_its_own_queue() {
 }
 
 #[tokio::test]
-async fn a_node_listens_on_tcp_and_quic_at_once_and_reports_real_ports() {
+async fn a_node_listens_on_tcp_and_quic_and_reports_actual_ports() {
     let node = node_with(config(&[TCP, QUIC])).await;
     let addresses = node.net.addresses();
     assert_eq!(addresses.len(), 2, "{addresses:?}");
@@ -165,7 +165,7 @@ async fn a_node_without_listeners_can_dial() {
 }
 
 #[tokio::test]
-async fn a_name_is_resolved_when_it_is_dialled() {
+async fn a_dns_name_is_resolved_on_dial() {
     let (a, b) = (node_with(config(&[])).await, node(TCP).await);
     let named = address(&b).replace("/ip4/127.0.0.1/", "/dns4/localhost/");
     assert_eq!(soon("a connection", a.net.dial(&named)).await, Ok(b.net.local()));
@@ -174,22 +174,22 @@ async fn a_name_is_resolved_when_it_is_dialled() {
 }
 
 #[tokio::test]
-async fn coming_and_going_are_told_once_on_both_sides() {
+async fn connects_and_disconnects_are_reported_once_per_side() {
     let (a, b) = (node(TCP).await, node(TCP).await);
     let (a_id, b_id) = (a.net.local(), b.net.local());
-    let (mut come, mut gone) = (a.net.connects(), a.net.disconnects());
-    let mut b_come = b.net.connects();
-    let mut news = a.events.subscribe();
+    let (mut connects, mut disconnects) = (a.net.connects(), a.net.disconnects());
+    let mut b_connects = b.net.connects();
+    let mut events = a.events.subscribe();
     a.net.dial(&address(&b)).await.unwrap();
     a.net.ensure_connected(b_id, &[address(&b)]).await.unwrap();
-    assert_eq!(soon("a notice", come.recv()).await, Ok(b_id));
-    assert_eq!(soon("a notice", b_come.recv()).await, Ok(a_id));
+    assert_eq!(soon("a connect", connects.recv()).await, Ok(b_id));
+    assert_eq!(soon("a connect", b_connects.recv()).await, Ok(a_id));
     let mut stream = a.net.open(b_id, Channel::Stage).await.unwrap();
     soon("the end of a node", b.net.shutdown()).await;
-    assert_eq!(soon("a notice", gone.recv()).await, Ok(b_id));
-    assert!(come.try_recv().is_err() && gone.try_recv().is_err());
-    assert_eq!(soon("an event", news.next()).await, Some(Event::PeerConnected { node: b_id }));
-    assert_eq!(soon("an event", news.next()).await, Some(Event::PeerDisconnected { node: b_id }));
+    assert_eq!(soon("a disconnect", disconnects.recv()).await, Ok(b_id));
+    assert!(connects.try_recv().is_err() && disconnects.try_recv().is_err());
+    assert_eq!(soon("an event", events.next()).await, Some(Event::PeerConnected { node: b_id }));
+    assert_eq!(soon("an event", events.next()).await, Some(Event::PeerDisconnected { node: b_id }));
     let mut byte = [0];
     let end = soon("the end of a stream", stream.read(&mut byte)).await;
     assert!(matches!(end, Ok(0) | Err(_)));
@@ -197,14 +197,14 @@ async fn coming_and_going_are_told_once_on_both_sides() {
     assert!(a.net.peers().lookup(b_id).is_some_and(|info| !info.connected && !info.addresses.is_empty()));
 }
 
-/// A node on a runtime of its own, which is shut down without a goodbye: what its peers see of a killed process,
-/// except that the system closes its sockets.
+/// A node whose runtime ends without closing connections: peers see the same as of a killed process, except that the system
+/// closes its sockets.
 #[tokio::test]
-async fn a_peer_that_vanishes_without_a_goodbye_is_noticed() {
+async fn a_killed_peer_is_detected() {
     for listen in [TCP, QUIC] {
         let a = node(listen).await;
         let target = address(&a);
-        let mut gone = a.net.disconnects();
+        let mut disconnects = a.net.disconnects();
         let (sender, receiver) = tokio::sync::oneshot::channel();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         runtime.spawn(async move {
@@ -217,11 +217,11 @@ async fn a_peer_that_vanishes_without_a_goodbye_is_noticed() {
         let b_id = soon("a connection", receiver).await.unwrap();
         until("the peer", || a.net.peers().connected() == [b_id]).await;
         runtime.shutdown_background();
-        assert_eq!(soon("a notice", gone.recv()).await, Ok(b_id), "{listen}");
+        assert_eq!(soon("a disconnect", disconnects.recv()).await, Ok(b_id), "{listen}");
     }
 }
 
-/// Carries bytes between a client and `port` until told to freeze; then holds both ends and carries nothing.
+/// Forwards bytes between a client and `port` until frozen; then keeps both ends open without forwarding.
 async fn freezable_wire(port: u16) -> (u16, tokio::sync::watch::Sender<bool>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let local = listener.local_addr().unwrap().port();
@@ -241,33 +241,33 @@ async fn freezable_wire(port: u16) -> (u16, tokio::sync::watch::Sender<bool>) {
 }
 
 #[tokio::test]
-async fn a_peer_that_is_frozen_is_noticed_though_its_connection_stays_open() {
+async fn a_frozen_peer_is_detected_although_its_connection_stays_open() {
     let (a, b) = (node_with(config(&[])).await, node(TCP).await);
     let (wire, freeze) = freezable_wire(address::port(&address(&b).parse().unwrap())).await;
-    let mut gone = a.net.disconnects();
+    let mut disconnects = a.net.disconnects();
     let b_id = soon("a connection", a.net.dial(&format!("/ip4/127.0.0.1/tcp/{wire}"))).await.unwrap();
     let _stream = a.net.open(b_id, Channel::Stage).await.unwrap();
     freeze.send(true).unwrap();
-    assert_eq!(soon("a notice", gone.recv()).await, Ok(b_id));
+    assert_eq!(soon("a disconnect", disconnects.recv()).await, Ok(b_id));
     assert_eq!(a.net.open(b_id, Channel::Stage).await.unwrap_err(), NetError::NotConnected { node: b_id });
     soon("the end", a.net.shutdown()).await;
     until("no task", || a.tasks.is_empty()).await;
 }
 
 #[tokio::test]
-async fn a_node_of_another_network_is_refused_with_the_reason_on_the_dialling_side() {
+async fn the_dialling_side_learns_why_another_network_refuses() {
     for listen in [TCP, QUIC] {
         let a = node(listen).await;
         let b = node_with(NetConfig { network: "other".into(), ..config(&[listen]) }).await;
         let error = soon("an error", a.net.dial(&address(&b))).await.unwrap_err();
         let NetError::WrongNetwork { theirs, .. } = &error else { panic!("{error}") };
         assert!(theirs.contains("other"), "{theirs}");
-        until("nobody", || a.net.peers().snapshot().is_empty() && b.net.peers().snapshot().is_empty()).await;
+        until("no connection", || a.net.peers().snapshot().is_empty() && b.net.peers().snapshot().is_empty()).await;
     }
 }
 
 #[tokio::test]
-async fn nobody_there_is_unreachable() {
+async fn a_dial_without_an_answer_is_unreachable() {
     let a = node(TCP).await;
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let target = format!("/ip4/127.0.0.1/tcp/{port}");
@@ -281,7 +281,7 @@ async fn nobody_there_is_unreachable() {
 }
 
 #[tokio::test]
-async fn a_peer_that_accepts_and_says_nothing_is_a_timeout() {
+async fn a_silent_peer_is_a_timeout() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();
     let a = node_with(NetConfig { dial_deadline: Duration::from_millis(300), ..config(&[]) }).await;
@@ -290,7 +290,7 @@ async fn a_peer_that_accepts_and_says_nothing_is_a_timeout() {
 }
 
 #[tokio::test]
-async fn another_peer_than_the_named_one_is_refused() {
+async fn a_peer_with_the_wrong_id_is_refused() {
     let (a, b) = (node(TCP).await, node(TCP).await);
     let other = address::peer_of(&Keypair::generate().unwrap().node_id()).unwrap();
     let target = address::with_peer(&address(&b).parse().unwrap(), other).to_string();
@@ -306,7 +306,7 @@ async fn a_node_does_not_connect_to_itself() {
         let bare = named.split("/p2p/").next().unwrap().to_string();
         for target in [named, bare] {
             let error = soon("an error", a.net.dial(&target)).await.unwrap_err();
-            assert!(matches!(error, NetError::ThatIsMe { .. }), "{target}: {error}");
+            assert!(matches!(error, NetError::SelfDial { .. }), "{target}: {error}");
         }
     }
 }
@@ -331,7 +331,7 @@ async fn an_address_of_another_machine_cannot_be_listened_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_streams_at_once_work_and_more_than_the_bound_are_refused() {
+async fn streams_beyond_the_limit_are_refused() {
     let (a, b) = (node(TCP).await, node(TCP).await);
     let b_id = a.net.dial(&address(&b)).await.unwrap();
     let (b_net, _tasks) = echo(b);
@@ -345,8 +345,8 @@ async fn many_streams_at_once_work_and_more_than_the_bound_are_refused() {
     assert_eq!(refused, NetError::TooManyStreams { node: b_id, max: MAX_STREAMS_PER_PEER });
     assert_eq!(b_net.dropped().streams, 0);
     streams.clear();
-    // The other side frees its slots when it has seen the resets.
-    soon("a free slot", async {
+    // The other side frees its permits when it has seen the resets.
+    soon("a free permit", async {
         loop {
             if let Ok(mut stream) = a.net.open(b_id, Channel::Control).await
                 && stream.write_all(b"x").await.is_ok()
@@ -361,7 +361,7 @@ async fn many_streams_at_once_work_and_more_than_the_bound_are_refused() {
 }
 
 #[tokio::test]
-async fn streams_that_nobody_takes_are_reset_and_counted() {
+async fn streams_beyond_the_queue_are_reset_and_counted() {
     let mut b = node(TCP).await;
     let (b_id, target) = (b.net.local(), address(&b));
     let openers = [node(TCP).await, node(TCP).await, node(TCP).await];
@@ -387,14 +387,14 @@ async fn streams_that_nobody_takes_are_reset_and_counted() {
 }
 
 #[tokio::test]
-async fn gossip_reaches_nodes_that_are_not_neighbours_with_its_author() {
+async fn gossip_reaches_indirect_peers_with_its_author() {
     let (a, mut hub, mut c) = (node(TCP).await, node(TCP).await, node(QUIC).await);
     a.net.dial(&address(&hub)).await.unwrap();
     hub.net.dial(&address(&c)).await.unwrap();
     let message = b"what I hold".to_vec();
     let a_net = a.net.clone();
     let publish = async {
-        // Subscriptions travel in the background; each message is new, so that it is not taken for a duplicate.
+        // Subscriptions propagate in the background; each message differs, so that none is a duplicate.
         for number in 0u32.. {
             a_net.publish([message.as_slice(), &number.to_le_bytes()].concat()).await.unwrap();
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -417,7 +417,7 @@ async fn gossip_reaches_nodes_that_are_not_neighbours_with_its_author() {
 }
 
 #[tokio::test]
-async fn the_longest_gossip_is_carried_and_a_longer_one_refused() {
+async fn gossip_up_to_the_maximum_length_is_delivered() {
     let (a, mut b) = (node(TCP).await, node(TCP).await);
     a.net.dial(&address(&b)).await.unwrap();
     let too_long = a.net.publish(vec![0; MAX_GOSSIP_BYTES + 1]).await.unwrap_err();
@@ -439,7 +439,7 @@ async fn the_longest_gossip_is_carried_and_a_longer_one_refused() {
 }
 
 #[tokio::test]
-async fn a_key_announced_by_one_is_found_by_another_through_a_third() {
+async fn a_provider_is_found_through_a_third_node() {
     let (a, hub, c) = (node(TCP).await, node(TCP).await, node(TCP).await);
     a.net.dial(&address(&hub)).await.unwrap();
     c.net.dial(&address(&hub)).await.unwrap();
@@ -455,22 +455,22 @@ async fn a_key_announced_by_one_is_found_by_another_through_a_third() {
 }
 
 #[tokio::test]
-async fn a_bootstrap_peer_is_dialled_at_start_and_again_when_it_is_back() {
+async fn a_bootstrap_address_is_redialled_after_a_disconnect() {
     let first = node(TCP).await;
     let target = address(&first).split("/p2p/").next().unwrap().to_string();
     let a = node_with(NetConfig { bootstrap: vec![target.clone()], ..config(&[]) }).await;
-    let mut come = a.net.connects();
+    let mut connects = a.net.connects();
     until("the first peer", || a.net.peers().connected() == [first.net.local()]).await;
-    let _ = come.try_recv();
+    let _ = connects.try_recv();
     first.net.shutdown().await;
-    until("nobody", || a.net.peers().connected().is_empty()).await;
-    // Another node at the same address: bootstrap addresses are places, not identities.
+    until("no connection", || a.net.peers().connected().is_empty()).await;
+    // Another node at the same address: a bootstrap address without a peer id accepts any node.
     let second = node(&target).await;
-    assert_eq!(soon("the second peer", come.recv()).await, Ok(second.net.local()));
+    assert_eq!(soon("the second peer", connects.recv()).await, Ok(second.net.local()));
 }
 
 #[tokio::test]
-async fn a_full_node_refuses_more_and_keeps_those_it_has() {
+async fn a_full_node_refuses_connections_and_keeps_existing_ones() {
     let a = node_with(NetConfig { max_connections: 1, ..config(&[TCP]) }).await;
     let (b, c) = (node_with(config(&[])).await, node_with(config(&[])).await);
     let (target, a_id) = (address(&a), a.net.local());
@@ -482,7 +482,7 @@ async fn a_full_node_refuses_more_and_keeps_those_it_has() {
 }
 
 #[tokio::test]
-async fn two_nodes_that_dial_each_other_at_once_are_connected() {
+async fn simultaneous_dials_connect_both_nodes() {
     for listen in [TCP, QUIC] {
         let (a, b) = (node(listen).await, node(listen).await);
         let (to_a, to_b) = (address(&a), address(&b));
@@ -494,16 +494,16 @@ async fn two_nodes_that_dial_each_other_at_once_are_connected() {
 #[tokio::test]
 async fn a_disconnected_node_can_be_connected_again() {
     let (a, b) = (node(TCP).await, node(TCP).await);
-    let (b_id, mut gone) = (b.net.local(), a.net.disconnects());
+    let (b_id, mut disconnects) = (b.net.local(), a.net.disconnects());
     a.net.dial(&address(&b)).await.unwrap();
     a.net.disconnect(b_id).await.unwrap();
-    assert_eq!(soon("a notice", gone.recv()).await, Ok(b_id));
-    // Its address is known from before.
+    assert_eq!(soon("a disconnect", disconnects.recv()).await, Ok(b_id));
+    // Its address is still known.
     soon("a connection", a.net.ensure_connected(b_id, &[])).await.unwrap();
 }
 
 #[tokio::test]
-async fn after_shutdown_nothing_runs_and_every_call_says_closed() {
+async fn after_shutdown_no_task_runs_and_calls_return_closed() {
     let (a, b) = (node_with(config(&[TCP, QUIC])).await, node(QUIC).await);
     a.net.dial(&address(&b)).await.unwrap();
     let _stream = a.net.open(b.net.local(), Channel::Control).await.unwrap();
@@ -516,14 +516,14 @@ async fn after_shutdown_nothing_runs_and_every_call_says_closed() {
     assert_eq!(a.net.open(b.net.local(), Channel::Control).await.unwrap_err(), NetError::Closed);
     assert_eq!(a.net.publish(vec![1]).await, Err(NetError::Closed));
     assert!(a.net.connects().recv().await.is_err());
-    until("nobody", || b.net.peers().connected().is_empty()).await;
+    until("no connection", || b.net.peers().connected().is_empty()).await;
     for target in addresses {
-        assert!(soon("an error", b.net.dial(&target)).await.is_err(), "nobody listens any more");
+        assert!(soon("an error", b.net.dial(&target)).await.is_err(), "no listener remains");
     }
 }
 
 #[test]
-fn a_dropped_network_leaves_no_task_of_any_kind_behind() {
+fn a_dropped_network_leaves_no_task() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let (a, b) = (node_with(config(&[TCP, QUIC])).await, node_with(config(&[TCP, QUIC])).await);
@@ -539,23 +539,23 @@ fn a_dropped_network_leaves_no_task_of_any_kind_behind() {
 #[tokio::test]
 async fn the_task_set_ends_the_network() {
     let (a, b) = (node(TCP).await, node(TCP).await);
-    let mut gone = b.net.disconnects();
+    let mut disconnects = b.net.disconnects();
     a.net.dial(&address(&b)).await.unwrap();
     until("the peer", || b.net.peers().connected() == [a.net.local()]).await;
     assert!(a.tasks.shutdown(PATIENCE).await);
-    assert_eq!(soon("a notice", gone.recv()).await, Ok(a.net.local()));
+    assert_eq!(soon("a disconnect", disconnects.recv()).await, Ok(a.net.local()));
 }
 
 // --- foreign peers ----------------------------------------------------------------------------------------------------
 
 mod foreign {
-    //! libp2p peers that are not ours.
+    //! libp2p peers with other protocols.
 
     use libp2p::swarm::NetworkBehaviour;
     use libp2p::{Multiaddr, Swarm, identify, identity, ping, swarm};
 
     #[derive(NetworkBehaviour)]
-    pub struct Polite {
+    pub struct OtherProtocol {
         identify: identify::Behaviour,
         ping: ping::Behaviour,
     }
@@ -576,21 +576,21 @@ mod foreign {
         swarm
     }
 
-    /// Speaks identify and ping, and says that it is something else.
-    pub fn polite() -> Swarm<Polite> {
-        new(|key| Polite {
+    /// Supports identify and ping with another protocol version.
+    pub fn other_protocol() -> Swarm<OtherProtocol> {
+        new(|key| OtherProtocol {
             identify: identify::Behaviour::new(identify::Config::new("/other/7".into(), key.public())),
             ping: ping::Behaviour::default(),
         })
     }
 
-    /// Connects and never speaks.
-    pub fn mute() -> Swarm<swarm::dummy::Behaviour> {
+    /// Connects without any protocol.
+    pub fn silent() -> Swarm<swarm::dummy::Behaviour> {
         new(|_| swarm::dummy::Behaviour)
     }
 }
 
-/// Runs a foreign swarm; returns the address that it listens on.
+/// Runs a foreign swarm; returns its listen address.
 async fn run_foreign<B>(mut swarm: libp2p::Swarm<B>) -> String
 where
     B: libp2p::swarm::NetworkBehaviour<ToSwarm: Send> + Send,
@@ -609,37 +609,37 @@ where
 }
 
 #[tokio::test]
-async fn a_peer_with_another_protocol_is_refused_by_name() {
+async fn a_peer_with_another_protocol_is_refused_with_its_name() {
     let a = node(TCP).await;
-    let target = run_foreign(foreign::polite()).await;
+    let target = run_foreign(foreign::other_protocol()).await;
     let error = soon("an error", a.net.dial(&target)).await.unwrap_err();
     let NetError::NotSwarmllm { theirs, .. } = &error else { panic!("{error}") };
     assert_eq!(theirs, "/other/7");
-    until("nobody", || a.net.peers().snapshot().is_empty()).await;
+    until("no connection", || a.net.peers().snapshot().is_empty()).await;
 }
 
 #[tokio::test]
-async fn a_peer_that_connects_and_never_says_who_it_is_gets_no_streams_and_is_let_go() {
+async fn a_peer_that_never_identifies_gets_no_streams_and_is_disconnected() {
     let a = node_with(NetConfig { dial_deadline: Duration::from_millis(300), ..config(&[TCP]) }).await;
-    let mut come = a.net.connects();
-    let mut swarm = foreign::mute();
+    let mut connects = a.net.connects();
+    let mut swarm = foreign::silent();
     let target = address(&a).parse::<libp2p::Multiaddr>().unwrap();
     swarm.dial(target).unwrap();
     let mute = address::node_of(swarm.local_peer_id()).unwrap();
     let address = run_foreign(swarm).await;
-    until("the peer", || a.net.peers().lookup(mute).is_some_and(|info| info.connected && !info.speaks)).await;
+    until("the peer", || a.net.peers().lookup(mute).is_some_and(|info| info.connected && !info.identified)).await;
     assert_eq!(
         a.net.open(mute, Channel::Control).await.unwrap_err(),
         NetError::NoChannel { node: mute, channel: Channel::Control }
     );
     let error = soon("an error", a.net.dial(&address)).await.unwrap_err();
     assert!(matches!(error, NetError::Timeout { .. } | NetError::NotSwarmllm { .. }), "{error}");
-    until("nobody", || a.net.peers().snapshot().is_empty()).await;
-    assert!(come.try_recv().is_err(), "it never counted as a node");
+    until("no connection", || a.net.peers().snapshot().is_empty()).await;
+    assert!(connects.try_recv().is_err(), "no connect is reported");
 }
 
 #[tokio::test]
-async fn bytes_that_are_no_protocol_at_all_leave_the_node_alive() {
+async fn a_node_survives_garbage_bytes() {
     use std::io::Write;
     let (a, b) = (node(TCP).await, node(TCP).await);
     let port = address::port(&address(&a).parse().unwrap());
@@ -652,7 +652,7 @@ async fn bytes_that_are_no_protocol_at_all_leave_the_node_alive() {
 }
 
 #[tokio::test]
-async fn a_node_id_that_is_no_key_is_not_connected() {
+async fn an_invalid_node_id_is_not_connected() {
     let a = node(TCP).await;
     // Not a point of the curve.
     let nobody = NodeId([2; 32]);

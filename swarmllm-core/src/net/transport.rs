@@ -1,6 +1,6 @@
-//! How bytes travel: QUIC, and with Noise and Yamux TCP and the circuits of relays. All prove the peer's Ed25519 key, so a
-//! relay carries what it can neither read nor change. Between the nodes of a private swarm: TCP and circuits, enciphered
-//! with the swarm's key below all that (libp2p's pnet).
+//! Transports: QUIC, and TCP and relayed connections with Noise and Yamux. All authenticate the peer's Ed25519 key, so a
+//! relay can neither read nor change the bytes. A private swarm uses TCP and relayed connections, encrypted with the swarm's
+//! key below Noise (libp2p's pnet).
 
 use std::sync::Arc;
 
@@ -16,41 +16,40 @@ use super::config::{
     HANDSHAKE_DEADLINE, MAX_STREAMS_PER_CONNECTION, QUIC_CONNECTION_WINDOW, QUIC_IDLE, QUIC_KEEP_ALIVE,
     QUIC_STREAM_WINDOW,
 };
+use super::dial_transport::DialTransport;
 use super::meter::{Meter, Metered};
 use super::muxer::Yamux;
-use super::outward::Outward;
 use super::peers::PeerRegistry;
 use crate::identity::SwarmKey;
 
-/// Builds the transports, on top of the circuits' one. Must be called inside the runtime that they shall use.
+/// Builds the transports around the relay client's. Must be called within their runtime.
 pub(super) fn build(
     key: &identity::Keypair,
     swarm: Option<&SwarmKey>,
-    circuits: relay::client::Transport,
+    relay_transport: relay::client::Transport,
     meter: &Arc<Meter>,
     peers: &PeerRegistry,
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, NetError> {
     let noise = noise::Config::new(key).map_err(|error| NetError::Setup { reason: format!("noise: {error}") })?;
-    // Without nodelay a small message waits for the answer to the one before: 40 ms and more.
-    let tcp = circuits.or_transport(tcp::tokio::Transport::new(tcp::Config::new().nodelay(true)));
+    // Without nodelay a small message waits for the acknowledgement of the previous one: 40 ms and more.
+    let tcp = relay_transport.or_transport(tcp::tokio::Transport::new(tcp::Config::new().nodelay(true)));
     let Some(swarm) = swarm else {
         let tcp = tcp.upgrade(Version::V1Lazy).authenticate(noise).multiplex(Yamux).timeout(HANDSHAKE_DEADLINE);
         let both = quic::tokio::Transport::new(quic_config(key)).or_transport(tcp).map(|either, _| match either {
             Either::Left((peer, muxer)) => (peer, StreamMuxerBox::new(muxer)),
             Either::Right((peer, muxer)) => (peer, StreamMuxerBox::new(muxer)),
         });
-        return Ok(outward(both, meter, peers));
+        return Ok(dialling_and_metered(both, meter, peers));
     };
-    // Below Noise, so that who has not the key cannot even say who it is.
+    // Below Noise: a peer without the key cannot even identify.
     let sealed = PnetConfig::new(PreSharedKey::new(*swarm.bytes()));
     let tcp = tcp.and_then(move |socket, _| sealed.handshake(socket));
     let tcp = tcp.upgrade(Version::V1Lazy).authenticate(noise).multiplex(Yamux).timeout(HANDSHAKE_DEADLINE);
-    Ok(outward(tcp.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))), meter, peers))
+    Ok(dialling_and_metered(tcp.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))), meter, peers))
 }
 
-/// Dials our way, and counts what connections carry. That of a circuit is carried by the connection to its relay, and counted
-/// there.
-fn outward<T>(transport: T, meter: &Arc<Meter>, peers: &PeerRegistry) -> Boxed<(PeerId, StreamMuxerBox)>
+/// Adds [`DialTransport`] and metering. The bytes of a relayed connection are counted at the connection to its relay.
+fn dialling_and_metered<T>(transport: T, meter: &Arc<Meter>, peers: &PeerRegistry) -> Boxed<(PeerId, StreamMuxerBox)>
 where
     T: Transport<Output = (PeerId, StreamMuxerBox)> + Send + Unpin + 'static,
     T::Dial: Send + 'static,
@@ -62,7 +61,7 @@ where
         true => (peer, muxer),
         false => (peer, StreamMuxerBox::new(Metered::new(muxer, meter.clone()))),
     });
-    Outward::new(counted.boxed(), peers.clone()).boxed()
+    DialTransport::new(counted.boxed(), peers.clone()).boxed()
 }
 
 fn quic_config(key: &identity::Keypair) -> quic::Config {

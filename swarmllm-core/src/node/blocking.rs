@@ -1,8 +1,8 @@
-//! Work that blocks, off the runtime.
+//! Blocking work, off the runtime.
 
 use crate::base::{ErrorKind, Fault};
 
-/// Does it on a thread that may block.
+/// Runs `work` on a thread that may block. Dropped, the work still runs to its end.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
 ) -> Result<T, Fault> {

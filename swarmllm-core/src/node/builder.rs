@@ -1,83 +1,81 @@
-//! Builds and starts a node. All defaults live here.
+//! Builds and starts a node. Holds every default.
 
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, broadcast};
-use tokio_util::sync::CancellationToken;
 
 use crate::base::{ErrorKind, Fault, NodeId};
-use crate::engine::{self, Engine, KvCache, StageConfig};
+use crate::engine::{self, Engine, KvType, StageConfig};
 use crate::identity::{Keypair, keyfile};
 use crate::ledger::Ledger;
 use crate::model::catalog::Catalog;
 use crate::model::chat::ChatTemplate;
 use crate::net::{self, Incoming, NetConfig, NetHandle};
-use crate::node::answer::constraint::Guides;
-use crate::node::answer::planners::Planners;
-use crate::node::answer::queue::Queue;
-use crate::node::answer::readiness::Judged;
-use crate::node::answer::reading::Readers;
+use crate::node::answer::state::AnswerState;
 use crate::node::api::error::{ModelActError, StartError};
 use crate::node::api::findings::ImportReport;
 use crate::node::api::request::ImportOptions;
+use crate::node::config::Config;
+use crate::node::credits::Credits;
 use crate::node::handle::Node;
 use crate::node::inbound::dispatcher;
-use crate::node::models::examine::{Engines, Examination, Reports};
-use crate::node::models::loaded::LoadedModels;
+use crate::node::lifecycle::Lifecycle;
+use crate::node::metrics::Metrics;
+use crate::node::models::examine::{Engines, Examination};
+use crate::node::models::handle::Models;
 use crate::node::models::placement;
-use crate::node::runtime::Ground;
-use crate::node::shared::{Config, Shared};
-use crate::node::swarm::announce::Announcer;
-use crate::node::swarm::directory::Registry;
+use crate::node::node_runtime::NodeRuntime;
+use crate::node::shared::SharedState;
+use crate::node::swarm::announcer::Announcer;
 use crate::node::swarm::greeting;
-use crate::node::swarm::membership::{self, Membership, Wish};
-use crate::node::swarm::peer_exchange::Exchange;
+use crate::node::swarm::membership::{self, Membership, MembershipRequest};
+use crate::node::swarm::peer_exchange::PeerExchange;
+use crate::node::swarm::registry::ModelRegistry;
 use crate::node::swarm::{peer_cache, speed_cache};
 #[cfg(feature = "https")]
 use crate::node::web::{self, Throttle, WebSource};
-use crate::pipeline::job::Coordinator;
-use crate::pipeline::links::Links;
-use crate::pipeline::prefix::Namer;
-use crate::pipeline::serve::Serving;
-use crate::pipeline::settle::Settler;
-use crate::pipeline::speeds::Speeds;
-use crate::pipeline::stages::{StageLimits, StageTable};
+use crate::pipeline::host::serve::StageServer;
+use crate::pipeline::host::stages::{StageLimits, StageTable};
+use crate::pipeline::link::router::SessionRouter;
+use crate::pipeline::plan::speeds::Speeds;
+use crate::pipeline::runner::job::Coordinator;
+use crate::pipeline::session::prefix::PrefixHasher;
 use crate::rt::{DirLock, EventBus, TaskSet};
 use crate::store::Store;
 
-/// Overrides where a node keeps its files, where the host does not say.
+/// Environment variable with the data directory, for hosts that set none.
 pub const DATA_DIR_VARIABLE: &str = "SWARMLLM_DATA_DIR";
-/// The swarm that a node belongs to where the host does not say.
+/// Swarm of a node whose host names none.
 const DEFAULT_NETWORK: &str = "main";
 /// TCP and QUIC on ephemeral ports of every interface.
 const DEFAULT_LISTEN: [&str; 2] = ["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"];
-/// Positions of a session where none are set, the model has as many, and memory neither allows more nor asks for fewer.
-/// SmolLM2-135M takes 22.5 KiB of KV a token, so `4 * 4096` of them take 360 MiB.
+/// Positions of a session if the host sets none, within the model's context and the memory. SmolLM2-135M takes 22.5 KiB of
+/// KV a token, so `4 * 4096` positions take 360 MiB.
 const USUAL_CONTEXT: u32 = 4096;
-/// Sessions of a stage at once.
+/// Concurrent sessions of a stage.
 const DEFAULT_SESSIONS: u32 = 4;
-/// Most sessions of a stage: they are computed together, and llama.cpp gives logits of 64 rows at once.
+/// Most concurrent sessions of a stage. They are computed together, and llama.cpp returns logits of at most 64 rows at once.
 pub const MAX_SESSIONS: u32 = 64;
-/// Threads that a node does not go beyond by itself.
+/// Most compute threads by default.
 const MAX_DEFAULT_THREADS: u32 = 64;
 
-/// How a node meets others.
+/// How a node finds peers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Preset {
-    /// No network at all.
+    /// No network.
     Offline,
     /// LAN discovery, ephemeral ports, serves peers.
     #[default]
     Lan,
-    /// As `Lan` without LAN discovery: for a node that others reach by its addresses.
+    /// `Lan` without LAN discovery, for a node that peers reach by its addresses.
     Public,
 }
 
-/// Builds a node. What is not set has the default that its method names.
+/// Builds a node. Each method names its default.
 #[derive(Clone, Default)]
 pub struct NodeBuilder {
     data_dir: Option<PathBuf>,
@@ -102,7 +100,7 @@ pub struct NodeBuilder {
     download_rate: Option<NonZeroU64>,
     context: Option<u32>,
     sessions: Option<u32>,
-    kv: KvCache,
+    kv: KvType,
     credit_limit: Option<u64>,
     place: Option<u64>,
     engine: Option<String>,
@@ -112,7 +110,7 @@ pub struct NodeBuilder {
 }
 
 impl NodeBuilder {
-    /// Directory for key, models and store. Default: `SWARMLLM_DATA_DIR`, else the OS's place for application data.
+    /// Directory for key, models and store. Default: `SWARMLLM_DATA_DIR`, else the OS's directory for application data.
     pub fn data_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.data_dir = Some(dir.into());
         self
@@ -124,23 +122,23 @@ impl NodeBuilder {
         self
     }
 
-    /// Name of the swarm: 1 to 64 of `a-z 0-9 - _ .`; part of every protocol name, so that swarms cannot mix. Default
+    /// Name of the swarm: 1 to 64 of `a-z 0-9 - _ .`. It is part of every protocol name, so swarms never mix. Default
     /// `main`.
     pub fn network(mut self, name: impl Into<String>) -> Self {
         self.network = Some(name.into());
         self
     }
 
-    /// Whether the swarm is to be private: its nodes share a secret, and who has not got it completes no handshake. The
-    /// first node founds the swarm and keeps its secret in the data directory, others come in by an
-    /// [invite](crate::node::Node::invite). A private swarm speaks TCP only. Without a name it gets one. Default: false;
-    /// a data directory that belongs to a private swarm stays in it.
+    /// Whether the swarm is private: nodes share a secret, and nodes without it cannot complete a handshake. The first node
+    /// founds the swarm and stores the secret in its data directory; others join by an [invite](crate::node::Node::invite).
+    /// A private swarm uses TCP only. Without a name it gets a generated one. Default: false; a data directory that belongs
+    /// to a private swarm stays in it.
     pub fn private(mut self, on: bool) -> Self {
         self.private = on;
         self
     }
 
-    /// Enters the swarm of an invite, and stays in it: the data directory remembers. Default: none.
+    /// Joins the swarm of an invite. The data directory remembers it. Default: none.
     pub fn join(mut self, invite: impl Into<String>) -> Self {
         self.invite = Some(invite.into());
         self
@@ -152,7 +150,7 @@ impl NodeBuilder {
         self
     }
 
-    /// Peers to dial at the start and again when lost, as multiaddr text with `/p2p/`. Default: none.
+    /// Peers to dial at start and to redial when lost, as multiaddr text with `/p2p/`. Default: none.
     pub fn bootstrap(mut self, addresses: Vec<String>) -> Self {
         self.bootstrap = addresses;
         self
@@ -164,16 +162,16 @@ impl NodeBuilder {
         self
     }
 
-    /// Whether to carry circuits for peers that nobody can connect to, and to try for peers whether they can be reached.
-    /// Those make use of it that have this node as a bootstrap peer; it cannot read what it carries. It should be one that
-    /// everybody can connect to. Default: false.
+    /// Whether to relay connections of unreachable peers and to probe peers' reachability for them. Peers that bootstrap
+    /// from this node use it; relayed traffic is encrypted end to end. The node itself should be publicly reachable.
+    /// Default: false.
     pub fn relay(mut self, on: bool) -> Self {
         self.relay = on;
         self
     }
 
-    /// Addresses under which others reach this node although it does not listen there, as multiaddr text: a forwarded port,
-    /// a name. Default: none; what routers and peers tell is found out.
+    /// Addresses that reach this node although it does not listen on them, as multiaddr text: a forwarded port, a name.
+    /// Default: none; addresses reported by routers and peers are discovered.
     pub fn external(mut self, addresses: Vec<String>) -> Self {
         self.external = addresses;
         self
@@ -185,8 +183,8 @@ impl NodeBuilder {
         self
     }
 
-    /// Most bytes a second that may go over the wire, both ways together, in all that this node does: answers, shards,
-    /// and what it carries for others. Default: no ceiling.
+    /// Limit of network traffic in bytes per second, both directions together: answers, shards and relayed connections.
+    /// Default: no limit.
     pub fn max_traffic(mut self, bytes_a_second: NonZeroU64) -> Self {
         self.max_traffic = Some(bytes_a_second);
         self
@@ -204,159 +202,157 @@ impl NodeBuilder {
         self
     }
 
-    /// Layers that accelerators compute, of all stages here together; a head counts as one. Default: all. Without effect
-    /// where the build has no feature for the machine's accelerator (`cuda`, `metal`, `vulkan`).
+    /// Layers that accelerators compute, over all stages here; a head counts as one. Default: all. No effect if the build
+    /// lacks the feature of the machine's accelerator (`cuda`, `metal`, `vulkan`).
     pub fn gpu_layers(mut self, layers: u32) -> Self {
         self.gpu_layers = Some(layers);
         self
     }
 
-    /// Whether to keep this machine's cores awake while steps come to it from afar: a core that sleeps between two tokens
-    /// wakes late at each of the dozen times that a token waits for somebody. What a way of 5 to 20 ms costs a token beyond
-    /// itself is then a fraction; the price is power, as if the machine computed all the time. The loops that do it give way
-    /// to all else on the machine, but where a container's share of it is limited they use that up: not there. On Linux only;
-    /// without effect elsewhere. Default: false.
+    /// Whether to keep cores awake while remote steps arrive, at the cost of power; Linux only. A core that sleeps between
+    /// two tokens wakes late at each of a token's dozen waits; awake cores cut most of what a link of 5 to 20 ms costs
+    /// beyond its own latency. The machine draws power as if it computed all the time. The loops yield to every other
+    /// process, but they use up the CPU quota of a container: leave it off there. Default: false.
     pub fn keep_awake(mut self, on: bool) -> Self {
         self.keep_awake = on;
         self
     }
 
-    /// Bytes of memory for weights and KV of all stages. Default: half of what is free at the start.
+    /// Bytes of memory for weights and KV of all stages. Default: half of the memory free at start.
     pub fn memory(mut self, bytes: u64) -> Self {
         self.memory = Some(bytes);
         self
     }
 
-    /// Most bytes that shards may take on the disk, those under way included. An import, a download or a pull that would
-    /// go beyond is refused before it begins. Default: no bound.
+    /// Disk budget of all shards in bytes, including transfers in progress. An import, download or pull that exceeds it is
+    /// refused before it begins. Default: no limit.
     pub fn max_disk_bytes(mut self, bytes: u64) -> Self {
         self.max_disk_bytes = Some(bytes);
         self
     }
 
-    /// Bytes a second at which all downloads from the web together come at most; `None` is as fast as they come. Peers
-    /// are not bound by it. Default `None`.
+    /// Rate limit of all downloads from the web together, in bytes per second; `None` sets no limit. Transfers from peers
+    /// are exempt. Default `None`.
     #[cfg(feature = "https")]
     pub fn download_rate(mut self, bytes_a_second: Option<NonZeroU64>) -> Self {
         self.download_rate = bytes_a_second;
         self
     }
 
-    /// Positions that a session may have, prompt and answer together; a model never has more than its own. Default: the
-    /// model's own as far as the memory allows: keys and values of all sessions of a stage take at most half of what its
-    /// weights leave free when it is loaded, but no less than 4,096 positions each take; where those do not fit, as many as
-    /// do, and 512 at least.
+    /// Positions of a session, prompt and answer together, up to the model's own context. Default: the model's context
+    /// within the memory. When a stage is loaded, KV of all its sessions takes at most half of the memory that its weights
+    /// leave, but at least 4,096 positions each; if those do not fit, as many as fit, and at least 512.
     pub fn context(mut self, tokens: u32) -> Self {
         self.context = Some(tokens);
         self
     }
 
-    /// Sessions that a stage here has room for at once, 1 to 64. Each takes KV for the whole context. Default 4.
+    /// Concurrent sessions of a stage, 1 to 64. Each takes KV for the whole context. Default 4.
     pub fn sessions(mut self, sessions: u32) -> Self {
         self.sessions = Some(sessions);
         self
     }
 
-    /// How stages here keep keys and values. Default: [`KvCache::Full`]; [`KvCache::Q8`] takes about half of the memory, and
-    /// refuses answers that are to be exact.
-    pub fn kv(mut self, kv: KvCache) -> Self {
+    /// Format of the KV cache. Default: [`KvType::Full`]. [`KvType::Q8`] takes about half of the memory and refuses exact
+    /// answers.
+    pub fn kv(mut self, kv: KvType) -> Self {
         self.kv = kv;
         self
     }
 
-    /// Credits that a peer may owe this node before it is not computed for any more; one is a million parameters applied to
-    /// one token. Default: accounts are kept and nobody is refused, as among machines of one owner.
+    /// Credits that a peer may owe before this node refuses to compute for it. One credit is a million parameters applied to
+    /// one token. Default: no limit; accounts are kept and nobody is refused, as among machines of one owner.
     pub fn credit_limit(mut self, credits: u64) -> Self {
         self.credit_limit = Some(credits);
         self
     }
 
-    /// Lets the node fetch by itself what its swarm is short of: layers that too few compute, of models whose manifest is
-    /// here, for as long as all models here take at most so many bytes of disk, and as far as a stage of them fits into the
-    /// memory. For nodes that serve. Default: nothing is fetched unasked.
+    /// Enables placement: the node fetches layers that too few peers hold, of models whose manifest it has. All models
+    /// together stay within `disk` bytes, and a stage of the layers must fit into the memory. For nodes that serve. Default:
+    /// off.
     pub fn place(mut self, disk: u64) -> Self {
         self.place = Some(disk);
         self
     }
 
-    /// Engine to use: `llama.cpp` or `candle`. Default: the best that serves the model.
+    /// Engine: `llama.cpp` or `candle`. Default: the best engine that runs the model.
     pub fn engine(mut self, name: impl Into<String>) -> Self {
         self.engine = Some(name.into());
         self
     }
 
-    /// A chat template (Jinja) in the place of those that models have, unless a request brings one of its own. At most
-    /// [`MAX_TEMPLATE`](super::MAX_TEMPLATE) bytes; one that cannot be compiled is refused at the start. Default: each
+    /// Chat template (Jinja) that replaces the models' own; a request's template precedes it. At most
+    /// [`MAX_TEMPLATE`](super::MAX_TEMPLATE) bytes. A template that does not compile is refused at start. Default: each
     /// model's own.
     pub fn chat_template(mut self, source: impl Into<String>) -> Self {
         self.chat_template = Some(source.into());
         self
     }
 
-    /// Engines to use instead of the built-in ones, best first: for hosts with an engine of their own, and for tests.
+    /// Engines that replace the built-in ones, best first, for hosts with their own engine and for tests.
     pub fn engines(mut self, engines: Vec<Arc<dyn Engine>>) -> Self {
         self.engines = Some(engines);
         self
     }
 
-    /// Runs on this runtime. Default: one of its own, with two threads.
+    /// Tokio runtime to run on. Default: a new one with two threads.
     pub fn runtime(mut self, handle: Handle) -> Self {
         self.runtime = Some(handle);
         self
     }
 
-    /// Starts the node: locks the data directory, loads or makes the key, opens catalogue and store, and listens.
-    /// Cancel-safe: dropped, nothing stays.
+    /// Starts the node: locks the data directory, loads or creates the key, opens catalogue and store, and listens.
+    /// Cancel-safe: dropping it leaves nothing running.
     pub async fn start(self) -> Result<Node, StartError> {
-        let ground = self.ground()?;
-        let (handle, started) = (ground.handle().clone(), self.start_on(ground.handle().clone()));
+        let runtime = self.new_runtime()?;
+        let (handle, started) = (runtime.handle().clone(), self.start_on(runtime.handle().clone()));
         let joined = handle.spawn(started).await;
         let shared = joined.map_err(|error| Fault::new(ErrorKind::Internal, error))??;
-        Ok(Node::new(shared, ground))
+        Ok(Node::new(shared, runtime))
     }
 
-    /// Starts the node from a thread that is not in a runtime.
+    /// Starts the node from a thread outside any runtime.
     pub fn start_blocking(self) -> Result<Node, StartError> {
         if Handle::try_current().is_ok() {
             let text = "start_blocking was called inside a Tokio runtime; await start instead";
             return Err(Fault::new(ErrorKind::InvalidArgument, text).into());
         }
-        let ground = self.ground()?;
-        let shared = ground.handle().block_on(self.start_on(ground.handle().clone()))?;
-        Ok(Node::new(shared, ground))
+        let runtime = self.new_runtime()?;
+        let shared = runtime.handle().block_on(self.start_on(runtime.handle().clone()))?;
+        Ok(Node::new(shared, runtime))
     }
 
-    /// What of a model cannot run on such a node, as [`Node::examine`] finds it, with no node and no data directory.
+    /// Checks whether a model could run on such a node, as [`Node::examine`] does, without a node or data directory.
     pub async fn examine(self, path: &Path, options: ImportOptions) -> Result<ImportReport, ModelActError> {
-        let (ground, examination, path) = (self.ground()?, self.examination(&options), path.to_owned());
-        let looked = ground.handle().spawn_blocking(move || examination.look_at_file(&path)).await;
+        let (runtime, examination, path) = (self.new_runtime()?, self.examination(&options), path.to_owned());
+        let looked = runtime.handle().spawn_blocking(move || examination.examine_file(&path)).await;
         Ok(looked.map_err(|error| Fault::new(ErrorKind::Internal, error))??)
     }
 
-    /// The same of a GGUF on the web, of which only the header is fetched. Cancel-safe.
+    /// [`examine`](Self::examine) for a GGUF on the web; only its header is fetched. Cancel-safe.
     #[cfg(feature = "https")]
     pub async fn examine_url(
         self,
         source: impl Into<WebSource>,
         options: ImportOptions,
     ) -> Result<ImportReport, ModelActError> {
-        let (ground, examination) = (self.ground()?, self.examination(&options));
+        let (runtime, examination) = (self.new_runtime()?, self.examination(&options));
         let throttle = Arc::new(Throttle::new(self.download_rate));
-        let work = ground.handle().spawn(web::examine_url(throttle, source.into(), examination));
+        let work = runtime.handle().spawn(web::examine_url(throttle, source.into(), examination));
         crate::node::handle::AbortOnDrop(work).await.map_err(|error| Fault::new(ErrorKind::Internal, error))?
     }
 
     fn examination(&self, options: &ImportOptions) -> Examination {
         let all = self.engines.clone().unwrap_or_else(engine::built_in);
-        Examination::by(Engines { all, wanted: self.engine.clone() }, options)
+        Examination::new(Engines { all, wanted: self.engine.clone() }, options)
     }
 
-    fn ground(&self) -> Result<Ground, Fault> {
-        Ground::new(self.runtime.clone())
+    fn new_runtime(&self) -> Result<NodeRuntime, Fault> {
+        NodeRuntime::new(self.runtime.clone())
             .map_err(|error| Fault::new(ErrorKind::Io, format!("no runtime could be started: {error}")))
     }
 
-    async fn start_on(self, handle: Handle) -> Result<Arc<Shared>, Fault> {
+    async fn start_on(self, handle: Handle) -> Result<Arc<SharedState>, Fault> {
         let opened = {
             let builder = self.clone();
             tokio::task::spawn_blocking(move || builder.open())
@@ -391,12 +387,12 @@ impl NodeBuilder {
     fn assemble(
         self,
         handle: Handle,
-        opened: Opened,
+        opened: DiskState,
         tasks: TaskSet,
         events: EventBus,
         net: Option<NetHandle>,
-    ) -> Arc<Shared> {
-        let Opened { config, membership, keypair, catalog, lock, namer, ledger, speeds, .. } = opened;
+    ) -> Arc<SharedState> {
+        let DiskState { config, membership, keypair, catalog, lock, prefix_hasher, ledger, speeds, .. } = opened;
         let id = keypair.node_id();
         let stage = StageConfig {
             context: config.context.unwrap_or(USUAL_CONTEXT),
@@ -410,59 +406,61 @@ impl NodeBuilder {
         let limits = StageLimits { stage, grows: config.context.is_none(), memory: config.memory };
         let engines = self.engines.unwrap_or_else(engine::built_in);
         let stages = StageTable::new(engines, catalog.clone(), limits, events.clone(), tasks.clone());
-        let links = Links::new(id, net.clone(), tasks.clone());
-        let registry = Arc::new(Registry::new());
-        links.set_announced(Box::new({
+        let router = SessionRouter::new(id, net.clone(), tasks.clone());
+        let registry = Arc::new(ModelRegistry::new());
+        router.set_announced(Box::new({
             let registry = registry.clone();
             move |node| registry.snapshot().get(&node).map(|at| (at.addresses.clone(), at.via())).unwrap_or_default()
         }));
-        let tabs = ledger.tabs().clone();
-        let serving = Serving::new(stages.clone(), links.clone(), tabs.clone(), tasks.clone());
-        let settler = net.clone().map(|net| Settler::new(ledger, net));
+        let balances = ledger.balances().clone();
+        let credits = Credits::new(ledger, net.clone());
+        let stage_server = StageServer::new(stages.clone(), router.clone(), balances.clone(), tasks.clone());
         let coordinator = Coordinator {
-            links,
-            serving: serving.clone(),
+            router,
+            stage_server: stage_server.clone(),
             net: net.clone(),
             tasks: tasks.clone(),
-            namer,
-            overlap: Arc::default(),
-            lessons: Arc::default(),
+            prefix_hasher,
+            chunk_policy: Arc::default(),
+            speculation: Arc::default(),
             speeds,
             failures: Arc::default(),
-            tabs,
+            balances,
             events: events.clone(),
         };
-        let announcer = Announcer::new(config.serve, catalog.clone(), stages, registry.clone(), net.clone());
-        Arc::new(Shared {
+        let announcer = Announcer::new(config.serve, catalog.clone(), stages.clone(), registry.clone(), net.clone());
+        let peers = net.as_ref().map(NetHandle::peers).unwrap_or_default();
+        let answers = AnswerState::default();
+        let metrics = Metrics {
+            queue: answers.queue.clone(),
+            stages: stages.clone(),
+            peers: peers.clone(),
+            net: net.clone(),
+            started: Instant::now(),
+        };
+        let models = Models::new(catalog, stages, config.engine.clone(), events.clone());
+        Arc::new(SharedState {
             id,
             keypair,
             swarm_key: membership.key,
             config,
-            catalog,
+            peers,
             registry,
-            serving,
-            coordinator,
-            settler,
+            models: Arc::new(models),
+            credits: Arc::new(credits),
+            events,
+            metrics,
             net,
-            models: LoadedModels::default(),
-            reports: Reports::default(),
-            judged: Judged::default(),
-            planners: Planners::default(),
-            guides: Guides::default(),
-            readers: Readers::default(),
-            queue: Queue::default(),
+            stage_server,
+            coordinator,
+            answers,
             announcer: Arc::new(announcer),
-            exchange: Exchange::new(),
-            greetings: Arc::new(Semaphore::new(greeting::TURNS)),
+            peer_exchange: PeerExchange::new(),
+            greetings: Arc::new(Semaphore::new(greeting::MAX_GREETINGS)),
             #[cfg(feature = "https")]
             throttle: Arc::new(Throttle::new(self.download_rate)),
-            events,
             tasks,
-            handle,
-            closed: CancellationToken::new(),
-            started: Instant::now(),
-            process: std::process::id(),
-            lock: Mutex::new(Some(lock)),
+            lifecycle: Lifecycle::new(handle, lock),
         })
     }
 
@@ -483,14 +481,18 @@ impl NodeBuilder {
         }
     }
 
-    /// Everything that touches the disk.
-    fn open(&self) -> Result<Opened, Fault> {
+    /// Opens everything on disk. Blocks.
+    fn open(&self) -> Result<DiskState, Fault> {
         let mut config = self.config()?;
         let dir = &config.data_dir;
         make_dir(dir)?;
         let lock = DirLock::acquire(dir).map_err(|error| Fault::new(error.kind(), error))?;
-        let wish = Wish { network: self.network.as_deref(), private: self.private, invite: self.invite.as_deref() };
-        let membership = membership::settle(dir, &wish, DEFAULT_NETWORK)?;
+        let request = MembershipRequest {
+            network: self.network.as_deref(),
+            private: self.private,
+            invite: self.invite.as_deref(),
+        };
+        let membership = membership::resolve(dir, &request, DEFAULT_NETWORK)?;
         config.network.clone_from(&membership.network);
         let keypair =
             keyfile::load_or_create(&dir.join("node.key")).map_err(|error| Fault::new(error.kind(), error))?;
@@ -502,8 +504,8 @@ impl NodeBuilder {
         let ledger = ledger.map_err(|error| Fault::new(error.kind(), error))?;
         let mut secret = [0; 32];
         getrandom::fill(&mut secret).map_err(|error| Fault::new(ErrorKind::Internal, error))?;
-        let namer = Namer::new(secret);
-        Ok(Opened { config, membership, keypair, catalog, store, known, ledger, speeds, lock, namer })
+        let prefix_hasher = PrefixHasher::new(secret);
+        Ok(DiskState { config, membership, keypair, catalog, store, known, ledger, speeds, lock, prefix_hasher })
     }
 
     fn config(&self) -> Result<Config, Fault> {
@@ -544,50 +546,47 @@ impl NodeBuilder {
     }
 }
 
-/// What was opened on disk.
-struct Opened {
+/// State opened on disk.
+struct DiskState {
     config: Config,
     membership: Membership,
     keypair: Arc<Keypair>,
     catalog: Catalog,
     store: Store,
-    /// Where peers were that the store knows.
+    /// Stored addresses of peers.
     known: Vec<String>,
     ledger: Ledger,
-    /// How fast hosts were, which the store knows.
+    /// Stored speeds of hosts.
     speeds: Arc<Speeds>,
     lock: DirLock,
-    namer: Namer,
+    prefix_hasher: PrefixHasher,
 }
 
-fn spawn(shared: &Arc<Shared>, incoming: Option<Incoming>, store: Store) {
-    shared.tasks.spawn("speed-cache", speed_cache::run(shared.clone(), store.clone()));
+fn spawn(shared: &Arc<SharedState>, incoming: Option<Incoming>, store: Store) {
+    let speeds = shared.coordinator.speeds.clone();
+    shared.tasks.spawn("speed-cache", speed_cache::run(speeds, store.clone(), shared.tasks.stopping()));
     let (Some(net), Some(incoming)) = (shared.net.clone(), incoming) else { return };
-    // Subscribed before the first task runs, so that no peer is missed.
+    // Subscribed before the first task runs, so no peer is missed.
     let (connects, disconnects, announced) = (net.connects(), net.disconnects(), net.connects());
-    let cache = peer_cache::run(shared.clone(), store, net.clone(), net.connects());
-    shared.tasks.spawn("peer-cache", cache);
-    let (settling, stopping) = (shared.clone(), shared.tasks.stopping());
-    shared.tasks.spawn("settler", async move {
-        if let Some(settler) = &settling.settler {
-            settler.run(stopping).await;
-        }
-    });
+    let (network, peers, stopping) = (shared.config.network.clone(), shared.peers.clone(), shared.tasks.stopping());
+    shared.tasks.spawn("peer-cache", peer_cache::run(store, network, peers, net.connects(), stopping));
+    let (credits, stopping) = (shared.credits.clone(), shared.tasks.stopping());
+    shared.tasks.spawn("payments", async move { credits.run(stopping).await });
     shared.tasks.spawn("inbound", dispatcher::run(shared.clone(), incoming));
-    shared.tasks.spawn("peers", dispatcher::watch_peers(shared.clone(), net, connects, disconnects));
+    shared.tasks.spawn("peers", dispatcher::watch_peers(shared.clone(), connects, disconnects));
     spawn_announcer(shared, announced);
     if let Some(disk) = shared.config.place.filter(|_| shared.config.serve) {
-        shared.tasks.spawn("placer", placement::run(shared.clone(), disk));
+        shared.tasks.spawn("placement", placement::run(shared.clone(), disk));
     }
 }
 
-fn spawn_announcer(shared: &Shared, announced: broadcast::Receiver<NodeId>) {
+fn spawn_announcer(shared: &SharedState, announced: broadcast::Receiver<NodeId>) {
     let (announcer, stopping) = (shared.announcer.clone(), shared.tasks.stopping());
     shared.tasks.spawn("announcer", async move { announcer.run(stopping, announced).await });
     let (announcer, stopping) = (shared.announcer.clone(), shared.tasks.stopping());
-    shared.tasks.spawn("forgetting", async move { announcer.forget_ended(stopping).await });
+    shared.tasks.spawn("registry-sweep", async move { announcer.sweep_registry(stopping).await });
     let (announcer, stopping) = (shared.announcer.clone(), shared.tasks.stopping());
-    shared.tasks.spawn("provider", async move { announcer.keep_provided(stopping).await });
+    shared.tasks.spawn("dht-provider", async move { announcer.run_provider(stopping).await });
 }
 
 fn make_dir(dir: &Path) -> Result<(), Fault> {
@@ -596,7 +595,7 @@ fn make_dir(dir: &Path) -> Result<(), Fault> {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::DiskFull,
             _ => ErrorKind::Io,
         };
-        Fault::new(kind, format!("the data directory {} cannot be made: {error}", dir.display()))
+        Fault::new(kind, format!("the data directory {} cannot be created: {error}", dir.display()))
     })
 }
 
@@ -609,7 +608,7 @@ fn default_data_dir() -> Result<PathBuf, Fault> {
     Ok(dirs.ok_or_else(unknown)?.data_local_dir().to_owned())
 }
 
-/// Hyper-threads share a core's arithmetic: more threads than cores only wait for each other.
+/// Hyper-threads share a core's arithmetic units: threads beyond the cores wait for each other.
 fn physical_cores() -> u32 {
     let logical = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let cores = sysinfo::System::physical_core_count().unwrap_or(logical).min(logical).max(1);

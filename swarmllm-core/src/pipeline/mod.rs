@@ -1,49 +1,29 @@
-//! The pipeline: plans which nodes compute which layers, and runs sessions over them.
+//! The pipeline: plans which nodes compute which layers of a model, and runs sessions over these stages.
 //!
-//! The only room where the engine meets the network. [`plan`] and [`session`] are pure, as is what decides when a route
-//! breaks ([`way`], [`search`]), what a stage admits ([`turns`]) and whose slots and memory go to others ([`slots`], `room`) and all that
-//! a coordinator decides of a session ([`driver`]); [`runner`] performs that with network, engine and timers, [`serve`] computes its stages on their hosts, [`links`] carries
-//! messages between them. [`stand_by`] lets other hosts follow a stage, and [`placement`] says which layers a node should hold at all.
+//! The only module where the engine meets the network. Its folders are layers; each imports only those above it in this list:
+//! - [`plan`]: which nodes compute which layers, in what order, and how fast that is. Pure.
+//! - [`placement`]: which layers a node should hold. Pure.
+//! - [`link`]: stage streams between nodes, their messages, and the queues of sessions.
+//! - [`host`]: the stages that this node computes for sessions, their slots and their memory.
+//! - [`session`]: the text of a session, its steps, its draft tokens. Pure, but for the draft model that it runs.
+//! - [`route`]: the stages of a session while it runs: opening, failure, replacement. Pure, but for probes of hosts.
+//! - [`driver`]: all decisions of a session, as events in and actions out. Pure.
+//! - [`runner`]: performs the driver's actions with network, engine and timers; payments.
+//!
 //! Promises: a cancelled, failed or forgotten session frees its KV at every stage; a bad frame ends its session and
-//! nothing else; nothing queues without a bound.
+//! nothing else; every queue is bounded.
 //!
 //! May import: base, identity, wire, rt, store, ledger, model, engine, net.
 
-mod bodies;
-pub mod context;
-pub mod control;
-pub mod draft;
-pub mod drafter;
 pub mod driver;
-pub mod failures;
-mod fewest;
-pub mod hops;
-pub mod job;
-mod link;
-pub mod links;
-mod losses;
-pub mod message;
-mod outgoing;
-pub mod overlap;
+pub mod host;
+pub mod link;
 pub mod placement;
 pub mod plan;
-pub mod pool;
-pub mod prefix;
-mod room;
 pub mod route;
 pub mod runner;
-pub mod search;
-pub mod serve;
 pub mod session;
-pub mod settle;
 #[cfg(test)]
 mod sim;
-pub mod slots;
-pub mod speeds;
-pub mod stages;
-pub mod stand_by;
-pub mod turns;
-pub mod watch;
-pub mod way;
 
 pub use plan::{Candidate, NoPlan, Plan, PlanRequest, PlanStage};

@@ -1,4 +1,4 @@
-//! The lock that keeps a data directory to one node.
+//! The lock of a data directory: one node at a time.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -8,20 +8,20 @@ use crate::base::ErrorKind;
 
 const LOCK_NAME: &str = "lock";
 
-/// Why a directory cannot be locked.
+/// An error of [`DirLock::acquire`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DirLockError {
-    /// Another node, of this process or another, uses the directory.
+    /// Another node, in this or another process, uses the directory.
     #[error("another node uses the data directory {dir}; give this one a directory of its own")]
     DataDirBusy { dir: PathBuf },
-    /// The lock file cannot be made.
+    /// The lock file cannot be created or locked.
     #[error("{path} cannot be locked: {cause}")]
     Io { path: PathBuf, cause: io::Error },
 }
 
 impl DirLockError {
-    /// The kind that hosts see.
+    /// The error kind for the API boundaries.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::DataDirBusy { .. } => ErrorKind::DataDirBusy,
@@ -31,9 +31,9 @@ impl DirLockError {
     }
 }
 
-/// Holds `<dir>/lock` locked until dropped. The system releases it when the process dies, however it dies.
+/// Holds a lock on `<dir>/lock` until dropped. The system releases it at any death of the process.
 ///
-/// The file stays behind on purpose: to remove it would let two nodes lock two files of one name.
+/// The file is not removed: otherwise two nodes could lock two files of the same name.
 #[derive(Debug)]
 pub struct DirLock {
     dir: PathBuf,
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_has_one_user_at_a_time() {
+    fn a_directory_is_locked_by_one_node_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let lock = DirLock::acquire(dir.path()).unwrap();
         let busy = DirLock::acquire(dir.path()).unwrap_err();
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_directory_is_not_called_busy() {
+    fn a_missing_directory_is_not_busy() {
         let dir = tempfile::tempdir().unwrap();
         let error = DirLock::acquire(&dir.path().join("absent")).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Io);

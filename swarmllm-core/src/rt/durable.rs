@@ -1,15 +1,15 @@
-//! Directories that outlive a loss of power: a new name is durable only once the directory that holds it has been flushed.
+//! Directories that survive a power loss: a new name is durable once its parent directory has been synced.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-/// Makes a directory, and those above it that are missing; each new one is durable when this returns. Blocks.
+/// Creates a directory and its missing parents; each new one is durable on return. Blocks.
 pub fn create_dir_all(dir: &Path) -> io::Result<()> {
     create(dir, &mut sync_dir)
 }
 
-/// Makes new, renamed and removed names in a directory durable. Only Unix lets a directory be flushed. Blocks.
+/// Makes new, renamed and removed names in a directory durable. Unix only; elsewhere a no-op. Blocks.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
     if cfg!(unix) {
         File::open(dir)?.sync_all()?;
@@ -24,7 +24,7 @@ fn create(dir: &Path, sync: &mut dyn FnMut(&Path) -> io::Result<()>) -> io::Resu
     let parent = dir.parent().unwrap_or(Path::new(""));
     create(parent, sync)?;
     match fs::create_dir(dir) {
-        // Made by another process meanwhile, which may not have flushed it yet.
+        // Created concurrently by another process that may not have synced it yet.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
         made => made?,
     }
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_parent_of_each_new_directory_is_flushed_once_it_holds_the_name() {
+    fn the_parent_of_each_new_directory_is_synced() {
         let root = tempfile::tempdir().unwrap();
         let (first, second) = (root.path().join("first"), root.path().join("first/second"));
         let made = || [first.is_dir(), second.is_dir()];

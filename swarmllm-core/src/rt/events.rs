@@ -1,14 +1,14 @@
-//! News of a node: many writers, many readers, nobody waits.
+//! The event bus of a node: many writers and readers, none of which blocks.
 
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::base::Event;
 
-/// Events kept for a reader that is behind.
+/// Events buffered for a slow reader.
 const CAPACITY: usize = 1024;
 
-/// Where rooms tell what happened. Clones are the same bus.
+/// Sends events. Clones share the bus.
 #[derive(Debug, Clone)]
 pub struct EventBus {
     sender: broadcast::Sender<Event>,
@@ -20,12 +20,12 @@ impl EventBus {
         Self { sender: broadcast::Sender::new(CAPACITY) }
     }
 
-    /// Tells everyone who reads. Never blocks; without readers the event is gone.
+    /// Sends an event to all readers. Never blocks; without readers the event is dropped.
     pub fn send(&self, event: Event) {
         let _ = self.sender.send(event);
     }
 
-    /// A reader of what happens from now on.
+    /// A reader of all further events.
     pub fn subscribe(&self) -> EventReader {
         EventReader { receiver: self.sender.subscribe(), lost: 0 }
     }
@@ -37,7 +37,7 @@ impl Default for EventBus {
     }
 }
 
-/// Reads a node's news. One that lags loses the oldest and counts them.
+/// Reads the events of a node. A slow reader loses the oldest events and counts them.
 #[derive(Debug)]
 pub struct EventReader {
     receiver: broadcast::Receiver<Event>,
@@ -45,7 +45,7 @@ pub struct EventReader {
 }
 
 impl EventReader {
-    /// The next event; `None` when the node is gone. Cancel-safe.
+    /// The next event; `None` after the node has ended. Cancel-safe.
     pub async fn next(&mut self) -> Option<Event> {
         loop {
             match self.receiver.recv().await {
@@ -56,7 +56,7 @@ impl EventReader {
         }
     }
 
-    /// Events lost so far.
+    /// Number of lost events.
     pub fn lost(&self) -> u64 {
         self.lost
     }
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_slow_reader_loses_the_oldest_and_knows_how_many() {
+    async fn a_slow_reader_loses_and_counts_the_oldest_events() {
         let bus = EventBus::new();
         let mut reader = bus.subscribe();
         for number in 0..CAPACITY + 10 {

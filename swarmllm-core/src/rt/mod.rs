@@ -1,21 +1,23 @@
-//! What rooms share to run: tracked tasks, news, single-writer views, shares of pools, durable directories, and the lock of
-//! a data directory.
+//! Runtime support for all modules: tracked tasks, the event bus, single-writer values, fair pools, durable directories,
+//! positioned reads, and the lock of a data directory.
 //!
-//! Promises: no task outlives its [`TaskSet`], no reader of news or views can slow its writer, and two nodes never use
-//! one directory. No global state: everything belongs to the node that made it.
+//! Guarantees: no task outlives its [`TaskSet`]; no reader of events or values can slow its writer; two nodes never use the
+//! same directory. No global state: everything belongs to the node that created it.
 //!
 //! May import: base.
 
 mod dirlock;
 mod durable;
 mod events;
-mod shares;
+mod fair_pool;
+mod read_at;
 mod tasks;
-mod watched;
+mod watch;
 
 pub use dirlock::{DirLock, DirLockError};
 pub use durable::{create_dir_all, sync_dir};
 pub use events::{EventBus, EventReader};
-pub use shares::{Bounds, Place, Shares};
+pub use fair_pool::{FairPool, PoolLimits, PoolPermit};
+pub use read_at::read_exact_at;
 pub use tasks::TaskSet;
-pub use watched::{Watched, WatchedWriter};
+pub use watch::{WatchReader, WatchWriter};

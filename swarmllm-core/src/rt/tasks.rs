@@ -9,12 +9,12 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// How long dropped tasks get to leave after the deadline. Only a task that blocks its thread needs longer.
+/// Time for dropped tasks to end after the deadline. Only a task that blocks its thread takes longer.
 const ABORT_GRACE: Duration = Duration::from_secs(1);
 
-/// Tasks of one node on one runtime. Clones are the same set.
+/// Tasks of one node on one runtime. Clones share the set.
 ///
-/// Dropping every clone does not end the tasks: whoever owns the node calls [`shutdown`](Self::shutdown) or
+/// Dropping all clones does not end the tasks: the owner of the node calls [`shutdown`](Self::shutdown) or
 /// [`abort`](Self::abort).
 #[derive(Debug, Clone)]
 pub struct TaskSet {
@@ -36,9 +36,9 @@ impl TaskSet {
         &self.handle
     }
 
-    /// Runs `task` until it ends or the set does. A panic ends this task alone and is logged with its `name`.
+    /// Runs `task` until it or the set ends. A panic ends this task only and is logged with its `name`.
     ///
-    /// After [`shutdown`](Self::shutdown) has begun, new tasks are still run (a task may need help to end well) and are
+    /// New tasks still run after the start of [`shutdown`](Self::shutdown), since ending tasks may need helpers; they are
     /// dropped with the others.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let kill = self.kill.clone();
@@ -51,12 +51,12 @@ impl TaskSet {
         self.tracker.spawn_on(guarded, &self.handle);
     }
 
-    /// Is cancelled when the set begins to shut down: long tasks watch it.
+    /// A token cancelled at the start of the shutdown; long tasks watch it.
     pub fn stopping(&self) -> CancellationToken {
         self.stop.clone()
     }
 
-    /// Tasks that have not ended.
+    /// Number of running tasks.
     pub fn len(&self) -> usize {
         self.tracker.len()
     }
@@ -66,9 +66,9 @@ impl TaskSet {
         self.tracker.is_empty()
     }
 
-    /// Signals [`stopping`](Self::stopping), waits for the tasks until `deadline` has passed, then drops the rest.
-    /// Returns whether all ended by themselves. Idempotent; needs a tokio context with time. If the call is dropped,
-    /// the signal stays and nothing is dropped.
+    /// Cancels [`stopping`](Self::stopping), waits up to `deadline` for the tasks, then drops the rest. Returns whether all
+    /// ended by themselves. Idempotent; needs a tokio context with time. A dropped call leaves the token cancelled and
+    /// drops no task.
     pub async fn shutdown(&self, deadline: Duration) -> bool {
         self.stop.cancel();
         self.tracker.close();
@@ -99,10 +99,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tasks_that_watch_the_signal_end_by_themselves() {
+    async fn tasks_that_watch_the_token_end_by_themselves() {
         let set = set();
         let stopping = set.stopping();
-        set.spawn("polite", async move { stopping.cancelled().await });
+        set.spawn("watching", async move { stopping.cancelled().await });
         assert_eq!(set.len(), 1);
         assert!(set.shutdown(Duration::from_secs(10)).await);
         assert!(set.is_empty());
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tasks_that_do_not_watch_it_are_dropped_after_the_deadline() {
+    async fn other_tasks_are_dropped_after_the_deadline() {
         struct Flag(Arc<AtomicBool>);
         impl Drop for Flag {
             fn drop(&mut self) {
@@ -119,7 +119,7 @@ mod tests {
         }
         let (set, dropped) = (set(), Arc::new(AtomicBool::new(false)));
         let flag = Flag(dropped.clone());
-        set.spawn("deaf", async move {
+        set.spawn("not watching", async move {
             let _flag = flag;
             std::future::pending::<()>().await;
         });
@@ -129,11 +129,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_ends_its_own_task_alone() {
+    async fn a_panic_ends_only_its_task() {
         let set = set();
         let (sender, receiver) = tokio::sync::oneshot::channel();
         set.spawn("panics", async { panic!("on purpose") });
-        set.spawn("goes on", async move {
+        set.spawn("continues", async move {
             tokio::task::yield_now().await;
             let _ = sender.send(());
         });
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn abort_drops_what_runs_and_what_is_spawned_later() {
+    async fn abort_drops_running_and_later_tasks() {
         let set = set();
         set.spawn("before", std::future::pending());
         set.abort();

@@ -1,7 +1,8 @@
-//! Who may ask: the outermost check, before any route.
+//! Access checks of requests, before any route.
 //!
-//! A web page can make a browser send requests here. `Host` tells a page that rebound its name, `Origin` any page, and
-//! a content type that forms cannot send makes browsers ask first, which nothing answers.
+//! A web page can make a browser send requests to this server. The `Host` check stops pages that rebind their name, the
+//! `Origin` check stops all foreign pages, and the required content type makes browsers send a preflight request, which is
+//! refused.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -14,24 +15,24 @@ use axum::response::{IntoResponse, Response};
 use super::ServerConfig;
 use super::reject::Reject;
 
-/// Paths that say nothing and need no key.
+/// Paths without information, which need no key.
 const OPEN_PATHS: [&str; 2] = ["/", "/healthz"];
-/// Names of this machine that cannot be rebound.
+/// Names of this machine, which cannot be rebound.
 const OWN_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
-/// Set on each answer: nothing here is a page, and nothing may be kept.
+/// Headers of each response: responses are not pages, and must not be cached.
 const FIXED_HEADERS: [(header::HeaderName, HeaderValue); 2] = [
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
     (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
 ];
 
-/// What requests must show.
+/// Requirements of requests.
 #[derive(Debug)]
 pub(super) struct Policy {
-    /// Lower case, without port.
+    /// Allowed hosts, in lower case, without port.
     hosts: Vec<String>,
-    /// Listening on every interface: then any literal address is one of ours, and cannot be rebound.
+    /// Whether the server listens on all interfaces. Any literal address is then its own, and cannot be rebound.
     any_address: bool,
-    /// Digest of the key. Digests are compared in constant time.
+    /// Digest of the API key. Digests are compared in constant time.
     key: Option<blake3::Hash>,
 }
 
@@ -47,7 +48,7 @@ impl Policy {
         }
     }
 
-    /// Checks what a request's head says of who sends it and what its body is.
+    /// Checks the head of a request.
     pub(super) fn check(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Reject> {
         let authority = self.check_host(uri, headers)?;
         check_origin(authority, headers)?;
@@ -60,8 +61,7 @@ impl Policy {
 
     fn check_host<'a>(&self, uri: &'a Uri, headers: &'a HeaderMap) -> Result<&'a str, Reject> {
         let foreign = |host: &str| {
-            let message =
-                format!("the host `{host}` is not served here; use localhost, or add it to the allowed hosts");
+            let message = format!("the host `{host}` is not allowed; use localhost, or add it to the allowed hosts");
             Reject::new(StatusCode::FORBIDDEN, "foreign_host", message)
         };
         let mut named = headers.get_all(header::HOST).iter();
@@ -88,16 +88,16 @@ impl Policy {
         let given = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes).and_then(bearer);
         match given {
             Some(given) if blake3::hash(given) == key => Ok(()),
-            Some(_) => Err(Reject::new(StatusCode::UNAUTHORIZED, "invalid_api_key", "the API key is not the one set")),
+            Some(_) => Err(Reject::new(StatusCode::UNAUTHORIZED, "invalid_api_key", "the API key is wrong")),
             None => {
-                let message = "an API key is needed: send it as `Authorization: Bearer <key>`";
+                let message = "an API key is required: send it as `Authorization: Bearer <key>`";
                 Err(Reject::new(StatusCode::UNAUTHORIZED, "missing_api_key", message))
             }
         }
     }
 }
 
-/// Browsers send `Origin` with every request that could change something; only our own pages may.
+/// Browsers send `Origin` with every request that may change state; only the server's own origin is allowed.
 fn check_origin(authority: &str, headers: &HeaderMap) -> Result<(), Reject> {
     for origin in headers.get_all(header::ORIGIN) {
         let origin = origin.to_str().unwrap_or("?");
@@ -123,6 +123,7 @@ fn check_content(headers: &HeaderMap) -> Result<(), Reject> {
     }
 }
 
+/// The key of an `Authorization` header.
 fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, key) = value.split_at_checked("Bearer ".len())?;
     scheme.eq_ignore_ascii_case(b"Bearer ").then_some(key)
@@ -145,7 +146,8 @@ fn host_text(address: IpAddr) -> String {
     }
 }
 
-/// The outermost layer: checks the head, then marks the answer.
+/// The outermost layer: checks the head of a request, and sets the headers of the response. The request id is set by hand:
+/// `tower-http`'s layer would need a trait implementation that is longer.
 pub(super) async fn guard(State(policy): State<Arc<Policy>>, request: Request, next: Next) -> Response {
     let mut response = match policy.check(request.method(), request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,

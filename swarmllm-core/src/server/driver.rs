@@ -1,6 +1,9 @@
 //! The tasks that accept and serve connections.
 //!
-//! An own loop, because axum's has no timers: a client that sends half a head would hold its connection for ever.
+//! `axum::serve` has no timeout of a request's head, so that half a head would hold a connection forever; this loop sets
+//! hyper's. hyper-util's `GracefulShutdown` would replace the `select!` of a connection alone: connections must also be
+//! bounded in number and aborted at a deadline, which need the permit, the token and the tracker anyway. Its `conn::auto`
+//! adds HTTP/2, which is not served.
 
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -16,34 +19,35 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::stall::StallGuard;
 use super::state::Client;
 
-/// Pause after a failed accept: out of file descriptors, a loop without it would take a core.
+/// Pause after a failed accept. Without it, the loop would use a whole core while file descriptors are exhausted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Bytes that a connection may buffer, which bounds a request's head too.
+/// Buffer of a connection in bytes, which also bounds a request's head.
 const CONNECTION_BUFFER: usize = 64 << 10;
 
-/// What every accept loop and connection needs.
+/// Shared state of accept loops and connections.
 #[derive(Clone)]
 pub(super) struct Driver {
     pub(super) app: Router,
-    /// One permit per connection.
+    /// A permit for each connection.
     pub(super) slots: Arc<Semaphore>,
     pub(super) header_timeout: Duration,
     pub(super) write_timeout: Duration,
-    /// No more requests.
+    /// Stops accepting connections and requests.
     pub(super) stop: CancellationToken,
-    /// No more connections.
+    /// Closes all connections.
     pub(super) abort: CancellationToken,
     pub(super) tasks: TaskTracker,
 }
 
 impl Driver {
-    /// Accepts until told to stop. Takes the slot first, so that what is over the limit waits in the kernel's queue.
+    /// Accepts connections until `stop`. The permit comes first, so that connections over the limit wait in the kernel's
+    /// queue.
     pub(super) async fn accept(self, listener: TcpListener) {
         let stop = self.stop.clone();
         let accepting = async {
@@ -60,13 +64,15 @@ impl Driver {
         stop.run_until_cancelled(accepting).await;
     }
 
-    /// Serves one connection; dropping it drops the answers that it waits for.
+    /// Serves a connection; dropping the future drops its answers.
     async fn connection(self, stream: TcpStream, from: SocketAddr, _slot: OwnedSemaphorePermit) {
-        // Tokens are small: without this each waits for the acknowledgement of the one before.
+        // Without it, each small write of a token waits for the acknowledgement of the previous write.
         if let Err(cause) = stream.set_nodelay(true) {
             tracing::debug!(%cause, "cannot set nodelay");
         }
-        let io = TokioIo::new(StallGuard::new(stream, self.write_timeout));
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(self.write_timeout));
+        let io = TokioIo::new(Box::pin(stream));
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(self.header_timeout).max_buf_size(CONNECTION_BUFFER);
         let (client, app) = (Client::new(from.ip()), TowerToHyperService::new(self.app));

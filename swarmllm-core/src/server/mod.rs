@@ -1,17 +1,21 @@
-//! The HTTP surface: OpenAI-shaped endpoints for a node.
+//! The HTTP server: endpoints in OpenAI's format for a node.
 //!
-//! Owns the listening sockets and their connections, nothing of the node's. Promises: every accepted field acts and
-//! every other is refused by name, but for those that clients send by default and that change nothing that an answer shows
-//! (`user`, `metadata`, `store: false`, `service_tier`, `safety_identifier`, `prompt_cache_key`, a message's `name`, and
-//! `parallel_tool_calls` without tools), which are accepted without effect; a client that leaves cancels its answer; every wait and every buffer is bounded.
-//! Refuses: hosts and origins that are not its own (DNS rebinding, web pages), bodies that are not JSON or are too
-//! large, addresses beyond this machine without a key. May import: base and the node's public items.
+//! The server owns the listening sockets and their connections, and no state of the node.
+//!
+//! Every accepted field has an effect, and every other field is refused by name. The exceptions are fields that clients send
+//! by default and that do not show in an answer; they are accepted without effect: `user`, `metadata`, `store: false`,
+//! `service_tier`, `safety_identifier`, `prompt_cache_key`, a message's `name`, and `parallel_tool_calls` without tools.
+//!
+//! A client that disconnects cancels its answer. Every wait and every buffer is bounded. The server refuses foreign hosts and
+//! origins (DNS rebinding, web pages), bodies that are too large or not JSON, and addresses beyond this machine without an
+//! API key.
+//!
+//! May import: base and the node's public items.
 
 mod auth;
 mod driver;
 mod openai;
 mod reject;
-mod stall;
 mod state;
 
 use std::io;
@@ -26,33 +30,32 @@ use tokio_util::task::TaskTracker;
 use crate::base::ErrorKind;
 use crate::node::Node;
 
-/// Port of the HTTP surface where none is configured.
+/// Default port of the HTTP server.
 pub const DEFAULT_PORT: u16 = 8800;
-/// Shortest key that is accepted, in bytes.
+/// Minimum length of an API key, in bytes.
 pub const MIN_KEY_BYTES: usize = 16;
-/// Most connections that may be configured.
+/// Maximum of [`ServerConfig::max_connections`].
 pub const MAX_CONNECTIONS: usize = 65_536;
 
-/// How a server listens and what it bounds.
+/// Addresses and limits of a server.
 #[derive(Clone)]
 pub struct ServerConfig {
-    /// Addresses to listen on; port 0 takes any free port. Default: `127.0.0.1:8800`. One that is not loopback needs
+    /// Addresses to listen on; port 0 takes any free port. Default: `127.0.0.1:8800`. An address other than loopback needs
     /// `api_key`.
     pub listen: Vec<SocketAddr>,
-    /// Key that requests carry as `Authorization: Bearer`: at least [`MIN_KEY_BYTES`] of printable ASCII. Default:
-    /// none.
+    /// Key of requests, sent as `Authorization: Bearer`: at least [`MIN_KEY_BYTES`] of printable ASCII. Default: none.
     pub api_key: Option<String>,
-    /// Names that the `Host` header may have beside `localhost`, the loopback addresses and the bound ones.
+    /// Further values of the `Host` header, beside `localhost`, the loopback addresses and the bound addresses.
     pub allowed_hosts: Vec<String>,
-    /// Largest request body, in bytes. Default: 10 MiB.
+    /// Maximum size of a request body, in bytes. Default: 10 MiB.
     pub max_body: usize,
-    /// Connections served at once; more wait in the kernel's queue. Default: 256.
+    /// Concurrent connections; further ones wait in the kernel's queue. Default: 256.
     pub max_connections: usize,
-    /// Time for a request's head, counted from when a connection is idle. Default: 10 s.
+    /// Time limit of a request's head, from the moment when the connection is idle. Default: 10 s.
     pub header_timeout: Duration,
-    /// Time for a request's body. Default: 30 s.
+    /// Time limit of a request's body. Default: 30 s.
     pub body_timeout: Duration,
-    /// Time after which a client that does not read its answer is dropped. Default: 30 s.
+    /// Time after which a connection is closed when its client reads nothing of its answer. Default: 30 s.
     pub write_timeout: Duration,
 }
 
@@ -71,39 +74,39 @@ impl Default for ServerConfig {
     }
 }
 
-/// Why a server does not start.
+/// Why a server could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// Nothing to listen on.
+    /// `listen` is empty.
     #[error("no address to listen on: give at least one")]
     NoAddress,
-    /// The address can be reached by others, and there is no key.
+    /// Other machines can reach the address, and there is no API key.
     #[error("{address} can be reached from other machines: set an API key, or listen on 127.0.0.1")]
     KeyNeeded {
-        /// The address asked for.
+        /// The configured address.
         address: SocketAddr,
     },
-    /// The key is too short, or cannot be sent in a header.
+    /// The API key is too short, or cannot be sent in a header.
     #[error("the API key must have at least {MIN_KEY_BYTES} characters of printable ASCII without spaces")]
     WeakKey,
-    /// A limit that cannot be.
+    /// A limit out of range.
     #[error("max_connections is {given}; it must be between 1 and {MAX_CONNECTIONS}")]
     BadLimit {
-        /// The limit asked for.
+        /// The configured limit.
         given: usize,
     },
     /// The address could not be bound.
-    #[error("cannot listen on {address}: {cause}; choose another port, or stop who uses it")]
+    #[error("cannot listen on {address}: {cause}; choose another port, or stop the program that uses it")]
     Bind {
-        /// The address asked for.
+        /// The configured address.
         address: SocketAddr,
-        /// What the system said.
+        /// The error of the system.
         cause: io::Error,
     },
 }
 
 impl ServeError {
-    /// The numbered kind.
+    /// The error kind.
     pub fn kind(&self) -> ErrorKind {
         match self {
             ServeError::NoAddress | ServeError::BadLimit { .. } => ErrorKind::InvalidArgument,
@@ -115,7 +118,7 @@ impl ServeError {
 
 /// Serves `node` over HTTP on the node's runtime, until the [`Server`] is shut down or dropped.
 ///
-/// May be called from a thread without a runtime. The server holds a handle of the node.
+/// May be called from a thread without a runtime. The server keeps a handle of the node.
 pub fn serve(node: Node, config: ServerConfig) -> Result<Server, ServeError> {
     check(&config)?;
     let _runtime = node.runtime().enter();
@@ -154,7 +157,7 @@ fn check(config: &ServerConfig) -> Result<(), ServeError> {
     }
 }
 
-/// Binds every address or none. Needs the runtime to be entered.
+/// Binds all addresses or none. The caller must have entered the runtime.
 fn bind(listen: &[SocketAddr]) -> Result<(Vec<tokio::net::TcpListener>, Vec<SocketAddr>), ServeError> {
     let mut listeners = Vec::new();
     let mut addresses = Vec::new();
@@ -172,7 +175,7 @@ fn bind(listen: &[SocketAddr]) -> Result<(Vec<tokio::net::TcpListener>, Vec<Sock
     Ok((listeners, addresses))
 }
 
-/// A running server. Dropping it closes every connection at once.
+/// A running server. Dropping it closes all connections at once.
 pub struct Server {
     addresses: Vec<SocketAddr>,
     stop: CancellationToken,
@@ -190,13 +193,13 @@ impl Server {
         server
     }
 
-    /// The bound addresses, in the order they were configured.
+    /// The bound addresses, in the configured order.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
 
-    /// Stops accepting, lets running answers end until `deadline`, then closes the rest, which cancels their answers.
-    /// Idempotent. Where the future is dropped early, accepting has stopped and answers go on until the server drops.
+    /// Stops accepting, lets running answers end until `deadline`, then closes the remaining connections, which cancels their
+    /// answers. Idempotent. If the future is dropped early, accepting has stopped, and answers run on until the server drops.
     pub async fn shutdown(&self, deadline: Duration) {
         self.stop.cancel();
         self.tasks.close();

@@ -1,4 +1,4 @@
-//! How a request is refused: OpenAI's error shape, with our kinds as codes.
+//! Refusals of requests, in OpenAI's error format, with error kinds as codes.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -9,31 +9,31 @@ use crate::base::json::JsonError;
 use crate::base::{ErrorKind, Fault};
 use crate::node::GenerateError;
 
-/// Longest message, in bytes: the foreign value that it quotes cannot make it large.
+/// Maximum length of a message in bytes, whatever foreign value it quotes.
 const MAX_MESSAGE: usize = 512;
-/// Longest name of a field.
+/// Maximum length of a field's name, in bytes.
 const MAX_PARAM: usize = 128;
-/// Seconds after which a client that met a full node may try again.
+/// Seconds after which a client may retry when the node was full.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
-/// An answer that says what was wrong.
+/// An error response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Reject {
     pub(super) status: StatusCode,
     pub(super) code: String,
     pub(super) message: String,
-    /// The field that is to blame.
+    /// The field at fault.
     pub(super) param: Option<String>,
 }
 
-/// The shape that OpenAI's clients read.
+/// The body in OpenAI's format.
 #[derive(Debug, Serialize)]
 pub(super) struct ErrorBody<'a> {
-    error: ErrorFacts<'a>,
+    error: ErrorFields<'a>,
 }
 
 #[derive(Debug, Serialize)]
-struct ErrorFacts<'a> {
+struct ErrorFields<'a> {
     message: &'a str,
     r#type: &'static str,
     param: Option<&'a str>,
@@ -41,19 +41,19 @@ struct ErrorFacts<'a> {
 }
 
 impl Reject {
-    /// A refusal that only HTTP knows.
+    /// A refusal of HTTP itself.
     pub(super) fn new(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
-        Self { status, code: code.to_owned(), message: cut(message.into(), MAX_MESSAGE), param: None }
+        Self { status, code: code.to_owned(), message: truncate(message.into(), MAX_MESSAGE), param: None }
     }
 
-    /// A field that cannot be used.
+    /// A refusal of a field.
     pub(super) fn field(param: impl Into<String>, why: impl std::fmt::Display) -> Self {
-        let param = cut(param.into(), MAX_PARAM);
+        let param = truncate(param.into(), MAX_PARAM);
         let message = format!("`{param}`: {why}");
         Self { param: Some(param), ..Self::of(ErrorKind::InvalidArgument, message) }
     }
 
-    /// A kind with its own status, and the code that OpenAI's clients know it by or else its name.
+    /// A refusal of an error kind, with its status and its code: OpenAI's code if it has one, otherwise the kind's name.
     pub(super) fn of(kind: ErrorKind, message: impl Into<String>) -> Self {
         let status = StatusCode::from_u16(kind.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let code = match kind {
@@ -63,10 +63,10 @@ impl Reject {
         Self::new(status, &code, message)
     }
 
-    /// The body, to be written as JSON.
+    /// The body, for serialization as JSON.
     pub(super) fn body(&self) -> ErrorBody<'_> {
         let Self { status, code, message, param } = self;
-        ErrorBody { error: ErrorFacts { message, r#type: family(*status), param: param.as_deref(), code } }
+        ErrorBody { error: ErrorFields { message, r#type: error_type(*status), param: param.as_deref(), code } }
     }
 }
 
@@ -76,21 +76,21 @@ impl From<JsonError> for Reject {
         let message = error.sentence("the body");
         match error {
             JsonError::Malformed(_) => Self::new(StatusCode::BAD_REQUEST, "malformed_json", message),
-            JsonError::Unfit { field: None, .. } => Self::of(ErrorKind::InvalidArgument, message),
-            JsonError::Unfit { field: Some(field), why } => Self::field(field, why),
+            JsonError::Data { field: None, .. } => Self::of(ErrorKind::InvalidArgument, message),
+            JsonError::Data { field: Some(field), why } => Self::field(field, why),
         }
     }
 }
 
-/// What bodies call a field of the node's requests that has another name there.
+/// Fields of the node's requests that have another name in bodies.
 const PARAMS: [(&str, &str); 4] =
     [("constraint", "response_format"), ("draft", "draft_model"), ("inputs", "input"), ("logprobs", "top_logprobs")];
 
-/// The name of a field in a body; its place in lists and objects stays.
+/// The path of a field in a body.
 fn param(field: &str) -> String {
     let head = field.split(['[', '.']).next().unwrap_or(field);
     let named = PARAMS.iter().find(|(own, _)| *own == head).map_or(head, |(_, named)| named);
-    cut(format!("{named}{}", field.get(head.len()..).unwrap_or_default()), MAX_PARAM)
+    truncate(format!("{named}{}", field.get(head.len()..).unwrap_or_default()), MAX_PARAM)
 }
 
 impl From<&Fault> for Reject {
@@ -111,8 +111,8 @@ impl From<GenerateError> for Reject {
         let reject = Self::from(error.fault());
         match &error {
             GenerateError::Refused(_) => reject,
-            // It says how far the answer had come.
-            GenerateError::Interrupted { .. } => Self { message: cut(error.to_string(), MAX_MESSAGE), ..reject },
+            // The message includes the progress of the answer.
+            GenerateError::Interrupted { .. } => Self { message: truncate(error.to_string(), MAX_MESSAGE), ..reject },
         }
     }
 }
@@ -131,8 +131,8 @@ impl IntoResponse for Reject {
     }
 }
 
-/// OpenAI's families of errors, by which its clients choose an exception.
-fn family(status: StatusCode) -> &'static str {
+/// OpenAI's error types, from which clients choose an exception.
+fn error_type(status: StatusCode) -> &'static str {
     match status.as_u16() {
         401 => "authentication_error",
         403 => "permission_error",
@@ -155,12 +155,8 @@ pub(super) fn snake_case(name: &str) -> String {
     snake
 }
 
-fn cut(mut text: String, most: usize) -> String {
-    let mut end = text.len().min(most);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.truncate(end);
+fn truncate(mut text: String, most: usize) -> String {
+    text.truncate(text.floor_char_boundary(most));
     text
 }
 
@@ -169,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_has_a_status_that_http_knows_and_a_code_of_its_own() {
+    fn every_kind_has_an_http_status_and_a_unique_code() {
         let mut codes: Vec<String> = ErrorKind::ALL.iter().map(|kind| Reject::of(*kind, "").code).collect();
         for kind in ErrorKind::ALL {
             assert_eq!(Reject::of(*kind, "").status.as_u16(), kind.http_status(), "{}", kind.name());
@@ -183,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn the_body_has_openais_shape() {
+    fn the_body_has_the_format_of_openai() {
         let body = serde_json::to_value(Reject::field("n", "only 1").body()).unwrap();
         let want = serde_json::json!({"error": {
             "message": "`n`: only 1", "type": "invalid_request_error", "param": "n", "code": "invalid_argument"
@@ -192,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_of_the_nodes_is_named_as_the_body_has_it() {
+    fn fields_have_their_names_in_bodies() {
         let table = [
             ("prompt", "prompt"),
             ("messages", "messages"),
@@ -215,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_is_told_with_the_time_after_which_to_come_back() {
+    fn a_full_queue_is_refused_with_retry_after() {
         let response = Reject::of(ErrorKind::Overloaded, "full").into_response();
         assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
         assert_eq!(response.headers().get(header::RETRY_AFTER), Some(&RETRY_AFTER));
@@ -225,11 +221,11 @@ mod tests {
             (&"rate_limit_error".into(), &"overloaded".into())
         );
         let other = Reject::of(ErrorKind::NoPlan, "").into_response();
-        assert_eq!(other.headers().get(header::RETRY_AFTER), None, "only what waiting mends");
+        assert_eq!(other.headers().get(header::RETRY_AFTER), None, "waiting does not help");
     }
 
     #[test]
-    fn a_long_foreign_value_does_not_make_a_long_message() {
+    fn a_long_foreign_value_is_truncated() {
         let reject = Reject::field("é".repeat(10_000), "ß".repeat(10_000));
         assert!(reject.message.len() <= MAX_MESSAGE);
         assert!(reject.param.unwrap().len() <= MAX_PARAM);

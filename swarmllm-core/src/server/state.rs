@@ -1,4 +1,7 @@
-//! What handlers are given, and how they read a body.
+//! The state of handlers, and the extractor of JSON bodies.
+//!
+//! `tower-http`'s body limit refuses a large `Content-Length` in plain text, and its error of a longer body differs from
+//! that of a lost connection only by a downcast. Bodies are therefore read here, with refusals in OpenAI's format.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv6Addr};
@@ -15,17 +18,17 @@ use super::reject::Reject;
 use crate::base::json;
 use crate::node::Node;
 
-/// The node and the bounds.
+/// The node and the limits.
 #[derive(Clone)]
 pub(super) struct AppState {
     pub(super) node: Node,
     pub(super) limits: Limits,
 }
 
-/// Bounds on a request's body.
+/// Limits of a request's body.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// Bytes.
+    /// Maximum size, in bytes.
     pub(super) max_body: usize,
     pub(super) body_timeout: Duration,
 }
@@ -42,14 +45,14 @@ impl FromRef<AppState> for Node {
     }
 }
 
-/// Who asks, for a fair share of the node: requests from one address are one caller's, of IPv6 those from one network of 64
-/// bits, of which a machine has all addresses.
+/// The caller of a request, for fair queueing: the client's address, of IPv6 its /64 network, because a machine may use all
+/// addresses of one.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Client(pub(super) String);
 
 impl Client {
     pub(super) fn new(address: IpAddr) -> Self {
-        /// Bits of an address that one machine does not choose.
+        /// Bits of the network part.
         const NETWORK: u128 = (u64::MAX as u128) << 64;
         let address = match address.to_canonical() {
             IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from(v6.to_bits() & NETWORK)),
@@ -80,7 +83,7 @@ where
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Reject> {
         let limits = Limits::from_ref(state);
-        let late = |_| Reject::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "the body did not arrive in time");
+        let late = |_| Reject::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "the body took too long");
         let reading = read(request.into_body(), limits.max_body);
         let bytes = tokio::time::timeout(limits.body_timeout, reading).await.map_err(late)??;
         Ok(Self(json::parse(&bytes)?))

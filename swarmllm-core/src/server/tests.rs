@@ -1,4 +1,4 @@
-//! The server without a model: what it refuses, and how.
+//! The server without a model: its refusals, and its connections.
 
 mod malformed;
 
@@ -12,9 +12,9 @@ use axum::{Json, Router};
 use serde_json::{Map, Value, json};
 use tower::ServiceExt;
 
-use super::openai::choices::Asked;
+use super::openai::choices::NodeRequest;
 use super::openai::completions::TextBody;
-use super::openai::request::Ask;
+use super::openai::request::CheckedRequest;
 use super::openai::types::ChatBody;
 use super::reject::Reject;
 use super::state::{JsonBody, Limits};
@@ -30,7 +30,7 @@ fn limits() -> Limits {
     Limits { max_body: 16 << 10, body_timeout: Duration::from_secs(30) }
 }
 
-/// The guard and the parsing of the real server around handlers that need no node.
+/// Access checks and parsing of the server, with handlers that need no node.
 fn app(config: &ServerConfig, bound: &str) -> Router {
     let policy = auth::Policy::new(config, &[bound.parse().unwrap()]);
     let routes = Router::new()
@@ -49,19 +49,19 @@ fn app(config: &ServerConfig, bound: &str) -> Router {
     openai::guarded(routes, Arc::new(policy))
 }
 
-fn echo(checked: Result<Ask, Reject>) -> axum::response::Response {
+fn echo(checked: Result<CheckedRequest, Reject>) -> axum::response::Response {
     match checked {
         Ok(ask) => Json(json!({"model": ask.request.model(), "stream": ask.stream})).into_response(),
         Err(reject) => reject.into_response(),
     }
 }
 
-/// What a chat's body asks of the node.
+/// The node's request of a chat's body.
 fn chat_request(body: &str) -> ChatRequest {
     let body: ChatBody = json::parse(body.as_bytes()).unwrap();
     match body.check().unwrap().request {
-        Asked::Chat(request) => request,
-        Asked::Text(_) => panic!("a chat asks for an answer"),
+        NodeRequest::Chat(request) => request,
+        NodeRequest::Text(_) => panic!("a chat asks for an answer"),
     }
 }
 
@@ -93,7 +93,7 @@ fn with(field: &str, value: Value) -> String {
 }
 
 #[tokio::test]
-async fn every_accepted_field_is_accepted() {
+async fn every_supported_field_is_accepted() {
     let body = json!({
         "model": "m", "stream": true, "stream_options": {"include_usage": true}, "n": 3, "temperature": 0,
         "top_p": 0.5, "top_k": 40, "min_p": 0.1, "max_completion_tokens": 7, "stop": ["a", "b"], "seed": -1,
@@ -109,7 +109,7 @@ async fn every_accepted_field_is_accepted() {
     let ask: ChatBody = json::parse(body.to_string().as_bytes()).unwrap();
     let ask = ask.check().unwrap();
     assert!(ask.stream && ask.include_usage && ask.n == 3);
-    let Asked::Chat(request) = ask.request else { panic!("a chat asks for an answer") };
+    let NodeRequest::Chat(request) = ask.request else { panic!("a chat asks for an answer") };
     let messages: Vec<_> = request.messages.iter().map(|m| (m.role.as_str(), m.content.as_str())).collect();
     assert_eq!(messages, [("system", "be brief"), ("user", "a\nb"), ("assistant", "c")]);
     let options = request.options;
@@ -142,7 +142,7 @@ fn every_response_format_is_understood() {
 }
 
 #[tokio::test]
-async fn what_is_not_supported_is_refused_by_name() {
+async fn unsupported_fields_are_refused_by_name() {
     let table = [
         ("frobnicate", json!(1), "frobnicate"),
         ("tools", json!({}), "tools"),
@@ -206,7 +206,7 @@ async fn what_is_not_supported_is_refused_by_name() {
 }
 
 #[test]
-fn what_clients_send_by_default_is_accepted_without_effect() {
+fn default_fields_of_clients_are_accepted_without_effect() {
     let plain = chat_request(&with("model", json!("m")));
     let table = [
         ("user", json!("me")),
@@ -233,7 +233,7 @@ fn what_clients_send_by_default_is_accepted_without_effect() {
 }
 
 #[test]
-fn what_a_template_is_given_reaches_the_node() {
+fn inputs_of_the_template_reach_the_node() {
     let tools = json!([{"type": "function", "function": {"name": "f"}}]);
     let mut body: Value = serde_json::from_str(&with("tools", tools.clone())).unwrap();
     body["documents"] = json!([{"text": "d"}]);
@@ -252,7 +252,7 @@ fn what_a_template_is_given_reaches_the_node() {
 }
 
 #[tokio::test]
-async fn a_plain_text_is_continued_and_what_it_cannot_have_is_refused_by_name() {
+async fn text_requests_refuse_unsupported_fields_by_name() {
     let with = |field: &str, value: Value| {
         let mut body = json!({"model": "m", "prompt": "Once"});
         body[field] = value;
@@ -293,7 +293,7 @@ async fn a_plain_text_is_continued_and_what_it_cannot_have_is_refused_by_name() 
 }
 
 #[tokio::test]
-async fn a_response_format_that_is_none_is_refused_with_its_field() {
+async fn an_invalid_response_format_is_refused_with_its_field() {
     let grammar =
         |definition: String| json!({"type": "grammar", "grammar": {"syntax": "lark", "definition": definition}});
     let formats = [
@@ -313,7 +313,7 @@ async fn a_response_format_that_is_none_is_refused_with_its_field() {
 }
 
 #[tokio::test]
-async fn a_value_that_is_no_number_or_is_given_twice_is_refused() {
+async fn infinite_numbers_and_duplicate_fields_are_refused() {
     let twice = r#"{"model": "m", "model": "w", "messages": []}"#;
     let huge = r#"{"model": "m", "messages": [{"role": "user", "content": "x"}], "temperature": 1e999}"#;
     for body in [twice, huge] {
@@ -339,7 +339,7 @@ async fn a_body_over_the_limit_is_refused() {
 }
 
 #[tokio::test]
-async fn a_foreign_head_is_refused_before_anything_is_read() {
+async fn a_foreign_head_is_refused() {
     let table = [
         (header::HOST, "evil.example", StatusCode::FORBIDDEN, "foreign_host"),
         (header::HOST, "localhost.evil.example:8800", StatusCode::FORBIDDEN, "foreign_host"),
@@ -364,7 +364,7 @@ async fn a_foreign_head_is_refused_before_anything_is_read() {
 }
 
 #[tokio::test]
-async fn our_own_hosts_and_pages_are_served() {
+async fn own_hosts_and_origins_are_served() {
     for host in ["localhost", "LOCALHOST:1", "127.0.0.1:8800", "[::1]:8800", "box.local:8800"] {
         let mut request = post_chat(with("n", json!(1)));
         request.headers_mut().insert(header::HOST, host.parse().unwrap());
@@ -376,7 +376,7 @@ async fn our_own_hosts_and_pages_are_served() {
 }
 
 #[tokio::test]
-async fn on_every_interface_any_literal_address_is_ours_but_no_name() {
+async fn on_all_interfaces_any_literal_address_is_allowed() {
     let config = ServerConfig { api_key: None, ..ServerConfig::default() };
     for (host, status) in [("192.168.0.9:8800", StatusCode::OK), ("evil.example", StatusCode::FORBIDDEN)] {
         let mut request = post_chat(with("n", json!(1)));
@@ -386,7 +386,7 @@ async fn on_every_interface_any_literal_address_is_ours_but_no_name() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_set_is_asked_for_except_on_healthz() {
+async fn an_api_key_is_required_except_on_healthz() {
     let config = ServerConfig { api_key: Some(KEY.to_owned()), ..ServerConfig::default() };
     let cases = [
         (None, StatusCode::UNAUTHORIZED),
@@ -406,7 +406,7 @@ async fn a_key_that_is_set_is_asked_for_except_on_healthz() {
 }
 
 #[tokio::test]
-async fn unknown_routes_methods_and_panics_have_openais_shape() {
+async fn unknown_routes_methods_and_panics_have_openais_format() {
     let at = |method, uri| {
         let request = Request::builder().method(method).uri(uri).header(header::HOST, "localhost");
         request.body(Body::empty()).unwrap()
@@ -423,7 +423,7 @@ async fn unknown_routes_methods_and_panics_have_openais_shape() {
 }
 
 #[test]
-fn an_address_beyond_this_machine_needs_a_good_key() {
+fn a_public_address_needs_a_strong_key() {
     let config = |listen: &str, key: Option<&str>| ServerConfig {
         listen: vec![listen.parse().unwrap()],
         api_key: key.map(str::to_owned),
@@ -441,7 +441,7 @@ fn an_address_beyond_this_machine_needs_a_good_key() {
     ));
 }
 
-/// A served router on a free port, and its server.
+/// A server of `app` on a free port, and its address.
 fn served(app: Router, change: impl FnOnce(&mut driver::Driver)) -> (Server, SocketAddr) {
     let (listeners, addresses) = bind(&["127.0.0.1:0".parse().unwrap()]).unwrap();
     let mut driver = driver::Driver {
@@ -471,13 +471,13 @@ async fn raw(address: SocketAddr, head: &'static str) -> String {
 }
 
 #[tokio::test]
-async fn half_a_head_does_not_hold_a_connection_for_ever() {
+async fn half_a_head_does_not_hold_a_connection() {
     let short = Duration::from_millis(100);
     let (_server, address) = served(Router::new(), |driver| {
         driver.header_timeout = short;
         driver.slots = Arc::new(Semaphore::new(1));
     });
-    // Each would hang without the timer; the second, and the real request, would wait for the only slot too.
+    // Without the timeout, the first would hang, and the others would wait for the only slot.
     for _ in 0..2 {
         raw(address, "GET / HTTP/1.1\r\nHost: local").await;
     }
@@ -495,14 +495,16 @@ async fn a_port_in_use_is_a_typed_error() {
     assert!(bind(&[address]).is_ok());
 }
 
-#[tokio::test]
-async fn a_client_that_leaves_drops_its_answer() {
-    struct Held(tokio::sync::mpsc::Sender<()>);
-    impl Drop for Held {
-        fn drop(&mut self) {
-            let _ = self.0.try_send(());
-        }
+/// Reports its drop.
+struct Held(tokio::sync::mpsc::Sender<()>);
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = self.0.try_send(());
     }
+}
+
+#[tokio::test]
+async fn a_lost_client_drops_its_answer() {
     let (sender, mut dropped) = tokio::sync::mpsc::channel(1);
     let handler = move || async move {
         let _held = Held(sender);
@@ -517,7 +519,25 @@ async fn a_client_that_leaves_drops_its_answer() {
 }
 
 #[tokio::test]
-async fn shutdown_lets_answers_end_and_closes_the_rest_at_the_deadline() {
+async fn a_client_that_reads_nothing_loses_its_connection() {
+    let (sender, mut dropped) = tokio::sync::mpsc::channel(1);
+    let handler = move || async move {
+        let endless = futures::stream::unfold(Held(sender), |held| async move {
+            Some((Ok::<_, std::convert::Infallible>(vec![0_u8; 64 << 10]), held))
+        });
+        Body::from_stream(endless)
+    };
+    let (_server, address) = served(Router::new().route("/", get(handler)), |driver| {
+        driver.write_timeout = Duration::from_millis(100);
+    });
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    // The socket's buffers take some of the body; then no write makes progress.
+    assert_eq!(tokio::time::timeout(Duration::from_secs(30), dropped.recv()).await, Ok(Some(())));
+}
+
+#[tokio::test]
+async fn shutdown_drains_answers_until_the_deadline() {
     let slow = || async {
         tokio::time::sleep(Duration::from_millis(200)).await;
         "slow"

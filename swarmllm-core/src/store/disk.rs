@@ -1,4 +1,4 @@
-//! A disk that gets full, for tests: a file in memory whose writes can be counted.
+//! A simulated disk for tests: a file in memory with a limited number of writes.
 
 use std::io;
 use std::path::Path;
@@ -8,37 +8,37 @@ use redb::{Database, StorageBackend};
 
 use super::{Store, StoreError};
 
-/// The file; clones are the same.
+/// The file; clones share it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Disk {
+pub(crate) struct TestDisk {
     inner: Arc<Mutex<Content>>,
 }
 
 #[derive(Debug, Default)]
 struct Content {
     bytes: Vec<u8>,
-    /// What was there when the disk last said that all of it is durable.
+    /// The bytes at the last successful sync.
     durable: Vec<u8>,
-    /// Writes until the disk is full; it has room where there is no number.
+    /// Writes until the disk is full; `None` for no limit.
     writes_left: Option<usize>,
 }
 
-impl Disk {
-    /// Opens the store that lies here.
+impl TestDisk {
+    /// Opens the store on this disk.
     pub fn open(&self) -> Result<Store, StoreError> {
         let disk = self.clone();
         let opener = move || Database::builder().create_with_backend(disk.clone());
         Store::open_with(Path::new("store.redb"), Box::new(opener))
     }
 
-    /// What a disk that loses its power now has afterwards.
-    pub fn after_power_loss(&self) -> Disk {
+    /// The disk after a power loss now.
+    pub fn after_power_loss(&self) -> TestDisk {
         let durable = self.inner.lock().unwrap().durable.clone();
         let content = Content { bytes: durable.clone(), durable, writes_left: None };
-        Disk { inner: Arc::new(Mutex::new(content)) }
+        TestDisk { inner: Arc::new(Mutex::new(content)) }
     }
 
-    /// From now on so many writes are taken; all where there is no number.
+    /// From now on the disk accepts this many writes; `None` for no limit.
     pub fn allow(&self, writes: Option<usize>) {
         self.inner.lock().unwrap().writes_left = writes;
     }
@@ -57,7 +57,7 @@ impl Content {
     }
 }
 
-impl StorageBackend for Disk {
+impl StorageBackend for TestDisk {
     fn len(&self) -> io::Result<u64> {
         Ok(self.inner.lock().unwrap().bytes.len() as u64)
     }
@@ -78,7 +78,7 @@ impl StorageBackend for Disk {
         Ok(())
     }
 
-    /// Counts as a write: a disk may find out that it has no room for what it took before.
+    /// Counts as a write: a disk may only notice at a sync that it has no space for earlier writes.
     fn sync_data(&self) -> io::Result<()> {
         let mut content = self.inner.lock().unwrap();
         content.spend()?;

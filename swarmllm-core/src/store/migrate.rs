@@ -1,15 +1,15 @@
-//! The version of the tables, and the way from each older one to the next.
+//! The version of the tables, and the migration from older ones.
 
 use redb::{ReadTransaction, ReadableTable, TableError, WriteTransaction};
 
-use super::tables::{ACCOUNTS, META, OLD_PEERS, PEERS, SPEEDS};
+use super::tables::{ACCOUNTS, META, PEERS, PEERS_V1, SPEEDS};
 
-/// Version that this build reads and writes.
+/// The version that this build reads and writes.
 pub(super) const VERSION: u64 = 3;
-/// Where the version is kept.
+/// Key of the version in [`META`].
 const VERSION_KEY: &str = "schema";
 
-/// The version that a file has; none of a new one.
+/// The file's version; `None` for a new file.
 pub(super) fn version(transaction: &ReadTransaction) -> Result<Option<u64>, redb::Error> {
     match transaction.open_table(META) {
         Ok(meta) => Ok(meta.get(VERSION_KEY)?.map(|version| version.value())),
@@ -18,17 +18,17 @@ pub(super) fn version(transaction: &ReadTransaction) -> Result<Option<u64>, redb
     }
 }
 
-/// Brings the tables to [`VERSION`], inside the one transaction; gives the version that the file then has. A newer one
-/// is left as it is.
+/// Migrates the tables to [`VERSION`] inside the transaction and returns the file's version. A newer version is left
+/// unchanged.
 pub(super) fn run(transaction: &WriteTransaction) -> Result<u64, redb::Error> {
     let mut meta = transaction.open_table(META)?;
     let found = meta.get(VERSION_KEY)?.map(|version| version.value());
     match found {
         Some(found) if found >= VERSION => return Ok(found),
-        // A file without a version is a new one; version 1 had peers only, of whatever swarm: they will be met again.
-        // Version 2 had no speeds.
+        // A file without a version is new. Version 1 had only peers, without their swarm, so they are dropped. Version 2 had
+        // no speeds.
         _ => {
-            transaction.delete_table(OLD_PEERS)?;
+            transaction.delete_table(PEERS_V1)?;
             transaction.open_table(PEERS)?;
             transaction.open_table(ACCOUNTS)?;
             transaction.open_table(SPEEDS)?;
@@ -39,7 +39,7 @@ pub(super) fn run(transaction: &WriteTransaction) -> Result<u64, redb::Error> {
 }
 
 #[cfg(test)]
-pub(super) fn pretend(transaction: &WriteTransaction, version: u64) -> Result<(), redb::Error> {
+pub(super) fn set_version(transaction: &WriteTransaction, version: u64) -> Result<(), redb::Error> {
     transaction.open_table(META)?.insert(VERSION_KEY, version)?;
     Ok(())
 }

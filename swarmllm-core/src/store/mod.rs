@@ -1,13 +1,11 @@
-//! The node's small facts that must outlive it: peers that once answered, how fast hosts computed, and the ledger's
-//! accounts. One redb file.
+//! The node's persistent records: known peers, measured speeds of hosts, and the ledger's accounts. One redb file.
 //!
-//! Owns every table (`tables`) and their version (`migrate`); no other room opens the file. Promises: each call is one
-//! durable transaction, so a killed process loses nothing that was acknowledged; everything stored is bounded; a call that
-//! fails for want of room, or because the disk does not read or write, leaves a store that works again as soon as the disk
-//! does. Refuses: a damaged file, one of a newer build, and one that another process uses; none of them is changed by the
-//! attempt.
+//! Owns all tables (`tables`) and their version (`migrate`); no other module opens the file. Guarantees: each call is one
+//! durable transaction, so a killed process loses nothing that was acknowledged; everything stored is bounded; after a call
+//! fails on a full or failing disk, the store works again as soon as the disk does. A file that is damaged, newer than this
+//! build or used by another process is refused and not changed.
 //!
-//! All calls block on the disk, for about a millisecond: from async code, call them on a blocking thread.
+//! All calls block on the disk for about a millisecond: async code calls them on a blocking thread.
 //!
 //! May import: base, identity, wire, rt.
 
@@ -33,27 +31,27 @@ use tables::{ACCOUNTS, PEERS, SPEEDS};
 
 /// Bounds of what is stored.
 pub mod limits {
-    /// Peers of all swarms; the ones not seen for longest make room.
+    /// Peers of all swarms; the least recently seen are evicted.
     pub const PEERS: u64 = 1024;
-    /// Addresses of a peer, the newest ones.
+    /// Addresses of a peer; the newest are kept.
     pub const ADDRESSES: usize = 16;
     /// Bytes of an address; longer ones are not stored.
     pub const ADDRESS: usize = 256;
-    /// Paces of hosts; the ones not seen for longest make room.
+    /// Speeds of hosts; the least recently seen are evicted.
     pub const SPEEDS: u64 = 4096;
-    /// Bytes that are kept of an account.
+    /// Bytes of an account.
     pub const ACCOUNT: usize = 1024;
-    /// Bytes of memory for redb's pages: what is stored takes less than a few MiB.
+    /// Bytes of redb's page cache. The stored data takes less than a few MiB.
     pub const CACHE: usize = 4 * 1024 * 1024;
 }
 
 /// Why the store refused or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The disk has no room for a change. What was stored before is there, and the next call tries again.
-    #[error("there is no room on the disk for the store {path}: {source}; make some, what it holds is kept", path = path.display())]
+    /// The disk is full. Earlier data is intact, and the next call tries again.
+    #[error("no space for the store {path}: {source}; free some, the stored data is intact", path = path.display())]
     Full { path: PathBuf, source: io::Error },
-    /// The disk did not read or write. The next call tries again.
+    /// A read or write failed. The next call tries again.
     #[error("the store {path} could not be read or written: {source}", path = path.display())]
     Io { path: PathBuf, source: io::Error },
     /// The file is not a store, or its content is damaged.
@@ -63,13 +61,13 @@ pub enum StoreError {
         path = path.display()
     )]
     Damaged { path: PathBuf, reason: String },
-    /// The file is of a newer build.
+    /// A newer build wrote the file.
     #[error(
         "the store {path} has version {found}, this build reads up to {known}; use a newer build",
         path = path.display()
     )]
     Newer { path: PathBuf, found: u64, known: u64 },
-    /// Another node has it open.
+    /// Another process has the file open.
     #[error(
         "the store {path} is in use by another node; give each node a data directory of its own",
         path = path.display()
@@ -78,7 +76,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// The kind that crosses borders.
+    /// The [`ErrorKind`] reported to callers.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Full { .. } => ErrorKind::DiskFull,
@@ -98,7 +96,7 @@ impl StoreError {
                 }
                 _ => Self::from_io(source, &path),
             },
-            // They say that something failed before, and nothing of the file's content.
+            // These report an earlier failure and say nothing about the file's content.
             redb::Error::PreviousIo | redb::Error::DatabaseClosed | redb::Error::LockPoisoned(_) => {
                 Self::Io { path, source: io::Error::other(error.to_string()) }
             }
@@ -115,41 +113,41 @@ impl StoreError {
     }
 }
 
-/// A peer as remembered.
+/// A remembered peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerRecord {
-    /// The peer.
+    /// Node id.
     pub node: NodeId,
-    /// Where it answered, newest first, as multiaddr text.
+    /// Addresses where it answered, newest first, as multiaddr text.
     pub addresses: Vec<String>,
-    /// When it last answered, in milliseconds since 1970.
+    /// Time of its last answer, in milliseconds since 1970.
     pub last_seen_ms: u64,
 }
 
-/// How fast a host has computed a model.
+/// The measured speed of a host on a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpeedRecord {
     /// The model.
     pub model: ModelId,
     /// The host.
     pub node: NodeId,
-    /// Nanoseconds for a token and a unit of weight.
-    pub pace_ns: u64,
-    /// When that was seen last, in milliseconds since 1970.
+    /// Nanoseconds per token and unit of weight.
+    pub ns_per_unit: u64,
+    /// Time of the last measurement, in milliseconds since 1970.
     pub seen_ms: u64,
 }
 
-/// An account's key (swarm, debtor, creditor) and its bytes.
+/// An account's key (swarm, debtor, creditor; 32 bytes each) and its bytes.
 pub type StoredAccount = ([u8; 96], Vec<u8>);
 
-/// What the table holds beside the key.
+/// The value of a row of peers.
 #[derive(Serialize, Deserialize)]
 struct StoredPeer {
     addresses: Vec<String>,
     last_seen_ms: u64,
 }
 
-/// Where a peer is stored.
+/// The key of a row of peers.
 fn peer_key(network: &Hash, node: NodeId) -> [u8; 64] {
     let mut key = [0; 64];
     key[..32].copy_from_slice(network.as_bytes());
@@ -157,7 +155,7 @@ fn peer_key(network: &Hash, node: NodeId) -> [u8; 64] {
     key
 }
 
-/// What is stored of a peer that was seen again.
+/// The stored row after a peer was seen again.
 fn merge(seen: &PeerRecord, known: Option<StoredPeer>) -> StoredPeer {
     let known = known.unwrap_or(StoredPeer { addresses: Vec::new(), last_seen_ms: 0 });
     let mut addresses: Vec<String> = Vec::new();
@@ -169,7 +167,7 @@ fn merge(seen: &PeerRecord, known: Option<StoredPeer>) -> StoredPeer {
     StoredPeer { addresses, last_seen_ms: seen.last_seen_ms.max(known.last_seen_ms) }
 }
 
-/// A handle to the store; clones share it. The file is closed with the last one.
+/// A handle to the store; clones share it. Dropping the last one closes the file.
 #[derive(Debug, Clone)]
 pub struct Store {
     inner: Arc<Inner>,
@@ -181,7 +179,7 @@ type Opener = Box<dyn Fn() -> Result<Database, DatabaseError> + Send + Sync>;
 struct Inner {
     path: PathBuf,
     opener: Opener,
-    /// Nothing behind a failure: redb refuses all work then, so that the next call opens the file again.
+    /// `None` after a failure: redb refuses all further work, so the next call reopens the file.
     database: Mutex<Option<Database>>,
 }
 
@@ -192,14 +190,13 @@ impl std::fmt::Debug for Inner {
 }
 
 impl Store {
-    /// Opens the store at `path`, which is made (with its directory) where it is missing, and brings it to this build's
-    /// version.
+    /// Opens the store at `path`, creates it (with its directory) if it is missing, and migrates it to this build's version.
     pub fn open(path: &Path) -> Result<Store, StoreError> {
         match fs::metadata(path) {
-            // An empty file is what a node leaves that is killed while it makes one.
+            // A node killed while it creates the store leaves an empty file.
             Ok(found) if !found.is_file() || found.len() > 0 => {}
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(StoreError::from_io(error, path)),
-            _ => make(path)?,
+            _ => create_empty(path)?,
         }
         let file = path.to_owned();
         Self::open_with(path, Box::new(move || Database::builder().set_cache_size(limits::CACHE).open(&file)))
@@ -207,7 +204,7 @@ impl Store {
 
     fn open_with(path: &Path, opener: Opener) -> Result<Store, StoreError> {
         let store = Store { inner: Arc::new(Inner { path: path.to_owned(), opener, database: Mutex::default() }) };
-        // A file of this version needs no change, for which a full disk may have no room.
+        // A file of this version is not written, since a full disk may have no space for that.
         let found = match store.read(migrate::version)? {
             Some(found) if found >= migrate::VERSION => found,
             _ => store.write(migrate::run)?,
@@ -218,7 +215,7 @@ impl Store {
         }
     }
 
-    /// The peers of a swarm that were remembered, the last seen first.
+    /// The remembered peers of a swarm, last seen first.
     pub fn peers(&self, network: &Hash) -> Result<Vec<PeerRecord>, StoreError> {
         let mut peers = self.read(|transaction| {
             let table = transaction.open_table(PEERS)?;
@@ -227,7 +224,7 @@ impl Store {
             for row in table.range::<&[u8; 64]>(&first..=&last)? {
                 let (key, bytes) = row?;
                 let node = NodeId(std::array::from_fn(|at| key.value()[32 + at]));
-                // A row that cannot be read is one address less to try, no reason to refuse the others.
+                // An unreadable row is skipped: it costs one address, not the others.
                 if let Ok(StoredPeer { addresses, last_seen_ms }) = postcard::from_bytes(bytes.value()) {
                     peers.push(PeerRecord { node, addresses, last_seen_ms });
                 }
@@ -238,8 +235,8 @@ impl Store {
         Ok(peers)
     }
 
-    /// Remembers peers of a swarm in one transaction, merged with what is known of them: new addresses come first, old ones stay
-    /// as long as there is room.
+    /// Remembers peers of a swarm in one transaction, merged with their stored rows: new addresses come first, old ones stay
+    /// within the bound.
     pub fn remember_peers(&self, network: &Hash, peers: &[PeerRecord]) -> Result<(), StoreError> {
         self.write(|transaction| {
             let mut table = transaction.open_table(PEERS)?;
@@ -253,7 +250,7 @@ impl Store {
         })
     }
 
-    /// Forgets a peer; says whether it was known.
+    /// Forgets a peer; returns whether it was known.
     pub fn forget_peer(&self, network: &Hash, node: NodeId) -> Result<bool, StoreError> {
         self.write(|transaction| {
             let mut table = transaction.open_table(PEERS)?;
@@ -261,7 +258,7 @@ impl Store {
         })
     }
 
-    /// All accounts: their keys, and what [`put_account`](Self::put_account) was given.
+    /// All accounts, with the bytes last given to [`put_account`](Self::put_account).
     pub fn accounts(&self) -> Result<Vec<StoredAccount>, StoreError> {
         self.read(|transaction| {
             let table = transaction.open_table(ACCOUNTS)?;
@@ -274,12 +271,12 @@ impl Store {
         })
     }
 
-    /// What [`put_account`](Self::put_account) was given for one account.
+    /// The bytes last given to [`put_account`](Self::put_account) for this account.
     pub fn account(&self, key: &[u8; 96]) -> Result<Option<Vec<u8>>, StoreError> {
         self.read(|transaction| Ok(transaction.open_table(ACCOUNTS)?.get(key)?.map(|bytes| bytes.value().to_vec())))
     }
 
-    /// Stores an account in one transaction, durable when this returns, even if the machine loses power in the commit.
+    /// Stores an account in one transaction, durable when this returns, even if the machine loses power during the commit.
     pub fn put_account(&self, key: &[u8; 96], bytes: &[u8]) -> Result<(), StoreError> {
         debug_assert!(bytes.len() <= limits::ACCOUNT, "{} bytes of an account", bytes.len());
         self.commit(true, |transaction| {
@@ -295,15 +292,15 @@ impl Store {
             let mut speeds = Vec::new();
             for row in table.iter()? {
                 let (key, value) = row?;
-                let (key, (pace_ns, seen_ms)) = (key.value(), value.value());
+                let (key, (ns_per_unit, seen_ms)) = (key.value(), value.value());
                 let id = |from: usize| std::array::from_fn(|at| key[from + at]);
-                speeds.push(SpeedRecord { model: ModelId(id(0)), node: NodeId(id(32)), pace_ns, seen_ms });
+                speeds.push(SpeedRecord { model: ModelId(id(0)), node: NodeId(id(32)), ns_per_unit, seen_ms });
             }
             Ok(speeds)
         })
     }
 
-    /// Stores speeds in one transaction, and forgets those that were seen last before `oldest_ms`.
+    /// Stores speeds in one transaction and removes those last seen before `oldest_ms`.
     pub fn put_speeds(&self, speeds: &[SpeedRecord], oldest_ms: u64) -> Result<(), StoreError> {
         self.write(|transaction| {
             let mut table = transaction.open_table(SPEEDS)?;
@@ -311,28 +308,28 @@ impl Store {
                 let mut key = [0; 64];
                 key[..32].copy_from_slice(&speed.model.0);
                 key[32..].copy_from_slice(&speed.node.0);
-                table.insert(&key, (speed.pace_ns, speed.seen_ms))?;
+                table.insert(&key, (speed.ns_per_unit, speed.seen_ms))?;
             }
             tables::evict_speeds(&mut table, oldest_ms)
         })
     }
 
     fn read<T>(&self, work: impl FnOnce(&ReadTransaction) -> Result<T, redb::Error>) -> Result<T, StoreError> {
-        self.with(|database| work(&database.begin_read()?))
+        self.with_database(|database| work(&database.begin_read()?))
     }
 
-    /// Runs one durable transaction; an error leaves everything as it was.
+    /// Runs one durable transaction; an error leaves everything unchanged.
     fn write<T>(&self, work: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>) -> Result<T, StoreError> {
         self.commit(false, work)
     }
 
-    /// The same, in two phases where one must not trust in the order in which the disk writes.
+    /// As `write`, optionally with two-phase commit, which does not rely on the order of the disk's writes.
     fn commit<T>(
         &self,
         two_phase: bool,
         work: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>,
     ) -> Result<T, StoreError> {
-        self.with(|database| {
+        self.with_database(|database| {
             let mut transaction = database.begin_write()?;
             transaction.set_two_phase_commit(two_phase);
             let done = work(&transaction)?;
@@ -341,8 +338,8 @@ impl Store {
         })
     }
 
-    /// Lets `work` have the database, which is opened again where the last call failed on the disk.
-    fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, StoreError> {
+    /// Runs `work` on the database, which is reopened if the last call failed on the disk.
+    fn with_database<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, StoreError> {
         let Inner { path, opener, database } = &*self.inner;
         let mut place = database.lock().unwrap_or_else(PoisonError::into_inner);
         let opened = place.take().map_or_else(opener, Ok);
@@ -355,24 +352,24 @@ impl Store {
     }
 }
 
-/// Makes an empty store, whole or not at all: a file that is half made would be taken for a damaged one.
-fn make(path: &Path) -> Result<(), StoreError> {
+/// Creates an empty store atomically: a half-written file would count as damaged.
+fn create_empty(path: &Path) -> Result<(), StoreError> {
     let io = |source| StoreError::from_io(source, path);
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     create_dir_all(dir).map_err(io)?;
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
     let beside = PathBuf::from(beside);
-    remove_if_there(&beside).map_err(io)?;
+    remove_if_exists(&beside).map_err(io)?;
     let made = Database::builder().set_cache_size(limits::CACHE).create(&beside).and_then(Database::close);
     let placed = made.map_err(|error| StoreError::from_redb(error.into(), path)).and_then(|()| {
         fs::rename(&beside, path).map_err(io)?;
         sync_dir(dir).map_err(io)
     });
-    placed.inspect_err(|_| drop(remove_if_there(&beside)))
+    placed.inspect_err(|_| drop(remove_if_exists(&beside)))
 }
 
-fn remove_if_there(path: &Path) -> io::Result<()> {
+fn remove_if_exists(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed,

@@ -1,21 +1,21 @@
-//! Every table, and the bounds that are kept inside them.
+//! All tables, and the eviction that bounds them.
 
 use redb::{ReadableTable, ReadableTableMetadata, Table, TableDefinition};
 
 use super::{StoredPeer, limits};
 
-/// What the file says of itself: `schema`, the version of all tables.
+/// Metadata of the file: `schema`, the version of all tables.
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// Swarm and node id to a [`StoredPeer`] in postcard.
 pub(super) const PEERS: TableDefinition<'_, &[u8; 64], &[u8]> = TableDefinition::new("peers_by_swarm");
-/// Of version 1, which did not know swarms.
-pub(super) const OLD_PEERS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("peers");
-/// Swarm, debtor and creditor of an account to what the ledger keeps of it.
+/// Peers of version 1, without their swarm.
+pub(super) const PEERS_V1: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("peers");
+/// Swarm, debtor and creditor to the ledger's account bytes.
 pub(super) const ACCOUNTS: TableDefinition<'_, &[u8; 96], &[u8]> = TableDefinition::new("accounts");
-/// Model and node id to the node's pace, and when it was seen last.
+/// Model and node id to nanoseconds per token and unit of weight, and the time last seen.
 pub(super) const SPEEDS: TableDefinition<'_, &[u8; 64], (u64, u64)> = TableDefinition::new("speeds");
 
-/// Removes the paces that were seen before `oldest_ms`, and the oldest until the others are as many as admitted.
+/// Removes the speeds last seen before `oldest_ms`, then the oldest beyond the bound.
 pub(super) fn evict_speeds(
     table: &mut Table<'_, &'static [u8; 64], (u64, u64)>,
     oldest_ms: u64,
@@ -37,7 +37,7 @@ pub(super) fn evict_speeds(
     Ok(())
 }
 
-/// Removes the peers not seen for longest until the others are as many as admitted.
+/// Removes the least recently seen peers beyond the bound.
 pub(super) fn evict_peers(table: &mut Table<'_, &'static [u8; 64], &'static [u8]>) -> Result<(), redb::Error> {
     let excess = table.len()?.saturating_sub(limits::PEERS);
     if excess == 0 {
@@ -46,7 +46,7 @@ pub(super) fn evict_peers(table: &mut Table<'_, &'static [u8; 64], &'static [u8]
     let mut by_age = Vec::new();
     for row in table.iter()? {
         let (node, bytes) = row?;
-        // What cannot be read goes first.
+        // Unreadable rows go first.
         let seen = postcard::from_bytes(bytes.value()).map_or(0, |peer: StoredPeer| peer.last_seen_ms);
         by_age.push((seen, *node.value()));
     }

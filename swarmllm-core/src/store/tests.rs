@@ -20,7 +20,7 @@ fn peer(number: u64, seen: u64, addresses: &[&str]) -> PeerRecord {
 }
 
 #[test]
-fn what_was_stored_is_there_after_reopening() {
+fn stored_peers_survive_reopening() {
     let (_dir, path) = place();
     let store = Store::open(&path).unwrap();
     store.remember_peers(&SWARM, &[peer(1, 10, &["/x"]), peer(2, 20, &[])]).unwrap();
@@ -48,7 +48,7 @@ fn addresses_are_merged_newest_first_and_bounded() {
 }
 
 #[test]
-fn the_peers_not_seen_for_longest_make_room() {
+fn the_least_recently_seen_peers_are_evicted() {
     let (_dir, path) = place();
     let store = Store::open(&path).unwrap();
     let all: Vec<PeerRecord> = (0..limits::PEERS + 10).map(|number| peer(number, number, &[])).collect();
@@ -59,7 +59,7 @@ fn the_peers_not_seen_for_longest_make_room() {
 }
 
 #[test]
-fn an_account_is_as_it_was_put_last_after_reopening() {
+fn an_accounts_last_value_survives_reopening() {
     let (_dir, path) = place();
     let store = Store::open(&path).unwrap();
     store.put_account(&[1; 96], b"first").unwrap();
@@ -71,14 +71,14 @@ fn an_account_is_as_it_was_put_last_after_reopening() {
 }
 
 #[test]
-fn a_store_of_the_first_version_gets_accounts_and_meets_its_peers_again() {
+fn a_version_1_store_gains_accounts_and_drops_its_peers() {
     let (_dir, path) = place();
     let store = Store::open(&path).unwrap();
     let older = |transaction: &WriteTransaction| {
         transaction.delete_table(ACCOUNTS)?;
         transaction.delete_table(PEERS)?;
-        transaction.open_table(tables::OLD_PEERS)?.insert(&[1; 32], &[0xff; 3][..])?;
-        migrate::pretend(transaction, 1)
+        transaction.open_table(tables::PEERS_V1)?.insert(&[1; 32], &[0xff; 3][..])?;
+        migrate::set_version(transaction, 1)
     };
     store.write(older).unwrap();
     drop(store);
@@ -89,11 +89,11 @@ fn a_store_of_the_first_version_gets_accounts_and_meets_its_peers_again() {
 }
 
 fn speed(number: u64, seen_ms: u64) -> SpeedRecord {
-    SpeedRecord { model: ModelId([3; 32]), node: peer(number, 0, &[]).node, pace_ns: 10 + number, seen_ms }
+    SpeedRecord { model: ModelId([3; 32]), node: peer(number, 0, &[]).node, ns_per_unit: 10 + number, seen_ms }
 }
 
 #[test]
-fn speeds_are_there_after_reopening_but_for_the_old_and_those_beyond_the_bound() {
+fn speeds_survive_reopening_except_old_and_excess_ones() {
     let (_dir, path) = place();
     let store = Store::open(&path).unwrap();
     store.put_speeds(&[speed(1, 100), speed(2, 200)], 0).unwrap();
@@ -108,13 +108,13 @@ fn speeds_are_there_after_reopening_but_for_the_old_and_those_beyond_the_bound()
 }
 
 #[test]
-fn a_store_of_the_second_version_gets_speeds_and_keeps_the_rest() {
+fn a_version_2_store_gains_speeds_and_keeps_the_rest() {
     let (_dir, path) = place();
     let store = Store::open(&path).unwrap();
     store.remember_peers(&SWARM, &[peer(1, 10, &["/x"])]).unwrap();
     let older = |transaction: &WriteTransaction| {
         transaction.delete_table(SPEEDS)?;
-        migrate::pretend(transaction, 2)
+        migrate::set_version(transaction, 2)
     };
     store.write(older).unwrap();
     drop(store);
@@ -123,7 +123,7 @@ fn a_store_of_the_second_version_gets_speeds_and_keeps_the_rest() {
 }
 
 #[test]
-fn peers_of_another_swarm_are_not_among_them() {
+fn peers_of_other_swarms_are_not_listed() {
     let (_dir, path) = place();
     let store = Store::open(&path).unwrap();
     let other = Hash([6; 32]);
@@ -134,7 +134,7 @@ fn peers_of_another_swarm_are_not_among_them() {
 }
 
 #[test]
-fn a_store_in_use_is_told_apart() {
+fn a_store_in_use_is_reported_as_such() {
     let (_dir, path) = place();
     let store = Store::open(&path).unwrap();
     let error = Store::open(&path).unwrap_err();
@@ -145,10 +145,10 @@ fn a_store_in_use_is_told_apart() {
 }
 
 #[test]
-fn a_store_of_a_newer_build_is_refused_and_left_as_it_is() {
+fn a_store_of_a_newer_build_is_refused_and_unchanged() {
     let (_dir, path) = place();
     let store = Store::open(&path).unwrap();
-    store.write(|transaction| migrate::pretend(transaction, migrate::VERSION + 1)).unwrap();
+    store.write(|transaction| migrate::set_version(transaction, migrate::VERSION + 1)).unwrap();
     drop(store);
     for _ in 0..2 {
         let error = Store::open(&path).unwrap_err();
@@ -158,7 +158,7 @@ fn a_store_of_a_newer_build_is_refused_and_left_as_it_is() {
 }
 
 #[test]
-fn a_file_that_is_not_a_store_is_refused_and_left_as_it_is() {
+fn a_file_that_is_not_a_store_is_refused_and_unchanged() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("store.redb");
     for bytes in [&b"short"[..], &[7; 4096], &[0; 100_000]] {
@@ -172,7 +172,7 @@ fn a_file_that_is_not_a_store_is_refused_and_left_as_it_is() {
 }
 
 #[test]
-fn a_peer_row_that_cannot_be_read_is_passed_over() {
+fn an_unreadable_peer_row_is_skipped() {
     let (_dir, path) = place();
     let store = Store::open(&path).unwrap();
     store.remember_peers(&SWARM, &[peer(1, 10, &["/x"])]).unwrap();
@@ -187,10 +187,10 @@ fn a_peer_row_that_cannot_be_read_is_passed_over() {
 }
 
 #[test]
-fn a_full_disk_is_told_as_such_and_the_store_works_again_when_there_is_room() {
+fn a_full_disk_is_reported_and_the_store_recovers() {
     let mut failed = 0;
     for writes in 0.. {
-        let disk = disk::Disk::default();
+        let disk = disk::TestDisk::default();
         let store = disk.open().unwrap();
         store.put_account(&[1; 96], b"before").unwrap();
         disk.allow(Some(writes));
@@ -203,7 +203,7 @@ fn a_full_disk_is_told_as_such_and_the_store_works_again_when_there_is_room() {
             assert!(!error.to_string().contains("damaged"), "{error}");
         }
         disk.allow(None);
-        let kept = store.account(&[1; 96]).unwrap().expect("what was acknowledged is there");
+        let kept = store.account(&[1; 96]).unwrap().expect("the acknowledged account exists");
         assert!(kept == b"before" || kept == b"after", "at write {writes}");
         store.put_account(&[2; 96], b"later").unwrap();
         drop(store);
@@ -214,7 +214,7 @@ fn a_full_disk_is_told_as_such_and_the_store_works_again_when_there_is_room() {
 }
 
 #[test]
-fn a_store_that_was_half_made_is_made_anew() {
+fn a_half_created_store_is_created_anew() {
     let (_dir, path) = place();
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(path.with_extension("redb.new"), [0; 5000]).unwrap();
@@ -224,7 +224,7 @@ fn a_store_that_was_half_made_is_made_anew() {
 }
 
 #[test]
-fn who_is_told_that_a_store_is_damaged_is_told_what_it_holds() {
+fn the_error_of_a_damaged_store_names_its_content() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("store.redb");
     fs::write(&path, [7; 4096]).unwrap();

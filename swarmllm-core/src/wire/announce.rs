@@ -1,4 +1,4 @@
-//! What a node tells the swarm about itself. Never believed where it can be measured.
+//! The announcement of a node to the swarm. Unverified: measurements take precedence.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,32 +6,32 @@ use crate::base::names::{is_hidden, visible};
 use crate::base::{LayerRange, ModelId, NodeId};
 use crate::wire::WireError;
 
-/// What a node holds of one model.
+/// The parts of a model stored on a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holding {
     /// The model.
     pub model: ModelId,
-    /// What the node calls it, the name that it prefers first. Hints for people and for look-ups by name: the model is
-    /// its id.
+    /// The node's names for the model, preferred name first. Hints for display and for look-ups by name; the id is the
+    /// identity.
     pub names: Vec<String>,
-    /// Layers held, merged and sorted.
+    /// Stored layers, merged and sorted.
     pub layers: Vec<LayerRange>,
-    /// Whether the metadata shard is held.
+    /// Whether the metadata shard is stored.
     pub metadata: bool,
-    /// Whether the embedding shard is held.
+    /// Whether the embedding shard is stored.
     pub embedding: bool,
-    /// Whether all that the head needs is held.
+    /// Whether all shards of the head are stored.
     pub head: bool,
 }
 
-/// A stage that sessions use on the node: another one takes no more memory there.
+/// A loaded stage with sessions. Further sessions on it take no memory for weights.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct InUse {
+pub struct StageInUse {
     /// The model.
     pub model: ModelId,
     /// Its layers.
     pub layers: LayerRange,
-    /// Whether it computes the head.
+    /// Whether the stage computes the head.
     pub head: bool,
     /// Name of the engine.
     pub engine: String,
@@ -40,47 +40,47 @@ pub struct InUse {
 /// A node's announcement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Announcement {
-    /// Increases with each announcement of a node; older ones are dropped. Milliseconds since 1970 at the first one.
+    /// Increases with each announcement of a node; older versions are dropped. Starts at the milliseconds since 1970.
     pub version: u64,
-    /// Software, as `swarmllm/0.1.0`.
+    /// Agent text, for example `swarmllm/0.1.0`.
     pub agent: String,
-    /// Whether the node computes stages for others.
+    /// Whether the node serves stages to others.
     pub serves: bool,
-    /// Bytes of memory that it says are free for stages.
+    /// Free memory for stages in bytes, as claimed.
     pub free_memory: u64,
-    /// Stages in use, in their order.
-    pub in_use: Vec<InUse>,
-    /// Addresses it listens on, as multiaddr text.
+    /// Stages in use, sorted.
+    pub in_use: Vec<StageInUse>,
+    /// Addresses of the node, as multiaddr text.
     pub addresses: Vec<String>,
-    /// Round trips to those of its peers that are nearest, in microseconds, in the order of the peers' ids.
+    /// Round-trip times to its nearest peers in microseconds, sorted by peer id.
     pub round_trips: Vec<(NodeId, u32)>,
-    /// What it holds.
+    /// Stored models.
     pub holdings: Vec<Holding>,
 }
 
 impl Announcement {
-    /// Most models that one announcement names.
+    /// Maximum models of an announcement.
     pub const MAX_HOLDINGS: usize = 256;
-    /// Most names of one holding.
+    /// Maximum names per model.
     pub const MAX_NAMES: usize = 4;
-    /// Longest name of a holding, in bytes.
+    /// Maximum length of a name in bytes.
     pub const MAX_NAME: usize = 128;
-    /// Most layer ranges of one holding.
+    /// Maximum layer ranges per model.
     pub const MAX_RANGES: usize = 512;
-    /// Most addresses.
+    /// Maximum addresses.
     pub const MAX_ADDRESSES: usize = 32;
-    /// Most round trips. Plans among thousands of nodes look at all of them, within milliseconds.
+    /// Maximum round-trip times. A plan over thousands of nodes reads all of them within milliseconds.
     pub const MAX_ROUND_TRIPS: usize = 16;
-    /// Most stages in use.
+    /// Maximum stages in use.
     pub const MAX_IN_USE: usize = 32;
-    /// Longest text, in bytes.
+    /// Maximum length of other texts in bytes.
     pub const MAX_TEXT: usize = 256;
-    /// Longest encoded announcement, in bytes: with room for what a request or gossip has around it.
+    /// Maximum length of an encoded announcement in bytes; leaves space for the framing of a request or gossip.
     pub const MAX_BYTES: usize = 63 * 1024;
 }
 
 impl Announcement {
-    /// Encodes it for gossip.
+    /// Encodes the announcement for gossip.
     pub fn encode(&self) -> Result<Vec<u8>, WireError> {
         let bytes = postcard::to_stdvec(self).map_err(|error| WireError::Header(error.to_string()))?;
         match bytes.len() <= Self::MAX_BYTES {
@@ -89,13 +89,13 @@ impl Announcement {
         }
     }
 
-    /// Bytes that it takes in memory, beside what allocators and spare room in lists add.
+    /// Bytes in memory without allocator overhead and spare capacity.
     pub fn memory(&self) -> usize {
         let text = |text: &String| size_of::<String>() + text.len();
         let holding = |held: &Holding| {
             size_of::<Holding>() + size_of_val(&held.layers[..]) + held.names.iter().map(text).sum::<usize>()
         };
-        let in_use = |stage: &InUse| size_of::<InUse>() + stage.engine.len();
+        let in_use = |stage: &StageInUse| size_of::<StageInUse>() + stage.engine.len();
         size_of::<Self>()
             + self.agent.len()
             + size_of_val(&self.round_trips[..])
@@ -104,12 +104,12 @@ impl Announcement {
             + self.holdings.iter().map(holding).sum::<usize>()
     }
 
-    /// Leaves out the last of what it holds until it is short enough to be encoded.
+    /// Drops models from the end until the encoding fits [`MAX_BYTES`](Self::MAX_BYTES).
     pub fn shorten(&mut self) {
         while self.encode().is_err() && self.holdings.pop().is_some() {}
     }
 
-    /// Makes its texts harmless to show. A name of which nothing is seen goes.
+    /// Removes hidden characters from texts, and names without visible characters.
     pub fn clean(&mut self) {
         let clean = |text: &mut String| {
             if text.chars().any(is_hidden) {
@@ -123,7 +123,7 @@ impl Announcement {
         }
     }
 
-    /// Parses what a peer sent by gossip, bounds included.
+    /// Decodes and checks an announcement from gossip.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         if bytes.len() > Self::MAX_BYTES {
             return Err(WireError::TooLong { part: "announcement", given: bytes.len(), max: Self::MAX_BYTES });
@@ -133,34 +133,34 @@ impl Announcement {
         Ok(announcement)
     }
 
-    /// Refuses one that is larger than an honest node's, or whose ranges are not merged and sorted.
+    /// Checks the limits, and that lists are sorted and ranges merged.
     pub fn check(&self) -> Result<(), WireError> {
         let refuse = |what: &str| Err(WireError::Body(format!("the announcement {what}")));
         if self.holdings.len() > Self::MAX_HOLDINGS || self.addresses.len() > Self::MAX_ADDRESSES {
-            return refuse("names too many models or addresses");
+            return refuse("has too many models or addresses");
         }
         let long = |text: &String| text.len() > Self::MAX_TEXT;
         if long(&self.agent) || self.addresses.iter().any(long) {
-            return refuse("holds a text that is too long");
+            return refuse("has a text that is too long");
         }
         let sorted = self.round_trips.windows(2).all(|pair| pair[0].0 < pair[1].0);
         let measured = self.round_trips.iter().all(|(_, us)| *us > 0);
         if self.round_trips.len() > Self::MAX_ROUND_TRIPS || !sorted || !measured {
-            return refuse("tells too many round trips, or one twice, or one of no time");
+            return refuse("has too many, repeated or zero round-trip times");
         }
-        let sound = |stage: &InUse| !stage.layers.is_empty() && !long(&stage.engine);
+        let sound = |stage: &StageInUse| !stage.layers.is_empty() && !long(&stage.engine);
         if self.in_use.len() > Self::MAX_IN_USE || !self.in_use.iter().all(sound) {
-            return refuse("names too many stages in use, or one that is none");
+            return refuse("has too many or invalid stages in use");
         }
         let is_name =
             |name: &String| !name.is_empty() && name.len() <= Self::MAX_NAME && !name.chars().any(char::is_control);
         for held in &self.holdings {
             if held.names.len() > Self::MAX_NAMES || !held.names.iter().all(is_name) {
-                return refuse("holds a model of too many names, or of a name that is not printable");
+                return refuse("has too many or unprintable names of a model");
             }
             let sorted = held.layers.windows(2).all(|pair| pair[0].end < pair[1].start);
             if held.layers.len() > Self::MAX_RANGES || !sorted || held.layers.iter().any(LayerRange::is_empty) {
-                return refuse("holds layer ranges that are not merged");
+                return refuse("has layer ranges that are not merged");
             }
         }
         Ok(())
@@ -181,7 +181,7 @@ mod tests {
             agent: "test".to_owned(),
             serves: true,
             free_memory: 7,
-            in_use: vec![InUse { model, layers: LayerRange::new(0, 3), head: false, engine: "echo".to_owned() }],
+            in_use: vec![StageInUse { model, layers: LayerRange::new(0, 3), head: false, engine: "echo".to_owned() }],
             addresses: vec!["/ip4/127.0.0.1/tcp/1".to_owned()],
             round_trips: vec![(NodeId([2; 32]), 900), (NodeId([3; 32]), 40)],
             holdings: vec![holding],
@@ -189,13 +189,13 @@ mod tests {
     }
 
     #[test]
-    fn it_round_trips() {
+    fn an_announcement_round_trips() {
         let original = announcement(vec![LayerRange::new(0, 3), LayerRange::new(5, 6)]);
         assert_eq!(Announcement::decode(&original.encode().unwrap()).unwrap(), original);
     }
 
     #[test]
-    fn one_that_holds_more_than_can_be_told_tells_of_the_first() {
+    fn a_long_announcement_is_cut_to_its_first_models() {
         let ranges = (0..Announcement::MAX_RANGES as u32).map(|index| LayerRange::new(2 * index, 2 * index + 1));
         let mut long = announcement(ranges.collect());
         long.holdings = vec![long.holdings[0].clone(); Announcement::MAX_HOLDINGS];
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_that_are_empty_or_overlap_and_long_texts_are_refused() {
+    fn invalid_ranges_and_long_texts_are_refused() {
         assert!(announcement(vec![LayerRange::new(3, 3)]).check().is_err());
         assert!(announcement(vec![LayerRange::new(0, 4), LayerRange::new(3, 6)]).check().is_err());
         let mut long = announcement(Vec::new());
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_many_long_or_not_printable_are_refused() {
+    fn too_many_long_or_unprintable_names_are_refused() {
         let of = |names: Vec<String>| {
             let mut announcement = announcement(Vec::new());
             announcement.holdings[0].names = names;
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_sees_is_left_out_of_names_and_the_agent() {
+    fn hidden_characters_are_removed_from_names_and_agent() {
         let mut announcement = announcement(Vec::new());
         announcement.agent = "swarm\u{202e}llm\u{7}".to_owned();
         announcement.holdings[0].names = ["a\u{200b}b", "\u{2066}\u{2069}", "plain  name"].map(str::to_owned).to_vec();
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn round_trips_that_are_many_or_told_twice_or_of_no_time_are_refused() {
+    fn too_many_repeated_or_zero_round_trips_are_refused() {
         let of = |round_trips| Announcement { round_trips, ..announcement(Vec::new()) }.check();
         let peer = |name| NodeId([name; 32]);
         let many = |count: u8| (0..count).map(|name| (peer(name), 5)).collect();
@@ -252,18 +252,18 @@ mod tests {
     }
 
     #[test]
-    fn stages_in_use_that_are_many_or_empty_are_refused() {
+    fn too_many_or_empty_stages_in_use_are_refused() {
         let stage = announcement(Vec::new()).in_use.remove(0);
         let of = |in_use| Announcement { in_use, ..announcement(Vec::new()) }.check();
         assert!(of(vec![stage.clone(); Announcement::MAX_IN_USE]).is_ok());
         assert!(of(vec![stage.clone(); Announcement::MAX_IN_USE + 1]).is_err());
-        assert!(of(vec![InUse { layers: LayerRange::new(3, 2), ..stage.clone() }]).is_err());
-        assert!(of(vec![InUse { engine: "x".repeat(Announcement::MAX_TEXT + 1), ..stage }]).is_err());
+        assert!(of(vec![StageInUse { layers: LayerRange::new(3, 2), ..stage.clone() }]).is_err());
+        assert!(of(vec![StageInUse { engine: "x".repeat(Announcement::MAX_TEXT + 1), ..stage }]).is_err());
     }
 
     proptest! {
         #[test]
-        fn foreign_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        fn arbitrary_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
             let _ = Announcement::decode(&bytes);
         }
     }

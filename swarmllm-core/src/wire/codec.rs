@@ -1,8 +1,8 @@
-//! How hidden states travel: bit for bit, or rounded so that they are shorter.
+//! Encodings of hidden states: exact, or rounded to fewer bytes.
 //!
-//! Rounded states change an answer by less than llama.cpp's own settings do (its flash attention, the lengths of its
-//! steps), where large numbers among small ones are kept apart: one number of a thousand times its neighbours' size would
-//! take all their bits. Plain 16-bit floats would overflow, so they are not offered.
+//! Rounded states change an answer by less than llama.cpp's own settings do (flash attention, batch sizes), provided that
+//! outliers are stored separately: one value a thousand times larger than its neighbours would take all their bits. IEEE
+//! 16-bit floats would overflow, so they are not offered.
 
 use std::str::FromStr;
 
@@ -12,22 +12,22 @@ use crate::wire::WireError;
 use crate::wire::job::MAX_BODY_BYTES;
 use crate::wire::tensor::{decode_f32, encode_f32};
 
-/// How states are written on the wire.
+/// Encoding of hidden states on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Codec {
-    /// As they are, 4 bytes each. Default.
+    /// Exact, 4 bytes per value. Default.
     #[default]
     F32,
-    /// The upper half of each, rounded to even: 2 bytes each.
+    /// bfloat16, rounded to even, 2 bytes per value.
     Bf16,
-    /// In each row the 4 largest as they are, the others in blocks of 32 with a scale and 8 bits each: some 1.14 bytes each.
+    /// Per row the 4 largest values exact, the others in blocks of 32 with a scale and 8 bits each: about 1.14 bytes each.
     Int8,
 }
 
-/// No codec has this name.
+/// Unknown name of a codec.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is none of f32, bf16 and int8")]
+#[error("`{0}` is not one of f32, bf16, int8")]
 pub struct UnknownCodec(String);
 
 impl FromStr for Codec {
@@ -39,15 +39,15 @@ impl FromStr for Codec {
     }
 }
 
-/// Numbers of a row that are kept as they are, each with its place.
-const APART: usize = 4;
-/// Numbers that share a scale.
+/// Outliers per row, stored exactly with their index.
+const OUTLIERS: usize = 4;
+/// Values per scale.
 const BLOCK: usize = 32;
-/// Largest number of a block in units of its scale.
+/// Largest quantised value of a block.
 const LEVELS: f32 = 127.0;
 
 impl Codec {
-    /// Its name in all languages.
+    /// The name of the codec in all interfaces.
     pub fn name(self) -> &'static str {
         match self {
             Codec::F32 => "f32",
@@ -56,16 +56,16 @@ impl Codec {
         }
     }
 
-    /// Bytes of a row of so many numbers.
+    /// Bytes of an encoded row of `width` values.
     pub fn row_bytes(self, width: usize) -> usize {
         match self {
             Codec::F32 => width.saturating_mul(4),
             Codec::Bf16 => width.saturating_mul(2),
-            Codec::Int8 => (8 * APART.min(width)).saturating_add(4 * width.div_ceil(BLOCK)).saturating_add(width),
+            Codec::Int8 => (8 * OUTLIERS.min(width)).saturating_add(4 * width.div_ceil(BLOCK)).saturating_add(width),
         }
     }
 
-    /// The bytes of rows of `width` numbers, all finite.
+    /// Encodes rows of `width` values, all finite.
     pub fn encode(self, states: &[f32], width: usize) -> Vec<u8> {
         match self {
             Codec::F32 => encode_f32(states),
@@ -79,19 +79,19 @@ impl Codec {
         }
     }
 
-    /// Reads exactly `rows` rows of `width` finite numbers.
+    /// Decodes exactly `rows` rows of `width` finite values.
     pub fn decode(self, bytes: &[u8], rows: usize, width: usize) -> Result<Vec<f32>, WireError> {
-        // What is short here must not become long in memory.
+        // A short message must not decode to a large allocation.
         let fits = rows.saturating_mul(width).saturating_mul(4) <= MAX_BODY_BYTES;
         if !fits || rows.checked_mul(self.row_bytes(width)) != Some(bytes.len()) {
-            let text = format!("{} bytes for {rows} rows of {width} numbers in {}", bytes.len(), self.name());
+            let text = format!("{} bytes for {rows} rows of {width} values in {}", bytes.len(), self.name());
             return Err(WireError::Body(text));
         }
         match self {
             Codec::F32 => decode_f32(bytes, rows.saturating_mul(width)),
             Codec::Bf16 => finite(bytes.chunks_exact(2).map(|two| from_bf16([two[0], two[1]])).collect()),
             Codec::Int8 => {
-                // The product is below the bytes that are here.
+                // The product is less than the length of `bytes`.
                 let mut states = Vec::with_capacity(rows * width);
                 let rows = bytes.chunks_exact(self.row_bytes(width).max(1));
                 rows.into_iter().try_for_each(|row| decode_int8(row, width, &mut states))?;
@@ -108,7 +108,7 @@ fn finite(states: Vec<f32>) -> Result<Vec<f32>, WireError> {
     }
 }
 
-/// The nearest with half the bits, ties to even; the largest finite one for what is beyond it.
+/// Rounds to the nearest bfloat16, ties to even, saturating at the largest finite value.
 fn to_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     let rounded = bits.saturating_add(0x7fff + ((bits >> 16) & 1)) >> 16;
@@ -122,19 +122,19 @@ fn from_bf16(bytes: [u8; 2]) -> f32 {
     f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
 }
 
-/// A row: places and values of the largest, then block after block its scale and its numbers.
+/// Encodes a row: index and value of each outlier, then per block the scale and the quantised values.
 fn encode_int8(row: &[f32], bytes: &mut Vec<u8>) {
     let mut rest = row.to_vec();
-    for _ in 0..APART.min(row.len()) {
+    for _ in 0..OUTLIERS.min(row.len()) {
         let largest = rest.iter().enumerate().max_by(|one, other| one.1.abs().total_cmp(&other.1.abs()));
-        let place = largest.map_or(0, |(place, _)| place);
-        bytes.extend((place as u32).to_le_bytes());
-        bytes.extend(row[place].to_le_bytes());
-        rest[place] = 0.0;
+        let index = largest.map_or(0, |(index, _)| index);
+        bytes.extend((index as u32).to_le_bytes());
+        bytes.extend(row[index].to_le_bytes());
+        rest[index] = 0.0;
     }
     for block in rest.chunks(BLOCK) {
-        let scale = block.iter().fold(0.0_f32, |most, value| most.max(value.abs())) / LEVELS;
-        // What is smaller than the smallest number in full is as good as nothing.
+        let scale = block.iter().fold(0.0_f32, |max, value| max.max(value.abs())) / LEVELS;
+        // A subnormal scale counts as zero.
         let scale = if scale.is_normal() { scale } else { 0.0 };
         bytes.extend(scale.to_le_bytes());
         let level = |value: &f32| if scale == 0.0 { 0 } else { (value / scale).round().clamp(-LEVELS, LEVELS) as i8 };
@@ -143,18 +143,18 @@ fn encode_int8(row: &[f32], bytes: &mut Vec<u8>) {
 }
 
 fn decode_int8(bytes: &[u8], width: usize, states: &mut Vec<f32>) -> Result<(), WireError> {
-    let (apart, blocks) = bytes.split_at(8 * APART.min(width));
+    let (outliers, blocks) = bytes.split_at(8 * OUTLIERS.min(width));
     let begin = states.len();
     for block in blocks.chunks(4 + BLOCK) {
         let (scale, levels) = block.split_at(4);
         let scale = f32::from_le_bytes([scale[0], scale[1], scale[2], scale[3]]);
         states.extend(levels.iter().map(|level| scale * f32::from(i8::from_le_bytes([*level]))));
     }
-    for pair in apart.chunks_exact(8) {
-        let place = u32::from_le_bytes([pair[0], pair[1], pair[2], pair[3]]) as usize;
+    for pair in outliers.chunks_exact(8) {
+        let index = u32::from_le_bytes([pair[0], pair[1], pair[2], pair[3]]) as usize;
         let value = f32::from_le_bytes([pair[4], pair[5], pair[6], pair[7]]);
-        let at = states.get_mut(begin..).and_then(|row| row.get_mut(place));
-        *at.ok_or_else(|| WireError::Body(format!("number {place} of a row of {width}")))? = value;
+        let at = states.get_mut(begin..).and_then(|row| row.get_mut(index));
+        *at.ok_or_else(|| WireError::Body(format!("value {index} of a row of {width}")))? = value;
     }
     Ok(())
 }
@@ -167,13 +167,13 @@ mod tests {
     const ALL: [Codec; 3] = [Codec::F32, Codec::Bf16, Codec::Int8];
 
     #[test]
-    fn every_codec_is_known_by_its_name_only() {
+    fn a_codec_parses_from_its_exact_name() {
         assert!(ALL.iter().all(|codec| codec.name().parse() == Ok(*codec)));
         assert!("BF16".parse::<Codec>().is_err());
     }
 
     #[test]
-    fn a_row_takes_the_bytes_that_are_told() {
+    fn row_bytes_is_the_encoded_length() {
         let bytes = ALL.map(|codec| codec.row_bytes(2048));
         assert_eq!(bytes, [8192, 4096, 32 + 64 * 4 + 2048]);
         for (codec, width) in ALL.into_iter().flat_map(|codec| [1, 3, 31, 32, 33, 576].map(|width| (codec, width))) {
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_of_a_row_come_back_to_the_bit_and_spoil_no_other() {
+    fn outliers_are_exact_and_do_not_affect_other_values() {
         let mut row: Vec<f32> = (0..64).map(|at| (at as f32 - 30.0) / 40.0).collect();
         (row[3], row[40], row[41]) = (82_642.0, -3.0e38, 5.0e5);
         let back = Codec::Int8.decode(&Codec::Int8.encode(&row, 64), 1, 64).unwrap();
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn half_of_the_bits_are_rounded_to_the_nearest_and_never_overflow() {
+    fn bf16_rounds_to_nearest_without_overflow() {
         let back = |value: f32| Codec::Bf16.decode(&Codec::Bf16.encode(&[value], 1), 1, 1).unwrap()[0];
         assert_eq!((back(1.0), back(-0.0).to_bits(), back(1.003_906_2)), (1.0, (-0.0f32).to_bits(), 1.0));
         assert_eq!(back(1.003_907), 1.007_812_5);
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_length_a_place_outside_the_row_and_what_is_not_finite_are_refused() {
+    fn wrong_lengths_bad_indices_and_infinite_values_are_refused() {
         for codec in ALL {
             let bytes = codec.encode(&[1.0; 64], 64);
             assert!(codec.decode(&bytes[1..], 1, 64).is_err());
@@ -223,19 +223,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn numbers_come_back_within_their_bits(row in proptest::collection::vec(-1.0e6f32..1.0e6, 1..100)) {
+        fn decoded_values_are_within_rounding_error(row in proptest::collection::vec(-1.0e6f32..1.0e6, 1..100)) {
             let width = row.len();
             for (codec, part) in [(Codec::F32, 0.0), (Codec::Bf16, 1.0 / 256.0), (Codec::Int8, 1.0 / 127.0)] {
                 let back = codec.decode(&codec.encode(&row, width), 1, width).unwrap();
                 for (block, back) in row.chunks(BLOCK).zip(back.chunks(BLOCK)) {
-                    let most = block.iter().fold(0.0f32, |most, value| most.max(value.abs()));
-                    prop_assert!(block.iter().zip(back).all(|(one, other)| (one - other).abs() <= most * part));
+                    let max = block.iter().fold(0.0f32, |max, value| max.max(value.abs()));
+                    prop_assert!(block.iter().zip(back).all(|(one, other)| (one - other).abs() <= max * part));
                 }
             }
         }
 
         #[test]
-        fn foreign_bytes_never_panic(
+        fn arbitrary_bytes_do_not_panic(
             rows in 0usize..5,
             width in 0usize..80,
             bytes in proptest::collection::vec(any::<u8>(), 0..500),

@@ -1,4 +1,4 @@
-//! Control: one request and one reply over a stream of its own, apart from activations.
+//! Control messages: one request and one reply over a stream of its own, separate from activations.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,23 +10,22 @@ use crate::wire::prefix::Prefix;
 /// A request on a control stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Request {
-    /// First words after connecting, answered by the other's announcement.
+    /// First request on a connection; the reply is the other node's announcement.
     Hello(Announcement),
-    /// Asks for a manifest's canonical bytes.
+    /// Requests a manifest's canonical bytes.
     Manifest { model: ModelId },
-    /// Asks to load a stage (if need be) and to admit a session to it.
+    /// Opens a session at a stage; loads the stage if needed.
     Open(OpenSession),
-    /// Ends a session at this host, in this epoch and those before. Unknown sessions are fine. Its KV is freed, but for
-    /// what is named in `keep`, which the host may keep for as long as it has room, so that the coordinator's next
-    /// session begins with it.
+    /// Ends a session at this host, in this epoch and earlier ones. Unknown sessions are ignored. Frees its KV except for
+    /// the prefix `keep`, which the host may cache for the coordinator's next session.
     Release { session: SessionId, epoch: u32, keep: Prefix },
-    /// Compares the newest records of the two accounts between asker and asked, before one of them is added to.
+    /// Exchanges the newest records of both accounts of the two nodes, before a payment.
     Heads(AccountHeads),
-    /// Pays for work: a proposal of the ledger, in its own encoding.
+    /// Pays for work with a ledger proposal in its own encoding.
     Pay { proposal: Vec<u8> },
-    /// Asks whether somebody answers, and still has this stage of the asker's session.
+    /// Probes the host, and whether it still has this stage of the sender's session.
     Alive { session: SessionId, epoch: u32, stage: u32 },
-    /// Asks for others of the swarm.
+    /// Requests addresses of other nodes.
     Peers,
 }
 
@@ -43,66 +42,66 @@ pub enum Reply {
     Released,
     /// To any request.
     Refused(Fault),
-    /// To `Heads`: after what was newer has been taken.
+    /// To `Heads`: the records after newer ones were adopted.
     Heads(AccountHeads),
-    /// To `Pay`: the record, in its own encoding.
+    /// To `Pay`: the record in its own encoding.
     Paid { record: Vec<u8> },
-    /// To `Alive`: whether the stage is there.
+    /// To `Alive`: whether the host has the stage.
     Alive { serves: bool },
-    /// To `Peers`: some to whom the asked one is connected. Checked by [`check_peers`].
+    /// To `Peers`: nodes connected to the replying one. Checked by [`check_peers`].
     Peers(Vec<Host>),
-    /// To any request that has to wait for a place: the asker may come back in so many milliseconds.
+    /// To any request beyond the capacity: the sender may retry after `millis` milliseconds.
     Busy { millis: u32 },
 }
 
 /// The newest records of two accounts, in the ledger's own encoding.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct AccountHeads {
-    /// Of the account in which the sender is the debtor.
+    /// Record of the account with the sender as debtor.
     pub debit: Option<Vec<u8>>,
-    /// Of the one in which it is the creditor.
+    /// Record of the account with the sender as creditor.
     pub credit: Option<Vec<u8>>,
 }
 
-/// A session as one stage's host needs to know it.
+/// The parameters of a session for the host of one stage.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenSession {
     /// The session.
     pub session: SessionId,
-    /// Grows each time the session gets another route; frames of other epochs are dropped.
+    /// Increases with each new route of the session; frames of other epochs are dropped.
     pub epoch: u32,
     /// The model.
     pub model: ModelId,
-    /// Engine that must run it: results of different engines differ, so a chain never mixes them.
+    /// Required engine: results of engines differ, so a route never mixes them.
     pub engine: String,
-    /// Layers that this host computes.
+    /// Layers to compute.
     pub layers: LayerRange,
-    /// Whether it computes the head too.
+    /// Whether to compute the head.
     pub head: bool,
-    /// Which stage of the plan it is, from 0.
+    /// Index of the stage in the plan, from 0.
     pub stage: u32,
-    /// Positions that the session may use at most.
+    /// Maximum positions of the session.
     pub context: u32,
-    /// Positions that it needs at least: its text and a token. The host says how many it grants.
+    /// Minimum positions: the text and one token. The host replies with the granted number.
     pub least: u32,
-    /// Whether its steps keep their shapes: none is computed together with another session's, or in pieces.
+    /// Whether steps keep their shapes: no batching with other sessions, no splitting.
     pub exact: bool,
-    /// How its prompt begins.
+    /// Prefix of the prompt.
     pub prefix: Prefix,
-    /// Where results go: the next stage's host, or the coordinator behind the last. Addresses that a coordinator names are
-    /// not dialled.
+    /// Receiver of results: the next stage's host, or the coordinator after the last stage. Addresses given by a coordinator
+    /// are not dialled.
     pub next: Host,
-    /// The stand-by of the next stage, which gets a copy of each result.
+    /// Standby of the next stage; receives a copy of each result.
     pub copy: Option<Host>,
-    /// Whether this host stands by: it computes the steps as the stage does, and passes nothing on.
-    pub stands_by: bool,
-    /// Where failures go.
+    /// Whether this host is a hot standby: it computes the steps of the stage and sends no results.
+    pub is_standby: bool,
+    /// Receiver of failures.
     pub coordinator: Host,
-    /// Who sends the steps: the host of the stage before, or the coordinator to the first.
+    /// Sender of steps: the previous stage's host, or the coordinator for the first stage.
     pub previous: NodeId,
 }
 
-/// A node, and where it may be dialled.
+/// A node and its addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
     /// The node.
@@ -111,66 +110,66 @@ pub struct Host {
     pub addresses: Vec<String>,
 }
 
-/// A stage host's yes.
+/// A stage host's acceptance of a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Opened {
     /// Floats in one hidden state.
     pub width: u32,
-    /// Logits in one row, where the head is computed here.
+    /// Logits per row, if the host computes the head.
     pub vocab: Option<u32>,
-    /// Rows that one step may have.
+    /// Maximum rows of a step.
     pub max_rows: u32,
-    /// Positions of the prompt whose KV is there; steps may begin here, or before.
+    /// Prompt positions with cached KV; steps may start at this position or earlier.
     pub cached: u32,
-    /// Positions that the session may use here: at most what was asked for, at least what was needed.
+    /// Granted positions, from `least` to `context` of the request.
     pub context: u32,
-    /// Milliseconds that loading took; 0 where the stage was there.
+    /// Milliseconds to load the stage; 0 if it was loaded.
     pub load_ms: u32,
 }
 
-/// Bytes of chance in a session's id.
-pub const SESSION_CHANCE: usize = 8;
+/// Random bytes in a session id.
+pub const SESSION_NONCE_BYTES: usize = 8;
 
-/// The id of a session: chance, and behind it as much of a digest of that and of the coordinator. Hosts admit nobody else
-/// under it, so that who has seen an id cannot take its next routes' places; a stranger would need 2^64 keys for one that fits.
-pub fn session_id(coordinator: NodeId, chance: [u8; SESSION_CHANCE]) -> SessionId {
-    let digest =
-        blake3::Hasher::new_derive_key("swarmllm session id").update(&coordinator.0).update(&chance).finalize();
+/// The id of a session: random bytes, followed by the same number of bytes of a digest of them and the coordinator. Hosts
+/// accept the id only from that coordinator, so that other nodes that have seen it cannot occupy the session's next route.
+/// Finding another key that matches takes 2^64 attempts.
+pub fn session_id(coordinator: NodeId, nonce: [u8; SESSION_NONCE_BYTES]) -> SessionId {
+    let digest = blake3::Hasher::new_derive_key("swarmllm session id").update(&coordinator.0).update(&nonce).finalize();
     let mut id = SessionId([0; 16]);
-    id.0[..SESSION_CHANCE].copy_from_slice(&chance);
-    id.0[SESSION_CHANCE..].copy_from_slice(&digest.as_bytes()[..16 - SESSION_CHANCE]);
+    id.0[..SESSION_NONCE_BYTES].copy_from_slice(&nonce);
+    id.0[SESSION_NONCE_BYTES..].copy_from_slice(&digest.as_bytes()[..16 - SESSION_NONCE_BYTES]);
     id
 }
 
-/// Whether a session's id is of this coordinator.
+/// Whether a session id belongs to this coordinator.
 pub fn is_session_of(session: SessionId, coordinator: NodeId) -> bool {
-    let mut chance = [0; SESSION_CHANCE];
-    chance.copy_from_slice(&session.0[..SESSION_CHANCE]);
-    session_id(coordinator, chance) == session
+    let mut nonce = [0; SESSION_NONCE_BYTES];
+    nonce.copy_from_slice(&session.0[..SESSION_NONCE_BYTES]);
+    session_id(coordinator, nonce) == session
 }
 
-/// Longest request, in bytes. An announcement has 63 KiB at most, the names of a prompt's beginning 60 KiB.
+/// Maximum length of a request in bytes. An announcement has at most 63 KiB, the hashes of a prompt prefix 60 KiB.
 pub const MAX_REQUEST_BYTES: usize = 64 * 1024;
-/// Longest reply, in bytes: a manifest of 10,000 tensors is about 1 MiB.
+/// Maximum length of a reply in bytes: a manifest of 10,000 tensors is about 1 MiB.
 pub const MAX_REPLY_BYTES: usize = 16 * 1024 * 1024;
 
-/// Most peers that one reply names.
+/// Maximum peers in a reply.
 pub const MAX_PEERS: usize = 32;
-/// Most addresses of each.
+/// Maximum addresses per peer.
 pub const MAX_PEER_ADDRESSES: usize = 4;
 
-/// Refuses a reply to `Peers` that is larger than an honest node's. Whether the addresses are any shows when they are dialled.
+/// Checks the limits of a reply to `Peers`. Addresses are validated when dialled.
 pub fn check_peers(peers: &[Host]) -> Result<(), WireError> {
-    let refuse = |what: &str| Err(WireError::Body(format!("the answer {what}")));
+    let refuse = |what: &str| Err(WireError::Body(format!("the peer list {what}")));
     if peers.len() > MAX_PEERS {
-        return refuse("names too many peers");
+        return refuse("has too many peers");
     }
     if peers.iter().any(|peer| peer.addresses.len() > MAX_PEER_ADDRESSES) {
-        return refuse("names a peer with too many addresses");
+        return refuse("has a peer with too many addresses");
     }
     let mut addresses = peers.iter().flat_map(|peer| &peer.addresses);
     match addresses.any(|text| text.len() > Announcement::MAX_TEXT) {
-        true => refuse("holds a text that is too long"),
+        true => refuse("has an address that is too long"),
         false => Ok(()),
     }
 }
@@ -180,16 +179,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_session_s_id_is_of_one_coordinator() {
+    fn a_session_id_belongs_to_one_coordinator() {
         let [ours, other] = [1, 2].map(|name| NodeId([name; 32]));
-        let session = session_id(ours, [7; SESSION_CHANCE]);
+        let session = session_id(ours, [7; SESSION_NONCE_BYTES]);
         assert!(is_session_of(session, ours) && !is_session_of(session, other));
-        assert_ne!(session, session_id(ours, [8; SESSION_CHANCE]));
+        assert_ne!(session, session_id(ours, [8; SESSION_NONCE_BYTES]));
         assert!(!is_session_of(SessionId([7; 16]), ours));
     }
 
     #[test]
-    fn peers_that_are_many_or_have_many_or_long_addresses_are_refused() {
+    fn too_many_peers_or_addresses_are_refused() {
         let of = |count, addresses, length| {
             check_peers(&vec![Host { node: NodeId([1; 32]), addresses: vec!["x".repeat(length); addresses] }; count])
         };

@@ -1,7 +1,7 @@
 //! Frames on a stream: `u32` header length, `u32` body length (both little endian), the header in postcard, the body raw.
 //!
-//! Lengths are checked against the caller's bounds before anything is allocated, and memory for a body grows as its
-//! bytes arrive, so that a header that claims much and sends nothing costs nothing.
+//! Lengths are checked against the caller's limits before any allocation, and the buffer of a body grows as its bytes
+//! arrive: a large announced length without bytes costs no memory.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use futures::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// A frame as read: its decoded header and its raw body.
+/// A frame with its decoded header and raw body.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Frame<H> {
     /// The header.
@@ -18,42 +18,42 @@ pub struct Frame<H> {
     pub body: Vec<u8>,
 }
 
-/// Bounds of one protocol's frames, in bytes.
+/// Limits of a protocol's frames, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameLimits {
-    /// Longest header.
+    /// Maximum header.
     pub header: usize,
-    /// Longest body.
+    /// Maximum body.
     pub body: usize,
 }
 
-/// What a peer sent is not in the protocol, or the stream ended.
+/// A protocol violation or a stream failure.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
-    /// The stream failed or ended inside a frame.
+    /// The stream failed or ended within a frame.
     #[error("the stream failed: {0}")]
     Stream(#[from] io::Error),
-    /// A length exceeds its bound.
-    #[error("a {part} of {given} bytes was announced, at most {max} are accepted")]
+    /// A length exceeds its limit.
+    #[error("the {part} has {given} bytes, at most {max} are accepted")]
     TooLong { part: &'static str, given: usize, max: usize },
-    /// The header is not a message of the protocol.
-    #[error("the header is not a message of this protocol: {0}")]
+    /// The header is not a valid message.
+    #[error("invalid header: {0}")]
     Header(String),
-    /// The body does not fit its header.
-    #[error("the body does not fit its header: {0}")]
+    /// The body does not match its header.
+    #[error("invalid body: {0}")]
     Body(String),
 }
 
-/// Bytes by which a body's buffer grows while it is read.
+/// Growth of a body's buffer while it is read, in bytes.
 const BODY_STEP: usize = 64 * 1024;
 
-/// Encodes a frame's prefix and header; the body follows it as is.
+/// Encodes a frame's length prefix and header; the raw body follows.
 pub fn encode_head<H: Serialize>(header: &H, body_len: usize, limits: FrameLimits) -> Result<Vec<u8>, WireError> {
     let head = postcard::to_stdvec(header).map_err(|error| WireError::Header(error.to_string()))?;
     check("header", head.len(), limits.header)?;
     check("body", body_len, limits.body)?;
     let mut bytes = Vec::with_capacity(8 + head.len());
-    // Both fit in u32: the limits of every protocol here are far below 4 GiB.
+    // Both fit in u32: all limits are far below 4 GiB.
     bytes.extend_from_slice(&(head.len() as u32).to_le_bytes());
     bytes.extend_from_slice(&(body_len as u32).to_le_bytes());
     bytes.extend_from_slice(&head);
@@ -67,7 +67,7 @@ fn check(part: &'static str, given: usize, max: usize) -> Result<(), WireError> 
     Ok(())
 }
 
-/// Writes one frame and flushes it. Not cancel-safe: a dropped call leaves half a frame, so close the stream then.
+/// Writes a frame and flushes. Not cancel-safe: a dropped call can leave a partial frame; close the stream then.
 pub async fn write_frame<W, H>(stream: &mut W, header: &H, body: &[u8], limits: FrameLimits) -> Result<(), WireError>
 where
     W: AsyncWrite + Unpin,
@@ -82,36 +82,36 @@ where
     Ok(())
 }
 
-/// A frame of which the header was read, and not the body yet.
+/// A decoded header whose body is unread.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Head<H> {
+pub struct FrameHead<H> {
     /// The header.
     pub header: H,
-    /// Bytes of the body.
+    /// Length of the body in bytes.
     pub body: usize,
 }
 
-/// The first bytes of a frame: it has begun.
+/// The first bytes of a frame.
 #[derive(Debug, Clone, Copy)]
-pub struct Begun {
+pub struct FrameStart {
     prefix: [u8; 8],
     read: usize,
 }
 
-/// Waits for a frame to begin; `None` where the stream ended. Cancel-safe.
-pub async fn begin_frame<R: AsyncRead + Unpin>(stream: &mut R) -> Result<Option<Begun>, WireError> {
+/// Waits for the start of a frame; `None` at the end of the stream. Cancel-safe.
+pub async fn read_frame_start<R: AsyncRead + Unpin>(stream: &mut R) -> Result<Option<FrameStart>, WireError> {
     let mut prefix = [0u8; 8];
     let read = stream.read(&mut prefix).await?;
-    Ok((read > 0).then_some(Begun { prefix, read }))
+    Ok((read > 0).then_some(FrameStart { prefix, read }))
 }
 
-/// Reads the header of a frame that has begun. Not cancel-safe. The body is to be read or skipped next.
-pub async fn read_head<R, H>(stream: &mut R, begun: Begun, limits: FrameLimits) -> Result<Head<H>, WireError>
+/// Reads the rest of the header. Read or skip the body next. Not cancel-safe.
+pub async fn read_head<R, H>(stream: &mut R, start: FrameStart, limits: FrameLimits) -> Result<FrameHead<H>, WireError>
 where
     R: AsyncRead + Unpin,
     H: DeserializeOwned,
 {
-    let Begun { mut prefix, read } = begun;
+    let FrameStart { mut prefix, read } = start;
     stream.read_exact(&mut prefix[read..]).await?;
     let [h0, h1, h2, h3, b0, b1, b2, b3] = prefix;
     let header_len = u32::from_le_bytes([h0, h1, h2, h3]) as usize;
@@ -121,8 +121,8 @@ where
     let head = read_exactly(stream, header_len).await?;
     let (header, rest) = postcard::take_from_bytes::<H>(&head).map_err(|error| WireError::Header(error.to_string()))?;
     match rest.is_empty() {
-        true => Ok(Head { header, body }),
-        false => Err(WireError::Header(format!("{} bytes follow it", rest.len()))),
+        true => Ok(FrameHead { header, body }),
+        false => Err(WireError::Header(format!("{} trailing bytes", rest.len()))),
     }
 }
 
@@ -131,7 +131,7 @@ pub async fn read_body<R: AsyncRead + Unpin>(stream: &mut R, len: usize) -> Resu
     read_exactly(stream, len).await
 }
 
-/// Passes over a body of this length. Not cancel-safe.
+/// Skips a body of this length. Not cancel-safe.
 pub async fn skip_body<R: AsyncRead + Unpin>(stream: &mut R, len: usize) -> Result<(), WireError> {
     let (mut left, mut bytes) = (len, vec![0; len.min(BODY_STEP)]);
     while left > 0 {
@@ -142,14 +142,14 @@ pub async fn skip_body<R: AsyncRead + Unpin>(stream: &mut R, len: usize) -> Resu
     Ok(())
 }
 
-/// Reads one frame; `None` where the stream ended between frames. Not cancel-safe.
+/// Reads a frame; `None` at the end of the stream between frames. Not cancel-safe.
 pub async fn read_frame<R, H>(stream: &mut R, limits: FrameLimits) -> Result<Option<Frame<H>>, WireError>
 where
     R: AsyncRead + Unpin,
     H: DeserializeOwned,
 {
-    let Some(begun) = begin_frame(stream).await? else { return Ok(None) };
-    let Head { header, body } = read_head(stream, begun, limits).await?;
+    let Some(start) = read_frame_start(stream).await? else { return Ok(None) };
+    let FrameHead { header, body } = read_head(stream, start, limits).await?;
     Ok(Some(Frame { header, body: read_body(stream, body).await? }))
 }
 
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn a_frame_round_trips() {
         let mut bytes = Vec::new();
         block_on(write_frame(&mut bytes, &7u32, b"body", LIMITS)).unwrap();
         assert_eq!(read(bytes).unwrap(), Some(Frame { header: 7, body: b"body".to_vec() }));
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_beyond_the_bound_are_refused_before_anything_is_read() {
+    fn lengths_beyond_the_limit_are_refused_before_reading() {
         let mut bytes = 1u32.to_le_bytes().to_vec();
         bytes.extend(u32::MAX.to_le_bytes());
         assert!(matches!(read(bytes), Err(WireError::TooLong { part: "body", .. })));
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_is_passed_over_leaves_the_next_frame() {
+    fn after_a_skipped_body_the_next_frame_is_read() {
         let mut bytes = Vec::new();
         let body = vec![7; 3 * BODY_STEP + 1];
         let limits = FrameLimits { body: body.len(), ..LIMITS };
@@ -211,9 +211,9 @@ mod tests {
         block_on(write_frame(&mut bytes, &8u32, b"next", LIMITS)).unwrap();
         let mut stream = Cursor::new(bytes);
         let next = block_on(async {
-            let begun = begin_frame(&mut stream).await.unwrap().unwrap();
-            let head: Head<u32> = read_head(&mut stream, begun, limits).await.unwrap();
-            assert_eq!(head, Head { header: 7, body: body.len() });
+            let start = read_frame_start(&mut stream).await.unwrap().unwrap();
+            let head: FrameHead<u32> = read_head(&mut stream, start, limits).await.unwrap();
+            assert_eq!(head, FrameHead { header: 7, body: body.len() });
             skip_body(&mut stream, head.body).await.unwrap();
             read_frame(&mut stream, LIMITS).await.unwrap()
         });

@@ -1,8 +1,8 @@
-//! Everything peers say to each other: versioned, bounded, parsed once at the wall.
+//! The messages between peers: versioned, bounded, parsed once at the trust boundary.
 //!
-//! A frame is a length-prefixed header (postcard) with a raw body; see [`frame`]. Control messages ([`control`]) go over
-//! short streams, one request and one reply each; stage messages ([`job`]) go one way over a persistent stream per hop;
-//! shards ([`shard`]) over streams of their own; announcements ([`announce`]) by gossip and in the hello.
+//! A frame is a length-prefixed header (postcard) with a raw body, see [`frame`]. Control messages ([`control`]) use short
+//! streams with one request and one reply. Stage messages ([`job`]) flow in one direction over a persistent stream per hop.
+//! Shards ([`shard`]) use streams of their own. Announcements ([`announce`]) travel by gossip and in the hello.
 //!
 //! May import: base, identity.
 
@@ -17,5 +17,5 @@ pub mod tensor;
 
 pub use frame::{Frame, WireError};
 
-/// Version of the whole protocol; part of every protocol name together with the network id.
+/// Version of the protocol; part of every protocol name, with the network name.
 pub const PROTOCOL_VERSION: u32 = 4;

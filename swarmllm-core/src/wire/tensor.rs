@@ -1,8 +1,8 @@
-//! Hidden states and logits as bytes: little-endian f32, shape checked, every value finite.
+//! Hidden states and logits as little-endian f32, with checks for length and finite values.
 
 use crate::wire::WireError;
 
-/// The bytes of `values`.
+/// Encodes `values` as little-endian bytes.
 pub fn encode_f32(values: &[f32]) -> Vec<u8> {
     if cfg!(target_endian = "little") {
         return bytemuck::cast_slice(values).to_vec();
@@ -10,7 +10,7 @@ pub fn encode_f32(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
-/// Reads exactly `count` finite floats.
+/// Decodes exactly `count` finite floats.
 pub fn decode_f32(bytes: &[u8], count: usize) -> Result<Vec<f32>, WireError> {
     if count.checked_mul(4) != Some(bytes.len()) {
         return Err(WireError::Body(format!("{} bytes for {count} floats", bytes.len())));
@@ -35,7 +35,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_shape_or_a_value_that_is_not_finite_is_refused() {
+    fn wrong_lengths_and_infinite_values_are_refused() {
         assert!(decode_f32(&[0; 8], 3).is_err());
         assert!(decode_f32(&[0; 7], 2).is_err());
         assert!(decode_f32(&encode_f32(&[1.0, f32::NAN]), 2).is_err());

@@ -5,7 +5,7 @@
         for chunk in node.chat("mine", "Hello", stream=True):
             print(chunk.choices[0].delta.content, end="", flush=True)
 
-`AsyncNode` is the twin for asyncio. Every failure is an `Error`; each kind has a subclass, such as `ModelNotFoundError`.
+`AsyncNode` is `Node` for asyncio. Every failure raises an `Error`; each kind has a subclass, such as `ModelNotFoundError`.
 """
 
 from ._answers import AsyncChatStream as AsyncChatStream
@@ -15,16 +15,16 @@ from ._answers import ChatStream as ChatStream
 from ._answers import Stream as Stream
 from ._answers import TextStream as TextStream
 from ._node import AsyncNode as AsyncNode
-from ._node import ChatOptions as ChatOptions
-from ._node import Constraint as Constraint
-from ._node import JsonSchema as JsonSchema
-from ._node import Lark as Lark
-from ._node import Messages as Messages
 from ._node import Node as Node
-from ._node import Options as Options
-from ._node import Part as Part
-from ._node import Pooling as Pooling
-from ._node import Regex as Regex
+from ._options import ChatOptions as ChatOptions
+from ._options import Constraint as Constraint
+from ._options import JsonSchema as JsonSchema
+from ._options import Lark as Lark
+from ._options import Messages as Messages
+from ._options import Options as Options
+from ._options import Part as Part
+from ._options import Pooling as Pooling
+from ._options import Regex as Regex
 from ._records import *
 from ._swarmllm import *
 from ._swarmllm import __version__ as __version__

@@ -1,4 +1,4 @@
-"""The console command `swarmllm` of the Python package: a thin one; the native command line can more."""
+"""The console command `swarmllm` of the Python package. The native command line has more commands."""
 
 from __future__ import annotations
 
@@ -60,21 +60,21 @@ def _chat(args: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="swarmllm", description="An LLM swarm that you can link.")
     parser.add_argument("--data-dir", help="directory for keys, models and the store")
-    parser.add_argument("--preset", choices=["offline", "lan", "public"], help="how the node meets others")
-    parser.add_argument("--network", help="the swarm's name")
-    parser.add_argument("--bootstrap", action="append", metavar="MULTIADDR", help="a peer to dial at start")
+    parser.add_argument("--preset", choices=["offline", "lan", "public"], help="how the node finds and reaches peers")
+    parser.add_argument("--network", help="name of the swarm")
+    parser.add_argument("--bootstrap", action="append", metavar="MULTIADDR", help="peer to dial at start")
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    commands.add_parser("version", help="prints the version").set_defaults(act=_version)
-    commands.add_parser("doctor", help="starts a node and prints how it is").set_defaults(act=_doctor)
-    commands.add_parser("models", help="prints the models that are known here").set_defaults(act=_models)
+    commands.add_parser("version", help="print the version").set_defaults(act=_version)
+    commands.add_parser("doctor", help="start a node and print its state").set_defaults(act=_doctor)
+    commands.add_parser("models", help="list the models known here").set_defaults(act=_models)
 
-    command = commands.add_parser("import", help="cuts a GGUF into shards")
+    command = commands.add_parser("import", help="split a GGUF into shards")
     command.add_argument("path")
-    command.add_argument("--name", help="the model's alias")
+    command.add_argument("--name", help="alias of the model")
     command.set_defaults(act=_import)
 
-    command = commands.add_parser("chat", help="asks a model")
+    command = commands.add_parser("chat", help="ask a model")
     command.add_argument("model")
     command.add_argument("-m", "--message", required=True)
     command.add_argument("--max-tokens", type=int)
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and gives its exit status."""
+    """Runs the command and returns its exit status."""
     args = _parser().parse_args(arguments)
     try:
         args.act(args)

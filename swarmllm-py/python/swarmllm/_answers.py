@@ -1,4 +1,4 @@
-"""Answers: what the native half pulls, in the shape of OpenAI's objects."""
+"""Answers: pieces of the native module as objects in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from ._swarmllm import Error, NativeGeneration
 Whole = TypeVar("Whole", bound=Record)
 Chunk = TypeVar("Chunk", bound=Record)
 _Piece = tuple[str | None, str | None, str | None]
-"""Text, or the end as JSON, and the tokens that it took as JSON."""
-Asked = dict[str, Any]
-"""What is asked of one choice."""
+"""Text, or the completion as JSON, and the log-probabilities of its tokens as JSON."""
+ChoiceOptions = dict[str, Any]
+"""The options of one choice."""
 
 
 def _likely(token: dict[str, Any]) -> dict[str, Any]:
@@ -31,16 +31,16 @@ def _likely(token: dict[str, Any]) -> dict[str, Any]:
 
 
 def _logprobs(tokens: list[dict[str, Any]] | None) -> dict[str, Any] | None:
-    """How likely these tokens were, as OpenAI tells it; nothing where it was not asked for."""
+    """Log-probabilities of tokens in OpenAI's format; `None` if they were not requested."""
     if tokens is None:
         return None
-    told = [{**_likely(token), "top_logprobs": [_likely(other) for other in token["alternatives"]]} for token in tokens]
-    return {"content": told}
+    content = [{**_likely(token), "top_logprobs": [_likely(other) for other in token["alternatives"]]} for token in tokens]
+    return {"content": content}
 
 
 class _Shape(Generic[Whole, Chunk]):
-    """Puts pieces into the shape that the result type has. Of several choices one comes after the other, as on the server:
-    the second finds the prompt computed where the first has left it."""
+    """Builds result objects from pieces. Choices are computed one after another, as on the server: from the second on, the
+    prompt's KV cache is reused."""
 
     def __init__(self, model: str, whole: type[Whole], chunk: type[Chunk]) -> None:
         self._chat = whole is ChatCompletion
@@ -50,20 +50,20 @@ class _Shape(Generic[Whole, Chunk]):
         self._usage: dict[str, Any] | None = None
         self._began = time.monotonic()
 
-    def due(self, asked: Asked) -> Asked:
-        """What is asked of a choice that begins now: a deadline is that of all together."""
-        deadline = asked["deadline"]
+    def due(self, options: ChoiceOptions) -> ChoiceOptions:
+        """The options of a choice that starts now. A deadline covers all choices together."""
+        deadline = options["deadline"]
         if deadline is None or not self._head["id"]:
-            return asked
-        return {**asked, "deadline": max(deadline - (time.monotonic() - self._began), 0.0)}
+            return options
+        return {**options, "deadline": max(deadline - (time.monotonic() - self._began), 0.0)}
 
     def begin(self, native: NativeGeneration) -> None:
-        """A choice begins; the answer's id is that of the first."""
+        """Starts a choice; the id of the answer is that of the first."""
         self._head["id"] = self._head["id"] or native.id
         self._first = True
 
     def _facts(self, end: dict[str, Any]) -> dict[str, Any]:
-        """The route and times of a choice that has ended, and the usage so far, in which the prompt counts once."""
+        """Route and timings of a choice that has ended, and the usage so far, in which the prompt counts once."""
         if self._usage is None:
             details = {"cached_tokens": end["cached_tokens"]}
             self._usage = {"prompt_tokens": end["prompt_tokens"], "prompt_tokens_details": details}
@@ -96,10 +96,10 @@ class _Shape(Generic[Whole, Chunk]):
         return choice
 
     def whole(self, ended: list[str]) -> Whole:
-        """The answer whose choices have ended."""
+        """The whole answer, from the completions of its choices."""
         ends = [json.loads(end) for end in ended]
         choices = [self._choice(index, end) for index, end in enumerate(ends)]
-        # Each is counted; the last has the sum.
+        # Each call adds to the usage; the last result has the sum.
         facts = [self._facts(end) for end in ends][-1]
         name = "chat.completion" if self._chat else "text_completion"
         return self._whole({**self._head, "object": name, "choices": choices, **facts})
@@ -108,38 +108,41 @@ class _Shape(Generic[Whole, Chunk]):
 class _Handle(Generic[Whole, Chunk]):
     _native: NativeGeneration | None
 
-    def __init__(self, shape: _Shape[Whole, Chunk], choices: list[Asked], native: NativeGeneration) -> None:
+    def __init__(self, shape: _Shape[Whole, Chunk], choices: list[ChoiceOptions], native: NativeGeneration) -> None:
         self._shape, self._choices, self._native = shape, choices, native
         self._index = 0
-        self._over = False
+        self._cancelled = False
         shape.begin(native)
         self.route: Plan = Plan(json.loads(native.route))
 
     def cancel(self) -> None:
-        """Ends the answer early, from any thread; the next chunk is then the last."""
-        self._over = True
+        """Ends the answer early, from any thread. Text that is on its way may still come before the last chunk."""
+        self._cancelled = True
         native = self._native
         if native is not None:
             native.cancel()
 
-    def _following(self) -> Asked | None:
-        """What is asked of the choice behind the one that has ended; nothing after a cancel or an error."""
+    def _next_choice(self) -> ChoiceOptions | None:
+        """The options of the next choice; `None` after the last choice, a cancel or an error."""
         self._native = None
         self._index += 1
-        return self._choices[self._index] if self._index < len(self._choices) and not self._over else None
+        return self._choices[self._index] if self._index < len(self._choices) and not self._cancelled else None
 
-    def _begun(self, native: NativeGeneration) -> None:
+    def _started(self, native: NativeGeneration) -> None:
         self._native = native
         self._shape.begin(native)
-        if self._over:
+        if self._cancelled:
             native.cancel()
 
 
 class Stream(_Handle[Whole, Chunk], Iterator[Chunk]):
-    """An answer as it comes. Dropping or closing it (`with` closes) cancels what has not come yet."""
+    """A stream of chunks. Dropping or closing it (also by `with`) cancels the rest of the answer."""
 
     def __init__(
-        self, shape: _Shape[Whole, Chunk], choices: list[Asked], ask: Callable[[Asked], NativeGeneration]
+        self,
+        shape: _Shape[Whole, Chunk],
+        choices: list[ChoiceOptions],
+        ask: Callable[[ChoiceOptions], NativeGeneration],
     ) -> None:
         self._ask = ask
         super().__init__(shape, choices, ask(choices[0]))
@@ -149,17 +152,17 @@ class Stream(_Handle[Whole, Chunk], Iterator[Chunk]):
             try:
                 piece = native.next()
             except Error:
-                self._over = True
+                self._cancelled = True
                 raise
             if piece is not None:
                 return self._shape.chunk(self._index, piece)
-            following = self._following()
-            if following is not None:
-                self._begun(self._ask(self._shape.due(following)))
+            upcoming = self._next_choice()
+            if upcoming is not None:
+                self._started(self._ask(self._shape.due(upcoming)))
         raise StopIteration
 
     def close(self) -> None:
-        """Cancels what has not come yet."""
+        """Cancels the rest of the answer."""
         self.cancel()
         self._native = None
 
@@ -173,14 +176,14 @@ class Stream(_Handle[Whole, Chunk], Iterator[Chunk]):
 
 
 class AsyncStream(_Handle[Whole, Chunk], AsyncIterator[Chunk]):
-    """The twin of `Stream` for asyncio."""
+    """`Stream` for asyncio."""
 
     def __init__(
         self,
         shape: _Shape[Whole, Chunk],
-        choices: list[Asked],
+        choices: list[ChoiceOptions],
         native: NativeGeneration,
-        ask: Callable[[Asked], Awaitable[NativeGeneration]],
+        ask: Callable[[ChoiceOptions], Awaitable[NativeGeneration]],
     ) -> None:
         self._ask = ask
         super().__init__(shape, choices, native)
@@ -190,17 +193,17 @@ class AsyncStream(_Handle[Whole, Chunk], AsyncIterator[Chunk]):
             try:
                 piece = await native.next_async()
             except Error:
-                self._over = True
+                self._cancelled = True
                 raise
             if piece is not None:
                 return self._shape.chunk(self._index, piece)
-            following = self._following()
-            if following is not None:
-                self._begun(await self._ask(self._shape.due(following)))
+            upcoming = self._next_choice()
+            if upcoming is not None:
+                self._started(await self._ask(self._shape.due(upcoming)))
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Cancels what has not come yet."""
+        """Cancels the rest of the answer."""
         self.cancel()
         self._native = None
 
@@ -214,19 +217,19 @@ class AsyncStream(_Handle[Whole, Chunk], AsyncIterator[Chunk]):
 
 
 def _ended(piece: _Piece | None) -> str | None:
-    """The end, where this is it."""
+    """The completion as JSON if the piece is the end."""
     if piece is None:
-        raise RuntimeError("the answer had no end")
+        raise RuntimeError("the answer ended without a completion")
     return piece[1]
 
 
 def finish(
-    shape: _Shape[Whole, Chunk], choices: list[Asked], ask: Callable[[Asked], NativeGeneration]
+    shape: _Shape[Whole, Chunk], choices: list[ChoiceOptions], ask: Callable[[ChoiceOptions], NativeGeneration]
 ) -> Whole:
     """Waits for the whole answer."""
     ends = []
-    for asked in choices:
-        native = ask(shape.due(asked))
+    for options in choices:
+        native = ask(shape.due(options))
         shape.begin(native)
         while (end := _ended(native.next())) is None:
             pass
@@ -235,12 +238,12 @@ def finish(
 
 
 async def finish_async(
-    shape: _Shape[Whole, Chunk], choices: list[Asked], ask: Callable[[Asked], Awaitable[NativeGeneration]]
+    shape: _Shape[Whole, Chunk], choices: list[ChoiceOptions], ask: Callable[[ChoiceOptions], Awaitable[NativeGeneration]]
 ) -> Whole:
     """Waits for the whole answer."""
     ends = []
-    for asked in choices:
-        native = await ask(shape.due(asked))
+    for options in choices:
+        native = await ask(shape.due(options))
         shape.begin(native)
         while (end := _ended(await native.next_async())) is None:
             pass
@@ -249,12 +252,12 @@ async def finish_async(
 
 
 def chat_shape(model: str) -> _Shape[ChatCompletion, ChatCompletionChunk]:
-    """The shape of a chat's answer."""
+    """Builder of chat answers."""
     return _Shape(model, ChatCompletion, ChatCompletionChunk)
 
 
 def text_shape(model: str) -> _Shape[TextCompletion, TextCompletionChunk]:
-    """The shape of a continuation."""
+    """Builder of text completions."""
     return _Shape(model, TextCompletion, TextCompletionChunk)
 
 

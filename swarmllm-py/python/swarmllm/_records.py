@@ -1,4 +1,4 @@
-"""Records: JSON objects whose keys are attributes too. Fields that a newer core adds are kept."""
+"""Records: JSON objects whose keys are also attributes. Fields of a newer core are kept."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _T = TypeVar("_T", bound="Record")
 
 
 class Record(dict[str, Any]):
-    """A dict whose keys are attributes too; values become the record types that the class annotates."""
+    """A dict whose keys are also attributes. Values are converted to the record types of the class's annotations."""
 
     def __init__(self, *args: Any, **fields: Any) -> None:
         super().__init__(*args, **fields)
@@ -68,7 +68,7 @@ def _builders(cls: type[Record]) -> dict[str, Any]:
 
 
 def _builder(hint: Any) -> Any:
-    """What makes records of a value of this type: a record, a list of them, or either or None."""
+    """The constructor of records for a type: a record, a list of records, or an optional one."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is list:
         return arguments[0].listed if issubclass(arguments[0], Record) else None
@@ -92,7 +92,7 @@ class Flow(Record):
 
 
 class Traffic(Record):
-    """What went over the wire since the start, by kind."""
+    """Bytes on the network since the start, by kind."""
 
     control: Flow
     stage: Flow
@@ -101,7 +101,7 @@ class Traffic(Record):
 
 
 class Status(Record):
-    """How a node is."""
+    """The state of a node."""
 
     id: str
     network: str
@@ -122,7 +122,7 @@ class Status(Record):
 
 
 class Finding(Record):
-    """Something of a model that cannot be used here, or not as its file says."""
+    """A part of a model that cannot be used here, or not as its file specifies."""
 
     subject: str
     engine: str | None
@@ -132,7 +132,7 @@ class Finding(Record):
 
 
 class ImportReport(Record):
-    """What of a model cannot run on a node; where it `refuses`, an import asks for `anyway`."""
+    """What of a model cannot run on a node. If `refuses`, an import needs `anyway`."""
 
     architecture: str
     refuses: bool
@@ -162,7 +162,7 @@ class Model(Record):
 
 
 class Holding(Record):
-    """What a peer holds of a model."""
+    """The shards of a model at a peer."""
 
     model: str
     name: str
@@ -186,7 +186,7 @@ class Peer(Record):
 
 
 class Balance(Record):
-    """How a node stands with a peer, in credits."""
+    """The balance between a node and a peer, in credits."""
 
     peer: str
     earned: int
@@ -204,7 +204,7 @@ class PlanStage(Record):
 
 
 class Plan(Record):
-    """Which stages would answer."""
+    """The stages that would answer."""
 
     model: str
     stages: list[PlanStage]
@@ -212,7 +212,7 @@ class Plan(Record):
 
 
 class Embeddings(Record):
-    """Vectors of texts, in their order."""
+    """Embeddings of texts, in their order."""
 
     model: str
     vectors: list[list[float]]
@@ -220,10 +220,10 @@ class Embeddings(Record):
 
 
 class RouteStage(Record):
-    """A stage that answered, with its times."""
+    """A stage that computed the answer, with its timings."""
 
     node: str
-    stand_by: str | None
+    standby: str | None
     epoch: int
     layers: Layers
     head: bool
@@ -234,7 +234,7 @@ class RouteStage(Record):
 
 
 class Timings(Record):
-    """How long an answer took."""
+    """Timings of an answer."""
 
     open_ms: float
     first_token_ms: float
@@ -244,7 +244,7 @@ class Timings(Record):
 
 
 class PromptTokensDetails(Record):
-    """What the prompt's tokens cost."""
+    """Details of the prompt's tokens."""
 
     cached_tokens: int
 
@@ -266,7 +266,7 @@ class Message(Record):
 
 
 class TopLogprob(Record):
-    """How likely a token was by the model itself; under a constraint, among the tokens that it admitted."""
+    """The log-probability of a token by the model; under a constraint, among the tokens that it admits."""
 
     token: str
     logprob: float
@@ -274,13 +274,13 @@ class TopLogprob(Record):
 
 
 class TokenLogprob(TopLogprob):
-    """A chosen token, and the likeliest ones there."""
+    """A sampled token, and the most likely tokens at its position."""
 
     top_logprobs: list[TopLogprob]
 
 
 class Logprobs(Record):
-    """How likely the tokens were whose text is in the answer, or in a piece of it."""
+    """Log-probabilities of the tokens whose text is in the answer, or in a piece of it."""
 
     content: list[TokenLogprob]
 
@@ -323,13 +323,13 @@ class _Answer(Record):
 
 
 class ChatCompletion(_Answer):
-    """An answer to a chat, in the shape of OpenAI's, with its route and times."""
+    """An answer to a chat in OpenAI's format, with route and timings."""
 
     choices: list[ChatChoice]
 
 
 class TextCompletion(_Answer):
-    """A continuation of a text, in the shape of OpenAI's, with its route and times."""
+    """A continuation of a text in OpenAI's format, with route and timings."""
 
     choices: list[TextChoice]
 
@@ -345,12 +345,12 @@ class _Chunk(Record):
 
 
 class ChatCompletionChunk(_Chunk):
-    """A piece of an answer; the last one of each choice has `finish_reason`, route, times, and the usage so far."""
+    """A piece of an answer. The last piece of each choice has `finish_reason`, route, timings, and the usage so far."""
 
     choices: list[ChatChunkChoice]
 
 
 class TextCompletionChunk(_Chunk):
-    """A piece of a continuation; the last one of each choice has `finish_reason`, route, times, and the usage so far."""
+    """A piece of a continuation. The last piece of each choice has `finish_reason`, route, timings, and the usage so far."""
 
     choices: list[TextChoice]

@@ -1,4 +1,4 @@
-"""The native half: one class of calls, each blocking and awaitable. Structures are JSON text."""
+"""The native module: calls of a node, each blocking and awaitable. Structures are JSON text."""
 
 from collections.abc import Awaitable, Callable
 from os import PathLike
@@ -146,16 +146,16 @@ class NativeGeneration:
     def cancel(self) -> None: ...
 
 class Error(Exception):
-    """Any failure of swarmllm. Its subclasses, one for each kind, are made from the library's list of kinds."""
+    """Any failure of swarmllm. The library's list of kinds defines its subclasses, one for each kind."""
 
     code: ClassVar[int]
-    """The number of the kind; never changes its meaning."""
+    """The number of the kind; numbers are stable."""
     kind: ClassVar[str]
     """The name of the kind."""
     partial: dict[str, Any] | None
-    """What was generated before an interruption."""
+    """The completion up to an interruption."""
     report: ImportReport | None
-    """What of a model cannot run here, where an import was refused because of it."""
+    """Why an import was refused: what of the model cannot run here."""
 
 class InvalidArgumentError(Error): ...
 class InvalidConfigError(Error): ...

@@ -1,8 +1,8 @@
-//! `make bench`: what splitting costs, against a bare llama.cpp loop over the original file in the same run.
+//! `make bench`: the cost of splitting a model, against a bare llama.cpp loop over the original file in the same run.
 //!
-//! Every round measures each arrangement once, and before them the bare loop and the single node in turns, so that a noisy
-//! neighbour hits all alike; ratios and differences are taken within a round, and the median of the rounds is printed and
-//! written as JSON.
+//! Each round first alternates between the bare loop and the single node, then measures every other arrangement once, so
+//! that background load affects all equally. Ratios and differences are computed within a round; the median over rounds is
+//! printed and written as JSON.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -13,56 +13,57 @@ use swarmllm_core::engine::CutRules;
 use swarmllm_core::node::{Delta, GenerateRequest, Node, Parts, Prompt};
 use swarmllm_core::pipeline::plan::{Candidate, PlanRequest, plan};
 use swarmllm_tests::cluster::{
-    CLOSING, CONTEXT, Carrier, Cluster, Member, await_plan, builder, greedy, join, lonely_network, stage_parts,
+    CONTEXT, Cluster, Member, SHUTDOWN_DEADLINE, Transport, await_plan, builder, greedy, join, stage_parts,
+    unique_network,
 };
 use swarmllm_tests::eventually;
 use swarmllm_tests::models::TestModel;
 use swarmllm_tests::process::{Process, ProcessCluster};
 use swarmllm_tests::prompts::harbour_log;
-use swarmllm_tests::whole::Whole;
+use swarmllm_tests::reference::ReferenceModel;
 use tempfile::TempDir;
 
-/// Tokens decoded for one figure.
+/// Tokens decoded per measurement.
 const DECODE: u32 = 128;
-/// Tokens of the prompt before them.
+/// Prompt length of the decode measurement.
 const SHORT: usize = 64;
-/// Tokens of the prefill figure.
+/// Prompt length of the prefill measurement.
 const PREFILL: usize = 512;
-/// Rounds, unless `BENCH_ROUNDS` says otherwise.
+/// Default number of rounds; `BENCH_ROUNDS` overrides it.
 const ROUNDS: usize = 7;
-/// Turns of the bare loop and the single node in a round.
+/// Turns of the bare loop and of the single node in one round.
 const TURNS: usize = 3;
-/// Starts of a node that are timed.
+/// Number of timed node starts.
 const STARTS: usize = 9;
-/// Time that an idle node has to settle before its memory is read.
+/// Time for an idle node to settle before its memory is read.
 const SETTLE: Duration = Duration::from_secs(2);
 
-/// One arrangement in one round, in seconds.
+/// Measurements of one arrangement in one round, in seconds.
 #[derive(Debug, Clone, Copy)]
 struct Sample {
-    /// A prompt of [`PREFILL`] tokens until the first token, everything included.
+    /// Time to first token with a prompt of [`PREFILL`] tokens.
     prefill: f64,
-    /// A prompt of [`SHORT`] tokens until the first token, everything included.
+    /// Time to first token with a prompt of [`SHORT`] tokens.
     first: f64,
-    /// One decoded token.
+    /// Time per decoded token.
     token: f64,
-    /// Of it, compute of all stages together; the rest is on the way.
+    /// Compute of all stages per decoded token; the rest is communication.
     compute: f64,
 }
 
-/// The prompts, in tokens.
+/// The prompts as tokens.
 struct Work {
     short: Vec<u32>,
     long: Vec<u32>,
 }
 
-/// Something that answers.
+/// A measured implementation.
 enum Runner {
     Bare,
     Swarm { node: Node, model: ModelId },
 }
 
-/// An arrangement under its name, and what keeps it alive.
+/// A named arrangement and the owner of its resources.
 struct Arrangement {
     name: String,
     runner: Runner,
@@ -74,11 +75,11 @@ fn threads() -> u32 {
     given.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32))
 }
 
-/// The small model, unless `BENCH_MODEL` names another.
+/// The measured model: the small one unless `BENCH_MODEL` is set.
 fn measured() -> TestModel {
     let named = |name: String| {
         let known = [TestModel::Gemma3, TestModel::OneBillion].into_iter().find(|model| model.name() == name);
-        known.unwrap_or_else(|| panic!("BENCH_MODEL is {name}, which is none of gemma3 and 1b"))
+        known.unwrap_or_else(|| panic!("BENCH_MODEL is {name}; use gemma3 or 1b"))
     };
     std::env::var("BENCH_MODEL").map_or(TestModel::SmolLm2, named)
 }
@@ -87,7 +88,7 @@ fn rounds() -> usize {
     std::env::var("BENCH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS).max(1)
 }
 
-/// The median of each figure.
+/// The median of each measurement.
 fn middle(turns: &[Sample]) -> Sample {
     let of = |figure: fn(&Sample) -> f64| median(turns.iter().map(figure).collect());
     Sample {
@@ -98,7 +99,7 @@ fn middle(turns: &[Sample]) -> Sample {
     }
 }
 
-fn bare(whole: &Whole, work: &Work) -> Sample {
+fn bare(whole: &ReferenceModel, work: &Work) -> Sample {
     let mut session = whole.session(CONTEXT);
     let start = Instant::now();
     session.feed(&work.long);
@@ -115,7 +116,7 @@ fn bare(whole: &Whole, work: &Work) -> Sample {
     Sample { prefill, first, token, compute: token }
 }
 
-/// Time to the first text, from there to the end, and what a decode step takes to compute in all stages.
+/// Time to the first text, time from there to the end, and compute of a decode step in all stages.
 async fn generate(node: &Node, model: ModelId, prompt: &[u32], tokens: u32) -> (Duration, Duration, Duration) {
     let prompt = Prompt::Tokens(prompt.to_vec());
     let start = Instant::now();
@@ -126,7 +127,7 @@ async fn generate(node: &Node, model: ModelId, prompt: &[u32], tokens: u32) -> (
         match generation.next().await {
             Some(Ok(Delta::Text(_))) => drop(first.get_or_insert_with(Instant::now)),
             Some(Ok(Delta::Done(completion))) => {
-                assert_eq!(completion.completion_tokens, tokens, "the prompt leads to an answer of full length");
+                assert_eq!(completion.completion_tokens, tokens, "the answer has full length");
                 let first = first.expect("the answer has text");
                 let compute = completion.route.iter().map(|stage| stage.decode_us).sum();
                 return (first - start, first.elapsed(), Duration::from_micros(compute));
@@ -143,45 +144,45 @@ async fn swarm(node: &Node, model: ModelId, work: &Work) -> Sample {
     Sample { prefill: prefill.as_secs_f64(), first: first.as_secs_f64(), token, compute: compute.as_secs_f64() }
 }
 
-async fn member(network: &str, carrier: Carrier) -> Member {
+async fn member(network: &str, transport: Transport) -> Member {
     let dir = TempDir::new().expect("a temporary directory");
-    let node = builder(dir.path(), network, carrier).threads(threads()).start().await.expect("a node starts");
+    let node = builder(dir.path(), network, transport).threads(threads()).start().await.expect("a node starts");
     Member { node, dir }
 }
 
 async fn single() -> Arrangement {
-    let member = member(&lonely_network(), Carrier::Tcp).await;
+    let member = member(&unique_network(), Transport::Tcp).await;
     let model = member.import(&measured().path(), measured().name(), Parts::All).await;
     await_plan(&member.node, model).await;
     let runner = Runner::Swarm { node: member.node.clone(), model };
     Arrangement { name: "single".into(), runner, _alive: Box::new(member) }
 }
 
-/// A coordinator without layers and `stages` hosts, all nodes of this process.
-async fn split(stages: u32, carrier: Carrier) -> Arrangement {
-    let network = lonely_network();
-    let coordinator = member(&network, carrier).await;
+/// A coordinator without layers and `stages` hosts, all in this process.
+async fn split(stages: u32, transport: Transport) -> Arrangement {
+    let network = unique_network();
+    let coordinator = member(&network, transport).await;
     let model = coordinator.import(&measured().path(), measured().name(), Parts::Coordinator).await;
     let cut = measured().cut(stages);
     let mut hosts = Vec::new();
     for index in 0..cut.len() {
-        let host = member(&network, carrier).await;
+        let host = member(&network, transport).await;
         host.import(&measured().path(), measured().name(), stage_parts(&cut, index)).await;
-        join(&coordinator.node, &host.node.addresses(), carrier).await;
+        join(&coordinator.node, &host.node.addresses(), transport).await;
         hosts.push(host);
     }
     await_plan(&coordinator.node, model).await;
     let runner = Runner::Swarm { node: coordinator.node.clone(), model };
-    let name = format!("split{stages}_{}", carrier.name());
+    let name = format!("split{stages}_{}", transport.name());
     Arrangement { name, runner, _alive: Box::new(Cluster { coordinator, hosts, model, cut }) }
 }
 
-/// The same with every host a process of its own.
-async fn split_processes(stages: u32, carrier: Carrier) -> Arrangement {
-    let coordinator = member(&lonely_network(), carrier).await;
-    let cluster = ProcessCluster::start_with(coordinator, measured(), carrier, stages, threads()).await;
+/// Like [`split`], with one process per host.
+async fn split_processes(stages: u32, transport: Transport) -> Arrangement {
+    let coordinator = member(&unique_network(), transport).await;
+    let cluster = ProcessCluster::start_with(coordinator, measured(), transport, stages, threads()).await;
     let runner = Runner::Swarm { node: cluster.coordinator.node.clone(), model: cluster.model };
-    Arrangement { name: format!("split{stages}_{}_processes", carrier.name()), runner, _alive: Box::new(cluster) }
+    Arrangement { name: format!("split{stages}_{}_processes", transport.name()), runner, _alive: Box::new(cluster) }
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -190,7 +191,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
 }
 
-/// Median over rounds of `figure(this, reference)`.
+/// Median over rounds of `figure(sample, reference)`.
 fn over(samples: &[Sample], reference: &[Sample], figure: impl Fn(&Sample, &Sample) -> f64) -> f64 {
     median(samples.iter().zip(reference).map(|(sample, reference)| figure(sample, reference)).collect())
 }
@@ -213,9 +214,9 @@ fn report(all: &[(String, Vec<Sample>)]) -> BTreeMap<String, f64> {
             ("first_token", over(samples, bare, |sample, bare| bare.first / sample.first)),
         ];
         let added = over(samples, single, |sample, single| (sample.token - single.token) * 1e3);
-        let way = over(samples, samples, |sample, _| (sample.token - sample.compute) * 1e3);
+        let communication = over(samples, samples, |sample, _| (sample.token - sample.compute) * 1e3);
         println!(
-            "{name:<24}{prefill:>14.1}{decode:>14.1}{first:>12.2}{:>10.3}{:>10.3}{:>10.3}{added:>12.3}{way:>12.3}",
+            "{name:<24}{prefill:>14.1}{decode:>14.1}{first:>12.2}{:>10.3}{:>10.3}{:>10.3}{added:>12.3}{communication:>12.3}",
             ratios[0].1, ratios[1].1, ratios[2].1
         );
         figures.insert(format!("prefill512_{name}_tokens_per_second"), prefill);
@@ -226,25 +227,25 @@ fn report(all: &[(String, Vec<Sample>)]) -> BTreeMap<String, f64> {
         }
         if name.starts_with("split") {
             figures.insert(format!("{name}_added_ms"), added);
-            figures.insert(format!("{name}_on_the_way_ms"), way);
+            figures.insert(format!("{name}_on_the_way_ms"), communication);
         }
     }
     println!("prefill, decode, first: ratio to the bare loop (1 is as fast); added: per token over the single node");
-    println!("on the way: of a token's time, what is not compute of a stage");
+    println!("on the way: time of a token without the compute of stages");
     figures
 }
 
-/// Starts of a node without a model, as a library and as a process, and what the process then takes.
+/// Start times of a node without a model, as a library and as a process, and the resident memory of the process.
 async fn empty_node(figures: &mut BTreeMap<String, f64>) {
     let (mut starts, mut processes, mut resident) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..STARTS {
         let dir = TempDir::new().expect("a temporary directory");
         let begin = Instant::now();
-        let node = builder(dir.path(), &lonely_network(), Carrier::Tcp).start().await.expect("a node starts");
+        let node = builder(dir.path(), &unique_network(), Transport::Tcp).start().await.expect("a node starts");
         starts.push(begin.elapsed().as_secs_f64() * 1e3);
-        node.shutdown(CLOSING).await;
+        node.shutdown(SHUTDOWN_DEADLINE).await;
         let dir = TempDir::new().expect("a temporary directory");
-        let mut process = Process::start(dir.path(), &lonely_network(), Carrier::Tcp, &[]);
+        let mut process = Process::start(dir.path(), &unique_network(), Transport::Tcp, &[]);
         processes.push(process.started_in.as_secs_f64() * 1e3);
         if resident.len() < STARTS / 3 {
             tokio::time::sleep(SETTLE).await;
@@ -260,27 +261,30 @@ async fn empty_node(figures: &mut BTreeMap<String, f64>) {
     }
 }
 
-/// Bytes that have passed the loopback interface, where the system tells.
+/// Bytes over the loopback interface so far, if the system reports them.
 fn loopback_bytes() -> Option<u64> {
     let table = std::fs::read_to_string("/proc/net/dev").ok()?;
     let line = table.lines().find_map(|line| line.trim().strip_prefix("lo:").map(str::to_owned))?;
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// What twenty nodes that have nothing to do say to each other, each with a model's shards, all at one bootstrap node.
+/// Idle traffic of twenty nodes with one bootstrap node that has a model.
 async fn idle_swarm(figures: &mut BTreeMap<String, f64>) {
     const NODES: usize = 20;
     const LISTEN: Duration = Duration::from_secs(30);
-    let network = lonely_network();
-    let hub = Member::start(&network, Carrier::Tcp).await;
+    let network = unique_network();
+    let hub = Member::start(&network, Transport::Tcp).await;
     hub.import(&measured().path(), measured().name(), Parts::Coordinator).await;
     let mut members = Vec::new();
     for _ in 1..NODES {
         let dir = TempDir::new().expect("a temporary directory");
-        let builder = builder(dir.path(), &network, Carrier::Tcp).bootstrap(vec![hub.node.addresses()[0].clone()]);
+        let builder = builder(dir.path(), &network, Transport::Tcp).bootstrap(vec![hub.node.addresses()[0].clone()]);
         members.push((builder.start().await.expect("a node starts"), dir));
     }
-    eventually("all have met", || hub.node.peers().iter().filter(|peer| peer.connected).count() == NODES - 1).await;
+    eventually("all nodes are connected", || {
+        hub.node.peers().iter().filter(|peer| peer.connected).count() == NODES - 1
+    })
+    .await;
     tokio::time::sleep(5 * SETTLE).await;
     let Some(before) = loopback_bytes() else { return };
     tokio::time::sleep(LISTEN).await;
@@ -289,12 +293,12 @@ async fn idle_swarm(figures: &mut BTreeMap<String, f64>) {
     println!("{:<28}{value:>10.1}", "idle_bytes_per_s");
     figures.insert("idle_bytes_per_s".to_owned(), value);
     for (node, _dir) in members {
-        node.shutdown(CLOSING).await;
+        node.shutdown(SHUTDOWN_DEADLINE).await;
     }
     hub.stop().await;
 }
 
-/// A plan over ten thousand nodes that hold ten of eighty layers each, at all paces and distances.
+/// Time of a plan over ten thousand nodes with ten of eighty layers each, at varied speeds and distances.
 fn large_swarm(figures: &mut BTreeMap<String, f64>) {
     const NODES: u32 = 10_000;
     const LAYERS: u32 = 80;
@@ -311,23 +315,23 @@ fn large_swarm(figures: &mut BTreeMap<String, f64>) {
             layers: vec![LayerRange::new(start, start + HELD)],
             head: start + HELD == LAYERS,
             rtt_us: chance(5) % 100_000,
-            pace_ns: u64::from(chance(9) % 100_000),
+            ns_per_unit: u64::from(chance(9) % 100_000),
             free_memory: u64::from(chance(13) % 16) << 30,
             loaded: Vec::new(),
         }
     };
     let candidates: Vec<Candidate> = (0..NODES).map(candidate).collect();
-    // Each tells the way to as many others as it may.
+    // Each node reports the maximum number of round-trip times.
     let near = |index: u32| {
         let others = (0..TOLD).map(|other| (index + 1 + other * (other + 1)) % NODES);
-        let mut told: Vec<_> = others.map(|other| (candidates[other as usize].node, index % 50_000 + 1)).collect();
-        told.sort_unstable();
-        told
+        let mut reported: Vec<_> = others.map(|other| (candidates[other as usize].node, index % 50_000 + 1)).collect();
+        reported.sort_unstable();
+        reported
     };
     let near: HashMap<NodeId, Vec<(NodeId, u32)>> =
         candidates.iter().zip(0..).map(|(candidate, index)| (candidate.node, near(index))).collect();
-    let told = near.iter().map(|(node, told)| (*node, &told[..])).collect();
-    let cuts = CutRules::free();
+    let reported = near.iter().map(|(node, list)| (*node, &list[..])).collect();
+    let cuts = CutRules::any();
     let (memory, weight) =
         (|range: LayerRange, _| u64::from(range.len()) << 30, |range: LayerRange, _| range.len().into());
     let request = PlanRequest {
@@ -337,12 +341,12 @@ fn large_swarm(figures: &mut BTreeMap<String, f64>) {
         candidates: &candidates,
         memory: &memory,
         weight: &weight,
-        told: &told,
+        round_trips: &reported,
     };
     let mut times = Vec::new();
     for _ in 0..STARTS {
         let begin = Instant::now();
-        let plan = plan(&request).expect("every layer is held many times");
+        let plan = plan(&request).expect("every layer has many holders");
         times.push(begin.elapsed().as_secs_f64() * 1e3);
         assert!(plan.stages.len() >= (LAYERS / HELD) as usize);
     }
@@ -353,23 +357,23 @@ fn large_swarm(figures: &mut BTreeMap<String, f64>) {
 
 #[tokio::main]
 async fn main() {
-    let whole = Whole::load(&measured().path(), threads());
+    let whole = ReferenceModel::load(&measured().path(), threads());
     let mut long = whole.tokenize(&harbour_log(60));
-    assert!(long.len() >= PREFILL, "the long prompt is long enough");
+    assert!(long.len() >= PREFILL, "the log is long enough for the prompt");
     long.truncate(PREFILL);
     let work = Work { short: long[..SHORT].to_vec(), long };
     let bare_loop = Arrangement { name: "bare".into(), runner: Runner::Bare, _alive: Box::new(()) };
     let mut arrangements = vec![bare_loop, single().await];
     for stages in [2, 3] {
-        for carrier in Carrier::ALL {
-            arrangements.push(split(stages, carrier).await);
+        for transport in Transport::ALL {
+            arrangements.push(split(stages, transport).await);
         }
     }
-    arrangements.push(split_processes(2, Carrier::Tcp).await);
+    arrangements.push(split_processes(2, Transport::Tcp).await);
     let mut all: Vec<(String, Vec<Sample>)> = arrangements.iter().map(|one| (one.name.clone(), Vec::new())).collect();
     println!("{} threads, {} rounds and one to warm up, {}", threads(), rounds(), measured().name());
     for round in 0..=rounds() {
-        // The bare loop and the single node take turns, so that what they differ by shows in the noise.
+        // The bare loop and the single node alternate, so that their difference stands out from noise.
         let mut turns = vec![Vec::new(); arrangements.len()];
         let order = std::iter::repeat_n([0, 1], TURNS).flatten().chain(2..arrangements.len());
         for index in order {

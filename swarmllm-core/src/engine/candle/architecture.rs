@@ -1,12 +1,12 @@
-//! The certified architectures: one description each, of what tells it from the others. The arithmetic is shared.
+//! The certified architectures: one description of the particulars each. The arithmetic is shared.
 //!
-//! A new one is a line of [`CERTIFIED`] once `tests/candle_whole.rs` shows that it is what an independent engine computes,
-//! and this room's tests that any split of it gives the bits of the whole.
+//! An architecture is added to [`CERTIFIED`] once `tests/candle_whole.rs` shows that it equals an independent engine, and
+//! this module's tests show that any split equals the whole bit by bit.
 
 use super::error::NAME;
 use crate::engine::EngineError;
 
-/// Keys `<architecture>.*` that are read for every architecture or that change nothing.
+/// Keys `<architecture>.*` that all architectures read or that change nothing.
 pub(super) const COMMON_KEYS: [&str; 16] = [
     "attention.head_count",
     "attention.head_count_kv",
@@ -26,53 +26,53 @@ pub(super) const COMMON_KEYS: [&str; 16] = [
     "vocab_size",
 ];
 
-/// Which two floats of a head a rotation turns together.
+/// Floats of a head that RoPE rotates in pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pairs {
-    /// One and the next; GGUFs of llamas are permuted for it.
+pub(super) enum RopePairs {
+    /// Adjacent floats; Llama GGUFs are permuted for it.
     Neighbours,
-    /// One of the first half and its counterpart in the second.
+    /// A float of the first half and its counterpart in the second.
     Halves,
 }
 
-/// What the gate of a feed-forward network goes through.
+/// Activation of the feed-forward network's gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Activation {
     Silu,
-    /// By its tanh approximation, which is what models are trained with.
+    /// The tanh approximation, with which models are trained.
     Gelu,
 }
 
-/// What tells an architecture from the others.
+/// The particulars of an architecture.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Architecture {
-    /// Its name in a GGUF.
+    /// Name in GGUF files.
     pub name: &'static str,
     /// Keys beside [`COMMON_KEYS`].
     pub keys: &'static [&'static str],
-    pub pairs: Pairs,
-    /// A tensor of factors may divide the frequencies of rotations (Llama 3.1).
+    pub pairs: RopePairs,
+    /// A tensor of factors may divide the RoPE frequencies (Llama 3.1).
     pub rope_factors: bool,
     /// Queries, keys and values have biases.
     pub biases: bool,
-    /// Each head of queries and keys is normed before it is rotated.
+    /// Each head of queries and keys is normalised before RoPE.
     pub head_norms: bool,
-    /// What attention and feed-forward network give is normed before it is added.
+    /// The outputs of attention and feed-forward network are normalised before they are added.
     pub post_norms: bool,
     pub activation: Activation,
-    /// Some layers see a window only, and rotate by a base of their own.
+    /// Some layers have a window and a separate RoPE base.
     pub windows: bool,
-    /// Embeddings are multiplied by the root of their width.
+    /// Embeddings are multiplied by the square root of the width.
     pub scaled_embedding: bool,
-    /// At this number of layers scores are scaled by a head's share of the width instead of by its length.
+    /// With this number of layers scores are scaled by a head's share of the width instead of the head size.
     pub scale_by_share: Option<u32>,
 }
 
-/// Llama, SmolLM2, Mistral, and what else is converted under that name.
+/// Llama, SmolLM2, Mistral, and other models with that name in GGUF files.
 const LLAMA: Architecture = Architecture {
     name: "llama",
     keys: &["expert_count", "expert_used_count", "tensor_data_layout"],
-    pairs: Pairs::Neighbours,
+    pairs: RopePairs::Neighbours,
     rope_factors: true,
     biases: false,
     head_norms: false,
@@ -85,7 +85,7 @@ const LLAMA: Architecture = Architecture {
 
 /// Qwen 2 and 2.5.
 const QWEN2: Architecture =
-    Architecture { name: "qwen2", keys: &[], pairs: Pairs::Halves, rope_factors: false, biases: true, ..LLAMA };
+    Architecture { name: "qwen2", keys: &[], pairs: RopePairs::Halves, rope_factors: false, biases: true, ..LLAMA };
 
 /// Qwen 3, without experts.
 const QWEN3: Architecture = Architecture { name: "qwen3", biases: false, head_norms: true, ..QWEN2 };
@@ -107,7 +107,7 @@ const GEMMA3: Architecture = Architecture {
     ..QWEN3
 };
 
-/// All of them.
+/// All certified architectures.
 static CERTIFIED: [Architecture; 4] = [LLAMA, QWEN2, QWEN3, GEMMA3];
 
 impl Architecture {

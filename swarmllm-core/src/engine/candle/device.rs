@@ -1,5 +1,5 @@
-//! Where a stage computes: on the processor, or, with the features `candle-cuda` and `candle-metal`, on the machine's first
-//! accelerator. CUDA was run by us, on an H200; Metal was never compiled: it takes its toolchain and machine.
+//! Device of a stage: the CPU, or, with the features `candle-cuda` and `candle-metal`, the machine's first accelerator.
+//! CUDA was tested on an H200; Metal was never compiled, because it needs Apple's toolchain and machine.
 
 use std::sync::OnceLock;
 
@@ -7,7 +7,7 @@ use candle_core::Device;
 
 use crate::base::LayerRange;
 
-/// The accelerator, where build and machine have one. Looked for once per process.
+/// The accelerator, if build and machine have one. Detected once per process.
 fn accelerator() -> Option<&'static Device> {
     static FOUND: OnceLock<Option<Device>> = OnceLock::new();
     let look = || match () {
@@ -16,20 +16,19 @@ fn accelerator() -> Option<&'static Device> {
         () => None,
     };
     let found = FOUND.get_or_init(|| {
-        let refused = |error: &_| tracing::warn!(%error, "candle finds no accelerator, and computes on the processor");
+        let refused = |error: &_| tracing::warn!(%error, "candle finds no accelerator and uses the CPU");
         look().and_then(|device: candle_core::Result<_>| device.inspect_err(refused).ok())
     });
     found.as_ref()
 }
 
-/// Its name, where there is one.
+/// Name of the accelerator, if there is one.
 pub(super) fn name() -> Option<String> {
     accelerator().map(|device| format!("{:?}, by candle", device.location()))
 }
 
-/// Where a stage computes, and how many layers an accelerator then has: all of them, where it may have so many, the head
-/// counting as one, or none.
-pub(super) fn pick(asked: u32, layers: LayerRange, head: bool) -> (Device, u32) {
+/// Device of a stage, and its number of layers on the accelerator: all or none. The head counts as one layer.
+pub(super) fn select(asked: u32, layers: LayerRange, head: bool) -> (Device, u32) {
     choose(accelerator(), asked, layers.len() + u32::from(head))
 }
 

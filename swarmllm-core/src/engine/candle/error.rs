@@ -1,4 +1,4 @@
-//! How this engine's errors are made.
+//! Constructors of this engine's errors.
 
 use crate::base::LayerRange;
 use crate::engine::EngineError;

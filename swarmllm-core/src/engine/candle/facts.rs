@@ -1,4 +1,4 @@
-//! A manifest's key-values `<architecture>.*`, read by the model room's typed getters; what they refuse is a bad model.
+//! Typed getters of a manifest's key-values `<architecture>.*`; invalid values are errors of the model.
 
 use super::error::bad_model;
 use crate::engine::EngineError;
@@ -15,7 +15,7 @@ impl<'a> Facts<'a> {
         Self { manifest }
     }
 
-    /// Refuses a model with a key that is in none of the lists `known`: it may change what has to be computed.
+    /// Refuses a model with a key outside the lists `known`, because the key may change the computation.
     pub fn only(&self, known: [&[&str]; 2]) -> Result<(), EngineError> {
         let prefix = self.key("");
         let mut keys = self.manifest.facts.iter().filter_map(|fact| fact.key.strip_prefix(&prefix));
@@ -30,7 +30,7 @@ impl<'a> Facts<'a> {
         self.read(key, |facts, key| facts.u32(key))
     }
 
-    /// An integer that must be there.
+    /// A required integer.
     pub fn require_u32(&self, key: &str) -> Result<u32, EngineError> {
         self.u32(key)?.ok_or_else(|| self.refuse(key, "it is missing"))
     }
@@ -49,7 +49,7 @@ impl<'a> Facts<'a> {
         self.read(key, |facts, key| facts.string(key))
     }
 
-    /// A truth value for each layer, given as truth values or as numbers; `None` where the key holds no array.
+    /// A boolean for each layer, from booleans or numbers; `None` if the value is not an array.
     pub fn flags(&self, key: &str) -> Result<Option<Vec<bool>>, EngineError> {
         let Some(array) = self.read(key, |facts, key| facts.value(key))?.and_then(|value| value.as_array()) else {
             return Ok(None);
@@ -60,10 +60,10 @@ impl<'a> Facts<'a> {
         }
         let flag = |value: gguf::Value<'_>| value.as_bool().or_else(|| value.as_u64().map(|number| number != 0));
         let flags: Option<Vec<bool>> = array.iter().map(flag).collect();
-        flags.map(Some).ok_or_else(|| self.refuse(key, "its entries are not truth values"))
+        flags.map(Some).ok_or_else(|| self.refuse(key, "its entries are not booleans"))
     }
 
-    /// That `key` makes the model one which is not computed.
+    /// Error of an unsupported value of `key`.
     pub fn refuse(&self, key: &str, reason: impl Into<String>) -> EngineError {
         bad_model(self.key(key), reason)
     }

@@ -1,15 +1,15 @@
-//! The keys and values of one session at one stage.
+//! KV cache of one session at one stage.
 //!
-//! Each layer has one tensor for keys and one for values, `[kv heads, cells, head]` in f32, written in place. They grow
-//! by whole blocks of cells, so that a session takes what it needs and a step copies nothing that is already there. How
-//! many cells count is the stage's knowledge: what lies beyond is overwritten by the next step.
+//! Each layer has one tensor of keys and one of values, `[kv heads, cells, head]` in f32, written in place. The tensors
+//! grow by whole blocks of cells, so that a session takes only the memory that it needs and steps rarely copy. The stage
+//! knows the session's length; the next step overwrites cells beyond it.
 
 use candle_core::{DType, Device, Result, Tensor};
 
 /// Cells by which a session's tensors grow.
 const BLOCK: usize = 256;
 
-/// Size of the cells of a layer.
+/// Size of a layer's cells.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cells {
     pub heads: usize,
@@ -23,14 +23,14 @@ impl Cells {
     }
 }
 
-/// Keys and values of one layer.
+/// KV of one layer.
 #[derive(Debug)]
 struct Layer {
     keys: Tensor,
     values: Tensor,
 }
 
-/// Keys and values of one session, at each layer of the stage.
+/// KV of one session in all layers of the stage.
 #[derive(Debug)]
 pub(super) struct Kv {
     cells: Cells,
@@ -43,18 +43,18 @@ impl Kv {
         Self { cells, device: device.clone(), layers: (0..layers).map(|_| None).collect() }
     }
 
-    /// Frees what the session held.
+    /// Frees the session's KV.
     pub fn clear(&mut self) {
         self.layers.iter_mut().for_each(|layer| *layer = None);
     }
 
-    /// Writes keys and values (`[kv heads, rows, head]`, contiguous) from position `pos` on, and gives those of all
-    /// positions up to the last one written. They are views: use them before the next write.
+    /// Writes keys and values (`[kv heads, rows, head]`, contiguous) from position `pos` on. Returns those of all positions
+    /// up to the last written one, as views that are valid until the next write.
     pub fn put(&mut self, layer: usize, pos: usize, keys: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor)> {
         let end = pos + keys.dim(1)?;
         let (cells, device) = (self.cells, &self.device);
         let Some(held) = self.layers.get_mut(layer) else { candle_core::bail!("no layer {layer} in the KV") };
-        // Replaced once both tensors are there: a device without room for them leaves what the session had.
+        // Replaced only once both tensors exist: if the allocation fails, the session keeps its KV.
         let held = match held {
             Some(layer) if layer.keys.dim(1)? >= end => layer,
             place => {
@@ -72,29 +72,5 @@ impl Kv {
         held.keys.slice_set(keys, 1, pos)?;
         held.values.slice_set(values, 1, pos)?;
         Ok((held.keys.narrow(1, 0, end)?, held.values.narrow(1, 0, end)?))
-    }
-
-    /// Appends the first `len` positions to `out`: layer by layer keys, then values, as little-endian f32.
-    pub fn save(&self, len: usize, out: &mut Vec<u8>) -> Result<()> {
-        for layer in self.layers.iter().flatten().filter(|_| len > 0) {
-            for tensor in [&layer.keys, &layer.values] {
-                let floats = tensor.narrow(1, 0, len)?.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
-                out.extend(floats.into_iter().flat_map(f32::to_le_bytes));
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes over what [`save`](Kv::save) gave for `len` positions, `layers * len * cells.floats()` floats.
-    pub fn load(&mut self, len: usize, floats: &[f32]) -> Result<()> {
-        self.clear();
-        let half = len * self.cells.floats() / 2;
-        for (layer, floats) in floats.chunks_exact((2 * half).max(1)).enumerate() {
-            let (keys, values) = floats.split_at(half);
-            let tensor = |data| Tensor::from_slice(data, (self.cells.heads, len, self.cells.head), &self.device);
-            let (keys, values) = (tensor(keys)?, tensor(values)?);
-            self.put(layer, 0, &keys, &values)?;
-        }
-        Ok(())
     }
 }

@@ -1,20 +1,19 @@
-//! The pure-Rust engine, on candle: no C toolchain needed, and a second opinion on what llama.cpp computes.
+//! The pure-Rust engine on candle: it needs no C toolchain and verifies llama.cpp's results independently.
 //!
-//! The arithmetic is written once; what tells an architecture from the others is a description in `architecture`, there
-//! only once it was shown that any split gives the bits of the whole and that the whole is what an independent engine
-//! computes. What the description does not know (a key, a tensor, a scaling rule) is refused, never computed wrong.
+//! All architectures share the arithmetic; `architecture` has a description of each. A description is added once tests show
+//! that any split equals the whole bit by bit and that the whole equals an independent engine. Unknown keys, tensors and
+//! scaling rules are refused.
 //!
-//! Threads: candle 0.11 has two pools of its own, started once per process and sized by `CANDLE_NUM_THREADS` or
-//! `RAYON_NUM_THREADS`, else by the physical cores; all stages share them, and [`StageConfig::threads`] cannot be
-//! honoured. Work runs inside candle's pool, so that rayon's global one, which is the host's, is neither sized nor
-//! started here.
+//! Threads: candle 0.11 has two pools, started once per process and sized by `CANDLE_NUM_THREADS` or `RAYON_NUM_THREADS`,
+//! else by the physical cores. All stages share them, and [`StageConfig::threads`] has no effect. Work runs inside candle's
+//! pool, so that rayon's global pool, which belongs to the host, is neither sized nor started here.
 //!
-//! A panic on one of candle's workers poisons its pool and with it every stage of the process. So all that candle asserts
-//! is checked before: tensors when they are loaded (`weights`), steps before they are computed.
+//! A panic on a candle worker poisons its pool and thereby every stage of the process. So all of candle's assertions are
+//! checked before: tensors at load time (`weights`), steps before the computation.
 //!
-//! Numbers: rows of one session are computed by themselves, never together with another session's, so that what a
-//! session gets does not depend on its neighbours. As with llama.cpp it does depend on how many rows a step has; steps that
-//! need not have the bits of candle's own models are moreover multiplied otherwise where that is faster (`matrix`).
+//! Results: rows of a session are never computed together with another session's, so that results do not depend on other
+//! sessions. As with llama.cpp they depend on the number of rows of a step. Steps that allow rounding use faster products
+//! that differ from those of candle's models (`matrix`).
 
 mod architecture;
 mod attention;
@@ -41,19 +40,19 @@ use shape::Shape;
 use stage::CandleStage;
 use weights::Rows;
 
-use super::stage::{cells, tensors_and_scratch};
+use super::stage::{kv_cells, tensors_and_scratch};
 use super::{CutRules, Embedder, Engine, EngineError, Stage, StageConfig};
 use crate::base::LayerRange;
 use crate::model::{EmbeddingSource, Manifest, StageSource};
 
-/// The engine.
+/// The candle engine.
 #[derive(Debug, Clone, Default)]
 pub struct Candle {
     _private: (),
 }
 
 impl Candle {
-    /// The engine. Starts nothing: candle's pools start with the first step.
+    /// An engine. candle's pools start with the first step.
     pub fn new() -> Self {
         Self::default()
     }
@@ -65,14 +64,14 @@ impl Engine for Candle {
     }
 
     fn cuts(&self, manifest: &Manifest) -> Result<CutRules, EngineError> {
-        // Layers are told apart by their place in the model, never in the stage, so that any cut is legal.
+        // Layers are identified by their index in the model, never in the stage, so that any cut is legal.
         let shape = Shape::read(manifest)?;
         tensors::check_model(&shape, manifest)?;
-        Ok(CutRules::free())
+        Ok(CutRules::any())
     }
 
     fn memory(&self, manifest: &Manifest, layers: LayerRange, head: bool, config: &StageConfig) -> u64 {
-        let cells = cells(layers, config.context.min(manifest.context), config.max_sessions);
+        let cells = kv_cells(layers, config.context.min(manifest.context), config.max_sessions);
         let own = Shape::read(manifest).map_or(0, |shape| {
             let kv = (shape.cells().floats() * size_of::<f32>()) as u64;
             cells.saturating_mul(kv).saturating_add(shape.matrix_bytes())
@@ -82,9 +81,9 @@ impl Engine for Candle {
 
     fn load_stage(&self, source: StageSource, config: &StageConfig) -> Result<Box<dyn Stage>, EngineError> {
         let manifest = &source.manifest;
-        // The stage's own tensors are checked as they are taken.
+        // The stage's tensors are validated while they are loaded.
         Shape::read(manifest)?;
-        CutRules::free().check(manifest, source.layers)?;
+        CutRules::any().check(manifest, source.layers)?;
         Ok(Box::new(CandleStage::load(&source, config)?))
     }
 

@@ -1,8 +1,8 @@
-//! The weights of a stage, and what they compute for the rows of one session.
+//! The weights of a stage, and the forward pass of one session's rows.
 
 use candle_core::{Device, Result as Computed, Tensor};
 
-use super::attention::{Attention, Place, Sight};
+use super::attention::{Attention, BlockContext, VisibleKeys};
 use super::error::{bad_model, not_loaded};
 use super::kv::Kv;
 use super::matrix::Matrix;
@@ -10,11 +10,11 @@ use super::parts::{FeedForward, Norm};
 use super::rope::Rope;
 use super::shape::Shape;
 use super::weights::Tensors;
-use crate::engine::{EngineError, Terms};
+use crate::engine::{EngineError, StepOptions};
 use crate::model::StageSource;
 
-/// Factors that divide the frequencies of rotations.
-pub(super) const FACTORS: &str = "rope_freqs.weight";
+/// RoPE frequency factors (divisors).
+pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// One transformer block.
 struct Block {
@@ -37,7 +37,7 @@ impl Block {
         let (attention_norm, feed_forward_norm) = (norm("attn_norm")?, norm("ffn_norm")?);
         let mut post_norm = |part: &str| shape.architecture.post_norms.then(|| norm(part)).transpose();
         Ok(Self {
-            kind: usize::from(shape.sees(layer).is_some()),
+            kind: usize::from(shape.window_of(layer).is_some()),
             attention_norm,
             attention,
             attention_post_norm: post_norm("post_attention_norm")?,
@@ -47,14 +47,14 @@ impl Block {
         })
     }
 
-    fn forward(&self, x: Tensor, place: &Place<'_>, kv: &mut Kv) -> Computed<Tensor> {
+    fn forward(&self, x: Tensor, context: &BlockContext<'_>, kv: &mut Kv) -> Computed<Tensor> {
         let after = |x: Tensor, norm: &Option<Norm>| match norm {
             Some(norm) => norm.forward(&x),
             None => Ok(x),
         };
-        let attended = self.attention.forward(&self.attention_norm.forward(&x)?, place, kv)?;
+        let attended = self.attention.forward(&self.attention_norm.forward(&x)?, context, kv)?;
         let x = (after(attended, &self.attention_post_norm)? + x)?;
-        let fed = self.feed_forward.forward(&self.feed_forward_norm.forward(&x)?, place.free)?;
+        let fed = self.feed_forward.forward(&self.feed_forward_norm.forward(&x)?, context.allow_rounding)?;
         after(fed, &self.feed_forward_post_norm)? + x
     }
 }
@@ -74,13 +74,13 @@ impl Head {
         Ok(Self { norm, output, softcap: shape.softcap.map(f64::from) })
     }
 
-    /// Logits, or the states that they are made of.
+    /// Logits, or the states behind the output norm.
     fn forward(&self, x: &Tensor, states: bool) -> Computed<Tensor> {
         let x = self.norm.forward(x)?;
         if states {
             return Ok(x);
         }
-        // Of few rows, and large: never made floats of.
+        // Few rows and a large matrix, so it is never dequantised.
         let logits = self.output.forward(&x, false)?;
         match self.softcap {
             Some(cap) => (logits / cap)?.tanh()? * cap,
@@ -89,51 +89,51 @@ impl Head {
     }
 }
 
-/// What blocks of one kind share.
-struct Kind {
+/// Shared data of the blocks of one kind.
+struct BlockKind {
     rope: Rope,
-    /// Positions that they see, where not all.
+    /// Window in positions; `None` for full attention.
     window: Option<usize>,
 }
 
-/// Loads the kinds of blocks: those that see everything and, where the model has them, those that see a window.
-fn load_kinds(tensors: &mut Tensors<'_>, shape: &Shape, context: u32) -> Result<Vec<Kind>, EngineError> {
+/// Loads the kinds of blocks: with full attention and, if the model has windows, with a window.
+fn load_kinds(tensors: &mut Tensors<'_>, shape: &Shape, context: u32) -> Result<Vec<BlockKind>, EngineError> {
     let pairs = shape.architecture.pairs;
     let (layers, device) = (tensors.layers(), tensors.device().clone());
     let rope = |base: f32, divisors: &[f32]| {
         Rope::new(shape.head, base, divisors, pairs, context, &device).map_err(|error| not_loaded(layers, error))
     };
     let mut divisors = vec![shape.rope_factor; shape.head as usize / 2];
-    if shape.architecture.rope_factors && tensors.has(FACTORS) {
-        let factors = tensors.vector(FACTORS, shape.head / 2)?.to_vec1::<f32>();
+    if shape.architecture.rope_factors && tensors.has(ROPE_FACTORS) {
+        let factors = tensors.vector(ROPE_FACTORS, shape.head / 2)?.to_vec1::<f32>();
         for (divisor, factor) in divisors.iter_mut().zip(factors.map_err(|error| not_loaded(layers, error))?) {
             if !factor.is_finite() || factor <= 0.0 {
-                return Err(bad_model(FACTORS, "a factor is not positive and finite"));
+                return Err(bad_model(ROPE_FACTORS, "a factor is not positive and finite"));
             }
             *divisor *= factor;
         }
     }
-    let mut kinds = vec![Kind { rope: rope(shape.rope_base, &divisors)?, window: None }];
+    let mut kinds = vec![BlockKind { rope: rope(shape.rope_base, &divisors)?, window: None }];
     if let Some(window) = &shape.window {
-        kinds.push(Kind { rope: rope(window.base, &[])?, window: Some(window.size as usize) });
+        kinds.push(BlockKind { rope: rope(window.base, &[])?, window: Some(window.size as usize) });
     }
     Ok(kinds)
 }
 
-/// What a stage with the head is to give.
+/// Requested output of a stage with the head.
 #[derive(Clone, Copy)]
-pub(super) struct Wanted<'a> {
-    /// Of which rows.
+pub(super) struct OutputRows<'a> {
+    /// Indices of the rows.
     pub rows: &'a [u32],
-    /// Whether states or logits, and for how long.
-    pub terms: Terms<'a>,
+    /// Options of the step.
+    pub options: StepOptions<'a>,
 }
 
 /// The weights of a stage.
 pub(super) struct Weights {
     pub shape: Shape,
     device: Device,
-    kinds: Vec<Kind>,
+    kinds: Vec<BlockKind>,
     blocks: Vec<Block>,
     head: Option<Head>,
     /// Bytes of all tensors.
@@ -141,7 +141,7 @@ pub(super) struct Weights {
 }
 
 impl Weights {
-    /// Loads a stage whose sessions have at most `context` positions.
+    /// Loads a stage for sessions of at most `context` positions.
     pub fn load(source: &StageSource, context: u32, device: Device) -> Result<Self, EngineError> {
         let shape = Shape::read(&source.manifest)?;
         let mut tensors = Tensors::new(source, &device)?;
@@ -152,36 +152,49 @@ impl Weights {
         Ok(Self { shape, device, kinds, blocks, head, bytes: tensors.finish()? })
     }
 
-    /// Blocks of the stage.
+    /// Number of blocks.
     pub fn layers(&self) -> usize {
         self.blocks.len()
     }
 
-    /// Whether logits come out, of rows that are wanted, rather than every row's hidden state.
+    /// Whether the output is the requested rows' logits rather than all rows' hidden states.
     pub fn has_head(&self) -> bool {
         self.head.is_some()
     }
 
-    /// Computes rows of one session, `hidden`, which begin at position `pos`: gives every row's hidden state, or with the
-    /// head the logits of the rows whose indices are `wanted`, or their states. Nothing where they are wanted no more.
-    pub fn forward(&self, hidden: Vec<f32>, wanted: Wanted<'_>, pos: usize, kv: &mut Kv) -> Computed<Option<Vec<f32>>> {
+    /// Computes one session's rows `hidden` from position `pos` on. Returns every row's hidden state, or with the head the
+    /// logits or states of the requested rows; `None` if the step is cancelled.
+    pub fn forward(
+        &self,
+        hidden: Vec<f32>,
+        output: OutputRows<'_>,
+        pos: usize,
+        kv: &mut Kv,
+    ) -> Computed<Option<Vec<f32>>> {
         let width = self.shape.width as usize;
         let rows = hidden.len() / width;
-        let sights: Vec<Sight> =
-            self.kinds.iter().map(|kind| Sight::new(pos, rows, kind.window, &self.device)).collect::<Computed<_>>()?;
+        let visible: Vec<VisibleKeys> = self
+            .kinds
+            .iter()
+            .map(|kind| VisibleKeys::new(pos, rows, kind.window, &self.device))
+            .collect::<Computed<_>>()?;
         let mut x = Tensor::from_vec(hidden, (rows, width), &self.device)?;
         for (layer, block) in self.blocks.iter().enumerate() {
-            if wanted.terms.is_abandoned() {
+            if output.options.is_cancelled() {
                 return Ok(None);
             }
-            let (rope, sight) = (&self.kinds[block.kind].rope, &sights[block.kind]);
-            x = block.forward(x, &Place { layer, pos, rope, sight, free: wanted.terms.free }, kv)?;
+            let (rope, visible) = (&self.kinds[block.kind].rope, &visible[block.kind]);
+            x = block.forward(
+                x,
+                &BlockContext { layer, pos, rope, visible, allow_rounding: output.options.allow_rounding },
+                kv,
+            )?;
         }
         let Some(head) = &self.head else { return x.flatten_all()?.to_vec1().map(Some) };
-        if wanted.rows.is_empty() {
+        if output.rows.is_empty() {
             return Ok(Some(Vec::new()));
         }
-        let x = x.index_select(&Tensor::new(wanted.rows, &self.device)?, 0)?;
-        head.forward(&x, wanted.terms.states)?.flatten_all()?.to_vec1().map(Some)
+        let x = x.index_select(&Tensor::new(output.rows, &self.device)?, 0)?;
+        head.forward(&x, output.options.states)?.flatten_all()?.to_vec1().map(Some)
     }
 }

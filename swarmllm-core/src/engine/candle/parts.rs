@@ -1,4 +1,4 @@
-//! The parts that blocks and the head are made of.
+//! Building blocks of layers and head.
 
 use candle_core::{Result as Computed, Tensor};
 use candle_nn::ops::{rms_norm, silu};
@@ -16,25 +16,25 @@ pub(super) struct Norm {
 }
 
 impl Norm {
-    /// The norm whose weights are the tensor `name` of `length` floats.
+    /// Loads the norm with the weights `name` of `length` floats.
     pub fn load(tensors: &mut Tensors<'_>, name: &str, length: u32, shape: &Shape) -> Result<Self, EngineError> {
         Ok(Self { weight: tensors.vector(name, length)?, epsilon: shape.epsilon })
     }
 
-    /// Norms the last axis of a contiguous `x`.
+    /// Normalises the last axis of a contiguous `x`.
     pub fn forward(&self, x: &Tensor) -> Computed<Tensor> {
         rms_norm(x, &self.weight, self.epsilon)
     }
 }
 
-/// A matrix, and a bias where the architecture has one.
+/// A matrix with an optional bias.
 pub(super) struct Projection {
     matrix: Matrix,
     bias: Option<Tensor>,
 }
 
 impl Projection {
-    /// The tensors `<name>.weight` and, where `biased`, `<name>.bias`.
+    /// Loads `<name>.weight` and, if `biased`, `<name>.bias`.
     pub fn load(
         tensors: &mut Tensors<'_>,
         name: &str,
@@ -47,8 +47,8 @@ impl Projection {
         Ok(Self { matrix, bias })
     }
 
-    pub fn forward(&self, x: &Tensor, free: bool) -> Computed<Tensor> {
-        let x = self.matrix.forward(x, free)?;
+    pub fn forward(&self, x: &Tensor, allow_rounding: bool) -> Computed<Tensor> {
+        let x = self.matrix.forward(x, allow_rounding)?;
         match &self.bias {
             Some(bias) => x.broadcast_add(bias),
             None => Ok(x),
@@ -65,7 +65,7 @@ pub(super) struct FeedForward {
 }
 
 impl FeedForward {
-    /// The network of the block whose tensors are called `<block>.<tensor>`.
+    /// Loads the network of the block with the tensors `<block>.<tensor>`.
     pub fn load(tensors: &mut Tensors<'_>, block: &str, shape: &Shape) -> Result<Self, EngineError> {
         let Shape { width, inner, .. } = *shape;
         Ok(Self {
@@ -76,12 +76,12 @@ impl FeedForward {
         })
     }
 
-    pub fn forward(&self, x: &Tensor, free: bool) -> Computed<Tensor> {
-        let gate = self.gate.forward(x, free)?;
+    pub fn forward(&self, x: &Tensor, allow_rounding: bool) -> Computed<Tensor> {
+        let gate = self.gate.forward(x, allow_rounding)?;
         let gate = match self.activation {
             Activation::Silu => silu(&gate)?,
             Activation::Gelu => gate.gelu()?,
         };
-        self.down.forward(&(gate * self.up.forward(x, free)?)?, free)
+        self.down.forward(&(gate * self.up.forward(x, allow_rounding)?)?, allow_rounding)
     }
 }

@@ -1,21 +1,27 @@
-//! Rotary positions.
+//! Rotary position embeddings (RoPE).
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::rotary_emb::{rope, rope_i};
 
-use super::architecture::Pairs;
+use super::architecture::RopePairs;
 
 /// Cosines and sines of each position, `[context, head / 2]`.
 pub(super) struct Rope {
     cos: Tensor,
     sin: Tensor,
-    pairs: Pairs,
+    pairs: RopePairs,
 }
 
 impl Rope {
-    /// For heads of `head` floats at `context` positions. `divisors` divide the frequencies, the first ones first; what
-    /// has none is left as it is.
-    pub fn new(head: u32, base: f32, divisors: &[f32], pairs: Pairs, context: u32, device: &Device) -> Result<Self> {
+    /// Tables for heads of `head` floats and `context` positions. `divisors` divide the first frequencies; the others stay.
+    pub fn new(
+        head: u32,
+        base: f32,
+        divisors: &[f32],
+        pairs: RopePairs,
+        context: u32,
+        device: &Device,
+    ) -> Result<Self> {
         let head = head as usize;
         let mut frequencies: Vec<f32> =
             (0..head).step_by(2).map(|axis| 1.0 / base.powf(axis as f32 / head as f32)).collect();
@@ -28,13 +34,13 @@ impl Rope {
         Ok(Self { cos: angles.cos()?, sin: angles.sin()?, pairs })
     }
 
-    /// Rotates `[heads, rows, head]`, contiguous, for the positions from `pos` on.
+    /// Rotates contiguous `[heads, rows, head]` for the positions from `pos` on.
     pub fn apply(&self, x: &Tensor, pos: usize) -> Result<Tensor> {
         let rows = x.dim(1)?;
         let (cos, sin) = (self.cos.narrow(0, pos, rows)?, self.sin.narrow(0, pos, rows)?);
         let rotate = match self.pairs {
-            Pairs::Neighbours => rope_i,
-            Pairs::Halves => rope,
+            RopePairs::Neighbours => rope_i,
+            RopePairs::Halves => rope,
         };
         rotate(&x.unsqueeze(0)?, &cos, &sin)?.squeeze(0)
     }

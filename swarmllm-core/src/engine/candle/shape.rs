@@ -1,4 +1,4 @@
-//! What the key-values of a model say, checked: everything that its arithmetic needs to know beside its tensors.
+//! The shape of a model: its validated key-values.
 
 use super::architecture::{Architecture, COMMON_KEYS};
 use super::error::bad_model;
@@ -7,55 +7,55 @@ use super::kv::Cells;
 use crate::engine::EngineError;
 use crate::model::Manifest;
 
-/// Longest head that is admitted; real ones have 256 at most.
+/// Largest head size; real models have 256 at most.
 const MAX_HEAD: u32 = 1024;
-/// Widest hidden state that is admitted; the largest of Llama 3.1 is 16,384.
+/// Largest width; the largest of Llama 3.1 is 16,384.
 const MAX_WIDTH: u32 = 65_536;
-/// Base of rotations where the model names none.
+/// Default RoPE base.
 const ROPE_BASE: f32 = 10_000.0;
-/// Every sixth layer of Gemma 3 sees everything, unless the model says otherwise.
+/// Default of Gemma 3: every sixth layer has full attention.
 const WINDOW_PERIOD: u32 = 6;
 
-/// Layers that see a window.
+/// Sliding windows of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Window {
-    /// Positions that they see, their own included.
+    /// Positions of a window, including the current one.
     pub size: u32,
-    /// Base of their rotations.
+    /// RoPE base of windowed layers.
     pub base: f32,
-    /// Which layers of the model they are.
+    /// For each layer of the model whether it is windowed.
     layers: Vec<bool>,
 }
 
-/// What the key-values say.
+/// A model's validated key-values.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Shape {
     pub architecture: &'static Architecture,
     pub width: u32,
     pub vocab: u32,
-    /// Query heads; no more than `width`.
+    /// Query heads; at most `width`.
     pub heads: u32,
-    /// Key heads, and equally value heads; they divide `heads`.
+    /// Key heads, equal to the value heads; a divisor of `heads`.
     pub kv_heads: u32,
-    /// Floats of a head, even.
+    /// Floats of a head; even.
     pub head: u32,
     /// Width of the feed-forward network.
     pub inner: u32,
     /// Added to the mean square in norms.
     pub epsilon: f32,
-    /// Base of rotations where a layer has no window.
+    /// RoPE base of layers without a window.
     pub rope_base: f32,
-    /// Positions are divided by it where a layer has no window.
+    /// Divisor of positions in layers without a window.
     pub rope_factor: f32,
-    /// Scores are divided by it.
+    /// Divisor of attention scores.
     pub score_scale: f64,
     pub window: Option<Window>,
-    /// Logits approach it and no more.
+    /// Bound of the logits' soft capping.
     pub softcap: Option<f32>,
 }
 
 impl Shape {
-    /// Reads and checks the key-values; refuses an architecture that is not certified and what is not computed of it.
+    /// Reads and validates the key-values; refuses uncertified architectures and unsupported features.
     pub fn read(manifest: &Manifest) -> Result<Self, EngineError> {
         let architecture = Architecture::of(&manifest.architecture)?;
         let facts = Facts::new(manifest);
@@ -92,25 +92,25 @@ impl Shape {
         })
     }
 
-    /// Bytes of a block's largest matrix in floats.
+    /// Bytes of a block's largest matrix in f32.
     pub fn matrix_bytes(&self) -> u64 {
         let rows = self.inner.max(self.heads.saturating_mul(self.head));
         u64::from(self.width) * u64::from(rows) * size_of::<f32>() as u64
     }
 
-    /// Cells of the KV.
+    /// Size of the KV cells.
     pub fn cells(&self) -> Cells {
         Cells { heads: self.kv_heads as usize, head: self.head as usize }
     }
 
-    /// Positions that a layer sees, its own included, where it does not see all.
-    pub fn sees(&self, layer: u32) -> Option<usize> {
+    /// Window of a layer in positions, including the current one; `None` for full attention.
+    pub fn window_of(&self, layer: u32) -> Option<usize> {
         let window = self.window.as_ref()?;
         let windowed = window.layers.get(layer as usize).copied().unwrap_or_default();
         windowed.then_some(window.size as usize)
     }
 
-    /// What embeddings are multiplied by.
+    /// Factor of the embeddings.
     pub fn embedding_scale(&self) -> Option<f32> {
         self.architecture.scaled_embedding.then(|| (self.width as f32).sqrt())
     }
@@ -120,35 +120,35 @@ fn read_heads(facts: &Facts<'_>, width: u32) -> Result<(u32, u32), EngineError> 
     let heads = facts.require_u32("attention.head_count")?;
     let kv_heads = facts.u32("attention.head_count_kv")?.unwrap_or(heads);
     if heads == 0 || kv_heads == 0 || heads % kv_heads != 0 || heads > width {
-        let reason = "the heads do not divide into those of keys and values";
+        let reason = "the number of query heads is not a multiple of the KV heads";
         return Err(facts.refuse("attention.head_count", reason));
     }
     Ok((heads, kv_heads))
 }
 
-/// Where a head's length is not told it is its share of the width.
+/// Head size; by default a head's share of the width.
 fn read_head(facts: &Facts<'_>, share: u32) -> Result<u32, EngineError> {
     let head = facts.u32("attention.key_length")?.unwrap_or(share);
     let value = facts.u32("attention.value_length")?.unwrap_or(head);
     let rotated = facts.u32("rope.dimension_count")?.unwrap_or(head);
     if head == 0 || head % 2 != 0 || head > MAX_HEAD || value != head || rotated != head {
-        let reason = "keys, values and their rotation are not of one even length";
+        let reason = "keys, values and their rotated part do not have one even size";
         return Err(facts.refuse("attention.key_length", reason));
     }
     Ok(head)
 }
 
-/// Positions are scaled linearly or not at all. A factor without a type is a linear one, as in llama.cpp.
+/// Factor of linear position scaling; other scalings are refused. A factor without a type is linear, as in llama.cpp.
 fn read_factor(facts: &Facts<'_>) -> Result<f32, EngineError> {
     let factor = facts.positive("rope.scaling.factor")?.unwrap_or(1.0);
     match facts.string("rope.scaling.type")? {
         Some("none") => Ok(1.0),
         None | Some("linear") => Ok(factor),
-        Some(_) => Err(facts.refuse("rope.scaling.type", "candle's engine scales positions only linearly")),
+        Some(_) => Err(facts.refuse("rope.scaling.type", "candle's engine supports only linear scaling of positions")),
     }
 }
 
-/// The pattern is a flag per layer, or a period of which the last layer sees everything (0: none does).
+/// The pattern is a flag for each layer, or a period whose last layer has full attention (0: all layers are windowed).
 fn read_window(facts: &Facts<'_>, layers: u32) -> Result<Window, EngineError> {
     let (key, pattern) = ("attention.sliding_window", "attention.sliding_window_pattern");
     let size = facts.require_u32(key)?;

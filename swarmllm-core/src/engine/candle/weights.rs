@@ -1,11 +1,9 @@
-//! Tensors from shard files into candle, and rows of an embedding straight from the file.
+//! Loads tensors from shard files into candle, and reads embedding rows from the file.
 //!
-//! candle asserts or panics on types, shapes and lengths that do not fit; each is checked here first, and a tensor's
-//! bytes are only allocated once the file is known to hold them.
+//! candle panics on types, shapes and lengths that do not fit, so all are validated here first. A tensor's bytes are
+//! allocated only if the file is long enough.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io;
 
 use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
@@ -17,8 +15,9 @@ use super::shape::Shape;
 use crate::base::LayerRange;
 use crate::engine::{Embedder, EngineError};
 use crate::model::{EmbeddingSource, SourceTensor, StageSource, TensorEntry};
+use crate::rt::read_exact_at;
 
-/// The candle type of a ggml type, for those whose every operation candle has.
+/// The candle type of a ggml type; `None` unless candle has all operations for it.
 fn dtype(ty: u32) -> Option<GgmlDType> {
     Some(match ty {
         0 => GgmlDType::F32,
@@ -38,19 +37,19 @@ fn dtype(ty: u32) -> Option<GgmlDType> {
     })
 }
 
-/// Values in one block of the types that [`check_blocks`] is about.
+/// Values of a block of the types that [`check_blocks`] handles.
 const BLOCK: u32 = 32;
 
-/// What a checked tensor is.
+/// Layout of a validated tensor.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Layout {
+pub(super) struct TensorLayout {
     dtype: GgmlDType,
     row_bytes: u64,
     bytes: u64,
 }
 
-/// Checks type, shape and size of a tensor against what the architecture needs. `dims` is in GGUF order.
-pub(super) fn check_entry(entry: &TensorEntry, dims: &[u64]) -> Result<Layout, EngineError> {
+/// Validates type, shape and size of a tensor against the architecture. `dims` is in GGUF order.
+pub(super) fn check_entry(entry: &TensorEntry, dims: &[u64]) -> Result<TensorLayout, EngineError> {
     let refuse = |reason: String| bad_model(entry.name.clone(), reason);
     let dtype = dtype(entry.ty).ok_or_else(|| refuse(format!("candle has no tensors of ggml type {}", entry.ty)))?;
     if entry.dims != dims {
@@ -67,56 +66,39 @@ pub(super) fn check_entry(entry: &TensorEntry, dims: &[u64]) -> Result<Layout, E
     if entry.size != bytes {
         return Err(refuse(format!("it has {} bytes, its shape and type make {bytes}", entry.size)));
     }
-    Ok(Layout { dtype, row_bytes, bytes })
+    Ok(TensorLayout { dtype, row_bytes, bytes })
 }
 
-/// The same, and that the file holds the tensor.
-fn check(tensor: &SourceTensor, dims: &[u64]) -> Result<Layout, EngineError> {
+/// Like [`check_entry`]; also validates that the file holds the tensor.
+fn check(tensor: &SourceTensor, dims: &[u64]) -> Result<TensorLayout, EngineError> {
     let layout = check_entry(&tensor.entry, dims)?;
     let refuse = |reason: String| bad_model(tensor.entry.name.clone(), reason);
     let held = tensor.file.metadata().map_err(|error| refuse(error.to_string()))?.len();
     if tensor.offset.checked_add(layout.bytes).is_none_or(|end| end > held) {
-        return Err(refuse(format!("its bytes end beyond the {held} bytes of its file")));
+        return Err(refuse(format!("it ends beyond the {held} bytes of its file")));
     }
     Ok(layout)
 }
 
-/// Refuses rows of an odd number of blocks for the types whose products candle takes two blocks at a time. That would
-/// panic on candle's workers, and a panic there leaves candle useless for the whole process.
+/// Refuses rows with an odd number of blocks for types that candle multiplies two blocks at a time: its worker would panic,
+/// which makes candle unusable for the whole process.
 pub(super) fn check_blocks(entry: &TensorEntry, columns: u32) -> Result<(), EngineError> {
     let pairs = matches!(dtype(entry.ty), Some(GgmlDType::Q4_1 | GgmlDType::Q5_0 | GgmlDType::Q5_1));
     if pairs && !(columns / BLOCK).is_multiple_of(2) {
-        let reason = format!("candle needs an even number of blocks of {BLOCK} in a row, {columns} make an odd one");
+        let reason =
+            format!("candle needs an even number of blocks of {BLOCK} in a row, {columns} values are an odd number");
         return Err(bad_model(entry.name.clone(), reason));
     }
     Ok(())
 }
 
-/// Reads `bytes.len()` bytes at `offset` without moving any cursor that others may use.
-fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-    #[cfg(unix)]
-    return std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset);
-    #[cfg(windows)]
-    {
-        let mut done = 0;
-        while done < bytes.len() {
-            let read = std::os::windows::fs::FileExt::seek_read(file, &mut bytes[done..], offset + done as u64)?;
-            if read == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            done += read;
-        }
-        Ok(())
-    }
-}
-
-/// Bytes as candle wants them: it reinterprets them as blocks, so that they have to be aligned.
-struct Aligned {
+/// Aligned bytes, because candle reinterprets them as blocks.
+struct AlignedBytes {
     words: Vec<u64>,
     bytes: usize,
 }
 
-impl Aligned {
+impl AlignedBytes {
     fn new(bytes: usize) -> Self {
         Self { words: vec![0; bytes.div_ceil(size_of::<u64>())], bytes }
     }
@@ -130,26 +112,26 @@ impl Aligned {
     }
 }
 
-/// The tensors of a stage, taken out one by one; what is left at the end the architecture does not know.
+/// The tensors of a stage, removed one by one; remaining tensors are unknown to the architecture.
 pub(super) struct Tensors<'a> {
     layers: LayerRange,
     device: Device,
-    left: HashMap<&'a str, &'a SourceTensor>,
+    remaining: HashMap<&'a str, &'a SourceTensor>,
     bytes: u64,
 }
 
 impl<'a> Tensors<'a> {
     pub fn new(source: &'a StageSource, device: &Device) -> Result<Self, EngineError> {
-        let mut left = HashMap::with_capacity(source.tensors.len());
+        let mut remaining = HashMap::with_capacity(source.tensors.len());
         for tensor in &source.tensors {
-            if left.insert(tensor.entry.name.as_str(), tensor).is_some() {
+            if remaining.insert(tensor.entry.name.as_str(), tensor).is_some() {
                 return Err(bad_model(tensor.entry.name.clone(), "it is there twice"));
             }
         }
-        Ok(Self { layers: source.layers, device: device.clone(), left, bytes: 0 })
+        Ok(Self { layers: source.layers, device: device.clone(), remaining, bytes: 0 })
     }
 
-    /// Where they are put.
+    /// Device of the loaded tensors.
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -159,66 +141,66 @@ impl<'a> Tensors<'a> {
         self.layers
     }
 
-    /// Whether a tensor is there and was not taken.
+    /// Whether a tensor remains.
     pub fn has(&self, name: &str) -> bool {
-        self.left.contains_key(name)
+        self.remaining.contains_key(name)
     }
 
-    /// A matrix of `columns` inputs and `rows` outputs, left quantised where candle multiplies quantised ones.
+    /// A matrix of `columns` inputs and `rows` outputs, quantised if candle has products for its type.
     pub fn matrix(&mut self, name: &str, columns: u32, rows: u32) -> Result<Matrix, EngineError> {
-        if let Some(tensor) = self.left.get(name) {
+        if let Some(tensor) = self.remaining.get(name) {
             check_blocks(&tensor.entry, columns)?;
         }
-        let tensor = self.take(name, &[columns.into(), rows.into()])?;
+        let tensor = self.load(name, &[columns.into(), rows.into()])?;
         QMatMul::from_qtensor(tensor).map(Matrix::new).map_err(|error| not_loaded(self.layers, error))
     }
 
     /// A vector in f32.
     pub fn vector(&mut self, name: &str, length: u32) -> Result<Tensor, EngineError> {
-        let tensor = self.take(name, &[length.into()])?;
+        let tensor = self.load(name, &[length.into()])?;
         tensor.dequantize(&self.device).map_err(|error| not_loaded(self.layers, error))
     }
 
-    /// Bytes of all that was taken; an error where something is left over.
+    /// Bytes of all loaded tensors; an error if a tensor remains.
     pub fn finish(self) -> Result<u64, EngineError> {
-        match self.left.keys().min() {
+        match self.remaining.keys().min() {
             Some(name) => Err(bad_model(*name, "candle's engine does not know this tensor")),
             None => Ok(self.bytes),
         }
     }
 
-    fn take(&mut self, name: &str, dims: &[u64]) -> Result<QTensor, EngineError> {
-        let tensor = self.left.remove(name).ok_or_else(|| bad_model(name, "the tensor is missing"))?;
+    fn load(&mut self, name: &str, dims: &[u64]) -> Result<QTensor, EngineError> {
+        let tensor = self.remaining.remove(name).ok_or_else(|| bad_model(name, "the tensor is missing"))?;
         let layout = check(tensor, dims)?;
         let unread = |reason: String| not_loaded(self.layers, format!("reading `{name}`: {reason}"));
         let bytes = usize::try_from(layout.bytes).map_err(|error| unread(error.to_string()))?;
-        let mut data = Aligned::new(bytes);
-        read_at(&tensor.file, data.as_mut(), tensor.offset).map_err(|error| unread(error.to_string()))?;
+        let mut data = AlignedBytes::new(bytes);
+        read_exact_at(&tensor.file, data.as_mut(), tensor.offset).map_err(|error| unread(error.to_string()))?;
         self.bytes = self.bytes.saturating_add(layout.bytes);
         quantised(layout.dtype, &data, dims, &self.device).map_err(|error| unread(error.to_string()))
     }
 }
 
-/// candle's shapes are the other way round than GGUF's: the fastest axis last.
-fn quantised(dtype: GgmlDType, data: &Aligned, dims: &[u64], device: &Device) -> candle_core::Result<QTensor> {
+/// candle's shapes have the reverse order of GGUF's: the fastest axis is last.
+fn quantised(dtype: GgmlDType, data: &AlignedBytes, dims: &[u64], device: &Device) -> candle_core::Result<QTensor> {
     let dims = dims.iter().rev().map(|&dim| dim as usize).collect();
     qtensor_from_ggml(dtype, data.as_slice(), dims, device)
 }
 
-/// Rows of an embedding matrix, read from its file as they are needed: no part of it stays in memory.
+/// Rows of an embedding matrix, read from its file on demand; the matrix is not kept in memory.
 pub(super) struct Rows {
     tensor: SourceTensor,
-    layout: Layout,
+    layout: TensorLayout,
     width: u32,
     vocab: u32,
     scale: Option<f32>,
 }
 
 impl Rows {
-    /// Rows that are read at once, so that a long prompt does not decide how much memory is taken.
+    /// Rows of one read, which bounds the memory for a long prompt.
     const CHUNK: usize = 512;
 
-    /// Rows of a model of this shape.
+    /// Opens the embedding of a model of this shape.
     pub fn open(source: EmbeddingSource, shape: &Shape) -> Result<Self, EngineError> {
         let (width, vocab, scale) = (shape.width, shape.vocab, shape.embedding_scale());
         let layout = check(&source.tensor, &[width.into(), vocab.into()])?;
@@ -227,10 +209,10 @@ impl Rows {
 
     fn rows(&self, tokens: &[u32]) -> candle_core::Result<Vec<f32>> {
         let row_bytes = self.layout.row_bytes as usize;
-        let mut data = Aligned::new(row_bytes * tokens.len());
+        let mut data = AlignedBytes::new(row_bytes * tokens.len());
         for (token, row) in tokens.iter().zip(data.as_mut().chunks_exact_mut(row_bytes)) {
             let offset = self.tensor.offset + u64::from(*token) * self.layout.row_bytes;
-            read_at(&self.tensor.file, row, offset)?;
+            read_exact_at(&self.tensor.file, row, offset)?;
         }
         let rows = quantised(self.layout.dtype, &data, &[self.width.into(), tokens.len() as u64], &Device::Cpu)?;
         rows.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()

@@ -1,34 +1,33 @@
-//! Bounds on the numbers and the nesting of a JSON answer.
+//! Bounds on the numbers and the nesting of JSON output.
 //!
-//! A schema's number may have any count of digits, and an object whose schema is silent may hold objects without end. A
-//! model that has fallen into a rut writes either until its token limit. No keyword of a schema bounds the digits of a
-//! fraction, so the bound is kept while the answer is written: beyond it the tokens that go further are not admitted, where
-//! anything else may follow. Where the schema leaves only them (`"minimum": 1e30`) they stay. So what is admitted is
-//! narrower, and an answer is as valid as without.
+//! A schema allows numbers of any length, and an object without a schema allows unbounded nesting. A model that repeats
+//! itself fills its token limit with either. No schema keyword bounds the digits of a fraction, so the bounds apply during
+//! generation: beyond a bound the tokens that go further are removed from the mask, if other tokens are left. If the schema
+//! allows no others (`"minimum": 1e30`), they stay. The language only becomes narrower, so the output stays valid.
 
 use llguidance::toktrie::{SimpleVob, TokTrie};
 
-/// Digits of a number before its point, and behind it: `u64::MAX` has 20, and 17 tell an `f64` from all others.
+/// Most digits of a number before its point, and behind it: `u64::MAX` has 20, and 17 identify an `f64`.
 const MAX_DIGITS: u32 = 20;
-/// Digits of an exponent: those of an `f64` end at 308 and -324.
+/// Most digits of an exponent: an `f64`'s is between -324 and 308.
 const MAX_EXPONENT_DIGITS: u32 = 3;
-/// Levels of arrays and objects: as many as a schema may have. Many parsers refuse more than some hundred.
+/// Deepest nesting of arrays and objects, equal to a schema's limit. Many parsers refuse more than some hundred.
 const MAX_LEVELS: u32 = 64;
 
-/// Where in a JSON text an answer is.
+/// State of the bounds within a JSON text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct JsonState {
     in_string: bool,
     escaped: bool,
-    /// Digits of the number's part that is being written.
+    /// Digits of the current part of a number.
     digits: u32,
-    /// Whether that part is the exponent.
+    /// Whether the current part is the exponent.
     exponent: bool,
     levels: u32,
 }
 
-impl Place {
-    /// The place behind these bytes.
+impl JsonState {
+    /// The state after these bytes.
     pub fn after(mut self, bytes: &[u8]) -> Self {
         bytes.iter().for_each(|byte| self.step(*byte));
         self
@@ -42,7 +41,7 @@ impl Place {
         }
         match byte {
             b'0'..=b'9' => self.digits = self.digits.saturating_add(1),
-            // That of `true` follows no digit.
+            // The `e` of `true` follows no digit.
             b'e' | b'E' => (self.exponent, self.digits) = (self.digits > 0, 0),
             b'+' | b'-' => self.digits = 0,
             _ => {
@@ -57,32 +56,32 @@ impl Place {
         }
     }
 
-    fn is_beyond(&self) -> bool {
+    fn exceeds(&self) -> bool {
         let digits = if self.exponent { MAX_EXPONENT_DIGITS } else { MAX_DIGITS };
         self.digits > digits || self.levels > MAX_LEVELS
     }
 
-    /// Whether the answer is beyond a bound somewhere in these bytes.
-    fn goes_beyond(mut self, bytes: &[u8]) -> bool {
+    /// Whether these bytes exceed a bound.
+    fn exceeds_within(mut self, bytes: &[u8]) -> bool {
         bytes.iter().any(|byte| {
             self.step(*byte);
-            self.is_beyond()
+            self.exceeds()
         })
     }
 }
 
-/// The tokens of a vocabulary that may lead an answer beyond its bounds.
-pub(super) struct Growing {
-    /// Those that begin with a digit.
+/// The tokens of a vocabulary that may exceed a bound.
+pub(super) struct UnboundedTokens {
+    /// Tokens that begin with a digit.
     digits: Vec<u32>,
-    /// Those that open an array or an object, or have the byte for it in a string.
+    /// Tokens with a byte that opens an array or an object.
     opening: Vec<u32>,
 }
 
-impl Growing {
+impl UnboundedTokens {
     pub fn of(trie: &TokTrie) -> Self {
-        let of = |grows: &dyn Fn(&[u8]) -> bool| {
-            (0..trie.vocab_size() as u32).filter(|token| grows(trie.token(*token))).collect()
+        let of = |matches: &dyn Fn(&[u8]) -> bool| {
+            (0..trie.vocab_size() as u32).filter(|token| matches(trie.token(*token))).collect()
         };
         Self {
             digits: of(&|bytes| bytes.first().is_some_and(u8::is_ascii_digit)),
@@ -90,13 +89,13 @@ impl Growing {
         }
     }
 
-    /// Takes the tokens that go beyond a bound from those that are allowed, where others are left.
-    pub fn bound(&self, place: Place, trie: &TokTrie, allowed: &mut SimpleVob) {
-        let (digits, opening) = (place.digits > 0, place.levels > MAX_LEVELS / 2);
+    /// Removes the tokens that exceed a bound from the mask, if others are left.
+    pub fn bound(&self, state: JsonState, trie: &TokTrie, allowed: &mut SimpleVob) {
+        let (digits, opening) = (state.digits > 0, state.levels > MAX_LEVELS / 2);
         let tokens = self.digits.iter().filter(|_| digits).chain(self.opening.iter().filter(|_| opening));
-        let is_beyond = |token: &u32| allowed.is_allowed(*token) && place.goes_beyond(trie.token(*token));
-        let beyond: Vec<u32> = tokens.copied().filter(is_beyond).collect();
-        if beyond.is_empty() {
+        let exceeds = |token: &u32| allowed.is_allowed(*token) && state.exceeds_within(trie.token(*token));
+        let exceeding: Vec<u32> = tokens.copied().filter(exceeds).collect();
+        if exceeding.is_empty() {
             return;
         }
         let without = |tokens: &mut dyn Iterator<Item = u32>| {
@@ -105,9 +104,9 @@ impl Growing {
             (!others.is_zero()).then_some(others)
         };
         let is_zero = |token: &u32| trie.token(*token).iter().all(|byte| *byte == b'0');
-        // Where digits must follow, zeros alone may lead to no end: a number above 0 may begin with any count of them.
-        let bounded = without(&mut beyond.iter().copied());
-        if let Some(bounded) = bounded.or_else(|| without(&mut beyond.iter().copied().filter(is_zero))) {
+        // If only digits may follow, only zeros are removed: a number above 0 may begin with any count of zeros.
+        let bounded = without(&mut exceeding.iter().copied());
+        if let Some(bounded) = bounded.or_else(|| without(&mut exceeding.iter().copied().filter(is_zero))) {
             *allowed = bounded;
         }
     }

@@ -1,33 +1,31 @@
-//! Closes the objects of a JSON schema where the schema does not say whether further keys are admitted.
+//! Closes the objects of a JSON schema that do not specify `additionalProperties`.
 //!
-//! JSON Schema admits any further key there, and a model that is admitted them invents keys until its token limit. The
-//! closed schema is narrower, so whatever satisfies it satisfies the given one. Two things make this more than an added
-//! `"additionalProperties": false`:
+//! JSON Schema allows any further key there, and a model would invent keys until its token limit. The closed schema is
+//! narrower, so its instances satisfy the given schema. Two cases need more than an added `"additionalProperties": false`:
 //!
 //! - Several schemas may describe one object (`allOf`, `$ref` or `anyOf` beside `properties`). Each may name keys that
-//!   another does not know, so none of them is closed alone: one further schema beside them admits the keys of all. What
-//!   two of them say of the same key stays open below that key, for the same reason.
-//! - A branch of `oneOf` must not match what another branch matches. Closed branches look disjoint where the given ones
-//!   are not, so branches are closed only where the given ones exclude each other.
+//!   another does not, so none of them is closed alone: one more schema beside them allows the keys of all. A key that two
+//!   of them describe stays open below, for the same reason.
+//! - A value must not match two branches of `oneOf`. Closed branches may be disjoint although the given ones are not, so
+//!   branches are closed only if the given ones exclude each other.
 //!
-//! An object of which no key is named (`{"type": "object"}`) is a map and stays open. A definition that is used in both
-//! ways has a closed copy beside it. [`Guide`](super::Guide)s fall back on the given schema where the closed one admits
-//! nothing.
+//! An object without named keys (`{"type": "object"}`) is a map and stays open. A definition that is used open and closed
+//! gets a closed copy. A [`Guide`](super::Guide) uses the given schema if the closed one admits nothing.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use serde_json::{Map, Value, json};
 
-/// Values of the given schema that are looked at, and of the closed one that are written, together: 32 for each value
-/// that a schema may have. Beyond that the schema stays as it is. The schemas of a grammar share it.
+/// Budget of values read from the given schema and written to the closed one, together: 32 for each value that a schema may
+/// have. A schema that exceeds the budget is not closed. The schemas of a grammar share one budget.
 pub(super) const MAX_WORK: usize = 32 * super::MAX_VALUES;
-/// Bytes of a text that count as one value, so that at most 2 MiB of texts are written.
+/// Bytes of a string that count as one value, so that at most 2 MiB of strings are written.
 const TEXT_UNIT: usize = 16;
-/// Levels down to which branches of `oneOf` are compared.
+/// Depth to which branches of `oneOf` are compared.
 const COMPARED_LEVELS: usize = 8;
-/// Keywords whose schemas describe the same value as the schema that they are part of.
-const IN_PLACE: [&str; 4] = ["$ref", "allOf", "anyOf", "oneOf"];
-/// Keywords that say which keys or items a value has. Of two schemas that have some, neither is closed alone.
+/// Keywords whose subschemas describe the same value as the schema itself.
+const APPLICATORS: [&str; 4] = ["$ref", "allOf", "anyOf", "oneOf"];
+/// Keywords that describe a value's keys or items. If two schemas of a value have some, neither is closed alone.
 const SHAPE: [&str; 9] = [
     "properties",
     "required",
@@ -39,8 +37,8 @@ const SHAPE: [&str; 9] = [
     "prefixItems",
     "additionalItems",
 ];
-/// Keywords beside which a set of schemas that describe one object is left as it is: they speak of all keys at once.
-const OF_ALL_KEYS: [&str; 6] = [
+/// Keywords that apply to all keys at once. A set of schemas of one object that has such a keyword stays open.
+const ALL_KEYS: [&str; 6] = [
     "additionalProperties",
     "patternProperties",
     "unevaluatedProperties",
@@ -49,33 +47,39 @@ const OF_ALL_KEYS: [&str; 6] = [
     "maxProperties",
 ];
 
-/// The schema with closed objects, or none where it stays as it is. What that takes of `work` is taken from it. Recurses once
-/// for each level of the schema and each reference of a chain.
+/// The schema with closed objects; `None` if it stays as it is. Subtracts its cost from `work`. Recurses once for each
+/// level of the schema and each reference of a chain.
 pub(super) fn closed(schema: &Value, work: &mut usize) -> Option<Value> {
     let Value::Object(root) = schema else { return None };
     let mut store = "x-closed".to_owned();
     while root.contains_key(&store) {
         store.push('_');
     }
-    let odd_references = has_odd_references(schema);
-    let mut closer =
-        Closer { root: schema, store, odd_references, work: *work, numbers: HashMap::new(), left: VecDeque::new() };
+    let references_changed_parts = references_changed_parts(schema);
+    let mut closer = Closer {
+        root: schema,
+        store,
+        references_changed_parts,
+        work: *work,
+        copies: HashMap::new(),
+        pending: VecDeque::new(),
+    };
     let document = closer.document();
     *work = closer.work;
     document.ok().filter(|document| document != schema)
 }
 
-/// Whether what the root says by this keyword is not kept as it is.
+/// Whether the closed document changes the root's value of this keyword.
 fn is_changed(keyword: &str) -> bool {
-    SHAPE.iter().chain(&IN_PLACE).any(|changed| *changed == keyword)
+    SHAPE.iter().chain(&APPLICATORS).any(|changed| *changed == keyword)
 }
 
-/// Whether a reference leads to a part of the root that is not kept as it is.
-fn has_odd_references(schema: &Value) -> bool {
-    let mut left = vec![schema];
-    while let Some(value) = left.pop() {
+/// Whether a reference points to a part of the root that is changed.
+fn references_changed_parts(schema: &Value) -> bool {
+    let mut pending = vec![schema];
+    while let Some(value) = pending.pop() {
         match value {
-            Value::Array(items) => left.extend(items),
+            Value::Array(items) => pending.extend(items),
             Value::Object(fields) => {
                 let target = fields.get("$ref").and_then(Value::as_str);
                 let odd = |target: &str| {
@@ -85,7 +89,7 @@ fn has_odd_references(schema: &Value) -> bool {
                 if target.is_some_and(odd) {
                     return true;
                 }
-                left.extend(fields.values());
+                pending.extend(fields.values());
             }
             _ => {}
         }
@@ -93,12 +97,12 @@ fn has_odd_references(schema: &Value) -> bool {
     false
 }
 
-/// The schema is not closed.
+/// The schema cannot be closed.
 struct StaysOpen;
 
-type Closed<T> = Result<T, StaysOpen>;
+type ClosedResult<T> = Result<T, StaysOpen>;
 
-/// The keys that the schemas of one object name, each with what they say of it.
+/// The keys that the schemas of one object name, each with its schemas.
 #[derive(Default)]
 struct Keys<'s> {
     named: Map<String, Value>,
@@ -107,7 +111,7 @@ struct Keys<'s> {
 }
 
 impl Keys<'_> {
-    /// Whether one schema alone describes the values of this key.
+    /// Whether exactly one schema describes the values of this key.
     fn has_one_schema(&self, key: &str) -> bool {
         self.schemas.get(key).is_some_and(|schemas| schemas.len() == 1)
     }
@@ -115,28 +119,28 @@ impl Keys<'_> {
 
 struct Closer<'s> {
     root: &'s Value,
-    /// Where the closed document keeps its closed copies: a keyword of the root that the given schema does not have.
+    /// Keyword of the closed copies in the root; unused in the given schema.
     store: String,
-    odd_references: bool,
-    /// What is left of the work that may be done.
+    references_changed_parts: bool,
+    /// Remaining budget.
     work: usize,
-    /// The closed copies by the schema that they are made of.
-    numbers: HashMap<*const Value, usize>,
-    /// Those that are not made yet.
-    left: VecDeque<&'s Value>,
+    /// Indices of the closed copies by their given schema.
+    copies: HashMap<*const Value, usize>,
+    /// Schemas whose closed copies are still to be written.
+    pending: VecDeque<&'s Value>,
 }
 
 impl<'s> Closer<'s> {
-    fn document(&mut self) -> Closed<Value> {
-        let Value::Object(mut document) = self.alone(self.root)? else { return Err(StaysOpen) };
-        // Definitions, above all: what stays open refers to them.
+    fn document(&mut self) -> ClosedResult<Value> {
+        let Value::Object(mut document) = self.close_single(self.root)? else { return Err(StaysOpen) };
+        // Above all definitions, to which open schemas refer.
         for (keyword, given) in self.root.as_object().into_iter().flatten().filter(|(keyword, _)| !is_changed(keyword))
         {
             document.insert(keyword.clone(), self.copy(given)?);
         }
         let mut copies = Vec::new();
-        while let Some(schema) = self.left.pop_front() {
-            copies.push(self.alone(schema)?);
+        while let Some(schema) = self.pending.pop_front() {
+            copies.push(self.close_single(schema)?);
         }
         if !copies.is_empty() {
             document.insert(self.store.clone(), Value::Array(copies));
@@ -144,31 +148,31 @@ impl<'s> Closer<'s> {
         Ok(Value::Object(document))
     }
 
-    fn spend(&mut self, work: usize) -> Closed<()> {
-        let left = self.work.checked_sub(work);
-        self.work = left.unwrap_or(0);
-        left.map(|_| ()).ok_or(StaysOpen)
+    fn spend(&mut self, work: usize) -> ClosedResult<()> {
+        let remaining = self.work.checked_sub(work);
+        self.work = remaining.unwrap_or(0);
+        remaining.map(|_| ()).ok_or(StaysOpen)
     }
 
-    fn copy(&mut self, value: &Value) -> Closed<Value> {
+    fn copy(&mut self, value: &Value) -> ClosedResult<Value> {
         self.spend(1)?;
         Ok(match value {
             Value::String(text) => {
                 self.spend(text.len() / TEXT_UNIT)?;
                 Value::String(text.clone())
             }
-            Value::Array(items) => items.iter().map(|item| self.copy(item)).collect::<Closed<_>>()?,
+            Value::Array(items) => items.iter().map(|item| self.copy(item)).collect::<ClosedResult<_>>()?,
             Value::Object(fields) => self.fields(fields, |this, _, value| this.copy(value))?,
             plain => plain.clone(),
         })
     }
 
-    /// The same keys with other values.
+    /// The fields with changed values.
     fn fields<'v>(
         &mut self,
         fields: &'v Map<String, Value>,
-        mut change: impl FnMut(&mut Self, &'v str, &'v Value) -> Closed<Value>,
-    ) -> Closed<Value> {
+        mut change: impl FnMut(&mut Self, &'v str, &'v Value) -> ClosedResult<Value>,
+    ) -> ClosedResult<Value> {
         let mut changed = Map::new();
         for (key, value) in fields {
             self.spend(1 + key.len() / TEXT_UNIT)?;
@@ -179,15 +183,15 @@ impl<'s> Closer<'s> {
 
     /// A reference to the closed copy of a schema.
     fn reference(&mut self, schema: &'s Value) -> Value {
-        let next = self.numbers.len();
-        let number = *self.numbers.entry(schema).or_insert_with(|| {
-            self.left.push_back(schema);
+        let next = self.copies.len();
+        let number = *self.copies.entry(schema).or_insert_with(|| {
+            self.pending.push_back(schema);
             next
         });
         json!({"$ref": format!("#/{}/{number}", self.store)})
     }
 
-    /// What a reference leads to, by llguidance's rules: names as they are written, nothing escaped.
+    /// Target of a reference by llguidance's rules: names are literal, without escapes.
     fn target(&self, reference: &Value) -> Option<&'s Value> {
         let reference = reference.as_str()?;
         let step = |value: &'s Value, segment: &str| match value {
@@ -200,32 +204,32 @@ impl<'s> Closer<'s> {
         }
     }
 
-    /// Closes a schema that describes its values alone.
-    fn alone(&mut self, schema: &'s Value) -> Closed<Value> {
+    /// Closes a schema that is its values' only schema.
+    fn close_single(&mut self, schema: &'s Value) -> ClosedResult<Value> {
         let Value::Object(fields) = schema else { return self.copy(schema) };
         if fields.contains_key("const") || fields.contains_key("enum") {
             return self.copy(schema);
         }
         match self.parts(fields) {
             0 => self.copy(schema),
-            1 if !fields.contains_key("oneOf") => self.one_part(fields),
-            1 if self.branches_exclude_each_other(fields)? => self.one_part(fields),
-            _ => self.several_parts(schema),
+            1 if !fields.contains_key("oneOf") => self.close_one_part(fields),
+            1 if self.branches_exclude_each_other(fields)? => self.close_one_part(fields),
+            _ => self.close_several_parts(schema),
         }
     }
 
-    fn schemas(&mut self, schemas: &'s Value) -> Closed<Value> {
+    fn schemas(&mut self, schemas: &'s Value) -> ClosedResult<Value> {
         match schemas {
-            Value::Array(list) => list.iter().map(|schema| self.alone(schema)).collect(),
-            schema => self.alone(schema),
+            Value::Array(list) => list.iter().map(|schema| self.close_single(schema)).collect(),
+            schema => self.close_single(schema),
         }
     }
 
-    /// How many schemas describe the shape of a value together.
+    /// Number of schemas that together describe the shape of a value.
     fn parts(&self, fields: &Map<String, Value>) -> usize {
         let shaped = |schema: &&Value| {
             let fields = schema.as_object();
-            fields.is_some_and(|fields| SHAPE.iter().chain(&IN_PLACE).any(|keyword| fields.contains_key(*keyword)))
+            fields.is_some_and(|fields| SHAPE.iter().chain(&APPLICATORS).any(|keyword| fields.contains_key(*keyword)))
         };
         let all_of = fields.get("allOf").and_then(Value::as_array).map_or(0, |all| all.iter().filter(shaped).count());
         let others = ["$ref", "anyOf", "oneOf"].iter().filter(|keyword| fields.contains_key(**keyword)).count();
@@ -233,13 +237,13 @@ impl<'s> Closer<'s> {
         usize::from(own) + all_of + others
     }
 
-    /// Closes what a single keyword, or the schema's own keywords alone, say of the shape.
-    fn one_part(&mut self, fields: &'s Map<String, Value>) -> Closed<Value> {
-        // What a pattern says of a named key describes the same value.
+    /// Closes a schema whose shape one keyword, or only its own keywords, describe.
+    fn close_one_part(&mut self, fields: &'s Map<String, Value>) -> ClosedResult<Value> {
+        // A pattern may describe the value of a named key too.
         let merged = fields.contains_key("patternProperties") && fields.contains_key("properties");
         let changed = self.fields(fields, |this, keyword, value| match (keyword, value) {
             ("properties" | "patternProperties", Value::Object(schemas)) if !merged => {
-                this.fields(schemas, |this, _, schema| this.alone(schema))
+                this.fields(schemas, |this, _, schema| this.close_single(schema))
             }
             ("additionalProperties" | "items" | "prefixItems" | "additionalItems", schemas) => this.schemas(schemas),
             ("allOf" | "anyOf" | "oneOf", schemas) => this.schemas(schemas),
@@ -257,9 +261,9 @@ impl<'s> Closer<'s> {
         Ok(Value::Object(changed))
     }
 
-    /// Closes a schema whose parts describe one value together: with a schema beside them that admits the keys of all.
-    fn several_parts(&mut self, schema: &'s Value) -> Closed<Value> {
-        if self.odd_references {
+    /// Closes a schema whose parts together describe one value, by one more schema that allows the keys of all parts.
+    fn close_several_parts(&mut self, schema: &'s Value) -> ClosedResult<Value> {
+        if self.references_changed_parts {
             return Err(StaysOpen);
         }
         let mut keys = Keys::default();
@@ -271,8 +275,8 @@ impl<'s> Closer<'s> {
         Ok(json!({"allOf": [part, {"properties": keys.named, "additionalProperties": false}]}))
     }
 
-    /// Finds the keys that a schema and all that describes the same value name; false where a schema speaks of all keys.
-    fn keys(&mut self, schema: &'s Value, keys: &mut Keys<'s>) -> Closed<bool> {
+    /// Collects the keys of a schema and of all other schemas of the same value; false if a keyword applies to all keys.
+    fn keys(&mut self, schema: &'s Value, keys: &mut Keys<'s>) -> ClosedResult<bool> {
         self.spend(1)?;
         let Value::Object(fields) = schema else { return Ok(true) };
         if !keys.visited.insert(schema) {
@@ -280,7 +284,7 @@ impl<'s> Closer<'s> {
         }
         let mut listed =
             fields.get("const").into_iter().chain(fields.get("enum").and_then(Value::as_array).into_iter().flatten());
-        if OF_ALL_KEYS.iter().any(|keyword| fields.contains_key(*keyword)) || listed.any(Value::is_object) {
+        if ALL_KEYS.iter().any(|keyword| fields.contains_key(*keyword)) || listed.any(Value::is_object) {
             return Ok(false);
         }
         for (key, schema) in fields.get("properties").and_then(Value::as_object).into_iter().flatten() {
@@ -306,17 +310,16 @@ impl<'s> Closer<'s> {
         Ok(true)
     }
 
-    /// One of the schemas that describe an object together, with what is below keys that it alone names closed.
-    /// References are written out; `inlined` tells that the schema is written out in the place of one, so that what it
-    /// refers to may come again below.
-    fn part(&mut self, schema: &'s Value, keys: &mut Keys<'s>, inlined: bool) -> Closed<Value> {
+    /// One of several schemas of an object, closed below the keys that only it names. References are inlined; `inlined`
+    /// says that the schema replaces a reference, so that its own references may recur below.
+    fn part(&mut self, schema: &'s Value, keys: &mut Keys<'s>, inlined: bool) -> ClosedResult<Value> {
         let Value::Object(fields) = schema else { return self.copy(schema) };
         let mut targets = Vec::new();
         let changed = self.fields(fields, |this, keyword, value| match (keyword, value) {
             ("properties", Value::Object(schemas)) => {
                 this.fields(schemas, |this, key, schema| match (keys.has_one_schema(key), inlined) {
                     (true, true) if schema.is_object() => Ok(this.reference(schema)),
-                    (true, false) => this.alone(schema),
+                    (true, false) => this.close_single(schema),
                     _ => this.copy(schema),
                 })
             }
@@ -341,8 +344,8 @@ impl<'s> Closer<'s> {
         }
     }
 
-    /// Whether no value matches two of the branches of `oneOf`, as far as can be told.
-    fn branches_exclude_each_other(&mut self, fields: &'s Map<String, Value>) -> Closed<bool> {
+    /// Whether the branches of `oneOf` are provably disjoint.
+    fn branches_exclude_each_other(&mut self, fields: &'s Map<String, Value>) -> ClosedResult<bool> {
         let Some(branches) = fields.get("oneOf").and_then(Value::as_array) else { return Ok(false) };
         for (at, first) in branches.iter().enumerate() {
             for second in branches.iter().skip(at + 1) {
@@ -354,7 +357,7 @@ impl<'s> Closer<'s> {
         Ok(true)
     }
 
-    fn exclude_each_other(&mut self, first: &'s Value, second: &'s Value, levels: usize) -> Closed<bool> {
+    fn exclude_each_other(&mut self, first: &'s Value, second: &'s Value, levels: usize) -> ClosedResult<bool> {
         self.spend(1)?;
         let (Some(first), Some(second)) = (self.resolved(first)?, self.resolved(second)?) else { return Ok(false) };
         let lists = [(types(first), types(second)), (texts(first), texts(second))];
@@ -369,12 +372,12 @@ impl<'s> Closer<'s> {
                 return Ok(true);
             }
         }
-        // A required key is there only where the value is an object.
+        // Required keys apply only to objects.
         let is_object = [first, second].iter().any(|fields| types(fields) == Some(vec!["object"]));
         if levels == 0 || !is_object {
             return Ok(false);
         }
-        // Each key once, however often it is named.
+        // A set, because a key may be listed repeatedly.
         let keys: BTreeSet<&str> = required(first).chain(required(second)).collect();
         self.spend(required(first).chain(required(second)).count())?;
         for key in keys {
@@ -388,8 +391,8 @@ impl<'s> Closer<'s> {
         Ok(false)
     }
 
-    /// The schema that a chain of references leads to.
-    fn resolved(&mut self, mut schema: &'s Value) -> Closed<Option<&'s Map<String, Value>>> {
+    /// The schema at the end of a chain of references.
+    fn resolved(&mut self, mut schema: &'s Value) -> ClosedResult<Option<&'s Map<String, Value>>> {
         while let Some(reference) = schema.get("$ref") {
             self.spend(1)?;
             let Some(target) = self.target(reference) else { return Ok(None) };
@@ -403,7 +406,7 @@ fn required(fields: &Map<String, Value>) -> impl Iterator<Item = &str> {
     fields.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
 }
 
-/// The types that a schema admits, where it says so; an integer is a number.
+/// The types that a schema lists, with `integer` as `number`.
 fn types(fields: &Map<String, Value>) -> Option<Vec<&str>> {
     let named = match fields.get("type")? {
         Value::Array(types) => types.iter().map(Value::as_str).collect::<Option<Vec<_>>>()?,
@@ -412,7 +415,7 @@ fn types(fields: &Map<String, Value>) -> Option<Vec<&str>> {
     Some(named.into_iter().map(|name| if name == "integer" { "number" } else { name }).collect())
 }
 
-/// The texts that a schema admits, where it lists texts alone.
+/// The strings that a schema lists, if it lists only strings.
 fn texts(fields: &Map<String, Value>) -> Option<Vec<&str>> {
     match (fields.get("const"), fields.get("enum")) {
         (Some(text), _) => Some(vec![text.as_str()?]),
@@ -420,7 +423,7 @@ fn texts(fields: &Map<String, Value>) -> Option<Vec<&str>> {
     }
 }
 
-/// Closes an object that names keys and does not speak of others. Required keys are named.
+/// Closes an object that names keys and has no `additionalProperties`. Required keys become named.
 fn close(fields: &mut Map<String, Value>) {
     let names = ["properties", "patternProperties", "required"].iter().any(|keyword| fields.contains_key(*keyword));
     if !names || fields.contains_key("additionalProperties") {
@@ -432,7 +435,7 @@ fn close(fields: &mut Map<String, Value>) {
         .collect();
     let least = fields.get("minProperties").and_then(Value::as_u64).unwrap_or(0);
     let is_empty = |keyword: &str| fields.get(keyword).and_then(Value::as_object).is_none_or(Map::is_empty);
-    // One key may be any of the named ones; of more than the required ones some may have to be keys without a name.
+    // One key may be any named key; more keys than the required ones may have to include keys without a name.
     let satisfied = required(fields).count() as u64 >= least;
     if !satisfied && (least > 1 || is_empty("properties") && is_empty("patternProperties")) {
         return;

@@ -1,26 +1,25 @@
-//! The JSON schemas in the text of a Lark grammar (`%json {...}`).
+//! JSON schemas embedded in a Lark grammar (`%json {...}`).
 //!
-//! They mean what a schema that stands alone means: objects are closed where they name keys, and white space ends. llguidance
-//! reads a grammar's schemas itself, so they are changed in its text.
+//! They follow the rules of a separate schema: objects with named keys are closed, and white space is bounded. llguidance
+//! reads embedded schemas itself, so they are rewritten in the grammar's text.
 
 use std::ops::Range;
 
 use serde_json::{Deserializer, Value};
 
-/// A schema, and where it stands.
-pub(super) struct Embedded {
-    place: Range<usize>,
+/// An embedded schema and its byte range.
+pub(super) struct EmbeddedSchema {
+    range: Range<usize>,
     pub schema: Value,
 }
 
-/// The schemas of a grammar, in their order; none where the grammar has none, or a value of its that is no JSON, for which
-/// llguidance refuses it.
-pub(super) fn find(grammar: &str) -> Vec<Embedded> {
-    let (mut found, mut at, mut open) = (Vec::new(), 0, Open::default());
+/// The schemas of a grammar in their order; none if the grammar has invalid JSON, which llguidance refuses.
+pub(super) fn find(grammar: &str) -> Vec<EmbeddedSchema> {
+    let (mut found, mut at, mut unclosed) = (Vec::new(), 0, UnclosedQuotes::default());
     while let Some(rest) = grammar.get(at..).filter(|rest| !rest.is_empty()) {
         let keyword = ["%json", "%regex", "%llguidance"].into_iter().find(|keyword| rest.starts_with(keyword));
         let Some(keyword) = keyword else {
-            at += plain(rest, &mut open);
+            at += token_len(rest, &mut unclosed);
             continue;
         };
         let from = at + keyword.len();
@@ -28,43 +27,43 @@ pub(super) fn find(grammar: &str) -> Vec<Embedded> {
         let Some(Ok(schema)) = values.next() else { return Vec::new() };
         at = from + values.byte_offset();
         if keyword == "%json" {
-            found.push(Embedded { place: from..at, schema });
+            found.push(EmbeddedSchema { range: from..at, schema });
         }
     }
     found
 }
 
-/// The grammar with other schemas in the places of its own.
-pub(super) fn replace<'e>(grammar: &str, embedded: impl Iterator<Item = (&'e Embedded, Value)>) -> String {
+/// The grammar with its schemas replaced.
+pub(super) fn replace<'e>(grammar: &str, embedded: impl Iterator<Item = (&'e EmbeddedSchema, Value)>) -> String {
     let (mut text, mut at) = (String::new(), 0);
-    for (Embedded { place, .. }, schema) in embedded {
-        text.push_str(&grammar[at..place.start]);
+    for (EmbeddedSchema { range, .. }, schema) in embedded {
+        text.push_str(&grammar[at..range.start]);
         text.push(' ');
-        // Lines keep their numbers, by which errors name them.
-        text.extend(grammar[place.clone()].matches('\n'));
+        // Line numbers stay, because errors refer to them.
+        text.extend(grammar[range.clone()].matches('\n'));
         text.push_str(&schema.to_string());
-        at = place.end;
+        at = range.end;
     }
     text.push_str(&grammar[at..]);
     text
 }
 
-/// Quotes of which none closes any more, from where they were looked for: a text of many would else be read from each.
+/// Kinds of quotes without a closing one in the rest of the text, so that the rest is not searched again for each quote.
 #[derive(Default)]
-struct Open {
+struct UnclosedQuotes {
     text: bool,
     expression: bool,
 }
 
-/// Bytes of the comment, the text, the expression, the control token or the character that a grammar goes on with.
-fn plain(rest: &str, open: &mut Open) -> usize {
+/// Bytes of the next comment, string, regular expression, control token or character.
+fn token_len(rest: &str, unclosed: &mut UnclosedQuotes) -> usize {
     let first = rest.chars().next().map_or(1, char::len_utf8);
     if rest.starts_with('#') || rest.starts_with("//") {
         return rest.find('\n').unwrap_or(rest.len());
     }
     let quoted = match rest.as_bytes().first() {
-        Some(b'"') => end_of_quoted(rest, b'"', &mut open.text),
-        Some(b'/') => end_of_quoted(rest, b'/', &mut open.expression),
+        Some(b'"') => end_of_quoted(rest, b'"', &mut unclosed.text),
+        Some(b'/') => end_of_quoted(rest, b'/', &mut unclosed.expression),
         Some(b'<') => rest[1..].find(|char: char| char == '>' || char == '<' || char.is_whitespace()).and_then(|end| {
             let end = end + 1;
             (end > 1 && rest[end..].starts_with('>')).then_some(end + 1)
@@ -74,9 +73,9 @@ fn plain(rest: &str, open: &mut Open) -> usize {
     quoted.unwrap_or(first)
 }
 
-/// Where what begins with a quote ends; nothing where it does not, and then none behind it does.
-fn end_of_quoted(rest: &str, quote: u8, open: &mut bool) -> Option<usize> {
-    if *open {
+/// End of the quoted text at the start of `rest`; `None` if the quote is not closed, and then no later one is.
+fn end_of_quoted(rest: &str, quote: u8, unclosed: &mut bool) -> Option<usize> {
+    if *unclosed {
         return None;
     }
     let mut escaped = true;
@@ -84,9 +83,9 @@ fn end_of_quoted(rest: &str, quote: u8, open: &mut bool) -> Option<usize> {
         if byte == quote && !escaped {
             return Some(at + 1);
         }
-        // The opening quote is passed over, like what is escaped.
+        // The opening quote is skipped like an escaped byte.
         escaped = byte == b'\\' && !escaped;
     }
-    *open = true;
+    *unclosed = true;
     None
 }

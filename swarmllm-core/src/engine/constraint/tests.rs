@@ -7,28 +7,28 @@ use std::time::{Duration, Instant};
 
 use super::*;
 
-/// Every byte is a token, and so are a few words; the last two end an answer.
-fn lexicon() -> Arc<Lexicon> {
-    static LEXICON: OnceLock<Arc<Lexicon>> = OnceLock::new();
-    LEXICON.get_or_init(new_lexicon).clone()
+/// Every byte is a token, and so are a few words; the last two are end tokens.
+fn compiler() -> Arc<ConstraintCompiler> {
+    static COMPILER: OnceLock<Arc<ConstraintCompiler>> = OnceLock::new();
+    COMPILER.get_or_init(new_compiler).clone()
 }
 
-fn new_lexicon() -> Arc<Lexicon> {
+fn new_compiler() -> Arc<ConstraintCompiler> {
     let mut words: Vec<Vec<u8>> = (0..=254).map(|byte| vec![byte]).collect();
     words.extend([b"tru".to_vec(), b"\": ".to_vec(), b"\xff<|tool|>".to_vec(), b"\xff<|end|>".to_vec(), Vec::new()]);
     let ends = vec![END, END + 1];
-    Arc::new(Lexicon::from_words(words, ends).unwrap())
+    Arc::new(ConstraintCompiler::from_texts(words, ends).unwrap())
 }
 
 const END: u32 = 258;
 
 fn compile(constraint: Constraint) -> Result<Guide, ConstraintError> {
-    lexicon().compile(&constraint)
+    compiler().compile(&constraint)
 }
 
-/// Whether the constraint admits the whole text, byte after byte, and an end behind it.
+/// Whether the constraint admits the text byte by byte, followed by an end token.
 fn admits(constraint: &Constraint, text: &str) -> bool {
-    let mut guide = lexicon().compile(constraint).unwrap();
+    let mut guide = compiler().compile(constraint).unwrap();
     for byte in text.bytes() {
         if !guide.allowed().unwrap().contains(byte.into()) {
             return false;
@@ -46,7 +46,7 @@ fn schema(json: &str) -> Constraint {
 }
 
 #[test]
-fn a_schema_admits_what_it_validates_and_nothing_else() {
+fn a_schema_admits_exactly_its_instances() {
     let person = schema(
         r#"{"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer", "minimum": 0}},
             "required": ["name", "age"], "additionalProperties": false}"#,
@@ -62,7 +62,7 @@ fn a_schema_admits_what_it_validates_and_nothing_else() {
 }
 
 #[test]
-fn a_json_object_is_any_object_and_no_other_value() {
+fn json_object_admits_any_object_and_no_other_value() {
     assert!(admits(&Constraint::JsonObject, r#"{"a": [1, {"b": null}], "c": "d"}"#));
     for wrong in ["[]", "3", "null", " {}"] {
         assert!(!admits(&Constraint::JsonObject, wrong), "{wrong}");
@@ -70,7 +70,7 @@ fn a_json_object_is_any_object_and_no_other_value() {
 }
 
 #[test]
-fn a_grammar_and_an_expression_admit_what_they_match_as_a_whole() {
+fn a_grammar_and_an_expression_admit_full_matches_only() {
     let sum = Constraint::Lark("start: NUMBER (\"+\" NUMBER)*\nNUMBER: /[0-9]+/".to_owned());
     assert!(admits(&sum, "1+22+3") && !admits(&sum, "1+") && !admits(&sum, "+1"));
     let date = Constraint::Regex(r"\d{4}-\d\d/\w".to_owned());
@@ -78,9 +78,9 @@ fn a_grammar_and_an_expression_admit_what_they_match_as_a_whole() {
 }
 
 #[test]
-fn white_space_between_json_values_ends() {
+fn white_space_between_json_values_is_bounded() {
     assert!(admits(&Constraint::JsonObject, "{\n\t\"a\": [\r\n        1\n  ]\n}"));
-    // What a schema says of llguidance's own options does not count.
+    // llguidance options within a schema have no effect.
     let own = schema(r#"{"type": "object", "x-guidance": {"whitespace_pattern": "[ \\n]*", "lenient": true}}"#);
     for endless in ["{  }", "{\n\n}", "{\n                                 }"] {
         assert!(!admits(&Constraint::JsonObject, endless) && !admits(&own, endless), "{endless:?}");
@@ -89,10 +89,10 @@ fn white_space_between_json_values_ends() {
 }
 
 #[test]
-fn an_answer_is_complete_where_nothing_can_follow_and_may_end_where_something_could() {
+fn complete_output_allows_no_token_and_accepting_output_allows_the_end() {
     let mut guide = compile(Constraint::Regex("ab?".to_owned())).unwrap();
     assert!(!guide.is_complete().unwrap());
-    assert!(!guide.allowed().unwrap().contains(END), "an empty answer is none");
+    assert!(!guide.allowed().unwrap().contains(END), "empty output is not accepted");
     guide.accept(b'a'.into()).unwrap();
     let allowed = guide.allowed().unwrap();
     assert!(allowed.contains(END) && allowed.contains(END + 1) && allowed.contains(b'b'.into()));
@@ -103,7 +103,7 @@ fn an_answer_is_complete_where_nothing_can_follow_and_may_end_where_something_co
 }
 
 #[test]
-fn tokens_of_several_bytes_are_allowed_where_all_of_them_fit() {
+fn a_token_is_allowed_if_all_its_bytes_fit() {
     let mut guide = compile(Constraint::Regex("true|trunk".to_owned())).unwrap();
     assert!(guide.allowed().unwrap().contains(255), "`tru`");
     guide.accept(255).unwrap();
@@ -115,7 +115,7 @@ fn tokens_of_several_bytes_are_allowed_where_all_of_them_fit() {
 }
 
 #[test]
-fn what_cannot_be_enforced_is_refused_by_name() {
+fn unenforceable_keywords_are_refused_by_name() {
     let table = [
         (r#"{"type": "array", "uniqueItems": true}"#, "uniqueItems"),
         (r#"{"not": {"type": "string"}}"#, "not"),
@@ -142,7 +142,7 @@ fn what_cannot_be_enforced_is_refused_by_name() {
 }
 
 #[test]
-fn what_admits_nothing_is_refused_before_anything_is_computed() {
+fn a_constraint_that_admits_nothing_is_refused_at_compilation() {
     let constraints = [
         schema("false"),
         schema(r#"{"enum": []}"#),
@@ -160,18 +160,18 @@ fn what_admits_nothing_is_refused_before_anything_is_computed() {
     }
 }
 
-/// A schema of `depth` levels. Made without `json!`, which would recurse.
+/// A schema of `depth` levels, built without `json!`, which would recurse.
 fn nested(depth: usize) -> Value {
     let level = |inner, _| Value::Object([("items".to_owned(), inner)].into_iter().collect());
     (1..depth).fold(json!(true), level)
 }
 
 #[test]
-fn what_is_too_large_or_too_deep_is_refused_without_being_looked_at() {
+fn a_too_large_or_deep_constraint_is_refused_without_recursion() {
     let deep = Constraint::JsonSchema(nested(100_000));
     let too_large = |constraint: &Constraint| matches!(constraint.check(), Err(ConstraintError::TooLarge { .. }));
     assert!(too_large(&deep));
-    // Dropping it would recurse: that is its maker's matter.
+    // Its drop would recurse.
     std::mem::forget(deep);
     assert!(too_large(&Constraint::JsonSchema(json!(vec![0; MAX_VALUES]))));
     assert!(too_large(&Constraint::JsonSchema(json!({"title": "x".repeat(MAX_BYTES)}))));
@@ -182,7 +182,7 @@ fn what_is_too_large_or_too_deep_is_refused_without_being_looked_at() {
     assert_eq!(Constraint::JsonSchema(nested(MAX_DEPTH / 2)).check(), Ok(()));
 }
 
-/// Constraints within the bounds of size that try to take long, to take all memory or to overflow the stack.
+/// Constraints within the size limits that aim at excessive time or memory, or at a stack overflow.
 fn hostile() -> Vec<(&'static str, Constraint)> {
     let references = |count: usize| {
         let name = |at: usize| format!("#/$defs/d{at}");
@@ -225,11 +225,11 @@ fn hostile() -> Vec<(&'static str, Constraint)> {
 }
 
 #[test]
-fn hostile_constraints_end_in_an_error_or_an_answer_and_soon() {
-    let lexicon = lexicon();
+fn hostile_constraints_end_soon() {
+    let compiler = compiler();
     for (what, constraint) in hostile() {
         let begun = Instant::now();
-        let followed = lexicon.compile(&constraint).and_then(|mut guide| {
+        let followed = compiler.compile(&constraint).and_then(|mut guide| {
             for _ in 0..200 {
                 let allowed = guide.allowed()?;
                 let Some(token) = (0..END).rev().find(|token| allowed.contains(*token)) else { break };
@@ -247,13 +247,13 @@ fn hostile_constraints_end_in_an_error_or_an_answer_and_soon() {
 }
 
 #[test]
-fn a_vocabulary_that_the_trie_does_not_hold_is_refused() {
+fn a_too_large_vocabulary_is_refused() {
     let words = vec![vec![b'a'; MAX_TRIE_TOKEN]; MAX_TRIE_BYTES / MAX_TRIE_TOKEN + 1];
-    assert!(matches!(Lexicon::from_words(words, Vec::new()), Err(ConstraintError::Vocabulary { .. })));
+    assert!(matches!(ConstraintCompiler::from_texts(words, Vec::new()), Err(ConstraintError::Vocabulary { .. })));
 }
 
 #[test]
-fn a_panic_of_the_parser_is_an_error_and_so_is_all_that_follows() {
+fn after_a_parser_panic_all_calls_return_errors() {
     let mut guide = compile(Constraint::JsonObject).unwrap();
     let panicked = guide.guarded(|parser| -> Result<(), ConstraintError> {
         parser.with_recognizer(|_| panic!("a defect"));
@@ -264,7 +264,7 @@ fn a_panic_of_the_parser_is_an_error_and_so_is_all_that_follows() {
 }
 
 #[test]
-fn constraints_are_written_in_json_as_every_language_writes_them() {
+fn constraints_have_a_stable_json_form() {
     let table = [
         (r#""json_object""#, Constraint::JsonObject),
         (r#"{"json_schema":{"type":"null"}}"#, schema(r#"{"type": "null"}"#)),

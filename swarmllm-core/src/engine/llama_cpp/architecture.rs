@@ -1,5 +1,4 @@
-//! How an architecture is described: the facts that it has beside those that all have, the tensors of a layer, and
-//! whatever in llama.cpp counts layers.
+//! Description of an architecture: its own facts, the tensors of a layer, and all rules of llama.cpp that count layers.
 
 use crate::base::LayerRange;
 use crate::engine::{CutRules, EngineError};
@@ -7,17 +6,17 @@ use crate::engine::{CutRules, EngineError};
 use super::header::Header;
 use super::rope::Rotation;
 use super::shape::Shape;
-use super::tensors::{Layer, Others};
+use super::tensors::{GlobalTensors, LayerTensors};
 use super::window::WindowRule;
 
-/// What is particular about an architecture. What all of them share is in [`Shape`].
+/// The particulars of an architecture. [`Shape`] has the facts that all architectures share.
 #[derive(Debug)]
 pub(super) struct Architecture {
-    /// Its name in a GGUF.
+    /// Name in GGUF files.
     pub name: &'static str,
-    /// Facts that it has beside those that all have.
-    pub facts: &'static [Known],
-    /// Facts that llama.cpp reads for it and that are not certified: they must be absent or zero.
+    /// Facts beside the common ones.
+    pub facts: &'static [FactRule],
+    /// Facts that llama.cpp reads and that are not certified: they must be absent or zero.
     pub uncertified: &'static [&'static str],
     pub norm: Norm,
     pub heads: Heads,
@@ -30,22 +29,22 @@ pub(super) struct Architecture {
     pub scale: Scale,
     pub output: Output,
     /// The tensors of a layer.
-    pub layer: fn(&mut Layer),
-    /// Tensors that all layers share; each stage has them.
-    pub shared: fn(&mut Others),
-    /// Tensors of the head, beside the norm and the matrix.
-    pub head: fn(&mut Others),
-    /// Checks the facts beyond what is checked of each.
+    pub layer: fn(&mut LayerTensors),
+    /// Tensors shared by all layers; each stage has them.
+    pub shared: fn(&mut GlobalTensors),
+    /// Tensors of the head beside the norm and the matrix.
+    pub head: fn(&mut GlobalTensors),
+    /// Validates combinations of facts.
     pub check: fn(&Shape) -> Result<(), EngineError>,
-    /// Cut rules, beside those that windows make.
+    /// Cut rules beside those of windows.
     pub cuts: fn(&Shape, &mut CutRules),
-    /// Writes the facts of a stage that are not those of the model.
-    pub repair: fn(&Shape, LayerRange, &mut Header),
+    /// Writes the facts of a stage that differ from the model's.
+    pub rewrite: fn(&Shape, LayerRange, &mut Header),
 }
 
 impl Architecture {
-    /// An architecture whose layers have these tensors, and otherwise nothing particular.
-    pub const fn new(name: &'static str, layer: fn(&mut Layer)) -> Self {
+    /// An architecture whose only particular is the tensors of a layer.
+    pub const fn new(name: &'static str, layer: fn(&mut LayerTensors)) -> Self {
         Self {
             name,
             facts: &[],
@@ -64,30 +63,30 @@ impl Architecture {
             head: |_| (),
             check: |_| Ok(()),
             cuts: |_, _| (),
-            repair: |_, _, _| (),
+            rewrite: |_, _, _| (),
         }
     }
 
-    /// Whether the key is one of its own facts.
+    /// Whether the key is one of the architecture's own facts.
     pub fn knows(&self, key: &str) -> bool {
-        self.facts.iter().any(|known| known.key == key)
+        self.facts.iter().any(|rule| rule.key == key)
     }
 }
 
-/// A fact that an architecture has of its own.
+/// Rule of an architecture's own fact.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Known {
+pub(super) struct FactRule {
     pub key: &'static str,
-    pub kind: Kind,
+    pub kind: FactKind,
     pub required: bool,
-    /// Whether a stage has it as the model has; otherwise [`Architecture::repair`] may write it.
-    pub kept: bool,
+    /// Whether a stage has the model's value; otherwise [`Architecture::rewrite`] may write the fact.
+    pub copied: bool,
 }
 
-/// What a fact may be.
+/// Type and range of a fact.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Kind {
-    /// An integer up to this.
+pub(super) enum FactKind {
+    /// An integer up to this maximum.
     Count(u32),
     /// A finite number.
     Number,
@@ -96,57 +95,57 @@ pub(super) enum Kind {
     Flag,
 }
 
-impl Known {
-    pub const fn new(key: &'static str, kind: Kind) -> Self {
-        Self { key, kind, required: false, kept: true }
+impl FactRule {
+    pub const fn new(key: &'static str, kind: FactKind) -> Self {
+        Self { key, kind, required: false, copied: true }
     }
 
     pub const fn count(key: &'static str, max: u32) -> Self {
-        Self::new(key, Kind::Count(max))
+        Self::new(key, FactKind::Count(max))
     }
 
     pub const fn number(key: &'static str) -> Self {
-        Self::new(key, Kind::Number)
+        Self::new(key, FactKind::Number)
     }
 
     pub const fn positive(key: &'static str) -> Self {
-        Self::new(key, Kind::Positive)
+        Self::new(key, FactKind::Positive)
     }
 
     pub const fn flag(key: &'static str) -> Self {
-        Self::new(key, Kind::Flag)
+        Self::new(key, FactKind::Flag)
     }
 
-    /// The model must have it.
+    /// The model must have the fact.
     pub const fn required(self) -> Self {
         Self { required: true, ..self }
     }
 
-    /// A stage does not have it as the model has.
-    pub const fn repaired(self) -> Self {
-        Self { kept: false, ..self }
+    /// A stage does not copy the model's value.
+    pub const fn rewritten(self) -> Self {
+        Self { copied: false, ..self }
     }
 }
 
-/// How rows are normalised.
+/// Normalisation of rows.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Norm {
     RootMeanSquare,
     MeanAndVariance,
 }
 
-/// How the sizes of heads hang together.
+/// Constraints on the sizes of heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Heads {
-    /// Keys and values have heads of one size.
+    /// Heads of keys and values have equal sizes.
     Free,
-    /// And all query heads together are as wide as the model.
+    /// Heads have equal sizes, and all query heads together have the model's width.
     Square,
-    /// Keys and values have heads of sizes of their own, which the architecture checks itself.
+    /// Heads of keys and values have separate sizes, which the architecture validates.
     Latent,
 }
 
-/// Whether there are experts.
+/// Presence of experts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Presence {
     Never,
@@ -154,44 +153,43 @@ pub(super) enum Presence {
     Always,
 }
 
-/// How hidden states come into llama.cpp.
+/// Input of hidden states into llama.cpp.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Input {
     /// As embeddings.
     Hidden,
-    /// As embeddings; llama.cpp scales all that comes in, and the states are put over what it made of them, by the name
-    /// of that node.
-    Over(&'static str),
-    /// llama.cpp takes tokens only: it is given some, and the states are put over what it looked up.
-    OverTokens(&'static str),
+    /// As embeddings. llama.cpp scales its input, so the states overwrite the scaled node of this name.
+    Overwrite(&'static str),
+    /// llama.cpp takes tokens only, so the states overwrite the looked-up embeddings in the node of this name.
+    OverwriteTokens(&'static str),
 }
 
 impl Input {
-    /// The node that the states are put over.
+    /// The node that the states overwrite.
     pub fn node(self) -> Option<&'static str> {
         match self {
             Self::Hidden => None,
-            Self::Over(node) | Self::OverTokens(node) => Some(node),
+            Self::Overwrite(node) | Self::OverwriteTokens(node) => Some(node),
         }
     }
 }
 
-/// By what embeddings are multiplied before the first layer.
+/// Factor of embeddings before the first layer.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Scale {
     None,
     RootOfWidth,
-    /// The fact of this name, where it is there and not zero.
+    /// The fact of this name, if present and not zero.
     Fact(&'static str),
 }
 
-/// Where llama.cpp looks for the output matrix.
+/// llama.cpp's source of the output matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Output {
-    /// The model has one, or the embedding serves.
+    /// A separate matrix or the embedding.
     Any,
-    /// The model must have one.
+    /// Always a separate matrix.
     Own,
-    /// The embedding serves.
+    /// Always the embedding.
     Embedding,
 }

@@ -1,5 +1,5 @@
-//! Looks embeddings up outside llama.cpp: rows of the embedding matrix, read from the shard where they lie and
-//! dequantised by ggml's own function, so that they are llama.cpp's to the bit. The matrix is never loaded.
+//! Embedding lookup outside llama.cpp: rows are read from the shard file and dequantised by ggml's own function, so that
+//! they equal llama.cpp's bit by bit. The matrix is never loaded.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -8,9 +8,9 @@ use llama_cpp_sys_2 as ll;
 
 use crate::engine::{Embedder, EngineError};
 use crate::model::SourceTensor;
+use crate::rt::read_exact_at;
 
 use super::error::{ENGINE, bad};
-use super::read_at::read_exact_at;
 use super::shape::Shape;
 use super::tensors::{matrix_type, row_size};
 
@@ -23,7 +23,7 @@ pub(super) struct LlamaEmbedder {
     offset: u64,
     /// Bytes of a row.
     row: usize,
-    /// None where the rows are F32 as they are.
+    /// `None` for F32 rows.
     dequantise: Option<Dequantise>,
     width: u32,
     vocab: u32,
@@ -31,7 +31,7 @@ pub(super) struct LlamaEmbedder {
 }
 
 impl LlamaEmbedder {
-    /// An embedder over a checked matrix.
+    /// An embedder of a validated matrix.
     pub fn new(shape: &Shape, tensor: SourceTensor) -> Result<Self, EngineError> {
         let refuse = || bad("embedding", "its type cannot be dequantised");
         let ty = matrix_type(&tensor.entry).ok_or_else(refuse)?;
@@ -53,7 +53,7 @@ impl LlamaEmbedder {
         })
     }
 
-    /// Reads the row of `token` into `place`, `width` floats. `block` has room for a row, and is aligned for each type.
+    /// Reads the row of `token` into `place`, `width` floats. `block` holds one row and is aligned for all types.
     fn read(&self, token: u32, block: &mut [u64], place: &mut [f32]) -> Result<(), EngineError> {
         let at = self.offset + u64::from(token) * self.row as u64;
         let bytes = match self.dequantise {
@@ -65,7 +65,7 @@ impl LlamaEmbedder {
             reason: format!("embedding of token {token} could not be read: {error}"),
         })?;
         if let Some(dequantise) = self.dequantise {
-            // SAFETY: `block` holds a whole row of the type, which is `width` floats, for which `place` has room.
+            // SAFETY: `block` holds a whole row of the type, which gives the `width` floats of `place`.
             unsafe { dequantise(block.as_ptr().cast(), place.as_mut_ptr(), place.len() as i64) };
         }
         Ok(())

@@ -1,28 +1,26 @@
-//! What becomes of stages when the process ends: llama.cpp's tables are destroyed by exit handlers, on whatever thread
-//! ends the process, while ours may compute. Of the handlers that a process has the last registered runs first, so that
-//! ours is registered once the tables are there.
+//! Process exit: exit handlers destroy llama.cpp's tables on the exiting thread while stages may compute. Handlers run in
+//! reverse order of registration, so ours is registered after the tables exist and runs before they are destroyed.
 
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use crate::engine::gate::GATE;
+use crate::engine::exit_gate::EXIT_GATE;
 
-/// How long the end of a process waits for stages: a computation is given up within a node of its graph, but a stage may
-/// be just loading.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long process exit waits for stages: a computation ends within one node of its graph, but a stage may be loading.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Shuts the engines' gate when this process ends. To be called where llama.cpp may have made new tables; counts once
-/// for each `moment`, since handlers stay for ever.
-pub(super) fn guard(moment: &OnceLock<()>) {
+/// Closes the exit gate when this process ends. Must be called after llama.cpp may have created tables; registers one
+/// handler for each `moment`, because handlers cannot be removed.
+pub(super) fn register(moment: &OnceLock<()>) {
     moment.get_or_init(|| {
         let _ = process();
-        // SAFETY: the handler unwinds from nothing and touches only statics. Where it cannot be registered, a process that
-        // ends while it computes may crash at its very end, as it would without.
+        // SAFETY: the handler does not unwind and touches only statics. If the registration fails, a process that ends
+        // during a computation may crash, as without a handler.
         unsafe { libc::atexit(at_exit) };
     });
 }
 
-/// The process that computes: a forked child has none of its threads, and nobody to wait for.
+/// Id of the process that computes. A forked child has none of its threads and must not wait.
 fn process() -> u32 {
     static PROCESS: OnceLock<u32> = OnceLock::new();
     *PROCESS.get_or_init(std::process::id)
@@ -30,6 +28,6 @@ fn process() -> u32 {
 
 extern "C" fn at_exit() {
     if process() == std::process::id() {
-        GATE.shut(PATIENCE);
+        EXIT_GATE.close(EXIT_TIMEOUT);
     }
 }

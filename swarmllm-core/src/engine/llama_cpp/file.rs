@@ -1,7 +1,7 @@
 //! A stage image as the C `FILE` that llama.cpp reads from.
 //!
-//! On Linux the `FILE` asks us for each read (`fopencookie`), so nothing is copied anywhere. Other Unix systems get a
-//! temporary file that has no name any more when llama.cpp sees it.
+//! On Linux the `FILE` calls back for each read (`fopencookie`), so nothing is copied. Other Unix systems use an unlinked
+//! temporary file.
 
 use std::ffi::c_void;
 use std::io;
@@ -23,7 +23,7 @@ unsafe extern "C" {
     fn fclose(file: *mut c_void) -> std::ffi::c_int;
 }
 
-/// Calls `read` with a `FILE` of the image. An error of a shard's file that `read` met is returned in its stead.
+/// Calls `read` with a `FILE` of the image. If reading a shard failed meanwhile, returns that error instead.
 pub(super) fn with_file<T>(image: &Image, read: impl FnOnce(*mut c_void) -> T) -> io::Result<T> {
     imp::with_file(image, read)
 }
@@ -38,14 +38,14 @@ mod imp {
 
     use super::{Image, Stream};
 
-    /// What the C library calls back with.
+    /// Data of the callbacks.
     struct Cookie<'a> {
         image: &'a Image,
         at: u64,
         failure: Option<io::Error>,
     }
 
-    /// `cookie_io_functions_t`, which glibc and musl lay out alike.
+    /// `cookie_io_functions_t`, with the same layout in glibc and musl.
     #[repr(C)]
     struct Functions {
         read: Option<unsafe extern "C" fn(*mut c_void, *mut c_char, usize) -> isize>,
@@ -87,9 +87,9 @@ mod imp {
             _ => return -1,
         };
         match base.checked_add_signed(*offset).and_then(|at| Some((at, i64::try_from(at).ok()?))) {
-            Some((at, told)) => {
+            Some((at, position)) => {
                 cookie.at = at;
-                *offset = told;
+                *offset = position;
                 0
             }
             None => -1,

@@ -1,6 +1,6 @@
-//! Accelerators: which ones this build can use on this machine, and how many layers of a stage they get.
+//! Accelerators of this build on this machine, and the number of layers that they compute.
 //!
-//! They are features of the build: `cuda`, `metal`, `vulkan`, which are llama.cpp's own backends.
+//! The features `cuda`, `metal` and `vulkan` build llama.cpp's own backends.
 
 use std::ffi::CStr;
 use std::sync::OnceLock;
@@ -11,10 +11,10 @@ use crate::base::LayerRange;
 
 use super::log;
 
-/// Whether the build has a backend beside the processor's.
+/// Whether the build has a backend beside the CPU's.
 const BUILT: bool = cfg!(any(feature = "cuda", feature = "metal", feature = "vulkan"));
 
-/// The machine's accelerators, by their drivers' names. Looking for them may take a second, once per process.
+/// The machine's accelerators by driver name. The first call in a process may take a second.
 pub(super) fn names() -> &'static [String] {
     static NAMES: OnceLock<Vec<String>> = OnceLock::new();
     match BUILT {
@@ -25,7 +25,7 @@ pub(super) fn names() -> &'static [String] {
 
 fn find() -> Vec<String> {
     log::init();
-    // SAFETY: counts and looks up what llama.cpp has registered at its start.
+    // SAFETY: counts and looks up devices that llama.cpp registered at its start.
     let devices = unsafe { (0..ll::ggml_backend_dev_count()).map(|index| ll::ggml_backend_dev_get(index)) };
     let name = |device: ll::ggml_backend_dev_t| {
         // SAFETY: a registered device lives as long as the process.
@@ -38,13 +38,13 @@ fn find() -> Vec<String> {
     devices.filter_map(name).collect()
 }
 
-/// How many layers of a stage are computed by an accelerator where `asked` may be; a head counts as one.
-pub(super) fn layers(asked: u32, layers: LayerRange, head: bool) -> u32 {
-    if asked == 0 || names().is_empty() { 0 } else { asked.min(layers.len() + u32::from(head)) }
+/// Layers of a stage on the accelerator, at most `requested`; the head counts as one.
+pub(super) fn layers(requested: u32, layers: LayerRange, head: bool) -> u32 {
+    if requested == 0 || names().is_empty() { 0 } else { requested.min(layers.len() + u32::from(head)) }
 }
 
-/// That number as llama.cpp counts: from the end, where the head has a place whether there is one or not.
-pub(super) fn told(gpu_layers: u32, head: bool) -> i32 {
+/// The same number in llama.cpp's count, which runs from the end and always includes the head.
+pub(super) fn n_gpu_layers(gpu_layers: u32, head: bool) -> i32 {
     let places = if gpu_layers > 0 && !head { gpu_layers + 1 } else { gpu_layers };
     i32::try_from(places).unwrap_or(i32::MAX)
 }
@@ -54,12 +54,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stage_without_the_head_has_a_place_for_it_in_llama_cpps_count() {
-        assert_eq!([told(0, false), told(0, true), told(3, false), told(3, true)], [0, 0, 4, 3]);
+    fn llama_cpps_layer_count_always_includes_the_head() {
+        assert_eq!(
+            [n_gpu_layers(0, false), n_gpu_layers(0, true), n_gpu_layers(3, false), n_gpu_layers(3, true)],
+            [0, 0, 4, 3]
+        );
     }
 
     #[test]
-    fn no_layer_is_given_to_an_accelerator_that_is_not_there() {
+    fn without_an_accelerator_no_layer_is_offloaded() {
         let most = if names().is_empty() { 0 } else { 5 };
         assert_eq!(layers(u32::MAX, LayerRange::new(2, 6), true), most);
         assert_eq!(layers(0, LayerRange::new(2, 6), true), 0);

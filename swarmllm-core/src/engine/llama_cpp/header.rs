@@ -1,8 +1,8 @@
-//! The key-values of a GGUF, in the making.
+//! Writer of a GGUF's key-values.
 
 use super::facts::ty;
 
-/// See the module.
+/// The key-values of a GGUF file.
 pub(super) struct Header {
     prefix: &'static str,
     /// Key-values so far.
@@ -11,14 +11,14 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// A header that names its architecture.
+    /// A header with the key of its architecture.
     pub fn new(architecture: &'static str) -> Self {
         let mut header = Self { prefix: architecture, count: 0, bytes: Vec::new() };
         header.string("general.architecture", architecture);
         header
     }
 
-    /// Begins a key-value: general and tokenizer keys stand as they are, others under the architecture.
+    /// Begins a key-value. General and tokenizer keys are literal; others get the architecture's prefix.
     fn key(&mut self, key: &str, ty: u32) {
         match key.starts_with("general.") || key.starts_with("tokenizer.") {
             true => put_text(&mut self.bytes, key),
@@ -40,7 +40,7 @@ impl Header {
         self.bytes.extend(value.to_le_bytes());
     }
 
-    /// A number, where there is one.
+    /// A number, if there is one.
     pub fn f32(&mut self, key: &str, value: Option<f32>) {
         if let Some(value) = value {
             self.key(key, ty::F32);
@@ -48,13 +48,13 @@ impl Header {
         }
     }
 
-    /// A truth value.
+    /// A boolean.
     pub fn bool(&mut self, key: &str, value: bool) {
         self.key(key, ty::BOOL);
         self.bytes.push(u8::from(value));
     }
 
-    /// A truth value per layer.
+    /// A boolean for each layer.
     pub fn bools(&mut self, key: &str, values: &[bool]) {
         self.key(key, ty::ARRAY);
         self.bytes.extend(ty::BOOL.to_le_bytes());
@@ -63,7 +63,7 @@ impl Header {
     }
 }
 
-/// A text as GGUF has it: its length before it.
+/// A GGUF string: the length, then the bytes.
 pub(super) fn put_text(bytes: &mut Vec<u8>, text: &str) {
     bytes.extend((text.len() as u64).to_le_bytes());
     bytes.extend(text.as_bytes());

@@ -1,51 +1,51 @@
 //! Huge pages for weights, on Linux.
 //!
-//! A decode step reads every weight of its stage once. In pages of 4 KiB each of them costs a page fault while the stage is
-//! loaded and a translation of its address in every step. Many systems give pages of 2 MiB only to memory for which a
-//! program asks (`madvise`), and llama.cpp does not ask.
+//! A decode step reads every weight of its stage once. Each page of 4 KiB costs a page fault during the load and an address
+//! translation in every step. Many systems give pages of 2 MiB only to memory with a request (`madvise`), which llama.cpp
+//! does not make.
 //!
-//! The request has to come after llama.cpp has allocated its buffers and before it writes to them: pages that exist are
-//! only replaced by copying them. llama.cpp's progress callback is called for the first time at that moment. It does not
-//! name the buffers, so the process's mappings are compared with those from before the load. Another thread's new memory
-//! may be among the difference: the request is a hint, which changes no contents.
+//! The request must come after llama.cpp has allocated its buffers and before it writes to them: existing pages are only
+//! replaced by copies. llama.cpp first calls its progress callback at that moment. The callback does not name the buffers,
+//! so the process's mappings are compared with those from before the load. The difference may include another thread's new
+//! memory: the request is a hint that changes no contents.
 //!
-//! Where the kernel has no huge pages, or none to give, weights stay in ordinary ones.
+//! If the kernel has no free huge pages, weights stay in ordinary pages.
 
 use std::ffi::c_void;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Addresses of a mapping.
+/// Address range of a mapping.
 type Mapping = Range<usize>;
 
-/// Smallest mapping for which huge pages are requested. Stacks of threads are smaller (8 MiB at most, where nobody has asked
-/// for more): they are hardly used, and huge pages would make them resident.
+/// Smallest mapping for which huge pages are requested. Thread stacks are smaller (8 MiB by default); they are hardly used,
+/// and huge pages would make them resident.
 const SMALLEST: usize = 16 << 20;
 /// Alignment of a request: the size of a huge page on x86, and on ARM with pages of 4 KiB.
 const HUGE_PAGE: usize = 2 << 20;
 
 /// The request for the weights of one load.
 pub(super) struct HugePages {
-    /// Anonymous mappings before the load, in the order of their addresses; none once the request was made.
+    /// Anonymous mappings before the load in address order; `None` after the request.
     before: Option<Vec<Mapping>>,
 }
 
 impl HugePages {
-    /// To be called right before the load.
+    /// Must be called directly before the load.
     pub fn before_load() -> Self {
         Self { before: imp::mappings() }
     }
 
-    /// llama.cpp's progress callback. It is called on the thread that loads, before each tensor is read.
+    /// llama.cpp's progress callback, called on the loading thread before each tensor is read.
     pub unsafe extern "C" fn on_progress(_: f32, huge_pages: *mut c_void) -> bool {
-        // SAFETY: `huge_pages` is the value that the load was started with; it outlives the load and is used by nobody else.
+        // SAFETY: `huge_pages` is the value given to the load; it outlives the load and has no other user.
         let huge_pages = unsafe { &mut *huge_pages.cast::<Self>() };
-        // A subscriber of the host's may panic; the panic must not cross into C.
+        // A tracing subscriber of the host may panic; the panic must not cross into C.
         let _ = catch_unwind(AssertUnwindSafe(|| huge_pages.request()));
         true
     }
 
-    /// Requests huge pages for what was mapped since the load began; once.
+    /// Requests huge pages for the mappings since the start of the load, once.
     fn request(&mut self) {
         let Some(before) = self.before.take() else { return };
         let mapped = added(&before, &imp::mappings().unwrap_or_default());
@@ -55,7 +55,7 @@ impl HugePages {
     }
 }
 
-/// Requests huge pages for memory to which nobody has written yet. Nothing happens where there are none.
+/// Requests huge pages for memory that has not been written yet. Without effect if the system has none.
 pub(super) fn request(memory: Range<usize>) {
     let Some(start) = memory.start.checked_next_multiple_of(HUGE_PAGE) else { return };
     let end = memory.end / HUGE_PAGE * HUGE_PAGE;
@@ -64,8 +64,8 @@ pub(super) fn request(memory: Range<usize>) {
     }
 }
 
-/// Large parts of mappings that were not mapped before. The kernel joins neighbouring mappings, so that an old one may be a
-/// part of a new one.
+/// Large parts of mappings that were not mapped before. The kernel merges neighbouring mappings, so that an old one may be
+/// a part of a new one.
 fn added(before: &[Mapping], now: &[Mapping]) -> Vec<Mapping> {
     let mut added = Vec::new();
     for mapping in now.iter().filter(|mapping| mapping.len() >= SMALLEST) {
@@ -88,14 +88,14 @@ mod imp {
 
     use super::Mapping;
 
-    /// Private, readable and writable mappings of no file. None where the kernel tells nothing about them.
+    /// Private, readable and writable mappings without a file. `None` if the kernel does not list mappings.
     pub(super) fn mappings() -> Option<Vec<Mapping>> {
         let maps = BufReader::new(File::open("/proc/self/maps").ok()?);
-        // The kernel bounds their number (`vm.max_map_count`).
+        // The kernel bounds the number of lines (`vm.max_map_count`).
         Some(maps.lines().map_while(Result::ok).filter_map(|line| anonymous(&line)).collect())
     }
 
-    /// The addresses in a line of `/proc/self/maps`, where the mapping is anonymous.
+    /// The address range of a line of `/proc/self/maps`, if the mapping is anonymous.
     pub(super) fn anonymous(line: &str) -> Option<Mapping> {
         let mut fields = line.split_ascii_whitespace();
         let (start, end) = fields.next()?.split_once('-')?;
@@ -106,8 +106,8 @@ mod imp {
     }
 
     pub(super) fn request(memory: Mapping) {
-        // SAFETY: a hint, which changes no contents, whatever is mapped there; where nothing is, or the kernel has no huge
-        // pages, it gives an error, which changes nothing either.
+        // SAFETY: a hint that changes no contents, whatever is mapped there; without a mapping or huge pages the call
+        // returns an error and changes nothing.
         unsafe { libc::madvise(memory.start as *mut libc::c_void, memory.len(), libc::MADV_HUGEPAGE) };
     }
 }
@@ -127,7 +127,7 @@ mod imp {
 mod tests {
     use super::*;
 
-    /// As [`added`], with mappings by their ends in MiB.
+    /// Like [`added`], with bounds in MiB.
     fn new_parts(before: &[[usize; 2]], now: &[[usize; 2]]) -> Vec<[usize; 2]> {
         let mappings = |ends: &[[usize; 2]]| ends.iter().map(|[start, end]| start << 20..end << 20).collect::<Vec<_>>();
         let parts = added(&mappings(before), &mappings(now));
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn huge_pages_are_requested_only_for_large_memory_that_is_new() {
+    fn huge_pages_are_requested_only_for_large_new_mappings() {
         let none: [[usize; 2]; 0] = [];
         assert_eq!(new_parts(&[], &[]), none);
         assert_eq!(new_parts(&[], &[[1, 9], [20, 36]]), [[20, 36]]);
@@ -148,7 +148,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn only_private_mappings_of_no_file_count_as_anonymous() {
+    fn only_private_mappings_without_a_file_are_anonymous() {
         let anonymous = imp::anonymous;
         assert_eq!(anonymous("7f00000000-7f00200000 rw-p 00000000 00:00 0 "), Some(0x7f_0000_0000..0x7f_0020_0000));
         for other in [

@@ -1,5 +1,5 @@
-//! The stage image: a GGUF of just the stage, that exists only in the answers to reads. Its header is synthesised; its
-//! tensors, renumbered from 0, are extents of the shard files.
+//! The stage image: a virtual GGUF file of one stage. Its header is synthesised; its tensors, renumbered from 0, are
+//! extents of the shard files.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -15,16 +15,16 @@ use super::architecture::Output;
 use super::header::{Header, put_text};
 use super::read_at::fill_at;
 use super::shape::Shape;
-use super::tensors::{EMBEDDING, OUTPUT, row_size, stand_ins};
+use super::tensors::{EMBEDDING, OUTPUT, placeholders, row_size};
 
-/// GGUF's own default; the image sets no other.
+/// GGUF's default alignment.
 const ALIGNMENT: u64 = 32;
 const MAGIC: &[u8; 4] = b"GGUF";
 const VERSION: u32 = 3;
-/// What the names of layers' tensors begin with.
+/// Prefix of the names of layers' tensors.
 pub(super) const LAYER: &str = "blk.";
 
-/// Types of matrices that hold nothing, by the width of their blocks.
+/// Types of placeholder matrices, by descending block width.
 const ZERO_TYPES: [ll::ggml_type; 5] =
     [ll::GGML_TYPE_IQ1_S, ll::GGML_TYPE_Q1_0, ll::GGML_TYPE_Q2_0, ll::GGML_TYPE_Q4_0, ll::GGML_TYPE_F32];
 
@@ -36,14 +36,14 @@ pub(super) struct Matrix {
     pub size: u64,
 }
 
-/// Where the bytes of a tensor come from.
+/// Source of a tensor's bytes.
 enum Origin {
     Shard { file: Arc<File>, offset: u64 },
     Zeros,
 }
 
 /// A tensor of the image.
-struct Piece {
+struct ImageTensor {
     name: String,
     dims: Vec<u64>,
     ty: u32,
@@ -59,7 +59,7 @@ struct Extent {
     origin: Origin,
 }
 
-/// A GGUF that can be read but is nowhere written.
+/// A virtual GGUF file.
 pub(super) struct Image {
     head: Vec<u8>,
     extents: Vec<Extent>,
@@ -67,17 +67,17 @@ pub(super) struct Image {
 }
 
 impl Image {
-    /// The image of a checked stage.
+    /// The image of a validated stage.
     ///
-    /// What the loader insists on and the stage does not have is there as zeros that are never computed with. An output
-    /// matrix that is not tied is named as the embedding where the loader looks there for a missing output matrix: the
-    /// embedding itself is nowhere needed.
+    /// Tensors that llama.cpp's loader requires and the stage lacks are zeros; they are never computed with. An untied
+    /// output matrix gets the name of the embedding if the loader uses the embedding for a missing output matrix: the
+    /// embedding itself is never needed.
     pub fn of_stage(shape: &Shape, source: &StageSource) -> Self {
         let vocab = if source.head { shape.vocab } else { 1 };
         let own_output = shape.architecture.output == Output::Own;
-        let stand_ins = stand_ins(shape, source.head);
-        let mut pieces: Vec<Piece> = stand_ins.into_iter().map(|(name, dims)| zeros(&name, dims)).collect();
-        pieces.extend(source.tensors.iter().map(|tensor| Piece {
+        let placeholders = placeholders(shape, source.head);
+        let mut tensors: Vec<ImageTensor> = placeholders.into_iter().map(|(name, dims)| zeros(&name, dims)).collect();
+        tensors.extend(source.tensors.iter().map(|tensor| ImageTensor {
             name: match tensor.entry.name.as_str() {
                 OUTPUT if !own_output => EMBEDDING.to_owned(),
                 name => renumbered(name, source.layers.start),
@@ -87,31 +87,31 @@ impl Image {
             size: tensor.entry.size,
             origin: Origin::Shard { file: tensor.file.clone(), offset: tensor.offset },
         }));
-        Self::assemble(shape.header(source.layers, vocab), pieces)
+        Self::assemble(shape.header(source.layers, vocab), tensors)
     }
 
-    /// Bytes of the zeros that a stage's image has beside the stage's tensors.
-    pub fn stand_in_bytes(shape: &Shape, head: bool) -> u64 {
-        stand_ins(shape, head).into_iter().map(|(name, dims)| zeros(&name, dims).size).sum()
+    /// Bytes of the placeholder tensors of a stage's image.
+    pub fn placeholder_bytes(shape: &Shape, head: bool) -> u64 {
+        placeholders(shape, head).into_iter().map(|(name, dims)| zeros(&name, dims).size).sum()
     }
 
-    fn assemble(header: Header, pieces: Vec<Piece>) -> Self {
+    fn assemble(header: Header, tensors: Vec<ImageTensor>) -> Self {
         let mut head = MAGIC.to_vec();
         head.extend(VERSION.to_le_bytes());
-        head.extend((pieces.len() as u64).to_le_bytes());
+        head.extend((tensors.len() as u64).to_le_bytes());
         head.extend(header.count.to_le_bytes());
         head.extend(header.bytes);
         let mut offset = 0_u64;
-        let mut extents = Vec::with_capacity(pieces.len());
-        for piece in pieces {
+        let mut extents = Vec::with_capacity(tensors.len());
+        for tensor in tensors {
             let start = offset;
-            put_text(&mut head, &piece.name);
-            head.extend((piece.dims.len() as u32).to_le_bytes());
-            piece.dims.iter().for_each(|dim| head.extend(dim.to_le_bytes()));
-            head.extend(piece.ty.to_le_bytes());
+            put_text(&mut head, &tensor.name);
+            head.extend((tensor.dims.len() as u32).to_le_bytes());
+            tensor.dims.iter().for_each(|dim| head.extend(dim.to_le_bytes()));
+            head.extend(tensor.ty.to_le_bytes());
             head.extend(offset.to_le_bytes());
-            offset = offset.saturating_add(piece.size).next_multiple_of(ALIGNMENT);
-            extents.push(Extent { name: piece.name, start, size: piece.size, origin: piece.origin });
+            offset = offset.saturating_add(tensor.size).next_multiple_of(ALIGNMENT);
+            extents.push(Extent { name: tensor.name, start, size: tensor.size, origin: tensor.origin });
         }
         head.resize(head.len().next_multiple_of(ALIGNMENT as usize), 0);
         let data = head.len() as u64;
@@ -124,7 +124,7 @@ impl Image {
         self.len
     }
 
-    /// Where in the shards the tensors of layers are.
+    /// Locations of the layers' tensors in the shards.
     pub fn matrices(&self) -> Vec<Matrix> {
         let matrix = |extent: &Extent| match &extent.origin {
             Origin::Shard { file, offset } if extent.name.starts_with(LAYER) => Some(Matrix {
@@ -138,8 +138,8 @@ impl Image {
         self.extents.iter().filter_map(matrix).collect()
     }
 
-    /// Reads at most `buffer.len()` bytes at `at`, and gives how many, which are then initialised; 0 at the end. An extent
-    /// that the shard's file does not fill is an error, never a short image.
+    /// Reads at most `buffer.len()` bytes at `at`; returns their number, 0 at the end. The read bytes are initialised. A
+    /// shard file that is too short is an error.
     pub fn read_at(&self, buffer: &mut [MaybeUninit<u8>], at: u64) -> io::Result<usize> {
         if let Some(head) = usize::try_from(at).ok().and_then(|at| self.head.get(at..)).filter(|head| !head.is_empty())
         {
@@ -169,17 +169,17 @@ impl Image {
     }
 }
 
-/// A tensor of zeros; a matrix in the type that takes the least room.
-fn zeros(name: &str, dims: Vec<u64>) -> Piece {
+/// A tensor of zeros; a matrix has the type that takes the fewest bytes.
+fn zeros(name: &str, dims: Vec<u64>) -> ImageTensor {
     let (columns, rows) = (dims.first().copied().unwrap_or(1), dims.iter().skip(1).product::<u64>());
     let dense = |ty: ll::ggml_type| Some((ty, row_size(ty, columns)?));
     let types = if dims.len() == 1 { &[ll::GGML_TYPE_F32][..] } else { &ZERO_TYPES };
     let least = types.iter().filter_map(|ty| dense(*ty)).min_by_key(|(_, row)| *row);
     let (ty, row) = least.unwrap_or((ll::GGML_TYPE_F32, columns.saturating_mul(size_of::<f32>() as u64)));
-    Piece { name: name.to_owned(), dims, ty, size: row.saturating_mul(rows), origin: Origin::Zeros }
+    ImageTensor { name: name.to_owned(), dims, ty, size: row.saturating_mul(rows), origin: Origin::Zeros }
 }
 
-/// A layer's tensor counted from the stage's first layer.
+/// The tensor's name with the layer counted from the stage's first layer.
 fn renumbered(name: &str, first: u32) -> String {
     let layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
     match layer.and_then(|(layer, part)| Some((layer.parse::<u32>().ok()?.checked_sub(first)?, part))) {
@@ -208,7 +208,7 @@ mod tests {
     fn image(shard: &[u8]) -> Image {
         let mut file = tempfile::tempfile().expect("a temporary file");
         file.write_all(shard).expect("written");
-        let shard = Piece {
+        let shard = ImageTensor {
             name: "blk.0.a".to_owned(),
             dims: vec![10],
             ty: 0,
@@ -224,14 +224,14 @@ mod tests {
         loop {
             match image.read_at(&mut buffer, all.len() as u64)? {
                 0 => return Ok(all),
-                // SAFETY: so many were read.
+                // SAFETY: `read` bytes were read.
                 read => all.extend(buffer[..read].iter().map(|byte| unsafe { byte.assume_init() })),
             }
         }
     }
 
     #[test]
-    fn an_image_reads_the_same_whatever_the_size_of_the_reads() {
+    fn an_image_is_the_same_for_all_read_sizes() {
         let shard: Vec<u8> = (0..43).collect();
         let image = image(&shard);
         let whole = read_all(&image, 4096).expect("readable");

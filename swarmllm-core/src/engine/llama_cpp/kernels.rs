@@ -1,11 +1,11 @@
-//! llama.cpp's CPU kernels: which build of them this machine gets.
+//! Selection of llama.cpp's CPU kernels for this machine.
 //!
-//! `llama-cpp-sys-2` brings one build, for what nearly all have (x86-64 with AVX2, FMA and F16C; 64-bit ARM), and
-//! registers it at llama.cpp's start. `build.rs` adds builds for better processors; the best one that this machine can
-//! run takes the other's place, for the whole process. llama.cpp and this engine reach kernels through their registry
-//! only, so that nothing of the first build is used beside it.
+//! `llama-cpp-sys-2` has one build for nearly all CPUs (x86-64 with AVX2, FMA and F16C; 64-bit ARM) and registers it when
+//! llama.cpp starts. `build.rs` adds builds for better CPUs. The best build that this machine can run replaces the first
+//! one in the whole process. llama.cpp and this engine reach kernels only through their registry, so that the first build
+//! is not used any more.
 //!
-//! Two builds round differently: results are equal, bit by bit, between machines of one level only.
+//! Builds round differently: results are equal bit by bit only between machines of one level.
 
 use std::ffi::{CStr, c_void};
 use std::ptr::NonNull;
@@ -13,80 +13,54 @@ use std::sync::OnceLock;
 
 use llama_cpp_sys_2 as ll;
 
-use super::levels::{LEVELS, has};
+use super::levels::{LEVELS, Level, has};
 
 type Entry = unsafe extern "C" fn() -> ll::ggml_backend_reg_t;
 
-macro_rules! entries {
-    ($($name:literal $entry:ident,)*) => {
-        unsafe extern "C" {
-            $(#[cfg(kernels = $name)] fn $entry() -> ll::ggml_backend_reg_t;)*
-        }
+// `BUILT`: the built levels and their entry points, from the build script.
+include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
-        /// Levels that have an entry point, where they came along.
-        #[cfg(test)]
-        const KNOWN: &[&str] = &[$($name),*];
-
-        /// The entry point of a level's build, where it came along.
-        fn entry(name: &str) -> Option<Entry> {
-            match name {
-                $(#[cfg(kernels = $name)] $name => Some($entry),)*
-                _ => None,
-            }
-        }
-    };
-}
-
-entries! {
-    "avx512_bf16" swarmllm_kernels_avx512_bf16,
-    "avx512_vbmi" swarmllm_kernels_avx512_vbmi,
-    "avx512_vnni" swarmllm_kernels_avx512_vnni,
-    "avx512" swarmllm_kernels_avx512,
-    "avx_vnni" swarmllm_kernels_avx_vnni,
-    "i8mm" swarmllm_kernels_i8mm,
-    "dotprod" swarmllm_kernels_dotprod,
-}
-
-/// Which build of llama.cpp's CPU kernels this machine gets.
+/// The build of llama.cpp's CPU kernels that this machine uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kernels {
-    /// Its name: `base` for the one that all get, or that of a better one.
+    /// Name of the build: `base`, or that of a better level.
     pub level: &'static str,
-    /// The best one that the processor could run, where it did not come along.
+    /// The best level for this CPU, if this program was built without it.
     pub missing: Option<MissingKernels>,
 }
 
-/// A build of the kernels that this machine would get if it had come along.
+/// A level of kernels that this CPU supports and this program was built without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MissingKernels {
-    /// Its name.
+    /// Name of the level.
     pub level: &'static str,
-    /// Why it did not come along.
+    /// Why the build lacks it.
     pub reason: &'static str,
 }
 
-/// Which build this machine gets.
-pub(super) fn found() -> Kernels {
+/// The build that this machine uses.
+pub(super) fn selected() -> Kernels {
     let level = best().map_or("base", |(name, _)| name);
     let wanted = LEVELS.iter().find(|level| level.fits(has)).map_or("base", |level| level.name);
-    let missing = (wanted != level).then_some(MissingKernels { level: wanted, reason: WHY_FEWER });
+    let missing = (wanted != level).then_some(MissingKernels { level: wanted, reason: OMITTED_REASON });
     Kernels { level, missing }
 }
 
-/// Why the build script left levels out.
-const WHY_FEWER: &str = match option_env!("SWARMLLM_FEWER_KERNELS") {
+/// Why the build script omitted levels.
+const OMITTED_REASON: &str = match option_env!("SWARMLLM_FEWER_KERNELS") {
     Some(reason) => reason,
-    None => "the build left it out",
+    None => "the build omitted it",
 };
 
 fn best() -> Option<(&'static str, Entry)> {
-    LEVELS.iter().filter(|level| level.fits(has)).find_map(|level| Some((level.name, entry(level.name)?)))
+    let built = |level: &Level| BUILT.iter().find(|(name, _)| *name == level.name).copied();
+    LEVELS.iter().filter(|level| level.fits(has)).find_map(built)
 }
 
-/// Puts the best build in the place of the registered one. To be called once, before anything is loaded.
-pub(super) fn choose() {
-    if let Some(MissingKernels { level, reason }) = found().missing {
-        tracing::warn!(level, reason, "llama.cpp's faster kernels for this processor did not come along");
+/// Registers the best build in place of the base build. Must be called once, before the first load.
+pub(super) fn register_best() {
+    if let Some(MissingKernels { level, reason }) = selected().missing {
+        tracing::warn!(level, reason, "this build lacks llama.cpp's faster kernels for this CPU");
     }
     if let Some((_, entry)) = best() {
         // SAFETY: the machine can run the build; nothing has been taken from the registry yet, so that nothing of the
@@ -101,18 +75,18 @@ pub(super) fn choose() {
 type NewPool = unsafe extern "C" fn(*mut ll::ggml_threadpool_params) -> *mut ll::ggml_threadpool;
 type FreePool = unsafe extern "C" fn(*mut ll::ggml_threadpool);
 
-/// How the kernels in use start compute threads and end them.
+/// The registered kernels' functions for thread pools.
 #[derive(Clone, Copy)]
-pub(super) struct PoolCalls {
+pub(super) struct PoolFunctions {
     new: NewPool,
     free: FreePool,
 }
 
-impl PoolCalls {
-    /// Those of the registered kernels. They are looked up once: a stage may end while the process does, when llama.cpp's
-    /// registry is gone already. Nothing where the kernels have none.
+impl PoolFunctions {
+    /// The functions of the registered kernels; `None` if they have none. Looked up once, because a stage may end during
+    /// process exit, after llama.cpp's registry is destroyed.
     pub fn get() -> Option<Self> {
-        static CALLS: OnceLock<Option<PoolCalls>> = OnceLock::new();
+        static CALLS: OnceLock<Option<PoolFunctions>> = OnceLock::new();
         *CALLS.get_or_init(|| {
             let (new, free) = (function(c"ggml_threadpool_new")?, function(c"ggml_threadpool_free")?);
             // SAFETY: the registry gives the functions of these names, which have these types.
@@ -124,7 +98,7 @@ impl PoolCalls {
         })
     }
 
-    /// Starts compute threads; nothing where they could not be.
+    /// Starts compute threads; `None` on failure.
     pub fn start(self, params: &mut ll::ggml_threadpool_params) -> Option<NonNull<ll::ggml_threadpool>> {
         // SAFETY: the parameters are only read.
         NonNull::new(unsafe { (self.new)(params) })
@@ -158,14 +132,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_level_that_the_build_script_may_bring_is_known_here() {
-        let levels = super::super::levels::X86_64.iter().chain(super::super::levels::AARCH64);
-        assert_eq!(levels.map(|level| level.name).collect::<Vec<_>>(), KNOWN);
-    }
-
-    #[test]
-    fn a_better_build_that_did_not_come_along_is_told_with_the_reason() {
-        let Kernels { level, missing } = found();
+    fn a_missing_level_is_reported_with_its_reason() {
+        let Kernels { level, missing } = selected();
         let wanted = LEVELS.iter().find(|level| level.fits(has)).map_or("base", |level| level.name);
         match missing {
             None => assert_eq!(level, wanted),
@@ -174,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn one_build_of_the_kernels_is_registered_and_it_is_the_best_that_this_machine_can_run() {
+    fn only_the_best_build_of_the_kernels_is_registered() {
         super::super::log::init();
         // SAFETY: llama.cpp has been started; registrations, their devices and their names live for ever.
         unsafe {

@@ -1,17 +1,17 @@
-//! Kinds of processors that get a build of llama.cpp's CPU kernels of their own. The build script reads this file too.
+//! CPU levels with their own build of llama.cpp's kernels. The build script includes this file too.
 
-/// A kind of processor.
+/// A CPU level.
 pub struct Level {
-    /// Its name.
+    /// Name of the level.
     pub name: &'static str,
-    /// llama.cpp's settings for it.
+    /// llama.cpp's CMake settings.
     pub settings: &'static [(&'static str, &'static str)],
-    /// What a processor has beside what the build needs that all get.
+    /// CPU features that the level needs beside those of the base build.
     pub needs: &'static [&'static str],
 }
 
 impl Level {
-    /// Whether a processor that has such features is of the kind, or of a better one.
+    /// Whether a CPU with the given features supports the level.
     pub fn fits(&self, has: impl Fn(&str) -> bool) -> bool {
         BASE.iter().chain(self.needs).all(|feature| has(feature))
     }
@@ -23,18 +23,18 @@ pub const LEVELS: &[Level] = X86_64;
 /// The levels of this architecture, best first.
 #[cfg(target_arch = "aarch64")]
 pub const LEVELS: &[Level] = AARCH64;
-/// None for others.
+/// No levels for other architectures.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub const LEVELS: &[Level] = &[];
 
-/// What the build needs that all get. On ARM that is what the architecture begins with.
+/// CPU features of the base build; on ARM those of the architecture.
 #[cfg(target_arch = "x86_64")]
 const BASE: &[&str] = &["avx2", "fma", "f16c", "bmi2", "sse4.2"];
 #[cfg(not(target_arch = "x86_64"))]
 const BASE: &[&str] = &[];
 
-/// ggml has products for VNNI and BF16 and none for VBMI, which Cascade Lake (VNNI) and Cooper Lake (both) have not. With
-/// it compilers shuffle bytes better: steps of few rows take 0.97 of the time.
+/// ggml has products for VNNI and BF16 but none for VBMI, which Cascade Lake (VNNI) and Cooper Lake (both) lack. With VBMI
+/// compilers shuffle bytes better: steps of few rows take 0.97 of the time.
 pub const X86_64: &[Level] = &[
     Level {
         name: "avx512_bf16",
@@ -64,7 +64,7 @@ pub const X86_64: &[Level] = &[
     Level { name: "avx_vnni", settings: &[("GGML_AVX_VNNI", "ON")], needs: &["avxvnni"] },
 ];
 
-/// Apple's compiler builds for its first processor, which has what `dotprod` needs.
+/// Apple's compiler targets at least the M1, which has the features of `dotprod`.
 pub const AARCH64: &[Level] = &[
     Level {
         name: "i8mm",
@@ -79,12 +79,12 @@ pub const AARCH64: &[Level] = &[
     },
 ];
 
-/// Whether this machine can run the build that all get.
+/// Whether this machine can run the base build.
 pub fn has_base() -> bool {
     BASE.iter().all(|feature| has(feature))
 }
 
-/// Whether this machine's processor has a feature that the table names, or the build that all get needs.
+/// Whether this machine's CPU has a feature of the table or of the base build.
 pub fn has(feature: &str) -> bool {
     macro_rules! detected {
         ($detect:ident: $($name:tt)*) => {
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn each_generation_of_processors_gets_the_best_kernels_that_it_can_run() {
+    fn each_cpu_generation_gets_its_best_level() {
         let avx512 = |more: &[&'static str]| level(&[&AVX512[..], more].concat());
         for (processor, found, expected) in [
             ("Haswell", level(&[]), "base"),
@@ -130,11 +130,11 @@ mod tests {
             assert_eq!(found, expected, "{processor}");
         }
         let lacking = |feature: &str| feature != "avx2" && AVX512.contains(&feature);
-        assert!(X86_64.iter().all(|level| !level.fits(lacking)), "no level without what all builds need");
+        assert!(X86_64.iter().all(|level| !level.fits(lacking)), "every level needs the base features");
     }
 
     #[test]
-    fn a_level_is_built_with_no_instructions_that_it_does_not_ask_for() {
+    fn a_level_is_built_with_exactly_the_features_that_it_needs() {
         for (setting, feature) in [
             ("GGML_AVX512", "avx512f"),
             ("GGML_AVX512_VNNI", "avx512vnni"),

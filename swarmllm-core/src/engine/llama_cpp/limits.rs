@@ -1,6 +1,5 @@
-//! Sizes beyond which no model is accepted.
+//! Upper bounds of accepted models. Those of layers and experts are llama.cpp's.
 
-/// Layers, heads and widths beyond which nothing is accepted; llama.cpp's own limits of layers and experts are these.
 pub(super) const MAX_LAYERS: u32 = 512;
 pub(super) const MAX_EXPERTS: u32 = 1024;
 pub(super) const MAX_HEAD_SIZE: u32 = 1024;

@@ -1,8 +1,8 @@
-//! What llama.cpp has once per process: its log, its abort callback, its start and its end.
+//! llama.cpp's process-wide state: log, abort callback, initialisation and exit.
 //!
-//! The log goes to `tracing`, target `llama.cpp`, level debug. The abort callback writes why the process is about to end
-//! and takes the place of ggml's backtrace, which would start a debugger as a child process. Both are set at the first
-//! load; a host that uses llama.cpp besides us may set its own afterwards.
+//! The log goes to `tracing` with target `llama.cpp` and level debug. The abort callback logs the reason of an abort and
+//! replaces ggml's backtrace, which would start a debugger as a child process. Both are set at the first load; a host that
+//! uses llama.cpp itself may set its own afterwards.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_void};
@@ -13,17 +13,17 @@ use llama_cpp_sys_2 as ll;
 
 use super::{exit, kernels};
 
-/// Longest reason kept of a failed load, in bytes.
+/// Longest reason of a failed load, in bytes.
 const MAX_REASON: usize = 512;
 
 static STARTED: OnceLock<()> = OnceLock::new();
 
 thread_local! {
-    /// The last error that llama.cpp logged on this thread, and why a load failed.
+    /// The errors that llama.cpp logged on this thread during the current load.
     static REASON: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Starts llama.cpp, once.
+/// Initialises llama.cpp, once.
 pub(super) fn init() {
     STARTED.get_or_init(|| {
         // SAFETY: the callbacks are functions without state that never unwind.
@@ -32,24 +32,24 @@ pub(super) fn init() {
             ll::ggml_set_abort_callback(Some(on_abort));
             ll::llama_backend_init();
         }
-        kernels::choose();
+        kernels::register_best();
     });
     static GUARDED: OnceLock<()> = OnceLock::new();
-    exit::guard(&GUARDED);
+    exit::register(&GUARDED);
 }
 
-/// Runs `call` and, where it gives nothing, the error that llama.cpp logged meanwhile.
+/// Runs `call`; on `None` returns the errors that llama.cpp logged meanwhile.
 pub(super) fn explain<T>(call: impl FnOnce() -> Option<T>) -> Result<T, String> {
     REASON.with_borrow_mut(String::clear);
     call().ok_or_else(|| match REASON.with_borrow_mut(std::mem::take) {
-        reason if reason.is_empty() => "llama.cpp did not say why".to_owned(),
+        reason if reason.is_empty() => "llama.cpp gave no reason".to_owned(),
         reason => reason,
     })
 }
 
 fn keep_reason(text: &str) {
     REASON.with_borrow_mut(|reason| {
-        // The first errors are the cause, later ones only pass it on.
+        // The first errors are the cause; later ones only propagate it.
         if reason.len() + text.len() < MAX_REASON {
             if !reason.is_empty() {
                 reason.push_str("; ");
@@ -63,7 +63,7 @@ unsafe extern "C" fn on_log(level: ll::ggml_log_level, text: *const c_char, _: *
     if text.is_null() {
         return;
     }
-    // A subscriber of the host may panic; the panic must not cross into C, and there is nobody to tell.
+    // A subscriber of the host may panic; the panic must not cross into C and cannot be reported.
     let _ = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: llama.cpp gives a string that ends with a zero and lives as long as this call.
         let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();

@@ -1,19 +1,18 @@
-//! llama.cpp as an engine: a range of layers of a GGUF model, unpatched, through its public C interface.
+//! The llama.cpp engine: runs a range of layers of a GGUF model on unpatched llama.cpp, through its public C interface.
 //!
-//! Owns every `unsafe` block that touches llama.cpp. A stage is loaded from a *stage image* ([`image`]): a GGUF that
-//! exists nowhere but in the answers to llama.cpp's reads, whose header is synthesised from checked facts ([`shape`])
-//! and whose tensor bytes come straight from the shard files. Hidden states go in through `llama_batch.embd`; a stage
-//! without the head hands out its last layer's output through the public evaluation callback ([`capture`]), which then
-//! stops the graph. What is particular about an architecture stands in one description
-//! ([`architecture`]), and [`architectures`] is the list of them.
+//! All `unsafe` code that calls llama.cpp is here. A stage is loaded from a *stage image* ([`image`]): a virtual GGUF file
+//! whose header is synthesised from validated facts ([`shape`]) and whose tensor bytes are read from the shard files.
+//! Hidden states go in through `llama_batch.embd`. A stage without the head takes its last layer's output from the public
+//! evaluation callback ([`capture`]), which then stops the graph. Each architecture has one description ([`architecture`]);
+//! [`architectures`] is their list.
 //!
-//! Promises: a chain of stages gives bit for bit what the whole model gives, for equal step shapes, cell layouts and
-//! thread counts; nothing foreign reaches llama.cpp unchecked, because it aborts the process where it is misused.
-//! Refuses: architectures that are not on the certified list, cuts that would abort, and models whose facts and tensors
-//! are not exactly what the architecture needs.
+//! Guarantees: a chain of stages gives the whole model's results bit for bit, for equal step shapes, cell layouts and
+//! thread counts. Only validated input reaches llama.cpp, because it aborts the process when it is misused. The engine
+//! refuses uncertified architectures, cuts that would abort, and models whose facts or tensors do not match the
+//! architecture exactly.
 //!
-//! Process-wide, because llama.cpp has them so: its log callback and its abort callback ([`log`]), and which build of its
-//! CPU kernels is used ([`kernels`]).
+//! llama.cpp has process-wide state: its log callback and its abort callback ([`log`]), and the build of its CPU kernels
+//! in use ([`kernels`]).
 
 mod architecture;
 mod architectures;
@@ -29,24 +28,23 @@ mod huge_pages;
 mod image;
 mod kernels;
 mod kv;
-// A level's settings are for the build script.
+// Only the build script uses a level's settings.
+mod cancellation;
 #[allow(dead_code)]
 mod levels;
 mod limits;
 mod log;
 mod model;
-mod plain;
 mod pool;
 mod read_at;
 mod rope;
 mod shape;
-mod snapshot;
 mod stage;
-mod stop;
 mod tensors;
 #[cfg(test)]
 mod tests;
 mod threads;
+mod unpacked_weights;
 mod window;
 
 use std::sync::{Arc, OnceLock};
@@ -65,37 +63,35 @@ use image::Image;
 use pool::Pools;
 use stage::LlamaStage;
 
-/// Starts llama.cpp for this process, once; the first load does it otherwise. A host that uses llama.cpp besides us calls
-/// this before: what it had loaded earlier may be with kernels that are then no longer the registered ones.
+/// Initialises llama.cpp for this process, once; otherwise the first load does. A host that uses llama.cpp itself must call
+/// this first: models that it loaded before would use kernels that are no longer registered.
 pub fn start() {
     log::init();
 }
 
-/// Which build of llama.cpp's CPU kernels this machine gets.
+/// The build of llama.cpp's CPU kernels that this machine uses.
 pub fn kernels() -> Kernels {
-    kernels::found()
+    kernels::selected()
 }
 
-/// Refuses machines that llama.cpp's kernels would end the process on.
+/// Refuses CPUs on which llama.cpp's kernels would crash.
 fn check_machine() -> Result<(), EngineError> {
     match levels::has_base() {
         true => Ok(()),
         false => Err(EngineError::NoEngine {
-            reason: "llama.cpp is built for processors with AVX2, FMA, BMI2 and F16C, which this one has not"
-                .to_owned(),
+            reason: "llama.cpp is built for CPUs with AVX2, FMA, BMI2 and F16C, which this CPU lacks".to_owned(),
         }),
     }
 }
 
-/// The llama.cpp engine. Stages loaded from one value share compute threads; two values share only the process's cores,
-/// of which no more are in use at once than there are.
+/// The llama.cpp engine. Stages of one value share compute threads; two values share only the process's core pool.
 #[derive(Debug, Default)]
 pub struct LlamaCpp {
     pools: Pools,
 }
 
 impl LlamaCpp {
-    /// An engine without stages; compute threads start with the first stage.
+    /// An engine without stages. Compute threads start with the first stage.
     pub fn new() -> Self {
         Self::default()
     }
@@ -119,11 +115,11 @@ impl Engine for LlamaCpp {
 
     fn memory(&self, manifest: &Manifest, layers: LayerRange, head: bool, config: &StageConfig) -> u64 {
         let own =
-            |shape| stage::memory(&shape, layers, head, config).saturating_add(Image::stand_in_bytes(&shape, head));
+            |shape| stage::memory(&shape, layers, head, config).saturating_add(Image::placeholder_bytes(&shape, head));
         let engine = read_shape(manifest).map_or(0, own);
         let tensors = manifest.stage_shards(layers, head).flat_map(|shard| &shard.tensors);
         let buffer = match gpu::layers(config.gpu_layers, layers, head) {
-            0 => plain::buffer_bytes(tensors),
+            0 => unpacked_weights::buffer_bytes(tensors),
             _ => 0,
         };
         tensors_and_scratch(manifest, layers, head, config).saturating_add(engine).saturating_add(buffer)
@@ -137,9 +133,9 @@ impl Engine for LlamaCpp {
         let image = Image::of_stage(&shape, &source);
         log::init();
         let stage = LlamaStage::load(&shape, &source, &image, config, &self.pools)?;
-        // A first load may have made tables that a start does not.
+        // The first load may create further process-wide tables.
         static LOADED: OnceLock<()> = OnceLock::new();
-        exit::guard(&LOADED);
+        exit::register(&LOADED);
         Ok(Box::new(stage))
     }
 

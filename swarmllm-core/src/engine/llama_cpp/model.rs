@@ -1,22 +1,23 @@
-//! llama.cpp's model and context, owned.
+//! Owned llama.cpp models and contexts.
 
 use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as ll;
 
+use super::cancellation::Cancellation;
 use super::capture::Capture;
 use super::file::with_file;
 use super::huge_pages::HugePages;
 use super::image::Image;
 use super::log::explain;
 use super::pool::Pool;
-use super::stop::Stop;
 
 /// A loaded model.
 pub(super) struct Model(NonNull<ll::llama_model>);
 
 impl Model {
-    /// Loads a stage image, the last `gpu_layers` layers into an accelerator. The error is llama.cpp's own reason, or the shard's.
+    /// Loads a stage image, with the last `gpu_layers` layers on an accelerator. The error is llama.cpp's, or that of
+    /// reading a shard.
     pub fn load(image: &Image, gpu_layers: i32) -> Result<Self, String> {
         let load = || {
             with_file(image, |file| {
@@ -54,38 +55,39 @@ impl Drop for Model {
     }
 }
 
-/// How a context is made.
+/// Parameters of a context.
 pub(super) struct ContextParams {
     /// KV cells, in tokens; llama.cpp rounds them up to 256.
     pub cells: u32,
-    /// Rows of one step.
+    /// Most rows of one step.
     pub rows: u32,
-    /// Rows of one step of which logits are wanted; 0: all of them.
+    /// Most rows of one step with logits; 0 for all.
     pub outputs: u32,
     pub sessions: u32,
     pub threads: u32,
-    /// Type of keys and values.
+    /// Type of the KV cache.
     pub kv: ll::ggml_type,
-    /// Whether an accelerator has a part in it.
+    /// Whether an accelerator is used.
     pub offload: bool,
 }
 
-/// A context. Fields drop in order: the context before what it points to.
+/// A context. Fields drop in order: the context before the values that it points to.
 pub(super) struct Context {
     raw: NonNull<ll::llama_context>,
-    /// Boxed: the context keeps its address.
+    /// Boxed, because the context stores the address.
     pub capture: Box<Capture>,
-    /// Boxed for the same reason.
-    pub stop: Box<Stop>,
+    /// Boxed, because the context stores the address.
+    pub cancellation: Box<Cancellation>,
     _model: Model,
 }
 
 impl Context {
-    /// Makes a context of `model` that computes with `pool`, which the caller keeps for as long as the context.
+    /// Creates a context of `model` that computes with `pool`. The pool must outlive the context.
     pub fn new(model: Model, params: &ContextParams, mut capture: Box<Capture>, pool: &Pool) -> Result<Self, String> {
         let threads = i32::try_from(params.threads).unwrap_or(i32::MAX);
-        let mut stop = Stop::new();
-        // SAFETY: the defaults are changed in plain fields only; capture and stop are boxed and live as long as the context.
+        let mut cancellation = Cancellation::new();
+        // SAFETY: the defaults are changed in plain fields only; capture and cancellation are boxed and live as long as the
+        // context.
         let make = || unsafe {
             let mut given = ll::llama_context_default_params();
             given.n_ctx = params.cells;
@@ -105,22 +107,22 @@ impl Context {
             given.op_offload = params.offload;
             given.cb_eval = Some(Capture::on_eval);
             given.cb_eval_user_data = (&raw mut *capture).cast();
-            given.abort_callback = Some(Stop::on_node);
-            given.abort_callback_data = (&raw mut *stop).cast();
+            given.abort_callback = Some(Cancellation::on_node);
+            given.abort_callback_data = (&raw mut *cancellation).cast();
             NonNull::new(ll::llama_init_from_model(model.0.as_ptr(), given))
         };
         let raw = explain(make)?;
         // SAFETY: both are alive, and the caller keeps the pool.
         unsafe { ll::llama_attach_threadpool(raw.as_ptr(), pool.raw(), pool.raw()) };
-        Ok(Self { raw, capture, stop, _model: model })
+        Ok(Self { raw, capture, cancellation, _model: model })
     }
 
-    /// The context as llama.cpp takes it.
+    /// The raw context.
     pub fn raw(&mut self) -> *mut ll::llama_context {
         self.raw.as_ptr()
     }
 
-    /// Its KV memory.
+    /// The context's KV memory.
     pub fn memory(&mut self) -> ll::llama_memory_t {
         // SAFETY: the context is alive.
         unsafe { ll::llama_get_memory(self.raw.as_ptr()) }

@@ -1,6 +1,6 @@
-//! Compute threads: one pool for each number of threads of an engine, shared by its stages, used by one at a time.
+//! Compute threads: each engine has one pool for each thread count. Its stages share the pool; one at a time uses it.
 //!
-//! llama.cpp would otherwise start and end its threads at each step. Between steps the workers sleep, see [`POLL`].
+//! Without a pool llama.cpp starts and ends its threads at each step. Between steps the workers sleep, see [`POLL`].
 
 use std::collections::HashMap;
 use std::ptr::NonNull;
@@ -11,14 +11,14 @@ use llama_cpp_sys_2 as ll;
 use crate::engine::EngineError;
 
 use super::error::ENGINE;
-use super::kernels::PoolCalls;
+use super::kernels::PoolFunctions;
 
-/// How long an idle worker spins before it sleeps, in ggml's unit of 131,072 looks (some 4 ms). Not at all: waking a
-/// sleeper does not show in the speed of one stage, while a spinning one takes the core from the next stage of the chain
-/// where that runs in another process (on two cores, a unit costs a third of the speed, ggml's own 50 cost 70 %).
+/// How long an idle worker spins before it sleeps, in ggml's unit of 131,072 polls (some 4 ms). Zero: waking a sleeping
+/// worker does not measurably slow a stage, while a spinning one takes a core from the chain's next stage in another
+/// process (on two cores one unit costs a third of the speed, ggml's default of 50 costs 70 %).
 pub(super) const POLL: u32 = 0;
 
-/// The pools of an engine, by number of threads. A pool ends with the last stage that uses it.
+/// The pools of an engine by thread count. A pool ends with the last stage that uses it.
 #[derive(Debug)]
 pub(super) struct Pools {
     poll: u32,
@@ -53,11 +53,11 @@ impl Pools {
 /// A pool of compute threads.
 pub(super) struct Pool {
     raw: NonNull<ll::ggml_threadpool>,
-    calls: PoolCalls,
-    turn: Mutex<()>,
+    functions: PoolFunctions,
+    in_use: Mutex<()>,
 }
 
-// SAFETY: ggml's pool is not bound to a thread; it is computed with only while `turn` is held.
+// SAFETY: ggml's pool is not bound to a thread; it is computed with only while `in_use` is held.
 unsafe impl Send for Pool {}
 // SAFETY: as above; everything else on `&Pool` only hands out the pointer.
 unsafe impl Sync for Pool {}
@@ -68,22 +68,22 @@ impl Pool {
         // SAFETY: fills a struct from a count.
         let mut params = unsafe { ll::ggml_threadpool_params_default(count) };
         params.poll = poll;
-        let started = PoolCalls::get().and_then(|calls| Some((calls, calls.start(&mut params)?)));
-        let (calls, raw) = started.ok_or_else(|| EngineError::Step {
+        let started = PoolFunctions::get().and_then(|functions| Some((functions, functions.start(&mut params)?)));
+        let (functions, raw) = started.ok_or_else(|| EngineError::Step {
             engine: ENGINE,
             reason: format!("{threads} compute threads could not be started"),
         })?;
-        Ok(Self { raw, calls, turn: Mutex::new(()) })
+        Ok(Self { raw, functions, in_use: Mutex::new(()) })
     }
 
-    /// The pool as llama.cpp takes it. Only to be computed with inside [`Pool::compute`].
+    /// The raw pool. Computations with it must run inside [`Pool::compute`].
     pub fn raw(&self) -> *mut ll::ggml_threadpool {
         self.raw.as_ptr()
     }
 
-    /// Runs a computation when no other uses the pool.
+    /// Runs a computation with exclusive use of the pool.
     pub fn compute<T>(&self, call: impl FnOnce() -> T) -> T {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
         call()
     }
 }
@@ -91,6 +91,6 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         // SAFETY: the pool is ours, and no context uses it any more: each stage holds it for as long as its context.
-        unsafe { self.calls.end(self.raw) };
+        unsafe { self.functions.end(self.raw) };
     }
 }

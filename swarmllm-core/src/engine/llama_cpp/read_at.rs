@@ -4,34 +4,13 @@ use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 
-/// Reads the whole of `buffer` at `at`, without moving the file's cursor.
-#[cfg(unix)]
-pub(super) fn read_exact_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, buffer, at)
-}
-
-/// Reads the whole of `buffer` at `at`. Every reader of the file names its place, so the cursor does not matter.
-#[cfg(windows)]
-pub(super) fn read_exact_at(file: &File, mut buffer: &mut [u8], mut at: u64) -> io::Result<()> {
-    while !buffer.is_empty() {
-        match std::os::windows::fs::FileExt::seek_read(file, buffer, at)? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            read => {
-                buffer = buffer.get_mut(read..).unwrap_or_default();
-                at += read as u64;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// As [`read_exact_at`], into memory that nobody has written before: where this succeeds all of it is initialised.
+/// Like [`crate::rt::read_exact_at`], into uninitialised memory; on success all of the buffer is initialised.
 #[cfg(target_os = "linux")]
 pub(super) fn fill_at(file: &File, mut buffer: &mut [MaybeUninit<u8>], mut at: u64) -> io::Result<()> {
     use std::os::fd::AsRawFd;
     while !buffer.is_empty() {
         let offset = i64::try_from(at).map_err(|_| io::ErrorKind::InvalidInput)?;
-        // SAFETY: the buffer has room for so many bytes, which are only written.
+        // SAFETY: the buffer has `buffer.len()` bytes, which are only written.
         let read = unsafe { libc::pread64(file.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), offset) };
         match usize::try_from(read) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -48,11 +27,11 @@ pub(super) fn fill_at(file: &File, mut buffer: &mut [MaybeUninit<u8>], mut at: u
     Ok(())
 }
 
-/// As [`read_exact_at`], into memory that nobody may have written before: where this succeeds all of it is initialised.
+/// Like [`crate::rt::read_exact_at`], into uninitialised memory; on success all of the buffer is initialised.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn fill_at(file: &File, buffer: &mut [MaybeUninit<u8>], at: u64) -> io::Result<()> {
     buffer.fill(MaybeUninit::new(0));
     // SAFETY: all of it was just written.
     let buffer = unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast::<u8>(), buffer.len()) };
-    read_exact_at(file, buffer, at)
+    crate::rt::read_exact_at(file, buffer, at)
 }

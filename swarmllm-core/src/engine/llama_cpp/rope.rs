@@ -1,4 +1,4 @@
-//! Rotary positions: what the facts tell of them.
+//! Parameters of rotary position embeddings (RoPE).
 
 use crate::engine::EngineError;
 
@@ -7,22 +7,22 @@ use super::facts::Facts;
 use super::header::Header;
 use super::limits::MAX_CONTEXT;
 
-/// The scaling of models with one set of frequencies for short texts and another for long ones.
+/// Scaling with separate frequencies for short and for long contexts.
 const LONG_ROPE: &str = "longrope";
 
-/// llama.cpp rounds the cells of a session up to this, before it compares them with the original context.
+/// llama.cpp rounds a session's cells up to this before it compares them with the original context.
 const CELL_ROUNDING: u32 = 256;
 
-/// How much of a head is rotated.
+/// Rotated share of a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rotation {
-    /// All of it: llama.cpp asserts it.
+    /// The whole head, as llama.cpp asserts.
     Whole,
-    /// All or a part.
+    /// All or a part of the head.
     Part,
 }
 
-/// Rotary positions.
+/// RoPE parameters of a model.
 #[derive(Debug, Clone)]
 pub(super) struct Rope {
     /// Rotated floats of a head.
@@ -36,7 +36,7 @@ pub(super) struct Rope {
 }
 
 impl Rope {
-    /// Reads what a model with heads of `head_size` floats tells; only scalings of `certified` are taken.
+    /// Reads the parameters of a model with heads of `head_size` floats; scalings outside `certified` are refused.
     pub fn read(facts: &Facts, rotation: Rotation, certified: &[&str], head_size: u32) -> Result<Self, EngineError> {
         let dims = facts.u32("rope.dimension_count")?.unwrap_or(head_size);
         let fits = match rotation {
@@ -53,7 +53,7 @@ impl Rope {
         }
         let factor = match facts.positive("rope.scaling.factor")? {
             None => facts.positive("rope.scale_linear")?,
-            told => told,
+            given => given,
         };
         let original = "rope.scaling.original_context_length";
         Ok(Self {
@@ -66,10 +66,10 @@ impl Rope {
         })
     }
 
-    /// The longest context that a stage may be given, of a model trained for `trained` positions.
+    /// The longest context of a stage, for a model trained for `trained` positions.
     ///
-    /// With two sets of frequencies llama.cpp takes the short one for contexts up to the original, the long one beyond,
-    /// so that stages of unequal contexts would not be of one model: all keep to the original context.
+    /// With two sets of frequencies llama.cpp uses the short one for contexts up to the original and the long one beyond,
+    /// so that stages of unequal contexts would compute different models. All stages keep to the original context.
     pub fn max_context(&self, trained: u32) -> u32 {
         match self.original {
             Some(original) if self.scaling.as_deref() == Some(LONG_ROPE) && original >= CELL_ROUNDING => {
@@ -79,7 +79,7 @@ impl Rope {
         }
     }
 
-    /// Writes what a stage needs to know.
+    /// Writes the parameters to a stage's header.
     pub fn write(&self, header: &mut Header) {
         header.u32("rope.dimension_count", self.dims);
         header.f32("rope.freq_base", self.base);

@@ -1,16 +1,15 @@
-//! What a certified architecture's model looks like: its facts, checked so that llama.cpp cannot stumble over them, the
-//! cuts it admits, and the header that a stage of it needs.
+//! The shape of a certified architecture's model: its facts, validated before llama.cpp sees them, its cut rules, and the
+//! header of its stages.
 //!
-//! A stage's header is written from this struct and never copied from the model: a key that is not understood here does
-//! not reach llama.cpp. Keys that would change what llama.cpp computes and are not certified are refused; all others are
-//! ones that llama.cpp does not read for the architecture. What is particular about one is in its description
-//! ([`Architecture`]).
+//! A stage's header is written from this struct and never copied from the model, so that an unknown key does not reach
+//! llama.cpp. Uncertified keys that would change llama.cpp's results are refused; llama.cpp does not read the other keys
+//! for the architecture. The description of an architecture ([`Architecture`]) has its particulars.
 
 use crate::base::LayerRange;
 use crate::engine::{CutRules, EngineError};
 use crate::model::Manifest;
 
-use super::architecture::{Architecture, Heads, Kind, Known, Norm, Output, Presence, Scale};
+use super::architecture::{Architecture, FactKind, FactRule, Heads, Norm, Output, Presence, Scale};
 use super::error::bad;
 use super::facts::Facts;
 use super::header::Header;
@@ -20,7 +19,7 @@ use super::limits::{
 use super::rope::Rope;
 use super::window::Window;
 
-/// Keys that llama.cpp reads for all architectures: an architecture that does not certify one wants it absent or zero.
+/// Keys that llama.cpp reads for all architectures. They must be absent or zero unless the architecture certifies them.
 const UNCERTIFIED: [&str; 12] = [
     "expert_group_count",
     "expert_group_used_count",
@@ -43,11 +42,11 @@ pub(super) struct Experts {
     pub count: u32,
     /// Experts that a token uses.
     pub used: u32,
-    /// Width of each, where it is told.
+    /// Feed-forward width of an expert; 0 if not specified.
     pub feed_forward: u32,
 }
 
-/// A fact that only some architectures have.
+/// Value of an architecture-specific fact.
 #[derive(Debug, Clone, Copy)]
 enum Value {
     Count(u32),
@@ -55,35 +54,35 @@ enum Value {
     Flag(bool),
 }
 
-/// A model's checked facts.
+/// A model's validated facts.
 #[derive(Debug, Clone)]
 pub(super) struct Shape {
     pub architecture: &'static Architecture,
     pub layers: u32,
     pub width: u32,
     pub vocab: u32,
-    /// Positions that a session may have.
+    /// Most positions of a session.
     pub context: u32,
     /// Query heads of a layer.
     pub heads: u32,
-    /// Key heads of a layer, and equally value heads.
+    /// Key heads of a layer, equal to its value heads.
     pub kv_heads: u32,
     /// Floats of a head's keys, as llama.cpp caches them.
     pub key_size: u32,
     /// Floats of a head's values.
     pub value_size: u32,
-    /// Width of the feed-forward network; 0 where it is not told.
+    /// Width of the feed-forward network; 0 if not specified.
     pub feed_forward: u32,
     pub experts: Option<Experts>,
     pub rope: Rope,
     pub window: Option<Window>,
     epsilon: f32,
     trained_context: u32,
-    own: Vec<(&'static Known, Value)>,
+    own: Vec<(&'static FactRule, Value)>,
 }
 
 impl Shape {
-    /// Reads and checks the facts of a manifest of this architecture.
+    /// Reads and validates the facts of a manifest of this architecture.
     pub fn read(architecture: &'static Architecture, manifest: &Manifest) -> Result<Self, EngineError> {
         let facts = Facts::of(manifest);
         refuse_uncertified(&facts, architecture)?;
@@ -116,7 +115,7 @@ impl Shape {
         Ok(shape)
     }
 
-    /// An integer that only some architectures have; 0 where the model does not.
+    /// An architecture-specific integer; 0 if absent.
     pub fn count(&self, key: &str) -> u32 {
         match self.find(key) {
             Some(Value::Count(count)) => count,
@@ -125,12 +124,12 @@ impl Shape {
     }
 
     fn find(&self, key: &str) -> Option<Value> {
-        self.own.iter().find(|(known, _)| known.key == key).map(|(_, value)| *value)
+        self.own.iter().find(|(rule, _)| rule.key == key).map(|(_, value)| *value)
     }
 
-    /// Where the model may be cut.
+    /// The model's cut rules.
     pub fn cuts(&self) -> CutRules {
-        let mut rules = CutRules::free();
+        let mut rules = CutRules::any();
         if let Some(window) = &self.window {
             rules.must_contain = (0..self.layers).filter(|layer| window.covers(*layer)).collect();
         }
@@ -138,14 +137,14 @@ impl Shape {
         rules
     }
 
-    /// Whether `layers`, with or without the head, can be a stage.
+    /// Refuses layers that, with or without the head, are not a legal stage.
     pub fn admit(&self, layers: LayerRange, head: bool) -> Result<(), EngineError> {
         let rule = if layers.end > self.layers {
             Some(format!("the model has {} layers", self.layers))
         } else if head && layers.end != self.layers {
             Some("the head follows the last layer".to_owned())
         } else {
-            self.cuts().refuses(layers)
+            self.cuts().violation(layers)
         };
         match rule {
             Some(rule) => {
@@ -155,23 +154,18 @@ impl Shape {
         }
     }
 
-    /// Floats of a position's keys that llama.cpp caches in a layer.
+    /// Floats of a position's keys in a layer's cache.
     pub fn cached_keys(&self) -> u64 {
         u64::from(self.kv_heads) * u64::from(self.key_size)
     }
 
-    /// The same of its values; none where they are a part of the keys.
+    /// Floats of a position's values in a layer's cache; 0 if the values are a part of the keys.
     pub fn cached_values(&self) -> u64 {
         let compressed = self.count("attention.key_length_mla") > 0;
         if compressed { 0 } else { u64::from(self.kv_heads) * u64::from(self.value_size) }
     }
 
-    /// Whether a layer is windowed.
-    pub fn windowed(&self, layer: u32) -> bool {
-        self.window.as_ref().is_some_and(|window| window.covers(layer))
-    }
-
-    /// The factor that the architecture applies to embeddings, as llama.cpp computes it.
+    /// The factor of embeddings, as llama.cpp computes it.
     pub fn embedding_scale(&self) -> Option<f32> {
         match self.architecture.scale {
             Scale::None => None,
@@ -183,7 +177,7 @@ impl Shape {
         }
     }
 
-    /// The key-values of a stage of these layers whose vocabulary is `vocab` tokens.
+    /// The header of a stage of these layers with a vocabulary of `vocab` tokens.
     pub fn header(&self, layers: LayerRange, vocab: u32) -> Header {
         let mut header = Header::new(self.architecture.name);
         header.string("tokenizer.ggml.model", "no_vocab");
@@ -206,14 +200,14 @@ impl Shape {
         if let Some(experts) = &self.experts {
             experts.write(&mut header);
         }
-        for (known, value) in self.own.iter().filter(|(known, _)| known.kept) {
+        for (rule, value) in self.own.iter().filter(|(rule, _)| rule.copied) {
             match value {
-                Value::Count(count) => header.u32(known.key, *count),
-                Value::Number(number) => header.f32(known.key, Some(*number)),
-                Value::Flag(flag) => header.bool(known.key, *flag),
+                Value::Count(count) => header.u32(rule.key, *count),
+                Value::Number(number) => header.f32(rule.key, Some(*number)),
+                Value::Flag(flag) => header.bool(rule.key, *flag),
             }
         }
-        (self.architecture.repair)(self, layers, &mut header);
+        (self.architecture.rewrite)(self, layers, &mut header);
         header
     }
 }
@@ -249,13 +243,15 @@ fn refuse_uncertified(facts: &Facts, architecture: &Architecture) -> Result<(), 
 
 fn check_output(architecture: &Architecture, tied: bool) -> Result<(), EngineError> {
     match (architecture.output, tied) {
-        (Output::Own, true) => Err(bad("output", "llama.cpp wants an output matrix of its own for this architecture")),
-        (Output::Embedding, false) => Err(bad("output", "llama.cpp takes the embedding for this architecture")),
+        (Output::Own, true) => Err(bad("output", "llama.cpp needs a separate output matrix for this architecture")),
+        (Output::Embedding, false) => {
+            Err(bad("output", "llama.cpp uses the embedding as output matrix for this architecture"))
+        }
         _ => Ok(()),
     }
 }
 
-/// Layers and width, which the manifest tells too.
+/// Layers and width, which must equal the manifest's.
 fn read_extent(facts: &Facts, manifest: &Manifest) -> Result<(u32, u32), EngineError> {
     let layers = facts.count("block_count", MAX_LAYERS)?;
     let width = facts.count("embedding_length", MAX_WIDTH)?;
@@ -274,7 +270,7 @@ fn required(facts: &Facts, key: &str) -> Result<f32, EngineError> {
     facts.positive(key)?.ok_or_else(|| bad(facts.name(key), "it is missing"))
 }
 
-/// Query heads, and the key heads that they share.
+/// Query heads and key heads.
 fn read_heads(facts: &Facts, layers: u32) -> Result<(u32, u32), EngineError> {
     let key = "attention.head_count";
     let heads = facts.uniform(key, layers, MAX_HEADS)?.ok_or_else(|| bad(facts.name(key), "it is missing"))?;
@@ -285,10 +281,10 @@ fn read_heads(facts: &Facts, layers: u32) -> Result<(u32, u32), EngineError> {
     }
 }
 
-/// Floats of a head's keys and values; where they are not told they are each head's share of the width.
+/// Floats of a head's keys and values; by default the head's share of the width.
 fn read_head_sizes(facts: &Facts, rule: Heads, width: u32, heads: u32) -> Result<(u32, u32), EngineError> {
-    let told = |key: &str| if facts.has(key) { facts.count(key, MAX_HEAD_SIZE) } else { Ok(width / heads) };
-    let (keys, values) = (told("attention.key_length")?, told("attention.value_length")?);
+    let given = |key: &str| if facts.has(key) { facts.count(key, MAX_HEAD_SIZE) } else { Ok(width / heads) };
+    let (keys, values) = (given("attention.key_length")?, given("attention.value_length")?);
     let even = |size: u32| size > 0 && size <= MAX_HEAD_SIZE && size.is_multiple_of(2);
     if !even(keys) || !even(values) || (keys != values && rule != Heads::Latent) {
         return Err(bad("head size", format!("{keys} for keys and {values} for values are not one even number")));
@@ -313,23 +309,26 @@ fn read_experts(facts: &Facts, presence: Presence, layers: u32) -> Result<Option
     Ok(Some(Experts { count, used, feed_forward }))
 }
 
-fn read_own(facts: &Facts, architecture: &'static Architecture) -> Result<Vec<(&'static Known, Value)>, EngineError> {
+fn read_own(
+    facts: &Facts,
+    architecture: &'static Architecture,
+) -> Result<Vec<(&'static FactRule, Value)>, EngineError> {
     let mut own = Vec::with_capacity(architecture.facts.len());
-    for known in architecture.facts {
-        let value = match known.kind {
-            Kind::Count(max) => match facts.u32(known.key)? {
+    for rule in architecture.facts {
+        let value = match rule.kind {
+            FactKind::Count(max) => match facts.u32(rule.key)? {
                 Some(count) if count > max => {
-                    return Err(bad(facts.name(known.key), format!("{count} is more than {max}")));
+                    return Err(bad(facts.name(rule.key), format!("{count} is more than {max}")));
                 }
                 count => count.map(Value::Count),
             },
-            Kind::Number => facts.number(known.key)?.map(Value::Number),
-            Kind::Positive => facts.positive(known.key)?.map(Value::Number),
-            Kind::Flag => facts.bool(known.key)?.map(Value::Flag),
+            FactKind::Number => facts.number(rule.key)?.map(Value::Number),
+            FactKind::Positive => facts.positive(rule.key)?.map(Value::Number),
+            FactKind::Flag => facts.bool(rule.key)?.map(Value::Flag),
         };
         match value {
-            Some(value) => own.push((known, value)),
-            None if known.required => return Err(bad(facts.name(known.key), "it is missing")),
+            Some(value) => own.push((rule, value)),
+            None if rule.required => return Err(bad(facts.name(rule.key), "it is missing")),
             None => {}
         }
     }

@@ -1,5 +1,5 @@
-//! Which tensors a stage, a head and an embedding have: names, shapes and types, checked before llama.cpp sees them.
-//! What is missing, has another shape or is not known is refused.
+//! The expected tensors of a stage, a head and an embedding: names, shapes and types, validated before llama.cpp sees them.
+//! Missing, misshapen and unknown tensors are refused.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -13,20 +13,20 @@ use super::architecture::Output;
 use super::error::bad;
 use super::shape::{Experts, Shape};
 
-/// The embedding matrix, and the output matrix where the model is tied.
+/// The embedding matrix; also the output matrix of a tied model.
 pub(super) const EMBEDDING: &str = "token_embd.weight";
-/// The output matrix where the model is not tied.
+/// The output matrix of an untied model.
 pub(super) const OUTPUT: &str = "output.weight";
-/// What is added to the logits, in some architectures.
+/// Bias of the logits, in some architectures.
 pub(super) const OUTPUT_BIAS: &str = "output.bias";
 /// The norm before the output matrix.
 pub(super) const OUTPUT_NORM: &str = "output_norm.weight";
-/// What is added after that norm, in some architectures.
+/// Bias of that norm, in some architectures.
 pub(super) const OUTPUT_NORM_BIAS: &str = "output_norm.bias";
-/// Frequencies of the rotary positions, common to all layers.
+/// RoPE frequency factors, shared by all layers.
 pub(super) const ROPE_FREQUENCIES: &str = "rope_freqs.weight";
 
-/// Types that a matrix may have: those that llama.cpp multiplies and dequantises on a CPU.
+/// Types of matrices that llama.cpp multiplies and dequantises on a CPU.
 const MATRIX_TYPES: [ll::ggml_type; 28] = [
     ll::GGML_TYPE_F32,
     ll::GGML_TYPE_F16,
@@ -57,8 +57,8 @@ const MATRIX_TYPES: [ll::ggml_type; 28] = [
     ll::GGML_TYPE_Q1_0,
     ll::GGML_TYPE_Q2_0,
 ];
-/// Matrices of a layer beside which llama.cpp reads factors, `<part>.scale` of the matrix and `<part>.input_scale` of what
-/// it is multiplied with: files of NVFP4 have them, one for a matrix or for each expert.
+/// Matrices of a layer for which llama.cpp reads scales, `<part>.scale` of the matrix and `<part>.input_scale` of its
+/// input: NVFP4 files have them, one for a matrix or for each expert.
 const SCALED: [&str; 14] = [
     "attn_q",
     "attn_k",
@@ -76,55 +76,55 @@ const SCALED: [&str; 14] = [
     "ffn_up_exps",
 ];
 
-/// A tensor that is expected.
+/// An expected tensor.
 struct Expected {
     /// Fastest axis first.
     dims: Vec<u64>,
-    /// Whether it holds plain floats, as llama.cpp needs norms and biases to be.
+    /// Whether the type must be F32, as for norms and biases.
     floats: bool,
     required: bool,
 }
 
-/// Says whether a model has the tensor of this name.
-type Has<'a> = &'a dyn Fn(&str) -> bool;
+/// Returns whether a model has a tensor of this name.
+type HasTensor<'a> = &'a dyn Fn(&str) -> bool;
 
-/// The tensors that are expected, by name.
-struct Expectation<'a> {
+/// The expected tensors by name.
+struct ExpectedTensors<'a> {
     tensors: BTreeMap<String, Expected>,
-    has: Has<'a>,
+    has: HasTensor<'a>,
 }
 
-/// The tensors of a layer, in the making.
-pub(super) struct Layer<'a> {
+/// Builder of a layer's expected tensors.
+pub(super) struct LayerTensors<'a> {
     pub shape: &'a Shape,
-    /// The layer, counted from the model's first.
+    /// Index of the layer in the model.
     pub index: u32,
-    has: Has<'a>,
+    has: HasTensor<'a>,
     tensors: &'a mut BTreeMap<String, Expected>,
 }
 
-/// Tensors that belong to no layer, in the making.
-pub(super) struct Others<'a> {
+/// Builder of the expected tensors outside layers.
+pub(super) struct GlobalTensors<'a> {
     pub shape: &'a Shape,
     pub width: u64,
-    /// Tokens of the vocabulary; 1 where there is no head but llama.cpp wants its tensors.
+    /// Tokens of the vocabulary; 1 for the placeholder tensors of a stage without the head.
     pub vocab: u64,
-    has: Has<'a>,
+    has: HasTensor<'a>,
     tensors: &'a mut BTreeMap<String, Expected>,
 }
 
-impl Others<'_> {
-    /// Floats that must be there.
+impl GlobalTensors<'_> {
+    /// A required vector of floats.
     pub fn vector(&mut self, name: &str, floats: u64) {
         self.tensors.insert(name.to_owned(), Expected { dims: vec![floats], floats: true, required: true });
     }
 
-    /// Floats that may be there.
+    /// An optional vector of floats.
     pub fn maybe_vector(&mut self, name: &str, floats: u64) {
         self.tensors.insert(name.to_owned(), Expected { dims: vec![floats], floats: true, required: false });
     }
 
-    /// Floats that are all there where one of them is.
+    /// Vectors of floats: all or none of them.
     pub fn all_or_none(&mut self, names: &[&str], floats: u64) {
         let some = names.iter().any(|name| (self.has)(name));
         for name in names {
@@ -138,7 +138,7 @@ impl Others<'_> {
     }
 }
 
-impl Layer<'_> {
+impl LayerTensors<'_> {
     /// Whether the model has a part of this layer, `<part>.weight` or `<part>.bias`.
     pub fn has(&self, part: &str) -> bool {
         (self.has)(&self.name(part))
@@ -152,22 +152,22 @@ impl Layer<'_> {
         self.tensors.insert(self.name(part), Expected { dims, floats, required });
     }
 
-    /// Floats of any shape that must be there.
+    /// A required float tensor of any shape.
     pub fn floats(&mut self, part: &str, dims: Vec<u64>) {
         self.put(part, dims, true, true);
     }
 
-    /// Floats of any shape that may be there.
+    /// An optional float tensor of any shape.
     pub fn maybe_floats(&mut self, part: &str, dims: Vec<u64>) {
         self.put(part, dims, true, false);
     }
 
-    /// Floats that must be there.
+    /// A required vector of floats.
     pub fn vector(&mut self, part: &str, floats: u64) {
         self.floats(part, vec![floats]);
     }
 
-    /// Floats that may be there.
+    /// An optional vector of floats.
     pub fn maybe_vector(&mut self, part: &str, floats: u64) {
         self.maybe_floats(part, vec![floats]);
     }
@@ -177,17 +177,17 @@ impl Layer<'_> {
         self.vector(&format!("{part}.weight"), floats);
     }
 
-    /// A bias that must be there.
+    /// A required bias.
     pub fn bias(&mut self, part: &str, floats: u64) {
         self.vector(&format!("{part}.bias"), floats);
     }
 
-    /// A bias that may be there.
+    /// An optional bias.
     pub fn maybe_bias(&mut self, part: &str, floats: u64) {
         self.maybe_vector(&format!("{part}.bias"), floats);
     }
 
-    /// A matrix that takes `columns` floats to `rows`.
+    /// A matrix from `columns` inputs to `rows` outputs.
     pub fn matrix(&mut self, part: &str, columns: u64, rows: u64) {
         self.put(&format!("{part}.weight"), vec![columns, rows], false, true);
         self.maybe_scales(part, 1);
@@ -200,13 +200,13 @@ impl Layer<'_> {
         }
     }
 
-    /// Matrices, one after another: columns, rows, how many.
+    /// Stacked matrices: columns, rows, count.
     pub fn cube(&mut self, part: &str, dims: [u64; 3]) {
         self.put(&format!("{part}.weight"), dims.to_vec(), false, true);
         self.maybe_scales(part, dims[2]);
     }
 
-    /// Queries, keys and values, fused or not, with biases or without, and what brings the heads together.
+    /// Projections of queries, keys and values, fused or separate, with optional biases, and the output projection.
     pub fn attention(&mut self) {
         let (width, queries, keys, values) = (self.width(), self.queries(), self.keys(), self.values());
         let parts = [("attn_q", queries), ("attn_k", keys), ("attn_v", values)];
@@ -217,7 +217,7 @@ impl Layer<'_> {
         } else {
             parts.iter().for_each(|(part, rows)| self.matrix(part, width, *rows));
         }
-        // llama.cpp reads the biases of the parts where it has read none of the whole.
+        // llama.cpp reads separate biases if there is no fused one.
         if !fused || !self.has("attn_qkv.bias") {
             parts.iter().for_each(|(part, rows)| self.maybe_bias(part, *rows));
         }
@@ -241,12 +241,12 @@ impl Layer<'_> {
         self.bias("ffn_down", width);
     }
 
-    /// What chooses among the experts.
+    /// The router of the experts.
     pub fn router(&mut self) {
         self.matrix("ffn_gate_inp", self.width(), self.expert_count());
     }
 
-    /// Experts that are gated networks of this width.
+    /// Experts: gated networks of width `feed`.
     pub fn gated_experts(&mut self, feed: u64) {
         let (width, count) = (self.width(), self.expert_count());
         self.cube("ffn_gate_exps", [width, feed, count]);
@@ -254,7 +254,7 @@ impl Layer<'_> {
         self.cube("ffn_down_exps", [feed, width, count]);
     }
 
-    /// The expert that all tokens use, of this width.
+    /// The shared expert, of width `feed`.
     pub fn shared_expert(&mut self, feed: u64) {
         let width = self.width();
         self.matrix("ffn_gate_shexp", width, feed);
@@ -298,50 +298,50 @@ impl Layer<'_> {
         self.experts().map_or(0, |experts| u64::from(experts.count))
     }
 
-    /// Width of an expert; a share of the feed-forward network's where it is not told.
+    /// Width of an expert; by default its share of the feed-forward network's.
     pub fn expert_feed_forward(&self) -> u64 {
         self.experts().map_or(0, |experts| match experts.feed_forward {
             0 => u64::from(self.shape.feed_forward / experts.used.max(1)),
-            told => u64::from(told),
+            given => u64::from(given),
         })
     }
 }
 
-impl<'a> Expectation<'a> {
-    fn new(has: Has<'a>) -> Self {
+impl<'a> ExpectedTensors<'a> {
+    fn new(has: HasTensor<'a>) -> Self {
         Self { tensors: BTreeMap::new(), has }
     }
 
     fn layers(&mut self, shape: &Shape, layers: LayerRange) {
         for index in layers.start..layers.end {
-            (shape.architecture.layer)(&mut Layer { shape, index, has: self.has, tensors: &mut self.tensors });
+            (shape.architecture.layer)(&mut LayerTensors { shape, index, has: self.has, tensors: &mut self.tensors });
         }
-        (shape.architecture.shared)(&mut self.others(shape, 1));
+        (shape.architecture.shared)(&mut self.globals(shape, 1));
     }
 
-    fn others<'b>(&'b mut self, shape: &'b Shape, vocab: u32) -> Others<'b> {
+    fn globals<'b>(&'b mut self, shape: &'b Shape, vocab: u32) -> GlobalTensors<'b> {
         let (width, vocab) = (u64::from(shape.width), u64::from(vocab));
-        Others { shape, width, vocab, has: self.has, tensors: &mut self.tensors }
+        GlobalTensors { shape, width, vocab, has: self.has, tensors: &mut self.tensors }
     }
 
     /// The head; `matrix` is the name of its output matrix.
     fn head(&mut self, shape: &Shape, vocab: u32, matrix: &str) {
-        let mut others = self.others(shape, vocab);
-        others.vector(OUTPUT_NORM, others.width);
-        others.matrix(matrix, others.width, others.vocab);
-        (shape.architecture.head)(&mut others);
+        let mut globals = self.globals(shape, vocab);
+        globals.vector(OUTPUT_NORM, globals.width);
+        globals.matrix(matrix, globals.width, globals.vocab);
+        (shape.architecture.head)(&mut globals);
     }
 
     fn embedding(&mut self, shape: &Shape, vocab: u32) {
-        let mut others = self.others(shape, vocab);
-        others.matrix(EMBEDDING, others.width, others.vocab);
+        let mut globals = self.globals(shape, vocab);
+        globals.matrix(EMBEDDING, globals.width, globals.vocab);
     }
 
-    /// Holds the tensors that are there against those that are expected.
+    /// Compares the given tensors with the expected ones.
     fn check<'e>(mut self, entries: impl Iterator<Item = &'e TensorEntry>) -> Result<(), EngineError> {
         for entry in entries {
             let expected = self.tensors.remove(&entry.name);
-            check_entry(entry, &expected.ok_or_else(|| bad(quoted(&entry.name), "it is not known, or there twice"))?)?;
+            check_entry(entry, &expected.ok_or_else(|| bad(quoted(&entry.name), "it is unknown or a duplicate"))?)?;
         }
         match self.tensors.iter().find(|(_, expected)| expected.required) {
             Some((name, _)) => Err(bad(quoted(name), "it is missing")),
@@ -355,17 +355,17 @@ fn output(tied: bool) -> &'static str {
     if tied { EMBEDDING } else { OUTPUT }
 }
 
-/// Tensors, by name and shape, that llama.cpp insists on and a stage does not have. They are never computed with.
-pub(super) fn stand_ins(shape: &Shape, head: bool) -> Vec<(String, Vec<u64>)> {
+/// Names and shapes of the tensors that llama.cpp requires and a stage lacks. They are never computed with.
+pub(super) fn placeholders(shape: &Shape, head: bool) -> Vec<(String, Vec<u64>)> {
     let own = shape.architecture.output == Output::Own;
-    let mut expectation = Expectation::new(&|_| false);
+    let mut expected = ExpectedTensors::new(&|_| false);
     if !head {
-        expectation.head(shape, 1, if own { OUTPUT } else { EMBEDDING });
+        expected.head(shape, 1, if own { OUTPUT } else { EMBEDDING });
     }
     if !head || own {
-        expectation.embedding(shape, if head { shape.vocab } else { 1 });
+        expected.embedding(shape, if head { shape.vocab } else { 1 });
     }
-    let required = expectation.tensors.into_iter().filter(|(_, expected)| expected.required);
+    let required = expected.tensors.into_iter().filter(|(_, expected)| expected.required);
     required.map(|(name, expected)| (name, expected.dims)).collect()
 }
 
@@ -373,7 +373,7 @@ fn quoted(name: &str) -> String {
     format!("tensor `{}`", name.chars().take(64).collect::<String>())
 }
 
-/// Shape, type and size of one tensor.
+/// Validates shape, type and size of a tensor.
 fn check_entry(entry: &TensorEntry, expected: &Expected) -> Result<(), EngineError> {
     let refuse = |reason: String| Err(bad(quoted(&entry.name), reason));
     if entry.dims != expected.dims {
@@ -381,7 +381,7 @@ fn check_entry(entry: &TensorEntry, expected: &Expected) -> Result<(), EngineErr
         return refuse(format!("its shape is {given:?}, {:?} is needed", expected.dims));
     }
     if expected.dims.contains(&0) {
-        return refuse("no fact tells its width".to_owned());
+        return refuse("the facts do not specify its width".to_owned());
     }
     let known = |ty: &ll::ggml_type| u64::from(entry.ty) == *ty as u64;
     let Some(ty) = MATRIX_TYPES.iter().copied().find(known) else {
@@ -401,7 +401,7 @@ fn check_entry(entry: &TensorEntry, expected: &Expected) -> Result<(), EngineErr
     Ok(())
 }
 
-/// Bytes of a row of `columns` floats, where they are whole blocks of the type.
+/// Bytes of a row of `columns` values; `None` unless they are whole blocks of the type.
 pub(super) fn row_size(ty: ll::ggml_type, columns: u64) -> Option<u64> {
     let columns = i64::try_from(columns).ok().filter(|columns| *columns > 0)?;
     // SAFETY: `ty` is one of the constants of the bindings, and the functions only read ggml's table of types.
@@ -411,12 +411,12 @@ pub(super) fn row_size(ty: ll::ggml_type, columns: u64) -> Option<u64> {
     }
 }
 
-/// The type of a checked matrix.
+/// The type of a validated matrix.
 pub(super) fn matrix_type(entry: &TensorEntry) -> Option<ll::ggml_type> {
     MATRIX_TYPES.iter().copied().find(|ty| *ty as u64 == u64::from(entry.ty))
 }
 
-/// Checks every tensor of a model, as its manifest lists them.
+/// Validates all tensors of a manifest.
 pub(super) fn check_model(shape: &Shape, manifest: &Manifest) -> Result<(), EngineError> {
     let shards = manifest.shards.iter().filter(|shard| shard.kind != ShardKind::Metadata);
     let entries: Vec<&TensorEntry> = shards.flat_map(|shard| &shard.tensors).collect();
@@ -426,15 +426,15 @@ pub(super) fn check_model(shape: &Shape, manifest: &Manifest) -> Result<(), Engi
 }
 
 /// All tensors of a model.
-fn whole<'a>(shape: &Shape, tied: bool, has: Has<'a>) -> Expectation<'a> {
-    let mut expectation = Expectation::new(has);
-    expectation.layers(shape, LayerRange::new(0, shape.layers));
-    expectation.head(shape, shape.vocab, output(tied));
-    expectation.embedding(shape, shape.vocab);
-    expectation
+fn whole<'a>(shape: &Shape, tied: bool, has: HasTensor<'a>) -> ExpectedTensors<'a> {
+    let mut expected = ExpectedTensors::new(has);
+    expected.layers(shape, LayerRange::new(0, shape.layers));
+    expected.head(shape, shape.vocab, output(tied));
+    expected.embedding(shape, shape.vocab);
+    expected
 }
 
-/// Names and shapes of the tensors of a model that has all that `has` says it has, and no others that it need not have.
+/// Names and shapes of a model's tensors: the required ones, and the optional ones that `has` selects.
 #[cfg(test)]
 pub(super) fn describe(shape: &Shape, tied: bool, has: &dyn Fn(&str) -> bool) -> Vec<(String, Vec<u64>)> {
     let tensors = whole(shape, tied, has).tensors.into_iter();
@@ -442,23 +442,23 @@ pub(super) fn describe(shape: &Shape, tied: bool, has: &dyn Fn(&str) -> bool) ->
     wanted.map(|(name, expected)| (name, expected.dims)).collect()
 }
 
-/// Checks the tensors that a stage was given.
+/// Validates the tensors of a stage.
 pub(super) fn check_stage(shape: &Shape, source: &StageSource) -> Result<(), EngineError> {
     let names: HashSet<&str> = source.tensors.iter().map(|tensor| tensor.entry.name.as_str()).collect();
     let has = |name: &str| names.contains(name);
-    let mut expectation = Expectation::new(&has);
-    expectation.layers(shape, source.layers);
+    let mut expected = ExpectedTensors::new(&has);
+    expected.layers(shape, source.layers);
     if source.head {
-        expectation.head(shape, shape.vocab, output(source.manifest.tied));
+        expected.head(shape, shape.vocab, output(source.manifest.tied));
     }
-    expectation.check(source.tensors.iter().map(|tensor| &tensor.entry))
+    expected.check(source.tensors.iter().map(|tensor| &tensor.entry))
 }
 
-/// Checks the embedding matrix.
+/// Validates the embedding matrix.
 pub(super) fn check_embedding(shape: &Shape, entry: &TensorEntry) -> Result<(), EngineError> {
-    let mut expectation = Expectation::new(&|_| false);
-    expectation.embedding(shape, shape.vocab);
-    expectation.check(std::iter::once(entry))
+    let mut expected = ExpectedTensors::new(&|_| false);
+    expected.embedding(shape, shape.vocab);
+    expected.check(std::iter::once(entry))
 }
 
 #[cfg(test)]
@@ -467,11 +467,11 @@ mod tests {
     use crate::model::gguf::GgmlType;
 
     #[test]
-    fn every_type_of_the_pinned_ggml_is_known_by_its_blocks() {
+    fn block_sizes_of_all_types_equal_those_of_ggml() {
         for id in 0..ll::GGML_TYPE_COUNT {
             // SAFETY: `id` is below the number of ggml's types, and the functions only read its table of them.
             let (block, bytes) = unsafe { (ll::ggml_blck_size(id), ll::ggml_type_size(id)) };
-            // Types that were withdrawn have no size.
+            // Removed types have no size.
             let own = (bytes > 0).then_some((block as u64, bytes as u64));
             let known = GgmlType::from_id(id).map(|ty| (ty.block, ty.bytes));
             assert_eq!(known, own, "type {id}");
@@ -479,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn every_type_of_a_matrix_can_be_dequantised() {
+    fn every_matrix_type_can_be_dequantised() {
         for ty in MATRIX_TYPES {
             // SAFETY: ggml has traits of each of its types, in a table that lives as long as the process.
             let dequantise = unsafe { ll::ggml_get_type_traits(ty).as_ref() }.and_then(|traits| traits.to_float);

@@ -1,163 +1,161 @@
-//! How many compute threads a step gets. Pure: times go in, a number comes out.
+//! Number of compute threads of a step. Pure: measured times determine the number.
 //!
-//! llama.cpp's threads meet at a barrier after each operation and spin there. Where another program uses one of the
-//! cores, each meeting waits for the thread that has no core: on two cores with one of them busy, two threads decode at
-//! less than half of the speed of one. Nobody tells a library that its host has become busy, so it measures: one thread
-//! less is tried now and then, and at once where steps have become slow, and kept while it is faster.
+//! llama.cpp's threads meet at a barrier after each operation and spin there. If another program uses one of the cores,
+//! each barrier waits for the thread without a core: on two cores, one of them busy, two threads decode at less than half
+//! the speed of one. A library is not notified of other load, so it measures: it tries one thread fewer now and then, and
+//! at once when steps become slow, and keeps it while it is faster.
 
-/// Steps between two trials of the count that is not in use, where that is one less and where it is all: on a quiet
-/// machine a trial is wasted, 3 steps of 512 at less than twice the time, half a per cent. Trials of one less begin soon,
-/// and each in vain doubles the steps to the next: the neighbour may have been busy from the beginning, where nothing looks
-/// slow, and a trial may have had bad luck.
-const BETWEEN: [u32; 2] = [512, 64];
-const FIRST: u32 = 24;
+/// Steps between two trials of the other count: one thread fewer, and all threads. On a quiet machine a trial is wasted: 3
+/// of 512 steps at less than twice the time, half a per cent. Trials of one thread fewer start early, and each failed trial
+/// doubles the interval: the core may have been busy from the start, when no step looks slow, and a trial may be unlucky.
+const TRIAL_INTERVALS: [u32; 2] = [512, 64];
+const FIRST_INTERVAL: u32 = 24;
 /// Steps of a trial.
-const TRIAL: u32 = 3;
-/// Steps that take so many times the usual begin a trial where they are more than a third of the last ones: each counts
-/// two, each other takes one back, and three in a row are enough. Beside a busy core not every step is slow.
+const TRIAL_STEPS: u32 = 3;
+/// Steps that take this multiple of the usual time start a trial if they are more than a third of the last steps: each adds
+/// two, each other step subtracts one, and three in a row suffice. Beside a busy core not every step is slow.
 const SLOW: f64 = 1.5;
 const SLOW_COUNT: u32 = 6;
-/// But not sooner after the last one than so many steps; twice as many after each that slowness began in vain, since then
-/// something else is slow.
-const REST: u32 = 12;
-/// Weight of a new measurement in the running ones: what is usual of a number of rows, and how steps do against it.
-const FRESH: f64 = 0.25;
-/// The other count must be so much faster to be taken: measurements are noisy.
+/// Fewest steps between such trials; doubled after each failed one, because then the slowness has another cause.
+const ALARM_COOLDOWN: u32 = 12;
+/// Weight of a new measurement in the moving averages of usual times and of recent relative times.
+const EWMA_WEIGHT: f64 = 0.25;
+/// The other count must take less than this share of the time to be chosen, because measurements are noisy.
 const MARGIN: f64 = 0.88;
 
-/// Chooses between all threads and one less, for steps of one size. Times come as multiples of what is usual for as many
-/// rows with the count in use.
+/// Chooses between all threads and one fewer, for steps of one size class. Times are relative to the usual time of as many
+/// rows with the current count.
 #[derive(Debug, Clone)]
 struct Chooser {
     threads: u32,
-    /// Whether one less is in use.
-    less: bool,
-    /// How the last steps did.
+    /// Whether one thread fewer is in use.
+    one_fewer: bool,
+    /// Average relative time of the last steps.
     recent: f64,
     since: u32,
-    /// Steps from one trial of one less to the next.
-    between: u32,
-    rest: u32,
+    /// Steps between two trials of one thread fewer.
+    interval: u32,
+    cooldown: u32,
     slow: u32,
-    /// Steps that are left of a trial.
+    /// Remaining steps of a trial.
     trial: u32,
-    /// Whether slowness began it.
+    /// Whether slow steps started the trial.
     alarmed: bool,
-    /// What the steps of the trial that count took together.
-    tried: f64,
+    /// Total time of the trial's counted steps.
+    trial_time: f64,
 }
 
 impl Chooser {
     fn new(threads: u32) -> Self {
-        let (less, alarmed) = (false, false);
+        let (one_fewer, alarmed) = (false, false);
         Self {
             threads,
-            less,
+            one_fewer,
             recent: 1.0,
             since: 0,
-            between: FIRST,
-            rest: REST,
+            interval: FIRST_INTERVAL,
+            cooldown: ALARM_COOLDOWN,
             slow: 0,
             trial: 0,
             alarmed,
-            tried: 0.0,
+            trial_time: 0.0,
         }
     }
 
-    fn pick(&self) -> u32 {
-        let less = self.less != (self.trial > 0);
+    fn choose(&self) -> u32 {
+        let less = self.one_fewer != (self.trial > 0);
         if less { self.threads.saturating_sub(1).max(1) } else { self.threads }
     }
 
-    /// Takes a step's time. Where a trial ended with the other count as the better one, says what is usual with that.
-    fn took(&mut self, time: f64) -> Option<f64> {
+    /// Records a step's time. If a trial ends in favour of the other count, returns the relative time with that count.
+    fn record(&mut self, time: f64) -> Option<f64> {
         self.since = self.since.saturating_add(1);
         if self.trial > 0 {
-            // The first step of a trial wakes or parks a thread: it is not counted, so that it cannot decide.
-            self.tried += if self.trial < TRIAL { time } else { 0.0 };
+            // The first step of a trial wakes or parks a thread and is not counted.
+            self.trial_time += if self.trial < TRIAL_STEPS { time } else { 0.0 };
             self.trial -= 1;
-            return if self.trial == 0 { self.settle() } else { None };
+            return if self.trial == 0 { self.end_trial() } else { None };
         }
-        // One step that lost its core for long is not the rule.
-        self.recent += FRESH * (time.min(2.0) - self.recent);
+        // Capped, so that a single long preemption does not dominate.
+        self.recent += EWMA_WEIGHT * (time.min(2.0) - self.recent);
         self.slow = if time > SLOW { self.slow + 2 } else { self.slow.saturating_sub(1) };
-        self.alarmed = self.slow >= SLOW_COUNT && self.since >= self.rest;
+        self.alarmed = self.slow >= SLOW_COUNT && self.since >= self.cooldown;
         if self.alarmed {
             self.recent = time;
         }
-        if self.alarmed || self.since >= if self.less { BETWEEN[1] } else { self.between } {
-            (self.trial, self.tried, self.slow) = (TRIAL, 0.0, 0);
+        if self.alarmed || self.since >= if self.one_fewer { TRIAL_INTERVALS[1] } else { self.interval } {
+            (self.trial, self.trial_time, self.slow) = (TRIAL_STEPS, 0.0, 0);
         }
         None
     }
 
     /// Ends a trial: the faster count stays.
-    fn settle(&mut self) -> Option<f64> {
-        let tried = self.tried / f64::from(TRIAL - 1);
+    fn end_trial(&mut self) -> Option<f64> {
+        let tried = self.trial_time / f64::from(TRIAL_STEPS - 1);
         let better = tried < MARGIN * self.recent;
-        self.rest = match self.alarmed && !better {
-            true => (2 * self.rest).min(BETWEEN[0]),
-            false => REST,
+        self.cooldown = match self.alarmed && !better {
+            true => (2 * self.cooldown).min(TRIAL_INTERVALS[0]),
+            false => ALARM_COOLDOWN,
         };
-        if !self.less {
-            self.between = if better { FIRST } else { (2 * self.between).min(BETWEEN[0]) };
+        if !self.one_fewer {
+            self.interval = if better { FIRST_INTERVAL } else { (2 * self.interval).min(TRIAL_INTERVALS[0]) };
         }
         (self.since, self.recent) = (0, 1.0);
-        self.less ^= better;
+        self.one_fewer ^= better;
         better.then_some(tried)
     }
 }
 
-/// Steps of up to so many rows are of one size. Longer ones take too long for trials and get all threads: their work is
-/// handed out in small parts, so that a thread without a core holds the others up much less. (A trial of three windows of
-/// 32 guesses took a tenth of an answer.)
-const SIZES: [usize; 2] = [1, LONGEST];
-/// Most rows of a step whose threads are chosen.
-const LONGEST: usize = 8;
+/// Upper bounds of the size classes, in rows. Longer steps take too long for trials and get all threads: their work is
+/// distributed in small parts, so that a thread without a core delays the others much less. (A trial of three draft windows
+/// of 32 tokens took a tenth of a generation.)
+const SIZE_CLASSES: [usize; 2] = [1, MAX_CHOSEN_ROWS];
+/// Most rows of a step whose thread count is chosen.
+const MAX_CHOSEN_ROWS: usize = 8;
 
-/// The thread counts of a stage.
+/// Thread counts of a stage.
 #[derive(Debug, Clone)]
 pub(super) struct Threads {
     threads: u32,
-    sizes: [Chooser; SIZES.len()],
-    /// Microseconds that steps of each number of rows usually take, with the count in use.
-    usual: [Option<f64>; LONGEST + 1],
+    sizes: [Chooser; SIZE_CLASSES.len()],
+    /// Usual microseconds of a step by its number of rows, with the current count.
+    usual: [Option<f64>; MAX_CHOSEN_ROWS + 1],
 }
 
 impl Threads {
     /// At most `threads`.
     pub fn new(threads: u32) -> Self {
-        Self { threads, sizes: std::array::from_fn(|_| Chooser::new(threads)), usual: [None; LONGEST + 1] }
+        Self { threads, sizes: std::array::from_fn(|_| Chooser::new(threads)), usual: [None; MAX_CHOSEN_ROWS + 1] }
     }
 
     fn size(rows: usize) -> Option<usize> {
-        SIZES.iter().position(|most| rows <= *most)
+        SIZE_CLASSES.iter().position(|most| rows <= *most)
     }
 
-    /// Threads for a step of so many rows.
-    pub fn pick(&self, rows: usize) -> u32 {
+    /// Threads for a step of `rows` rows.
+    pub fn choose(&self, rows: usize) -> u32 {
         match Self::size(rows) {
-            Some(size) => self.sizes[size].pick(),
+            Some(size) => self.sizes[size].choose(),
             None => self.threads,
         }
     }
 
-    /// What that step took.
-    pub fn took(&mut self, rows: usize, micros: u32) {
+    /// Records a step's time.
+    pub fn record(&mut self, rows: usize, micros: u32) {
         let Some(size) = Self::size(rows).filter(|_| self.threads > 1) else { return };
         let (chooser, micros) = (&mut self.sizes[size], f64::from(micros.max(1)));
         let tried = chooser.trial > 0;
         let usual = match self.usual[rows] {
             Some(usual) => usual,
-            // Nothing to hold it against: a trial waits for a step of another number of rows.
+            // Without a usual time the trial waits for a step with another number of rows.
             None if tried => return,
             None => *self.usual[rows].insert(micros),
         };
-        if let Some(factor) = chooser.took(micros / usual) {
-            let from = if size == 0 { 0 } else { SIZES[size - 1] + 1 };
-            self.usual[from..=SIZES[size]].iter_mut().flatten().for_each(|usual| *usual *= factor);
+        if let Some(factor) = chooser.record(micros / usual) {
+            let from = if size == 0 { 0 } else { SIZE_CLASSES[size - 1] + 1 };
+            self.usual[from..=SIZE_CLASSES[size]].iter_mut().flatten().for_each(|usual| *usual *= factor);
         } else if !tried {
-            self.usual[rows] = Some(usual + FRESH * (micros.min(2.0 * usual) - usual));
+            self.usual[rows] = Some(usual + EWMA_WEIGHT * (micros.min(2.0 * usual) - usual));
         }
     }
 }
@@ -166,33 +164,33 @@ impl Threads {
 mod tests {
     use super::*;
 
-    /// Runs steps; gives how often each of the two counts was used in the second half.
+    /// Runs steps; returns how often each of the two counts was used in the second half.
     fn run(threads: &mut Threads, steps: u32, micros: impl Fn(u32) -> u32) -> (u32, u32) {
         let (mut all, mut less) = (0, 0);
         for step in 0..steps {
-            let picked = threads.pick(1);
+            let chosen = threads.choose(1);
             if step >= steps / 2 {
-                if picked == 2 { all += 1 } else { less += 1 }
+                if chosen == 2 { all += 1 } else { less += 1 }
             }
-            threads.took(1, micros(picked));
+            threads.record(1, micros(chosen));
         }
         (all, less)
     }
 
     #[test]
-    fn all_threads_are_used_on_a_quiet_machine_and_one_less_beside_a_busy_core() {
+    fn one_thread_fewer_is_used_beside_a_busy_core_only() {
         let mut threads = Threads::new(2);
         let (all, less) = run(&mut threads, 400, |threads| if threads == 2 { 10_000 } else { 18_000 });
         assert!(all > 180 && less < 20, "{all} {less}");
         let (all, less) = run(&mut threads, 400, |threads| if threads == 2 { 40_000 } else { 18_000 });
         assert!(less > 180 && all < 20, "{all} {less}");
-        assert_eq!(threads.pick(512), 2, "prefill has all");
+        assert_eq!(threads.choose(512), 2, "prefill gets all threads");
         let (all, less) = run(&mut threads, 400, |threads| if threads == 2 { 10_000 } else { 18_000 });
         assert!(all > 180 && less < 20, "{all} {less}");
     }
 
     #[test]
-    fn a_core_that_is_busy_half_of_the_time_is_noticed_and_a_spike_now_and_then_is_not_taken_for_it() {
+    fn a_half_busy_core_is_noticed_and_rare_spikes_are_ignored() {
         let step = std::cell::Cell::new(0);
         let every = |slow: u32| {
             let step = &step;
@@ -214,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn slowness_that_has_nothing_to_do_with_threads_is_asked_about_ever_more_rarely() {
+    fn unrelated_slowness_triggers_ever_fewer_trials() {
         let step = std::cell::Cell::new(0_u32);
         let mut threads = Threads::new(2);
         let (all, less) = run(&mut threads, 4000, |threads| {
@@ -226,51 +224,51 @@ mod tests {
     }
 
     #[test]
-    fn a_core_that_was_busy_from_the_beginning_is_found_although_the_first_trial_had_bad_luck() {
+    fn a_core_busy_from_the_start_is_found_after_an_unlucky_trial() {
         let tried = std::cell::Cell::new(0);
         let mut threads = Threads::new(2);
         let (all, less) = run(&mut threads, 200, |threads| {
             tried.set(tried.get() + u32::from(threads == 1));
-            if threads == 2 || tried.get() <= TRIAL { 36_000 } else { 14_000 }
+            if threads == 2 || tried.get() <= TRIAL_STEPS { 36_000 } else { 14_000 }
         });
         assert!(less > 80, "{all} {less}");
     }
 
     #[test]
-    fn steps_of_other_numbers_of_rows_are_not_taken_for_slow_ones() {
+    fn steps_with_more_rows_do_not_count_as_slow() {
         let mut threads = Threads::new(2);
         let mut less = 0;
         for step in 0..1000_usize {
-            // Two rows cost nearly what eight do.
+            // Two rows cost nearly as much as eight.
             let rows = [2, 8, 8, 2, 2, 3, 8, 2][step % 8];
-            less += u32::from(threads.pick(rows) == 1);
-            threads.took(rows, 10_000 + 500 * rows as u32);
+            less += u32::from(threads.choose(rows) == 1);
+            threads.record(rows, 10_000 + 500 * rows as u32);
         }
         // 24, 48, 96, 192 and 384 steps after one another.
-        assert!(less <= 5 * TRIAL, "{less}");
+        assert!(less <= 5 * TRIAL_STEPS, "{less}");
     }
 
     #[test]
     fn a_core_that_becomes_busy_is_noticed_within_a_few_steps() {
         let mut threads = Threads::new(4);
         for _ in 0..40 {
-            threads.took(1, 10_000);
+            threads.record(1, 10_000);
         }
         let noticed = (0..10).position(|_| {
-            threads.took(1, 40_000);
-            threads.pick(1) == 3
+            threads.record(1, 40_000);
+            threads.choose(1) == 3
         });
         assert!(noticed.is_some_and(|steps| steps < 6), "{noticed:?}");
     }
 
     #[test]
-    fn a_single_thread_stays_one_and_sizes_do_not_mix() {
+    fn a_single_thread_stays_and_size_classes_are_independent() {
         let mut one = Threads::new(1);
-        (0..300).for_each(|step| one.took(1, 1000 + step));
-        assert_eq!(one.pick(1), 1);
+        (0..300).for_each(|step| one.record(1, 1000 + step));
+        assert_eq!(one.choose(1), 1);
         let mut two = Threads::new(2);
         let (_, less) = run(&mut two, 200, |threads| if threads == 2 { 40_000 } else { 18_000 });
         assert!(less > 50);
-        assert_eq!(two.pick(5), 2);
+        assert_eq!(two.choose(5), 2);
     }
 }

@@ -1,4 +1,4 @@
-//! Sliding-window attention: which layers have it, and which positions such a layer looks back at.
+//! Sliding-window attention: the windowed layers, and the positions that they attend to.
 
 use crate::engine::EngineError;
 
@@ -10,51 +10,51 @@ use super::limits::MAX_CONTEXT;
 const SIZE: &str = "attention.sliding_window";
 const PATTERN: &str = "attention.sliding_window_pattern";
 
-/// How an architecture's windows are told.
+/// An architecture's rules of windows.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct WindowRule {
     pub size: WindowSize,
-    /// Where no pattern is told: every so manieth layer sees everything.
+    /// Without a pattern in the facts every `period`-th layer has no window.
     pub period: u32,
     pub kind: WindowKind,
 }
 
-/// Where the size of the window comes from.
+/// Source of the window's size.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum WindowSize {
-    /// The facts tell it.
-    Told,
-    /// The facts may tell it; where they do not, or say zero, no layer is windowed.
+    /// A required fact.
+    Required,
+    /// An optional fact; if absent or zero, no layer is windowed.
     Optional,
-    /// The facts may tell it; where they do not it is this.
+    /// An optional fact with this default.
     Default(u32),
-    /// llama.cpp takes this, whatever the facts tell; zero would turn windows off, which is not certified.
+    /// llama.cpp uses this size regardless of the fact. Zero would turn windows off, which is not certified.
     Fixed(u32),
 }
 
-/// What a windowed layer sees.
+/// Positions that a windowed layer attends to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum WindowKind {
-    /// The last positions, as many as the window has.
+    /// The last positions, up to the window's size.
     Sliding,
-    /// The positions of the same chunk; chunks are as long as the window.
+    /// The positions of the same chunk; a chunk has the window's size.
     Chunked,
 }
 
 /// The windows of a model.
 #[derive(Debug, Clone)]
 pub(super) struct Window {
-    /// Positions of a window, the computed one included.
+    /// Positions of a window, including the current one.
     size: u32,
     kind: WindowKind,
-    /// Which layers are windowed; at least one is.
+    /// For each layer whether it is windowed; at least one is.
     pub layers: Vec<bool>,
     /// Frequency base of windowed layers.
     base: Option<f32>,
 }
 
 impl Window {
-    /// Reads the windows of a model of `layers` layers, where it has any.
+    /// Reads the windows of a model of `layers` layers; `None` without windows.
     pub fn read(facts: &Facts, rule: &WindowRule, layers: u32) -> Result<Option<Self>, EngineError> {
         let size = match rule.size {
             WindowSize::Optional if facts.is_unset(SIZE) => return Ok(None),
@@ -71,8 +71,8 @@ impl Window {
         self.layers.get(layer as usize).copied().unwrap_or_default()
     }
 
-    /// The positions of a session of `len` positions that its last one saw in a windowed layer.
-    pub fn kept(&self, len: u32) -> u32 {
+    /// Number of positions that the last of `len` positions attends to in a windowed layer.
+    pub fn visible(&self, len: u32) -> u32 {
         match self.kind {
             WindowKind::Sliding => len.min(self.size),
             WindowKind::Chunked if len == 0 => 0,
@@ -80,12 +80,12 @@ impl Window {
         }
     }
 
-    /// The first position that position `pos` sees in a windowed layer.
+    /// The first position that position `pos` attends to in a windowed layer.
     pub fn first_seen(&self, pos: u32) -> u32 {
-        pos.saturating_add(1).saturating_sub(self.kept(pos.saturating_add(1)))
+        pos.saturating_add(1).saturating_sub(self.visible(pos.saturating_add(1)))
     }
 
-    /// Writes the windows of the layers `from..to`, as a pattern of their own.
+    /// Writes the windows of the layers `from..to` as a separate pattern.
     pub fn write(&self, from: u32, to: u32, header: &mut Header) {
         header.u32(SIZE, self.size);
         header.bools(PATTERN, self.layers.get(from as usize..to as usize).unwrap_or_default());
@@ -93,7 +93,7 @@ impl Window {
     }
 }
 
-/// The pattern is an array, or a period of which the last layer sees everything (0: none does).
+/// The pattern is an array, or a period whose last layer has no window (0: all layers have one).
 fn read_pattern(facts: &Facts, period: u32, layers: u32) -> Result<Vec<bool>, EngineError> {
     let pattern = match facts.flags(PATTERN, layers)? {
         Some(pattern) => pattern,
@@ -117,10 +117,10 @@ mod tests {
     }
 
     #[test]
-    fn a_sliding_window_keeps_its_size_and_a_chunk_begins_anew() {
+    fn a_sliding_window_keeps_its_size_and_a_chunk_restarts() {
         let (sliding, chunked) = (window(WindowKind::Sliding), window(WindowKind::Chunked));
         for (len, slides, chunks) in [(0, 0, 0), (1, 1, 1), (8, 8, 8), (9, 8, 1), (16, 8, 8), (20, 8, 4)] {
-            assert_eq!((sliding.kept(len), chunked.kept(len)), (slides, chunks), "{len}");
+            assert_eq!((sliding.visible(len), chunked.visible(len)), (slides, chunks), "{len}");
         }
         assert_eq!([0, 7, 8, 19].map(|pos| sliding.first_seen(pos)), [0, 0, 1, 12]);
         assert_eq!([0, 7, 8, 19].map(|pos| chunked.first_seen(pos)), [0, 0, 8, 16]);

@@ -1,4 +1,4 @@
-//! The knobs of sampling: their ranges, and how much of a row decides.
+//! Sampling parameters: their ranges, and the part of a row that decides the choice.
 
 use std::collections::BTreeMap;
 
@@ -6,32 +6,32 @@ use serde::{Deserialize, Serialize};
 
 use super::SampleError;
 
-/// How the next token is chosen. The defaults are those of llama.cpp's server.
+/// Sampling parameters. The defaults are those of llama.cpp's server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SamplingParams {
-    /// Divides the logits before the draw; 0 takes the best token always.
+    /// Divisor of the logits before the draw; 0 always chooses the best token.
     pub temperature: f32,
-    /// Only so many of the best tokens take part; 0 for all.
+    /// Keeps this many of the best tokens; 0 for all.
     pub top_k: u32,
-    /// Only the tokens whose surprise is nearest to what is expected of this row, until their probabilities exceed this sum
-    /// (locally typical sampling, Meister et al. 2022); 1 for all.
+    /// Keeps the tokens whose surprise is nearest to the row's entropy until their probabilities exceed this sum (locally
+    /// typical sampling, Meister et al. 2022); 1 for all.
     pub typical_p: f32,
-    /// Only the fewest best tokens whose probabilities reach this sum take part; 1 for all.
+    /// Keeps the fewest best tokens whose probabilities reach this sum; 1 for all.
     pub top_p: f32,
-    /// Tokens less probable than this part of the best one's probability take no part; 0 for all.
+    /// Drops tokens less probable than this fraction of the best token's probability; 0 for none.
     pub min_p: f32,
-    /// Positive logits of recent tokens are divided by this, negative ones multiplied; 1 changes nothing.
+    /// Divisor of positive logits of recent tokens, factor of negative ones; 1 for no penalty.
     pub repeat_penalty: f32,
-    /// How many of the last tokens count as recent; 0 turns all three penalties off.
+    /// Number of recent tokens for the three penalties; 0 turns the penalties off.
     pub repeat_last_n: u32,
     /// Subtracted from the logit of each recent token.
     pub presence_penalty: f32,
-    /// Subtracted from the logit of a recent token as often as it occurs.
+    /// Subtracted from the logit of a recent token once for each occurrence.
     pub frequency_penalty: f32,
-    /// Added to the logits of these tokens before anything else; [`Self::BAN`] keeps a token out altogether.
+    /// Added to the logits of these tokens before all other steps; [`Self::BAN`] excludes a token.
     pub logit_bias: BTreeMap<u32, f32>,
-    /// Where the draws come from; `None` takes a random one.
+    /// Seed of the draws; `None` for a random seed.
     pub seed: Option<u64>,
 }
 
@@ -60,16 +60,16 @@ impl SamplingParams {
     pub const REPEAT_PENALTY: (f32, f32) = (0.1, 10.0);
     /// Longest window of recent tokens.
     pub const MAX_REPEAT_LAST_N: u32 = 65_536;
-    /// Largest presence or frequency penalty, and with a minus the smallest.
+    /// Largest magnitude of the presence and frequency penalties.
     pub const MAX_PENALTY: f32 = 2.0;
-    /// Most tokens with a bias: each may ask the last stage for a token more.
+    /// Most tokens with a bias; each may add a token to the last stage's row.
     pub const MAX_BIASES: usize = 1024;
     /// Largest bias.
     pub const MAX_BIAS: f32 = 100.0;
-    /// Smallest bias; it is a ban rather than a number.
+    /// Smallest bias; it excludes the token.
     pub const BAN: f32 = -100.0;
 
-    /// Always the best token.
+    /// Greedy decoding: always the best token.
     pub fn greedy() -> Self {
         Self { temperature: 0.0, ..Self::default() }
     }
@@ -100,29 +100,29 @@ impl SamplingParams {
     }
 
     /// Whether a penalty may raise a logit, so that any token of the row may become one of the best.
-    fn raises(&self) -> bool {
+    fn may_raise(&self) -> bool {
         self.penalises() && (self.repeat_penalty < 1.0 || self.presence_penalty < 0.0 || self.frequency_penalty < 0.0)
     }
 
-    /// How many of a whole row's best tokens decide the choice, once biases are added; `None` where all may.
+    /// Number of best tokens, with biases added, that decide the choice; `None` for all tokens.
     ///
-    /// With penalties `kept + window` are enough: no more than `window` of them are penalised, so `kept` of them stand
-    /// where they stood, and a token outside, which can only sink, stays behind all of those.
+    /// With penalties `kept + window` tokens suffice: at most `window` of them are penalised, so `kept` of them keep their
+    /// logits, and a token outside can only sink and stays behind those.
     pub(super) fn needed(&self) -> Option<u32> {
         let kept = match (self.temperature > 0.0, self.top_k) {
             (false, _) => 1,
             (true, 0) => return None,
             (true, k) => k,
         };
-        match (self.penalises(), self.raises()) {
+        match (self.penalises(), self.may_raise()) {
             (false, _) => Some(kept),
             (true, false) => Some(kept.saturating_add(self.repeat_last_n)),
             (true, true) => None,
         }
     }
 
-    /// The same of a row as the model gave it. A bias that lowers pushes out one token at most; one that raises may pull
-    /// its token in from anywhere.
+    /// The same for the model's row without biases. A lowering bias displaces one token at most; a raising bias may bring
+    /// its token in from any rank.
     pub(super) fn needed_unbiased(&self) -> Option<u32> {
         let raised = self.logit_bias.values().any(|bias| *bias > 0.0);
         // At most `MAX_BIASES`.
@@ -132,6 +132,6 @@ impl SamplingParams {
 }
 
 fn in_range(name: &'static str, value: f32, low: f32, high: f32) -> Result<(), SampleError> {
-    // Written so that NaN is refused.
+    // In this form the comparison refuses NaN.
     if value >= low && value <= high { Ok(()) } else { Err(SampleError::OutOfRange { name, value, low, high }) }
 }

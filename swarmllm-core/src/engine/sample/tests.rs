@@ -4,7 +4,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::engine::constraint::{Constraint, Lexicon};
+use crate::engine::constraint::{Constraint, ConstraintCompiler};
 
 fn reduced(row: &[f32], reduce: Reduce) -> LogitRow {
     let Reduce::Top(k) = reduce else { return LogitRow::Full(row.to_vec()) };
@@ -22,7 +22,7 @@ fn sampler(params: &SamplingParams, vocab: usize) -> Sampler {
 }
 
 prop_compose! {
-    /// Parameters under which a reduced row may be asked for, and some under which it may not.
+    /// Parameters that allow a reduced row, and some that need the full row.
     fn params()(
         temperature in prop_oneof![Just(0.0f32), 0.1f32..3.0],
         top_k in 0u32..20,
@@ -69,7 +69,7 @@ proptest! {
     }
 
     #[test]
-    fn the_best_of_a_row_are_those_of_a_full_sort(
+    fn top_k_equals_a_full_sort(
         row in prop::collection::vec((-20i8..=20).prop_map(f32::from), 0..200),
         k in 0usize..220,
     ) {
@@ -83,7 +83,7 @@ proptest! {
     }
 
     #[test]
-    fn greedy_is_the_first_largest_logit(row in prop::collection::vec((-9i8..=9).prop_map(f32::from), 1..50)) {
+    fn greedy_chooses_the_first_largest_logit(row in prop::collection::vec((-9i8..=9).prop_map(f32::from), 1..50)) {
         let max = row.iter().copied().fold(f32::MIN, f32::max);
         let expected = row.iter().position(|&logit| logit == max).unwrap() as u32;
         let mut greedy = sampler(&SamplingParams::greedy(), row.len());
@@ -108,7 +108,7 @@ proptest! {
     }
 }
 
-/// Everything takes part, nothing is penalised.
+/// No truncation and no penalties.
 fn plain(seed: u64) -> SamplingParams {
     SamplingParams { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: Some(seed), ..SamplingParams::default() }
 }
@@ -123,7 +123,7 @@ fn counts(params: &SamplingParams, row: &[f32], draws: u32) -> Vec<u32> {
 }
 
 #[test]
-fn tokens_are_drawn_as_often_as_the_softmax_says() {
+fn tokens_are_drawn_with_their_softmax_probability() {
     const DRAWS: u32 = 20_000;
     let row = [0.0f32, 1.0, -1.0, 2.0, 0.5, -3.0, 1.5, 0.25];
     for temperature in [0.5f32, 1.0, 2.0] {
@@ -144,7 +144,7 @@ fn tokens_are_drawn_as_often_as_the_softmax_says() {
 }
 
 #[test]
-fn top_k_top_p_and_min_p_keep_what_they_say() {
+fn top_k_top_p_and_min_p_keep_the_documented_tokens() {
     // Probabilities 0.5, 0.25, 0.125, 0.125.
     let row = [0.5f32, 0.25, 0.125, 0.125].map(f32::ln);
     let drawn = |params: SamplingParams| -> Vec<bool> {
@@ -156,18 +156,18 @@ fn top_k_top_p_and_min_p_keep_what_they_say() {
     assert_eq!(drawn(SamplingParams { top_p: 0.0, ..plain(1) }), [true, false, false, false]);
     assert_eq!(drawn(SamplingParams { min_p: 0.3, ..plain(1) }), [true, true, false, false]);
     assert_eq!(drawn(banned(&[(0, -100.0)])), [false, true, true, true]);
-    // top-p counts within what top-k left: 0.5 of 0.75 is two thirds.
+    // top-p applies to the tokens that top-k left: 0.5 of 0.75 is two thirds.
     assert_eq!(drawn(SamplingParams { top_k: 2, top_p: 0.66, ..plain(1) }), [true, false, false, false]);
 }
 
-/// Everything takes part, save for these biases.
+/// [`plain`] with these biases.
 fn banned(biases: &[(u32, f32)]) -> SamplingParams {
     SamplingParams { logit_bias: biases.iter().copied().collect(), ..plain(1) }
 }
 
 #[test]
-fn typical_sampling_keeps_the_tokens_whose_surprise_is_nearest_to_the_entropy() {
-    // Surprises in bits: 1, 2, 3, 4, 4; their mean, the entropy, is 1.875: the second is nearest, then the first.
+fn typical_sampling_keeps_tokens_of_nearly_the_expected_surprise() {
+    // Surprises in bits: 1, 2, 3, 4, 4. The entropy is 1.875: the second token is nearest, then the first.
     let row = [0.5f32, 0.25, 0.125, 0.0625, 0.0625].map(f32::ln);
     let drawn = |typical_p, min_p| -> Vec<bool> {
         counts(&SamplingParams { typical_p, min_p, ..plain(1) }, &row, 600).into_iter().map(|count| count > 0).collect()
@@ -177,15 +177,15 @@ fn typical_sampling_keeps_the_tokens_whose_surprise_is_nearest_to_the_entropy() 
     assert_eq!(drawn(0.2, 0.0), [false, true, false, false, false]);
     assert_eq!(drawn(0.3, 0.0), [true, true, false, false, false]);
     assert_eq!(drawn(0.8, 0.0), [true, true, true, false, false]);
-    // What follows counts within what is left: the best of it is the second token.
+    // min-p applies to the remaining tokens: the best of them is the second.
     assert_eq!(drawn(0.2, 1.0), [false, true, false, false, false]);
-    // What it keeps is drawn in the proportions that it had.
+    // The kept tokens are drawn in their original proportions.
     let counts = counts(&SamplingParams { typical_p: 0.3, ..plain(7) }, &row, 6000);
     assert!((1850..2150).contains(&counts[1]), "{counts:?}");
 }
 
 #[test]
-fn a_bias_lifts_lowers_and_bans() {
+fn a_bias_raises_lowers_and_bans() {
     let row = LogitRow::Full(vec![1.0, 0.5, 0.0, -20.0]);
     let greedy = |biases: &[(u32, f32)]| {
         let params = SamplingParams { temperature: 0.0, ..banned(biases) };
@@ -196,17 +196,18 @@ fn a_bias_lifts_lowers_and_bans() {
     assert_eq!(greedy(&[(0, -0.75)]).unwrap().token, 1);
     assert_eq!(greedy(&[(0, -100.0), (1, -100.0), (2, -100.0)]).unwrap().token, 3);
     assert_eq!(greedy(&[(0, -100.0), (1, -100.0), (2, -100.0), (3, -100.0)]), Err(SampleError::AllBanned));
-    // What is told of the token is the model's own word.
-    let lifted = greedy(&[(3, 30.0)]).unwrap();
-    assert!(lifted.logprob < -20.0, "{lifted:?}");
+    // The reported probability is the model's.
+    let raised = greedy(&[(3, 30.0)]).unwrap();
+    assert!(raised.logprob < -20.0, "{raised:?}");
     let unbanned = sampler(&banned(&[(0, -99.0)]), 1).sample(&LogitRow::Full(vec![0.0]));
     assert_eq!(unbanned.unwrap().token, 0);
 }
 
 #[test]
-fn only_allowed_tokens_are_chosen_and_only_from_a_full_row() {
-    let lexicon = Lexicon::from_words(vec![b"a".to_vec(), b"b".to_vec(), b"c".to_vec()], Vec::new()).unwrap();
-    let mut guide = Arc::new(lexicon).compile(&Constraint::Regex("[bc]".to_owned())).unwrap();
+fn a_mask_restricts_the_choice_and_needs_a_full_row() {
+    let compiler =
+        ConstraintCompiler::from_texts(vec![b"a".to_vec(), b"b".to_vec(), b"c".to_vec()], Vec::new()).unwrap();
+    let mut guide = Arc::new(compiler).compile(&Constraint::Regex("[bc]".to_owned())).unwrap();
     let allowed = guide.allowed().unwrap();
     let row = LogitRow::Full(vec![9.0, 1.0, 2.0]);
     let mut greedy = sampler(&SamplingParams::greedy(), 3).with_alternatives(1);
@@ -222,25 +223,27 @@ fn only_allowed_tokens_are_chosen_and_only_from_a_full_row() {
 }
 
 #[test]
-fn under_a_constraint_probabilities_are_of_the_admitted_tokens() {
-    let lexicon = Lexicon::from_words(vec![b"a".to_vec(), b"b".to_vec(), b"c".to_vec()], Vec::new()).unwrap();
-    let mut guide = Arc::new(lexicon).compile(&Constraint::Regex("[bc]".to_owned())).unwrap();
+fn under_a_constraint_probabilities_are_among_allowed_tokens() {
+    let compiler =
+        ConstraintCompiler::from_texts(vec![b"a".to_vec(), b"b".to_vec(), b"c".to_vec()], Vec::new()).unwrap();
+    let mut guide = Arc::new(compiler).compile(&Constraint::Regex("[bc]".to_owned())).unwrap();
     let allowed = guide.allowed().unwrap();
     let row = LogitRow::Full([0.9f32, 0.075, 0.025].map(f32::ln).to_vec());
-    // A bias and a temperature change what is drawn, never what is told.
+    // A bias and a temperature change the draw, never the reported probabilities.
     let params = SamplingParams { logit_bias: BTreeMap::from([(2, 5.0)]), ..SamplingParams::greedy() };
     let sampled = sampler(&params, 3).with_alternatives(3).sample_within(&row, Some(&allowed)).unwrap();
-    let told: Vec<(u32, f32)> = sampled.alternatives.iter().map(|(token, logprob)| (*token, logprob.exp())).collect();
+    let reported: Vec<(u32, f32)> =
+        sampled.alternatives.iter().map(|(token, logprob)| (*token, logprob.exp())).collect();
     assert_eq!(sampled.token, 2);
     assert!((sampled.logprob.exp() - 0.25).abs() < 1e-6, "{sampled:?}");
-    assert_eq!(told.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [1, 2], "{told:?}");
-    assert!((told[0].1 - 0.75).abs() < 1e-6 && (told[1].1 - 0.25).abs() < 1e-6, "{told:?}");
+    assert_eq!(reported.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [1, 2], "{reported:?}");
+    assert!((reported[0].1 - 0.75).abs() < 1e-6 && (reported[1].1 - 0.25).abs() < 1e-6, "{reported:?}");
     let free = sampler(&params, 3).with_alternatives(1).sample(&row).unwrap();
-    assert_eq!(free.alternatives[0].0, 0, "without a constraint they are the model's own");
+    assert_eq!(free.alternatives[0].0, 0, "without a constraint the probabilities are the model's");
 }
 
 #[test]
-fn alternatives_are_the_best_of_the_row_as_the_model_gave_it() {
+fn alternatives_are_the_best_tokens_of_the_models_row() {
     let row = [0.5f32, 0.25, 0.125, 0.125].map(f32::ln);
     let params = SamplingParams { presence_penalty: 2.0, temperature: 0.0, ..banned(&[(1, -100.0)]) };
     let mut sampler = sampler(&params, 4).with_alternatives(3);
@@ -255,7 +258,7 @@ fn alternatives_are_the_best_of_the_row_as_the_model_gave_it() {
 }
 
 #[test]
-fn penalties_follow_the_window() {
+fn penalties_apply_within_the_window() {
     let row = LogitRow::Full(vec![1.0, 0.9, -0.5]);
     let params = SamplingParams { repeat_penalty: 2.0, repeat_last_n: 2, ..SamplingParams::greedy() };
     let mut sampler = sampler(&params, 3);
@@ -266,12 +269,12 @@ fn penalties_follow_the_window() {
             token
         })
         .collect();
-    // 0 is best; then it is halved; then both are; and when 0 was taken twice, 1 has left the window of two.
+    // 0 is best; then 0 is halved; then both are; and after two tokens 0, token 1 has left the window of two.
     assert_eq!(chosen, [0, 1, 0, 0, 1]);
 }
 
 #[test]
-fn a_logprob_is_of_the_row_as_the_model_gave_it() {
+fn a_logprob_is_that_of_the_models_row() {
     let row = [0.5f32, 0.25, 0.25].map(f32::ln);
     let params = SamplingParams { presence_penalty: 2.0, ..SamplingParams::greedy() };
     let mut sampler = sampler(&params, 3);
@@ -282,14 +285,14 @@ fn a_logprob_is_of_the_row_as_the_model_gave_it() {
 }
 
 #[test]
-fn a_seed_gives_these_draws_for_ever() {
-    let mut draws = Draws::new(42);
+fn the_draws_of_a_seed_never_change() {
+    let mut draws = DrawStream::new(42);
     let drawn: Vec<u64> = (0..4).map(|_| (draws.next() * 1e9) as u64).collect();
     assert_eq!(drawn, [101_172_191, 73_132_535, 835_104_916, 528_530_940]);
 }
 
 #[test]
-fn only_as_much_of_a_row_is_asked_for_as_decides() {
+fn the_reduction_is_the_smallest_that_decides() {
     let reduce = |params: SamplingParams| sampler(&params, 1000).reduce();
     let penalty = |repeat_penalty, top_k| SamplingParams { repeat_penalty, top_k, ..SamplingParams::default() };
     assert_eq!(reduce(SamplingParams::greedy()), Reduce::Top(1));
@@ -299,12 +302,15 @@ fn only_as_much_of_a_row_is_asked_for_as_decides() {
     assert_eq!(reduce(penalty(0.9, 40)), Reduce::Full);
     assert_eq!(reduce(penalty(1.0, 900)), Reduce::Full);
     assert_eq!(reduce(plain(0)), Reduce::Full);
-    // A bias that lowers may push one token out, one that raises may pull any in.
+    // A lowering bias may displace one token, a raising bias may bring in any.
     let bias = |bias| SamplingParams { logit_bias: [(7, bias), (8, -100.0)].into(), ..SamplingParams::default() };
     assert_eq!(reduce(bias(-1.0)), Reduce::Top(42));
     assert_eq!(reduce(bias(0.5)), Reduce::Full);
-    let told = |alternatives| sampler(&SamplingParams::greedy(), 1000).with_alternatives(alternatives).reduce();
-    assert_eq!((told(0), told(5), told(99)), (Reduce::Top(1), Reduce::Top(5), Reduce::Top(MAX_ALTERNATIVES)));
+    let reported = |alternatives| sampler(&SamplingParams::greedy(), 1000).with_alternatives(alternatives).reduce();
+    assert_eq!(
+        (reported(0), reported(5), reported(99)),
+        (Reduce::Top(1), Reduce::Top(5), Reduce::Top(MAX_ALTERNATIVES))
+    );
 }
 
 #[test]
@@ -332,7 +338,7 @@ fn values_outside_their_ranges_are_refused() {
 }
 
 #[test]
-fn biases_are_bounded_and_of_the_vocabulary() {
+fn too_many_biases_and_unknown_tokens_are_refused() {
     let many = |count: u32| SamplingParams { logit_bias: (0..count).map(|token| (token, 1.0)).collect(), ..plain(0) };
     let max = SamplingParams::MAX_BIASES;
     assert_eq!(many(max as u32 + 1).check(), Err(SampleError::TooManyBiases { given: max + 1, max }));
@@ -343,7 +349,7 @@ fn biases_are_bounded_and_of_the_vocabulary() {
 }
 
 #[test]
-fn rows_that_a_stage_cannot_have_given_are_refused() {
+fn impossible_rows_are_refused() {
     let params = SamplingParams { top_k: 3, ..SamplingParams::default() };
     let mut sampler = sampler(&params, 10);
     let top = |ids: &[u32], logits: &[f32]| LogitRow::Top { lse: 1.0, ids: ids.to_vec(), logits: logits.to_vec() };
@@ -359,13 +365,13 @@ fn rows_that_a_stage_cannot_have_given_are_refused() {
 }
 
 #[test]
-fn parameters_left_out_are_the_defaults() {
+fn missing_parameters_are_the_defaults() {
     let params: SamplingParams = serde_json::from_str(r#"{"temperature":0.1}"#).unwrap();
     assert_eq!(params, SamplingParams { temperature: 0.1, ..SamplingParams::default() });
 }
 
 #[test]
-fn the_exponential_is_right_to_the_last_places_and_log_sum_exp_tells_foreign_numbers() {
+fn exp_is_accurate_and_log_sum_exp_detects_non_finite_logits() {
     for step in 0..=87_000 {
         let x = -(step as f32) / 1000.0;
         let (got, want) = (f64::from(exp_of_negative(x)), f64::from(x).exp());

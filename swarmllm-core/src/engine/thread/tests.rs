@@ -1,14 +1,14 @@
-//! The stage thread, on the echo engine and on stages that misbehave.
+//! The stage thread on the echo engine and on faulty stages.
 
 use super::*;
 use crate::engine::echo::{EchoFaults, EchoStage};
-use crate::engine::{KvCache, StageConfig};
+use crate::engine::{KvType, StageConfig};
 
 const WIDTH: u32 = 3;
 const VOCAB: u32 = 50;
 
 fn config() -> StageConfig {
-    StageConfig { context: 256, max_sessions: 2, max_rows: 8, threads: 1, kv: KvCache::Full, ..StageConfig::default() }
+    StageConfig { context: 256, max_sessions: 2, max_rows: 8, threads: 1, kv: KvType::Full, ..StageConfig::default() }
 }
 
 async fn spawn(vocab: Option<u32>, faults: EchoFaults) -> StageHandle {
@@ -26,19 +26,19 @@ async fn logits(stage: &StageHandle, reduce: Reduce) -> Vec<LogitRow> {
     stage.truncate(0, 0).await.unwrap();
     match stage.step(job(0, 2, reduce)).await.unwrap().0 {
         StepOutput::Logits(rows) => rows,
-        StepOutput::Hidden(_) => panic!("a stage with the head gave hidden states"),
+        StepOutput::Hidden(_) => panic!("the stage with the head returned hidden states"),
     }
 }
 
 #[tokio::test]
-async fn a_stage_without_the_head_gives_hidden_states_whatever_is_asked() {
+async fn a_stage_without_the_head_ignores_the_reduction() {
     let stage = spawn(None, EchoFaults::default()).await;
     let (output, _) = stage.step(job(0, 2, Reduce::Top(4))).await.unwrap();
     assert!(matches!(output, StepOutput::Hidden(hidden) if hidden.len() == 2 * WIDTH as usize));
 }
 
 #[tokio::test]
-async fn a_reduced_row_is_the_best_of_the_full_row_with_its_log_sum_exp() {
+async fn a_reduced_row_is_the_top_k_and_log_sum_exp_of_the_full_row() {
     let stage = spawn(Some(VOCAB), EchoFaults::default()).await;
     let full = logits(&stage, Reduce::Full).await;
     let top = logits(&stage, Reduce::Top(7)).await;
@@ -56,7 +56,7 @@ async fn a_reduced_row_is_the_best_of_the_full_row_with_its_log_sum_exp() {
 }
 
 #[tokio::test]
-async fn more_than_the_vocabulary_is_the_vocabulary_and_hidden_is_no_logits() {
+async fn top_k_is_capped_at_the_vocabulary_and_hidden_gives_no_logits() {
     let stage = spawn(Some(VOCAB), EchoFaults::default()).await;
     let all = logits(&stage, Reduce::Top(u32::MAX)).await;
     assert!(matches!(&all[0], LogitRow::Top { ids, .. } if ids.len() == VOCAB as usize));
@@ -64,7 +64,7 @@ async fn more_than_the_vocabulary_is_the_vocabulary_and_hidden_is_no_logits() {
 }
 
 #[tokio::test]
-async fn a_refused_step_leaves_the_stage_as_it_was() {
+async fn a_refused_step_changes_nothing() {
     let stage = spawn(None, EchoFaults::default()).await;
     let refused = stage.step(job(1, 1, Reduce::Hidden)).await;
     assert_eq!(refused, Err(EngineError::Position { given: 1, expected: 0 }));
@@ -72,7 +72,7 @@ async fn a_refused_step_leaves_the_stage_as_it_was() {
 }
 
 #[tokio::test]
-async fn an_engine_that_panics_is_given_up_and_nothing_else_is() {
+async fn a_panic_ends_the_stage_and_not_the_process() {
     let faults = EchoFaults { panic_at: Some(1), ..EchoFaults::default() };
     let stage = spawn(None, faults).await;
     assert!(stage.step(job(0, 1, Reduce::Hidden)).await.is_ok());
@@ -91,14 +91,14 @@ async fn a_load_that_panics_or_fails_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_step_whose_caller_is_gone_is_skipped_and_a_release_is_not() {
+async fn a_dropped_step_is_skipped_and_a_release_is_not() {
     let faults = EchoFaults { delay: Duration::from_millis(50), ..EchoFaults::default() };
     let stage = spawn(None, faults).await;
     let mut first = tokio::spawn({
         let stage = stage.clone();
         async move { stage.step(job(0, 1, Reduce::Hidden)).await.map(|_| ()) }
     });
-    // The first step is under way or queued; the second waits behind it when its future is dropped.
+    // The first step is running or queued; the second is queued behind it when its future is dropped.
     assert!(tokio::time::timeout(Duration::from_millis(10), &mut first).await.is_err());
     let second = stage.step(job(1, 1, Reduce::Hidden));
     assert!(tokio::time::timeout(Duration::from_millis(1), second).await.is_err());
@@ -110,16 +110,16 @@ async fn a_step_whose_caller_is_gone_is_skipped_and_a_release_is_not() {
 }
 
 #[tokio::test]
-async fn a_step_whose_caller_goes_in_its_middle_is_given_up_and_changes_nothing() {
+async fn a_step_that_is_dropped_while_running_changes_nothing() {
     let faults = EchoFaults { delay: Duration::from_millis(500), ..EchoFaults::default() };
     let stage = spawn(None, faults).await;
     let step = stage.step(job(0, 1, Reduce::Hidden));
     assert!(tokio::time::timeout(Duration::from_millis(10), step).await.is_err());
-    // Had it been computed, position 0 would be taken.
+    // A computed step would have filled position 0.
     assert!(stage.step(job(0, 1, Reduce::Hidden)).await.is_ok());
 }
 
-/// Tells when it is dropped.
+/// A stage that reports its drop.
 struct Watched(EchoStage, std::sync::mpsc::Sender<Option<String>>);
 
 impl Drop for Watched {
@@ -135,20 +135,20 @@ impl Stage for Watched {
     fn check(&self, hidden: &[f32], rows: &[Row]) -> Result<(), EngineError> {
         self.0.check(hidden, rows)
     }
-    fn compute(&mut self, hidden: &[f32], rows: &[Row], terms: Terms, out: &mut Vec<f32>) -> Result<(), EngineError> {
-        self.0.compute(hidden, rows, terms, out)
+    fn compute(
+        &mut self,
+        hidden: &[f32],
+        rows: &[Row],
+        options: StepOptions,
+        out: &mut Vec<f32>,
+    ) -> Result<(), EngineError> {
+        self.0.compute(hidden, rows, options, out)
     }
     fn truncate(&mut self, slot: u32, len: u32) -> Result<(), EngineError> {
         self.0.truncate(slot, len)
     }
     fn release(&mut self, slot: u32) {
         self.0.release(slot);
-    }
-    fn snapshot(&mut self, slot: u32) -> Result<Vec<u8>, EngineError> {
-        self.0.snapshot(slot)
-    }
-    fn restore(&mut self, slot: u32, len: u32, state: &[u8]) -> Result<(), EngineError> {
-        self.0.restore(slot, len, state)
     }
 }
 
@@ -166,18 +166,18 @@ async fn dropping_the_last_handle_unloads_the_stage_on_its_own_thread() {
     assert_eq!(seen.recv_timeout(Duration::from_secs(60)), Ok(Some(THREAD_NAME.to_owned())));
 }
 
-/// What goes wrong in every step that has rows of slot 1.
+/// Fault of every step with rows of slot 1.
 #[derive(Clone, Copy, PartialEq)]
 enum Flaw {
-    /// The session's numbers overflow.
+    /// The session's values overflow.
     Overflows,
-    /// The step fails, and has computed its rows before.
+    /// The step fails after it has computed its rows.
     Fails,
-    /// The step fails, and no session of it can go back.
+    /// The step fails, and its sessions cannot be rolled back.
     Forgets,
 }
 
-/// A stage whose slot 1 is its flaw.
+/// A stage with a fault at slot 1.
 struct Flawed(EchoStage, Flaw);
 
 impl Stage for Flawed {
@@ -187,8 +187,14 @@ impl Stage for Flawed {
     fn check(&self, hidden: &[f32], rows: &[Row]) -> Result<(), EngineError> {
         self.0.check(hidden, rows)
     }
-    fn compute(&mut self, hidden: &[f32], rows: &[Row], terms: Terms, out: &mut Vec<f32>) -> Result<(), EngineError> {
-        self.0.compute(hidden, rows, terms, out)?;
+    fn compute(
+        &mut self,
+        hidden: &[f32],
+        rows: &[Row],
+        options: StepOptions,
+        out: &mut Vec<f32>,
+    ) -> Result<(), EngineError> {
+        self.0.compute(hidden, rows, options, out)?;
         if !rows.iter().any(|row| row.slot == 1) {
             return Ok(());
         }
@@ -211,16 +217,10 @@ impl Stage for Flawed {
     fn release(&mut self, slot: u32) {
         self.0.release(slot);
     }
-    fn snapshot(&mut self, slot: u32) -> Result<Vec<u8>, EngineError> {
-        self.0.snapshot(slot)
-    }
-    fn restore(&mut self, slot: u32, len: u32, state: &[u8]) -> Result<(), EngineError> {
-        self.0.restore(slot, len, state)
-    }
 }
 
 #[tokio::test]
-async fn a_session_that_overflows_or_is_refused_ends_none_that_shares_its_step() {
+async fn a_faulty_session_does_not_end_others_in_its_batch() {
     let faults = EchoFaults { delay: Duration::from_millis(50), ..EchoFaults::default() };
     let stage = EchoStage::new(1, LayerRange::new(0, 2), WIDTH, None, config()).with_faults(faults);
     let stage =
@@ -229,7 +229,7 @@ async fn a_session_that_overflows_or_is_refused_ends_none_that_shares_its_step()
         let rows = vec![Row { slot, pos, want: true }];
         StepJob { hidden: vec![0.5; WIDTH as usize], rows, reduce: Reduce::Hidden, exact: false, rewind: false }
     };
-    // While the first is computed, the others come together.
+    // The other steps are queued while the first is computed.
     let (first, good, overflows) = tokio::join!(stage.step(of(0, 0)), stage.step(of(0, 1)), stage.step(of(1, 0)));
     assert!(first.is_ok() && good.is_ok());
     assert!(matches!(overflows, Err(EngineError::Step { reason, .. }) if reason.contains("not finite")));
@@ -241,7 +241,7 @@ async fn a_session_that_overflows_or_is_refused_ends_none_that_shares_its_step()
 
 type Answer = oneshot::Receiver<Result<(StepOutput, u32), EngineError>>;
 
-/// A step as the queue brings it, and where its answer comes.
+/// A queued step and the receiver of its result.
 fn sent(job: StepJob) -> (Job, Answer) {
     let (reply, answer) = oneshot::channel();
     let (hidden, logits) = (Vec::new(), Vec::new());
@@ -249,7 +249,7 @@ fn sent(job: StepJob) -> (Job, Answer) {
 }
 
 #[test]
-fn a_prompt_that_rides_with_the_tokens_of_another_gives_what_it_gives_by_itself() {
+fn a_piggybacked_prompt_gives_the_same_output_as_alone() {
     const PROMPT: u32 = 40;
     let token = |pos: u32| {
         let rows = vec![Row { slot: 1, pos, want: true }];
@@ -262,18 +262,18 @@ fn a_prompt_that_rides_with_the_tokens_of_another_gives_what_it_gives_by_itself(
         let mut by_itself = worker();
         let (job, mut expected) = sent(prompt());
         by_itself.waiting.push(job);
-        by_itself.serve(None);
+        by_itself.run_next(None);
         let mut worker = worker();
-        worker.schedule.took([0].into_iter(), 4, true, 24_000, Instant::now());
-        worker.schedule.took([1].into_iter(), 1, false, 8_000, Instant::now());
+        worker.scheduler.record([0].into_iter(), 4, true, 24_000, Instant::now());
+        worker.scheduler.record([1].into_iter(), 1, false, 8_000, Instant::now());
         let (job, mut answer) = sent(prompt());
         worker.waiting.push(job);
         for pos in 0..PROMPT {
-            assert!(answer.try_recv().is_err(), "token {pos} came with one row");
+            assert!(answer.try_recv().is_err(), "token {pos} carries one row");
             let (job, mut token) = sent(token(pos));
             worker.waiting.push(job);
-            worker.serve(None);
-            assert!(token.try_recv().expect("a token is not held up").is_ok());
+            worker.run_next(None);
+            assert!(token.try_recv().expect("a token is not delayed").is_ok());
         }
         let (answer, expected) = (answer.try_recv().unwrap().unwrap().0, expected.try_recv().unwrap().unwrap().0);
         assert_eq!(answer, expected, "{vocab:?}");
@@ -281,7 +281,7 @@ fn a_prompt_that_rides_with_the_tokens_of_another_gives_what_it_gives_by_itself(
     }
 }
 
-/// A step of one token of a session.
+/// A step of one token.
 fn token(slot: u32, pos: u32) -> StepJob {
     let rows = vec![Row { slot, pos, want: true }];
     let hidden = vec![(slot * 100 + pos) as f32; WIDTH as usize];
@@ -289,22 +289,22 @@ fn token(slot: u32, pos: u32) -> StepJob {
 }
 
 #[test]
-fn a_shared_step_that_fails_ends_only_the_session_at_fault() {
+fn a_failed_batch_ends_only_the_faulty_session() {
     let stage =
         || EchoStage::new(1, LayerRange::new(0, 2), WIDTH, Some(VOCAB), StageConfig { max_sessions: 3, ..config() });
     let mut alone = Worker::new(Box::new(stage()));
     let mut shared = Worker::new(Box::new(Flawed(stage(), Flaw::Fails)));
     for pos in 0..4 {
-        // The session at fault begins anew each time.
+        // The faulty session starts over each time.
         let all = [token(0, pos), token(1, 0), token(2, pos)];
         let (jobs, mut answers): (Vec<_>, Vec<_>) = all.map(sent).into_iter().unzip();
         shared.waiting.extend(jobs);
-        shared.together(&[0, 1, 2], &[]);
+        shared.run_batch(&[0, 1, 2], &[]);
         for slot in [0, 2] {
             let (job, mut expected) = sent(token(slot, pos));
             alone.waiting.push(job);
-            alone.one(0);
-            let (output, _) = answers[slot as usize].try_recv().unwrap().expect("an innocent session goes on");
+            alone.run_job(0);
+            let (output, _) = answers[slot as usize].try_recv().unwrap().expect("the other sessions continue");
             assert_eq!(output, expected.try_recv().unwrap().unwrap().0, "slot {slot} at {pos}");
         }
         assert!(matches!(answers[1].try_recv().unwrap(), Err(EngineError::Step { engine: "flawed", .. })));
@@ -314,16 +314,16 @@ fn a_shared_step_that_fails_ends_only_the_session_at_fault() {
 }
 
 #[test]
-fn a_session_that_cannot_go_back_fails_as_the_shared_step_did() {
+fn a_session_that_cannot_be_rolled_back_fails_with_its_batch() {
     let stage = EchoStage::new(1, LayerRange::new(0, 2), WIDTH, Some(VOCAB), config());
     let mut worker = Worker::new(Box::new(Flawed(stage, Flaw::Forgets)));
     let (job, mut first) = sent(token(0, 0));
     worker.waiting.push(job);
-    worker.one(0);
+    worker.run_job(0);
     assert!(first.try_recv().unwrap().is_ok());
     let (jobs, mut answers): (Vec<_>, Vec<_>) = [sent(token(0, 1)), sent(token(1, 0))].into_iter().unzip();
     worker.waiting.extend(jobs);
-    worker.together(&[0, 1], &[]);
+    worker.run_batch(&[0, 1], &[]);
     for answer in &mut answers {
         assert!(matches!(answer.try_recv().unwrap(), Err(EngineError::Step { engine: "flawed", .. })));
     }

@@ -1,5 +1,5 @@
-//! Where things lie on disk, and how they get there: written apart, made durable, then renamed. Names of models never
-//! become paths, only digests do.
+//! Directory layout, and atomic writes: a file is written under a temporary name, flushed, then renamed. Paths contain
+//! only digests, never names of models.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -11,18 +11,18 @@ use crate::model::manifest::limits;
 use crate::model::{ManifestError, ModelError};
 use crate::rt::{create_dir_all, sync_dir};
 
-/// What a manifest's file name ends with.
+/// Suffix of a manifest file.
 const MANIFEST_SUFFIX: &str = ".manifest";
-/// What the name of a file ends with that says that a model is pinned.
+/// Suffix of the empty file that pins a model.
 const PIN_SUFFIX: &str = ".pinned";
-/// What the name of a file ends with that says by whose word a model's shards are here.
-const MARKS_SUFFIX: &str = ".marks";
-/// What the name of a file ends with that says what a model is called.
+/// Suffix of the file with the provenance of a model's shards.
+const PROVENANCE_SUFFIX: &str = ".marks";
+/// Suffix of the file with a model's names.
 const NAMES_SUFFIX: &str = ".names";
-/// What the name of a file that is not complete begins with; whatever has it is removed when a catalogue opens.
+/// Prefix of incomplete files. Opening a catalogue removes them.
 const TEMPORARY_PREFIX: &str = "tmp-";
-/// What the name of a file of a model that comes from the web begins with.
-const COMING_PREFIX: &str = "web-";
+/// Prefix of the files of a download from the web.
+const DOWNLOAD_PREFIX: &str = "web-";
 
 /// The catalogue's directories.
 #[derive(Debug, Clone)]
@@ -33,17 +33,17 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// Makes the directories, and removes what an interrupted import left.
+    /// Creates the directories and removes leftovers of an interrupted import.
     pub fn create(root: &Path) -> Result<Layout, ModelError> {
         let layout = Layout { models: root.join("models"), shards: root.join("shards"), partial: root.join("partial") };
         for dir in [&layout.models, &layout.shards, &layout.partial] {
             create_dir_all(dir).map_err(ModelError::io("create", dir))?;
         }
-        layout.clean()?;
+        layout.remove_temporary()?;
         Ok(layout)
     }
 
-    fn clean(&self) -> Result<(), ModelError> {
+    fn remove_temporary(&self) -> Result<(), ModelError> {
         for path in list(&self.partial)? {
             if file_name(&path).starts_with(TEMPORARY_PREFIX) {
                 fs::remove_file(&path).map_err(ModelError::io("remove", &path))?;
@@ -60,8 +60,8 @@ impl Layout {
         self.models.join(format!("{model}{PIN_SUFFIX}"))
     }
 
-    pub fn marks(&self, model: &ModelId) -> PathBuf {
-        self.models.join(format!("{model}{MARKS_SUFFIX}"))
+    pub fn provenance(&self, model: &ModelId) -> PathBuf {
+        self.models.join(format!("{model}{PROVENANCE_SUFFIX}"))
     }
 
     pub fn names(&self, model: &ModelId) -> PathBuf {
@@ -76,65 +76,65 @@ impl Layout {
         self.partial.join(shard.to_string())
     }
 
-    /// A file of a model that comes from the source with this key.
-    pub fn coming(&self, key: &ShardId, part: &str) -> PathBuf {
-        self.partial.join(format!("{COMING_PREFIX}{key}-{part}"))
+    /// A file of the download with this key.
+    pub fn download_file(&self, key: &ShardId, part: &str) -> PathBuf {
+        self.partial.join(format!("{DOWNLOAD_PREFIX}{key}-{part}"))
     }
 
-    /// Removes all that came from the source with this key.
-    pub fn remove_coming(&self, key: &ShardId) -> Result<(), ModelError> {
-        let prefix = format!("{COMING_PREFIX}{key}-");
+    /// Removes all files of the download with this key.
+    pub fn remove_download(&self, key: &ShardId) -> Result<(), ModelError> {
+        let prefix = format!("{DOWNLOAD_PREFIX}{key}-");
         for path in list(&self.partial)?.iter().filter(|path| file_name(path).starts_with(&prefix)) {
             fs::remove_file(path).map_err(ModelError::io("remove", path))?;
         }
         Ok(())
     }
 
-    /// Bytes of all shards, those included that are not complete.
+    /// Bytes of all shards, including incomplete ones.
     pub fn used(&self) -> Result<u64, ModelError> {
         let mut used = 0u64;
         for path in list(&self.shards)?.into_iter().chain(list(&self.partial)?) {
-            // One that was moved or removed meanwhile is counted, or not, by the next look.
+            // A file that was moved or removed meanwhile may or may not be counted.
             used = used.saturating_add(fs::metadata(&path).map_or(0, |metadata| metadata.len()));
         }
         Ok(used)
     }
 
-    /// The files of transfers that can be gone on with, each with what names its transfer.
+    /// The files of resumable transfers, each with the key of its transfer.
     pub fn transfers(&self) -> Result<Vec<(ShardId, PathBuf)>, ModelError> {
         let key = |path: &Path| {
             let name = file_name(path);
-            let coming = name.strip_prefix(COMING_PREFIX).and_then(|rest| rest.split('-').next());
-            coming.unwrap_or(name).parse().ok()
+            let key = name.strip_prefix(DOWNLOAD_PREFIX).and_then(|rest| rest.split('-').next());
+            key.unwrap_or(name).parse().ok()
         };
         Ok(list(&self.partial)?.into_iter().filter_map(|path| Some((key(&path)?, path))).collect())
     }
 
-    /// The manifests that are there, by their names.
+    /// All manifests, by the id in their file name.
     pub fn manifests(&self) -> Result<Vec<(ModelId, PathBuf)>, ModelError> {
         let id = |path: &Path| file_name(path).strip_suffix(MANIFEST_SUFFIX)?.parse().ok();
         Ok(list(&self.models)?.into_iter().filter_map(|path| Some((id(&path)?, path))).collect())
     }
 
-    /// A new file that vanishes unless it is kept.
-    pub fn temporary(&self) -> Result<Temporary, ModelError> {
+    /// A new file, removed on drop unless it is persisted.
+    pub fn temporary(&self) -> Result<PendingFile, ModelError> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let path = self.partial.join(format!("{TEMPORARY_PREFIX}{}-{number}", std::process::id()));
         let file = OpenOptions::new().write(true).create(true).truncate(true).open(&path);
         let file = file.map_err(ModelError::io("create", &path))?;
-        Ok(Temporary { path, file: Some(file), lasting: false })
+        Ok(PendingFile { path, file: Some(file), resumable: false })
     }
 
-    /// A file that stays where it is not kept, for the next attempt to go on with.
-    pub fn lasting(&self, path: PathBuf) -> Result<Temporary, ModelError> {
+    /// A file that stays when it is dropped, for the next attempt to resume.
+    pub fn resumable(&self, path: PathBuf) -> Result<PendingFile, ModelError> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let file = file.map_err(ModelError::io("open", &path))?;
-        Ok(Temporary { path, file: Some(file), lasting: true })
+        Ok(PendingFile { path, file: Some(file), resumable: true })
     }
 
-    /// A manifest's bytes, durable but not in their place yet.
-    pub fn prepare(&self, bytes: &[u8]) -> Result<Temporary, ModelError> {
+    /// Writes these bytes to a temporary file and flushes it.
+    pub fn prepare(&self, bytes: &[u8]) -> Result<PendingFile, ModelError> {
         let mut temporary = self.temporary()?;
         temporary.write(bytes)?;
         temporary.sync()?;
@@ -146,22 +146,22 @@ impl Layout {
         sync_dir(&self.shards).map_err(ModelError::io("flush", &self.shards))
     }
 
-    /// Makes renames and removals of manifests durable.
+    /// Makes renames and removals in the models directory durable.
     pub fn sync_models(&self) -> Result<(), ModelError> {
         sync_dir(&self.models).map_err(ModelError::io("flush", &self.models))
     }
 }
 
-/// A file being written; removed when dropped unless it was kept, or is lasting.
+/// A file that is being written. Dropping it removes it, unless it was persisted or is resumable.
 #[derive(Debug)]
-pub(super) struct Temporary {
+pub(super) struct PendingFile {
     path: PathBuf,
     file: Option<File>,
-    lasting: bool,
+    resumable: bool,
 }
 
-impl Temporary {
-    /// Fills `bytes` with what an earlier attempt left next; false where it left less.
+impl PendingFile {
+    /// Fills `bytes` from the current position; false if fewer bytes are left.
     pub fn read(&mut self, bytes: &mut [u8]) -> Result<bool, ModelError> {
         let Some(file) = &mut self.file else { return Ok(false) };
         match file.read_exact(bytes) {
@@ -170,11 +170,11 @@ impl Temporary {
         }
     }
 
-    /// Leaves the first `len` bytes; the next are written behind them.
-    pub fn cut(&mut self, len: u64) -> Result<(), ModelError> {
+    /// Truncates the file to `len` bytes; the next write appends there.
+    pub fn truncate(&mut self, len: u64) -> Result<(), ModelError> {
         let Some(file) = &mut self.file else { return Ok(()) };
-        let cut = file.set_len(len).and_then(|()| file.seek(SeekFrom::Start(len)));
-        cut.map(drop).map_err(ModelError::io("shorten", &self.path))
+        let truncated = file.set_len(len).and_then(|()| file.seek(SeekFrom::Start(len)));
+        truncated.map(drop).map_err(ModelError::io("shorten", &self.path))
     }
 
     /// Appends bytes.
@@ -193,8 +193,8 @@ impl Temporary {
         file.sync_all().map_err(ModelError::io("flush", &self.path))
     }
 
-    /// Makes the bytes durable and gives the file its place. The directory is the caller's to flush.
-    pub fn keep(mut self, target: &Path) -> Result<(), ModelError> {
+    /// Makes the bytes durable and renames the file to `target`. The caller flushes the directory.
+    pub fn persist(mut self, target: &Path) -> Result<(), ModelError> {
         self.sync()?;
         fs::rename(&self.path, target).map_err(ModelError::io("rename to", target))?;
         self.file = None;
@@ -202,10 +202,10 @@ impl Temporary {
     }
 }
 
-impl Drop for Temporary {
+impl Drop for PendingFile {
     fn drop(&mut self) {
-        if self.file.take().is_some() && !self.lasting {
-            // Nothing more can be done about it here; the next opening tries again.
+        if self.file.take().is_some() && !self.resumable {
+            // A failure is ignored; the next opening tries again.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -225,13 +225,13 @@ fn file_name(path: &Path) -> &str {
     path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }
 
-/// Refuses a manifest that has another id.
+/// Refuses a manifest with another id.
 pub(super) fn check_id(bytes: &[u8], expect: ModelId) -> Result<(), ManifestError> {
     let found = ModelId(*blake3::hash(bytes).as_bytes());
     if found == expect { Ok(()) } else { Err(ManifestError::WrongId { expected: expect, found }) }
 }
 
-/// The bytes of a manifest's file, where it is not too long to be one.
+/// Reads a manifest file, unless it is too long.
 pub(super) fn read_bounded(path: &Path) -> Result<Vec<u8>, ModelError> {
     let len = fs::metadata(path).map_err(ModelError::io("read", path))?.len();
     if len > limits::BYTES as u64 {
@@ -241,8 +241,8 @@ pub(super) fn read_bounded(path: &Path) -> Result<Vec<u8>, ModelError> {
     fs::read(path).map_err(ModelError::io("read", path))
 }
 
-/// Removes a file if it is there.
-pub(super) fn remove_if_there(path: &Path) -> Result<(), ModelError> {
+/// Removes a file if it exists.
+pub(super) fn remove_if_exists(path: &Path) -> Result<(), ModelError> {
     #[cfg(test)]
     faults::remove().map_err(ModelError::io("remove", path))?;
     match fs::remove_file(path) {
@@ -251,7 +251,7 @@ pub(super) fn remove_if_there(path: &Path) -> Result<(), ModelError> {
     }
 }
 
-/// A disk that gets full, a process that is killed between removals, and how often a file is flushed, for tests on one thread.
+/// Fault injection for tests on one thread: a disk that fills up, a crash between removals, and a count of flushes.
 #[cfg(test)]
 pub(super) mod faults {
     use std::cell::Cell;
@@ -263,12 +263,12 @@ pub(super) mod faults {
         static FLUSHES: Cell<usize> = const { Cell::new(0) };
     }
 
-    /// From now on this thread can write so many bytes; `None` for no bound.
+    /// From now on this thread can write at most this many bytes; `None` for no limit.
     pub fn set_space(bytes: Option<usize>) {
         LEFT.set(bytes);
     }
 
-    /// From now on this thread can remove so many files; `None` for no bound.
+    /// From now on this thread can remove at most this many files; `None` for no limit.
     pub fn set_removals(files: Option<usize>) {
         REMOVALS.set(files);
     }

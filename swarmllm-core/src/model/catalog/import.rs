@@ -1,21 +1,21 @@
-//! Import: one pass over a GGUF that hashes every shard and writes those to be kept.
+//! Import of local files: one pass over a GGUF that hashes every shard and writes the kept ones.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use super::Catalog;
-use super::files::Temporary;
-use super::marks::Mark;
+use super::files::PendingFile;
+use super::gguf_files::{self, GgufFiles};
 use super::names::Names;
-use super::parted::{self, Parted};
+use super::provenance::Provenance;
 use crate::base::{ModelId, Progress, ShardId};
 use crate::model::gguf::Gguf;
-use crate::model::manifest::Cut;
+use crate::model::manifest::Sharding;
 use crate::model::{Manifest, ModelError, ShardEntry, ShardKind};
 
-/// Bytes copied at once.
+/// Bytes copied at a time.
 const COPY: usize = 1024 * 1024;
-/// Zeros between tensors; alignments are at most 4096.
+/// Zeros between tensors. An alignment is at most 4096.
 const PADDING: [u8; 4096] = [0; 4096];
 
 impl Catalog {
@@ -29,13 +29,12 @@ impl Catalog {
         self.import_parts(gguf, name, &|_| true, progress)
     }
 
-    /// Cuts a GGUF into shards and stores those that `keep` asks for. Every shard is hashed, because the manifest names
-    /// them all. Equal files give equal models; `name` is an alias of the model here.
-    /// What the file calls itself, or else its file name, is a hint beside it.
+    /// Splits a GGUF into shards and stores those that `keep` selects. Every shard is hashed, since the manifest lists all
+    /// of them. Equal files give equal models. `name` becomes an alias; the name in the file, or else the file name, becomes
+    /// a hint.
     ///
-    /// Blocks for as long as reading the file takes. All or nothing: shards appear only when all of them are durable,
-    /// the manifest last; a failure (a full disk, say) leaves the catalogue as it was. `progress` counts the file's
-    /// tensor bytes.
+    /// Blocks while it reads the file. Atomic: shards appear only after all of them are durable, the manifest last; a
+    /// failure (such as a full disk) leaves the catalogue unchanged. `progress` counts the file's tensor bytes.
     pub fn import_parts(
         &self,
         gguf: &Path,
@@ -46,26 +45,26 @@ impl Catalog {
         self.open_gguf(gguf)?.import(name, keep, progress)
     }
 
-    /// Opens a GGUF and reads its header, so that it can be looked at before it is imported. Of a model in several files any
-    /// part is named; the others lie beside it.
+    /// Opens a GGUF and reads its header, for inspection before the import. For a multi-file model `gguf` is any part; the
+    /// others must lie beside it.
     pub fn open_gguf(&self, gguf: &Path) -> Result<LocalImport, ModelError> {
-        let (files, header) = Parted::open(gguf)?;
-        let stem = parted::stem(gguf);
+        let (files, header) = GgufFiles::open(gguf)?;
+        let stem = gguf_files::stem(gguf);
         Ok(LocalImport { catalog: self.clone(), path: gguf.to_owned(), files, header, stem })
     }
 }
 
-/// The header of a GGUF that lies here, as [`Catalog::open_gguf`] reads it.
+/// The header of a local GGUF, as [`Catalog::open_gguf`] reads it.
 pub fn read_header(gguf: &Path) -> Result<Gguf, ModelError> {
-    Parted::open(gguf).map(|(_, header)| header)
+    GgufFiles::open(gguf).map(|(_, header)| header)
 }
 
-/// A GGUF that lies here, in one file or in parts, of which the header was read and checked.
+/// A local GGUF in one file or in parts, with its checked header.
 #[derive(Debug)]
 pub struct LocalImport {
     catalog: Catalog,
     path: PathBuf,
-    files: Parted,
+    files: GgufFiles,
     header: Gguf,
     stem: Option<String>,
 }
@@ -76,7 +75,7 @@ impl LocalImport {
         &self.header
     }
 
-    /// Imports what `keep` asks for; see [`Catalog::import_parts`].
+    /// Imports the shards that `keep` selects; see [`Catalog::import_parts`].
     pub fn import(
         self,
         name: Option<&str>,
@@ -84,18 +83,18 @@ impl LocalImport {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<ModelId, ModelError> {
         let LocalImport { catalog, path, files, header, stem } = self;
-        let cut = Cut::new(&header).map_err(|source| ModelError::Cut { path: path.clone(), source })?;
-        let names = catalog.names_for(name, &header, stem.as_deref(), &cut)?;
-        let Cut { mut manifest, metadata, sources } = cut;
+        let sharding = Sharding::new(&header).map_err(|source| ModelError::Sharding { path: path.clone(), source })?;
+        let names = catalog.import_names(name, &header, stem.as_deref(), &sharding)?;
+        let Sharding { mut manifest, metadata, tensor_offsets } = sharding;
         let tensors = manifest.shards.iter().flat_map(|shard| &shard.tensors);
         let total = tensors.map(|tensor| tensor.size).sum();
         let kept = manifest.shards.iter().filter(|shard| keep(shard.kind));
         let _reserved = catalog.reserve(kept.map(|shard| shard.size).sum())?;
-        let mut source = Source { files, done: 0, total, progress };
+        let mut source = TensorReader { files, done: 0, total, progress };
         let mut written = Vec::new();
-        for (shard, positions) in manifest.shards.iter_mut().zip(&sources) {
+        for (shard, positions) in manifest.shards.iter_mut().zip(&tensor_offsets) {
             let target = keep(shard.kind).then(|| catalog.layout().temporary()).transpose()?;
-            let mut sink = Sink::new(target);
+            let mut sink = ShardSink::new(target);
             match shard.kind {
                 ShardKind::Metadata => sink.write(&metadata)?,
                 _ => source.copy(shard, positions, &mut sink)?,
@@ -104,53 +103,54 @@ impl LocalImport {
             shard.id = id;
             written.extend(target.map(|target| (id, target)));
         }
-        catalog.place(written, manifest, &names)
+        catalog.install_model(written, manifest, &names)
     }
 }
 
 impl Catalog {
-    /// Gives finished files their places, durably, the manifest last.
-    pub(super) fn place(
+    /// Moves finished files into place durably, the manifest last.
+    pub(super) fn install_model(
         &self,
-        written: Vec<(ShardId, Temporary)>,
+        written: Vec<(ShardId, PendingFile)>,
         manifest: Manifest,
         names: &Names,
     ) -> Result<ModelId, ModelError> {
         let model = manifest.id();
-        // Whatever needs space is written before the first file gets its place.
-        let prepared = self.layout().prepare(&manifest.encode())?;
-        let _alone = self.disk();
+        // Everything that needs space is written before the first file is moved into place.
+        let prepared_manifest = self.layout().prepare(&manifest.encode())?;
+        let _guard = self.lock_disk();
         let kept: HashSet<ShardId> = written.iter().map(|(id, _)| *id).collect();
-        let own = |entry: &ShardEntry, mark| if kept.contains(&entry.id) { Mark::Wanted } else { mark };
-        let marks = self.marks_of(model).changed(&manifest, &own);
-        let said = self.layout().prepare(&marks.encode())?;
-        let names = self.names_with(model, names)?;
-        let called = self.layout().prepare(&names.encode())?;
+        let own =
+            |entry: &ShardEntry, provenance| if kept.contains(&entry.id) { Provenance::Requested } else { provenance };
+        let table = self.provenance_of(model).changed(&manifest, &own);
+        let prepared_table = self.layout().prepare(&table.encode())?;
+        let names = self.merged_names(model, names)?;
+        let prepared_names = self.layout().prepare(&names.encode())?;
         for (id, temporary) in written {
-            temporary.keep(&self.layout().shard(&id))?;
+            temporary.persist(&self.layout().shard(&id))?;
             self.forget_verified(&id);
         }
         self.layout().sync_shards()?;
-        said.keep(&self.layout().marks(&model))?;
-        called.keep(&self.layout().names(&model))?;
-        prepared.keep(&self.layout().manifest(&model))?;
+        prepared_table.persist(&self.layout().provenance(&model))?;
+        prepared_names.persist(&self.layout().names(&model))?;
+        prepared_manifest.persist(&self.layout().manifest(&model))?;
         self.layout().sync_models()?;
-        self.insert(model, manifest, marks, names);
+        self.insert(model, manifest, table, names);
         Ok(model)
     }
 }
 
-/// The GGUF that is read.
-struct Source<'a> {
-    files: Parted,
+/// Reads tensors from the GGUF and reports progress.
+struct TensorReader<'a> {
+    files: GgufFiles,
     done: u64,
     total: u64,
     progress: &'a mut dyn FnMut(Progress),
 }
 
-impl Source<'_> {
-    /// Copies a shard's tensors from their positions in the file to their offsets in the shard.
-    fn copy(&mut self, shard: &ShardEntry, positions: &[u64], sink: &mut Sink) -> Result<(), ModelError> {
+impl TensorReader<'_> {
+    /// Copies a shard's tensors from their file positions to their offsets in the shard.
+    fn copy(&mut self, shard: &ShardEntry, positions: &[u64], sink: &mut ShardSink) -> Result<(), ModelError> {
         let mut buffer = vec![0; COPY];
         for (tensor, position) in shard.tensors.iter().zip(positions) {
             sink.pad(tensor.offset)?;
@@ -170,16 +170,16 @@ impl Source<'_> {
     }
 }
 
-/// A shard as it is made: hashed always, written where it is to be kept.
-pub(super) struct Sink {
-    target: Option<Temporary>,
+/// A shard under construction: always hashed, written only if it is kept.
+pub(super) struct ShardSink {
+    target: Option<PendingFile>,
     hasher: blake3::Hasher,
     at: u64,
 }
 
-impl Sink {
-    /// An empty shard, which is written to a file where there is one.
-    pub fn new(target: Option<Temporary>) -> Self {
+impl ShardSink {
+    /// An empty shard; `None` hashes only.
+    pub fn new(target: Option<PendingFile>) -> Self {
         Self { target, hasher: blake3::Hasher::new(), at: 0 }
     }
 
@@ -188,7 +188,7 @@ impl Sink {
         self.at
     }
 
-    /// Whether it is written.
+    /// Whether the shard is written to a file.
     pub fn is_kept(&self) -> bool {
         self.target.is_some()
     }
@@ -200,16 +200,16 @@ impl Sink {
         self.target.as_mut().map_or(Ok(()), |target| target.write(bytes))
     }
 
-    /// Zeros up to `offset`, which is less than one alignment ahead.
+    /// Appends zeros up to `offset`, which is less than one alignment ahead.
     pub fn pad(&mut self, offset: u64) -> Result<(), ModelError> {
-        // A remainder of 4096 fits any usize.
+        // At most 4096, so it fits any usize.
         let missing = offset.saturating_sub(self.at).min(PADDING.len() as u64) as usize;
         let (zeros, _) = PADDING.split_at(missing);
         self.write(zeros)
     }
 
-    /// What the shard is; its bytes are durable.
-    pub fn finish(mut self) -> Result<(ShardId, Option<Temporary>), ModelError> {
+    /// The shard's id and file. The bytes are durable.
+    pub fn finish(mut self) -> Result<(ShardId, Option<PendingFile>), ModelError> {
         if let Some(target) = &mut self.target {
             target.sync()?;
         }

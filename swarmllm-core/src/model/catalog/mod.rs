@@ -1,31 +1,30 @@
 //! The catalogue: which models this node knows, and which of their shards it holds.
 //!
-//! Owns three directories below the one it is given: `models/<model id>.manifest` (beside it `.names`, `.marks` and
-//! `.pinned`), `shards/<shard id>` and `partial/<shard id>`. Promises: nothing appears in the first two before it is checked, complete and durable; a shard
-//! is read through again (BLAKE3) before its first use in a process, and set aside where it is damaged; a failed write
-//! changes nothing. Refuses: manifests that are not the one asked for, and names as paths.
+//! Owns three directories below its root: `models/<model id>.manifest` (with `.names`, `.marks` and `.pinned` beside it),
+//! `shards/<shard id>` and `partial/<shard id>`. Guarantees: a file appears in the first two only after it is checked,
+//! complete and durable; a shard is read and verified (BLAKE3) before its first use in a process, and set aside if it is
+//! damaged; a failed write changes nothing. A manifest must hash to the requested id. Names never become paths.
 //!
-//! One process at a time uses a directory (the node's lock sees to it). All calls block on the disk, except for the
-//! look-ups in memory (`models`, `manifest`, `resolve`, `has`, `holding`): from async code, call them on a blocking
-//! thread.
+//! One process at a time uses a directory, which the node's lock ensures. All calls block on the disk, except the
+//! look-ups in memory (`models`, `manifest`, `resolve`, `has`, `holding`): async code calls them on a blocking thread.
 
 mod aliases;
 mod budget;
+mod eviction;
 mod files;
-mod giving;
-mod growing;
-mod idle;
+mod gguf_files;
 mod import;
-mod intake;
-mod keeping;
-mod log;
-mod marking;
-mod marks;
+mod ingest;
+mod leaf_log;
 mod migrate;
 mod names;
-mod parted;
+mod partial_shard;
+mod provenance;
+mod provenance_records;
+mod release;
 mod source;
-mod spool;
+mod stream_ingest;
+mod transfers;
 mod writer;
 
 #[cfg(test)]
@@ -42,16 +41,16 @@ use tokio::sync::watch;
 use crate::base::{LayerRange, ModelId, ShardId, merge_ranges};
 use crate::model::shard::Leaf;
 use crate::model::{Manifest, ManifestError, ModelError, ShardEntry, ShardKind};
-use budget::Promised;
-use files::{Layout, check_id, read_bounded, remove_if_there};
-use marks::Marks;
+use budget::Reserved;
+use files::{Layout, check_id, read_bounded, remove_if_exists};
+use provenance::ProvenanceTable;
 
 pub use budget::Reservation;
 pub use import::{LocalImport, read_header};
-pub use intake::{HeadIntake, Intake, Origin};
-pub use marks::Mark;
+pub use ingest::{HeaderIngest, RangeIngest, RangeSource};
 pub use names::{MAX_NAMES, Names};
-pub use spool::{Choice as SpoolChoice, Spool};
+pub use provenance::Provenance;
+pub use stream_ingest::{StreamIngest, StreamOptions};
 pub use writer::{ShardWriter, WholeWriter};
 
 /// A handle to the catalogue; clones share it.
@@ -64,48 +63,50 @@ pub struct Catalog {
 struct Inner {
     layout: Layout,
     state: RwLock<State>,
-    /// Shards read through and found good by this process, with their leaves.
+    /// Shards that this process has verified, with their leaves.
     verified: Mutex<HashMap<ShardId, Arc<[Leaf]>>>,
-    /// Held while files get or lose their places, so that no removal falls between a shard and its manifest.
+    /// Held while files are moved into place or removed, so that no removal falls between a shard and its manifest.
     disk: Mutex<()>,
-    /// Shards that have a writer, and keys of sources that have an intake.
+    /// Keys with a writer: ids of shards, and keys of range sources.
     writing: Mutex<HashSet<ShardId>>,
-    /// Most bytes of all shards, where there is a bound.
+    /// Most bytes of all shards; `None` for no bound.
     max_bytes: Option<u64>,
-    /// What others are about to write.
-    promised: Mutex<Promised>,
+    /// Bytes that others are about to write.
+    reserved: Mutex<Reserved>,
     changes: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     models: BTreeMap<ModelId, Arc<Manifest>>,
-    /// What was said of their shards, where something was.
-    marks: HashMap<ModelId, Marks>,
-    /// What they are called.
+    /// Why their shards are here, or not.
+    provenance: HashMap<ModelId, ProvenanceTable>,
+    /// Their names.
     names: HashMap<ModelId, Names>,
     /// Shards that are complete on disk.
     held: HashSet<ShardId>,
 }
 
 impl State {
-    /// Whether a known model has this shard, and the host has not deleted it there.
+    /// Whether a known model contains this shard and the host has not deleted it there.
     fn is_wanted(&self, shard: &ShardId) -> bool {
-        let marked = self.models.keys().flat_map(|model| self.marked(*model));
-        marked.into_iter().any(|(entry, mark)| entry.id == *shard && mark != Mark::Deleted)
+        let shards_with_provenance = self.models.keys().flat_map(|model| self.shards_with_provenance(*model));
+        shards_with_provenance
+            .into_iter()
+            .any(|(entry, provenance)| entry.id == *shard && provenance != Provenance::Deleted)
     }
 }
 
-/// What is held of one model.
+/// The held parts of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Held {
-    /// Layers, merged and sorted; none where the model has common tensors and they are not held.
+    /// Layers, merged and sorted. Empty while the model's common tensors are missing.
     pub layers: Vec<LayerRange>,
     /// Whether the metadata is held.
     pub metadata: bool,
     /// Whether the embedding is held.
     pub embedding: bool,
-    /// Whether all that the head needs is held: its shard, the common tensors, and where tied the embedding.
+    /// Whether everything the head needs is held: its shard, the common tensors, and in a tied model the embedding.
     pub head: bool,
 }
 
@@ -117,14 +118,14 @@ impl Held {
 }
 
 impl Catalog {
-    /// Opens the catalogue in `dir`, which is made where it is missing. Manifests are checked in full, shards by
-    /// presence and exact size. A damaged manifest is passed over with a warning; its shards stay.
+    /// Opens the catalogue in `dir` and creates `dir` if it is missing. Manifests are checked in full, shards by presence
+    /// and exact size. A damaged manifest is skipped with a warning; its shards stay.
     pub fn open(dir: &Path) -> Result<Catalog, ModelError> {
         Catalog::open_within(dir, None)
     }
 
-    /// The same, with a bound of the bytes that shards may take: what would go beyond is refused before it begins. What
-    /// is there already stays.
+    /// As [`Catalog::open`], with a bound on the bytes of all shards: a write that would exceed it is refused before it
+    /// starts. Existing files stay.
     pub fn open_within(dir: &Path, max_bytes: Option<u64>) -> Result<Catalog, ModelError> {
         let layout = Layout::create(dir)?;
         migrate::manifests(&layout)?;
@@ -133,10 +134,10 @@ impl Catalog {
             match read_manifest(&path, id) {
                 Ok(manifest) => {
                     state.models.insert(id, Arc::new(manifest));
-                    state.marks.insert(id, Marks::read(&layout.marks(&id))?);
+                    state.provenance.insert(id, ProvenanceTable::read(&layout.provenance(&id))?);
                     state.names.insert(id, Names::read(&layout.names(&id))?);
                 }
-                Err(error) => tracing::warn!(path = %path.display(), %error, "a manifest was passed over"),
+                Err(error) => tracing::warn!(path = %path.display(), %error, "skipped a damaged manifest"),
             }
         }
         for shard in state.models.values().flat_map(|manifest| &manifest.shards) {
@@ -151,40 +152,40 @@ impl Catalog {
             disk: Mutex::default(),
             writing: Mutex::default(),
             max_bytes,
-            promised: Mutex::default(),
+            reserved: Mutex::default(),
             changes: watch::Sender::new(0),
         };
         let catalog = Catalog { inner: Arc::new(inner) };
-        catalog.finish_discards()?;
-        catalog.expire(SystemTime::now())?;
+        catalog.finish_deletions()?;
+        catalog.remove_stale_transfers(SystemTime::now())?;
         Ok(catalog)
     }
 
-    /// A counter that grows with each change of what is known or held.
+    /// A counter that increases with each change of the known models or held shards.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changes.subscribe()
     }
 
-    /// Adds a model from its manifest's bytes, which must be those of `expect`. Adding a known model
-    /// again repairs its manifest on disk.
+    /// Adds a model from its manifest's bytes, which must hash to `expect`. Adding a known model again repairs its manifest
+    /// on disk.
     pub fn add_manifest(&self, bytes: &[u8], expect: ModelId) -> Result<Arc<Manifest>, ModelError> {
         let manifest = check_manifest(bytes, expect)?;
         let prepared = self.layout().prepare(bytes)?;
-        let _alone = self.disk();
-        prepared.keep(&self.layout().manifest(&expect))?;
+        let _guard = self.lock_disk();
+        prepared.persist(&self.layout().manifest(&expect))?;
         self.layout().sync_models()?;
-        let marks = Marks::read(&self.layout().marks(&expect))?;
+        let table = ProvenanceTable::read(&self.layout().provenance(&expect))?;
         let names = Names::read(&self.layout().names(&expect))?;
-        Ok(self.insert(expect, manifest, marks, names))
+        Ok(self.insert(expect, manifest, table, names))
     }
 
-    /// Makes a model known whose manifest is on disk; whichever of its shards are there are held.
-    fn insert(&self, model: ModelId, manifest: Manifest, marks: Marks, names: Names) -> Arc<Manifest> {
+    /// Adds a model whose manifest is on disk. Those of its shards that are on disk count as held.
+    fn insert(&self, model: ModelId, manifest: Manifest, table: ProvenanceTable, names: Names) -> Arc<Manifest> {
         let complete = |shard: &&ShardEntry| is_complete(&self.layout().shard(&shard.id), shard.size);
         let held: Vec<ShardId> = manifest.shards.iter().filter(complete).map(|shard| shard.id).collect();
         let mut state = self.state_mut();
         state.held.extend(held);
-        state.marks.insert(model, marks);
+        state.provenance.insert(model, table);
         state.names.insert(model, names);
         let manifest = state.models.entry(model).or_insert_with(|| Arc::new(manifest)).clone();
         drop(state);
@@ -202,12 +203,12 @@ impl Catalog {
         self.state().models.get(&model).cloned()
     }
 
-    /// Whether a shard is complete here.
+    /// Whether the shard is held.
     pub fn has(&self, shard: &ShardId) -> bool {
         self.state().held.contains(shard)
     }
 
-    /// What is held of a model; nothing of one that is not known.
+    /// The held parts of a model; empty for an unknown model.
     pub fn holding(&self, model: ModelId) -> Held {
         let state = self.state();
         let Some(manifest) = state.models.get(&model) else { return Held::default() };
@@ -222,30 +223,30 @@ impl Catalog {
         }
     }
 
-    /// Forgets a model and removes its shards, except those that another known model needs. Files that are open stay
-    /// readable where the system allows it.
+    /// Forgets a model and removes its shards, except those that another known model needs. Open files stay readable if the
+    /// system allows it.
     pub fn remove(&self, model: ModelId) -> Result<(), ModelError> {
-        let _alone = self.disk();
+        let _guard = self.lock_disk();
         self.remove_known(model)
     }
 
-    /// The same with the disk held.
+    /// As [`Catalog::remove`], for a caller that holds the disk lock.
     fn remove_known(&self, model: ModelId) -> Result<(), ModelError> {
         let gone = self.forget(model)?;
-        // The manifest first: a crash in between leaves shards that nobody names, never a model without its shards.
-        remove_if_there(&self.layout().manifest(&model))?;
-        remove_if_there(&self.layout().pin(&model))?;
-        remove_if_there(&self.layout().marks(&model))?;
-        remove_if_there(&self.layout().names(&model))?;
+        // The manifest goes first: a crash in between leaves unreferenced shards, never a model without its shards.
+        remove_if_exists(&self.layout().manifest(&model))?;
+        remove_if_exists(&self.layout().pin(&model))?;
+        remove_if_exists(&self.layout().provenance(&model))?;
+        remove_if_exists(&self.layout().names(&model))?;
         self.layout().sync_models()?;
         gone.iter().try_for_each(|shard| self.remove_shard(shard))
     }
 
-    /// Takes a model out of memory; gives the shards that no other model needs.
+    /// Removes a model from memory and returns the shards that no other model needs.
     fn forget(&self, model: ModelId) -> Result<Vec<ShardId>, ModelError> {
         let mut state = self.state_mut();
         let manifest = state.models.remove(&model).ok_or_else(|| ModelError::unknown(model))?;
-        state.marks.remove(&model);
+        state.provenance.remove(&model);
         state.names.remove(&model);
         let gone: HashSet<ShardId> =
             manifest.shards.iter().map(|shard| shard.id).filter(|shard| !state.is_wanted(shard)).collect();
@@ -257,18 +258,18 @@ impl Catalog {
 
     fn remove_shard(&self, shard: &ShardId) -> Result<(), ModelError> {
         self.forget_verified(shard);
-        remove_if_there(&self.layout().shard(shard))?;
+        remove_if_exists(&self.layout().shard(shard))?;
         if self.writing().contains(shard) {
             return Ok(());
         }
-        remove_if_there(&self.layout().partial(shard))
+        remove_if_exists(&self.layout().partial(shard))
     }
 
     fn layout(&self) -> &Layout {
         &self.inner.layout
     }
 
-    // A thread that panicked while it held a lock leaves a state that is still whole: each change is one insertion.
+    // A thread that panicked while it held a lock leaves a valid state: each change is one insertion.
     fn state(&self) -> RwLockReadGuard<'_, State> {
         self.inner.state.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -285,11 +286,11 @@ impl Catalog {
         self.inner.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn disk(&self) -> MutexGuard<'_, ()> {
+    fn lock_disk(&self) -> MutexGuard<'_, ()> {
         self.inner.disk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Refuses a shard that no known model has, or the host has deleted.
+    /// Refuses a shard that no known model contains, or that the host has deleted.
     fn check_wanted(&self, shard: ShardId) -> Result<(), ModelError> {
         if self.state().is_wanted(&shard) { Ok(()) } else { Err(ModelError::Unlisted { shard }) }
     }
@@ -306,14 +307,14 @@ impl Catalog {
         self.verified().remove(shard);
     }
 
-    /// A shard has become complete.
-    fn note_held(&self, shard: ShardId) {
+    /// Marks a shard as complete.
+    fn mark_held(&self, shard: ShardId) {
         self.state_mut().held.insert(shard);
         self.changed();
     }
 
-    /// A shard turned out not to be usable.
-    fn note_lost(&self, shard: &ShardId) {
+    /// Marks a shard as unusable.
+    fn mark_lost(&self, shard: &ShardId) {
         self.state_mut().held.remove(shard);
         self.forget_verified(shard);
         self.changed();
@@ -324,7 +325,7 @@ impl Catalog {
     }
 }
 
-/// The right to write a shard, or to take from a source, which one has at a time. Given back when dropped.
+/// The exclusive right to write a shard or to ingest from a source. Released on drop.
 #[derive(Debug)]
 struct Claim {
     catalog: Catalog,

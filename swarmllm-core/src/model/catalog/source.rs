@@ -1,4 +1,4 @@
-//! Reading what is held: shards for peers and engines, each read through before its first use in this process.
+//! Reading held shards, for peers and engines. Each shard is verified before its first use in a process.
 
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom};
@@ -14,13 +14,13 @@ use crate::model::{
 };
 
 impl Catalog {
-    /// Opens a shard for reading. On its first use in this process all of it is read and checked; a damaged one is set
-    /// aside, so that it is no longer held and a writer can resume from its good groups.
+    /// Opens a shard for reading. The first use in a process reads and verifies all of it. A damaged shard is set aside: it
+    /// is no longer held, and a writer can resume from its good groups.
     pub fn open_shard(&self, shard: &ShardId) -> Result<File, ModelError> {
         self.open_verified(shard).map(|(file, _)| file)
     }
 
-    /// The leaves of a shard, 32 bytes for each MiB, for a peer that verifies while it receives. Checks as
+    /// The leaves of a shard, 32 bytes per MiB, for a peer that verifies while it receives. Verifies as
     /// [`Catalog::open_shard`] does.
     pub fn shard_leaves(&self, shard: &ShardId) -> Result<Arc<[Leaf]>, ModelError> {
         self.open_verified(shard).map(|(_, leaves)| leaves)
@@ -34,7 +34,7 @@ impl Catalog {
         let mut file = match File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                self.note_lost(shard);
+                self.mark_lost(shard);
                 return Err(ModelError::ShardMissing { shard: *shard });
             }
             Err(error) => return Err(ModelError::io("open", &path)(error)),
@@ -55,9 +55,9 @@ impl Catalog {
         Ok((file, leaves))
     }
 
-    /// Moves a damaged shard to where a writer looks for groups to resume from.
+    /// Moves a damaged shard to the partial directory, where a writer can resume from it.
     fn set_aside(&self, shard: &ShardId) -> Result<(), ModelError> {
-        self.note_lost(shard);
+        self.mark_lost(shard);
         let path = self.layout().shard(shard);
         let moved = match self.claim(*shard) {
             Ok(()) => {
@@ -65,16 +65,16 @@ impl Catalog {
                 self.unclaim(shard);
                 moved
             }
-            // A writer is replacing it already.
+            // A writer already replaces it.
             Err(_) => fs::remove_file(&path),
         };
         moved.map_err(ModelError::io("set aside", &path))
     }
 
-    /// Reads every held shard of a model again and sets damaged ones aside; gives the damaged ones. Blocks for as long
-    /// as reading them takes.
+    /// Verifies every held shard of a model again, sets damaged ones aside and returns them. Blocks for as long as the
+    /// reading takes.
     pub fn verify(&self, model: ModelId) -> Result<Vec<ShardId>, ModelError> {
-        let manifest = self.known(model)?;
+        let manifest = self.require_manifest(model)?;
         let mut damaged = Vec::new();
         for entry in manifest.shards.iter().filter(|entry| self.has(&entry.id)) {
             self.forget_verified(&entry.id);
@@ -86,39 +86,39 @@ impl Catalog {
         Ok(damaged)
     }
 
-    /// All that an engine needs for a stage. Names the first part that is not held.
+    /// Everything an engine needs for a stage. The error names the first part that is not held.
     pub fn stage_source(&self, model: ModelId, layers: LayerRange, head: bool) -> Result<StageSource, ModelError> {
-        let manifest = self.known(model)?;
+        let manifest = self.require_manifest(model)?;
         let inside = layers.start <= layers.end && layers.end <= manifest.layers;
         if !inside || (layers.is_empty() && !head) {
-            let (model, count) = (self.title(model), manifest.layers);
+            let (model, count) = (self.display_name(model), manifest.layers);
             return Err(ModelError::Layers { model, layers, count });
         }
         let mut tensors = Vec::new();
         for entry in manifest.stage_shards(layers, head) {
             tensors.extend(self.source_tensors(model, entry)?);
         }
-        self.note_use(model);
+        self.record_use(model);
         Ok(StageSource { manifest, layers, head, tensors })
     }
 
-    /// All that an engine needs to look embeddings up.
+    /// Everything an engine needs for embedding lookups.
     pub fn embedding_source(&self, model: ModelId) -> Result<EmbeddingSource, ModelError> {
-        let manifest = self.known(model)?;
+        let manifest = self.require_manifest(model)?;
         let mut tensors = Vec::new();
         if let Some(entry) = manifest.shard(ShardKind::Embedding) {
             tensors.extend(self.source_tensors(model, entry)?);
         }
         let found = tensors.into_iter().find(|tensor: &SourceTensor| tensor.entry.name == EMBEDDING_TENSOR);
         let tensor = found.ok_or(ManifestError::MissingTensor { tensor: EMBEDDING_TENSOR })?;
-        self.note_use(model);
+        self.record_use(model);
         Ok(EmbeddingSource { manifest, tensor })
     }
 
-    /// The model's key-values: tokenizer, chat template and the rest, as they were in the GGUF.
+    /// The model's key-values as in the GGUF, including tokenizer and chat template.
     pub fn metadata(&self, model: ModelId) -> Result<Vec<Fact>, ModelError> {
-        let manifest = self.known(model)?;
-        let contradiction = || ModelError::Metadata { model: self.title(model) };
+        let manifest = self.require_manifest(model)?;
+        let contradiction = || ModelError::Metadata { model: self.display_name(model) };
         let entry = manifest.shard(ShardKind::Metadata).ok_or_else(contradiction)?;
         let mut file = self.open_part(model, entry)?;
         let path = self.layout().shard(&entry.id);
@@ -130,14 +130,14 @@ impl Catalog {
         Ok(gguf.facts)
     }
 
-    pub(super) fn known(&self, model: ModelId) -> Result<Arc<Manifest>, ModelError> {
+    pub(super) fn require_manifest(&self, model: ModelId) -> Result<Arc<Manifest>, ModelError> {
         self.manifest(model).ok_or_else(|| ModelError::unknown(model))
     }
 
     fn open_part(&self, model: ModelId, entry: &ShardEntry) -> Result<File, ModelError> {
         self.open_shard(&entry.id).map_err(|error| match error {
             ModelError::ShardMissing { shard } => {
-                ModelError::PartMissing { model: self.title(model), part: entry.kind, shard }
+                ModelError::PartMissing { model: self.display_name(model), part: entry.kind, shard }
             }
             error => error,
         })

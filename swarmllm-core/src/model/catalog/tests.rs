@@ -1,4 +1,4 @@
-//! The catalogue on real files in temporary directories.
+//! Tests of the catalogue on real files in temporary directories.
 
 mod names;
 mod parts;
@@ -77,7 +77,7 @@ fn flip(path: &Path, at: usize) {
     fs::write(path, bytes).unwrap();
 }
 
-/// Every tensor of the file is in a source, with the very bytes.
+/// Asserts that the sources have every tensor of the file, with equal bytes.
 fn assert_tensors_equal(catalog: &Catalog, model: ModelId, gguf_path: &Path) {
     let mut original = fs::File::open(gguf_path).unwrap();
     let gguf = Gguf::read(&mut original).unwrap();
@@ -100,7 +100,7 @@ fn assert_tensors_equal(catalog: &Catalog, model: ModelId, gguf_path: &Path) {
 }
 
 #[test]
-fn an_imported_model_is_held_in_shards_whose_bytes_are_the_files() {
+fn an_imported_models_shards_have_the_files_bytes() {
     let bench = Bench::new();
     let path = bench.file("model.gguf", &small("small", 1));
     let mut seen = Vec::new();
@@ -130,7 +130,7 @@ fn importing_twice_or_elsewhere_gives_the_same_model() {
 }
 
 #[test]
-fn an_import_of_parts_gives_the_same_model_and_writes_only_those_parts() {
+fn a_partial_import_gives_the_same_model_and_writes_only_those_parts() {
     let (whole, part) = (Bench::new(), Bench::new());
     let bytes = small("small", 1);
     let model = whole.import(&bytes);
@@ -155,7 +155,7 @@ fn an_import_of_parts_gives_the_same_model_and_writes_only_those_parts() {
 }
 
 #[test]
-fn layers_are_not_held_without_the_common_tensors_nor_a_tied_head_without_the_embedding() {
+fn layers_need_the_common_tensors_and_a_tied_head_the_embedding() {
     let bench = Bench::new();
     let path = bench.file("a.gguf", &small_model("a", 2, true, true, 1));
     let only = |wanted: ShardKind| move |kind| kind == wanted;
@@ -171,7 +171,7 @@ fn layers_are_not_held_without_the_common_tensors_nor_a_tied_head_without_the_em
 }
 
 #[test]
-fn a_stage_has_its_layers_the_common_tensors_and_with_the_head_what_that_needs() {
+fn a_stage_source_has_layers_common_tensors_and_what_the_head_needs() {
     let bench = Bench::new();
     let names = |model, layers: (u32, u32), head| {
         let source = bench.catalog.stage_source(model, LayerRange::new(layers.0, layers.1), head).unwrap();
@@ -191,7 +191,7 @@ fn a_stage_has_its_layers_the_common_tensors_and_with_the_head_what_that_needs()
 }
 
 #[test]
-fn what_was_imported_is_there_after_reopening() {
+fn an_imported_model_survives_reopening() {
     let bench = Bench::new();
     let model = bench.import(&small("small", 1));
     let again = bench.reopen();
@@ -201,7 +201,7 @@ fn what_was_imported_is_there_after_reopening() {
 }
 
 #[test]
-fn a_shard_with_one_flipped_byte_is_refused_and_no_longer_held() {
+fn a_corrupt_shard_is_refused_and_no_longer_held() {
     let bench = Bench::new();
     let model = bench.import(&small("small", 1));
     let shard = entry(&bench.catalog, model, ShardKind::Layer(1));
@@ -232,7 +232,7 @@ fn a_damaged_embedding_or_metadata_is_refused_too() {
 }
 
 #[test]
-fn verify_finds_damage_that_came_after_the_first_use() {
+fn verify_finds_damage_after_the_first_use() {
     let bench = Bench::new();
     let model = bench.import(&small("small", 1));
     let shard = entry(&bench.catalog, model, ShardKind::Head);
@@ -244,7 +244,7 @@ fn verify_finds_damage_that_came_after_the_first_use() {
 }
 
 #[test]
-fn a_shard_that_was_cut_short_or_deleted_is_not_held() {
+fn a_truncated_or_deleted_shard_is_not_held() {
     let bench = Bench::new();
     let model = bench.import(&small("small", 1));
     let [short, gone] = [ShardKind::Layer(0), ShardKind::Head].map(|kind| entry(&bench.catalog, model, kind));
@@ -259,7 +259,7 @@ fn a_shard_that_was_cut_short_or_deleted_is_not_held() {
 }
 
 #[test]
-fn shards_that_two_models_share_stay_when_one_is_removed() {
+fn shared_shards_stay_when_one_model_is_removed() {
     let bench = Bench::new();
     let one = bench.import(&small("one", 1));
     let two = bench.import(&small("two", 1));
@@ -267,7 +267,7 @@ fn shards_that_two_models_share_stay_when_one_is_removed() {
     // Only the metadata differs.
     assert_eq!(bench.files("shards").len(), 8);
     bench.catalog.remove(one).unwrap();
-    // Manifest, marks and names.
+    // Manifest, provenance and names.
     assert_eq!((bench.files("shards").len(), bench.files("models").len()), (7, 3));
     assert_eq!(bench.catalog.verify(two).unwrap(), []);
     assert!(bench.catalog.holding(two).head && bench.catalog.holding(one) == Held::default());
@@ -278,14 +278,14 @@ fn shards_that_two_models_share_stay_when_one_is_removed() {
 }
 
 #[test]
-fn a_full_disk_is_told_apart_and_leaves_the_catalogue_as_it_was() {
+fn a_full_disk_is_reported_and_leaves_the_catalogue_unchanged() {
     let bench = Bench::new();
     let kept = bench.import(&small("kept", 9));
     let before = (bench.files("shards"), bench.files("models"), bench.files("partial"));
     let bytes = small("small", 1);
     let path = bench.file("model.gguf", &bytes);
     let mut failures = 0;
-    // The import writes less than twice the file, the manifest included.
+    // The import writes less than twice the file, including the manifest.
     for space in (0..2 * bytes.len()).step_by(97) {
         files::faults::set_space(Some(space));
         let result = bench.catalog.import(&path, None, &mut quiet);
@@ -302,7 +302,7 @@ fn a_full_disk_is_told_apart_and_leaves_the_catalogue_as_it_was() {
 }
 
 #[test]
-fn what_an_interrupted_import_left_is_removed_on_opening() {
+fn opening_removes_leftovers_of_an_interrupted_import() {
     let bench = Bench::new();
     let mut left = bench.catalog.layout().temporary().unwrap();
     left.write(b"half a shard").unwrap();
@@ -331,7 +331,7 @@ fn a_file_that_is_not_a_model_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn a_manifest_that_is_not_the_one_asked_for_or_malformed_is_refused() {
+fn a_malformed_or_unexpected_manifest_is_refused() {
     let (from, to) = (Bench::new(), Bench::new());
     let model = from.import(&small("small", 1));
     let bytes = from.catalog.manifest(model).unwrap().encode();
@@ -349,7 +349,7 @@ fn a_manifest_that_is_not_the_one_asked_for_or_malformed_is_refused() {
 }
 
 #[test]
-fn a_manifest_damaged_on_disk_is_passed_over_and_the_others_serve() {
+fn a_damaged_manifest_is_skipped_and_the_others_work() {
     let bench = Bench::new();
     let bad = bench.import(&small("bad", 1));
     let good = bench.import(&small("good", 2));
@@ -362,7 +362,7 @@ fn a_manifest_damaged_on_disk_is_passed_over_and_the_others_serve() {
     assert_eq!(bench.reopen().models().len(), 2);
 }
 
-/// A model with one layer of three groups and a bit, and its bytes.
+/// A model whose only layer has more than three groups, with the layer's bytes and leaves.
 fn large() -> (Bench, ModelId, ShardEntry, Vec<u8>, Arc<[Leaf]>) {
     use crate::model::gguf::tests::{file, tensor};
     let facts = [
@@ -385,7 +385,7 @@ fn large() -> (Bench, ModelId, ShardEntry, Vec<u8>, Arc<[Leaf]>) {
     (bench, model, shard, bytes, leaves)
 }
 
-/// An empty catalogue that knows the model.
+/// A catalogue that knows the model and holds nothing of it.
 fn receiver(from: &Bench, model: ModelId) -> Bench {
     let bench = Bench::new();
     bench.catalog.add_manifest(&from.catalog.manifest(model).unwrap().encode(), model).unwrap();
@@ -400,7 +400,7 @@ fn write_rest(mut writer: ShardWriter, bytes: &[u8]) {
 }
 
 #[test]
-fn a_shard_received_group_by_group_is_held_once_it_is_whole() {
+fn a_shard_received_group_by_group_is_held_once_complete() {
     let (from, model, shard, bytes, leaves) = large();
     let to = receiver(&from, model);
     let mut writer = to.catalog.shard_writer(&shard, leaves.to_vec()).unwrap();
@@ -430,7 +430,7 @@ fn a_bad_group_is_refused_without_touching_the_good_ones() {
 }
 
 #[test]
-fn an_interrupted_transfer_goes_on_at_the_last_good_group() {
+fn an_interrupted_transfer_resumes_after_the_last_good_group() {
     let (from, model, shard, bytes, leaves) = large();
     let to = receiver(&from, model);
     let writer = |catalog: &Catalog| catalog.shard_writer(&shard, leaves.to_vec()).unwrap();
@@ -465,7 +465,7 @@ fn a_damaged_shard_is_repaired_from_its_first_bad_group() {
 }
 
 #[test]
-fn a_full_disk_while_receiving_loses_nothing_that_was_written() {
+fn a_full_disk_while_receiving_loses_no_written_group() {
     let (from, model, shard, bytes, leaves) = large();
     let to = receiver(&from, model);
     let mut writer = to.catalog.shard_writer(&shard, leaves.to_vec()).unwrap();
@@ -481,7 +481,7 @@ fn a_full_disk_while_receiving_loses_nothing_that_was_written() {
 }
 
 #[test]
-fn a_shard_has_one_writer_at_a_time_and_leaves_must_be_its_own() {
+fn a_shard_has_one_writer_and_needs_its_own_leaves() {
     let (from, model, shard, _, leaves) = large();
     let to = receiver(&from, model);
     let writer = to.catalog.shard_writer(&shard, leaves.to_vec()).unwrap();
@@ -495,7 +495,7 @@ fn a_shard_has_one_writer_at_a_time_and_leaves_must_be_its_own() {
 }
 
 #[test]
-fn smollm2_is_cut_into_its_layers_with_every_byte_in_place() {
+fn smollm2_is_split_with_every_byte_in_place() {
     let Some(path) = std::env::var_os("SWARMLLM_TEST_SMOLLM2").map(PathBuf::from) else {
         eprintln!("skipped: SWARMLLM_TEST_SMOLLM2 is not set");
         return;
@@ -513,7 +513,7 @@ fn smollm2_is_cut_into_its_layers_with_every_byte_in_place() {
 }
 
 #[test]
-fn gemma3_is_cut_too() {
+fn gemma3_is_split_with_every_byte_in_place() {
     let Some(path) = std::env::var_os("SWARMLLM_TEST_GEMMA3").map(PathBuf::from) else {
         eprintln!("skipped: SWARMLLM_TEST_GEMMA3 is not set");
         return;
@@ -526,7 +526,7 @@ fn gemma3_is_cut_too() {
 }
 
 #[test]
-fn a_shard_of_a_model_that_is_not_known_or_was_removed_is_not_taken() {
+fn a_shard_of_an_unknown_or_removed_model_is_refused() {
     let (from, model, shard, bytes, leaves) = large();
     let to = Bench::new();
     let error = to.catalog.shard_writer(&shard, leaves.to_vec()).unwrap_err();
@@ -540,7 +540,7 @@ fn a_shard_of_a_model_that_is_not_known_or_was_removed_is_not_taken() {
 }
 
 #[test]
-fn imports_and_removals_at_once_leave_whole_models() {
+fn concurrent_imports_and_removals_leave_whole_models() {
     let bench = Bench::new();
     let [one, two] = ["one", "two"].map(|name| bench.file(name, &small(name, 1)));
     let import = |path: &Path| bench.catalog.import(path, None, &mut quiet).unwrap();

@@ -1,16 +1,16 @@
-//! Writing a shard as it arrives: each group checked before it touches the disk, resumable, durable before it counts.
+//! Writing shards as they arrive: resumable, verified per group or as a whole, durable before they count as held.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use super::growing::Growing;
+use super::partial_shard::PartialShard;
 use super::{Catalog, Claim};
 use crate::base::ShardId;
 use crate::model::shard::{GROUP, Leaf, ShardError, Verifier};
 use crate::model::{ModelError, ShardEntry};
 
-/// A shard being written. Dropping it keeps the groups written so far for the next attempt.
+/// A shard that is being written, verified per group. Dropping it keeps the written groups for the next attempt.
 #[derive(Debug)]
 pub struct ShardWriter {
     catalog: Catalog,
@@ -21,10 +21,10 @@ pub struct ShardWriter {
 }
 
 impl Catalog {
-    /// Begins or resumes a shard of a known model whose leaves are known. Groups that an earlier attempt left are read
-    /// and checked; the writer continues at the first that is missing or damaged. One writer per shard at a time.
+    /// Starts or resumes a shard of a known model from its leaves. Groups of an earlier attempt are read and checked; the
+    /// writer continues at the first missing or damaged one. One writer per shard at a time.
     ///
-    /// Blocks for as long as reading the earlier groups takes.
+    /// Blocks while it reads the earlier groups.
     pub fn shard_writer(&self, shard: &ShardEntry, leaves: Vec<Leaf>) -> Result<ShardWriter, ModelError> {
         let verifier = Verifier::new(shard.id, shard.size, leaves)?;
         self.check_wanted(shard.id)?;
@@ -42,70 +42,70 @@ impl Catalog {
 }
 
 impl Catalog {
-    /// Begins or resumes a shard of a known model from a source that does not know its leaves, so that it can only be
-    /// checked as a whole. Blocks for as long as reading the earlier groups takes.
+    /// Starts or resumes a shard of a known model from a source without leaves; only the whole shard can be verified.
+    /// Blocks while it reads the earlier groups.
     pub fn whole_writer(&self, shard: &ShardEntry) -> Result<WholeWriter, ModelError> {
         self.check_wanted(shard.id)?;
         let claim = Claim::new(self, shard.id)?;
-        let file = self.layout().lasting(self.layout().partial(&shard.id))?;
-        Ok(WholeWriter { claim, growing: Growing::resume(Some(file), shard.size, None)? })
+        let file = self.layout().resumable(self.layout().partial(&shard.id))?;
+        Ok(WholeWriter { claim, partial: PartialShard::resume(Some(file), shard.size, None)? })
     }
 
-    /// Gives a complete and durable shard its place.
-    fn settle(&self, shard: ShardId, path: &Path) -> Result<(), ModelError> {
-        let _alone = self.disk();
+    /// Moves a complete and durable shard into place.
+    fn commit(&self, shard: ShardId, path: &Path) -> Result<(), ModelError> {
+        let _guard = self.lock_disk();
         if let Err(error) = self.check_wanted(shard) {
-            super::remove_if_there(path)?;
+            super::remove_if_exists(path)?;
             return Err(error);
         }
         let target = self.layout().shard(&shard);
         fs::rename(path, &target).map_err(ModelError::io("rename to", &target))?;
         self.layout().sync_shards()?;
         self.forget_verified(&shard);
-        self.note_held(shard);
+        self.mark_held(shard);
         Ok(())
     }
 }
 
-/// A shard being written that is checked at its end. Dropping it keeps the groups written so far for the next attempt.
+/// A shard that is being written, verified at its end. Dropping it keeps the written groups for the next attempt.
 #[derive(Debug)]
 pub struct WholeWriter {
     claim: Claim,
-    growing: Growing,
+    partial: PartialShard,
 }
 
 impl WholeWriter {
-    /// The group that is written next.
+    /// The group to write next.
     pub fn next_group(&self) -> u64 {
-        self.growing.next_group()
+        self.partial.next_group()
     }
 
-    /// How many bytes it has; 0 when all are written.
+    /// Bytes of the next group; 0 when all groups are written.
     pub fn next_len(&self) -> u64 {
-        self.growing.next_len()
+        self.partial.next_len()
     }
 
-    /// Bytes that are here.
-    pub fn here(&self) -> u64 {
-        self.growing.here()
+    /// Bytes written so far.
+    pub fn bytes_written(&self) -> u64 {
+        self.partial.bytes_written()
     }
 
     /// Writes the next group.
     pub fn write_group(&mut self, bytes: &[u8]) -> Result<(), ModelError> {
-        self.growing.write(bytes).map(drop)
+        self.partial.write(bytes).map(drop)
     }
 
-    /// Checks the complete shard and puts it into the catalogue. One that is not what its id says is removed.
+    /// Verifies the complete shard and adds it to the catalogue. A shard that does not match its id is removed.
     pub fn finish(self) -> Result<(), ModelError> {
-        let WholeWriter { claim, growing } = self;
+        let WholeWriter { claim, partial } = self;
         let (shard, path) = (claim.key, claim.catalog.layout().partial(&claim.key));
-        let (found, file) = growing.finish();
+        let (found, file) = partial.finish();
         drop(file);
         if found != shard {
-            super::remove_if_there(&path)?;
+            super::remove_if_exists(&path)?;
             return Err(ShardError::Bytes { shard }.into());
         }
-        claim.catalog.settle(shard, &path)
+        claim.catalog.commit(shard, &path)
     }
 }
 
@@ -128,28 +128,28 @@ fn open_partial(path: &Path, verifier: &Verifier) -> std::io::Result<(File, u64)
 }
 
 impl ShardWriter {
-    /// The shard.
+    /// The shard's id.
     pub fn shard(&self) -> ShardId {
         self.verifier.shard()
     }
 
-    /// The group that is written next; those before it are here and good.
+    /// The group to write next; all groups before it are written and verified.
     pub fn next_group(&self) -> u64 {
         self.next
     }
 
-    /// How many groups the shard has.
+    /// Number of groups of the shard.
     pub fn groups(&self) -> u64 {
         self.verifier.groups()
     }
 
-    /// How many bytes the next group has; 0 when all are written.
+    /// Bytes of the next group; 0 when all groups are written.
     pub fn next_len(&self) -> u64 {
         self.verifier.group_len(self.next)
     }
 
-    /// Checks and writes the next group. A group that is refused, or that the disk does not take, changes nothing: the
-    /// same group may be given again.
+    /// Verifies and writes the next group. If the group is refused, or the write fails, nothing changes; the same group can
+    /// be written again.
     pub fn write_group(&mut self, bytes: &[u8]) -> Result<(), ModelError> {
         self.verifier.check(self.next, bytes)?;
         #[cfg(test)]
@@ -160,14 +160,15 @@ impl ShardWriter {
         Ok(())
     }
 
-    /// Makes the complete shard durable and puts it into the catalogue. Refused where it was deleted meanwhile, or its model.
+    /// Makes the complete shard durable and adds it to the catalogue. Refused if the shard or its model was deleted
+    /// meanwhile.
     pub fn finish(self) -> Result<(), ModelError> {
         let (written, groups, shard) = (self.next, self.groups(), self.shard());
         if written < groups {
             return Err(ModelError::Unfinished { shard, written, groups });
         }
         self.file.sync_all().map_err(ModelError::io("flush", &self.path))?;
-        self.catalog.settle(shard, &self.path)
+        self.catalog.commit(shard, &self.path)
     }
 }
 

@@ -1,60 +1,62 @@
-//! What a template can call: operators, filters, tests, methods and functions, each metered before it builds.
+//! The environment of templates: operators, filters, tests, methods and functions. Each charges the meter first.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::SystemTime;
 
+use jiff::civil::DateTime;
 use minijinja::value::{Rest, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, State, Value};
 
+use super::arguments::{Arguments, MAX_ARGUMENTS, invalid};
+use super::bytecode::call;
 use super::checks::TESTS;
 use super::clock;
+use super::context::RenderContext;
 use super::filters::{self, FILTERS};
-use super::given::{Given, MAX_ARGUMENTS, invalid};
 use super::methods;
 use super::operators::{self, OPERATORS, dict};
-use super::program::call;
 use super::python::Number;
-use super::rendering::Rendering;
 use super::values::{Joiner, is_loop};
 
-/// Longest list that `range` gives.
+/// Longest list of `range`.
 const MAX_RANGE: usize = 10_000;
 
-/// Arguments; those by name are the last of their values.
+/// Arguments; keyword arguments are the last value.
 type Args = Rest<ValueOrKwargs>;
 type Answer = Result<Value, Error>;
 
-/// An environment in which everything that a compiled template calls is there, and nothing else.
-pub fn environment(rendering: &Arc<Rendering>, now: SystemTime) -> Environment<'static> {
+/// An environment with the functions that compiled templates call, and no others.
+pub fn environment(context: &Arc<RenderContext>, now: DateTime) -> Environment<'static> {
     let mut env = Environment::empty();
-    let shared = Arc::clone(rendering);
+    let shared = Arc::clone(context);
     env.set_formatter(move |out, _, value| {
         let text = shared.text(value)?;
         out.write_str(&text).map_err(|_| invalid("the output cannot be written"))
     });
-    let shared = Arc::clone(rendering);
+    let shared = Arc::clone(context);
     env.set_unknown_method_callback(move |_, value, name, args| match args.len() > MAX_ARGUMENTS {
         true => Err(invalid(format!("a call has more than {MAX_ARGUMENTS} arguments"))),
         false => methods::call(&shared, value, name, args),
     });
     for (name, operator) in OPERATORS {
-        let shared = Arc::clone(rendering);
+        let shared = Arc::clone(context);
         env.add_function(name, move |args: Args| operator(&shared, &args.into_values()));
     }
     for (name, method) in [(call::CHANGED, "changed"), (call::CYCLE, "cycle")] {
-        let shared = Arc::clone(rendering);
-        env.add_function(name, move |state: &mut State, args: Args| loop_method(&shared, state, method, &few(args)?));
+        let shared = Arc::clone(context);
+        env.add_function(name, move |state: &mut State, args: Args| {
+            loop_method(&shared, state, method, &limited(args)?)
+        });
     }
-    add_functions(&mut env, rendering, now);
-    add_filters(&mut env, rendering);
+    add_functions(&mut env, context, now);
+    add_filters(&mut env, context);
     for (name, test) in TESTS {
-        let shared = Arc::clone(rendering);
+        let shared = Arc::clone(context);
         env.add_test(*name, move |args: Args| -> Result<bool, Error> {
-            let args = few(args)?;
+            let args = limited(args)?;
             let (value, rest) = args.split_first().ok_or_else(|| invalid("a test needs a value"))?;
             if !rest.is_empty() {
-                shared.meter.weigh_all(&args)?;
+                shared.meter.measure_all(&args)?;
             }
             test(&shared, value, rest)
         });
@@ -62,8 +64,8 @@ pub fn environment(rendering: &Arc<Rendering>, now: SystemTime) -> Environment<'
     env
 }
 
-/// The arguments of a call.
-fn few(args: Args) -> Result<Vec<Value>, Error> {
+/// The arguments of a call, at most [`MAX_ARGUMENTS`].
+fn limited(args: Args) -> Result<Vec<Value>, Error> {
     let args = args.into_values();
     match args.len() > MAX_ARGUMENTS {
         true => Err(invalid(format!("a call has more than {MAX_ARGUMENTS} arguments"))),
@@ -71,45 +73,45 @@ fn few(args: Args) -> Result<Vec<Value>, Error> {
     }
 }
 
-/// `loop.changed` and `loop.cycle`. The loop keeps what `changed` is given, and compares it the next time: it must
-/// not be the loop itself, nor hold it.
-fn loop_method(rendering: &Rendering, state: &mut State<'_, '_>, name: &str, args: &[Value]) -> Answer {
+/// `loop.changed` and `loop.cycle`. The loop keeps the arguments of `changed` and compares them at the next call, so
+/// they must not contain the loop.
+fn loop_method(context: &RenderContext, state: &mut State<'_, '_>, name: &str, args: &[Value]) -> Answer {
     let (holder, args) = args.split_first().ok_or_else(|| invalid("a method needs a value"))?;
     if is_loop(holder) {
         if args.is_empty() {
             return Err(invalid(format!("`loop.{name}` needs a value")));
         }
         if name == "changed" {
-            rendering.check_parts(args)?;
-            rendering.meter.weigh_all(args)?;
+            context.check_parts(args)?;
+            context.meter.measure_all(args)?;
         }
     }
     holder.call_method(state, name, args)
 }
 
-fn add_functions(env: &mut Environment<'static>, rendering: &Arc<Rendering>, now: SystemTime) {
-    let shared = Arc::clone(rendering);
+fn add_functions(env: &mut Environment<'static>, context: &Arc<RenderContext>, now: DateTime) {
+    let shared = Arc::clone(context);
     env.add_function("raise_exception", move |message: &Value| -> Answer {
         let message = shared.text(message)?;
-        Err(shared.meter.raise(&shared.shadow.plain(&message)))
+        Err(shared.meter.raise(&shared.taint.plain(&message)))
     });
-    let shared = Arc::clone(rendering);
+    let shared = Arc::clone(context);
     env.add_function("strftime_now", move |format: &str| -> Result<String, Error> {
-        shared.meter.work(format.len())?;
-        let plain = shared.shadow.plain(format);
+        shared.meter.charge_work(format.len())?;
+        let plain = shared.taint.plain(format);
         let text = clock::format(now, &plain);
         let text = text.ok_or_else(|| invalid(format!("the time format `{plain}` is not supported")))?;
-        // Of a foreign format the whole result is foreign.
-        Ok(if shared.shadow.marks(format) { shared.shadow.mark(&text).into_owned() } else { text })
+        // A tainted format taints the whole result.
+        Ok(if shared.taint.occurs_in(format) { shared.taint.mark(&text).into_owned() } else { text })
     });
-    let shared = Arc::clone(rendering);
-    env.add_function("namespace", move |args: Args| operators::namespace(&shared, &few(args)?));
-    let shared = Arc::clone(rendering);
+    let shared = Arc::clone(context);
+    env.add_function("namespace", move |args: Args| operators::namespace(&shared, &limited(args)?));
+    let shared = Arc::clone(context);
     env.add_function("dict", move |args: Args| -> Answer {
-        let args = few(args)?;
-        let given = Given::new(&args)?;
+        let args = limited(args)?;
+        let arguments = Arguments::new(&args)?;
         let mut pairs = Vec::new();
-        for map in given.values {
+        for map in arguments.values {
             for item in shared.items(map)? {
                 match map.kind() {
                     ValueKind::Map => pairs.push((item.clone(), map.get_item(&item)?)),
@@ -117,23 +119,26 @@ fn add_functions(env: &mut Environment<'static>, rendering: &Arc<Rendering>, now
                 }
             }
         }
-        dict(&shared, pairs.into_iter().chain(given.named.into_iter().map(|(name, value)| (Value::from(name), value))))
+        dict(
+            &shared,
+            pairs.into_iter().chain(arguments.named.into_iter().map(|(name, value)| (Value::from(name), value))),
+        )
     });
-    let shared = Arc::clone(rendering);
+    let shared = Arc::clone(context);
     env.add_function("joiner", move |args: Args| -> Answer {
-        let args = few(args)?;
-        let given = Given::of(&args, &["sep"])?;
-        let text = given.get(0, "sep").cloned().unwrap_or_else(|| Value::from(", "));
+        let args = limited(args)?;
+        let arguments = Arguments::of(&args, &["sep"])?;
+        let text = arguments.get(0, "sep").cloned().unwrap_or_else(|| Value::from(", "));
         let joiner = Joiner { text: Value::from(shared.text(&text)?), used: AtomicBool::new(false) };
         Ok(Value::from_object(joiner))
     });
-    let shared = Arc::clone(rendering);
+    let shared = Arc::clone(context);
     env.add_function("range", move |from: i64, to: Option<i64>, step: Option<i64>| -> Answer {
         shared.list(&range(from, to, step.unwrap_or(1))?)
     });
 }
 
-/// Python's ranges. In wider numbers than it is given: the distance of two may not fit into one.
+/// Python's `range`. Computes in `i128`, since the distance of two `i64` may not fit into one.
 fn range(from: i64, to: Option<i64>, step: i64) -> Result<Vec<Value>, Error> {
     let (start, end) = to.map_or((0, from), |to| (from, to));
     let (start, end, step) = (i128::from(start), i128::from(end), i128::from(step));
@@ -141,27 +146,27 @@ fn range(from: i64, to: Option<i64>, step: i64) -> Result<Vec<Value>, Error> {
         return Err(invalid("a range cannot have the step 0"));
     }
     let numbers = (0..).map(|at| start + at * step).take_while(|number| (*number - end) * step.signum() < 0);
-    let numbers: Vec<Value> = numbers.take(MAX_RANGE + 1).map(|whole| Number::Whole(whole).value()).collect();
+    let numbers: Vec<Value> = numbers.take(MAX_RANGE + 1).map(|whole| Number::Int(whole).value()).collect();
     if numbers.len() > MAX_RANGE { Err(invalid("the range is too long")) } else { Ok(numbers) }
 }
 
-fn add_filters(env: &mut Environment<'static>, rendering: &Arc<Rendering>) {
+fn add_filters(env: &mut Environment<'static>, context: &Arc<RenderContext>) {
     for (name, filter) in FILTERS {
-        let shared = Arc::clone(rendering);
+        let shared = Arc::clone(context);
         env.add_filter(*name, move |args: Args| -> Answer {
-            let args = few(args)?;
-            shared.meter.work(args.len())?;
+            let args = limited(args)?;
+            shared.meter.charge_work(args.len())?;
             filter(&shared, &args)
         });
     }
     for (name, by_attribute, keep) in
         [("select", false, true), ("reject", false, false), ("selectattr", true, true), ("rejectattr", true, false)]
     {
-        let shared = Arc::clone(rendering);
+        let shared = Arc::clone(context);
         env.add_filter(name, move |state: &mut State, args: Args| {
-            filters::select(&shared, state, &few(args)?, by_attribute, keep)
+            filters::select(&shared, state, &limited(args)?, by_attribute, keep)
         });
     }
-    let shared = Arc::clone(rendering);
-    env.add_filter("map", move |state: &mut State, args: Args| filters::map(&shared, state, &few(args)?));
+    let shared = Arc::clone(context);
+    env.add_filter("map", move |state: &mut State, args: Args| filters::map(&shared, state, &limited(args)?));
 }

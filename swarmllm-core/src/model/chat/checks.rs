@@ -1,57 +1,57 @@
-//! Tests of templates (`is ...`), as Jinja2 has them.
+//! Jinja2's tests (`is ...`).
 
 use minijinja::value::ValueKind;
 use minijinja::{Error, Value};
 
-use super::given::invalid;
+use super::arguments::invalid;
+use super::context::RenderContext;
 use super::operators::contains;
 use super::python::{self, Number};
-use super::rendering::Rendering;
 use super::values::{Dict, List, is_data, same, same_object};
 
-type Test = fn(&Rendering, &Value, &[Value]) -> Result<bool, Error>;
+type Test = fn(&RenderContext, &Value, &[Value]) -> Result<bool, Error>;
 
-/// The tests.
+/// Tests by name.
 pub const TESTS: &[(&str, Test)] = &[
     ("boolean", |_, value, _| Ok(value.kind() == ValueKind::Bool)),
     ("callable", |_, value, _| Ok(value.kind() == ValueKind::Plain)),
     ("defined", |_, value, _| Ok(!value.is_undefined())),
     ("divisibleby", |_, value, args| match (Number::of(value), args.first().and_then(Number::of)) {
-        (Some(Number::Whole(whole)), Some(Number::Whole(by))) if by != 0 => Ok(whole.checked_rem(by) == Some(0)),
-        _ => Err(invalid("only whole numbers are divided")),
+        (Some(Number::Int(integer)), Some(Number::Int(by))) if by != 0 => Ok(integer.checked_rem(by) == Some(0)),
+        _ => Err(invalid("only integers are divisible")),
     }),
     ("eq", equal),
     ("equalto", equal),
     ("==", equal),
-    ("even", |_, value, _| whole(value).map(|whole| whole % 2 == 0)),
+    ("even", |_, value, _| integer(value).map(|integer| integer % 2 == 0)),
     ("false", |_, value, _| Ok(value.kind() == ValueKind::Bool && !value.is_true())),
     ("float", |_, value, _| Ok(value.kind() == ValueKind::Number && !value.is_integer())),
-    ("ge", |rendering, value, args| ordered(rendering, value, args, std::cmp::Ordering::is_ge)),
-    (">=", |rendering, value, args| ordered(rendering, value, args, std::cmp::Ordering::is_ge)),
-    ("greaterthan", |rendering, value, args| ordered(rendering, value, args, std::cmp::Ordering::is_gt)),
-    ("gt", |rendering, value, args| ordered(rendering, value, args, std::cmp::Ordering::is_gt)),
-    (">", |rendering, value, args| ordered(rendering, value, args, std::cmp::Ordering::is_gt)),
-    ("in", |rendering, value, args| contains(rendering, value, one(args)?)),
+    ("ge", |context, value, args| ordered(context, value, args, std::cmp::Ordering::is_ge)),
+    (">=", |context, value, args| ordered(context, value, args, std::cmp::Ordering::is_ge)),
+    ("greaterthan", |context, value, args| ordered(context, value, args, std::cmp::Ordering::is_gt)),
+    ("gt", |context, value, args| ordered(context, value, args, std::cmp::Ordering::is_gt)),
+    (">", |context, value, args| ordered(context, value, args, std::cmp::Ordering::is_gt)),
+    ("in", |context, value, args| contains(context, value, argument(args)?)),
     ("integer", |_, value, _| Ok(value.kind() == ValueKind::Number && value.is_integer())),
     ("iterable", |_, value, _| {
         let kind = value.kind();
         let listed = matches!(kind, ValueKind::String | ValueKind::Seq | ValueKind::Iterable | ValueKind::Undefined);
         Ok(listed || kind == ValueKind::Map && value.len().is_some())
     }),
-    ("le", |rendering, value, args| ordered(rendering, value, args, std::cmp::Ordering::is_le)),
-    ("<=", |rendering, value, args| ordered(rendering, value, args, std::cmp::Ordering::is_le)),
-    ("lessthan", |rendering, value, args| ordered(rendering, value, args, std::cmp::Ordering::is_lt)),
-    ("lower", |rendering, value, _| cased(rendering, value, char::is_lowercase, char::is_uppercase)),
-    ("lt", |rendering, value, args| ordered(rendering, value, args, std::cmp::Ordering::is_lt)),
-    ("<", |rendering, value, args| ordered(rendering, value, args, std::cmp::Ordering::is_lt)),
+    ("le", |context, value, args| ordered(context, value, args, std::cmp::Ordering::is_le)),
+    ("<=", |context, value, args| ordered(context, value, args, std::cmp::Ordering::is_le)),
+    ("lessthan", |context, value, args| ordered(context, value, args, std::cmp::Ordering::is_lt)),
+    ("lower", |context, value, _| has_case(context, value, char::is_lowercase, char::is_uppercase)),
+    ("lt", |context, value, args| ordered(context, value, args, std::cmp::Ordering::is_lt)),
+    ("<", |context, value, args| ordered(context, value, args, std::cmp::Ordering::is_lt)),
     ("mapping", |_, value, _| Ok(value.kind() == ValueKind::Map && value.len().is_some())),
-    ("ne", |rendering, value, args| equal(rendering, value, args).map(|same| !same)),
-    ("!=", |rendering, value, args| equal(rendering, value, args).map(|same| !same)),
+    ("ne", |context, value, args| equal(context, value, args).map(|same| !same)),
+    ("!=", |context, value, args| equal(context, value, args).map(|same| !same)),
     ("none", |_, value, _| Ok(value.is_none())),
     ("number", |_, value, _| Ok(matches!(value.kind(), ValueKind::Number | ValueKind::Bool))),
-    ("odd", |_, value, _| whole(value).map(|whole| whole % 2 != 0)),
+    ("odd", |_, value, _| integer(value).map(|integer| integer % 2 != 0)),
     ("sameas", |_, value, args| {
-        let other = one(args)?;
+        let other = argument(args)?;
         let known = same_object::<List>(value, other).or_else(|| same_object::<Dict>(value, other));
         Ok(known.unwrap_or_else(|| match is_data(value) && is_data(other) {
             true => value.kind() == other.kind() && value == other,
@@ -63,43 +63,48 @@ pub const TESTS: &[(&str, Test)] = &[
         let listed = matches!(kind, ValueKind::String | ValueKind::Seq | ValueKind::Undefined);
         Ok(listed || kind == ValueKind::Map && value.len().is_some())
     }),
-    ("startingwith", |rendering, value, args| Ok(plain(rendering, value).starts_with(&plain(rendering, one(args)?)))),
-    ("endingwith", |rendering, value, args| Ok(plain(rendering, value).ends_with(&plain(rendering, one(args)?)))),
+    ("startingwith", |context, value, args| Ok(plain(context, value).starts_with(&plain(context, argument(args)?)))),
+    ("endingwith", |context, value, args| Ok(plain(context, value).ends_with(&plain(context, argument(args)?)))),
     ("string", |_, value, _| Ok(value.kind() == ValueKind::String)),
     ("true", |_, value, _| Ok(value.kind() == ValueKind::Bool && value.is_true())),
     ("undefined", |_, value, _| Ok(value.is_undefined())),
-    ("upper", |rendering, value, _| cased(rendering, value, char::is_uppercase, char::is_lowercase)),
+    ("upper", |context, value, _| has_case(context, value, char::is_uppercase, char::is_lowercase)),
 ];
 
-fn one(args: &[Value]) -> Result<&Value, Error> {
+fn argument(args: &[Value]) -> Result<&Value, Error> {
     args.first().ok_or_else(|| invalid("the test needs another value"))
 }
 
-fn whole(value: &Value) -> Result<i128, Error> {
+fn integer(value: &Value) -> Result<i128, Error> {
     match Number::of(value) {
-        Some(Number::Whole(whole)) => Ok(whole),
-        _ => Err(invalid("only whole numbers are even or odd")),
+        Some(Number::Int(integer)) => Ok(integer),
+        _ => Err(invalid("only integers are even or odd")),
     }
 }
 
-fn equal(rendering: &Rendering, value: &Value, args: &[Value]) -> Result<bool, Error> {
-    rendering.equal(value, one(args)?)
+fn equal(context: &RenderContext, value: &Value, args: &[Value]) -> Result<bool, Error> {
+    context.equal(value, argument(args)?)
 }
 
 fn ordered(
-    rendering: &Rendering,
+    context: &RenderContext,
     value: &Value,
     args: &[Value],
     by: fn(std::cmp::Ordering) -> bool,
 ) -> Result<bool, Error> {
-    Ok(python::order(value, one(args)?, rendering.shadow)?.is_some_and(by))
+    Ok(python::order(value, argument(args)?, context.taint)?.is_some_and(by))
 }
 
-fn plain(rendering: &Rendering, value: &Value) -> String {
-    rendering.shadow.plain(value.as_str().unwrap_or_default()).into_owned()
+fn plain(context: &RenderContext, value: &Value) -> String {
+    context.taint.plain(value.as_str().unwrap_or_default()).into_owned()
 }
 
-fn cased(rendering: &Rendering, value: &Value, one: fn(char) -> bool, none: fn(char) -> bool) -> Result<bool, Error> {
-    let twin = rendering.twin(value)?;
-    Ok(twin.plain.chars().any(one) && !twin.plain.chars().any(none))
+fn has_case(
+    context: &RenderContext,
+    value: &Value,
+    argument: fn(char) -> bool,
+    none: fn(char) -> bool,
+) -> Result<bool, Error> {
+    let tainted = context.tainted(value)?;
+    Ok(tainted.plain.chars().any(argument) && !tainted.plain.chars().any(none))
 }

@@ -1,15 +1,15 @@
-//! Why a conversation cannot be rendered.
+//! Errors of chat templates.
 
 use super::limits::{MAX_CONVERSATION, MAX_MESSAGES, MAX_NESTED};
 use crate::base::ErrorKind;
 use crate::model::tokenizer::TokenizerError;
 
-/// What the borders call the variables of a template.
+/// The request's field for variables of the template.
 pub(super) const KWARGS: &str = "chat_template_kwargs";
-/// Longest reason that an error repeats, in bytes.
+/// Longest reason in an error, in bytes.
 pub(super) const MAX_REASON: usize = 512;
 
-/// Why a conversation cannot be rendered.
+/// A conversation cannot be rendered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
     /// The model has no template.
@@ -18,56 +18,56 @@ pub enum TemplateError {
          (`generate`, `POST /v1/completions`, `swarmllm chat --raw`)"
     )]
     Missing,
-    /// The facts about the template are malformed.
+    /// The template's metadata is malformed.
     #[error("the chat template cannot be read: {0}")]
     Facts(#[from] TokenizerError),
-    /// The template is longer than is admitted.
+    /// The template is too long.
     #[error("the chat template has {bytes} bytes, at most {max} are admitted")]
     TooLong { bytes: usize, max: usize },
-    /// The conversation is longer than is admitted.
+    /// The conversation is too long.
     #[error(
         "the conversation has {bytes} bytes in {messages} messages, at most {} in {} are admitted",
         MAX_CONVERSATION,
         MAX_MESSAGES
     )]
     Conversation { bytes: usize, messages: usize },
-    /// An input has a name that the renderer itself gives.
-    #[error("the chat template is given `{name}` already; choose another name")]
+    /// A variable has a name that the renderer sets itself.
+    #[error("`{name}` is a variable of every chat template; choose another name")]
     Reserved { name: &'static str },
-    /// A role has characters that could be a part of a control token.
-    #[error("`{role}` is no role: a role has letters, digits, `_` and `-` only")]
+    /// A role has characters that may belong to a control token.
+    #[error("`{role}` is not a role: a role has only letters, digits, `_` and `-`")]
     Role { role: String },
-    /// The texts use characters of both private planes of Unicode, of which a rendering needs one.
-    #[error("the texts use both private planes of Unicode, of which one is admitted")]
+    /// The texts use both private planes of Unicode; the renderer needs one.
+    #[error("the texts use characters of both private planes of Unicode; only one plane is admitted")]
     PrivatePlanes,
-    /// An input nests deeper than is admitted.
+    /// An input nests too deep.
     #[error("it nests deeper than {} levels", MAX_NESTED)]
     Nested { input: &'static str },
-    /// The template is not in the template language.
+    /// The template is not valid Jinja.
     #[error("the chat template cannot be compiled: {reason}")]
     Syntax { reason: String },
-    /// The template uses a part of the language that is not admitted.
-    #[error("the chat template uses what is not admitted in one: {what}")]
+    /// The template uses a refused part of the language.
+    #[error("the chat template uses a part of Jinja that is not admitted: {what}")]
     Unsupported { what: &'static str },
-    /// Rendering took more steps than are admitted.
+    /// Rendering took too many steps.
     #[error("the chat template does more work than is admitted")]
     OutOfFuel,
-    /// Rendering built more than is admitted.
+    /// Rendering built too many characters.
     #[error("the chat template builds more than {max} characters")]
     TooLarge { max: usize },
-    /// The template itself refuses the conversation.
+    /// The template refuses the conversation.
     #[error("the chat template refuses the conversation: {message}")]
     Raised { message: String },
     /// The template fails on the conversation.
     #[error("the chat template fails: {reason}")]
     Render { reason: String },
-    /// The thread that renders could not be started, or ended by a defect of ours.
+    /// The rendering thread did not start, or panicked.
     #[error("the chat template could not be run")]
     Thread,
 }
 
 impl TemplateError {
-    /// The kind that crosses borders.
+    /// The kind of error for C, Python and HTTP.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Conversation { .. }
@@ -80,7 +80,7 @@ impl TemplateError {
         }
     }
 
-    /// The field of a request that is to blame, by its name in C and Python.
+    /// The faulty field of the request, by its name in C and Python.
     pub fn field(&self) -> Option<String> {
         match self {
             Self::Conversation { .. } | Self::Role { .. } | Self::PrivatePlanes | Self::Raised { .. } => {
@@ -103,6 +103,5 @@ fn reason(error: &minijinja::Error) -> String {
 
 /// At most `max` bytes of `text`, in whole characters.
 pub(super) fn cut(text: &str, max: usize) -> &str {
-    let end = (0..=max.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
-    end.and_then(|end| text.get(..end)).unwrap_or_default()
+    text.split_at(text.floor_char_boundary(max)).0
 }

@@ -1,19 +1,19 @@
-//! Python's two ways to put values into a text: `'{}'.format(x)` and `'%s' % x`.
+//! Python's two formats: `'{}'.format(x)` and `'%s' % x`.
 
 use std::collections::BTreeMap;
 
 use minijinja::value::ValueKind;
 use minijinja::{Error, Value};
 
-use super::given::{Given, invalid};
-use super::meter::Text;
+use super::arguments::{Arguments, invalid};
+use super::context::RenderContext;
+use super::meter::MeteredText;
 use super::python::{self, Number};
-use super::rendering::Rendering;
 
-/// Widest field and longest fraction. What is built is metered beside; the digits of a number are not.
+/// Widest field and longest fraction, in characters. Bounds the digits of a number, which no meter counts.
 const MAX_WIDTH: usize = 4096;
 
-/// How one value is written.
+/// The format of one value.
 #[derive(Debug, Default)]
 struct Spec {
     fill: Option<char>,
@@ -26,33 +26,33 @@ struct Spec {
     kind: Option<char>,
 }
 
-/// What the fields of a format are filled from.
+/// The values for the fields of a format.
 struct Fields<'a> {
     values: &'a [Value],
     named: BTreeMap<&'a str, &'a Value>,
-    /// The place of the next field without a name.
+    /// The position for the next field without a name.
     next: usize,
 }
 
-/// `pattern.format(...)`. Of a foreign pattern the whole result is foreign.
-pub fn braces(rendering: &Rendering, pattern: &str, args: &[Value]) -> Result<Value, Error> {
-    match rendering.shadow.marks(pattern) {
-        false => own_braces(rendering, pattern, args),
-        true => foreign(rendering, &own_braces(rendering, &rendering.shadow.plain(pattern), args)?),
+/// `pattern.format(...)`. A tainted pattern taints the whole result.
+pub fn braces(context: &RenderContext, pattern: &str, args: &[Value]) -> Result<Value, Error> {
+    match context.taint.occurs_in(pattern) {
+        false => trusted_braces(context, pattern, args),
+        true => taint_whole(context, &trusted_braces(context, &context.taint.plain(pattern), args)?),
     }
 }
 
-/// A result, marked as a whole.
-fn foreign(rendering: &Rendering, value: &Value) -> Result<Value, Error> {
-    rendering.new_text(rendering.shadow.mark(value.as_str().unwrap_or_default()).into_owned())
+/// A result, tainted as a whole.
+fn taint_whole(context: &RenderContext, value: &Value) -> Result<Value, Error> {
+    context.new_text(context.taint.mark(value.as_str().unwrap_or_default()).into_owned())
 }
 
-fn own_braces(rendering: &Rendering, pattern: &str, args: &[Value]) -> Result<Value, Error> {
-    let given = Given::new(args)?;
-    let mut text = Text::new(&rendering.meter);
-    // Of a name that comes twice the first counts.
-    let named = given.named.iter().rev().map(|(name, value)| (name.as_str(), value)).collect();
-    let mut fields = Fields { values: given.values, named, next: 0 };
+fn trusted_braces(context: &RenderContext, pattern: &str, args: &[Value]) -> Result<Value, Error> {
+    let arguments = Arguments::new(args)?;
+    let mut text = MeteredText::new(&context.meter);
+    // The first of several equal names wins.
+    let named = arguments.named.iter().rev().map(|(name, value)| (name.as_str(), value)).collect();
+    let mut fields = Fields { values: arguments.values, named, next: 0 };
     let mut rest = pattern;
     while let Some(at) = rest.find(['{', '}']) {
         text.push(rest.get(..at).unwrap_or_default())?;
@@ -63,56 +63,61 @@ fn own_braces(rendering: &Rendering, pattern: &str, args: &[Value]) -> Result<Va
             rest = after;
             continue;
         }
-        let end = rest.find('}').filter(|_| brace == "{").ok_or_else(|| invalid("a brace stands alone in a format"))?;
+        let end = rest.find('}').filter(|_| brace == "{").ok_or_else(|| invalid("a format has an unmatched brace"))?;
         let field = rest.get(..end).unwrap_or_default().to_owned();
         if field.contains('{') {
-            return Err(invalid("a field within a field of a format is not admitted"));
+            return Err(invalid("nested fields of a format are not admitted"));
         }
         rest = rest.get(end + 1..).unwrap_or_default();
-        write_field(rendering, &mut text, &field, &mut fields)?;
+        write_field(context, &mut text, &field, &mut fields)?;
     }
     text.push(rest)?;
     Ok(Value::from(text.text))
 }
 
-fn write_field(rendering: &Rendering, text: &mut Text<'_>, field: &str, given: &mut Fields<'_>) -> Result<(), Error> {
+fn write_field(
+    context: &RenderContext,
+    text: &mut MeteredText<'_>,
+    field: &str,
+    arguments: &mut Fields<'_>,
+) -> Result<(), Error> {
     let (head, spec) = field.split_once(':').unwrap_or((field, ""));
     let (path, conversion) = head.split_once('!').map_or((head, None), |(path, how)| (path, Some(how)));
     let name_end = path.find(['.', '[']).unwrap_or(path.len());
     let (name, steps) = path.split_at(name_end);
     let value = match (name.is_empty(), name.parse::<usize>()) {
         (true, _) => {
-            given.next += 1;
-            given.values.get(given.next - 1)
+            arguments.next += 1;
+            arguments.values.get(arguments.next - 1)
         }
-        (false, Ok(at)) => given.values.get(at),
-        (false, Err(_)) => given.named.get(name).copied(),
+        (false, Ok(at)) => arguments.values.get(at),
+        (false, Err(_)) => arguments.named.get(name).copied(),
     };
-    let mut value = value.cloned().ok_or_else(|| invalid(format!("the format's field `{name}` is not given")))?;
+    let mut value = value.cloned().ok_or_else(|| invalid(format!("the format's field `{name}` has no argument")))?;
     for step in steps.split(['.', '[']).filter(|step| !step.is_empty()) {
         let step = step.strip_suffix(']').unwrap_or(step);
         let key = step.parse::<i64>().map_or_else(|_| Value::from(step), Value::from);
-        value = super::operators::item(rendering, &[value, key])?;
+        value = super::operators::item(context, &[value, key])?;
     }
     let mut written = parse_spec(spec)?;
     match conversion {
         None => (),
-        Some("s") => value = Value::from(rendering.text(&value)?),
-        Some("r") => value = repr(rendering, &value)?,
+        Some("s") => value = Value::from(context.text(&value)?),
+        Some("r") => value = repr(context, &value)?,
         Some(other) => return Err(invalid(format!("the format's conversion `!{other}` is not admitted"))),
     }
     if value.kind() == ValueKind::String && written.align.is_none() {
         written.align = Some('<');
     }
-    write_spec(rendering, text, &value, &written)
+    write_spec(context, text, &value, &written)
 }
 
-fn repr(rendering: &Rendering, value: &Value) -> Result<Value, Error> {
-    rendering.meter.weigh(value)?;
-    let mut text = Text::new(&rendering.meter);
-    python::write_repr(&mut text, value, rendering.shadow)
-        .map_err(|_| rendering.meter.stop(super::meter::Stop::Built))?;
-    rendering.new_text(rendering.shadow.mark(&text.text).into_owned())
+fn repr(context: &RenderContext, value: &Value) -> Result<Value, Error> {
+    context.meter.measure(value)?;
+    let mut text = MeteredText::new(&context.meter);
+    python::write_repr(&mut text, value, context.taint)
+        .map_err(|_| context.meter.stop(super::meter::StopReason::Memory))?;
+    context.new_text(context.taint.mark(&text.text).into_owned())
 }
 
 /// `[[fill]align][sign][#][0][width][,][.precision][type]`.
@@ -161,12 +166,12 @@ fn parse_spec(text: &str) -> Result<Spec, Error> {
     Ok(spec)
 }
 
-/// Writes a value. Numbers stand at the right end of their field, others at the left.
-fn write_spec(rendering: &Rendering, text: &mut Text<'_>, value: &Value, spec: &Spec) -> Result<(), Error> {
+/// Writes a value. Numbers align right in their field, others left.
+fn write_spec(context: &RenderContext, text: &mut MeteredText<'_>, value: &Value, spec: &Spec) -> Result<(), Error> {
     let number = Number::of(value).filter(|_| value.kind() == ValueKind::Number || spec.kind.is_some());
     let (sign, body) = match (number, spec.kind) {
         (_, Some('s')) | (None, None) => {
-            let whole = rendering.text(value)?;
+            let whole = context.text(value)?;
             let cut = match spec.precision {
                 Some(most) => whole.chars().take(most).collect(),
                 None => whole,
@@ -192,7 +197,7 @@ fn write_spec(rendering: &Rendering, text: &mut Text<'_>, value: &Value, spec: &
     text.fill(fill, if align == '=' { 0 } else { missing - left })
 }
 
-/// The sign of a number and the rest of it.
+/// The sign of a number and its digits.
 fn number_text(number: Number, kind: Option<char>, spec: &Spec) -> Result<(String, String), Error> {
     let negative = number.float().is_sign_negative() && number.float() != 0.0;
     let sign = match (negative, spec.sign) {
@@ -202,14 +207,14 @@ fn number_text(number: Number, kind: Option<char>, spec: &Spec) -> Result<(Strin
         _ => "",
     };
     let whole = |number: Number| match number {
-        Number::Whole(whole) => Ok(whole.unsigned_abs()),
-        Number::Float(_) => Err(invalid("the format is for whole numbers")),
+        Number::Int(whole) => Ok(whole.unsigned_abs()),
+        Number::Float(_) => Err(invalid("the format is for integers")),
     };
     let prefix = |prefix: &'static str| if spec.alternate { prefix } else { "" };
     let size = number.float().abs();
     let body = match (kind, number) {
         (Some('d'), _) => whole(number)?.to_string(),
-        (None, Number::Whole(whole)) => whole.unsigned_abs().to_string(),
+        (None, Number::Int(whole)) => whole.unsigned_abs().to_string(),
         (None, Number::Float(float)) if spec.precision.is_none() => Number::Float(float.abs()).to_string(),
         (Some('x'), _) => format!("{}{:x}", prefix("0x"), whole(number)?),
         (Some('X'), _) => format!("{}{:X}", prefix("0X"), whole(number)?),
@@ -225,7 +230,7 @@ fn number_text(number: Number, kind: Option<char>, spec: &Spec) -> Result<(Strin
     Ok((sign.to_owned(), if spec.comma { grouped(&body) } else { body }))
 }
 
-/// A comma between groups of three digits.
+/// Commas between groups of three digits.
 fn grouped(body: &str) -> String {
     let digits = body.find(|character: char| !character.is_ascii_digit()).unwrap_or(body.len());
     let (whole, rest) = body.split_at(digits);
@@ -239,24 +244,24 @@ fn grouped(body: &str) -> String {
     text + rest
 }
 
-/// `pattern % values`, and the filter `format`. Of a foreign pattern the whole result is foreign.
-pub fn percent(rendering: &Rendering, pattern: &Value, values: &[Value]) -> Result<Value, Error> {
-    let pattern = rendering.text(pattern)?;
-    match rendering.shadow.marks(&pattern) {
-        false => own_percent(rendering, &pattern, values),
-        true => foreign(rendering, &own_percent(rendering, &rendering.shadow.plain(&pattern), values)?),
+/// `pattern % values`, and the filter `format`. A tainted pattern taints the whole result.
+pub fn percent(context: &RenderContext, pattern: &Value, values: &[Value]) -> Result<Value, Error> {
+    let pattern = context.text(pattern)?;
+    match context.taint.occurs_in(&pattern) {
+        false => trusted_percent(context, &pattern, values),
+        true => taint_whole(context, &trusted_percent(context, &context.taint.plain(&pattern), values)?),
     }
 }
 
-fn own_percent(rendering: &Rendering, pattern: &str, values: &[Value]) -> Result<Value, Error> {
-    let mut text = Text::new(&rendering.meter);
+fn trusted_percent(context: &RenderContext, pattern: &str, values: &[Value]) -> Result<Value, Error> {
+    let mut text = MeteredText::new(&context.meter);
     let (mut rest, mut next) = (pattern, 0);
     while let Some((before, after)) = rest.split_once('%') {
         text.push(before)?;
         let after_name = after.strip_prefix('(').and_then(|name| name.split_once(')'));
         let (name, directive) = after_name.map_or((None, after), |(name, after)| (Some(name), after));
         let end = directive.find(|at: char| at.is_ascii_alphabetic() || at == '%');
-        let end = end.ok_or_else(|| invalid("a `%` stands alone in a format"))?;
+        let end = end.ok_or_else(|| invalid("a format has a `%` without a directive"))?;
         let (flags, kind) = (directive.get(..end).unwrap_or_default(), directive.get(end..=end).unwrap_or_default());
         rest = directive.get(end + 1..).unwrap_or_default();
         if kind == "%" {
@@ -266,18 +271,18 @@ fn own_percent(rendering: &Rendering, pattern: &str, values: &[Value]) -> Result
         let value = match name {
             Some(name) => {
                 let holder = values.first().cloned().unwrap_or_default();
-                super::operators::item(rendering, &[holder, Value::from(name)])?
+                super::operators::item(context, &[holder, Value::from(name)])?
             }
             None => {
                 next += 1;
-                values.get(next - 1).cloned().ok_or_else(|| invalid("a format has fewer values than places"))?
+                values.get(next - 1).cloned().ok_or_else(|| invalid("a format has fewer values than fields"))?
             }
         };
         let left = flags.contains('-');
         let mut spec = parse_spec(&flags.replace('-', ""))?;
         let value = match kind {
-            "s" => Value::from(rendering.text(&value)?),
-            "r" => repr(rendering, &value)?,
+            "s" => Value::from(context.text(&value)?),
+            "r" => repr(context, &value)?,
             "d" | "i" | "u" => match Number::of(&value) {
                 Some(Number::Float(float)) => Value::from(float.trunc() as i64),
                 _ => value,
@@ -293,11 +298,11 @@ fn own_percent(rendering: &Rendering, pattern: &str, values: &[Value]) -> Result
             spec.fill = None;
         }
         spec.align = if left { Some('<') } else { Some(spec.align.unwrap_or('>')) };
-        write_spec(rendering, &mut text, &value, &spec)?;
+        write_spec(context, &mut text, &value, &spec)?;
     }
     text.push(rest)?;
     if next < values.len() && values.first().is_none_or(|value| value.kind() != ValueKind::Map) {
-        return Err(invalid("a format has more values than places"));
+        return Err(invalid("a format has more values than fields"));
     }
     Ok(Value::from(text.text))
 }
@@ -305,12 +310,12 @@ fn own_percent(rendering: &Rendering, pattern: &str, values: &[Value]) -> Result
 #[cfg(test)]
 mod tests {
     use super::super::meter::Meter;
-    use super::super::shadow::Shadow;
+    use super::super::taint::Taint;
     use super::*;
 
     #[test]
     fn values_are_written_as_python_writes_them() {
-        let rendering = Rendering { meter: Meter::new(), shadow: Shadow::NONE };
+        let context = RenderContext { meter: Meter::new(), taint: Taint::NONE };
         for (pattern, value, text) in [
             ("{}|{{}}", Value::from(7), "7|{}"),
             ("{:>4}|", Value::from("ab"), "  ab|"),
@@ -325,7 +330,7 @@ mod tests {
             ("{0[1]}", Value::from(vec![1, 2]), "2"),
             ("{:5}|", Value::from(7), "    7|"),
         ] {
-            let written = braces(&rendering, pattern, &[value]).map(|value| value.to_string()).unwrap_or_default();
+            let written = braces(&context, pattern, &[value]).map(|value| value.to_string()).unwrap_or_default();
             assert_eq!(written, text, "{pattern}");
         }
         for (pattern, value, text) in [
@@ -335,9 +340,9 @@ mod tests {
             ("%03d", Value::from(7), "007"),
             ("%5s|", Value::from("ab"), "   ab|"),
         ] {
-            let written = percent(&rendering, &Value::from(pattern), &[value]).map(|value| value.to_string());
+            let written = percent(&context, &Value::from(pattern), &[value]).map(|value| value.to_string());
             assert_eq!(written.unwrap_or_default(), text, "{pattern}");
         }
-        assert!(braces(&rendering, "{:99999}", &[Value::from(1)]).is_err());
+        assert!(braces(&context, "{:99999}", &[Value::from(1)]).is_err());
     }
 }

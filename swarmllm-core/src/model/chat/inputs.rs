@@ -1,33 +1,33 @@
-//! What a conversation brings along for its template beside its messages.
+//! The variables of a template beside the messages.
 
 use minijinja::Value;
 use serde::{Deserialize, Serialize};
 
 use super::error::{KWARGS, TemplateError};
 use super::limits::MAX_NESTED;
-use super::shadow::Shadow;
+use super::taint::Taint;
 use super::values::Dict;
 
-/// Variables that `kwargs` cannot set: they are the renderer's own.
+/// Variables of the renderer, which `kwargs` cannot set.
 const RESERVED: [&str; 6] = ["messages", "add_generation_prompt", "bos_token", "eos_token", "tools", "documents"];
-/// What a value counts for beside its bytes: about what it takes in memory.
+/// Cost of a value beside its text: about its size in memory.
 const VALUE_COST: usize = 64;
 
-/// What a template is given beside the messages. The default is nothing.
+/// Variables of a template beside the messages; none by default.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TemplateInputs {
-    /// Tools that the model may call, each in the shape of OpenAI's `tools`. Templates see `none` where there are none.
+    /// Tools that the model may call, in the shape of OpenAI's `tools`. An empty list is `none` in the template.
     pub tools: Vec<serde_json::Value>,
-    /// Documents that the answer is grounded on. Templates see `none` where there are none.
+    /// Documents for the answer. An empty list is `none` in the template.
     pub documents: Vec<serde_json::Value>,
-    /// Further variables of the template, by name (`enable_thinking`).
+    /// Further variables by name (`enable_thinking`).
     pub kwargs: serde_json::Map<String, serde_json::Value>,
-    /// Whether control tokens are read in what the request brings, too. Then a text can forge turns of others.
+    /// Whether control tokens are read in the request's texts too. A text can then forge turns of other speakers.
     pub parse_content: bool,
 }
 
 impl TemplateInputs {
-    /// What the inputs take, in bytes. Refuses names that are taken, and what is nested too deep.
+    /// The size of the inputs, in bytes. Refuses reserved names and deep nesting.
     pub(crate) fn check(&self) -> Result<usize, TemplateError> {
         if let Some(name) = RESERVED.iter().find(|name| self.kwargs.contains_key(**name)) {
             return Err(TemplateError::Reserved { name });
@@ -41,14 +41,14 @@ impl TemplateInputs {
         })
     }
 
-    /// The texts of the inputs.
+    /// All texts of the inputs.
     pub(super) fn texts(&self) -> impl Iterator<Item = &str> {
         texts(self.tools.iter().chain(&self.documents).chain(self.kwargs.values()))
     }
 
-    /// The variables that a template sees, in shadows.
-    pub(super) fn variables(&self, shadow: Shadow) -> impl Iterator<Item = (&str, Value)> {
-        let value = move |json: &serde_json::Value| value(json, shadow, shadow);
+    /// The variables of the template, tainted.
+    pub(super) fn variables(&self, taint: Taint) -> impl Iterator<Item = (&str, Value)> {
+        let value = move |json: &serde_json::Value| value(json, taint, taint);
         let list = |values: &[serde_json::Value]| match values {
             [] => Value::from(()),
             values => values.iter().map(value).collect(),
@@ -58,7 +58,7 @@ impl TemplateInputs {
     }
 }
 
-/// The texts that these values hold, keys included, in turn.
+/// The texts of the values, keys included.
 fn texts<'j>(values: impl Iterator<Item = &'j serde_json::Value>) -> impl Iterator<Item = &'j str> {
     let mut waiting: Vec<&serde_json::Value> = values.collect();
     let mut keys: Vec<&str> = Vec::new();
@@ -80,7 +80,7 @@ fn texts<'j>(values: impl Iterator<Item = &'j serde_json::Value>) -> impl Iterat
     })
 }
 
-/// What a value takes, in bytes; `None` where it is nested deeper than `depth`.
+/// The size of a value, in bytes; `None` where it nests deeper than `depth`.
 pub fn size(value: &serde_json::Value, depth: usize) -> Option<usize> {
     use serde_json::Value as Json;
     let held = match value {
@@ -98,9 +98,9 @@ pub fn size(value: &serde_json::Value, depth: usize) -> Option<usize> {
     Some(VALUE_COST + held)
 }
 
-/// A value as templates see it, its texts in shadows. [`size`] has bounded how deep it nests. Maps find keys by what
-/// `all` says of them.
-pub fn value(json: &serde_json::Value, shadow: Shadow, all: Shadow) -> Value {
+/// A value as templates see it. `taint` taints its texts; `all` is the rendering's taint, by which maps find keys. The
+/// caller has bounded the nesting with [`size`].
+pub fn value(json: &serde_json::Value, taint: Taint, all: Taint) -> Value {
     use serde_json::Value as Json;
     match json {
         Json::Null => Value::from(()),
@@ -110,10 +110,10 @@ pub fn value(json: &serde_json::Value, shadow: Shadow, all: Shadow) -> Value {
             (None, Some(whole)) => Value::from(whole),
             (None, None) => Value::from(number.as_f64()),
         },
-        Json::String(text) => Value::from(shadow.mark(text)),
-        Json::Array(items) => items.iter().map(|item| value(item, shadow, all)).collect(),
+        Json::String(text) => Value::from(taint.mark(text)),
+        Json::Array(items) => items.iter().map(|item| value(item, taint, all)).collect(),
         Json::Object(fields) => {
-            let pairs = fields.iter().map(|(name, item)| (Value::from(shadow.mark(name)), value(item, shadow, all)));
+            let pairs = fields.iter().map(|(name, item)| (Value::from(taint.mark(name)), value(item, taint, all)));
             Dict::of(pairs, all)
         }
     }

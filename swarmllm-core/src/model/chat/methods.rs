@@ -1,127 +1,136 @@
-//! Methods of texts, lists and maps, as Python has them.
+//! Python's methods of texts, lists and maps.
 
 use std::ops::Range;
 
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
+use super::arguments::{Arguments, invalid};
+use super::context::{PIECE_COST, RenderContext, TaintedText};
 use super::format::braces;
-use super::given::{Given, invalid};
-use super::meter::Text;
+use super::meter::MeteredText;
 use super::operators::tuple;
-use super::rendering::{PIECE_COST, Rendering, Twin};
-use super::shadow::is_space;
+use super::taint::is_space;
 use super::values::List;
 
 type Answer = Result<Value, Error>;
 
 /// Calls a method.
-pub fn call(rendering: &Rendering, value: &Value, name: &str, args: &[Value]) -> Answer {
-    rendering.meter.weigh_all(args)?;
+pub fn call(context: &RenderContext, value: &Value, name: &str, args: &[Value]) -> Answer {
+    context.meter.measure_all(args)?;
     match value.kind() {
-        ValueKind::String => text_method(rendering, value, name, args),
-        ValueKind::Map => map_method(rendering, value, name, args),
-        ValueKind::Seq => list_method(rendering, value, name, args),
+        ValueKind::String => text_method(context, value, name, args),
+        ValueKind::Map => map_method(context, value, name, args),
+        ValueKind::Seq => list_method(context, value, name, args),
         _ => Err(Error::from(ErrorKind::UnknownMethod)),
     }
 }
 
-fn text_method(rendering: &Rendering, value: &Value, name: &str, args: &[Value]) -> Answer {
+fn text_method(context: &RenderContext, value: &Value, name: &str, args: &[Value]) -> Answer {
     if name == "format" {
-        return braces(rendering, value.as_str().unwrap_or_default(), args);
+        return braces(context, value.as_str().unwrap_or_default(), args);
     }
-    let twin = rendering.twin(value)?;
-    let none = |args: &[Value]| Given::of(args, &[]).map(drop);
+    let tainted = context.tainted(value)?;
+    let none = |args: &[Value]| Arguments::of(args, &[]).map(drop);
     match name {
         "strip" | "lstrip" | "rstrip" => {
-            let given = Given::of(args, &["chars"])?;
-            strip(rendering, &twin, given.text(0, "chars")?, name != "rstrip", name != "lstrip")
+            let arguments = Arguments::of(args, &["chars"])?;
+            strip(context, &tainted, arguments.text(0, "chars")?, name != "rstrip", name != "lstrip")
         }
         "split" | "rsplit" => {
-            let given = Given::of(args, &["sep", "maxsplit"])?;
-            let most = given.whole(1, "maxsplit")?.and_then(|most| usize::try_from(most).ok());
-            split(rendering, &twin, given.text(0, "sep")?, most, name == "rsplit")
+            let arguments = Arguments::of(args, &["sep", "maxsplit"])?;
+            let most = arguments.integer(1, "maxsplit")?.and_then(|most| usize::try_from(most).ok());
+            split(context, &tainted, arguments.text(0, "sep")?, most, name == "rsplit")
         }
         "splitlines" => {
-            let given = Given::of(args, &["keepends"])?;
-            pieces(rendering, &twin, lines(rendering, &twin.plain, given.flag(0, "keepends"))?.into_iter())
+            let arguments = Arguments::of(args, &["keepends"])?;
+            pieces(context, &tainted, lines(context, &tainted.plain, arguments.flag(0, "keepends"))?.into_iter())
         }
-        "partition" | "rpartition" => partition(rendering, &twin, args, name == "rpartition"),
+        "partition" | "rpartition" => partition(context, &tainted, args, name == "rpartition"),
         "replace" => {
-            let given = Given::of(args, &["old", "new", "count"])?;
-            let [old, new] = [given.need(0, "old")?, given.need(1, "new")?];
-            let most = given.whole(2, "count")?.and_then(|most| usize::try_from(most).ok());
-            replace(rendering, &twin, &rendering.twin(old)?, &rendering.twin(new)?, most)
+            let arguments = Arguments::of(args, &["old", "new", "count"])?;
+            let [old, new] = [arguments.need(0, "old")?, arguments.need(1, "new")?];
+            let most = arguments.integer(2, "count")?.and_then(|most| usize::try_from(most).ok());
+            replace(context, &tainted, &context.tainted(old)?, &context.tainted(new)?, most)
         }
         "removeprefix" | "removesuffix" => {
-            let given = Given::of(args, &["affix"])?;
-            let affix = plain(rendering, given.need(0, "affix")?)?;
+            let arguments = Arguments::of(args, &["affix"])?;
+            let affix = plain(context, arguments.need(0, "affix")?)?;
             let cut = match name {
                 "removeprefix" => {
-                    twin.plain.strip_prefix(&affix).map(|rest| twin.plain.len() - rest.len()..twin.plain.len())
+                    tainted.plain.strip_prefix(&affix).map(|rest| tainted.plain.len() - rest.len()..tainted.plain.len())
                 }
-                _ => twin.plain.strip_suffix(&affix).map(|rest| 0..rest.len()),
+                _ => tainted.plain.strip_suffix(&affix).map(|rest| 0..rest.len()),
             };
-            rendering.new_text(twin.part(cut.unwrap_or(0..twin.plain.len())))
+            context.new_text(tainted.part(cut.unwrap_or(0..tainted.plain.len())))
         }
         "startswith" | "endswith" => {
-            let given = Given::of(args, &["affix"])?;
-            let affix = given.need(0, "affix")?;
-            let affixes = if affix.as_str().is_some() { vec![affix.clone()] } else { rendering.items(affix)? };
+            let arguments = Arguments::of(args, &["affix"])?;
+            let affix = arguments.need(0, "affix")?;
+            let affixes = if affix.as_str().is_some() { vec![affix.clone()] } else { context.items(affix)? };
             for affix in &affixes {
-                let affix = plain(rendering, affix)?;
-                let found =
-                    if name == "startswith" { twin.plain.starts_with(&affix) } else { twin.plain.ends_with(&affix) };
+                let affix = plain(context, affix)?;
+                let found = if name == "startswith" {
+                    tainted.plain.starts_with(&affix)
+                } else {
+                    tainted.plain.ends_with(&affix)
+                };
                 if found {
                     return Ok(Value::from(true));
                 }
             }
             Ok(Value::from(false))
         }
-        "find" | "rfind" | "index" | "rindex" | "count" => search(rendering, &twin, name, args),
+        "find" | "rfind" | "index" | "rindex" | "count" => search(context, &tainted, name, args),
         "join" => {
-            let given = Given::of(args, &["items"])?;
-            join(rendering, value, &rendering.items(given.need(0, "items")?)?)
+            let arguments = Arguments::of(args, &["items"])?;
+            join(context, value, &context.items(arguments.need(0, "items")?)?)
         }
         "upper" | "lower" | "casefold" | "capitalize" | "title" | "swapcase" => {
             none(args)?;
-            rendering.new_text(twin.like(cased(&twin.plain, name)))
+            context.new_text(tainted.like(change_case(&tainted.plain, name)))
         }
-        "center" | "ljust" | "rjust" | "zfill" => pad(rendering, &twin, name, args),
+        "center" | "ljust" | "rjust" | "zfill" => pad(context, &tainted, name, args),
         _ => {
-            { none(args).and_then(|()| is_all(&twin.plain, name).ok_or_else(|| Error::from(ErrorKind::UnknownMethod))) }
-                .map(Value::from)
+            none(args).and_then(|()| is_all(&tainted.plain, name).ok_or_else(|| Error::from(ErrorKind::UnknownMethod)))
         }
+        .map(Value::from),
     }
 }
 
-/// A text without shadows.
-fn plain(rendering: &Rendering, value: &Value) -> Result<String, Error> {
-    let text = value.as_str().ok_or_else(|| invalid(format!("a text is wanted, not {}", value.kind())))?;
-    rendering.meter.work(text.len())?;
-    Ok(rendering.shadow.plain(text).into_owned())
+/// A text in plain characters.
+fn plain(context: &RenderContext, value: &Value) -> Result<String, Error> {
+    let text = value.as_str().ok_or_else(|| invalid(format!("a text is expected, not {}", value.kind())))?;
+    context.meter.charge_work(text.len())?;
+    Ok(context.taint.plain(text).into_owned())
 }
 
-/// What is left without these characters, or without white space, at the ends.
-pub fn strip(rendering: &Rendering, twin: &Twin, chars: Option<&str>, left: bool, right: bool) -> Answer {
-    let chars = chars.map(|chars| rendering.shadow.plain(chars).chars().collect::<std::collections::BTreeSet<_>>());
+/// The text without the characters, or without white space, at its ends.
+pub fn strip(context: &RenderContext, tainted: &TaintedText, chars: Option<&str>, left: bool, right: bool) -> Answer {
+    let chars = chars.map(|chars| context.taint.plain(chars).chars().collect::<std::collections::BTreeSet<_>>());
     let off = |character: char| chars.as_ref().map_or_else(|| is_space(character), |chars| chars.contains(&character));
-    let text = twin.plain.as_str();
+    let text = tainted.plain.as_str();
     let rest = if left { text.trim_start_matches(off) } else { text };
     let start = text.len() - rest.len();
     let rest = if right { rest.trim_end_matches(off) } else { rest };
-    rendering.new_text(twin.part(start..start + rest.len()))
+    context.new_text(tainted.part(start..start + rest.len()))
 }
 
-/// The pieces between separators, or between white space.
-pub fn split(rendering: &Rendering, twin: &Twin, by: Option<&str>, most: Option<usize>, last: bool) -> Answer {
-    let text = twin.plain.as_str();
+/// The pieces between separators, or between runs of white space.
+pub fn split(
+    context: &RenderContext,
+    tainted: &TaintedText,
+    by: Option<&str>,
+    most: Option<usize>,
+    last: bool,
+) -> Answer {
+    let text = tainted.plain.as_str();
     let most = most.unwrap_or(usize::MAX);
-    let mut gaps: Vec<Range<usize>> = match by.map(|by| rendering.shadow.plain(by)) {
-        Some(by) if by.is_empty() => return Err(invalid("an empty text separates nothing")),
-        Some(by) if last => ranges(rendering, text.rmatch_indices(&*by).take(most))?,
-        Some(by) => ranges(rendering, text.match_indices(&*by).take(most))?,
-        None => return pieces(rendering, twin, words(rendering, text, most, last)?.into_iter()),
+    let mut gaps: Vec<Range<usize>> = match by.map(|by| context.taint.plain(by)) {
+        Some(by) if by.is_empty() => return Err(invalid("the separator is empty")),
+        Some(by) if last => ranges(context, text.rmatch_indices(&*by).take(most))?,
+        Some(by) => ranges(context, text.match_indices(&*by).take(most))?,
+        None => return pieces(context, tainted, words(context, text, most, last)?.into_iter()),
     };
     if last {
         gaps.reverse();
@@ -129,28 +138,28 @@ pub fn split(rendering: &Rendering, twin: &Twin, by: Option<&str>, most: Option<
     let starts = std::iter::once(0).chain(gaps.iter().map(|gap| gap.end));
     let ends = gaps.iter().map(|gap| gap.start).chain(std::iter::once(text.len()));
     let ranges: Vec<_> = starts.zip(ends).map(|(start, end)| start..end).collect();
-    pieces(rendering, twin, ranges.into_iter())
+    pieces(context, tainted, ranges.into_iter())
 }
 
-/// Where matches are, each taken off the meter before the next is sought.
+/// The ranges of matches. Each is charged before the search for the next.
 fn ranges<'t>(
-    rendering: &Rendering,
+    context: &RenderContext,
     matches: impl Iterator<Item = (usize, &'t str)>,
 ) -> Result<Vec<Range<usize>>, Error> {
     let mut found = Vec::new();
     for (at, part) in matches {
-        take_range(rendering)?;
+        take_range(context)?;
         found.push(at..at + part.len());
     }
     Ok(found)
 }
 
-fn take_range(rendering: &Rendering) -> Result<(), Error> {
-    rendering.meter.build(size_of::<Range<usize>>())
+fn take_range(context: &RenderContext) -> Result<(), Error> {
+    context.meter.charge_memory(size_of::<Range<usize>>())
 }
 
-/// Words between white space; beyond `most` splits the rest stays whole.
-fn words(rendering: &Rendering, text: &str, most: usize, last: bool) -> Result<Vec<Range<usize>>, Error> {
+/// The words between white space, after at most `most` splits.
+fn words(context: &RenderContext, text: &str, most: usize, last: bool) -> Result<Vec<Range<usize>>, Error> {
     let (mut found, mut rest) = (Vec::new(), 0..text.len());
     loop {
         let part = text.get(rest.clone()).unwrap_or_default();
@@ -158,7 +167,7 @@ fn words(rendering: &Rendering, text: &str, most: usize, last: bool) -> Result<V
         if trimmed.is_empty() {
             break;
         }
-        take_range(rendering)?;
+        take_range(context)?;
         rest = if last { rest.start..rest.start + trimmed.len() } else { rest.end - trimmed.len()..rest.end };
         let cut = if last { trimmed.rfind(is_space) } else { trimmed.find(is_space) };
         match cut {
@@ -184,13 +193,13 @@ fn words(rendering: &Rendering, text: &str, most: usize, last: bool) -> Result<V
     Ok(found)
 }
 
-/// The lines of a text, as Python's `splitlines` finds them.
-pub fn lines(rendering: &Rendering, text: &str, keep: bool) -> Result<Vec<Range<usize>>, Error> {
+/// The lines of a text, as in Python's `splitlines`.
+pub fn lines(context: &RenderContext, text: &str, keep: bool) -> Result<Vec<Range<usize>>, Error> {
     let is_end =
         |at: char| matches!(at, '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}');
     let (mut found, mut start) = (Vec::new(), 0);
     while let Some(rest) = text.get(start..).filter(|rest| !rest.is_empty()) {
-        take_range(rendering)?;
+        take_range(context)?;
         let Some(at) = rest.find(is_end) else {
             found.push(start..text.len());
             break;
@@ -203,57 +212,67 @@ pub fn lines(rendering: &Rendering, text: &str, keep: bool) -> Result<Vec<Range<
     Ok(found)
 }
 
-fn pieces(rendering: &Rendering, twin: &Twin, ranges: impl ExactSizeIterator<Item = Range<usize>>) -> Answer {
-    rendering.meter.build(ranges.len().saturating_mul(PIECE_COST))?;
-    rendering.meter.build(super::shadow::cost(&twin.marked))?;
-    Ok(List::of(twin.parts(ranges).map(Value::from).collect()))
+fn pieces(
+    context: &RenderContext,
+    tainted: &TaintedText,
+    ranges: impl ExactSizeIterator<Item = Range<usize>>,
+) -> Answer {
+    context.meter.charge_memory(ranges.len().saturating_mul(PIECE_COST))?;
+    context.meter.charge_memory(super::taint::cost(&tainted.marked))?;
+    Ok(List::of(tainted.parts(ranges).map(Value::from).collect()))
 }
 
-fn partition(rendering: &Rendering, twin: &Twin, args: &[Value], last: bool) -> Answer {
-    let given = Given::of(args, &["sep"])?;
-    let by = plain(rendering, given.need(0, "sep")?)?;
-    let (text, len) = (twin.plain.as_str(), twin.plain.len());
+fn partition(context: &RenderContext, tainted: &TaintedText, args: &[Value], last: bool) -> Answer {
+    let arguments = Arguments::of(args, &["sep"])?;
+    let by = plain(context, arguments.need(0, "sep")?)?;
+    let (text, len) = (tainted.plain.as_str(), tainted.plain.len());
     let found = if last { text.rfind(&by) } else { text.find(&by) };
     let [a, b] = match found.filter(|_| !by.is_empty()) {
         Some(at) => [at, at + by.len()],
         None if last => [0, 0],
         None => [len, len],
     };
-    let parts: Vec<Value> = twin.parts([0..a, a..b, b..len].into_iter()).map(Value::from).collect();
-    tuple(rendering, &parts)
+    let parts: Vec<Value> = tainted.parts([0..a, a..b, b..len].into_iter()).map(Value::from).collect();
+    tuple(context, &parts)
 }
 
-/// The text with `new` where `old` is.
-pub fn replace(rendering: &Rendering, twin: &Twin, old: &Twin, new: &Twin, most: Option<usize>) -> Answer {
-    let text = twin.plain.as_str();
+/// The text with `new` in the place of `old`.
+pub fn replace(
+    context: &RenderContext,
+    tainted: &TaintedText,
+    old: &TaintedText,
+    new: &TaintedText,
+    most: Option<usize>,
+) -> Answer {
+    let text = tainted.plain.as_str();
     let found = text.match_indices(&*old.plain).take(most.unwrap_or(usize::MAX));
-    let (mut out, mut next) = (Text::new(&rendering.meter), 0);
+    let (mut out, mut next) = (MeteredText::new(&context.meter), 0);
     let mut ranges = Vec::new();
     for (at, part) in found {
-        rendering.meter.build(size_of::<Range<usize>>())?;
+        context.meter.charge_memory(size_of::<Range<usize>>())?;
         ranges.push(next..at);
         next = at + part.len();
     }
     let count = ranges.len();
     ranges.push(next..text.len());
-    for (at, part) in twin.parts(ranges.into_iter()).enumerate() {
+    for (at, part) in tainted.parts(ranges.into_iter()).enumerate() {
         out.push(part)?;
         out.push(if at < count { &new.marked } else { "" })?;
     }
     Ok(Value::from(out.text))
 }
 
-fn search(rendering: &Rendering, twin: &Twin, name: &str, args: &[Value]) -> Answer {
-    let given = Given::of(args, &["sub", "start", "end"])?;
-    let wanted = plain(rendering, given.need(0, "sub")?)?;
-    let length = twin.plain.chars().count();
+fn search(context: &RenderContext, tainted: &TaintedText, name: &str, args: &[Value]) -> Answer {
+    let arguments = Arguments::of(args, &["sub", "start", "end"])?;
+    let wanted = plain(context, arguments.need(0, "sub")?)?;
+    let length = tainted.plain.chars().count();
     let bound = |index: Option<i64>, otherwise: usize| match index {
         None => otherwise,
         Some(index) => usize::try_from(index)
             .unwrap_or_else(|_| length.saturating_sub(usize::try_from(index.unsigned_abs()).unwrap_or(usize::MAX))),
     };
-    let (start, end) = (bound(given.whole(1, "start")?, 0), bound(given.whole(2, "end")?, length));
-    let part: String = twin.plain.chars().take(end).skip(start).collect();
+    let (start, end) = (bound(arguments.integer(1, "start")?, 0), bound(arguments.integer(2, "end")?, length));
+    let part: String = tainted.plain.chars().take(end).skip(start).collect();
     if name == "count" {
         let count = if wanted.is_empty() { part.chars().count() + 1 } else { part.matches(&wanted).count() };
         return Ok(Value::from(count));
@@ -266,20 +285,20 @@ fn search(rendering: &Rendering, twin: &Twin, name: &str, args: &[Value]) -> Ans
     }
 }
 
-/// Texts, with another between them.
-pub fn join(rendering: &Rendering, between: &Value, items: &[Value]) -> Answer {
-    let mut text = Text::new(&rendering.meter);
+/// Texts with a separator.
+pub fn join(context: &RenderContext, between: &Value, items: &[Value]) -> Answer {
+    let mut text = MeteredText::new(&context.meter);
     for (at, item) in items.iter().enumerate() {
         if at > 0 {
-            rendering.append(&mut text, between)?;
+            context.append(&mut text, between)?;
         }
-        rendering.append(&mut text, item)?;
+        context.append(&mut text, item)?;
     }
     Ok(Value::from(text.text))
 }
 
 /// The text in another case.
-pub fn cased(text: &str, how: &str) -> String {
+pub fn change_case(text: &str, how: &str) -> String {
     let first_upper = |word: &str| {
         let mut characters = word.chars();
         let first: String = characters.next().into_iter().flat_map(char::to_uppercase).collect();
@@ -308,31 +327,31 @@ pub fn cased(text: &str, how: &str) -> String {
     }
 }
 
-fn pad(rendering: &Rendering, twin: &Twin, name: &str, args: &[Value]) -> Answer {
-    let given = Given::of(args, &["width", "fillchar"])?;
-    let width = given.whole(0, "width")?.and_then(|width| usize::try_from(width).ok()).unwrap_or(0);
-    let fill = match (name, given.text(1, "fillchar")?) {
+fn pad(context: &RenderContext, tainted: &TaintedText, name: &str, args: &[Value]) -> Answer {
+    let arguments = Arguments::of(args, &["width", "fillchar"])?;
+    let width = arguments.integer(0, "width")?.and_then(|width| usize::try_from(width).ok()).unwrap_or(0);
+    let fill = match (name, arguments.text(1, "fillchar")?) {
         ("zfill", _) => '0',
         (_, None) => ' ',
         (_, Some(fill)) => fill.chars().next().ok_or_else(|| invalid("a field is filled with one character"))?,
     };
-    let length = twin.plain.chars().count();
+    let length = tainted.plain.chars().count();
     let missing = width.saturating_sub(length);
-    let sign = usize::from(name == "zfill" && twin.plain.starts_with(['+', '-']));
+    let sign = usize::from(name == "zfill" && tainted.plain.starts_with(['+', '-']));
     let left = match name {
         "ljust" => 0,
         "center" => missing / 2 + (missing & width & 1),
         _ => missing,
     };
-    let mut text = Text::new(&rendering.meter);
-    text.push(twin.part(0..sign))?;
+    let mut text = MeteredText::new(&context.meter);
+    text.push(tainted.part(0..sign))?;
     text.fill(fill, left)?;
-    text.push(twin.part(sign..twin.plain.len()))?;
+    text.push(tainted.part(sign..tainted.plain.len()))?;
     text.fill(fill, missing - left)?;
     Ok(Value::from(text.text))
 }
 
-/// Tests of all characters; `None` for a name that is none of them.
+/// Python's tests of all characters; `None` for an unknown name.
 fn is_all(text: &str, name: &str) -> Option<bool> {
     let all = |is: fn(char) -> bool| !text.is_empty() && text.chars().all(is);
     Some(match name {
@@ -347,29 +366,29 @@ fn is_all(text: &str, name: &str) -> Option<bool> {
     })
 }
 
-fn map_method(rendering: &Rendering, value: &Value, name: &str, args: &[Value]) -> Answer {
-    // A namespace has fields and no methods.
+fn map_method(context: &RenderContext, value: &Value, name: &str, args: &[Value]) -> Answer {
+    // A namespace has no methods.
     if value.len().is_none() || value.is_kwargs() {
         return Err(Error::from(ErrorKind::UnknownMethod));
     }
     match name {
         "get" => {
-            let given = Given::of(args, &["key", "default"])?;
-            let key = given.need(0, "key")?;
+            let arguments = Arguments::of(args, &["key", "default"])?;
+            let key = arguments.need(0, "key")?;
             let found = if super::operators::scalar(key) { value.get_item(key)? } else { Value::UNDEFINED };
-            let otherwise = || given.get(1, "default").cloned().unwrap_or_else(|| Value::from(()));
+            let otherwise = || arguments.get(1, "default").cloned().unwrap_or_else(|| Value::from(()));
             Ok(if found.is_undefined() { otherwise() } else { found })
         }
         "items" | "keys" | "values" | "copy" => {
-            Given::of(args, &[])?;
-            let keys = rendering.items(value)?;
+            Arguments::of(args, &[])?;
+            let keys = context.items(value)?;
             match name {
-                "keys" => rendering.list(&keys),
-                "items" => items(rendering, value),
+                "keys" => context.list(&keys),
+                "items" => items(context, value),
                 "copy" => Ok(value.clone()),
                 _ => {
                     let values: Result<Vec<_>, _> = keys.iter().map(|key| value.get_item(key)).collect();
-                    rendering.list(&values?)
+                    context.list(&values?)
                 }
             }
         }
@@ -380,45 +399,45 @@ fn map_method(rendering: &Rendering, value: &Value, name: &str, args: &[Value]) 
     }
 }
 
-/// The pairs of a map.
-pub fn items(rendering: &Rendering, map: &Value) -> Answer {
-    let pairs = rendering.items(map)?.into_iter().map(|key| {
+/// The pairs of a map, as tuples.
+pub fn items(context: &RenderContext, map: &Value) -> Answer {
+    let pairs = context.items(map)?.into_iter().map(|key| {
         let value = map.get_item(&key)?;
-        tuple(rendering, &[key, value])
+        tuple(context, &[key, value])
     });
-    rendering.list(&pairs.collect::<Result<Vec<_>, _>>()?)
+    context.list(&pairs.collect::<Result<Vec<_>, _>>()?)
 }
 
-fn list_method(rendering: &Rendering, value: &Value, name: &str, args: &[Value]) -> Answer {
+fn list_method(context: &RenderContext, value: &Value, name: &str, args: &[Value]) -> Answer {
     let own = || {
         let frozen = || invalid(format!("`.{name}` changes a list that is a part of another value"));
         value.downcast_object_ref::<List>().ok_or_else(frozen)
     };
     match name {
         "append" => {
-            let given = Given::of(args, &["item"])?;
-            let part = rendering.part(given.need(0, "item")?)?;
-            rendering.meter.build(PIECE_COST)?;
+            let arguments = Arguments::of(args, &["item"])?;
+            let part = context.part(arguments.need(0, "item")?)?;
+            context.meter.charge_memory(PIECE_COST)?;
             own()?.change(|items| items.push(part));
             Ok(Value::from(()))
         }
         "pop" => {
-            let given = Given::of(args, &["index"])?;
-            let index = given.whole(0, "index")?.unwrap_or(-1);
-            rendering.meter.work(value.len().unwrap_or(0))?;
+            let arguments = Arguments::of(args, &["index"])?;
+            let index = arguments.integer(0, "index")?.unwrap_or(-1);
+            context.meter.charge_work(value.len().unwrap_or(0))?;
             let popped = own()?.change(|items| {
                 let from_end = usize::try_from(index.unsigned_abs()).unwrap_or(usize::MAX);
                 let at = if index < 0 { items.len().checked_sub(from_end)? } else { from_end };
                 (at < items.len()).then(|| items.remove(at))
             });
-            popped.ok_or_else(|| invalid("there is no such item to pop"))
+            popped.ok_or_else(|| invalid("the list has no such item"))
         }
         "count" | "index" => {
-            let given = Given::of(args, &["item"])?;
-            let wanted = given.need(0, "item")?;
+            let arguments = Arguments::of(args, &["item"])?;
+            let wanted = arguments.need(0, "item")?;
             let mut places = Vec::new();
-            for (at, item) in rendering.items(value)?.iter().enumerate() {
-                if rendering.equal(item, wanted)? {
+            for (at, item) in context.items(value)?.iter().enumerate() {
+                if context.equal(item, wanted)? {
                     places.push(at);
                 }
             }
@@ -428,7 +447,7 @@ fn list_method(rendering: &Rendering, value: &Value, name: &str, args: &[Value])
                 (_, None) => Err(invalid("the item is not in the list")),
             }
         }
-        "copy" => rendering.list(&rendering.items(value)?),
+        "copy" => context.list(&context.items(value)?),
         "extend" | "insert" | "remove" | "clear" | "sort" | "reverse" => {
             Err(invalid(format!("`.{name}` of a list is not admitted in a chat template")))
         }

@@ -5,86 +5,86 @@ use std::cmp::Ordering;
 use minijinja::value::{Kwargs, Tuple, ValueKind};
 use minijinja::{Error, Value};
 
+use super::arguments::{Arguments, MAX_ARGUMENTS, invalid};
+use super::bytecode::call;
+use super::context::RenderContext;
 use super::format::percent;
-use super::given::{Given, MAX_ARGUMENTS, invalid};
-use super::meter::Text;
-use super::program::call;
+use super::meter::MeteredText;
 use super::python::{self, Number};
-use super::rendering::Rendering;
 use super::values::{Dict, List, Method, Namespace, freeze};
 
 type Answer = Result<Value, Error>;
-type Operator = fn(&Rendering, &[Value]) -> Answer;
+type Operator = fn(&RenderContext, &[Value]) -> Answer;
 
-/// Each by the name that compiled templates call it by.
+/// Operators by the name under which compiled templates call them.
 pub const OPERATORS: [(&str, Operator); 28] = [
     (call::ADD, add),
-    (call::SUB, |rendering, args| arithmetic(rendering, args, "-")),
+    (call::SUB, |context, args| arithmetic(context, args, "-")),
     (call::MUL, multiply),
-    (call::DIV, |rendering, args| arithmetic(rendering, args, "/")),
-    (call::FLOOR_DIV, |rendering, args| arithmetic(rendering, args, "//")),
+    (call::DIV, |context, args| arithmetic(context, args, "/")),
+    (call::FLOOR_DIV, |context, args| arithmetic(context, args, "//")),
     (call::REM, remainder),
-    (call::POW, |rendering, args| arithmetic(rendering, args, "**")),
+    (call::POW, |context, args| arithmetic(context, args, "**")),
     (call::CONCAT, concat),
     (call::SLICE, slice),
     (call::ITEM, item),
     (call::ATTR, attribute),
-    (call::LIST, |rendering, args| rendering.list(args)),
+    (call::LIST, |context, args| context.list(args)),
     (call::TUPLE, tuple),
     (call::MAP, map),
-    (call::FRESH, fresh),
+    (call::COPY, copy_constant),
     (call::MERGE, merge),
     (call::SPREAD, spread),
-    (call::EACH, each),
-    (call::EQ, |rendering, args| two(args, |a, b| rendering.equal(a, b).map(Value::from))),
-    (call::NE, |rendering, args| two(args, |a, b| rendering.equal(a, b).map(|same| Value::from(!same)))),
-    (call::LT, |rendering, args| ordered(rendering, args, Ordering::is_lt)),
-    (call::LE, |rendering, args| ordered(rendering, args, Ordering::is_le)),
-    (call::GT, |rendering, args| ordered(rendering, args, Ordering::is_gt)),
-    (call::GE, |rendering, args| ordered(rendering, args, Ordering::is_ge)),
-    (call::IN, |rendering, args| two(args, |a, b| contains(rendering, a, b).map(Value::from))),
-    (call::CHAIN, chain),
+    (call::ITER, loop_items),
+    (call::EQ, |context, args| binary(args, |a, b| context.equal(a, b).map(Value::from))),
+    (call::NE, |context, args| binary(args, |a, b| context.equal(a, b).map(|same| Value::from(!same)))),
+    (call::LT, |context, args| ordered(context, args, Ordering::is_lt)),
+    (call::LE, |context, args| ordered(context, args, Ordering::is_le)),
+    (call::GT, |context, args| ordered(context, args, Ordering::is_gt)),
+    (call::GE, |context, args| ordered(context, args, Ordering::is_ge)),
+    (call::IN, |context, args| binary(args, |a, b| contains(context, a, b).map(Value::from))),
+    (call::COMPARE, chained_comparison),
     (call::SET, set),
-    (call::UNSUPPORTED, |rendering, args| {
+    (call::UNSUPPORTED, |context, args| {
         let what = args.first().and_then(Value::as_i64).and_then(|at| usize::try_from(at).ok());
-        let what = what.and_then(|at| super::program::UNSUPPORTED.get(at)).copied();
-        Err(rendering.meter.stop(super::meter::Stop::Unsupported(what.unwrap_or("an instruction"))))
+        let what = what.and_then(|at| super::bytecode::UNSUPPORTED.get(at)).copied();
+        Err(context.meter.stop(super::meter::StopReason::Unsupported(what.unwrap_or("an instruction"))))
     }),
 ];
 
-fn two<T>(args: &[Value], then: impl FnOnce(&Value, &Value) -> Result<T, Error>) -> Result<T, Error> {
+fn binary<T>(args: &[Value], then: impl FnOnce(&Value, &Value) -> Result<T, Error>) -> Result<T, Error> {
     match args {
         [a, b] => then(a, b),
         _ => Err(invalid("an operator needs two values")),
     }
 }
 
-fn concat(rendering: &Rendering, args: &[Value]) -> Answer {
-    let mut text = Text::new(&rendering.meter);
+fn concat(context: &RenderContext, args: &[Value]) -> Answer {
+    let mut text = MeteredText::new(&context.meter);
     for value in args {
-        rendering.append(&mut text, value)?;
+        context.append(&mut text, value)?;
     }
     Ok(Value::from(text.text))
 }
 
-pub fn add(rendering: &Rendering, args: &[Value]) -> Answer {
+pub fn add(context: &RenderContext, args: &[Value]) -> Answer {
     let [a, b] = args else { return Err(invalid("an operator needs two values")) };
     let listed = |value: &Value| matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable);
     if a.as_str().is_some() && b.as_str().is_some() {
-        return concat(rendering, args);
+        return concat(context, args);
     }
     if listed(a) && listed(b) {
-        let mut items = rendering.items(a)?;
-        items.extend(rendering.items(b)?);
+        let mut items = context.items(a)?;
+        items.extend(context.items(b)?);
         return match a.is_tuple() {
-            true => tuple(rendering, &items),
-            false => rendering.list(&items),
+            true => tuple(context, &items),
+            false => context.list(&items),
         };
     }
-    arithmetic(rendering, args, "+")
+    arithmetic(context, args, "+")
 }
 
-fn arithmetic(_: &Rendering, args: &[Value], sign: &str) -> Answer {
+fn arithmetic(_: &RenderContext, args: &[Value], sign: &str) -> Answer {
     let [a, b] = args else { return Err(invalid("an operator needs two values")) };
     let (Some(left), Some(right)) = (Number::of(a), Number::of(b)) else {
         return Err(invalid(format!("{} and {} have no `{sign}`", a.kind(), b.kind())));
@@ -94,7 +94,7 @@ fn arithmetic(_: &Rendering, args: &[Value], sign: &str) -> Answer {
         return Err(invalid("a division by zero"));
     }
     let number = match (left, right) {
-        (Number::Whole(a), Number::Whole(b)) if sign != "/" && !(sign == "**" && b < 0) => {
+        (Number::Int(a), Number::Int(b)) if sign != "/" && !(sign == "**" && b < 0) => {
             let whole = match sign {
                 "+" => a.checked_add(b),
                 "-" => a.checked_sub(b),
@@ -103,7 +103,7 @@ fn arithmetic(_: &Rendering, args: &[Value], sign: &str) -> Answer {
                 "%" => a.checked_rem(b).map(|rest| if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest }),
                 _ => u32::try_from(b).ok().and_then(|b| a.checked_pow(b)),
             };
-            Number::Whole(whole.ok_or_else(|| invalid(format!("the result of `{sign}` is too large")))?)
+            Number::Int(whole.ok_or_else(|| invalid(format!("the result of `{sign}` is too large")))?)
         }
         _ => {
             let (a, b) = (left.float(), right.float());
@@ -121,192 +121,192 @@ fn arithmetic(_: &Rendering, args: &[Value], sign: &str) -> Answer {
     Ok(number.value())
 }
 
-/// A text or a list several times, or a product.
-fn multiply(rendering: &Rendering, args: &[Value]) -> Answer {
+/// A product of numbers, or a repeated text or list.
+fn multiply(context: &RenderContext, args: &[Value]) -> Answer {
     let [a, b] = args else { return Err(invalid("an operator needs two values")) };
     let repeated = |value: &Value| matches!(value.kind(), ValueKind::String | ValueKind::Seq);
     let (value, times) = match (repeated(a), repeated(b)) {
         (true, false) => (a, b),
         (false, true) => (b, a),
-        _ => return arithmetic(rendering, args, "*"),
+        _ => return arithmetic(context, args, "*"),
     };
-    let Some(Number::Whole(times)) = Number::of(times) else {
+    let Some(Number::Int(times)) = Number::of(times) else {
         return Err(invalid(format!("{} and {} have no `*`", a.kind(), b.kind())));
     };
     let times = usize::try_from(times.max(0)).unwrap_or(usize::MAX);
     if let Some(text) = value.as_str() {
-        rendering.meter.build(super::shadow::cost(text).saturating_mul(times))?;
+        context.meter.charge_memory(super::taint::cost(text).saturating_mul(times))?;
         return Ok(Value::from(if text.is_empty() { String::new() } else { text.repeat(times) }));
     }
-    let items = rendering.items(value)?;
+    let items = context.items(value)?;
     if items.is_empty() {
-        return rendering.list(&[]);
+        return context.list(&[]);
     }
-    rendering.meter.build(rendering.meter.weigh(value)?.saturating_mul(times))?;
+    context.meter.charge_memory(context.meter.measure(value)?.saturating_mul(times))?;
     let repeated = items.iter().cycle().take(items.len().saturating_mul(times)).cloned();
-    rendering.list(&repeated.collect::<Vec<_>>())
+    context.list(&repeated.collect::<Vec<_>>())
 }
 
-fn remainder(rendering: &Rendering, args: &[Value]) -> Answer {
+fn remainder(context: &RenderContext, args: &[Value]) -> Answer {
     let [a, b] = args else { return Err(invalid("an operator needs two values")) };
     if a.as_str().is_none() {
-        return arithmetic(rendering, args, "%");
+        return arithmetic(context, args, "%");
     }
     match b.is_tuple() {
-        true => percent(rendering, a, &rendering.items(b)?),
-        false => percent(rendering, a, std::slice::from_ref(b)),
+        true => percent(context, a, &context.items(b)?),
+        false => percent(context, a, std::slice::from_ref(b)),
     }
 }
 
-fn ordered(rendering: &Rendering, args: &[Value], by: fn(Ordering) -> bool) -> Answer {
+fn ordered(context: &RenderContext, args: &[Value], by: fn(Ordering) -> bool) -> Answer {
     let [a, b] = args else { return Err(invalid("an operator needs two values")) };
-    rendering.meter.weigh_all(args)?;
-    Ok(Value::from(python::order(a, b, rendering.shadow)?.is_some_and(by)))
+    context.meter.measure_all(args)?;
+    Ok(Value::from(python::order(a, b, context.taint)?.is_some_and(by)))
 }
 
 /// Whether `item` is in `holder`.
-pub fn contains(rendering: &Rendering, item: &Value, holder: &Value) -> Result<bool, Error> {
-    rendering.meter.weigh(item)?;
-    rendering.meter.weigh(holder)?;
-    let shadow = rendering.shadow;
+pub fn contains(context: &RenderContext, item: &Value, holder: &Value) -> Result<bool, Error> {
+    context.meter.measure(item)?;
+    context.meter.measure(holder)?;
+    let taint = context.taint;
     match (holder.kind(), holder.as_str()) {
         (_, Some(text)) => match item.as_str() {
             Some(part) => {
-                rendering.meter.work(text.len())?;
-                Ok(shadow.plain(text).contains(&*shadow.plain(part)))
+                context.meter.charge_work(text.len())?;
+                Ok(taint.plain(text).contains(&*taint.plain(part)))
             }
             None => Err(invalid(format!("a text contains texts, not {}", item.kind()))),
         },
         (ValueKind::Undefined, _) => Ok(false),
         (ValueKind::Map, _) => Ok(scalar(item) && holder.get_item(item).is_ok_and(|value| !value.is_undefined())),
         (ValueKind::Seq | ValueKind::Iterable, _) => {
-            Ok(holder.try_iter()?.any(|other| python::equal(&other, item, shadow)))
+            Ok(holder.try_iter()?.any(|other| python::equal(&other, item, taint)))
         }
         (kind, _) => Err(invalid(format!("only texts, lists and maps contain something, not {kind}"))),
     }
 }
 
-/// A comparison with more behind it: the result, and the second value for the next one, for the engine to unpack.
-fn chain(rendering: &Rendering, args: &[Value]) -> Answer {
+/// A comparison in a chain. Returns the result and the second value, the first of the next comparison.
+fn chained_comparison(context: &RenderContext, args: &[Value]) -> Answer {
     let [a, b, by] = args else { return Err(invalid("an operator needs two values")) };
     let operands = [a.clone(), b.clone()];
     let result = match by.as_str() {
-        Some("==") => Value::from(rendering.equal(a, b)?),
-        Some("!=") => Value::from(!rendering.equal(a, b)?),
-        Some("<") => ordered(rendering, &operands, Ordering::is_lt)?,
-        Some("<=") => ordered(rendering, &operands, Ordering::is_le)?,
-        Some(">") => ordered(rendering, &operands, Ordering::is_gt)?,
-        Some(">=") => ordered(rendering, &operands, Ordering::is_ge)?,
-        Some("in") => Value::from(contains(rendering, a, b)?),
-        _ => Value::from(!contains(rendering, a, b)?),
+        Some("==") => Value::from(context.equal(a, b)?),
+        Some("!=") => Value::from(!context.equal(a, b)?),
+        Some("<") => ordered(context, &operands, Ordering::is_lt)?,
+        Some("<=") => ordered(context, &operands, Ordering::is_le)?,
+        Some(">") => ordered(context, &operands, Ordering::is_gt)?,
+        Some(">=") => ordered(context, &operands, Ordering::is_ge)?,
+        Some("in") => Value::from(contains(context, a, b)?),
+        _ => Value::from(!contains(context, a, b)?),
     };
     Ok(Value::from(vec![result, b.clone()]))
 }
 
-/// Keys that are cheap to hash.
+/// Whether a key is cheap to hash.
 pub fn scalar(key: &Value) -> bool {
     !matches!(key.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable | ValueKind::Plain)
 }
 
 /// `holder[key]`.
-pub fn item(rendering: &Rendering, args: &[Value]) -> Answer {
+pub fn item(context: &RenderContext, args: &[Value]) -> Answer {
     let [holder, key] = args else { return Err(invalid("an item needs a key")) };
     if holder.is_undefined() {
-        return Err(invalid("what is undefined has no items"));
+        return Err(invalid("an undefined value has no items"));
     }
     if !scalar(key) {
         return Ok(Value::UNDEFINED);
     }
-    // Characters of a text are counted from its begin.
-    rendering.meter.work(1 + key.as_str().map_or(0, str::len) + holder.as_str().map_or(0, str::len))?;
+    // Finding a character takes a scan of the text.
+    context.meter.charge_work(1 + key.as_str().map_or(0, str::len) + holder.as_str().map_or(0, str::len))?;
     if let (Some(text), Some(at)) = (holder.as_str(), key.as_i64()) {
-        let found = picked_char(text, at);
+        let found = char_at(text, at);
         return Ok(found.map_or(Value::UNDEFINED, |character| Value::from(character.to_string())));
     }
     Ok(holder.get_item(key).unwrap_or_default())
 }
 
-fn picked_char(text: &str, at: i64) -> Option<char> {
+fn char_at(text: &str, at: i64) -> Option<char> {
     match usize::try_from(at) {
         Ok(at) => text.chars().nth(at),
         Err(_) => text.chars().rev().nth(usize::try_from(at.checked_neg()?).ok()?.checked_sub(1)?),
     }
 }
 
-/// `holder.name`, where that is the name of a map's method.
-fn attribute(_: &Rendering, args: &[Value]) -> Answer {
+/// `holder.name`, where `name` is a method of maps.
+fn attribute(_: &RenderContext, args: &[Value]) -> Answer {
     let [holder, name] = args else { return Err(invalid("an attribute needs a name")) };
     if holder.is_undefined() {
-        return Err(invalid("what is undefined has no attributes"));
+        return Err(invalid("an undefined value has no attributes"));
     }
     let name = name.as_str().unwrap_or_default();
-    let method = super::program::MAP_METHODS.into_iter().find(|known| *known == name);
+    let method = super::bytecode::MAP_METHODS.into_iter().find(|known| *known == name);
     match (holder.downcast_object_ref::<Dict>(), holder.as_object(), method) {
         (Some(_), Some(of), Some(name)) => Ok(Value::from_object(Method { of: of.clone(), name })),
         _ => Ok(holder.get_attr(name).unwrap_or_default()),
     }
 }
 
-/// A tuple of these items.
-pub fn tuple(rendering: &Rendering, items: &[Value]) -> Answer {
-    rendering.list(items)?;
+/// A new tuple with frozen copies of the items.
+pub fn tuple(context: &RenderContext, items: &[Value]) -> Answer {
+    context.list(items)?;
     Ok(Value::from(Tuple::from(items.iter().map(freeze).collect::<Vec<_>>())))
 }
 
-fn map(rendering: &Rendering, args: &[Value]) -> Answer {
+fn map(context: &RenderContext, args: &[Value]) -> Answer {
     let (pairs, _) = args.as_chunks::<2>();
-    dict(rendering, pairs.iter().map(|[key, value]| (key.clone(), value.clone())))
+    dict(context, pairs.iter().map(|[key, value]| (key.clone(), value.clone())))
 }
 
-/// A map of these pairs.
-pub fn dict(rendering: &Rendering, pairs: impl Iterator<Item = (Value, Value)>) -> Answer {
+/// A new map of the pairs.
+pub fn dict(context: &RenderContext, pairs: impl Iterator<Item = (Value, Value)>) -> Answer {
     let mut parts = Vec::new();
     for (key, value) in pairs {
         if !scalar(&key) {
             return Err(invalid("a key is a text or a number"));
         }
-        parts.push((rendering.part(&key)?, rendering.part(&value)?));
+        parts.push((context.part(&key)?, context.part(&value)?));
     }
-    let dict = Dict::of(parts, rendering.shadow);
-    rendering.meter.build(rendering.meter.weigh(&dict)?)?;
+    let dict = Dict::of(parts, context.taint);
+    context.meter.charge_memory(context.meter.measure(&dict)?)?;
     Ok(dict)
 }
 
-/// A constant as a value of the run's own: the constant stays as it is when that is changed.
-fn fresh(rendering: &Rendering, args: &[Value]) -> Answer {
+/// A copy of a constant, so that changes of the copy do not change the constant.
+fn copy_constant(context: &RenderContext, args: &[Value]) -> Answer {
     let [constant] = args else { return Err(invalid("there is one constant")) };
     match constant.kind() {
         ValueKind::Map => {
-            let pairs: Vec<_> = rendering.items(constant)?.into_iter().collect();
-            dict(rendering, pairs.into_iter().map(|key| (key.clone(), constant.get_item(&key).unwrap_or_default())))
+            let pairs: Vec<_> = context.items(constant)?.into_iter().collect();
+            dict(context, pairs.into_iter().map(|key| (key.clone(), constant.get_item(&key).unwrap_or_default())))
         }
-        ValueKind::Seq if !constant.is_tuple() => rendering.list(&rendering.items(constant)?),
+        ValueKind::Seq if !constant.is_tuple() => context.list(&context.items(constant)?),
         _ => Ok(constant.clone()),
     }
 }
 
-/// Arguments by name, of several maps.
-fn merge(rendering: &Rendering, args: &[Value]) -> Answer {
+/// Keyword arguments from several maps.
+fn merge(context: &RenderContext, args: &[Value]) -> Answer {
     let mut named = Vec::new();
     for map in args {
         if map.kind() != ValueKind::Map {
             return Err(invalid("`**` takes a map"));
         }
-        for key in rendering.items(map)? {
+        for key in context.items(map)? {
             let name = key.as_str().ok_or_else(|| invalid("an argument's name is a text"))?;
-            // A foreign name stays one: `dict(**map)` makes a key of it.
+            // The name keeps its taint: `dict(**map)` makes a key of it.
             named.push((name.to_owned(), map.get_item(&key)?));
         }
     }
     Ok(Value::from(named.into_iter().collect::<Kwargs>()))
 }
 
-/// Arguments by place, of several lists.
-fn spread(rendering: &Rendering, args: &[Value]) -> Answer {
+/// Positional arguments from several lists.
+fn spread(context: &RenderContext, args: &[Value]) -> Answer {
     let mut all = Vec::new();
     for list in args {
-        all.extend(rendering.items(list)?);
-        // The value that a filter or a method is called on is one more.
+        all.extend(context.items(list)?);
+        // The receiver of a filter or a method comes in addition.
         if all.len() > MAX_ARGUMENTS {
             return Err(invalid(format!("a call has more than {MAX_ARGUMENTS} arguments")));
         }
@@ -314,30 +314,30 @@ fn spread(rendering: &Rendering, args: &[Value]) -> Answer {
     Ok(Value::from(all))
 }
 
-/// What a loop goes over.
-fn each(rendering: &Rendering, args: &[Value]) -> Answer {
-    let [value] = args else { return Err(invalid("a loop goes over one value")) };
+/// The items of a loop.
+fn loop_items(context: &RenderContext, args: &[Value]) -> Answer {
+    let [value] = args else { return Err(invalid("a loop has one value")) };
     match value.kind() {
-        ValueKind::None => Err(invalid("none cannot be gone over")),
-        // A list that the loop itself appends to ends where it ended.
+        ValueKind::None => Err(invalid("none has no items")),
+        // Items that the loop's body appends are not visited.
         ValueKind::Seq if value.downcast_object_ref::<List>().is_some() => {
-            rendering.meter.work(value.len().unwrap_or(0).saturating_mul(super::rendering::PIECE_COST))?;
+            context.meter.charge_work(value.len().unwrap_or(0).saturating_mul(super::context::PIECE_COST))?;
             Ok(freeze(value))
         }
         ValueKind::String => {
-            rendering.meter.build(value.as_str().unwrap_or_default().len())?;
+            context.meter.charge_memory(value.as_str().unwrap_or_default().len())?;
             Ok(value.clone())
         }
-        // A map gives a list of its keys.
+        // The engine lists the keys of a map.
         _ => {
-            rendering.meter.work(value.len().unwrap_or(0).saturating_mul(super::rendering::PIECE_COST))?;
+            context.meter.charge_work(value.len().unwrap_or(0).saturating_mul(super::context::PIECE_COST))?;
             Ok(value.clone())
         }
     }
 }
 
 /// Python's slices. The instruction has the value, start, stop and step on the stack.
-fn slice(rendering: &Rendering, args: &[Value]) -> Answer {
+fn slice(context: &RenderContext, args: &[Value]) -> Answer {
     let [value, start, stop, step] = args else { return Err(invalid("a slice needs a value")) };
     let index = |value: &Value| match value.is_none() {
         true => Ok(None),
@@ -345,22 +345,22 @@ fn slice(rendering: &Rendering, args: &[Value]) -> Answer {
     };
     let (start, stop, step) = (index(start)?, index(stop)?, index(step)?.unwrap_or(1));
     if let Some(text) = value.as_str() {
-        rendering.meter.work(text.len())?;
-        rendering.meter.build(text.len().saturating_mul(size_of::<char>()))?;
+        context.meter.charge_work(text.len())?;
+        context.meter.charge_memory(text.len().saturating_mul(size_of::<char>()))?;
         let characters: Vec<char> = text.chars().collect();
-        return Ok(Value::from(picked(&characters, start, stop, step)?.into_iter().collect::<String>()));
+        return Ok(Value::from(slice_of(&characters, start, stop, step)?.into_iter().collect::<String>()));
     }
     if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
         return Err(invalid(format!("{} has no slices", value.kind())));
     }
-    let items = picked(&rendering.items(value)?, start, stop, step)?;
+    let items = slice_of(&context.items(value)?, start, stop, step)?;
     match value.is_tuple() {
-        true => tuple(rendering, &items),
-        false => rendering.list(&items),
+        true => tuple(context, &items),
+        false => context.list(&items),
     }
 }
 
-fn picked<T: Clone>(items: &[T], start: Option<i64>, stop: Option<i64>, step: i64) -> Result<Vec<T>, Error> {
+fn slice_of<T: Clone>(items: &[T], start: Option<i64>, stop: Option<i64>, step: i64) -> Result<Vec<T>, Error> {
     let len = i64::try_from(items.len()).unwrap_or(i64::MAX);
     let place =
         |index: i64, low: i64, high: i64| (if index < 0 { index.saturating_add(len) } else { index }).clamp(low, high);
@@ -381,31 +381,31 @@ fn picked<T: Clone>(items: &[T], start: Option<i64>, stop: Option<i64>, step: i6
     Ok(part.iter().rev().step_by(stride).cloned().collect())
 }
 
-/// A new namespace, with the fields of a map and of arguments by name.
-pub fn namespace(rendering: &Rendering, args: &[Value]) -> Answer {
-    let given = Given::new(args)?;
+/// A new namespace with the entries of maps and the keyword arguments as fields.
+pub fn namespace(context: &RenderContext, args: &[Value]) -> Answer {
+    let arguments = Arguments::new(args)?;
     let space = Value::from_object(Namespace::default());
-    for map in given.values {
-        for key in rendering.items(map)? {
-            set(rendering, &[map.get_item(&key)?, space.clone(), key])?;
+    for map in arguments.values {
+        for key in context.items(map)? {
+            set(context, &[map.get_item(&key)?, space.clone(), key])?;
         }
     }
-    for (name, value) in given.named {
-        set(rendering, &[value, space.clone(), Value::from(name)])?;
+    for (name, value) in arguments.named {
+        set(context, &[value, space.clone(), Value::from(name)])?;
     }
     Ok(space)
 }
 
-/// Sets a field: the value, the namespace and the field's name.
-fn set(rendering: &Rendering, args: &[Value]) -> Answer {
+/// Sets a field. The arguments are the value, the namespace and the field's name.
+fn set(context: &RenderContext, args: &[Value]) -> Answer {
     let [value, space, name] = args else { return Err(invalid("a field needs a value")) };
     let space =
         space.downcast_object_ref::<Namespace>().ok_or_else(|| invalid("only a namespace's fields can be set"))?;
     let name = name.as_str().ok_or_else(|| invalid("a field has a name"))?;
-    rendering.meter.build(super::rendering::PIECE_COST)?;
-    // Weighed again as a part: values only grow deeper through lists, maps and fields.
-    let part = rendering.part(value)?;
+    context.meter.charge_memory(super::context::PIECE_COST)?;
+    // Measured as a part, since values nest deeper only through lists, maps and fields.
+    let part = context.part(value)?;
     let list = value.downcast_object_ref::<List>().is_some();
-    space.set(&rendering.shadow.plain(name), if list { value.clone() } else { part });
+    space.set(&context.taint.plain(name), if list { value.clone() } else { part });
     Ok(Value::UNDEFINED)
 }

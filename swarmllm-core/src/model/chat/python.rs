@@ -1,4 +1,4 @@
-//! Values as Python writes, compares and orders them.
+//! Python's text, equality and order of values.
 
 use std::cmp::Ordering;
 use std::fmt::{self, Write};
@@ -6,33 +6,33 @@ use std::fmt::{self, Write};
 use minijinja::value::ValueKind;
 use minijinja::{Error, Value};
 
-use super::given::invalid;
-use super::meter::Text;
-use super::shadow::Shadow;
+use super::arguments::invalid;
+use super::meter::MeteredText;
+use super::taint::Taint;
 use super::values::{is_data, same};
 
-/// Python's floats are written with an exponent from here on, and below this.
+/// Python writes floats with an exponent from the first on, and below the second.
 const EXPONENTS: (f64, f64) = (1e16, 1e-4);
 
-/// How two are ordered; `nan` is not.
+/// The order of two values; `None` for `nan`.
 type Order = Result<Option<Ordering>, Error>;
 
-/// 2 to the 127th: the first float beyond all whole numbers here.
+/// 2^127, the first float beyond the range of `i128`.
 const BEYOND: f64 = 170_141_183_460_469_231_731_687_303_715_884_105_728.0;
 
-/// A number; true and false are 1 and 0.
+/// A number; booleans are 1 and 0.
 #[derive(Debug, Clone, Copy)]
 pub enum Number {
-    Whole(i128),
+    Int(i128),
     Float(f64),
 }
 
 impl Number {
-    /// The number that a value is.
+    /// The value as a number, if it is one.
     pub fn of(value: &Value) -> Option<Number> {
         match value.kind() {
-            ValueKind::Bool => Some(Number::Whole(i128::from(value.is_true()))),
-            ValueKind::Number if value.is_integer() => i128::try_from(value.clone()).ok().map(Number::Whole),
+            ValueKind::Bool => Some(Number::Int(i128::from(value.is_true()))),
+            ValueKind::Number if value.is_integer() => i128::try_from(value.clone()).ok().map(Number::Int),
             ValueKind::Number => f64::try_from(value.clone()).ok().map(Number::Float),
             _ => None,
         }
@@ -41,7 +41,7 @@ impl Number {
     /// As a float.
     pub fn float(self) -> f64 {
         match self {
-            Number::Whole(whole) => whole as f64,
+            Number::Int(whole) => whole as f64,
             Number::Float(float) => float,
         }
     }
@@ -49,23 +49,23 @@ impl Number {
     /// As a value.
     pub fn value(self) -> Value {
         match self {
-            Number::Whole(whole) => i64::try_from(whole).map_or_else(|_| Value::from(whole), Value::from),
+            Number::Int(whole) => i64::try_from(whole).map_or_else(|_| Value::from(whole), Value::from),
             Number::Float(float) => Value::from(float),
         }
     }
 
-    /// How it is to another.
+    /// The order of two numbers.
     pub fn compare(self, other: Number) -> Option<Ordering> {
         match (self, other) {
-            (Number::Whole(a), Number::Whole(b)) => Some(a.cmp(&b)),
+            (Number::Int(a), Number::Int(b)) => Some(a.cmp(&b)),
             (Number::Float(a), Number::Float(b)) => a.partial_cmp(&b),
-            (Number::Whole(a), Number::Float(b)) => compare_exactly(a, b),
-            (Number::Float(a), Number::Whole(b)) => compare_exactly(b, a).map(Ordering::reverse),
+            (Number::Int(a), Number::Float(b)) => compare_exactly(a, b),
+            (Number::Float(a), Number::Int(b)) => compare_exactly(b, a).map(Ordering::reverse),
         }
     }
 }
 
-/// A whole number to a float, as Python does it: a large one as a float could be another.
+/// Compares an integer with a float exactly, as Python does: the conversion of a large integer would round.
 fn compare_exactly(whole: i128, float: f64) -> Option<Ordering> {
     if float.is_nan() {
         return None;
@@ -83,7 +83,7 @@ fn compare_exactly(whole: i128, float: f64) -> Option<Ordering> {
 impl fmt::Display for Number {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Number::Whole(whole) => write!(out, "{whole}"),
+            Number::Int(whole) => write!(out, "{whole}"),
             Number::Float(float) => write_float(out, float),
         }
     }
@@ -110,26 +110,27 @@ fn write_float(out: &mut fmt::Formatter<'_>, float: f64) -> fmt::Result {
 }
 
 /// A value as `{{ }}` writes it.
-pub fn write_value(out: &mut Text<'_>, value: &Value, shadow: Shadow) -> fmt::Result {
+pub fn write_value(out: &mut MeteredText<'_>, value: &Value, taint: Taint) -> fmt::Result {
     if let Some(text) = value.as_str() {
         return out.write_str(text);
     }
     if value.is_undefined() {
         return Ok(());
     }
-    // What a list or a map looks like depends on what is in it, down to its quotes: it is foreign as a whole.
+    // Quotes and brackets depend on the contents, so the text of a list or a map is tainted as a whole.
     let start = out.text.len();
-    write_repr(out, value, shadow)?;
+    write_repr(out, value, taint)?;
     if matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable) {
-        let marked = shadow.mark(out.text.get(start..).unwrap_or_default()).into_owned();
+        let marked = taint.mark(out.text.get(start..).unwrap_or_default()).into_owned();
         out.text.truncate(start);
         out.text.push_str(&marked);
     }
     Ok(())
 }
 
-/// A value as Python's `repr` writes it, without shadows. The meter has looked over how deep it nests.
-pub fn write_repr(out: &mut Text<'_>, value: &Value, shadow: Shadow) -> fmt::Result {
+/// A value as Python's `repr` writes it, in plain characters. The caller has measured the value, which bounds its
+/// nesting.
+pub fn write_repr(out: &mut MeteredText<'_>, value: &Value, taint: Taint) -> fmt::Result {
     if let Some(number) = Number::of(value).filter(|_| value.kind() == ValueKind::Number) {
         return write!(out, "{number}");
     }
@@ -137,14 +138,14 @@ pub fn write_repr(out: &mut Text<'_>, value: &Value, shadow: Shadow) -> fmt::Res
         ValueKind::Undefined => out.write_str("Undefined"),
         ValueKind::None => out.write_str("None"),
         ValueKind::Bool => out.write_str(if value.is_true() { "True" } else { "False" }),
-        ValueKind::String => write_quoted(out, &shadow.plain(value.as_str().unwrap_or_default())),
+        ValueKind::String => write_quoted(out, &taint.plain(value.as_str().unwrap_or_default())),
         ValueKind::Seq | ValueKind::Iterable => {
             let (open, close) = if value.is_tuple() { ("(", ")") } else { ("[", "]") };
             out.write_str(open)?;
             let mut count = 0;
             for item in value.try_iter().into_iter().flatten() {
                 out.write_str(if count > 0 { ", " } else { "" })?;
-                write_repr(out, &item, shadow)?;
+                write_repr(out, &item, taint)?;
                 count += 1;
             }
             out.write_str(if value.is_tuple() && count == 1 { "," } else { "" })?;
@@ -154,9 +155,9 @@ pub fn write_repr(out: &mut Text<'_>, value: &Value, shadow: Shadow) -> fmt::Res
             out.write_str("{")?;
             for (at, key) in value.try_iter().into_iter().flatten().enumerate() {
                 out.write_str(if at > 0 { ", " } else { "" })?;
-                write_repr(out, &key, shadow)?;
+                write_repr(out, &key, taint)?;
                 out.write_str(": ")?;
-                write_repr(out, &value.get_item(&key).unwrap_or_default(), shadow)?;
+                write_repr(out, &value.get_item(&key).unwrap_or_default(), taint)?;
             }
             out.write_str("}")
         }
@@ -164,7 +165,7 @@ pub fn write_repr(out: &mut Text<'_>, value: &Value, shadow: Shadow) -> fmt::Res
     }
 }
 
-fn write_quoted(out: &mut Text<'_>, text: &str) -> fmt::Result {
+fn write_quoted(out: &mut MeteredText<'_>, text: &str) -> fmt::Result {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.write_char(quote)?;
     for character in text.chars() {
@@ -185,17 +186,17 @@ fn write_quoted(out: &mut Text<'_>, text: &str) -> fmt::Result {
     out.write_char(quote)
 }
 
-/// About Python's `isprintable`: Rust's own escapes know the characters that cannot be seen.
+/// About Python's `isprintable`, from Rust's own escapes.
 fn is_printable(character: char) -> bool {
     !character.is_whitespace() && character.escape_debug().len() == 1
         || character.is_alphanumeric()
         || matches!(character, '\u{300}'..='\u{36f}')
 }
 
-/// Whether two values are equal. The caller has weighed both.
-pub fn equal(a: &Value, b: &Value, shadow: Shadow) -> bool {
+/// Whether two values are equal. The caller has measured both.
+pub fn equal(a: &Value, b: &Value, taint: Taint) -> bool {
     if let (Some(a), Some(b)) = (a.as_str(), b.as_str()) {
-        return a == b || shadow.plain_chars(a).eq(shadow.plain_chars(b));
+        return a == b || taint.plain_chars(a).eq(taint.plain_chars(b));
     }
     if let (Some(a), Some(b)) = (Number::of(a), Number::of(b)) {
         return a.compare(b) == Some(Ordering::Equal);
@@ -209,7 +210,7 @@ pub fn equal(a: &Value, b: &Value, shadow: Shadow) -> bool {
             loop {
                 match (left.next(), right.next()) {
                     (None, None) => return true,
-                    (Some(a), Some(b)) if equal(&a, &b, shadow) => (),
+                    (Some(a), Some(b)) if equal(&a, &b, taint) => (),
                     _ => return false,
                 }
             }
@@ -217,7 +218,7 @@ pub fn equal(a: &Value, b: &Value, shadow: Shadow) -> bool {
         (ValueKind::Map, ValueKind::Map) => {
             let Ok(mut keys) = a.try_iter() else { return false };
             let same = |key: &Value| match (a.get_item(key), b.get_item(key)) {
-                (Ok(a), Ok(b)) => !b.is_undefined() && equal(&a, &b, shadow),
+                (Ok(a), Ok(b)) => !b.is_undefined() && equal(&a, &b, taint),
                 _ => false,
             };
             a.len() == b.len() && keys.all(|key| same(&key))
@@ -228,10 +229,10 @@ pub fn equal(a: &Value, b: &Value, shadow: Shadow) -> bool {
     }
 }
 
-/// How two values are ordered: numbers, texts, and lists of them. The caller has weighed both.
-pub fn order(a: &Value, b: &Value, shadow: Shadow) -> Order {
+/// The order of two numbers, texts or lists. The caller has measured both.
+pub fn order(a: &Value, b: &Value, taint: Taint) -> Order {
     if let (Some(a), Some(b)) = (a.as_str(), b.as_str()) {
-        return Ok(Some(shadow.plain_chars(a).cmp(shadow.plain_chars(b))));
+        return Ok(Some(taint.plain_chars(a).cmp(taint.plain_chars(b))));
     }
     if let (Some(a), Some(b)) = (Number::of(a), Number::of(b)) {
         return Ok(a.compare(b));
@@ -240,8 +241,8 @@ pub fn order(a: &Value, b: &Value, shadow: Shadow) -> Order {
         let (mut left, mut right) = (a.try_iter()?, b.try_iter()?);
         loop {
             match (left.next(), right.next()) {
-                (Some(a), Some(b)) if equal(&a, &b, shadow) => (),
-                (Some(a), Some(b)) => return order(&a, &b, shadow),
+                (Some(a), Some(b)) if equal(&a, &b, taint) => (),
+                (Some(a), Some(b)) => return order(&a, &b, taint),
                 (a, b) => return Ok(Some(a.is_some().cmp(&b.is_some()))),
             }
         }
@@ -249,8 +250,8 @@ pub fn order(a: &Value, b: &Value, shadow: Shadow) -> Order {
     Err(invalid(format!("{} and {} have no order", a.kind(), b.kind())))
 }
 
-/// Sorts; an error where two keys have no order, as texts and numbers have none, nor has `nan`. The standard sort may
-/// panic there. The caller has taken the work.
+/// A stable merge sort that fails where two items have no order (a text and a number, `nan`). The standard sort may
+/// panic there. The caller has charged the work.
 pub fn sorted<T>(mut items: Vec<T>, order: &dyn Fn(&T, &T) -> Order) -> Result<Vec<T>, Error> {
     if items.len() < 2 {
         return Ok(items);
@@ -296,8 +297,8 @@ mod tests {
             [("a'b", "\"a'b\""), ("a'\"", "'a\\'\"'"), ("é\n\u{1}\u{200b}", "'é\\n\\x01\\u200b'"), ("\\", "'\\\\'")]
         {
             let meter = Meter::new();
-            let mut out = Text { meter: &meter, text: String::new() };
-            write_repr(&mut out, &Value::from(text), Shadow::NONE).expect("it is short");
+            let mut out = MeteredText { meter: &meter, text: String::new() };
+            write_repr(&mut out, &Value::from(text), Taint::NONE).expect("it is short");
             assert_eq!(out.text, quoted);
         }
     }

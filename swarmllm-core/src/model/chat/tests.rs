@@ -1,7 +1,7 @@
 mod forgery;
 mod stock;
 
-use std::time::{Duration, UNIX_EPOCH};
+use jiff::civil::date;
 
 use super::*;
 
@@ -10,15 +10,15 @@ fn template(source: &str) -> Result<ChatTemplate, TemplateError> {
     ChatTemplate::from_facts(&[Fact { key: "tokenizer.chat_template".into(), ty: 8, raw }])
 }
 
-fn talk() -> Vec<ChatMessage> {
+fn conversation() -> Vec<ChatMessage> {
     [("system", "Be brief."), ("user", " Hi "), ("assistant", "Hello."), ("user", "Why?")]
         .map(|(role, content)| ChatMessage::new(role, content))
         .to_vec()
 }
 
 fn rendered(source: &str) -> Result<String, TemplateError> {
-    let now = UNIX_EPOCH + Duration::from_secs(1_709_210_096);
-    Ok(template(source)?.render_at(&talk(), &TemplateInputs::default(), true, now)?.text().to_owned())
+    let now = date(2024, 2, 29).at(12, 34, 56, 0);
+    Ok(template(source)?.render_at(&conversation(), &TemplateInputs::default(), true, now)?.text().to_owned())
 }
 
 fn text(template: &ChatTemplate, messages: &[ChatMessage], prompt: bool) -> Result<String, TemplateError> {
@@ -46,7 +46,7 @@ fn smollm2_s_template_renders_a_conversation_exactly() {
     assert_eq!(alone.as_deref(), Ok(expected));
 }
 
-/// Ours, with the constructs that templates of the Gemma family use.
+/// A template of our own with the constructs of the Gemma family.
 const TURNS: &str = r#"{{ bos_token }}
 {%- if messages[0]['role'] == 'system' -%}
     {%- if messages[0]['content'] is string -%}
@@ -78,7 +78,7 @@ const TURNS: &str = r#"{{ bos_token }}
 "#;
 
 #[test]
-fn a_template_in_gemma_s_manner_renders_exactly() {
+fn a_template_in_gemma_s_style_renders_exactly() {
     let expected = "<start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>model\nHello.<end_of_turn>\n\
                     <start_of_turn>user\nWhy?<end_of_turn>\n<start_of_turn>model\n";
     assert_eq!(rendered(TURNS).as_deref(), Ok(expected));
@@ -87,7 +87,7 @@ fn a_template_in_gemma_s_manner_renders_exactly() {
 }
 
 #[test]
-fn what_templates_in_use_say_works() {
+fn constructs_of_templates_in_use_render() {
     for (source, expected) in [
         ("{{ messages[-1].content.strip().upper() }}", "WHY?"),
         ("{{ messages | map(attribute='role') | join(', ') }}", "system, user, assistant, user"),
@@ -122,7 +122,7 @@ fn what_templates_in_use_say_works() {
     }
 }
 
-/// Templates and what they render, as Jinja2 does.
+/// Templates and Jinja2's renderings of them.
 const JINJA: &[(&str, &str)] = &[
     (
         "{% for m in messages if m.role == 'user' %}{{ loop.index }}{{ loop.last }}{{ m.content }};{% endfor %}",
@@ -190,20 +190,20 @@ const JINJA: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn what_jinja2_has_beyond_works_alike() {
+fn further_constructs_render_as_in_jinja2() {
     for (source, expected) in JINJA {
         assert_eq!(rendered(source).as_deref(), Ok(*expected), "{source}");
     }
 }
 
 #[test]
-fn a_model_without_a_template_says_so() {
+fn a_model_without_a_template_gives_a_typed_error() {
     assert_eq!(ChatTemplate::from_facts(&[]).map(drop), Err(TemplateError::Missing));
     assert!(TemplateError::Missing.to_string().contains("generate"));
 }
 
 #[test]
-fn broken_templates_are_refused_when_they_are_read() {
+fn broken_templates_are_refused_when_loaded() {
     for source in ["{{", "{% for x %}", "{% if %}", "{{ 1 + }}", "{% endif %}", "{{ '\\"] {
         assert!(matches!(template(source), Err(TemplateError::Syntax { .. })), "{source}");
     }
@@ -212,7 +212,7 @@ fn broken_templates_are_refused_when_they_are_read() {
 }
 
 #[test]
-fn what_is_not_admitted_is_named_when_it_is_run_and_not_before() {
+fn refused_parts_fail_by_name_and_only_when_they_run() {
     for (source, what) in [
         ("{% include 'x' %}", "`include` or `import`"),
         ("{% extends 'x' %}", "`extends`"),
@@ -247,7 +247,7 @@ fn what_is_not_admitted_is_named_when_it_is_run_and_not_before() {
 }
 
 #[test]
-fn templates_that_only_grow_deep_are_refused_or_rendered_but_never_overflow() {
+fn deep_templates_never_overflow_the_stack() {
     for (head, unit, tail) in [
         ("{{ ", "(", " }}"),
         ("{{ ", "[", " }}"),
@@ -266,14 +266,14 @@ fn templates_that_only_grow_deep_are_refused_or_rendered_but_never_overflow() {
         let room = MAX_TEMPLATE - head.len() - tail.len();
         for count in [1000, room / unit.len()] {
             let source = [head, &unit.repeat(count), tail].concat();
-            // Any answer will do: what counts is that there is one.
+            // Any result will do: the test is that the thread survives.
             let _ = rendered(&source);
         }
     }
 }
 
-/// Templates that would outgrow any machine.
-const BOMBS: &[&str] = &[
+/// Templates that exhaust time or memory unless they are stopped.
+const HOSTILE: &[&str] = &[
     "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
     "{% set ns = namespace(s='x') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
     "{% set ns = namespace(s='x') %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
@@ -358,8 +358,8 @@ const BOMBS: &[&str] = &[
 ];
 
 #[test]
-fn a_bomb_runs_out_of_something_and_never_out_of_memory() {
-    for source in BOMBS {
+fn hostile_templates_are_stopped_within_their_bounds() {
+    for source in HOSTILE {
         refused(source);
     }
 }
@@ -369,17 +369,17 @@ fn raw_text_in_a_captured_loop_is_counted() {
     let line = "x".repeat(100_000);
     let source =
         format!("{{% set x %}}{{% for i in range(9999) %}}{line}{{% endfor %}}{{% endset %}}{{{{ x | length }}}}");
-    assert_eq!(refused(&source), TemplateError::TooLarge { max: MAX_BUILT });
+    assert_eq!(refused(&source), TemplateError::TooLarge { max: MAX_BUILT_CHARS });
 }
 
 #[test]
-fn comparing_long_texts_over_and_over_runs_out_of_work() {
+fn repeated_comparisons_of_long_texts_run_out_of_work() {
     let source = "{% set ns = namespace(s=messages[0].content) %}{% for i in range(9999) %}{% for j in range(20) %}\
                   {% if messages[0].content == messages[1].content %}{% endif %}{% endfor %}{% endfor %}";
     let long = "x".repeat(MAX_CONVERSATION / 2 - "user".len());
     let messages = [ChatMessage::new("user", &*long), ChatMessage::new("", &*long)];
-    let talk = template(source).and_then(|template| text(&template, &messages, true));
-    assert_eq!(talk, Err(TemplateError::OutOfFuel));
+    let conversation = template(source).and_then(|template| text(&template, &messages, true));
+    assert_eq!(conversation, Err(TemplateError::OutOfFuel));
 }
 
 #[test]
@@ -400,7 +400,7 @@ fn the_longest_conversation_renders_with_an_ordinary_template() {
 }
 
 #[test]
-fn tools_documents_and_variables_reach_the_template_and_none_stands_for_no_tools() {
+fn tools_documents_and_variables_reach_the_template() {
     let template = template(concat!(
         "{{ tools is none }}{{ documents is none }}{% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}",
         "{% for document in documents or [] %}{{ document.title }}{% endfor %}{{ enable_thinking }}",
@@ -412,17 +412,17 @@ fn tools_documents_and_variables_reach_the_template_and_none_stands_for_no_tools
         kwargs: [("enable_thinking".to_owned(), false.into())].into_iter().collect(),
         parse_content: false,
     };
-    let rendered = template.render(&talk(), &given, true).map(|rendered| rendered.text().to_owned());
+    let rendered = template.render(&conversation(), &given, true).map(|rendered| rendered.text().to_owned());
     assert_eq!(rendered.as_deref(), Ok("FalseFalseclockTimeFalse"));
-    assert_eq!(text(&template, &talk(), true).as_deref(), Ok("TrueTrue"));
+    assert_eq!(text(&template, &conversation(), true).as_deref(), Ok("TrueTrue"));
 }
 
 #[test]
-fn inputs_that_take_a_given_name_or_nest_too_deep_are_refused() {
+fn inputs_with_a_reserved_name_or_deep_nesting_are_refused() {
     let template = template("{{ messages | length }}").expect("it compiles");
     let render = |name: &str, value| {
         let kwargs = [(name.to_owned(), value)].into_iter().collect();
-        template.render(&talk(), &TemplateInputs { kwargs, ..TemplateInputs::default() }, true)
+        template.render(&conversation(), &TemplateInputs { kwargs, ..TemplateInputs::default() }, true)
     };
     assert_eq!(render("messages", 1.into()), Err(TemplateError::Reserved { name: "messages" }));
     let deep = (0..64).fold(serde_json::json!(1), |inner, _| serde_json::json!([inner]));

@@ -1,7 +1,7 @@
-//! Values that templates make and change: lists, maps, namespaces.
+//! Values that templates create and change: lists, maps, namespaces.
 //!
-//! None of them ever holds itself, directly or not, for that would leak: what goes into another value is frozen first
-//! ([`freeze`]), and namespaces go into none.
+//! No value contains itself, directly or not, since that would leak memory: parts of a value are frozen ([`freeze`]),
+//! and a namespace is never a part.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,14 +11,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use minijinja::value::{DynObject, Enumerator, Object, ObjectRepr, ValueKind};
 use minijinja::{Error, State, Value};
 
-use super::shadow::Shadow;
+use super::taint::Taint;
 
 /// A list that a template can append to.
 #[derive(Debug, Default)]
 pub struct List(Mutex<Vec<Value>>);
 
 impl List {
-    /// A list of items that are frozen.
+    /// A list of frozen items.
     pub fn of(items: Vec<Value>) -> Value {
         Value::from_object(List(Mutex::new(items)))
     }
@@ -43,7 +43,7 @@ impl Object for List {
     }
 }
 
-/// The value as a part of another: what is changed later does not change there.
+/// The value as a part of another: later changes of the value do not change the part.
 pub fn freeze(value: &Value) -> Value {
     match value.downcast_object_ref::<List>() {
         Some(list) => Value::from(list.change(|items| items.clone())),
@@ -51,13 +51,13 @@ pub fn freeze(value: &Value) -> Value {
     }
 }
 
-/// Whether the value is the engine's own about a loop; the engine does not export the type.
+/// Whether the value is the engine's `loop`, whose type the engine does not export.
 pub fn is_loop(value: &Value) -> bool {
     value.as_object().is_some_and(|object| object.type_name().ends_with("::Loop"))
 }
 
-/// Whether the value is data, and no loop, namespace, method, macro or function. What is none may hold other values
-/// that the meter does not see, or itself.
+/// Whether the value is data: not a loop, namespace, method, macro or function. Those may hold values that the meter
+/// does not see, or themselves.
 pub fn is_data(value: &Value) -> bool {
     match value.kind() {
         // Loops, macros and namespaces look like maps.
@@ -67,16 +67,16 @@ pub fn is_data(value: &Value) -> bool {
     }
 }
 
-/// Whether both are the same, for values of which one is no data. They are never compared by what they hold.
+/// Identity, for values of which at least one is not data. Such values are never compared by content.
 pub fn same(a: &Value, b: &Value) -> bool {
     same_object::<Namespace>(a, b)
         .or_else(|| same_object::<Joiner>(a, b))
         .or_else(|| same_object::<Method>(a, b))
-        // The engine's own (loops, macros, functions) hold nothing but their names and counts.
+        // The engine compares its loops, macros and functions by names and counts alone.
         .unwrap_or_else(|| !is_data(a) && !is_data(b) && !a.is_kwargs() && !b.is_kwargs() && a == b)
 }
 
-/// Whether both are the same object, if one is of the type.
+/// Whether both are the same object; `None` where neither has the type.
 pub fn same_object<T: 'static>(a: &Value, b: &Value) -> Option<bool> {
     match (a.downcast_object::<T>(), b.downcast_object::<T>()) {
         (None, None) => None,
@@ -84,20 +84,20 @@ pub fn same_object<T: 'static>(a: &Value, b: &Value) -> Option<bool> {
     }
 }
 
-/// A map. Its keys may be shadows; they are found by their plain form.
+/// A map. Keys may be tainted; look-ups use their plain form.
 #[derive(Debug)]
 pub struct Dict {
     entries: Vec<(Value, Value)>,
     places: BTreeMap<Value, usize>,
-    shadow: Shadow,
+    taint: Taint,
 }
 
 impl Dict {
-    /// A map of frozen values. Where a key comes twice the last value counts, as in Python.
-    pub fn of(pairs: impl IntoIterator<Item = (Value, Value)>, shadow: Shadow) -> Value {
-        let mut dict = Dict { entries: Vec::new(), places: BTreeMap::new(), shadow };
+    /// A map of frozen values. The last of several equal keys wins, as in Python.
+    pub fn of(pairs: impl IntoIterator<Item = (Value, Value)>, taint: Taint) -> Value {
+        let mut dict = Dict { entries: Vec::new(), places: BTreeMap::new(), taint };
         for (key, value) in pairs {
-            let plain = plain_key(&key, shadow);
+            let plain = plain_key(&key, taint);
             let known = dict.places.get(&plain).and_then(|at| dict.entries.get_mut(*at));
             match known {
                 Some((_, old)) => *old = value,
@@ -111,16 +111,16 @@ impl Dict {
     }
 }
 
-fn plain_key(key: &Value, shadow: Shadow) -> Value {
+fn plain_key(key: &Value, taint: Taint) -> Value {
     match key.as_str() {
-        Some(text) if shadow.marks(text) => Value::from(shadow.plain(text)),
+        Some(text) if taint.occurs_in(text) => Value::from(taint.plain(text)),
         _ => key.clone(),
     }
 }
 
 impl Object for Dict {
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        let at = self.places.get(&plain_key(key, self.shadow))?;
+        let at = self.places.get(&plain_key(key, self.taint))?;
         self.entries.get(*at).map(|(_, value)| value.clone())
     }
 
@@ -133,7 +133,7 @@ impl Object for Dict {
     }
 }
 
-/// A value whose fields a template may set. It never holds itself: that would leak.
+/// A value with fields that a template sets. It never contains itself.
 #[derive(Debug, Default)]
 pub struct Namespace(Mutex<BTreeMap<String, Value>>);
 
@@ -150,7 +150,7 @@ impl Object for Namespace {
     }
 }
 
-/// What gives nothing when it is first called, and its text from then on.
+/// Returns nothing at the first call and its text at later ones.
 pub struct Joiner {
     pub text: Value,
     pub used: AtomicBool,
@@ -172,13 +172,13 @@ impl Object for Joiner {
     }
 }
 
-/// A map's method that is not called, as in `{% if schema.items %}`. Python finds it before an item of that name.
+/// A map's method as a value, as in `{% if schema.items %}`. In Python the method hides a key of the same name.
 pub struct Method {
     pub of: DynObject,
     pub name: &'static str,
 }
 
-/// Without the map: writing it would recurse, and no meter has looked it over.
+/// Without the map: writing it would recurse, and no meter has measured it.
 impl fmt::Debug for Method {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "<method {}>", self.name)

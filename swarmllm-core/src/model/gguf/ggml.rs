@@ -1,15 +1,15 @@
-//! The ggml types that we accept: how many elements and bytes one block has.
+//! The accepted ggml types, with elements and bytes of a block.
 
 use super::{ShapeFault, limits};
 
-/// A tensor type: elements are stored in blocks of `block` elements and `bytes` bytes.
+/// A tensor type, stored in blocks of `block` elements and `bytes` bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GgmlType {
-    /// Its number in a GGUF.
+    /// Type id in a GGUF.
     pub id: u32,
-    /// Its usual name.
+    /// Name in ggml.
     pub name: &'static str,
-    /// Elements of a block; each row is a whole number of blocks.
+    /// Elements of a block; a row is a whole number of blocks.
     pub block: u64,
     /// Bytes of a block.
     pub bytes: u64,
@@ -17,7 +17,7 @@ pub struct GgmlType {
 
 macro_rules! types {
     ($($id:literal $name:ident $block:literal $bytes:literal;)*) => {
-        /// Every type that we accept. Numbers that are missing were withdrawn from the format.
+        /// All accepted types. The missing ids were withdrawn from the format.
         const TYPES: &[GgmlType] =
             &[$(GgmlType { id: $id, name: stringify!($name), block: $block, bytes: $bytes },)*];
     };
@@ -62,17 +62,17 @@ types! {
 }
 
 impl GgmlType {
-    /// Every type that we accept.
+    /// All accepted types.
     pub fn all() -> &'static [GgmlType] {
         TYPES
     }
 
-    /// The type of this number.
+    /// The type with this id.
     pub fn from_id(id: u32) -> Option<GgmlType> {
         TYPES.iter().copied().find(|ty| ty.id == id)
     }
 
-    /// Bytes of a row of `elements`.
+    /// Bytes of a row of `elements` elements.
     pub fn row_size(&self, elements: u64) -> Result<u64, ShapeFault> {
         if !elements.is_multiple_of(self.block) {
             return Err(ShapeFault::Row { row: elements, block: self.block });
@@ -92,7 +92,7 @@ impl GgmlType {
     }
 }
 
-/// Elements of a shape; ggml counts them in `i64`, so more than that is refused too.
+/// Number of elements of a shape. ggml counts in `i64`, so a larger number is refused too.
 pub fn elements(dims: &[u64]) -> Result<u64, ShapeFault> {
     if dims.contains(&0) {
         return Err(ShapeFault::Empty);
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_number_names_one_type() {
+    fn each_id_maps_to_one_type() {
         for ty in TYPES {
             assert_eq!(GgmlType::from_id(ty.id), Some(*ty));
         }

@@ -1,4 +1,4 @@
-//! Reading and checking a header, in one pass over a buffered reader.
+//! Reads and checks a header, in one pass over a buffered reader.
 
 use std::collections::HashSet;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -12,13 +12,14 @@ use super::{
 };
 use crate::model::Fact;
 
-/// Bytes read at once.
+/// Bytes per read.
 const BUFFER: usize = 64 * 1024;
 
 impl Gguf {
-    /// Reads a header from the reader's start and checks all of it, tensor ranges against the reader's length included.
+    /// Reads a header from the start of the reader and checks it completely, including the tensor ranges against the
+    /// reader's length.
     ///
-    /// Takes memory as bytes arrive, at most twice the header; tensor data is not read.
+    /// Memory grows as bytes arrive, to at most twice the header. Tensor data is not read.
     pub fn read(reader: &mut (impl Read + Seek)) -> Result<Gguf, GgufError> {
         let mut cursor = Cursor::new(reader)?;
         let magic = cursor.array::<4>("the magic")?;
@@ -37,8 +38,8 @@ impl Gguf {
         Ok(gguf)
     }
 
-    /// Reads and checks a header of which the first bytes are here, of a file of `file_len` bytes; `None` where more of
-    /// them are needed. At most [`limits::HEADER`] are ever asked for.
+    /// Reads and checks a header from the first bytes of a file of `file_len` bytes; `None` if more bytes are needed.
+    /// Never needs more than [`limits::HEADER`] bytes.
     pub fn read_prefix(prefix: &[u8], file_len: u64) -> Result<Option<Gguf>, GgufError> {
         let have = prefix.len() as u64;
         match Gguf::read(&mut Prefix { bytes: io::Cursor::new(prefix), file_len }) {
@@ -57,15 +58,15 @@ impl Gguf {
         }
     }
 
-    /// What of a prefix that has the header lies behind it, and where in the file that begins.
-    pub fn behind(&self, prefix: &[u8]) -> (u64, Bytes) {
+    /// The bytes of `prefix` after the header, and their file offset. `prefix` must contain the header.
+    pub fn after_header(&self, prefix: &[u8]) -> (u64, Bytes) {
         let begin = self.data_offset.min(prefix.len() as u64);
-        // At most the prefix's length.
+        // At most the length of the prefix.
         (begin, Bytes::copy_from_slice(prefix.get(begin as usize..).unwrap_or_default()))
     }
 }
 
-/// The first bytes of a file that has more.
+/// The first bytes of a longer file.
 struct Prefix<'a> {
     bytes: io::Cursor<&'a [u8]>,
     file_len: u64,
@@ -80,7 +81,7 @@ impl Read for Prefix<'_> {
 impl Seek for Prefix<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         match to {
-            // How the length of a file is asked for; the next is back to the start.
+            // `Cursor::new` asks for the file's length this way and then rewinds.
             SeekFrom::End(0) => Ok(self.file_len),
             to => self.bytes.seek(to),
         }
@@ -122,7 +123,7 @@ fn read_facts(cursor: &mut Cursor<impl Read>, count: u64) -> Result<Vec<Fact>, G
     Ok(facts)
 }
 
-/// Reads the bytes of a value as its lengths say; what they mean is checked by [`Value::parse`].
+/// Reads the bytes of a value as its lengths say; [`Value::parse`] checks their meaning.
 fn read_raw(cursor: &mut Cursor<impl Read>, fact: &mut Fact, budget: &mut u64) -> Result<(), GgufError> {
     let ty = value_type(&fact.key, fact.ty)?;
     let Fact { key, raw, .. } = fact;
@@ -184,7 +185,7 @@ fn read_tensor(cursor: &mut Cursor<impl Read>) -> Result<GgufTensor, GgufError> 
     }
 }
 
-/// Every tensor aligned, inside the file, and apart from all others.
+/// Checks that every tensor is aligned, inside the file and disjoint from the others.
 fn check_ranges(gguf: &Gguf) -> Result<(), GgufError> {
     let data_len = gguf.file_len.saturating_sub(gguf.data_offset);
     let mut sorted: Vec<&GgufTensor> = gguf.tensors.iter().collect();
@@ -208,7 +209,7 @@ fn check_ranges(gguf: &Gguf) -> Result<(), GgufError> {
     Ok(())
 }
 
-/// A reader that knows where it is and how much is left, so that no length is believed beyond the file's end.
+/// A reader with its position and the file's length, so that no length field is trusted beyond the end of the file.
 struct Cursor<R> {
     reader: BufReader<R>,
     pos: u64,
@@ -275,7 +276,7 @@ impl<R: Read> Cursor<R> {
         Ok(())
     }
 
-    /// Appends `need` bytes to `raw`, which the file is known to have and `budget` admits.
+    /// Appends `need` bytes to `raw`, within the file's length and `budget`.
     fn extend(&mut self, raw: &mut Vec<u8>, need: u64, what: &'static str, budget: &mut u64) -> Result<(), GgufError> {
         self.check_left(need, what)?;
         self.spend(budget, need)?;
@@ -285,7 +286,7 @@ impl<R: Read> Cursor<R> {
         raw.get_mut(start..).map_or(Ok(()), |tail| self.fill(tail, what))
     }
 
-    /// A name: not empty, at most `max` bytes, every character as `allowed` says.
+    /// A name: not empty, at most `max` bytes, all characters allowed.
     fn name(&mut self, what: &'static str, max: u64, allowed: fn(char) -> bool) -> Result<String, GgufError> {
         let offset = self.pos;
         let len = self.count(what, max)?;

@@ -1,72 +1,72 @@
-//! Models in several files: which part of how many a file is, and the header that all parts have together.
+//! Multi-file models: part names, split keys, and the header that all parts have together.
 //!
-//! The parts stand for one file in which the bytes of each part follow those of the part before. Nothing is merged:
-//! [`Join`] gives the header of that file, and whoever reads a tensor finds the part by the position.
+//! The parts represent one file, the concatenation of their bytes. Nothing is merged: [`PartJoiner`] builds the header of
+//! that file, and readers map a tensor's offset to a part with [`PartRanges`].
 
 use std::collections::HashMap;
 
 use super::{Gguf, GgufError, limits};
 use crate::base::ErrorKind;
 
-/// Parts of one model. The largest public models have about 100; the files of all parts are open at once.
+/// Most parts of a model. The largest public models have about 100; all parts are open at once.
 pub const MAX_PARTS: u32 = 256;
-/// What the keys begin with that tell parts apart and say nothing of the model.
+/// Prefix of the keys that describe the split and not the model.
 const PREFIX: &str = "split.";
-/// The key of a part's number, from 0.
+/// Key of a part's number, from 0.
 const NUMBER: &str = "split.no";
-/// The key of the number of parts.
+/// Key of the number of parts.
 const COUNT: &str = "split.count";
-/// The key of the number of tensors of all parts.
+/// Key of the number of tensors in all parts.
 const TENSORS: &str = "split.tensors.count";
-/// Digits of a number in a part's name.
+/// Digits of the numbers in a part's name.
 const DIGITS: usize = 5;
 
 /// Why files are not the parts of one model.
 #[derive(Debug, thiserror::Error)]
 pub enum SplitError {
-    /// A file is named as a part and does not say that it is a part.
-    #[error("{part} is named as a part and has no key `{key}`: it is no part of this model")]
-    Unmarked { part: String, key: &'static str },
-    /// A part of a model of another number of parts.
-    #[error("{part} is a part of {found} and not of {expected}: it is a part of another model")]
+    /// The file is named as a part but has no split keys.
+    #[error("{part} is named as a part but has no key `{key}`: it is not a part of this model")]
+    NotAPart { part: String, key: &'static str },
+    /// The part belongs to a model with another number of parts.
+    #[error("{part} is one of {found} parts, not one of {expected}: it is a part of another model")]
     Count { part: String, found: u32, expected: u32 },
-    /// More parts than are accepted, or none.
-    #[error("{part} is a part of {given}; 1 to {max} parts are accepted")]
+    /// The number of parts is zero or too large.
+    #[error("{part} is one of {given} parts; 1 to {max} are accepted")]
     TooMany { part: String, given: u32, max: u32 },
-    /// A part that comes twice.
-    #[error("{part} is part {number}, which is there already: it is a copy under another name")]
-    Doubled { part: String, number: u32 },
-    /// A part under the name of another.
-    #[error("{part} is part {found}, part {expected} is due: its name is wrong")]
+    /// The part occurs twice.
+    #[error("{part} is part {number}, which was read already: it is a copy under another name")]
+    DuplicatePart { part: String, number: u32 },
+    /// The part has the name of another part.
+    #[error("{part} is part {found}, part {expected} is expected: its name is wrong")]
     Order { part: String, found: u32, expected: u32 },
-    /// A part whose metadata are not those of the first.
+    /// The metadata differs from the first part's.
     #[error("{part} has another value of key `{key}` than the first part: it is a part of another model")]
-    Foreign { part: String, key: String },
-    /// A tensor in two parts.
+    MetadataMismatch { part: String, key: String },
+    /// A tensor is in two parts.
     #[error("tensor `{tensor}` is in {part} and in {other}: the parts overlap")]
     Overlap { tensor: String, part: String, other: String },
-    /// Not as many tensors as the parts speak of.
-    #[error("the {parts} parts have {found} tensors and say that they have {expected}: a part is not of this model")]
+    /// The number of tensors differs from the one in the split keys.
+    #[error("the {parts} parts have {found} tensors, their keys say {expected}: a part is not of this model")]
     Tensors { parts: u32, found: u64, expected: u64 },
-    /// Parts that were not given.
-    #[error("{found} of {expected} parts are there")]
+    /// Parts are missing.
+    #[error("only {found} of {expected} parts were given")]
     Missing { found: u32, expected: u32 },
-    /// Longer together than can be counted, or than is accepted.
-    #[error("the parts have more {what} than is accepted")]
+    /// The parts have more bytes or tensors together than is accepted.
+    #[error("the parts have more {what} than are accepted")]
     TooLarge { what: &'static str },
-    /// A key of another type.
+    /// A split key has the wrong type.
     #[error("{part}: {source}")]
     Key { part: String, source: GgufError },
 }
 
 impl SplitError {
-    /// The kind that crosses borders.
+    /// The [`ErrorKind`] reported to callers.
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::BadGguf
     }
 }
 
-/// The name of one part: `<stem>-00002-of-00003.gguf`.
+/// The name of a part: `<stem>-00002-of-00003.gguf`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartName {
     stem: String,
@@ -76,7 +76,7 @@ pub struct PartName {
 }
 
 impl PartName {
-    /// Reads the name of a file; `None` where it is not that of one part of several.
+    /// Parses a file name; `None` if it is not the name of one part of several.
     pub fn parse(name: &str) -> Option<PartName> {
         let (rest, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
         let (stem, number) = rest.rsplit_once('-')?;
@@ -89,28 +89,28 @@ impl PartName {
         sound.then(|| PartName { stem: stem.to_owned(), number, count })
     }
 
-    /// The name of the part of this number, from 1.
-    pub fn of(&self, number: u32) -> String {
+    /// The name of part `number`, from 1.
+    pub fn with_number(&self, number: u32) -> String {
         format!("{}-{number:05}-of-{:05}.gguf", self.stem, self.count)
     }
 
-    /// What the names of all parts begin with.
+    /// The common prefix of all parts' names.
     pub fn stem(&self) -> &str {
         &self.stem
     }
 
-    /// How many parts there are.
+    /// Number of parts.
     pub fn count(&self) -> u32 {
         self.count
     }
 }
 
-/// Whether a key is about parts only.
+/// Whether the key describes the split and not the model.
 pub fn is_split_key(key: &str) -> bool {
     key.starts_with(PREFIX)
 }
 
-/// What a part says of itself.
+/// The split keys of a part.
 struct Split {
     number: u32,
     count: u32,
@@ -121,34 +121,34 @@ impl Split {
     fn read(gguf: &Gguf, part: &str) -> Result<Split, SplitError> {
         let get = |key: &'static str| {
             let found = gguf.u32(key).map_err(|source| SplitError::Key { part: part.to_owned(), source })?;
-            found.ok_or_else(|| SplitError::Unmarked { part: part.to_owned(), key })
+            found.ok_or_else(|| SplitError::NotAPart { part: part.to_owned(), key })
         };
         Ok(Split { number: get(NUMBER)?, count: get(COUNT)?, tensors: get(TENSORS)? })
     }
 }
 
 impl Gguf {
-    /// Of how many parts the file is one; 1 where it is the whole model.
+    /// Number of parts that the file is one of; 1 for a whole model.
     pub fn parts(&self) -> Result<u32, GgufError> {
         Ok(self.u32(COUNT)?.unwrap_or(1))
     }
 }
 
-/// The parts of a model, taken one after another. The metadata of later parts are compared and not kept.
+/// Joins the headers of parts in order. The metadata of later parts is compared and not kept.
 #[derive(Debug)]
-pub struct Join {
+pub struct PartJoiner {
     gguf: Gguf,
-    /// Names of the parts that were taken.
+    /// Names of the parts added so far.
     parts: Vec<String>,
-    /// Which part has a tensor.
+    /// Index of the part that has a tensor.
     owners: HashMap<String, usize>,
     count: u32,
     tensors: u32,
 }
 
-impl Join {
-    /// Begins with the first part; errors call it `part`.
-    pub fn new(first: Gguf, part: &str) -> Result<Join, SplitError> {
+impl PartJoiner {
+    /// Starts with the first part. Errors call it `part`.
+    pub fn new(first: Gguf, part: &str) -> Result<PartJoiner, SplitError> {
         let count = Split::read(&first, part)?.count;
         if !(1..=MAX_PARTS).contains(&count) {
             return Err(SplitError::TooMany { part: part.to_owned(), given: count, max: MAX_PARTS });
@@ -157,17 +157,17 @@ impl Join {
         gguf.facts.retain(|fact| !is_split_key(&fact.key));
         (gguf.tensors, gguf.data_offset, gguf.file_len) = (Vec::new(), 0, 0);
         let tensors = Split::read(&first, part)?.tensors;
-        let mut join = Join { gguf, parts: Vec::new(), owners: HashMap::new(), count, tensors };
+        let mut join = PartJoiner { gguf, parts: Vec::new(), owners: HashMap::new(), count, tensors };
         join.add(first, part)?;
         Ok(join)
     }
 
-    /// How many parts there are.
+    /// Number of parts.
     pub fn count(&self) -> u32 {
         self.count
     }
 
-    /// Takes the next part.
+    /// Adds the next part.
     pub fn add(&mut self, next: Gguf, part: &str) -> Result<(), SplitError> {
         self.check(&next, part)?;
         let too_large = |what| SplitError::TooLarge { what };
@@ -181,7 +181,7 @@ impl Join {
                 let other = self.parts.get(owner).cloned().unwrap_or_default();
                 return Err(SplitError::Overlap { tensor: tensor.name, part: part.to_owned(), other });
             }
-            // Inside the part, as its header's check has made sure, and so inside all of them.
+            // The header check guarantees that the tensor lies inside the part.
             tensor.offset = begin.saturating_add(next.data_offset).saturating_add(tensor.offset);
             self.gguf.tensors.push(tensor);
         }
@@ -197,24 +197,24 @@ impl Join {
         }
         let (found, expected) = (split.number, self.parts.len() as u32);
         if found < expected {
-            return Err(SplitError::Doubled { part: part(), number: found + 1 });
+            return Err(SplitError::DuplicatePart { part: part(), number: found + 1 });
         }
         if found > expected {
             return Err(SplitError::Order { part: part(), found: found.saturating_add(1), expected: expected + 1 });
         }
         if split.tensors != self.tensors {
-            return Err(SplitError::Foreign { part: part(), key: TENSORS.to_owned() });
+            return Err(SplitError::MetadataMismatch { part: part(), key: TENSORS.to_owned() });
         }
         let facts = next.facts.iter().filter(|fact| !is_split_key(&fact.key));
         let mut others = facts.filter(|fact| self.gguf.get(&fact.key) != Some(*fact));
         match others.next() {
-            Some(fact) => Err(SplitError::Foreign { part: part(), key: fact.key.clone() }),
+            Some(fact) => Err(SplitError::MetadataMismatch { part: part(), key: fact.key.clone() }),
             None => Ok(()),
         }
     }
 
-    /// The header of the one file that all parts are together: `data_offset` is 0, and a tensor's offset its position in
-    /// that file. It has no key about parts, so that it is the header of the unsplit model but for where tensors lie.
+    /// The header of the concatenated file: `data_offset` is 0, and a tensor's offset is its position in that file. Split
+    /// keys are removed, so it equals the header of the unsplit model except for the tensor offsets.
     pub fn finish(self) -> Result<Gguf, SplitError> {
         let (found, expected) = (self.parts.len() as u32, self.count);
         if found != expected {
@@ -228,24 +228,24 @@ impl Join {
     }
 }
 
-/// Where each part begins among the bytes of all.
+/// Byte ranges of the parts in the concatenated file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Places {
-    /// First byte of each part, and behind the last one the end of all.
+pub struct PartRanges {
+    /// First byte of each part, then the end of the last.
     bounds: Vec<u64>,
 }
 
-impl Places {
-    /// Parts of these lengths; `None` where they are longer together than can be counted.
-    pub fn of(lens: impl Iterator<Item = u64>) -> Option<Places> {
+impl PartRanges {
+    /// Ranges of parts with these lengths; `None` if the sum overflows.
+    pub fn of(lens: impl Iterator<Item = u64>) -> Option<PartRanges> {
         let mut bounds = vec![0u64];
         for len in lens {
             bounds.push(bounds.last()?.checked_add(len)?);
         }
-        Some(Places { bounds })
+        Some(PartRanges { bounds })
     }
 
-    /// The part that has the byte at `position`, and where the part begins and ends.
+    /// The index and byte range of the part that contains the byte at `position`.
     pub fn find(&self, position: u64) -> Option<(usize, std::ops::Range<u64>)> {
         let part = self.bounds.partition_point(|bound| *bound <= position).checked_sub(1)?;
         Some((part, *self.bounds.get(part)?..*self.bounds.get(part + 1)?))
@@ -262,7 +262,7 @@ mod tests {
     use super::super::tests::{TestTensor, file, split, tensor};
     use super::*;
     use crate::model::Fact;
-    use crate::model::manifest::Cut;
+    use crate::model::manifest::Sharding;
     use crate::model::manifest::tests::small_model;
 
     fn facts() -> Vec<Fact> {
@@ -286,7 +286,7 @@ mod tests {
     fn join(parts: Vec<Gguf>) -> Result<Gguf, SplitError> {
         let mut parts = parts.into_iter().zip(["a", "b", "c"]);
         let (first, name) = parts.next().unwrap();
-        let mut join = Join::new(first, name)?;
+        let mut join = PartJoiner::new(first, name)?;
         for (next, name) in parts {
             join.add(next, name)?;
         }
@@ -294,11 +294,11 @@ mod tests {
     }
 
     #[test]
-    fn the_name_of_any_part_gives_those_of_all() {
+    fn any_parts_name_gives_the_names_of_all() {
         let name = PartName::parse("Model-Q4-00002-of-00012.gguf").unwrap();
         assert_eq!((name.stem(), name.number, name.count()), ("Model-Q4", 2, 12));
-        assert_eq!(name.of(1), "Model-Q4-00001-of-00012.gguf");
-        assert_eq!(name.of(12), "Model-Q4-00012-of-00012.gguf");
+        assert_eq!(name.with_number(1), "Model-Q4-00001-of-00012.gguf");
+        assert_eq!(name.with_number(12), "Model-Q4-00012-of-00012.gguf");
         for other in [
             "model.gguf",
             "model-00001-of-00001.gguf",
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_give_the_header_of_one_file_whether_metadata_are_in_the_first_or_in_all() {
+    fn parts_join_to_one_header_wherever_the_metadata_lies() {
         for again in [vec![], facts()] {
             let parts = vec![
                 part(&marked(&facts(), 0, 3, 3), &[floats("x", 1), floats("y", 2)]),
@@ -334,14 +334,14 @@ mod tests {
     }
 
     #[test]
-    fn parts_that_are_missing_doubled_misnamed_foreign_or_overlap_are_refused_by_name() {
+    fn missing_duplicate_misnamed_foreign_and_overlapping_parts_are_refused() {
         let first = || part(&marked(&facts(), 0, 2, 2), &[floats("x", 1)]);
         let with = |second: Gguf| join(vec![first(), second]).unwrap_err();
         assert!(matches!(join(vec![first()]), Err(SplitError::Missing { found: 1, expected: 2 })));
-        assert!(matches!(with(first()), SplitError::Doubled { part, number: 1 } if part == "b"));
+        assert!(matches!(with(first()), SplitError::DuplicatePart { part, number: 1 } if part == "b"));
         let plain = part(&facts(), &[floats("y", 2)]);
-        assert!(matches!(with(plain.clone()), SplitError::Unmarked { part, key: "split.no" } if part == "b"));
-        assert!(matches!(join(vec![plain]), Err(SplitError::Unmarked { part, .. }) if part == "a"));
+        assert!(matches!(with(plain.clone()), SplitError::NotAPart { part, key: "split.no" } if part == "b"));
+        assert!(matches!(join(vec![plain]), Err(SplitError::NotAPart { part, .. }) if part == "a"));
         let of_three = part(&marked(&[], 1, 3, 2), &[floats("y", 2)]);
         assert!(matches!(with(of_three), SplitError::Count { found: 3, expected: 2, .. }));
         let late = part(&marked(&[], 7, 2, 2), &[floats("y", 2)]);
@@ -350,10 +350,10 @@ mod tests {
         let other_model = [Fact::string("general.architecture", "llama"), Fact::u32("llama.block_count", 2)];
         let foreign = part(&marked(&other_model, 1, 2, 2), &[floats("y", 2)]);
         assert!(
-            matches!(with(foreign), SplitError::Foreign { part, key } if part == "b" && key == "llama.block_count")
+            matches!(with(foreign), SplitError::MetadataMismatch { part, key } if part == "b" && key == "llama.block_count")
         );
         let other_sum = part(&marked(&[], 1, 2, 3), &[floats("y", 2), floats("z", 3)]);
-        assert!(matches!(with(other_sum), SplitError::Foreign { key, .. } if key == "split.tensors.count"));
+        assert!(matches!(with(other_sum), SplitError::MetadataMismatch { key, .. } if key == "split.tensors.count"));
         let overlap = part(&marked(&[], 1, 2, 2), &[floats("x", 1)]);
         let error = with(overlap);
         assert!(
@@ -372,8 +372,8 @@ mod tests {
         }
         let text = [Fact::string("split.no", "0"), Fact::u32("split.count", 2), Fact::u32("split.tensors.count", 1)];
         assert!(matches!(join(vec![part(&text, &[])]), Err(SplitError::Key { .. })));
-        assert_eq!(Places::of([u64::MAX, 1].into_iter()), None);
-        let places = Places::of([10, 0, 5].into_iter()).unwrap();
+        assert_eq!(PartRanges::of([u64::MAX, 1].into_iter()), None);
+        let places = PartRanges::of([10, 0, 5].into_iter()).unwrap();
         assert_eq!(places.find(9), Some((0, 0..10)));
         assert_eq!(places.find(10), Some((2, 10..15)));
         assert_eq!(places.find(15), None);
@@ -381,7 +381,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn however_a_file_is_split_the_parts_are_cut_as_the_whole(
+        fn a_split_file_shards_like_the_whole(
             marks in prop::collection::vec(0usize..=10, 0..6),
             all in any::<bool>(),
         ) {
@@ -392,10 +392,10 @@ mod tests {
             let parts = split(&whole, &runs, all);
             let joined = join_all(&parts).unwrap();
             let unsplit = Gguf::read(&mut Cursor::new(&whole)).unwrap();
-            let (one, other) = (Cut::new(&unsplit).unwrap(), Cut::new(&joined).unwrap());
+            let (one, other) = (Sharding::new(&unsplit).unwrap(), Sharding::new(&joined).unwrap());
             prop_assert_eq!(&one.manifest, &other.manifest);
             prop_assert_eq!(&one.metadata, &other.metadata);
-            let places = Places::of(parts.iter().map(|part| part.len() as u64)).unwrap();
+            let places = PartRanges::of(parts.iter().map(|part| part.len() as u64)).unwrap();
             for (tensor, from) in joined.tensors.iter().zip(&unsplit.tensors) {
                 let (part, place) = places.find(tensor.offset).unwrap();
                 let begin = (tensor.offset - place.start) as usize;
@@ -406,7 +406,7 @@ mod tests {
         }
 
         #[test]
-        fn parts_with_changed_bytes_never_panic_and_lie_inside_where_they_are_taken(
+        fn mutated_parts_never_panic_and_accepted_tensors_lie_inside(
             changes in prop::collection::vec((0usize..3, any::<prop::sample::Index>(), any::<u8>()), 1..4),
         ) {
             let mut parts = split(&small_model("small", 3, false, true, 1), &[4, 0, 6], true);
@@ -418,15 +418,15 @@ mod tests {
             if let Some(joined) = join_all(&parts) {
                 let inside = |tensor: &GgufTensor| tensor.offset + tensor.size <= total;
                 prop_assert!(joined.tensors.iter().all(inside));
-                let _ = Cut::new(&joined);
+                let _ = Sharding::new(&joined);
             }
         }
     }
 
-    /// The header of these parts, where it is sound.
+    /// The joined header of these parts, if it is valid.
     fn join_all(parts: &[Vec<u8>]) -> Option<Gguf> {
         let mut parts = parts.iter().map(|part| Gguf::read(&mut Cursor::new(part)).ok());
-        let mut join = Join::new(parts.next()??, "first").ok()?;
+        let mut join = PartJoiner::new(parts.next()??, "first").ok()?;
         for part in parts {
             join.add(part?, "next").ok()?;
         }

@@ -1,4 +1,4 @@
-//! Every way a GGUF can be bad, and a small good one that other rooms' tests build on.
+//! What the GGUF reader refuses, and a small valid file for tests of other modules.
 
 use std::io::Cursor;
 
@@ -26,7 +26,7 @@ pub(crate) fn tensor(name: &str, dims: &[u64], ty: u32, seed: u64) -> TestTensor
     TestTensor { name: name.to_owned(), dims: dims.to_vec(), ty, bytes }
 }
 
-/// A whole file: header, then the tensors packed at `alignment`.
+/// A complete file: header, then the tensors packed at `alignment`.
 pub(crate) fn file(facts: &[Fact], tensors: &[TestTensor], alignment: u32) -> Vec<u8> {
     let mut data = Vec::new();
     let mut entries = Vec::new();
@@ -41,14 +41,14 @@ pub(crate) fn file(facts: &[Fact], tensors: &[TestTensor], alignment: u32) -> Ve
     out
 }
 
-/// A file cut into parts with so many tensors each, as llama.cpp's tool writes them; the key-values are in the first part or
-/// in all.
+/// Splits a file into parts of `runs` tensors each, as llama.cpp's tool does. The key-values are in the first part, or
+/// with `all` in every part.
 pub(crate) fn split(whole: &[u8], runs: &[usize], all: bool) -> Vec<Vec<u8>> {
     let gguf = read(whole).unwrap();
     let mut tensors = gguf.tensors.iter();
     let part = |(number, run): (usize, &usize)| {
         let mut facts = if number == 0 || all { gguf.facts.clone() } else { Vec::new() };
-        // 16 bits and 32 with a sign, as they are there.
+        // 16-bit numbers and a signed 32-bit one, as llama.cpp's tool writes them.
         let count = (runs.len() as u16).to_le_bytes().to_vec();
         facts.push(Fact { key: "split.no".into(), ty: 2, raw: (number as u16).to_le_bytes().to_vec() });
         facts.push(Fact { key: "split.count".into(), ty: 2, raw: count });
@@ -84,7 +84,7 @@ fn good() -> Vec<u8> {
     file(&facts(), &[tensor("a.weight", &[32, 3], Q4_0, 1), tensor("b.weight", &[5], F32, 2)], 32)
 }
 
-/// The head of a file, by hand: magic, version, counts.
+/// The fixed head of a file: magic, version, counts.
 fn head(version: u32, tensors: u64, facts: u64) -> Vec<u8> {
     let mut out = MAGIC.to_vec();
     out.extend(version.to_le_bytes());
@@ -98,7 +98,7 @@ fn text(out: &mut Vec<u8>, text: &str) {
     out.extend(text.as_bytes());
 }
 
-/// A file of one key-value of this type and these bytes.
+/// A file with one key-value of this type and these bytes.
 fn with_value(ty: u32, raw: &[u8]) -> Vec<u8> {
     let mut out = head(3, 0, 1);
     text(&mut out, "key");
@@ -111,7 +111,7 @@ fn array_head(element: u32, len: u64) -> Vec<u8> {
     [&element.to_le_bytes()[..], &len.to_le_bytes()[..]].concat()
 }
 
-/// A file of the tensors as given, with 1 KiB of data.
+/// A file with these tensors and 1 KiB of data.
 fn with_tensors(tensors: &[(&str, &[u64], u32, u64)]) -> Vec<u8> {
     let entries: Vec<HeaderTensor<'_>> =
         tensors.iter().map(|&(name, dims, ty, offset)| HeaderTensor { name, dims, ty, offset }).collect();
@@ -121,7 +121,7 @@ fn with_tensors(tensors: &[(&str, &[u64], u32, u64)]) -> Vec<u8> {
 }
 
 #[test]
-fn a_good_file_is_read_as_it_was_written() {
+fn a_valid_file_is_read_as_written() {
     let gguf = read(good()).unwrap();
     assert_eq!((gguf.version, gguf.alignment, gguf.file_len), (3, 32, good().len() as u64));
     assert_eq!(gguf.facts, facts());
@@ -138,11 +138,11 @@ fn a_good_file_is_read_as_it_was_written() {
     assert_eq!(types.iter().collect::<Vec<_>>(), [Value::I32(1), Value::I32(-1)]);
     assert_eq!(gguf.u32("absent").unwrap(), None);
     assert!(matches!(gguf.u32("general.architecture"), Err(GgufError::WrongType { .. })));
-    assert!(matches!(gguf.view().need_u32("absent"), Err(GgufError::MissingKey { .. })));
+    assert!(matches!(gguf.view().require_u32("absent"), Err(GgufError::MissingKey { .. })));
 }
 
 #[test]
-fn every_alignment_from_8_to_4096_round_trips_and_version_2_is_read() {
+fn alignments_round_trip_and_version_2_is_read() {
     for shift in 3..=12 {
         let alignment = 1 << shift;
         let bytes = file(&[], &[tensor("a", &[3], F32, 1), tensor("b", &[3], F32, 2)], alignment);
@@ -173,7 +173,7 @@ fn another_magic_version_or_byte_order_is_refused() {
 }
 
 #[test]
-fn an_alignment_that_is_not_a_power_of_two_in_8_to_4096_is_refused() {
+fn an_invalid_alignment_is_refused() {
     for bad in [0, 1, 4, 7, 24, 33, 8192, u32::MAX] {
         let bytes = file(&[Fact::u32(ALIGNMENT_KEY, bad)], &[], 32);
         assert!(matches!(read(bytes), Err(GgufError::Alignment { found }) if found == u64::from(bad)), "{bad}");
@@ -182,7 +182,7 @@ fn an_alignment_that_is_not_a_power_of_two_in_8_to_4096_is_refused() {
 }
 
 #[test]
-fn counts_beyond_their_bounds_are_refused_before_anything_is_taken() {
+fn counts_beyond_their_bounds_are_refused_before_allocation() {
     let cases = [
         (head(3, limits::TENSORS + 1, 0), "the number of tensors"),
         (head(3, u64::MAX, 0), "the number of tensors"),
@@ -204,7 +204,7 @@ fn counts_beyond_their_bounds_are_refused_before_anything_is_taken() {
 }
 
 #[test]
-fn counts_within_bounds_that_the_file_does_not_have_are_refused() {
+fn counts_beyond_the_files_length_are_refused() {
     let cases = [
         head(3, limits::TENSORS, 0),
         head(3, 0, limits::FACTS),
@@ -218,7 +218,7 @@ fn counts_within_bounds_that_the_file_does_not_have_are_refused() {
 }
 
 #[test]
-fn values_that_take_more_than_their_bound_together_are_refused() {
+fn values_beyond_their_total_bound_are_refused() {
     let long = "x".repeat(limits::STRING as usize);
     let count = limits::FACT_BYTES / limits::STRING;
     let facts: Vec<Fact> = (0..count).map(|number| Fact::string(&number.to_string(), &long)).collect();
@@ -246,7 +246,7 @@ fn malformed_values_are_refused() {
 }
 
 #[test]
-fn a_fact_with_other_bytes_than_its_type_has_is_refused() {
+fn a_fact_whose_bytes_do_not_match_its_type_is_refused() {
     let fact = |ty, raw: &[u8]| Fact { key: "key".to_owned(), ty, raw: raw.to_vec() };
     assert!(matches!(Value::parse(&fact(4, &[0; 5])), Err(GgufError::Value { .. })));
     assert!(matches!(Value::parse(&fact(4, &[0; 3])), Err(GgufError::Value { .. })));
@@ -258,7 +258,7 @@ fn a_fact_with_other_bytes_than_its_type_has_is_refused() {
 }
 
 #[test]
-fn keys_and_names_that_come_twice_or_cannot_be_printed_are_refused() {
+fn duplicate_or_unprintable_keys_and_names_are_refused() {
     let twice = [Fact::u32("key", 1), Fact::u32("key", 2)];
     assert!(matches!(read(write_header(&twice, &[], 32)), Err(GgufError::DuplicateKey { .. })));
     for key in ["", "a\nb", "a\0"] {
@@ -276,7 +276,7 @@ fn keys_and_names_that_come_twice_or_cannot_be_printed_are_refused() {
 }
 
 #[test]
-fn impossible_tensors_are_refused() {
+fn invalid_shapes_and_types_are_refused() {
     let shape = |dims: &[u64], ty| match read(with_tensors(&[("a", dims, ty, 0)])) {
         Err(GgufError::Shape { fault, .. }) => fault,
         other => panic!("{dims:?}: {other:?}"),
@@ -292,7 +292,7 @@ fn impossible_tensors_are_refused() {
 }
 
 #[test]
-fn tensors_out_of_place_are_refused() {
+fn misplaced_tensors_are_refused() {
     let outside = |dims: &[u64], offset| {
         let error = read(with_tensors(&[("a", dims, F32, offset)])).unwrap_err();
         assert!(matches!(error, GgufError::Outside { .. }), "{dims:?} at {offset}: {error}");
@@ -311,7 +311,7 @@ fn tensors_out_of_place_are_refused() {
 }
 
 #[test]
-fn errors_quote_no_more_than_the_bounds_admit() {
+fn error_texts_are_bounded() {
     let long = "x".repeat(limits::KEY as usize);
     let bytes = write_header(&[Fact::u32(&long, 1), Fact::u32(&long, 1)], &[], 32);
     assert!(read(bytes).unwrap_err().to_string().len() < 512);
@@ -325,7 +325,7 @@ proptest! {
     }
 
     #[test]
-    fn a_mutated_file_never_panics_and_what_is_accepted_lies_inside_it(
+    fn a_mutated_file_never_panics_and_accepted_tensors_lie_inside(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
         cut in prop::option::of(any::<prop::sample::Index>()),
     ) {

@@ -1,9 +1,9 @@
-//! Values of key-values: a typed view that borrows from a [`Fact`]'s raw bytes, typed getters, and constructors.
+//! Values of key-values: a typed view that borrows from a [`Fact`]'s raw bytes, typed getters and constructors.
 
 use super::{GgufError, limits};
 use crate::model::Fact;
 
-/// The value types of the format.
+/// The value types of GGUF.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum ValueType {
@@ -39,7 +39,7 @@ impl ValueType {
         Self::F64,
     ];
 
-    /// The type of this number.
+    /// The type with this id.
     pub fn from_id(id: u32) -> Option<ValueType> {
         Self::ALL.get(id as usize).copied()
     }
@@ -75,7 +75,7 @@ pub enum Value<'a> {
 }
 
 impl<'a> Value<'a> {
-    /// The value of a fact, every byte of it checked. Nothing is copied.
+    /// Parses the value of a fact and checks every byte. Nothing is copied.
     pub fn parse(fact: &'a Fact) -> Result<Value<'a>, GgufError> {
         let ty =
             ValueType::from_id(fact.ty).ok_or_else(|| GgufError::ValueType { key: fact.key.clone(), ty: fact.ty })?;
@@ -91,7 +91,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// An integer of any type that is not negative.
+    /// A non-negative integer of any type.
     pub fn as_u64(&self) -> Option<u64> {
         match *self {
             Self::U8(value) => Some(value.into()),
@@ -115,7 +115,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// A truth value.
+    /// A boolean.
     pub fn as_bool(&self) -> Option<bool> {
         if let Self::Bool(value) = *self { Some(value) } else { None }
     }
@@ -130,7 +130,7 @@ impl<'a> Value<'a> {
         if let Self::Array(value) = *self { Some(value) } else { None }
     }
 
-    /// Its type.
+    /// The value's type.
     pub fn ty(&self) -> ValueType {
         match self {
             Self::U8(_) => ValueType::U8,
@@ -150,7 +150,7 @@ impl<'a> Value<'a> {
     }
 }
 
-/// An array of scalars or strings, checked when it was parsed; its elements are decoded as they are asked for.
+/// An array of scalars or strings. Parsing checks it; iteration decodes the elements.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Array<'a> {
     element: ValueType,
@@ -164,12 +164,12 @@ impl<'a> Array<'a> {
         self.element
     }
 
-    /// How many elements.
+    /// Number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is none.
+    /// Whether the array has no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -214,7 +214,7 @@ fn split<const N: usize>(raw: &[u8]) -> Result<([u8; N], &[u8]), &'static str> {
     raw.split_first_chunk::<N>().map(|(head, rest)| (*head, rest)).ok_or(SHORT)
 }
 
-/// The scalar or string at the front of `raw`, and what follows it.
+/// The scalar or string at the front of `raw`, and the remaining bytes.
 fn split_value(ty: ValueType, raw: &[u8]) -> Split<'_> {
     macro_rules! number {
         ($name:ident, $kind:ty) => {{
@@ -237,7 +237,7 @@ fn split_value(ty: ValueType, raw: &[u8]) -> Split<'_> {
             [0, rest @ ..] => Ok((Value::Bool(false), rest)),
             [1, rest @ ..] => Ok((Value::Bool(true), rest)),
             [] => Err(SHORT),
-            _ => Err("a truth value is neither 0 nor 1"),
+            _ => Err("a boolean is neither 0 nor 1"),
         },
         ValueType::String => split_string(raw),
         ValueType::Array => Err(NESTED),
@@ -270,7 +270,7 @@ fn parse_array(raw: &[u8]) -> Split<'_> {
     // At most `limits::ARRAY`, so it fits any usize.
     let array = Array { element, len: len as usize, raw: rest };
     match element.width() {
-        // Any bytes are numbers.
+        // Any bytes are valid numbers.
         Some(width) if element != ValueType::Bool => {
             let (_, after) = rest.split_at_checked((len * width) as usize).ok_or(SHORT)?;
             Ok((Value::Array(array), after))
@@ -285,12 +285,12 @@ fn parse_array(raw: &[u8]) -> Split<'_> {
     }
 }
 
-/// Key-values with typed getters. A getter gives `None` where the key is absent and an error where it has another type.
+/// Typed getters over key-values. A getter returns `None` for an absent key and an error for another type.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a>(pub &'a [Fact]);
 
 impl<'a> Facts<'a> {
-    /// The key-value of this key.
+    /// The key-value with this key.
     pub fn get(&self, key: &str) -> Option<&'a Fact> {
         self.0.iter().find(|fact| fact.key == key)
     }
@@ -318,8 +318,8 @@ impl<'a> Facts<'a> {
         self.typed(key, "an integer from 0 to 4294967295", |value| value.as_u64()?.try_into().ok())
     }
 
-    /// As [`Facts::u32`], for a key that must be there.
-    pub fn need_u32(&self, key: &str) -> Result<u32, GgufError> {
+    /// As [`Facts::u32`], with an error for an absent key.
+    pub fn require_u32(&self, key: &str) -> Result<u32, GgufError> {
         self.u32(key)?.ok_or_else(|| GgufError::MissingKey { key: key.to_owned() })
     }
 
@@ -328,9 +328,9 @@ impl<'a> Facts<'a> {
         self.typed(key, "a float", Value::as_f32)
     }
 
-    /// A truth value.
+    /// A boolean.
     pub fn bool(&self, key: &str) -> Result<Option<bool>, GgufError> {
-        self.typed(key, "a truth value", Value::as_bool)
+        self.typed(key, "a boolean", Value::as_bool)
     }
 
     /// A string.
@@ -343,7 +343,7 @@ impl<'a> Facts<'a> {
         self.typed(key, "an array", Value::as_array)
     }
 
-    /// The strings of an array, at most [`limits::ARRAY`] of at most [`limits::STRING`] bytes, borrowed.
+    /// The strings of an array, borrowed: at most [`limits::ARRAY`] of at most [`limits::STRING`] bytes.
     pub fn string_array(
         &self,
         key: &str,
@@ -377,7 +377,7 @@ impl Fact {
         Self::new(key, ValueType::F32, value.to_le_bytes().to_vec())
     }
 
-    /// A truth value.
+    /// A boolean.
     pub fn bool(key: &str, value: bool) -> Fact {
         Self::new(key, ValueType::Bool, vec![value.into()])
     }
@@ -389,7 +389,7 @@ impl Fact {
         Self::new(key, ValueType::String, raw)
     }
 
-    /// An array of truth values.
+    /// An array of booleans.
     pub fn bools(key: &str, values: &[bool]) -> Fact {
         Self::array(key, ValueType::Bool, values, |raw, value| raw.push(u8::from(*value)))
     }

@@ -1,26 +1,26 @@
-//! Writing a header: for metadata shards, for the stage images that engines load, and for tests.
+//! Writes headers: for metadata shards, for the stage images that engines load, and for tests.
 
 use super::value::push_string;
 use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, VERSION};
 use crate::model::Fact;
 
-/// A tensor as a header names it.
+/// A tensor entry of a header.
 #[derive(Debug, Clone, Copy)]
 pub struct HeaderTensor<'a> {
-    /// Its name.
+    /// Name.
     pub name: &'a str,
-    /// Its shape, fastest axis first.
+    /// Shape, fastest axis first.
     pub dims: &'a [u64],
-    /// Its ggml type.
+    /// ggml type id.
     pub ty: u32,
-    /// First byte, counted from where the header ends.
+    /// Offset of the first byte from the end of the header.
     pub offset: u64,
 }
 
-/// A whole header, padded so that tensor data follows at its length. Equal arguments give equal bytes.
+/// Writes a header, padded so that tensor data can follow directly. Equal arguments give equal bytes.
 ///
-/// `alignment` is a power of two; it is written as `general.alignment` where it is not the default and `facts` does not
-/// name it. Nothing is checked here: reading the result does that.
+/// `alignment` must be a power of two. It is written as `general.alignment` unless it is the default or `facts` contains
+/// the key. Nothing is checked here; reading the result does that.
 pub fn write_header(facts: &[Fact], tensors: &[HeaderTensor<'_>], alignment: u32) -> Vec<u8> {
     let named = alignment == DEFAULT_ALIGNMENT || facts.iter().any(|fact| fact.key == ALIGNMENT_KEY);
     let extra = (!named).then(|| Fact::u32(ALIGNMENT_KEY, alignment));
@@ -36,7 +36,7 @@ pub fn write_header(facts: &[Fact], tensors: &[HeaderTensor<'_>], alignment: u32
     }
     for tensor in tensors {
         push_string(&mut out, tensor.name);
-        // Axes are 1 to 4 in anything that was read.
+        // Anything that was read has 1 to 4 axes.
         out.extend((tensor.dims.len() as u32).to_le_bytes());
         tensor.dims.iter().for_each(|dim| out.extend(dim.to_le_bytes()));
         out.extend(tensor.ty.to_le_bytes());
@@ -46,9 +46,9 @@ pub fn write_header(facts: &[Fact], tensors: &[HeaderTensor<'_>], alignment: u32
     out
 }
 
-/// At least as long as the header without its padding: values may be large, so that growing by doubling would be dear.
+/// An upper bound of the header's length without padding. Reserved up front, since values may be large and growth copies.
 fn header_len(facts: &[Fact], tensors: &[HeaderTensor<'_>]) -> usize {
-    /// Counts, lengths, types and offsets around one entry's name, shape or value; the file's own head is smaller.
+    /// Counts, lengths, types and offsets around an entry's name, shape or value; the fixed head of the file is smaller.
     const AROUND: usize = 64;
     let facts: usize = facts.iter().map(|fact| AROUND + fact.key.len() + fact.raw.len()).sum();
     let tensors: usize = tensors.iter().map(|tensor| AROUND + tensor.name.len() + 8 * tensor.dims.len()).sum();

@@ -1,4 +1,4 @@
-//! Every check a manifest must pass, whether it came from a peer, from disk or from an import.
+//! The checks that every manifest must pass, from a peer, from disk or from an import.
 
 use std::collections::HashSet;
 
@@ -9,11 +9,11 @@ use crate::model::{Fact, ShardKind};
 
 /// The key that names the architecture.
 pub(super) const ARCHITECTURE_KEY: &str = "general.architecture";
-/// Parameters that the ledger's unit of weight stands for.
+/// Parameters per unit of the ledger's weight.
 const PARAMETERS_PER_WEIGHT: u64 = 1_000_000;
 
 impl Manifest {
-    /// Checks all that can be checked without the shards' bytes.
+    /// Checks everything that does not need the shards' bytes.
     pub fn check(&self) -> Result<(), ManifestError> {
         if self.format != Self::FORMAT {
             return Err(ManifestError::Format { found: self.format, known: Self::FORMAT });
@@ -107,7 +107,7 @@ impl Manifest {
         check_sum(kind, "weight", shard.weight, weight(&shard.tensors, Facts(&self.facts)))
     }
 
-    /// The embedding is there with its shape, and the output matrix where the model is not tied.
+    /// Checks the shape of the embedding, and that the output matrix exists exactly if the model is untied.
     fn check_matrices(&self) -> Result<(), ManifestError> {
         let find = |kind, name: &str| {
             self.shard(kind).and_then(|shard| shard.tensors.iter().find(|tensor| tensor.name == name))
@@ -126,7 +126,7 @@ impl Manifest {
     }
 }
 
-/// The numbers that every model's facts give.
+/// The numbers that every model's facts contain.
 pub(super) struct Shape<'a> {
     pub architecture: &'a str,
     pub layers: u32,
@@ -140,28 +140,28 @@ impl<'a> Shape<'a> {
             .string(ARCHITECTURE_KEY)?
             .ok_or_else(|| GgufError::MissingKey { key: ARCHITECTURE_KEY.to_owned() })?;
         let mut shape = Shape { architecture, layers: 0, width: 0, context: 0 };
-        shape.layers = facts.need_u32(&shape.key("block_count"))?;
-        shape.width = facts.need_u32(&shape.key("embedding_length"))?;
-        shape.context = facts.need_u32(&shape.key("context_length"))?;
+        shape.layers = facts.require_u32(&shape.key("block_count"))?;
+        shape.width = facts.require_u32(&shape.key("embedding_length"))?;
+        shape.context = facts.require_u32(&shape.key("context_length"))?;
         Ok(shape)
     }
 
-    /// A key of the architecture's own.
+    /// A key of this architecture.
     pub fn key(&self, name: &str) -> String {
-        // The name is foreign and may be long; errors that quote the key need not be.
+        // Foreign and possibly long; errors quote the key.
         let architecture: String = self.architecture.chars().take(limits::ARCHITECTURE).collect();
         format!("{architecture}.{name}")
     }
 }
 
-/// Whether a manifest of this architecture carries the fact.
+/// Whether the manifest of this architecture contains the fact.
 pub(super) fn belongs(fact: &Fact, architecture: &str) -> bool {
     let own = fact.key.strip_prefix(architecture).is_some_and(|rest| rest.starts_with('.'));
     own || fact.key == ARCHITECTURE_KEY
 }
 
-/// Which shard a tensor belongs in, by its name; `None` for a block that is none of `layers`, or is not written as a
-/// plain number.
+/// The shard that a tensor belongs in, by its name. `None` for a block outside `layers`, or a block number that is not
+/// plain decimal.
 pub(super) fn kind_of(name: &str, layers: u32) -> Option<ShardKind> {
     if let Some(rest) = name.strip_prefix("blk.") {
         let (number, _) = rest.split_once('.')?;
@@ -176,7 +176,7 @@ pub(super) fn kind_of(name: &str, layers: u32) -> Option<ShardKind> {
     })
 }
 
-/// `ceil(active parameters / 1e6)`; of an expert tensor only as many experts count as a token uses.
+/// `ceil(active parameters / 1e6)`. Of an expert tensor only the experts used per token count.
 pub(super) fn weight(tensors: &[TensorEntry], facts: Facts<'_>) -> u64 {
     let architecture = facts.string(ARCHITECTURE_KEY).ok().flatten().unwrap_or_default();
     let used = facts.u32(&format!("{architecture}.expert_used_count")).ok().flatten();

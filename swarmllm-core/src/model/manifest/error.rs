@@ -1,4 +1,4 @@
-//! Why a manifest cannot be accepted, or made from a file.
+//! Why a manifest is refused, or cannot be built from a file.
 
 use crate::base::{ErrorKind, ModelId};
 use crate::model::ShardKind;
@@ -7,49 +7,49 @@ use crate::model::gguf::{GgufError, ShapeFault};
 /// What is wrong with a manifest.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// Not a manifest's bytes.
+    /// The bytes are not a manifest.
     #[error("the bytes are not a manifest: {reason}")]
     Encoding { reason: String },
-    /// The same content has another encoding, which is the one that counts.
+    /// The encoding is not canonical.
     #[error("the manifest is not in its canonical encoding")]
     NotCanonical,
-    /// Another layout.
+    /// The format is not known.
     #[error("the manifest has format {found}; this build reads format {known}")]
     Format { found: u32, known: u32 },
-    /// A good manifest of another model.
+    /// The manifest is valid but belongs to another model.
     #[error("the manifest is model {found}, not {expected}")]
     WrongId { expected: ModelId, found: ModelId },
-    /// Zero, or beyond a bound.
+    /// The number is zero, or exceeds its bound.
     #[error("{what} is {given}; 1 to {max} is accepted")]
     Limit { what: &'static str, given: u64, max: u64 },
-    /// A name that is empty, too long or not printable.
+    /// The name is empty, too long or not printable.
     #[error("{what} is not printable text of 1 to {max} bytes")]
     Name { what: &'static str, max: usize },
-    /// A key-value that is malformed, missing or of another type.
+    /// A key-value is malformed, missing or of the wrong type.
     #[error(transparent)]
     Fact(#[from] GgufError),
-    /// A key-value that does not belong in a manifest.
-    #[error("key `{key}` is not the architecture's own, or comes twice")]
+    /// The key-value does not belong in a manifest.
+    #[error("key `{key}` is not the architecture's own, or occurs twice")]
     ForeignFact { key: String },
-    /// A field and the key-value it comes from say different things.
+    /// A field contradicts its key-value.
     #[error("the manifest's {what} and its key `{key}` disagree")]
     Disagrees { what: &'static str, key: String },
-    /// Shards out of order, missing or too many.
-    #[error("shard {index} is the {found}, the {expected} is due there")]
+    /// Shards are out of order, missing or too many.
+    #[error("shard {index} is the {found}, the {expected} is expected there")]
     ShardOrder { index: usize, found: ShardKind, expected: ShardKind },
-    /// Not as many shards as layers ask for.
+    /// The number of shards does not match the number of layers.
     #[error("the manifest lists {given} shards for {layers} layers")]
     ShardCount { given: usize, layers: u32 },
-    /// A size or weight that its tensors do not add up to.
-    #[error("the {what} of the {kind} is {given}, its tensors make {expected}")]
+    /// The size or weight is not the sum over the tensors.
+    #[error("the {what} of the {kind} is {given}, its tensors sum to {expected}")]
     ShardSum { kind: ShardKind, what: &'static str, given: u64, expected: u64 },
-    /// A shard without the tensors it is there for.
+    /// The shard has no tensor.
     #[error("the {kind} holds no tensor")]
     EmptyShard { kind: ShardKind },
-    /// A tensor that cannot be where or what it is said to be.
+    /// A tensor is invalid.
     #[error("tensor `{tensor}` of the {kind} {fault}")]
     Tensor { kind: ShardKind, tensor: String, fault: TensorFault },
-    /// A tensor that a model must have.
+    /// A required tensor is missing.
     #[error("tensor `{tensor}` is missing")]
     MissingTensor { tensor: &'static str },
 }
@@ -57,37 +57,37 @@ pub enum ManifestError {
 /// What is wrong with a tensor of a manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TensorFault {
-    /// Empty, too long or not printable.
+    /// The name is empty, too long or not printable.
     #[error("has a name that is not printable, or too long")]
     Name,
-    /// Comes twice.
-    #[error("comes twice")]
+    /// The tensor occurs twice.
+    #[error("occurs twice")]
     Duplicate,
-    /// Its name belongs in another shard, or in none.
+    /// The name belongs in another shard, or in none.
     #[error("does not belong there")]
     Misplaced,
-    /// Not a type that we accept.
+    /// The type is not accepted.
     #[error("has the unknown type {0}")]
     Type(u32),
-    /// An impossible shape.
+    /// The shape is invalid.
     #[error("has an impossible shape: {0}")]
     Shape(ShapeFault),
-    /// Its size is not what type and shape make.
-    #[error("is said to have {given} bytes, its type and shape make {expected}")]
+    /// The size does not match type and shape.
+    #[error("claims {given} bytes, its type and shape make {expected}")]
     Size { given: u64, expected: u64 },
-    /// Its offset is not the next one.
-    #[error("begins at {given}, {expected} is due")]
+    /// The offset is not the next aligned one.
+    #[error("begins at {given}, {expected} is expected")]
     Offset { given: u64, expected: u64 },
-    /// The embedding is not `width` by `vocab`.
+    /// The embedding is not `width` × `vocab`.
     #[error("is not width by vocabulary")]
     NotEmbedding,
-    /// An output matrix in a tied model.
-    #[error("is an output matrix in a model that is said to be tied")]
+    /// A tied model has an output matrix.
+    #[error("is an output matrix in a model marked as tied")]
     Tied,
 }
 
 impl ManifestError {
-    /// The kind that crosses borders.
+    /// The [`ErrorKind`] reported to callers.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Fact(error) => error.kind(),

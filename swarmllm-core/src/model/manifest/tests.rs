@@ -1,4 +1,4 @@
-//! What a manifest may not say, and a small model that other rooms' tests build on.
+//! What the manifest check refuses, and a small model for tests of other modules.
 
 use std::io::Cursor;
 
@@ -12,8 +12,8 @@ use crate::model::gguf::{Gguf, GgufError, ShapeFault};
 
 const F32: u32 = 0;
 
-/// A small model's GGUF, in whole: `width` 8, `vocab` 16. Equal arguments give equal bytes, and models of one `seed`
-/// share their layers.
+/// GGUF bytes of a small model with `width` 8 and `vocab` 16. Equal arguments give equal bytes; models of one `seed`
+/// have equal layers.
 pub(crate) fn small_model(name: &str, layers: u32, tied: bool, common: bool, seed: u64) -> Vec<u8> {
     let facts = [
         Fact::string("general.architecture", "llama"),
@@ -36,18 +36,18 @@ pub(crate) fn small_model(name: &str, layers: u32, tied: bool, common: bool, see
     file(&facts, &tensors, 32)
 }
 
-fn cut(bytes: &[u8]) -> Cut {
-    Cut::new(&Gguf::read(&mut Cursor::new(bytes)).unwrap()).unwrap()
+fn split(bytes: &[u8]) -> Sharding {
+    Sharding::new(&Gguf::read(&mut Cursor::new(bytes)).unwrap()).unwrap()
 }
 
 fn manifest() -> Manifest {
-    cut(&small_model("small", 3, false, true, 1)).manifest
+    split(&small_model("small", 3, false, true, 1)).manifest
 }
 
 #[test]
-fn a_model_is_cut_into_metadata_embedding_common_layers_and_head() {
+fn a_model_is_split_into_metadata_embedding_common_layers_and_head() {
     use ShardKind::*;
-    let Cut { manifest, metadata, sources } = cut(&small_model("small", 3, false, true, 1));
+    let Sharding { manifest, metadata, tensor_offsets } = split(&small_model("small", 3, false, true, 1));
     let kinds: Vec<ShardKind> = manifest.shards.iter().map(|shard| shard.kind).collect();
     assert_eq!(kinds, [Metadata, Embedding, Common, Layer(0), Layer(1), Layer(2), Head]);
     let layer = manifest.shard(Layer(1)).unwrap();
@@ -56,16 +56,16 @@ fn a_model_is_cut_into_metadata_embedding_common_layers_and_head() {
     assert_eq!(places, [("blk.1.attn_norm.weight", 0, 28), ("blk.1.ffn_up.weight", 32, 768)]);
     assert_eq!((layer.size, layer.weight), (800, 1));
     assert_eq!((manifest.width, manifest.vocab, manifest.context, manifest.tied), (8, 16, 64, false));
-    assert_eq!(sources.iter().map(Vec::len).collect::<Vec<_>>(), [0, 1, 1, 2, 2, 2, 2]);
+    assert_eq!(tensor_offsets.iter().map(Vec::len).collect::<Vec<_>>(), [0, 1, 1, 2, 2, 2, 2]);
     let keys: Vec<&str> = manifest.facts.iter().map(|fact| fact.key.as_str()).collect();
     assert_eq!(keys, ["general.architecture", "llama.block_count", "llama.context_length", "llama.embedding_length"]);
     let again = Gguf::read(&mut Cursor::new(&metadata)).unwrap();
     assert_eq!((again.facts.len(), again.tensors.len()), (6, 0));
-    assert!(cut(&small_model("small", 1, true, false, 1)).manifest.tied);
+    assert!(split(&small_model("small", 1, true, false, 1)).manifest.tied);
 }
 
 #[test]
-fn a_manifest_of_the_format_with_a_name_gives_the_model_without_it() {
+fn format_1_decodes_to_the_model_and_its_name() {
     let manifest = manifest();
     let old = encode_format_1(&manifest, "a name");
     assert!(matches!(Manifest::decode(&old), Err(ManifestError::Format { found: 1, known: 2 })));
@@ -74,18 +74,18 @@ fn a_manifest_of_the_format_with_a_name_gives_the_model_without_it() {
 }
 
 #[test]
-fn what_is_encoded_is_decoded() {
+fn a_manifest_survives_an_encoding_round_trip() {
     let manifest = manifest();
     assert_eq!(Manifest::decode(&manifest.encode()).unwrap(), manifest);
     assert!(!manifest.encode().is_empty());
 }
 
 #[test]
-fn an_encoding_that_is_not_canonical_is_refused() {
+fn a_non_canonical_encoding_is_refused() {
     let good = manifest().encode();
     let trailing = [&good[..], &[0]].concat();
     assert!(matches!(Manifest::decode(&trailing), Err(ManifestError::NotCanonical)));
-    // The first byte is the format, 2; two bytes can say the same.
+    // The first byte is the format, 2; an overlong varint encodes the same number.
     let overlong = [&[0x82, 0x00], &good[1..]].concat();
     assert!(matches!(Manifest::decode(&overlong), Err(ManifestError::NotCanonical)));
     assert!(matches!(Manifest::decode(&[]), Err(ManifestError::Encoding { .. })));
@@ -97,7 +97,7 @@ fn an_encoding_that_is_not_canonical_is_refused() {
 }
 
 #[test]
-fn a_manifest_out_of_bounds_or_at_odds_with_its_facts_is_refused() {
+fn a_manifest_out_of_bounds_or_contradicting_its_facts_is_refused() {
     type Change = fn(&mut Manifest);
     let cases: [(&str, Change); 12] = [
         ("format", |m| m.format = 3),
@@ -122,7 +122,7 @@ fn a_manifest_out_of_bounds_or_at_odds_with_its_facts_is_refused() {
 }
 
 #[test]
-fn facts_that_are_malformed_or_come_twice_are_refused() {
+fn malformed_duplicate_and_foreign_facts_are_refused() {
     let with = |fact| {
         let mut manifest = manifest();
         manifest.facts.push(fact);
@@ -162,7 +162,7 @@ fn shards_out_of_order_missing_or_too_many_are_refused() {
 }
 
 #[test]
-fn tensors_that_are_not_what_or_where_they_must_be_are_refused() {
+fn invalid_and_misplaced_tensors_are_refused() {
     let fault = |change: fn(&mut Vec<TensorEntry>)| {
         let mut manifest = manifest();
         change(&mut manifest.shards[3].tensors);
@@ -188,9 +188,9 @@ fn tensors_that_are_not_what_or_where_they_must_be_are_refused() {
 }
 
 #[test]
-fn a_file_without_a_block_or_without_the_embedding_cannot_be_cut() {
-    let cut = |facts: &[Fact], tensors: &[TestTensor]| {
-        Cut::new(&Gguf::read(&mut Cursor::new(file(facts, tensors, 32))).unwrap()).unwrap_err()
+fn a_file_without_a_block_or_embedding_cannot_be_split() {
+    let split = |facts: &[Fact], tensors: &[TestTensor]| {
+        Sharding::new(&Gguf::read(&mut Cursor::new(file(facts, tensors, 32))).unwrap()).unwrap_err()
     };
     let facts = |layers| {
         [
@@ -202,23 +202,23 @@ fn a_file_without_a_block_or_without_the_embedding_cannot_be_cut() {
     };
     let part = |name: &str| tensor(name, &[8], F32, 1);
     let embedding = || tensor("token_embd.weight", &[8, 16], F32, 2);
-    assert!(matches!(cut(&facts(1), &[]), ManifestError::MissingTensor { tensor: "token_embd.weight" }));
-    assert!(matches!(cut(&[], &[embedding()]), ManifestError::Fact(GgufError::MissingKey { .. })));
-    let error = cut(&facts(2), &[embedding(), part("blk.0.x"), part("output_norm.weight")]);
+    assert!(matches!(split(&facts(1), &[]), ManifestError::MissingTensor { tensor: "token_embd.weight" }));
+    assert!(matches!(split(&[], &[embedding()]), ManifestError::Fact(GgufError::MissingKey { .. })));
+    let error = split(&facts(2), &[embedding(), part("blk.0.x"), part("output_norm.weight")]);
     assert!(matches!(error, ManifestError::EmptyShard { kind: ShardKind::Layer(1) }), "{error}");
-    let error = cut(&facts(2), &[embedding(), part("blk.0.x"), part("blk.1.x")]);
+    let error = split(&facts(2), &[embedding(), part("blk.0.x"), part("blk.1.x")]);
     assert!(matches!(error, ManifestError::MissingTensor { tensor: "output_norm.weight" }), "{error}");
-    let error = cut(&facts(1), &[embedding(), part("blk.0.x"), part("blk.1.x"), part("output_norm.weight")]);
+    let error = split(&facts(1), &[embedding(), part("blk.0.x"), part("blk.1.x"), part("output_norm.weight")]);
     assert!(matches!(error, ManifestError::Tensor { fault: TensorFault::Misplaced, .. }), "{error}");
-    let error = cut(&facts(u32::MAX), &[embedding()]);
+    let error = split(&facts(u32::MAX), &[embedding()]);
     assert!(matches!(error, ManifestError::Limit { .. }), "{error}");
     let narrow = tensor("token_embd.weight", &[4, 16], F32, 2);
-    let error = cut(&facts(1), &[narrow, part("blk.0.x"), part("output_norm.weight")]);
+    let error = split(&facts(1), &[narrow, part("blk.0.x"), part("output_norm.weight")]);
     assert!(matches!(error, ManifestError::Tensor { fault: TensorFault::NotEmbedding, .. }), "{error}");
 }
 
 #[test]
-fn names_say_where_a_tensor_belongs() {
+fn a_tensors_name_determines_its_shard() {
     assert_eq!(kind_of("blk.11.attn_q.weight", 12), Some(ShardKind::Layer(11)));
     assert_eq!(kind_of("blk.12.attn_q.weight", 12), None);
     assert_eq!(kind_of("blk.+1.attn_q.weight", 12), None);
@@ -231,7 +231,7 @@ fn names_say_where_a_tensor_belongs() {
 }
 
 #[test]
-fn only_the_experts_that_a_token_uses_count_for_the_weight() {
+fn weight_counts_only_the_experts_used_per_token() {
     let facts = [Fact::string("general.architecture", "moe"), Fact::u32("moe.expert_used_count", 2)];
     let entry = |name: &str, dims: &[u64]| TensorEntry {
         name: name.to_owned(),
@@ -250,7 +250,7 @@ fn only_the_experts_that_a_token_uses_count_for_the_weight() {
 
 proptest! {
     #[test]
-    fn a_mutated_manifest_never_panics_and_what_is_accepted_is_canonical(
+    fn a_mutated_manifest_never_panics_and_decodes_only_if_canonical(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
     ) {
         let mut bytes = manifest().encode();

@@ -1,4 +1,4 @@
-//! What an encoding may take: a number of tokens, and as long as somebody waits for it.
+//! Bounds of one encoding: a number of tokens, and cancellation.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,67 +11,67 @@ use super::vocab::{Attr, Vocab};
 /// Bounds of one encoding.
 #[derive(Debug, Clone, Copy)]
 pub struct EncodeBounds<'a> {
-    /// Most tokens; a text of more is refused, most texts of far more before anything is computed.
+    /// Most tokens. A text with more is refused; if it has far more, mostly before any work.
     pub tokens: usize,
-    /// Set where nobody waits for the tokens any more: the encoding ends early, with an error.
-    pub given_up: Option<&'a AtomicBool>,
+    /// Set by the caller to cancel: the encoding ends early, with [`TokenizerError::Cancelled`].
+    pub cancelled: Option<&'a AtomicBool>,
 }
 
 impl EncodeBounds<'_> {
     /// No bounds but those on the text itself.
-    pub const NONE: EncodeBounds<'static> = EncodeBounds { tokens: usize::MAX, given_up: None };
+    pub const NONE: EncodeBounds<'static> = EncodeBounds { tokens: usize::MAX, cancelled: None };
 
-    /// Refuses to go on behind `tokens` tokens. Called for each word and, within a long word, every few thousand steps.
+    /// Refuses to continue after `tokens` tokens. Called for each word and, in a long word, every few thousand steps.
     pub(super) fn check(&self, tokens: usize) -> Result<(), TokenizerError> {
         if tokens > self.tokens {
             return Err(TokenizerError::TooManyTokens { max: self.tokens });
         }
-        match self.given_up.is_some_and(|given_up| given_up.load(Ordering::Relaxed)) {
-            true => Err(TokenizerError::GivenUp),
+        match self.cancelled.is_some_and(|cancelled| cancelled.load(Ordering::Relaxed)) {
+            true => Err(TokenizerError::Cancelled),
             false => Ok(()),
         }
     }
 }
 
-/// Pairs of bytes that a text can have at one place.
+/// Number of pairs of bytes.
 const PAIRS: usize = 1 << 16;
 
-/// How far the tokens of a vocabulary reach, from which follows how many tokens a text has at least.
+/// A lower bound on the tokens of a text, from the lengths of a vocabulary's tokens.
 ///
-/// A token covers no more bytes than the longest one that begins with the same two bytes. The fewest jumps of such lengths
-/// from one end of the text to the other are found in one pass, and no encoding has fewer tokens.
+/// A token covers at most as many bytes as the longest token that begins with the same two bytes. The fewest jumps of
+/// such lengths across the text are found in one pass, and no encoding has fewer tokens.
 #[derive(Debug)]
-pub struct Reach {
-    /// By the two bytes of the text where a token begins: the bytes that it covers at most. 128 KiB, since no token is
-    /// longer than `MAX_TOKEN_BYTES`.
+pub struct TokenLowerBound {
+    /// Most bytes of a token, by its first two bytes. 128 KiB; `MAX_TOKEN_BYTES` fits into 16 bits.
     longest: Vec<u16>,
-    /// Bytes that may vanish without a token.
-    free: Vec<bool>,
+    /// Whether a byte may vanish without a token.
+    droppable: Vec<bool>,
 }
 
-impl Reach {
-    pub fn new(vocab: &Vocab, bpe: Option<&Bpe>) -> Reach {
-        let mut reach = Reach { longest: vec![1; PAIRS], free: vec![false; usize::from(u8::MAX) + 1] };
+impl TokenLowerBound {
+    pub fn new(vocab: &Vocab, bpe: Option<&Bpe>) -> TokenLowerBound {
+        let mut lower_bound =
+            TokenLowerBound { longest: vec![1; PAIRS], droppable: vec![false; usize::from(u8::MAX) + 1] };
         for (_, text, _) in vocab.iter() {
             match bpe {
-                // Special tokens are written as they are, all others in the alphabet of bytes.
-                Some(_) => [text.as_bytes(), &decode_symbols(text)].iter().for_each(|bytes| reach.add(bytes)),
-                None => reach.add_spaced(text),
+                // Special tokens are plain text, all others are in the alphabet of bytes.
+                Some(_) => [text.as_bytes(), &decode_symbols(text)].iter().for_each(|bytes| lower_bound.add(bytes)),
+                None => lower_bound.add_spaced(text),
             }
         }
-        // Some special tokens take the white space around them along.
-        let strips = vocab.iter().any(|(_, _, attr)| attr.any(Attr::LSTRIP.and(Attr::RSTRIP)));
-        for (byte, free) in (0..=u8::MAX).zip(&mut reach.free) {
-            *free = (strips && is_space(byte)) || bpe.is_some_and(|bpe| bpe.drops(byte));
+        // Some special tokens swallow the white space around them.
+        let strips = vocab.iter().any(|(_, _, attr)| attr.intersects(Attr::LSTRIP.union(Attr::RSTRIP)));
+        for (byte, droppable) in (0..=u8::MAX).zip(&mut lower_bound.droppable) {
+            *droppable = (strips && is_space(byte)) || bpe.is_some_and(|bpe| bpe.drops(byte));
         }
-        reach
+        lower_bound
     }
 
     fn add(&mut self, bytes: &[u8]) {
         self.add_as(bytes, bytes.len());
     }
 
-    /// A token that covers at most `len` bytes where the text goes on as `bytes` begin.
+    /// Adds a token that covers at most `len` bytes of a text, which begins like `bytes`.
     fn add_as(&mut self, bytes: &[u8], len: usize) {
         let [first, second, ..] = bytes else { return };
         if let Some(longest) = self.longest.get_mut(pair(*first, *second)) {
@@ -79,7 +79,7 @@ impl Reach {
         }
     }
 
-    /// A token in which each [`SPACE`] stands for a space, or for itself; the first may have been put before the text.
+    /// Adds a token in which each [`SPACE`] stands for a space or itself. The encoder may have put the first one there.
     fn add_spaced(&mut self, text: &str) {
         for text in [Some(text), text.strip_prefix(SPACE)].into_iter().flatten() {
             let (bytes, space) = (text.as_bytes(), SPACE.as_bytes());
@@ -95,18 +95,19 @@ impl Reach {
         }
     }
 
-    /// Whether every encoding of `text` has more than `most` tokens. Takes one pass at most.
+    /// Whether every encoding of `text` has more than `most` tokens. Takes at most one pass.
     pub fn exceeds(&self, text: &str, most: usize) -> bool {
-        self.fewest(text, most) > most
+        self.min_tokens(text, most) > most
     }
 
-    /// As many tokens as every encoding of `text` has at least, counted up to one more than `most`. Takes one pass at most.
-    pub fn fewest(&self, text: &str, most: usize) -> usize {
+    /// The lower bound for `text`, capped at `most + 1`. Takes at most one pass.
+    pub fn min_tokens(&self, text: &str, most: usize) -> usize {
         let text = text.as_bytes();
-        // All places up to `frontier` are reached with `tokens` tokens; from those before `looked` the next reaches to `furthest`.
-        let (mut tokens, mut frontier, mut furthest, mut looked) = (0, 0, 0, 0);
+        // `tokens` tokens cover the text up to `frontier`. One more, begun before `visited`, covers it up to
+        // `furthest`.
+        let (mut tokens, mut frontier, mut furthest, mut visited) = (0, 0, 0, 0);
         loop {
-            while text.get(frontier).is_some_and(|byte| self.free.get(usize::from(*byte)) == Some(&true)) {
+            while text.get(frontier).is_some_and(|byte| self.droppable.get(usize::from(*byte)) == Some(&true)) {
                 frontier += 1;
             }
             if frontier >= text.len() {
@@ -115,9 +116,9 @@ impl Reach {
             if tokens == most {
                 return most.saturating_add(1);
             }
-            while looked <= frontier {
-                furthest = furthest.max(looked + self.longest_at(text, looked));
-                looked += 1;
+            while visited <= frontier {
+                furthest = furthest.max(visited + self.longest_at(text, visited));
+                visited += 1;
             }
             tokens += 1;
             frontier = furthest;

@@ -1,26 +1,26 @@
-//! Why a tokenizer cannot be built or used.
+//! Errors and warnings of tokenizers.
 
 use crate::base::ErrorKind;
 
-/// Why a tokenizer cannot be built from a model's facts, or cannot encode a text.
+/// A tokenizer cannot be built from a model's metadata, or cannot encode a text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenizerError {
-    /// A fact that a tokenizer needs is not in the model.
+    /// A required key is missing.
     #[error("the model lacks `{key}`, which its tokenizer needs")]
     Missing { key: &'static str },
-    /// A fact is not of the type that its key has, or its bytes are cut short.
+    /// A value has the wrong type or is truncated.
     #[error("`{key}` of the model is malformed: {reason}")]
     Malformed { key: &'static str, reason: &'static str },
-    /// A kind of tokenizer that this build does not know. It is never guessed: wrong tokens give wrong answers silently.
+    /// An unknown kind of tokenizer. Guessing one would give wrong answers silently.
     #[error(
-        "the model's {what} `{name}` is not known, and another one would give wrong tokens; take a newer version, or a \
+        "the model's {what} `{name}` is unknown, and another one would give wrong tokens; update this software, or use a \
          file of the model that names a known one"
     )]
     Unsupported { what: &'static str, name: String },
-    /// An array has more entries than is admitted.
+    /// An array has too many entries.
     #[error("`{key}` has {given} entries, at most {max} are admitted")]
     TooMany { key: &'static str, given: u64, max: u64 },
-    /// An array has fewer entries than there are tokens.
+    /// An array has fewer entries than the vocabulary.
     #[error("`{key}` has {given} entries for {tokens} tokens")]
     Length { key: &'static str, given: usize, tokens: usize },
     /// A token of the vocabulary cannot be used.
@@ -29,49 +29,48 @@ pub enum TokenizerError {
     /// A merge rule cannot be used.
     #[error("merge {index} of the tokenizer cannot be used: {reason}")]
     Merge { index: usize, reason: &'static str },
-    /// The facts ask for a token at the begin or end of every text, and name none.
-    #[error("the model wants a {what} token around every text and names none")]
-    NoSpecial { what: &'static str },
-    /// The text is longer than is admitted.
-    #[error("a text of {bytes} bytes was given, at most {max} are admitted")]
+    /// The metadata demands a begin or end token and does not name it.
+    #[error("the model demands a {what} token for every text and does not name it")]
+    MissingSpecial { what: &'static str },
+    /// The text is too long.
+    #[error("the text has {bytes} bytes, at most {max} are admitted")]
     TextTooLong { bytes: usize, max: usize },
-    /// The text has more tokens than may be used.
+    /// The text has too many tokens.
     #[error(
-        "the text has more than the {max} tokens that there is room for; shorten it, or give the node a longer `context` \
-         where the model's own is longer"
+        "the text has more than {max} tokens, which is all that fits; shorten it, or give the node a longer `context` if \
+         the model supports it"
     )]
     TooManyTokens { max: usize },
-    /// Nobody waits for the tokens any more.
-    #[error("the text is not read any further, since nobody waits for it")]
-    GivenUp,
-    /// Finding special tokens in the text would take more work than is admitted.
+    /// The caller has cancelled the encoding.
+    #[error("the encoding was cancelled")]
+    Cancelled,
+    /// The search for special tokens takes too much work.
     #[error("the text has more than {max} candidates for special tokens")]
     TooManySpecials { max: usize },
-    /// A byte of the text has no token, and no other token covers it.
+    /// No token covers a byte of the text.
     #[error("the vocabulary has no token for the byte {byte:#04x}")]
     NoByteToken { byte: u8 },
 }
 
-/// Something of a model's facts that its tokenizer works without.
+/// Metadata that is missing or ignored.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenizerWarning {
-    /// No pre-tokenizer is named, so that the default one cuts the words.
+    /// No pre-tokenizer is named; the default one is used.
     #[error(
-        "the model does not name its pre-tokenizer; `default` is taken, and answers may be worse for it: a newer file of the \
-         model names it"
+        "the model does not name its pre-tokenizer; `default` is used, and answers may be worse: use a newer file of the model"
     )]
     NoPreTokenizer,
-    /// A special token that the vocabulary does not have.
+    /// A special token is not in the vocabulary.
     #[error("`{key}` names token {id}, the vocabulary has {tokens}; the token is ignored")]
     SpecialToken { key: &'static str, id: u32, tokens: usize },
 }
 
 impl TokenizerError {
-    /// The kind that crosses borders.
+    /// The kind of error for C, Python and HTTP.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::TooManyTokens { .. } => ErrorKind::ContextOverflow,
-            Self::GivenUp => ErrorKind::Cancelled,
+            Self::Cancelled => ErrorKind::Cancelled,
             Self::TextTooLong { .. } | Self::TooManySpecials { .. } => ErrorKind::InvalidArgument,
             _ => ErrorKind::BadTokenizer,
         }

@@ -1,10 +1,10 @@
-//! The facts that tokenizers are built from, read by the GGUF room's typed views and bounded in number.
+//! The metadata of tokenizers, read through the GGUF module's typed views and bounded in number.
 
 use super::TokenizerError;
 use crate::model::Fact;
 use crate::model::gguf::{self, GgufError, Value};
 
-/// A model's facts, looked up by key. Where a key occurs twice the first counts.
+/// A model's metadata by key. The first of several equal keys wins.
 #[derive(Clone, Copy)]
 pub(crate) struct Facts<'a>(pub &'a [Fact]);
 
@@ -32,7 +32,7 @@ impl<'a> Facts<'a> {
         self.array(key, max, |value| if let Value::I32(number) = value { Some(number) } else { None })
     }
 
-    /// Floats; an array of integers is accepted too and converted.
+    /// Floats. An array of integers is converted.
     pub fn f32s(&self, key: &'static str, max: u64) -> Found<Vec<f32>> {
         self.array(key, max, |value| match value {
             Value::F32(number) => Some(number),
@@ -41,7 +41,7 @@ impl<'a> Facts<'a> {
         })
     }
 
-    /// At most `max` entries. The view has checked that their bytes are there, so that those bound the allocation.
+    /// At most `max` entries. The view has checked that their bytes exist, which bounds the allocation.
     fn array<T>(&self, key: &'static str, max: u64, entry: impl Fn(Value<'a>) -> Option<T>) -> Found<Vec<T>> {
         let Some(array) = self.typed(key, |value| value.as_array())? else { return Ok(None) };
         let given = array.len() as u64;
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_cut_at_any_byte_is_refused() {
+    fn a_value_truncated_at_any_byte_is_refused() {
         let whole = Fact::strings("k", &["ab", "", "cde"]);
         assert_eq!(Facts(std::slice::from_ref(&whole)).strings("k", 9), Ok(Some(vec!["ab", "", "cde"])));
         for end in 0..whole.raw.len() {

@@ -1,14 +1,14 @@
-//! The symbol queue that both kinds of tokenizer share: neighbours are joined, best pair first, until none joins.
+//! The merge loop of both kinds of tokenizer: neighbours are merged, lowest rank first, until no pair merges.
 //!
 //! Ties go to the leftmost pair. Work is `n log n` in the symbols, memory a constant per symbol.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// No neighbour, no token.
+/// Stands for no neighbour and for no token.
 pub const NONE: u32 = u32::MAX;
 
-/// Pairs after which [`Chain::run`] asks whether to go on: a few hundred microseconds.
+/// Pairs between two calls of `check` in [`Chain::run`]: a few hundred microseconds.
 const CHECK_EVERY: u32 = 4096;
 
 /// A piece of the text in the chain of symbols.
@@ -16,29 +16,29 @@ const CHECK_EVERY: u32 = 4096;
 pub struct Symbol {
     /// First byte in the text.
     pub start: u32,
-    /// Bytes; 0 once the symbol was joined to its left neighbour.
+    /// Length in bytes; 0 after the symbol was merged into its left neighbour.
     pub len: u32,
-    /// Its token, or [`NONE`].
+    /// The token, or [`NONE`].
     pub token: u32,
     prev: u32,
     next: u32,
 }
 
 impl Symbol {
-    /// One past its last byte.
+    /// One past the last byte.
     pub fn end(&self) -> usize {
         (self.start + self.len) as usize
     }
 }
 
-/// What two neighbours may become: the smaller the rank the sooner.
+/// The merge of two neighbours. Lower ranks are merged first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Join {
+pub struct Merge {
     pub rank: u32,
     pub token: u32,
 }
 
-/// A pair in the queue, in the order in which pairs are served.
+/// A pair in the queue. The order of its fields is the order of merging.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Pair {
     rank: u32,
@@ -48,7 +48,7 @@ struct Pair {
     token: u32,
 }
 
-/// The chain and its queue; reused from word to word.
+/// The chain of symbols and the queue of pairs, reused for each word.
 #[derive(Debug, Default)]
 pub struct Chain {
     symbols: Vec<Symbol>,
@@ -56,7 +56,7 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Forgets the last text.
+    /// Removes all symbols.
     pub fn clear(&mut self) {
         self.symbols.clear();
         self.queue.clear();
@@ -64,7 +64,7 @@ impl Chain {
 
     /// Appends a symbol of `len` bytes.
     pub fn push(&mut self, len: usize, token: Option<u32>) {
-        // Texts are bounded far below 4 GiB by `MAX_TEXT`, so that these numbers fit.
+        // `MAX_TEXT` is far below 4 GiB, so these numbers fit.
         let at = self.symbols.len() as u32;
         let start = self.symbols.last_mut().map_or(0, |last| {
             last.next = at;
@@ -74,16 +74,16 @@ impl Chain {
         self.symbols.push(Symbol { start, len: len as u32, token: token.unwrap_or(NONE), prev, next: NONE });
     }
 
-    /// Joins until nothing joins. `join` says what two neighbours become, if anything; `check` is asked now and then
-    /// whether to go on.
+    /// Merges until no pair merges. `merge` gives the merge of two neighbours, if any. An error of `check`, which is
+    /// called every [`CHECK_EVERY`] pairs, ends the run.
     pub fn run<E>(
         &mut self,
-        join: impl Fn(&Symbol, &Symbol) -> Option<Join>,
+        merge: impl Fn(&Symbol, &Symbol) -> Option<Merge>,
         check: impl Fn() -> Result<(), E>,
     ) -> Result<(), E> {
         let mut steps = 0u32;
         for right in 1..self.symbols.len() as u32 {
-            self.offer(right - 1, right, &join);
+            self.enqueue(right - 1, right, &merge);
         }
         while let Some(Reverse(pair)) = self.queue.pop() {
             steps = steps.wrapping_add(1);
@@ -91,7 +91,7 @@ impl Chain {
                 check()?;
             }
             let (Some(&left), Some(&right)) = (self.at(pair.left), self.at(pair.right)) else { continue };
-            // Symbols only grow or vanish: the pair is what it was exactly if both live and the length is the same.
+            // Symbols only grow or vanish: a pair is stale unless both exist and their length is unchanged.
             if left.len == 0 || right.len == 0 || left.len + right.len != pair.len {
                 continue;
             }
@@ -104,13 +104,13 @@ impl Chain {
             if let Some(symbol) = self.symbols.get_mut(right.next as usize) {
                 symbol.prev = pair.left;
             }
-            self.offer(left.prev, pair.left, &join);
-            self.offer(pair.left, right.next, &join);
+            self.enqueue(left.prev, pair.left, &merge);
+            self.enqueue(pair.left, right.next, &merge);
         }
         Ok(())
     }
 
-    /// The symbols that are left, in the order of the text.
+    /// The remaining symbols, in the order of the text.
     pub fn finished(&self) -> impl Iterator<Item = &Symbol> {
         self.symbols.iter().filter(|symbol| symbol.len > 0)
     }
@@ -119,10 +119,10 @@ impl Chain {
         self.symbols.get(index as usize)
     }
 
-    fn offer(&mut self, left: u32, right: u32, join: &impl Fn(&Symbol, &Symbol) -> Option<Join>) {
-        // `NONE` is no index of any chain.
+    fn enqueue(&mut self, left: u32, right: u32, merge: &impl Fn(&Symbol, &Symbol) -> Option<Merge>) {
+        // `NONE` is never an index.
         let (Some(a), Some(b)) = (self.at(left), self.at(right)) else { return };
-        if let Some(Join { rank, token }) = join(a, b) {
+        if let Some(Merge { rank, token }) = merge(a, b) {
             let len = a.len + b.len;
             self.queue.push(Reverse(Pair { rank, left, right, len, token }));
         }

@@ -1,9 +1,8 @@
-//! Tokenizers, built from a model's facts.
+//! Tokenizers, built from a model's metadata.
 //!
-//! Owns: byte-level BPE and SentencePiece as llama.cpp reads them, special tokens, text from tokens. Promises: the
-//! tokens are llama.cpp's, one for one (compared by the contract tests on real models); hostile facts and texts give a
-//! typed error, in time and memory linear in their size. Refuses: guessing at a tokenizer or a rule that it does not
-//! know.
+//! Owns: byte-level BPE and SentencePiece as in llama.cpp, special tokens, detokenization. Promises: the tokens equal
+//! llama.cpp's (the contract tests compare them on real models); hostile metadata and texts give a typed error, in time
+//! and memory linear in their size. Refuses: guessing an unknown tokenizer or rule.
 
 mod bounds;
 mod bpe;
@@ -29,27 +28,27 @@ pub use stream::Detokenizer;
 pub use vocab::{MAX_TOKEN_BYTES, MAX_TOKENS};
 
 use crate::model::Fact;
-use bounds::Reach;
+use bounds::TokenLowerBound;
 use bpe::{Bpe, decode_symbols};
 use pre::{PRE, PreTokenizer};
-use special::{Fragment, Read, Specials};
+use special::{Fragment, ParseSpecial, SpecialTokens};
 use spm::{SPACE, Spm};
 use vocab::{Attr, Defaults, Vocab};
 
-/// Longest text that is encoded, in bytes: more than the longest contexts in use hold. Encoding takes some 60 times
-/// its text in memory at worst.
+/// Longest text that is encoded, in bytes: more than the longest contexts in use hold. Encoding takes up to about 60
+/// bytes of memory for each.
 pub const MAX_TEXT: usize = 4 << 20;
 
 const MODEL: &str = "tokenizer.ggml.model";
 const NAME_SHOWN: usize = 64;
 
-/// A model's tokenizer. Encoding borrows it shared: one serves all threads.
+/// A model's tokenizer. All threads can encode with it at once.
 #[derive(Debug)]
 pub struct Tokenizer {
     vocab: Vocab,
-    specials: Specials,
+    specials: SpecialTokens,
     kind: Kind,
-    reach: Reach,
+    lower_bound: TokenLowerBound,
     space_prefix: bool,
     warnings: Vec<TokenizerWarning>,
 }
@@ -61,7 +60,7 @@ enum Kind {
 }
 
 impl Tokenizer {
-    /// Builds the tokenizer that the facts describe.
+    /// Builds the tokenizer that the metadata describes.
     pub fn from_facts(facts: &[Fact]) -> Result<Tokenizer, TokenizerError> {
         let facts = Facts(facts);
         let prefix = facts.bool("tokenizer.ggml.add_space_prefix")?;
@@ -74,7 +73,7 @@ impl Tokenizer {
                         warnings.push(TokenizerWarning::NoPreTokenizer);
                     }
                     let pre = PreTokenizer::of_model(pre)?;
-                    // Without facts llama.cpp takes token 11 for begin and end.
+                    // llama.cpp's default for begin and end is token 11.
                     let bos = if pre.no_bos { None } else { Some(11) };
                     let vocab = Vocab::from_facts(facts, Defaults { bos, eos: Some(11), add_bos: pre.add_bos })?;
                     let bpe = Bpe::from_facts(facts, pre, &vocab)?;
@@ -91,23 +90,23 @@ impl Tokenizer {
                 }
             };
         warnings.append(&mut vocab.warnings);
-        let reach = Reach::new(&vocab, if let Kind::Bpe(bpe) = &kind { Some(bpe) } else { None });
-        Ok(Tokenizer { specials: Specials::new(&vocab), vocab, kind, reach, space_prefix, warnings })
+        let lower_bound = TokenLowerBound::new(&vocab, if let Kind::Bpe(bpe) = &kind { Some(bpe) } else { None });
+        Ok(Tokenizer { specials: SpecialTokens::new(&vocab), vocab, kind, lower_bound, space_prefix, warnings })
     }
 
-    /// What of the facts it works without.
+    /// Missing or ignored metadata.
     pub fn warnings(&self) -> &[TokenizerWarning] {
         &self.warnings
     }
 
-    /// The tokens of `text`. `add_special` adds the begin and end tokens that the model wants around a text;
-    /// `parse_special` reads control tokens where their text occurs (never for a user's text).
+    /// The tokens of `text`. `add_special` adds the begin and end tokens that the model wants around a text.
+    /// `parse_special` reads control tokens in the text; never set it for a user's text.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>, TokenizerError> {
         self.encode_within(text, add_special, parse_special, EncodeBounds::NONE)
     }
 
-    /// The same within bounds: a text that must have more tokens is refused in one pass over its bytes, another one as soon
-    /// as it has more.
+    /// [`encode`](Self::encode) within bounds. A text whose bytes imply too many tokens is refused in one pass; any
+    /// other text is refused as soon as it has too many.
     pub fn encode_within(
         &self,
         text: &str,
@@ -117,20 +116,20 @@ impl Tokenizer {
     ) -> Result<Vec<u32>, TokenizerError> {
         let mut tokens = Vec::new();
         tokens.extend(self.vocab.bos.filter(|_| add_special && self.vocab.add_bos));
-        let read = if parse_special { Read::Everywhere } else { Read::Nowhere };
-        self.encode_onto(&mut tokens, text, read, &bounds)?;
+        let parse = if parse_special { ParseSpecial::Always } else { ParseSpecial::Never };
+        self.encode_onto(&mut tokens, text, parse, &bounds)?;
         tokens.extend(self.vocab.eos.filter(|_| add_special && self.vocab.add_eos));
         bounds.check(tokens.len())?;
         Ok(tokens)
     }
 
-    /// The tokens of a rendered chat template. Control tokens are read where the template wrote them, not in foreign
-    /// text. The begin token is added only where the template did not write it, and no end token: the answer follows.
+    /// The tokens of a rendered chat template. Control tokens are read in the template's own text, not in untrusted
+    /// text. The begin token is added unless the template wrote it. No end token is added, since the answer follows.
     pub fn encode_rendered(&self, rendered: &MarkedText) -> Result<Vec<u32>, TokenizerError> {
         self.encode_rendered_within(rendered, EncodeBounds::NONE)
     }
 
-    /// The same within bounds, as [`encode_within`](Self::encode_within).
+    /// [`encode_rendered`](Self::encode_rendered) within bounds.
     pub fn encode_rendered_within(
         &self,
         rendered: &MarkedText,
@@ -144,17 +143,16 @@ impl Tokenizer {
             .filter(|begin| rendered.text().starts_with(begin) && rendered.admits(begin, 0..begin.len()));
         let from = written.map_or(0, str::len);
         let text = rendered.text().get(from..).unwrap_or_default();
-        self.encode_onto(&mut tokens, text, Read::Rendered(rendered, from), &bounds)?;
+        self.encode_onto(&mut tokens, text, ParseSpecial::Rendered(rendered, from), &bounds)?;
         bounds.check(tokens.len())?;
         Ok(tokens)
     }
 
-    /// Whether the texts have more than `most` tokens together, as far as their bytes tell. That a token may reach from one
-    /// into the next is not counted: for texts that stand apart.
+    /// Whether the bytes of the texts imply more than `most` tokens in total. Assumes that no token spans two texts.
     pub fn exceeds<'t>(&self, texts: impl Iterator<Item = &'t str>, most: usize) -> bool {
         let mut room = most;
         for text in texts {
-            let least = self.reach.fewest(text, room);
+            let least = self.lower_bound.min_tokens(text, room);
             match room.checked_sub(least) {
                 Some(left) => room = left,
                 None => return true,
@@ -167,19 +165,19 @@ impl Tokenizer {
         &self,
         tokens: &mut Vec<u32>,
         text: &str,
-        read: Read<'_>,
+        parse: ParseSpecial<'_>,
         bounds: &EncodeBounds<'_>,
     ) -> Result<(), TokenizerError> {
-        // A longer text is not read. Whether there is room for its tokens is what its caller can do something about.
+        // Too many tokens is the more useful error of the two, so it is checked first, in at most `MAX_TEXT` bytes.
         let looked_at = text.get(..text.floor_char_boundary(MAX_TEXT)).unwrap_or(text);
-        if self.reach.exceeds(looked_at, bounds.tokens) {
+        if self.lower_bound.exceeds(looked_at, bounds.tokens) {
             return Err(TokenizerError::TooManyTokens { max: bounds.tokens });
         }
         if text.len() > MAX_TEXT {
             return Err(TokenizerError::TextTooLong { bytes: text.len(), max: MAX_TEXT });
         }
         let mut first = true;
-        for fragment in self.specials.split(text, read)? {
+        for fragment in self.specials.split(text, parse)? {
             match fragment {
                 Fragment::Token(token) => tokens.push(token),
                 Fragment::Text(part) => match &self.kind {
@@ -192,28 +190,28 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// What a token renders as: any bytes, perhaps part of a character. Control and unknown tokens render as nothing
-    /// unless `special`; ids outside the vocabulary always do.
+    /// The bytes of a token, perhaps a part of a character. Control and unknown tokens are empty unless `special`; ids
+    /// outside the vocabulary are always empty.
     pub fn token_bytes(&self, id: u32, special: bool) -> Cow<'_, [u8]> {
-        let hidden = Attr::CONTROL.and(Attr::UNKNOWN);
+        let hidden = Attr::CONTROL.union(Attr::UNKNOWN);
         let (attr, text) = (self.vocab.attr(id), self.vocab.text(id).unwrap_or_default());
-        if attr.any(hidden) && !special {
+        if attr.intersects(hidden) && !special {
             return Cow::default();
         }
-        if attr.any(hidden.and(Attr::USER_DEFINED)) {
+        if attr.intersects(hidden.union(Attr::USER_DEFINED)) {
             return text.as_bytes().into();
         }
-        if attr.any(Attr::NORMAL) {
+        if attr.intersects(Attr::NORMAL) {
             return match self.kind {
                 Kind::Spm(_) => text.replace(SPACE, " ").into_bytes().into(),
                 Kind::Bpe(_) => decode_symbols(text).into(),
             };
         }
-        let byte = self.vocab.byte(id).filter(|_| attr.any(Attr::BYTE));
+        let byte = self.vocab.byte(id).filter(|_| attr.intersects(Attr::BYTE));
         byte.map_or(Cow::default(), |byte| vec![byte].into())
     }
 
-    /// The text of these tokens, from the begin of a text. Bytes that are no UTF-8 become U+FFFD.
+    /// The text of tokens from the begin of a text. Bytes that are not UTF-8 become U+FFFD.
     pub fn decode(&self, tokens: &[u32], special: bool) -> String {
         let mut bytes = Vec::new();
         for (at, token) in tokens.iter().enumerate() {
@@ -224,23 +222,23 @@ impl Tokenizer {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// How many tokens there are.
+    /// The size of the vocabulary.
     pub fn vocab(&self) -> u32 {
         // `MAX_TOKENS` bounds it.
         self.vocab.len() as u32
     }
 
-    /// The token that begins a text, if there is one.
+    /// The token that begins a text, if any.
     pub fn bos(&self) -> Option<u32> {
         self.vocab.bos
     }
 
-    /// The token that ends a text, if there is one.
+    /// The token that ends a text, if any.
     pub fn eos(&self) -> Option<u32> {
         self.vocab.eos
     }
 
-    /// The token that ends a turn, if there is one.
+    /// The token that ends a turn, if any.
     pub fn eot(&self) -> Option<u32> {
         self.vocab.eot
     }
@@ -257,10 +255,10 @@ impl Tokenizer {
 
     /// Whether a generation ends with this token.
     pub fn is_end_of_generation(&self, id: u32) -> bool {
-        self.vocab.ends_generation(id)
+        self.vocab.is_eog(id)
     }
 
-    /// The text by which a token is written in the vocabulary (`<|im_end|>`, `Ġthe`).
+    /// The token's entry in the vocabulary (`<|im_end|>`, `Ġthe`).
     pub fn token_text(&self, id: u32) -> Option<&str> {
         self.vocab.text(id)
     }

@@ -1,36 +1,36 @@
-//! How byte-level BPE cuts a text into words before it merges, by `tokenizer.ggml.pre`.
+//! Pre-tokenization of byte-level BPE: splits a text into words by the rules that `tokenizer.ggml.pre` names.
 //!
-//! The rules are those of llama.cpp, stated without look-around so that the matcher is linear in the text: `\s+(?!\S)`
-//! becomes [`Step::leaves_space`]. Classes are cut to the Unicode version of llama.cpp's tables, so that newer letters
-//! split alike. An unknown name is refused: another rule would give other tokens without any error. No name is what
-//! llama.cpp takes it for, `default`.
+//! The rules are llama.cpp's, written without look-around, so that matching is linear in the text: `\s+(?!\S)` becomes
+//! a [`SpaceRule`]. Classes are limited to the Unicode version of llama.cpp's tables, so that newer letters split
+//! alike. An unknown name is refused, since other rules give other tokens without any error. A missing name means
+//! `default`, as in llama.cpp.
 
-use tokenizers::utils::SysRegex;
+use regex::Regex;
 
 use super::TokenizerError;
 
-/// The fact that names the rule.
+/// The metadata key with the name of the rules.
 pub const PRE: &str = "tokenizer.ggml.pre";
 /// The Unicode version of llama.cpp's tables.
 const UNICODE: &str = "15.1";
-/// The rules of a model that names none.
+/// The rules of a model without the key.
 const UNNAMED: &str = "default";
-/// Longest part of an unknown name that an error repeats, in characters.
+/// Longest part of an unknown name in an error, in characters.
 const NAME_SHOWN: usize = 64;
 
-/// One cut: every match is a word, and so is what lies between matches.
+/// One split: each match is a word, and so is each gap between matches.
 #[derive(Debug, Clone, Copy)]
 struct Step {
     pattern: &'static str,
-    spaces: Spaces,
+    spaces: SpaceRule,
 }
 
-/// What happens to a run of white space before something else.
+/// The treatment of a run of white space before other text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Spaces {
-    /// Nothing: the pattern says all.
+enum SpaceRule {
+    /// The match stands.
     AsMatched,
-    /// The last one is left for the next word.
+    /// The last character is left for the next word.
     LeaveLast,
     /// The same, unless the run ends in a line break.
     LeaveLastAfterLine,
@@ -41,10 +41,10 @@ enum Spaces {
 struct Family {
     names: &'static [&'static str],
     steps: &'static [Step],
-    /// Words that are tokens are not merged from their parts.
+    /// Whether a word that is a token is taken whole, without merging.
     whole_words: bool,
     add_bos: bool,
-    /// Whether there is no begin token unless the facts name one.
+    /// Whether there is no begin token unless the metadata names one.
     no_bos: bool,
 }
 
@@ -54,30 +54,30 @@ impl Family {
     }
 }
 
-const fn step(pattern: &'static str, spaces: Spaces) -> Step {
+const fn step(pattern: &'static str, spaces: SpaceRule) -> Step {
     Step { pattern, spaces }
 }
 
-const GPT2: Step = step(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+", Spaces::LeaveLast);
+const GPT2: Step = step(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+", SpaceRule::LeaveLast);
 const LLAMA3: Step = step(
     r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+",
-    Spaces::LeaveLastAfterLine,
+    SpaceRule::LeaveLastAfterLine,
 );
 const QWEN2: Step = step(
     r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+",
-    Spaces::LeaveLastAfterLine,
+    SpaceRule::LeaveLastAfterLine,
 );
 const QWEN35: Step = step(
     r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+",
-    Spaces::LeaveLastAfterLine,
+    SpaceRule::LeaveLastAfterLine,
 );
 const DEEPSEEK3: Step = step(
     r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+"##,
-    Spaces::LeaveLastAfterLine,
+    SpaceRule::LeaveLastAfterLine,
 );
 const TEKKEN: Step = step(
     r"[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]*[\p{L}&&[^A-Z]]+|[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]+[\p{L}&&[^A-Z]]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+",
-    Spaces::LeaveLastAfterLine,
+    SpaceRule::LeaveLastAfterLine,
 );
 const GPT4O: Step = step(
     concat!(
@@ -85,26 +85,27 @@ const GPT4O: Step = step(
         r"[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]+[\p{L}&&[^A-Z]]*(?:'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL]))?|",
         r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+",
     ),
-    Spaces::LeaveLastAfterLine,
+    SpaceRule::LeaveLastAfterLine,
 );
 const SEED: Step = step(
     r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+",
-    Spaces::LeaveLastAfterLine,
+    SpaceRule::LeaveLastAfterLine,
 );
 const BAILING: Step = step(
     r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+",
-    Spaces::LeaveLastAfterLine,
+    SpaceRule::LeaveLastAfterLine,
 );
 const MINICPM5: Step = step(
     r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+",
-    Spaces::LeaveLastAfterLine,
+    SpaceRule::LeaveLastAfterLine,
 );
-const NO_STOPS: Step = step(" ?[^(\\s|.,!?\u{2026}\u{3002}\u{ff0c}\u{3001}\u{964}\u{6d4}\u{60c})]+", Spaces::AsMatched);
-const LINE_BREAK: Step = step(r"[\r\n]", Spaces::AsMatched);
-/// Ideographs and syllables, as DeepSeek's first tokenizers count them. White space that lies among them is none, because
-/// llama.cpp takes it for another.
-const IDEOGRAPHS: Step = step("[[\u{4e00}-\u{9fa5}\u{800}-\u{4e00}\u{ac00}-\u{d7ff}]&&\\S]+", Spaces::AsMatched);
-/// Letters of cased scripts, as DeepSeek's first tokenizer counts them.
+const NO_STOPS: Step =
+    step(" ?[^(\\s|.,!?\u{2026}\u{3002}\u{ff0c}\u{3001}\u{964}\u{6d4}\u{60c})]+", SpaceRule::AsMatched);
+const LINE_BREAK: Step = step(r"[\r\n]", SpaceRule::AsMatched);
+/// Ideographs and syllables of DeepSeek's first tokenizers. The range contains a white space, which is excluded, as in
+/// llama.cpp.
+const IDEOGRAPHS: Step = step("[[\u{4e00}-\u{9fa5}\u{800}-\u{4e00}\u{ac00}-\u{d7ff}]&&\\S]+", SpaceRule::AsMatched);
+/// Letters of cased scripts, of DeepSeek's first tokenizer.
 const CASED: &str = concat!(
     r"\s?[",
     "A-Za-z\u{b5}\u{c0}-\u{d6}\u{d8}-\u{f6}\u{f8}-\u{1ba}\u{1bc}-\u{1bf}\u{1c4}-\u{293}\u{295}-\u{2af}",
@@ -122,17 +123,17 @@ const CASED: &str = concat!(
     "\u{118a0}-\u{118df}\u{1e900}-\u{1e943}",
     "]+",
 );
-const DIGIT: Step = step(r"\p{N}", Spaces::AsMatched);
-const DIGITS3: Step = step(r"\p{N}{1,3}", Spaces::AsMatched);
+const DIGIT: Step = step(r"\p{N}", SpaceRule::AsMatched);
+const DIGITS3: Step = step(r"\p{N}{1,3}", SpaceRule::AsMatched);
 
 const FAMILIES: &[Family] = &[
     Family::new(
         &["default"],
         &[
-            step(r"[\p{P}$+<=>^~|]+", Spaces::AsMatched),
+            step(r"[\p{P}$+<=>^~|]+", SpaceRule::AsMatched),
             GPT2,
-            step(r"\p{N}+", Spaces::AsMatched),
-            step(r"[0-9][0-9][0-9]", Spaces::AsMatched),
+            step(r"\p{N}+", SpaceRule::AsMatched),
+            step(r"[0-9][0-9][0-9]", SpaceRule::AsMatched),
         ],
     ),
     Family::new(
@@ -173,7 +174,7 @@ const FAMILIES: &[Family] = &[
     Family::new(&["qwen35"], &[QWEN35]),
     Family::new(
         &["deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"],
-        &[DIGITS3, step("[一-龥\u{3040}-ゟ゠-ヿ]+", Spaces::AsMatched), DEEPSEEK3],
+        &[DIGITS3, step("[一-龥\u{3040}-ゟ゠-ヿ]+", SpaceRule::AsMatched), DEEPSEEK3],
     ),
     Family { whole_words: true, add_bos: true, ..Family::new(&["tekken"], &[TEKKEN]) },
     Family::new(&["gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"], &[GPT4O]),
@@ -181,24 +182,30 @@ const FAMILIES: &[Family] = &[
         &["deepseek-llm"],
         &[
             LINE_BREAK,
-            step(CASED, Spaces::AsMatched),
-            // llama.cpp takes the wide space for another one here, so that it is not in the last range.
+            step(CASED, SpaceRule::AsMatched),
+            // llama.cpp matches the wide space as another white space here, so it is not in the last range.
             step(
                 "\\s?[!-/:-~\u{ff01}-\u{ff0f}\u{ff1a}-\u{ff5e}\u{2018}-\u{201f}\u{3001}-\u{3002}]+",
-                Spaces::AsMatched,
+                SpaceRule::AsMatched,
             ),
-            step(r"\s+$", Spaces::AsMatched),
+            step(r"\s+$", SpaceRule::AsMatched),
             IDEOGRAPHS,
-            step(r"\p{N}+", Spaces::AsMatched),
+            step(r"\p{N}+", SpaceRule::AsMatched),
         ],
     ),
     Family::new(
         &["deepseek-coder"],
-        &[LINE_BREAK, step(r"\s?\p{L}+", Spaces::AsMatched), step(r"\s?\p{P}+", Spaces::AsMatched), IDEOGRAPHS, DIGIT],
+        &[
+            LINE_BREAK,
+            step(r"\s?\p{L}+", SpaceRule::AsMatched),
+            step(r"\s?\p{P}+", SpaceRule::AsMatched),
+            IDEOGRAPHS,
+            DIGIT,
+        ],
     ),
     Family::new(
         &["falcon"],
-        &[step(r"[\p{P}$+<=>^~|`]+", Spaces::AsMatched), GPT2, step(r"[0-9][0-9][0-9]", Spaces::AsMatched)],
+        &[step(r"[\p{P}$+<=>^~|`]+", SpaceRule::AsMatched), GPT2, step(r"[0-9][0-9][0-9]", SpaceRule::AsMatched)],
     ),
     Family::new(&["seed-coder"], &[SEED]),
     Family::new(&["bailingmoe", "bailingmoe2", "llada-moe"], &[BAILING]),
@@ -210,22 +217,22 @@ const FAMILIES: &[Family] = &[
 /// The rules of one model, compiled.
 #[derive(Debug)]
 pub struct PreTokenizer {
-    steps: Vec<(SysRegex, Spaces)>,
-    /// Words that are tokens are not merged from their parts.
+    steps: Vec<(Regex, SpaceRule)>,
+    /// Whether a word that is a token is taken whole, without merging.
     pub whole_words: bool,
-    /// Whether texts begin with the begin token, unless the facts say otherwise.
+    /// Whether texts begin with the begin token, unless the metadata says otherwise.
     pub add_bos: bool,
-    /// Whether there is no begin token unless the facts name one.
+    /// Whether there is no begin token unless the metadata names one.
     pub no_bos: bool,
 }
 
 impl PreTokenizer {
-    /// The rules that a model names. Files from before there were names have none; llama.cpp takes `default` for them.
+    /// The rules of a model. Old files have no name; llama.cpp uses `default` for them.
     pub fn of_model(name: Option<&str>) -> Result<PreTokenizer, TokenizerError> {
         Self::named(name.filter(|name| !name.is_empty()).unwrap_or(UNNAMED))
     }
 
-    /// The rules of this name.
+    /// The rules with this name.
     pub fn named(name: &str) -> Result<PreTokenizer, TokenizerError> {
         let family = FAMILIES.iter().find(|family| family.names.contains(&name)).ok_or_else(|| unknown(name))?;
         let steps = family.steps.iter().map(|step| Ok((compile(step.pattern)?, step.spaces)));
@@ -237,27 +244,29 @@ impl PreTokenizer {
         })
     }
 
-    /// Every name that is known.
+    /// All known names.
     #[cfg(test)]
     fn names() -> impl Iterator<Item = &'static str> {
         FAMILIES.iter().flat_map(|family| family.names).copied()
     }
 
-    /// Cuts `text` into words, one after another; together they are the text. An error of `take` ends it.
-    pub fn each_word<'t, E>(&self, text: &'t str, take: &mut dyn FnMut(&'t str) -> Result<(), E>) -> Result<(), E> {
-        each_finer(&self.steps, text, take)
+    /// Splits `text` into words, which together are the text, and passes each to `emit`. An error of `emit` ends it.
+    pub fn each_word<'t, E>(&self, text: &'t str, emit: &mut dyn FnMut(&'t str) -> Result<(), E>) -> Result<(), E> {
+        split_by_steps(&self.steps, text, emit)
     }
 }
 
-/// Cuts a word by the first step, and each part by those that follow: the parts of a step need not be known at once.
-fn each_finer<'t, E>(
-    steps: &[(SysRegex, Spaces)],
+/// Splits a word by the first step and each part by the following ones, without collecting the parts.
+fn split_by_steps<'t, E>(
+    steps: &[(Regex, SpaceRule)],
     word: &'t str,
-    take: &mut dyn FnMut(&'t str) -> Result<(), E>,
+    emit: &mut dyn FnMut(&'t str) -> Result<(), E>,
 ) -> Result<(), E> {
     match steps.split_first() {
-        None => take(word),
-        Some(((pattern, spaces), finer)) => cut(pattern, *spaces, word, &mut |part| each_finer(finer, part, take)),
+        None => emit(word),
+        Some(((pattern, spaces), finer)) => {
+            split_by(pattern, *spaces, word, &mut |part| split_by_steps(finer, part, emit))
+        }
     }
 }
 
@@ -265,41 +274,41 @@ fn unknown(name: &str) -> TokenizerError {
     TokenizerError::Unsupported { what: "pre-tokenizer", name: name.chars().take(NAME_SHOWN).collect() }
 }
 
-fn compile(pattern: &str) -> Result<SysRegex, TokenizerError> {
+fn compile(pattern: &str) -> Result<Regex, TokenizerError> {
     let mut pattern = pattern.to_owned();
     for class in [r"\p{L}", r"\p{N}", r"\p{M}", r"\p{P}", r"\p{S}"] {
         pattern = pattern.replace(class, &format!(r"[{class}&&\p{{age={UNICODE}}}]"));
     }
     let broken = |_| TokenizerError::Malformed { key: PRE, reason: "its rule does not compile" };
-    SysRegex::new(&pattern).map_err(broken)
+    Regex::new(&pattern).map_err(broken)
 }
 
-fn cut<'t, E>(
-    pattern: &SysRegex,
-    spaces: Spaces,
+fn split_by<'t, E>(
+    pattern: &Regex,
+    spaces: SpaceRule,
     word: &'t str,
-    take: &mut dyn FnMut(&'t str) -> Result<(), E>,
+    emit: &mut dyn FnMut(&'t str) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut rest = word;
-    while let Some((start, end)) = pattern.find_iter(rest).next() {
+    while let Some((start, end)) = pattern.find(rest).map(|found| (found.start(), found.end())) {
         let end = end - left_for_next(spaces, rest.get(start..end).unwrap_or_default(), end < rest.len());
         let Some((found, after)) = rest.split_at_checked(end).filter(|(found, _)| found.len() > start) else { break };
         let (before, found) = found.split_at_checked(start).unwrap_or(("", found));
         if !before.is_empty() {
-            take(before)?;
+            emit(before)?;
         }
-        take(found)?;
+        emit(found)?;
         rest = after;
     }
-    if rest.is_empty() { Ok(()) } else { take(rest) }
+    if rest.is_empty() { Ok(()) } else { emit(rest) }
 }
 
-/// Bytes at the end of a match that belong to the next word.
-fn left_for_next(spaces: Spaces, found: &str, more: bool) -> usize {
+/// Bytes at the end of a match that are left for the next word.
+fn left_for_next(spaces: SpaceRule, found: &str, more: bool) -> usize {
     let kept = match spaces {
-        Spaces::AsMatched => true,
-        Spaces::LeaveLast => false,
-        Spaces::LeaveLastAfterLine => found.ends_with(['\r', '\n']),
+        SpaceRule::AsMatched => true,
+        SpaceRule::LeaveLast => false,
+        SpaceRule::LeaveLastAfterLine => found.ends_with(['\r', '\n']),
     };
     if kept || !more || !found.chars().all(char::is_whitespace) {
         return 0;
@@ -325,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn every_known_rule_compiles_and_words_make_up_the_text() {
+    fn every_rule_compiles_and_its_words_make_up_the_text() {
         let text = "Hello  World's\n\n  1234 x²—ok\t\r\n東京 \u{301}a  ";
         for name in PreTokenizer::names() {
             let words = PreTokenizer::named(name).expect("a known name").split(text);
@@ -343,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn a_letter_newer_than_the_engine_s_tables_is_no_letter() {
+    fn a_letter_newer_than_the_engine_s_tables_is_not_a_letter() {
         // U+10D50 GARAY CAPITAL LETTER A came with Unicode 16.
         let pre = PreTokenizer::named("gpt-2").expect("a known name");
         assert_eq!(pre.split("a\u{10d50}"), ["a", "\u{10d50}"]);

@@ -1,7 +1,7 @@
-//! Cuts a text at the special tokens in it.
+//! Splits a text at its special tokens.
 //!
-//! As in llama.cpp the longest special token is looked for first, in the whole text, then the next in what is left.
-//! (Between different tokens of one length llama.cpp's order is unspecified; here the smaller id goes first.)
+//! As in llama.cpp the longest special token is searched first in the whole text, then the next longest in the rest.
+//! (llama.cpp's order of different tokens with the same length is unspecified; here the smaller id goes first.)
 
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -10,9 +10,9 @@ use std::sync::Arc;
 use super::vocab::{Attr, Vocab};
 use super::{MarkedText, TokenizerError};
 
-/// Places in one text where a special token might be.
+/// Most candidates for special tokens in one text.
 pub const MAX_CANDIDATES: usize = 1 << 22;
-/// Bytes compared while looking for them; a vocabulary made to be slow must not hang an encoder.
+/// Most bytes compared in the search for candidates: a hostile vocabulary must not hang an encoder.
 const MAX_STEPS: usize = 1 << 28;
 
 /// A part of a text.
@@ -24,27 +24,27 @@ pub enum Fragment<'t> {
     Text(&'t str),
 }
 
-/// Where control and unknown tokens are read.
+/// Places where control and unknown tokens are read.
 #[derive(Debug, Clone, Copy)]
-pub enum Read<'m> {
-    Nowhere,
-    Everywhere,
-    /// Where this text admits it, of which the text that is cut begins at a byte.
+pub enum ParseSpecial<'m> {
+    Never,
+    Always,
+    /// Where the marked text admits them; the split text begins at this byte of it.
     Rendered(&'m MarkedText, usize),
 }
 
-impl Read<'_> {
+impl ParseSpecial<'_> {
     fn admits(self, token: &str, place: Range<usize>) -> bool {
         match self {
-            Read::Nowhere => false,
-            Read::Everywhere => true,
-            Read::Rendered(marked, from) => marked.admits(token, from + place.start..from + place.end),
+            ParseSpecial::Never => false,
+            ParseSpecial::Always => true,
+            ParseSpecial::Rendered(marked, from) => marked.admits(token, from + place.start..from + place.end),
         }
     }
 }
 
 #[derive(Debug)]
-struct Special {
+struct SpecialToken {
     text: Arc<str>,
     id: u32,
     attr: Attr,
@@ -52,10 +52,10 @@ struct Special {
 
 /// The special tokens of a vocabulary.
 #[derive(Debug)]
-pub struct Specials {
-    /// In the order of their texts.
-    sorted: Vec<Special>,
-    /// Which of `sorted` begin with a byte.
+pub struct SpecialTokens {
+    /// Sorted by text.
+    sorted: Vec<SpecialToken>,
+    /// The range of `sorted` for each first byte.
     by_first: Vec<Range<usize>>,
 }
 
@@ -68,22 +68,23 @@ struct Candidate {
     attr: Attr,
 }
 
-impl Specials {
-    pub fn new(vocab: &Vocab) -> Specials {
-        let special = Attr::CONTROL.and(Attr::USER_DEFINED).and(Attr::UNKNOWN);
-        let mut sorted: Vec<Special> = vocab
+impl SpecialTokens {
+    pub fn new(vocab: &Vocab) -> SpecialTokens {
+        let special = Attr::CONTROL.union(Attr::USER_DEFINED).union(Attr::UNKNOWN);
+        let mut sorted: Vec<SpecialToken> = vocab
             .iter()
-            .filter(|(_, _, attr)| attr.any(special))
-            .map(|(id, text, attr)| Special { text: Arc::clone(text), id, attr })
+            .filter(|(_, _, attr)| attr.intersects(special))
+            .map(|(id, text, attr)| SpecialToken { text: Arc::clone(text), id, attr })
             .collect();
         sorted.sort_unstable_by(|a, b| a.text.cmp(&b.text));
         let by_first = (0..=u8::MAX).map(|byte| narrow(&sorted, 0..sorted.len(), 0, byte)).collect();
-        Specials { sorted, by_first }
+        SpecialTokens { sorted, by_first }
     }
 
-    /// Cuts `text`. Control and unknown tokens count only where `read` admits them, those defined by users always.
-    pub fn split<'t>(&self, text: &'t str, read: Read<'_>) -> Result<Vec<Fragment<'t>>, TokenizerError> {
-        let mut candidates = self.candidates(text.as_bytes(), read)?;
+    /// Splits `text`. User-defined tokens are read everywhere, control and unknown tokens only where `parse` admits
+    /// them.
+    pub fn split<'t>(&self, text: &'t str, parse: ParseSpecial<'_>) -> Result<Vec<Fragment<'t>>, TokenizerError> {
+        let mut candidates = self.candidates(text.as_bytes(), parse)?;
         candidates.sort_unstable_by_key(|found| (Reverse(found.end - found.start), found.id, found.start));
         let accepted = accept(text.as_bytes(), &candidates);
         let mut fragments = Vec::with_capacity(2 * accepted.len() + 1);
@@ -97,18 +98,19 @@ impl Specials {
         Ok(fragments)
     }
 
-    /// Every special token at every place.
-    fn candidates(&self, text: &[u8], read: Read<'_>) -> Result<Vec<Candidate>, TokenizerError> {
+    /// All occurrences of special tokens.
+    fn candidates(&self, text: &[u8], parse: ParseSpecial<'_>) -> Result<Vec<Candidate>, TokenizerError> {
         let mut found = Vec::new();
         let mut steps = 0;
         for (start, first) in text.iter().enumerate() {
             let mut range = self.by_first.get(usize::from(*first)).cloned().unwrap_or(0..0);
             let mut end = start + 1;
             while !range.is_empty() {
-                // The shortest of the range comes first: it alone can end here.
+                // Only the first of the range, its shortest, can end here.
                 let special = self.sorted.get(range.start).filter(|special| special.text.len() == end - start);
-                let admitted =
-                    |special: &&Special| !guarded(special.attr, read) || read.admits(&special.text, start..end);
+                let admitted = |special: &&SpecialToken| {
+                    !is_restricted(special.attr, parse) || parse.admits(&special.text, start..end)
+                };
                 if let Some(special) = special.filter(admitted) {
                     found.push(Candidate { start: start as u32, end: end as u32, id: special.id, attr: special.attr });
                 }
@@ -125,22 +127,22 @@ impl Specials {
     }
 }
 
-/// Of candidates in the order of their right, those that overlap none before them: what they take and their id, in the
-/// order of the text.
+/// The candidates that overlap no earlier one: their ranges with stripped white space, and their ids, in the order of
+/// the text. Candidates come in the order of precedence.
 fn accept(text: &[u8], candidates: &[Candidate]) -> Vec<(Range<usize>, u32)> {
     let mut taken = vec![false; if candidates.is_empty() { 0 } else { text.len() }];
     let mut accepted = Vec::new();
     for found in candidates {
         let (mut start, mut end) = (found.start as usize, found.end as usize);
-        // Everything taken so far is at least as long, so that an overlap covers one of the ends.
+        // All accepted candidates are at least as long, so an overlap covers one of the ends.
         if is_taken(&taken, start) || is_taken(&taken, end - 1) {
             continue;
         }
         let strippable = |at: usize| !is_taken(&taken, at) && text.get(at).copied().is_some_and(is_space);
-        while found.attr.any(Attr::LSTRIP) && start > 0 && strippable(start - 1) {
+        while found.attr.intersects(Attr::LSTRIP) && start > 0 && strippable(start - 1) {
             start -= 1;
         }
-        while found.attr.any(Attr::RSTRIP) && strippable(end) {
+        while found.attr.intersects(Attr::RSTRIP) && strippable(end) {
             end += 1;
         }
         taken.iter_mut().take(end).skip(start).for_each(|byte| *byte = true);
@@ -150,20 +152,20 @@ fn accept(text: &[u8], candidates: &[Candidate]) -> Vec<(Range<usize>, u32)> {
     accepted
 }
 
-/// Whether the token counts only where `read` admits it.
-fn guarded(attr: Attr, read: Read<'_>) -> bool {
-    hidden(attr) || (attr.any(Attr::FRAMES) && matches!(read, Read::Rendered(..)))
+/// Whether the token is read only where `parse` admits it.
+fn is_restricted(attr: Attr, parse: ParseSpecial<'_>) -> bool {
+    is_hidden(attr) || (attr.intersects(Attr::CHANNEL) && matches!(parse, ParseSpecial::Rendered(..)))
 }
 
-/// Whether the token is only recognised on request.
-fn hidden(attr: Attr) -> bool {
-    attr.any(Attr::CONTROL.and(Attr::UNKNOWN))
+/// Whether the token is read on request only.
+fn is_hidden(attr: Attr) -> bool {
+    attr.intersects(Attr::CONTROL.union(Attr::UNKNOWN))
 }
 
-/// Of `range`, whose texts agree in their first `depth` bytes, those with `byte` next.
-fn narrow(sorted: &[Special], range: Range<usize>, depth: usize, byte: u8) -> Range<usize> {
+/// The part of `range`, whose texts agree in `depth` bytes, with `byte` next.
+fn narrow(sorted: &[SpecialToken], range: Range<usize>, depth: usize, byte: u8) -> Range<usize> {
     let slice = sorted.get(range.clone()).unwrap_or_default();
-    let next = |special: &Special| special.text.as_bytes().get(depth).copied();
+    let next = |special: &SpecialToken| special.text.as_bytes().get(depth).copied();
     let below = slice.partition_point(|special| next(special) < Some(byte));
     let upto = slice.partition_point(|special| next(special) <= Some(byte));
     range.start + below..range.start + upto
@@ -177,7 +179,7 @@ fn is_taken(taken: &[bool], at: usize) -> bool {
     taken.get(at).copied().unwrap_or(true)
 }
 
-/// C's `isspace`: it has the vertical tab too.
+/// C's `isspace`, which includes the vertical tab.
 pub(super) fn is_space(byte: u8) -> bool {
     byte.is_ascii_whitespace() || byte == b'\x0b'
 }

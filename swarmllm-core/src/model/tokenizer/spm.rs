@@ -1,29 +1,30 @@
-//! SentencePiece in llama.cpp's reading (`tokenizer.ggml.model = llama`): characters are joined where the joined text
-//! is a token, the best score first; what is left without a token becomes byte tokens.
+//! SentencePiece as in llama.cpp (`tokenizer.ggml.model = llama`): characters are merged into tokens, best score first;
+//! characters without a token become byte tokens.
 
 use std::collections::HashSet;
 
 use super::TokenizerError;
 use super::bounds::EncodeBounds;
-use super::merge::{Chain, Join, NONE, Symbol};
+use super::merge::{Chain, Merge, NONE, Symbol};
 use super::vocab::Vocab;
 
-/// What stands for a space in the texts of tokens.
+/// The character for a space in the vocabulary.
 pub const SPACE: &str = "\u{2581}";
 
-/// Neighbours that are kept: a vocabulary of 256,000 tokens in use has some 200,000. Each takes about 10 bytes.
+/// Most kept pairs of neighbours: a vocabulary of 256,000 tokens in use has about 200,000. Each takes about 10 bytes.
 const MAX_NEIGHBOURS: usize = 1 << 21;
 
 #[derive(Debug)]
 pub struct Spm {
-    /// Whether a text gets a space in front, at its begin and after a special token.
+    /// Whether a space is put in front of a text, at its begin and after a special token.
     pub space_prefix: bool,
-    /// The token of each byte, if it has one.
+    /// The token of each byte, if any.
     bytes: Vec<Option<u32>>,
-    /// Length of the longest token's text.
+    /// Bytes of the longest token.
     longest: usize,
-    /// Characters that are neighbours in some token. Between two others no token joins, so that a text is cut there and each
-    /// piece encoded by itself: mostly at the spaces, which tokens begin with. Nothing where a vocabulary has too many to keep.
+    /// Pairs of characters that are neighbours in some token. No merge crosses any other pair, so a text is split there
+    /// and each piece encoded alone: mostly at spaces, with which tokens begin. `None` where a vocabulary has too many
+    /// pairs.
     neighbours: Option<HashSet<(char, char)>>,
 }
 
@@ -45,7 +46,7 @@ impl Spm {
         Spm { space_prefix, bytes, longest, neighbours: all.map(|()| neighbours) }
     }
 
-    /// Appends the tokens of `text`, which follows a special token or begins the whole if `first`.
+    /// Appends the tokens of `text`. With `first` it begins the whole text or follows a special token.
     pub fn encode(
         &self,
         text: &str,
@@ -60,15 +61,15 @@ impl Spm {
         let mut rest = text.as_str();
         while !rest.is_empty() {
             bounds.check(tokens.len())?;
-            let (piece, after) = rest.split_at_checked(self.piece(rest)).unwrap_or((rest, ""));
+            let (piece, after) = rest.split_at_checked(self.piece_len(rest)).unwrap_or((rest, ""));
             self.encode_piece(piece, vocab, &mut chain, tokens, bounds)?;
             rest = after;
         }
         bounds.check(tokens.len())
     }
 
-    /// Bytes up to the first two neighbours that no token has.
-    fn piece(&self, text: &str) -> usize {
+    /// Bytes up to the first pair of neighbours that no token has.
+    fn piece_len(&self, text: &str) -> usize {
         let Some(neighbours) = &self.neighbours else { return text.len() };
         let mut pairs = text.chars().zip(text.char_indices().skip(1));
         let apart = |(one, (at, other))| (!neighbours.contains(&(one, other))).then_some(at);
@@ -87,16 +88,16 @@ impl Spm {
         for character in text.chars() {
             chain.push(character.len_utf8(), vocab.id(character.encode_utf8(&mut [0; 4])));
         }
-        let join = |left: &Symbol, right: &Symbol| {
+        let merge = |left: &Symbol, right: &Symbol| {
             let joined = left.start as usize..right.end();
             if joined.len() > self.longest {
                 return None;
             }
             let token = vocab.id(text.get(joined)?)?;
-            Some(Join { rank: rank_of(vocab.score(token)), token })
+            Some(Merge { rank: rank_of(vocab.score(token)), token })
         };
         let had = tokens.len();
-        chain.run(join, || bounds.check(had))?;
+        chain.run(merge, || bounds.check(had))?;
         for symbol in chain.finished() {
             if symbol.token != NONE {
                 tokens.push(symbol.token);
@@ -111,7 +112,7 @@ impl Spm {
     }
 }
 
-/// A rank that falls as the score rises. Scores are no NaN; both zeros are one.
+/// A rank that falls as the score rises. Scores are not NaN; both zeros have the same rank.
 fn rank_of(score: f32) -> u32 {
     let bits = (score + 0.0).to_bits();
     let ascending = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
@@ -123,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranks_order_scores_from_the_best_to_the_worst() {
+    fn ranks_order_scores_from_best_to_worst() {
         let scores = [f32::INFINITY, 3.5, 1e-30, 0.0, -1e-30, -0.5, -1e30, f32::NEG_INFINITY];
         assert!(scores.windows(2).all(|pair| rank_of(pair[0]) < rank_of(pair[1])));
         assert_eq!(rank_of(0.0), rank_of(-0.0));

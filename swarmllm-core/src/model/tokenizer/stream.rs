@@ -1,40 +1,41 @@
-//! Text from tokens, as they come.
+//! Incremental detokenization.
 
 use std::sync::Arc;
 
 use super::Tokenizer;
 
-/// Turns tokens into text piece by piece; never yields half a character.
+/// Turns tokens into text one by one. Never yields a part of a character: at most three bytes are held back between
+/// calls.
 ///
-/// Bytes that are no UTF-8 become U+FFFD. At most three bytes are held back between calls.
+/// Bytes that are not UTF-8 become U+FFFD.
 #[derive(Debug, Clone)]
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
     /// Whether special tokens are rendered.
     special: bool,
-    /// Whether a space in front of the next token is the tokenizer's own and not the text's.
+    /// Whether the encoder, not the text, put the space in front of the next token.
     strip: bool,
-    /// Bytes of a character that is not complete.
+    /// Bytes of an incomplete character.
     pending: Vec<u8>,
 }
 
 impl Detokenizer {
-    /// For tokens that continue a prompt: what a generation needs. Special tokens render as nothing.
+    /// For tokens that continue a prompt, as in a generation. Special tokens are skipped.
     pub fn new(tokenizer: Arc<Tokenizer>) -> Self {
         Self { tokenizer, special: false, strip: false, pending: Vec::new() }
     }
 
-    /// For tokens from the begin of a text, where the space that an encoder put in front is dropped again.
+    /// For tokens from the begin of a text. Drops the space that the encoder put in front.
     pub fn from_start(tokenizer: Arc<Tokenizer>) -> Self {
         Self { strip: tokenizer.space_prefix(), ..Self::new(tokenizer) }
     }
 
-    /// Renders special tokens by their text, or not.
+    /// Sets whether special tokens are written by their text.
     pub fn with_special(self, special: bool) -> Self {
         Self { special, ..self }
     }
 
-    /// The text that this token completes, if any. Ids outside the vocabulary render as nothing.
+    /// The text that this token completes, if any. Ids outside the vocabulary are skipped.
     pub fn push(&mut self, token: u32) -> Option<String> {
         let piece = self.tokenizer.token_bytes(token, self.special);
         let strip = std::mem::take(&mut self.strip) && piece.first() == Some(&b' ');
@@ -43,7 +44,7 @@ impl Detokenizer {
         (!text.is_empty()).then_some(text)
     }
 
-    /// What is left: the bytes of a character that never became complete, as U+FFFD.
+    /// The rest: an incomplete character becomes U+FFFD.
     pub fn finish(mut self) -> Option<String> {
         let text = take_complete(&mut self.pending);
         let cut = if self.pending.is_empty() { "" } else { "\u{fffd}" };
@@ -51,7 +52,7 @@ impl Detokenizer {
     }
 }
 
-/// Takes all but an incomplete character off the front of `bytes`.
+/// Removes all but a trailing incomplete character from `bytes`.
 fn take_complete(bytes: &mut Vec<u8>) -> String {
     let mut text = String::new();
     let mut rest = bytes.as_slice();
@@ -73,7 +74,7 @@ fn take_complete(bytes: &mut Vec<u8>) -> String {
     text
 }
 
-/// Whether more bytes could still make a character of these.
+/// Whether more bytes could complete a character.
 fn is_incomplete(bytes: &[u8]) -> bool {
     !bytes.is_empty() && str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
 }
@@ -83,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_in_any_cut_give_what_the_whole_gives() {
+    fn bytes_in_chunks_of_any_size_give_the_same_text() {
         let bytes = b"a\xf0\x9f\x91\x8d\xff\xe2\x82b\xc3\xa9\xf0\x9f".as_slice();
         for size in 1..bytes.len() {
             let (mut pending, mut text) = (Vec::new(), String::new());

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The alphabet of single bytes, some merges, and special tokens at the end.
+/// A byte-level vocabulary: single bytes, some merges, special tokens.
 fn bpe_facts(pre: &str) -> Vec<Fact> {
     let symbols: Vec<String> = (0..=255).map(|byte| bpe::symbol_of(byte).to_string()).collect();
     let mut words: Vec<&str> = symbols.iter().map(String::as_str).collect();
@@ -22,7 +22,7 @@ fn bpe_facts(pre: &str) -> Vec<Fact> {
     ]
 }
 
-/// Byte tokens, some characters and words with scores.
+/// A SentencePiece vocabulary: byte tokens, some characters and words with scores.
 fn spm_facts() -> Vec<Fact> {
     let bytes: Vec<String> = (0..=255).map(|byte| format!("<0x{byte:02X}>")).collect();
     let mut words = vec!["<unk>", "<s>", "</s>"];
@@ -57,12 +57,12 @@ fn built(facts: &[Fact]) -> Tokenizer {
     Tokenizer::from_facts(facts).expect("good facts")
 }
 
-/// A tokenizer whose tokens 0 to 255 are the bytes, for tests of what uses one.
+/// A tokenizer whose tokens 0 to 255 are the bytes, for tests of other modules.
 pub(crate) fn byte_tokenizer() -> Tokenizer {
     built(&bpe_facts("gpt-2"))
 }
 
-/// A tokenizer of these tokens, each with its type as GGUF numbers them.
+/// A tokenizer of these tokens with GGUF's token types.
 pub(crate) fn tokenizer_of_words(words: &[(&str, i32)]) -> Tokenizer {
     let (words, types): (Vec<&str>, Vec<i32>) = words.iter().copied().unzip();
     let facts = with(bpe_facts("gpt-2"), Fact::strings("tokenizer.ggml.tokens", &words));
@@ -99,14 +99,14 @@ fn control_tokens_are_parsed_and_rendered_only_on_request() {
 }
 
 #[test]
-fn tokens_defined_by_users_always_count_and_the_longest_wins() {
+fn user_defined_tokens_are_always_read_longest_first() {
     let tokenizer = built(&bpe_facts("gpt-2"));
     assert_eq!(tokenizer.encode("<tool><to", false, false), Ok(vec![263, 264]));
     assert_eq!(tokenizer.decode(&[263], false), "<tool>");
 }
 
 #[test]
-fn a_byte_without_a_token_is_dropped_and_joins_nothing() {
+fn a_byte_without_a_token_is_dropped_and_never_merged() {
     let mut words: Vec<String> = (b'a'..=b'z').map(|byte| char::from(byte).to_string()).collect();
     words.push("he".into());
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -119,7 +119,7 @@ fn a_byte_without_a_token_is_dropped_and_joins_nothing() {
 }
 
 #[test]
-fn sentencepiece_joins_by_score_and_falls_back_to_bytes() {
+fn sentencepiece_merges_by_score_and_falls_back_to_bytes() {
     let tokenizer = built(&spm_facts());
     // Score -3 (`ab`) beats -5 (`▁a`), then `▁ab` at -3.5.
     assert_eq!(tokenizer.encode("ab", true, false), Ok(vec![1, 264]));
@@ -137,7 +137,7 @@ fn the_space_in_front_comes_after_special_tokens_only() {
 }
 
 #[test]
-fn ends_of_generation_are_known_by_id_and_by_text() {
+fn ends_of_generation_are_found_by_id_and_by_text() {
     let tokenizer = built(&bpe_facts("gpt-2"));
     assert!(tokenizer.is_end_of_generation(262));
     assert!(!tokenizer.is_end_of_generation(261) && !tokenizer.is_end_of_generation(9999));
@@ -146,7 +146,7 @@ fn ends_of_generation_are_known_by_id_and_by_text() {
 }
 
 #[test]
-fn begin_tokens_follow_the_kind_unless_the_facts_say_otherwise() {
+fn begin_tokens_follow_the_kind_unless_the_metadata_says_otherwise() {
     assert!(built(&spm_facts()).adds_bos());
     assert!(!built(&bpe_facts("smollm")).adds_bos());
     assert!(built(&bpe_facts("llama-bpe")).adds_bos());
@@ -171,7 +171,7 @@ fn a_stream_never_yields_half_a_character() {
 }
 
 #[test]
-fn hostile_facts_are_refused_by_type() {
+fn hostile_metadata_gives_a_typed_error() {
     let tokens = "tokenizer.ggml.tokens";
     assert!(matches!(refusal(&[]), TokenizerError::Missing { .. }));
     assert!(matches!(
@@ -199,17 +199,17 @@ fn hostile_facts_are_refused_by_type() {
 }
 
 #[test]
-fn hostile_merges_and_ids_are_refused_by_type() {
+fn hostile_merges_and_ids_give_a_typed_error() {
     for rule in ["a", "", "a b c", "zz a", "é ", " "] {
         let facts = with(bpe_facts("gpt-2"), Fact::strings("tokenizer.ggml.merges", &["h e", rule]));
         assert!(matches!(refusal(&facts), TokenizerError::Merge { index: 1, .. }), "{rule:?}");
     }
     let facts = with(bpe_facts("glm4"), Fact::bool("tokenizer.ggml.add_bos_token", true));
-    assert!(matches!(refusal(&without(facts, "tokenizer.ggml.bos_token_id")), TokenizerError::NoSpecial { .. }));
+    assert!(matches!(refusal(&without(facts, "tokenizer.ggml.bos_token_id")), TokenizerError::MissingSpecial { .. }));
 }
 
 #[test]
-fn a_special_id_out_of_range_is_passed_over() {
+fn a_special_id_out_of_range_is_ignored() {
     let key = |name: &str| format!("tokenizer.ggml.{name}_token_id");
     for id in [265, u32::MAX] {
         for name in ["eot", "fim_pad"] {
@@ -220,18 +220,18 @@ fn a_special_id_out_of_range_is_passed_over() {
                 "{name}"
             );
         }
-        // llama.cpp's own defaults are left, where the vocabulary has them.
+        // llama.cpp's defaults remain, where the vocabulary has them.
         let tokenizer = built(&with(bpe_facts("gpt-2"), Fact::u32(&key("eos"), id)));
         assert_eq!((tokenizer.eos(), tokenizer.is_end_of_generation(11)), (Some(11), true));
         assert_eq!(built(&with(spm_facts(), Fact::u32(&key("bos"), id.max(267)))).bos(), Some(1));
     }
-    // A begin token that texts must have is still missed.
+    // A begin token that the metadata demands is still required.
     let facts = with(bpe_facts("glm4"), Fact::bool("tokenizer.ggml.add_bos_token", true));
-    assert_eq!(refusal(&with(facts, Fact::u32(&key("bos"), 265))), TokenizerError::NoSpecial { what: "begin" });
+    assert_eq!(refusal(&with(facts, Fact::u32(&key("bos"), 265))), TokenizerError::MissingSpecial { what: "begin" });
 }
 
 #[test]
-fn a_model_that_names_no_rules_for_words_has_the_default_ones() {
+fn a_model_without_a_pre_tokenizer_uses_the_default_one() {
     let text = "he hello 1234 (hell) hé\n\n  ll";
     let tokens = |facts: &[Fact]| built(facts).encode(text, true, false);
     let default = tokens(&bpe_facts("default"));
@@ -242,7 +242,7 @@ fn a_model_that_names_no_rules_for_words_has_the_default_ones() {
 }
 
 #[test]
-fn texts_that_cannot_be_encoded_give_a_typed_error() {
+fn a_text_that_cannot_be_encoded_gives_a_typed_error() {
     let facts = with(spm_facts(), Fact::strings("tokenizer.ggml.tokens", &["<unk>", "<s>", "</s>", "a"]));
     let tokenizer = built(&with(facts, Fact::i32s("tokenizer.ggml.token_type", &[2, 3, 3, 1])));
     assert_eq!(tokenizer.encode("a\u{1}", false, false), Err(TokenizerError::NoByteToken { byte: 0xe2 }));
@@ -251,7 +251,7 @@ fn texts_that_cannot_be_encoded_give_a_typed_error() {
 }
 
 #[test]
-fn a_text_made_of_overlapping_special_tokens_is_bounded() {
+fn the_search_for_overlapping_special_tokens_is_bounded() {
     let runs: Vec<String> = (1..=200).map(|length| "x".repeat(length)).collect();
     let words: Vec<&str> = runs.iter().map(String::as_str).collect();
     let facts = with(spm_facts(), Fact::strings("tokenizer.ggml.tokens", &words));
@@ -274,7 +274,7 @@ fn long_texts_encode_in_bounded_work() {
     }
 }
 
-/// Texts of what the small vocabularies have tokens for, and of what they have not.
+/// Texts of pieces with and without tokens in the small vocabularies.
 fn bounded_text() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         Just("hello"),
@@ -301,14 +301,14 @@ fn bounded_text() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn a_text_is_refused_exactly_where_it_has_more_tokens_than_there_is_room_for(text in bounded_text(), special: bool) {
+    fn a_text_is_refused_exactly_where_it_exceeds_the_bound(text in bounded_text(), special: bool) {
         static TOKENIZERS: LazyLock<[Tokenizer; 4]> = LazyLock::new(|| {
             let phi = with(spm_facts(), Fact::string("general.name", "Phi-3 mini"));
             [bpe_facts("llama-bpe"), bpe_facts("deepseek-coder"), spm_facts(), phi].map(|facts| built(&facts))
         });
         for tokenizer in &*TOKENIZERS {
             let tokens = tokenizer.encode(&text, special, special).expect("it encodes");
-            let within = |tokens| tokenizer.encode_within(&text, special, special, EncodeBounds { tokens, given_up: None });
+            let within = |tokens| tokenizer.encode_within(&text, special, special, EncodeBounds { tokens, cancelled: None });
             prop_assert_eq!(within(tokens.len()), Ok(tokens.clone()));
             if let Some(max) = tokens.len().checked_sub(1) {
                 prop_assert_eq!(within(max), Err(TokenizerError::TooManyTokens { max }));
@@ -318,25 +318,25 @@ proptest! {
 }
 
 #[test]
-fn a_text_that_must_have_too_many_tokens_is_refused_before_it_is_encoded() {
+fn a_text_with_surely_too_many_tokens_is_refused_before_encoding() {
     let bpe = built(&bpe_facts("llama-bpe"));
     // `hello` is the longest token there: 5 bytes.
-    assert!(bpe.reach.exceeds(&"hello".repeat(101), 100));
-    assert!(!bpe.reach.exceeds(&"hello".repeat(100), 100));
-    // What no token begins with counts for each byte.
-    assert!(bpe.reach.exceeds(&"~".repeat(101), 100));
+    assert!(bpe.lower_bound.exceeds(&"hello".repeat(101), 100));
+    assert!(!bpe.lower_bound.exceeds(&"hello".repeat(100), 100));
+    // Bytes with which no longer token begins count one by one.
+    assert!(bpe.lower_bound.exceeds(&"~".repeat(101), 100));
     let spm = built(&spm_facts());
-    assert!(spm.reach.exceeds(&" b".repeat(101), 100));
-    // Longer than any text that is read, and it would not have room either.
+    assert!(spm.lower_bound.exceeds(&" b".repeat(101), 100));
+    // Longer than `MAX_TEXT`, and with too many tokens.
     let unread = "hello".repeat(MAX_TEXT / 5 + 1);
-    let within = |tokens| bpe.encode_within(&unread, false, false, EncodeBounds { tokens, given_up: None });
+    let within = |tokens| bpe.encode_within(&unread, false, false, EncodeBounds { tokens, cancelled: None });
     assert_eq!(within(100), Err(TokenizerError::TooManyTokens { max: 100 }));
     assert!(matches!(within(MAX_TEXT), Err(TokenizerError::TextTooLong { .. })));
     let texts = |count| std::iter::repeat_n("hello", count);
     assert!(bpe.exceeds(texts(101), 100) && !bpe.exceeds(texts(100), 100));
-    // An encoding that begins finds that it is given up.
-    let given_up = std::sync::atomic::AtomicBool::new(true);
-    let bounds = EncodeBounds { tokens: 100, given_up: Some(&given_up) };
+    // The lower bound is checked before cancellation.
+    let cancelled = std::sync::atomic::AtomicBool::new(true);
+    let bounds = EncodeBounds { tokens: 100, cancelled: Some(&cancelled) };
     for (tokenizer, text) in [(bpe, "hello".repeat(101)), (spm, " b".repeat(101))] {
         let refused = tokenizer.encode_within(&text, false, false, bounds);
         assert_eq!(refused, Err(TokenizerError::TooManyTokens { max: 100 }));
@@ -344,23 +344,23 @@ fn a_text_that_must_have_too_many_tokens_is_refused_before_it_is_encoded() {
 }
 
 #[test]
-fn a_text_that_nobody_waits_for_is_not_encoded_any_further() {
-    let given_up = std::sync::atomic::AtomicBool::new(true);
-    let bounds = EncodeBounds { given_up: Some(&given_up), ..EncodeBounds::NONE };
+fn a_cancelled_encoding_ends_early() {
+    let cancelled = std::sync::atomic::AtomicBool::new(true);
+    let bounds = EncodeBounds { cancelled: Some(&cancelled), ..EncodeBounds::NONE };
     for tokenizer in [built(&bpe_facts("llama-bpe")), built(&spm_facts())] {
-        assert_eq!(tokenizer.encode_within("hello he", false, false, bounds), Err(TokenizerError::GivenUp));
+        assert_eq!(tokenizer.encode_within("hello he", false, false, bounds), Err(TokenizerError::Cancelled));
     }
 }
 
 #[test]
-fn white_space_goes_with_tokens_that_strip_it() {
+fn tokens_with_strip_swallow_white_space() {
     let facts = with(spm_facts(), Fact::string("general.name", "Phi-3 mini"));
     let tokenizer = built(&facts);
     assert_eq!(tokenizer.encode("\n\n \t a", false, false), Ok(vec![266, 263]));
 }
 
 #[test]
-fn a_rendered_prompt_gets_a_begin_token_once_and_never_an_end_token() {
+fn a_rendered_prompt_gets_one_begin_token_and_no_end_token() {
     let facts = with(bpe_facts("gpt-2"), Fact::bool("tokenizer.ggml.add_eos_token", true));
     let tokenizer = built(&with(facts, Fact::bool("tokenizer.ggml.add_bos_token", true)));
     assert_eq!(tokenizer.encode("hello", true, true), Ok(vec![261, 259, 262]));
@@ -370,7 +370,7 @@ fn a_rendered_prompt_gets_a_begin_token_once_and_never_an_end_token() {
 }
 
 #[test]
-fn tokens_that_frame_channels_are_read_in_plain_text_and_never_in_foreign_text_of_a_template() {
+fn channel_tokens_are_not_read_in_untrusted_text() {
     let tokenizer = tokenizer_of_words(&[("<|start|>", 3), ("<|message|>", 3), ("a", 1)]);
     let plain = tokenizer.encode("<|start|>a", false, false);
     assert_eq!(plain, Ok(vec![0, 2]), "as llama.cpp reads it");

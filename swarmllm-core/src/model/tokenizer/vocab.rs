@@ -1,8 +1,8 @@
-//! The vocabulary: texts, kinds and special ids of tokens, checked when it is built.
+//! The vocabulary: texts, attributes and special ids of tokens, validated when it is built.
 //!
-//! What counts as special or as an end of generation is what llama.cpp computes, partly from the texts of tokens,
-//! because GGUF files in use do not mark them all. Where several tokens of one role are present llama.cpp takes
-//! whichever its hash table yields first; here it is the first of the list.
+//! Special tokens and ends of generation are found as in llama.cpp, partly by the texts of tokens, because GGUF files
+//! in use do not mark them all. Where several tokens fit one role, llama.cpp takes the first in the order of its hash
+//! table; here it is the first of the list.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::facts::Facts;
 use super::{TokenizerError, TokenizerWarning};
 
-/// Most tokens that a vocabulary may have; the largest in use have about 260,000.
+/// Most tokens of a vocabulary; the largest in use has about 260,000.
 pub const MAX_TOKENS: u64 = 1 << 20;
 /// Longest text of one token, in bytes.
 pub const MAX_TOKEN_BYTES: usize = 4096;
@@ -21,7 +21,7 @@ const SCORES: &str = "tokenizer.ggml.scores";
 const BOS: &str = "tokenizer.ggml.bos_token_id";
 const EOS: &str = "tokenizer.ggml.eos_token_id";
 
-/// What a token is; several may hold at once.
+/// A set of attributes of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attr(u8);
 
@@ -32,19 +32,20 @@ impl Attr {
     pub const CONTROL: Attr = Attr(1 << 2);
     pub const USER_DEFINED: Attr = Attr(1 << 3);
     pub const BYTE: Attr = Attr(1 << 4);
-    /// Takes the white space before it along.
+    /// Swallows the white space before it.
     pub const LSTRIP: Attr = Attr(1 << 5);
-    /// Takes the white space after it along.
+    /// Swallows the white space after it.
     pub const RSTRIP: Attr = Attr(1 << 6);
-    /// Frames the model's channels: read in plain text as what users have defined, but never in foreign text of a template.
-    pub const FRAMES: Attr = Attr(1 << 7);
+    /// Delimits the model's channels: read in plain text like a user-defined token, but never in untrusted text of a
+    /// template.
+    pub const CHANNEL: Attr = Attr(1 << 7);
 
-    /// Whether any of `other` holds.
-    pub fn any(self, other: Attr) -> bool {
+    /// Whether the sets intersect.
+    pub fn intersects(self, other: Attr) -> bool {
         self.0 & other.0 != 0
     }
 
-    pub const fn and(self, other: Attr) -> Attr {
+    pub const fn union(self, other: Attr) -> Attr {
         Attr(self.0 | other.0)
     }
 
@@ -52,7 +53,7 @@ impl Attr {
         Attr(self.0 & !other.0)
     }
 
-    /// From GGUF's `token_type`. Unused (5) and undefined tokens have no attribute: they render as nothing.
+    /// From GGUF's `token_type`. Unused (5) and undefined tokens have no attribute; their text is empty.
     fn from_type(ty: i32) -> Attr {
         match ty {
             1 => Self::NORMAL,
@@ -65,7 +66,7 @@ impl Attr {
     }
 }
 
-/// What differs between the kinds of tokenizer before the facts are read.
+/// Defaults of a kind of tokenizer, for missing metadata.
 #[derive(Debug, Clone, Copy)]
 pub struct Defaults {
     pub bos: Option<u32>,
@@ -73,22 +74,22 @@ pub struct Defaults {
     pub add_bos: bool,
 }
 
-/// Tokens and what is known of them.
+/// The tokens of a model.
 #[derive(Debug)]
 pub struct Vocab {
     texts: Vec<Arc<str>>,
     ids: HashMap<Arc<str>, u32>,
     attrs: Vec<Attr>,
     scores: Vec<f32>,
-    ends: BTreeSet<u32>,
+    eog: BTreeSet<u32>,
     pub bos: Option<u32>,
     pub eos: Option<u32>,
     pub eot: Option<u32>,
-    /// Whether a text that is encoded with its special tokens begins with `bos`; then there is one.
+    /// Whether a text that is encoded with special tokens begins with `bos`, which then exists.
     pub add_bos: bool,
     /// The same at the end, with `eos`.
     pub add_eos: bool,
-    /// What was passed over: at most one for each key.
+    /// Ignored metadata: at most one warning for each key.
     pub warnings: Vec<TokenizerWarning>,
 }
 
@@ -100,11 +101,11 @@ impl Vocab {
         }
         let (texts, ids) = index(&words)?;
         let attrs = match facts.i32s(TYPES, MAX_TOKENS)? {
-            Some(types) => enough(TYPES, &types, texts.len())?.iter().map(|ty| Attr::from_type(*ty)).collect(),
+            Some(types) => first_entries(TYPES, &types, texts.len())?.iter().map(|ty| Attr::from_type(*ty)).collect(),
             None => vec![Attr::NORMAL; texts.len()],
         };
         let scores = match facts.f32s(SCORES, MAX_TOKENS)? {
-            Some(scores) => enough(SCORES, &scores, texts.len())?.to_vec(),
+            Some(scores) => first_entries(SCORES, &scores, texts.len())?.to_vec(),
             None => Vec::new(),
         };
         if let Some(id) = scores.iter().position(|score| score.is_nan()) {
@@ -115,7 +116,7 @@ impl Vocab {
             ids,
             attrs,
             scores,
-            ends: BTreeSet::new(),
+            eog: BTreeSet::new(),
             bos: None,
             eos: None,
             eot: None,
@@ -126,13 +127,13 @@ impl Vocab {
         vocab.bos = vocab.special(facts, BOS, defaults.bos)?;
         vocab.eos = vocab.special(facts, EOS, defaults.eos)?;
         if vocab.add_bos && vocab.bos.is_none() {
-            return Err(TokenizerError::NoSpecial { what: "begin" });
+            return Err(TokenizerError::MissingSpecial { what: "begin" });
         }
         if vocab.add_eos && vocab.eos.is_none() {
-            return Err(TokenizerError::NoSpecial { what: "end" });
+            return Err(TokenizerError::MissingSpecial { what: "end" });
         }
         vocab.find_roles(facts)?;
-        vocab.find_ends();
+        vocab.find_eog();
         vocab.set_strips(facts)?;
         vocab.check_bytes()?;
         Ok(vocab)
@@ -146,7 +147,7 @@ impl Vocab {
         self.texts.get(id as usize).map(|text| &**text)
     }
 
-    /// What the token is; nothing for ids outside the vocabulary.
+    /// The attributes of a token; none for ids outside the vocabulary.
     pub fn attr(&self, id: u32) -> Attr {
         self.attrs.get(id as usize).copied().unwrap_or(Attr::NONE)
     }
@@ -160,8 +161,8 @@ impl Vocab {
         self.ids.get(text).copied()
     }
 
-    pub fn ends_generation(&self, id: u32) -> bool {
-        self.ends.contains(&id)
+    pub fn is_eog(&self, id: u32) -> bool {
+        self.eog.contains(&id)
     }
 
     /// Ids, texts and attributes of all tokens.
@@ -174,8 +175,7 @@ impl Vocab {
         parse_byte(self.text(id)?)
     }
 
-    /// The id that `key` names, or else the default, each if the vocabulary has it: llama.cpp passes over an id that is out
-    /// of range too.
+    /// The id that `key` names, else the default. Either is ignored where it is out of range, as in llama.cpp.
     fn special(
         &mut self,
         facts: Facts<'_>,
@@ -197,7 +197,7 @@ impl Vocab {
         }
     }
 
-    /// Finds the tokens of [`ROLES`] and makes those found by text control tokens.
+    /// Finds the tokens of [`ROLES`]. A token that is found by its text becomes a control token.
     fn find_roles(&mut self, facts: Facts<'_>) -> Result<(), TokenizerError> {
         for role in ROLES {
             let mut named = None;
@@ -206,11 +206,11 @@ impl Vocab {
             }
             let found = role.texts.iter().find_map(|text| self.id(text));
             if let (None, Some(id)) = (named, found) {
-                self.update(id, |attr| attr.and(Attr::CONTROL));
+                self.update(id, |attr| attr.union(Attr::CONTROL));
             }
             let id = named.or(found);
             if role.ends {
-                self.ends.extend(id);
+                self.eog.extend(id);
             }
             if role.is_eot {
                 self.eot = id;
@@ -219,57 +219,57 @@ impl Vocab {
         Ok(())
     }
 
-    /// Adds the ends of generation that are known by their text, and repairs the vocabularies where one of them is
-    /// an ordinary token.
-    fn find_ends(&mut self) {
-        for id in END_TEXTS.iter().filter_map(|text| self.id(text)).collect::<Vec<_>>() {
-            self.ends.insert(id);
-            self.update(id, |attr| attr.and(Attr::CONTROL));
+    /// Adds the ends of generation that are known by their text, except in vocabularies where one of them is an
+    /// ordinary token.
+    fn find_eog(&mut self) {
+        for id in EOG_TEXTS.iter().filter_map(|text| self.id(text)).collect::<Vec<_>>() {
+            self.eog.insert(id);
+            self.update(id, |attr| attr.union(Attr::CONTROL));
         }
-        for id in SHOWN_TEXTS.iter().filter_map(|text| self.id(text)).collect::<Vec<_>>() {
-            self.update(id, |_| Attr::USER_DEFINED.and(Attr::FRAMES));
+        for id in CHANNEL_TEXTS.iter().filter_map(|text| self.id(text)).collect::<Vec<_>>() {
+            self.update(id, |_| Attr::USER_DEFINED.union(Attr::CHANNEL));
         }
-        self.ends.extend(self.eos);
-        let ends = |text: &str| self.id(text).filter(|id| self.ends.contains(id));
+        self.eog.extend(self.eos);
+        let ends = |text: &str| self.id(text).filter(|id| self.eog.contains(id));
         let calls = ends("<|call|>").or(ends("<|calls|>")).is_some();
         let channels = calls && (ends("<|return|>").is_some() || ends("<|flush|>").is_some());
         let end = ends("<|end|>").filter(|_| channels);
         let marked = ends("<|tool_response>").or(ends("<|plamo:eos|>")).is_some();
         let sentence = ends("</s>").filter(|_| marked);
-        for (id, attr) in [(end, Attr::USER_DEFINED.and(Attr::FRAMES)), (sentence, Attr::NORMAL)] {
+        for (id, attr) in [(end, Attr::USER_DEFINED.union(Attr::CHANNEL)), (sentence, Attr::NORMAL)] {
             if let Some(id) = id {
-                self.ends.remove(&id);
+                self.eog.remove(&id);
                 self.update(id, |_| attr);
             }
         }
     }
 
-    /// White space that special tokens take along. GGUF files do not say it; llama.cpp knows it by name.
+    /// Sets which special tokens swallow white space. GGUF files do not say it; llama.cpp knows it by the model's name.
     fn set_strips(&mut self, facts: Facts<'_>) -> Result<(), TokenizerError> {
         let name = facts.string("general.name")?.unwrap_or_default().to_ascii_lowercase();
         let pre = facts.string("tokenizer.ggml.pre")?.unwrap_or_default();
         if ["jina-v2-de", "jina-v2-es", "jina-v2-code"].iter().any(|known| pre.contains(known)) {
             if let Some(id) = self.id("<mask>") {
-                self.update(id, |attr| attr.and(Attr::LSTRIP));
+                self.update(id, |attr| attr.union(Attr::LSTRIP));
             }
         } else if name.contains("phi-3") || name.contains("phi3") {
-            let special = Attr::CONTROL.and(Attr::USER_DEFINED).and(Attr::UNKNOWN);
+            let special = Attr::CONTROL.union(Attr::USER_DEFINED).union(Attr::UNKNOWN);
             let plain = ["<unk>", "<s>", "<|endoftext|>"].map(|text| self.id(text));
             let end = self.id("</s>");
             for (attr, id) in self.attrs.iter_mut().zip(0u32..) {
                 if plain.contains(&Some(id)) {
                     *attr = attr.without(Attr::RSTRIP);
-                } else if attr.any(special) || end == Some(id) {
-                    *attr = attr.and(Attr::RSTRIP);
+                } else if attr.intersects(special) || end == Some(id) {
+                    *attr = attr.union(Attr::RSTRIP);
                 }
             }
         }
         Ok(())
     }
 
-    /// Every byte token must say which byte it is.
+    /// Refuses a byte token whose text is not a byte.
     fn check_bytes(&self) -> Result<(), TokenizerError> {
-        let broken = self.iter().find(|(_, text, attr)| attr.any(Attr::BYTE) && parse_byte(text).is_none());
+        let broken = self.iter().find(|(_, text, attr)| attr.intersects(Attr::BYTE) && parse_byte(text).is_none());
         match broken {
             Some((id, ..)) => {
                 Err(TokenizerError::Token { id: id as usize, reason: "it is a byte token without a byte" })
@@ -300,7 +300,7 @@ fn index(words: &[&str]) -> Result<Index, TokenizerError> {
 }
 
 /// The first `tokens` entries.
-fn enough<'a, T>(key: &'static str, values: &'a [T], tokens: usize) -> Result<&'a [T], TokenizerError> {
+fn first_entries<'a, T>(key: &'static str, values: &'a [T], tokens: usize) -> Result<&'a [T], TokenizerError> {
     values.get(..tokens).ok_or(TokenizerError::Length { key, given: values.len(), tokens })
 }
 
@@ -311,11 +311,11 @@ fn parse_byte(text: &str) -> Option<u8> {
     plain.then(|| u8::from_str_radix(digits, 16).ok())?
 }
 
-/// A part that one token of the vocabulary plays.
+/// The role of one token of the vocabulary.
 struct Role {
-    /// Facts that name it; the last one counts.
+    /// Metadata keys with its id; the last one wins.
     keys: &'static [&'static str],
-    /// Texts that it has in known models, where no fact names it.
+    /// Its texts in known models, for a model without the keys.
     texts: &'static [&'static str],
     /// Whether it ends a generation.
     ends: bool,
@@ -399,8 +399,8 @@ const ROLES: &[Role] = &[
     Role::ending(&["tokenizer.ggml.fim_sep_token_id"], &["<|file_sep|>"]),
 ];
 
-/// Tokens that end a generation wherever they are in a vocabulary.
-const END_TEXTS: &[&str] = &[
+/// Tokens that end a generation in any vocabulary.
+const EOG_TEXTS: &[&str] = &[
     "<|eot_id|>",
     "<|im_end|>",
     "<|end|>",
@@ -425,5 +425,5 @@ const END_TEXTS: &[&str] = &[
     "[e~[",
 ];
 
-/// Tokens that frame a model's channels and are always rendered.
-const SHOWN_TEXTS: &[&str] = &["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"];
+/// Tokens that delimit a model's channels. They are always written.
+const CHANNEL_TEXTS: &[&str] = &["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"];

@@ -1,4 +1,4 @@
-//! Many who connect and want nothing good.
+//! Hostile crowds of connections, and limits of dials and traffic.
 
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
@@ -9,13 +9,13 @@ use super::*;
 
 const CROWD: usize = 500;
 
-/// Connects without a word; gives the connection.
+/// Opens a connection without sending anything.
 async fn silent(port: u16) -> Option<TcpStream> {
     TcpStream::connect(("127.0.0.1", port)).await.ok()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn five_hundred_that_connect_and_say_nothing_are_let_go_and_keep_nobody_out_for_long() {
+async fn silent_connections_are_closed_and_do_not_lock_others_out() {
     let (crowded, friend) = (node(TCP).await, node(TCP).await);
     let target = address(&crowded);
     let port = target.split('/').nth(4).and_then(|port| port.parse().ok()).unwrap();
@@ -27,21 +27,21 @@ async fn five_hundred_that_connect_and_say_nothing_are_let_go_and_keep_nobody_ou
         .collect()
         .await;
     assert!(crowd.len() > CROWD / 2, "{} of them connected at all", crowd.len());
-    // Who is connected notices nothing, and the node can still connect to others.
+    // Existing connections are not affected, and the node can still dial others.
     let (crowded_net, _tasks) = echo(crowded);
     let mut stream = soon("a stream", friend.net.open(crowded_net.local(), Channel::Control)).await.unwrap();
     soon("an echo", round_trip(&mut stream, b"hello")).await;
     let other = node(TCP).await;
     soon("a dial", crowded_net.dial(&address(&other))).await.unwrap();
-    // Somebody new gets in, though others connect and say nothing all the time.
+    // A new node gets a connection although others connect silently all the time.
     let newcomer = node(TCP).await;
-    soon("a way in", async {
+    soon("a connection", async {
         while newcomer.net.dial(&target).await.is_err() {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     })
     .await;
-    // And in the end all of the crowd are gone.
+    // Finally the whole crowd is disconnected.
     soon("the crowd's end", async {
         for mut one in crowd {
             let mut byte = [0; 256];
@@ -49,11 +49,11 @@ async fn five_hundred_that_connect_and_say_nothing_are_let_go_and_keep_nobody_ou
         }
     })
     .await;
-    assert_eq!(crowded_net.peers().snapshot().len(), 3, "only those who said who they are");
+    assert_eq!(crowded_net.peers().snapshot().len(), 3, "only identified peers");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_keys_of_one_address_take_no_more_than_its_share_of_the_connections() {
+async fn connections_of_one_address_are_limited_for_all_its_keys() {
     const SHARE: u32 = 3;
     let bounded = NetConfig { max_per_address: SHARE, count_loopback: true, ..config(&[TCP]) };
     let (full, mut crowd) = (node_with(bounded).await, Vec::new());
@@ -76,43 +76,43 @@ async fn the_keys_of_one_address_take_no_more_than_its_share_of_the_connections(
     .await;
 }
 
-/// Takes one connection and says nothing: where it listens, that it has taken it, and the connection's end.
-async fn deaf() -> (String, oneshot::Receiver<()>, JoinHandle<()>) {
+/// Accepts one connection and sends nothing. Returns its address, the accept and the end of the connection.
+async fn silent_listener() -> (String, oneshot::Receiver<()>, JoinHandle<()>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = format!("/ip4/127.0.0.1/tcp/{}", listener.local_addr().unwrap().port());
-    let (took, taken) = oneshot::channel();
+    let (accept, accepted) = oneshot::channel();
     let ended = tokio::spawn(async move {
         let mut stream = listener.accept().await.unwrap().0;
-        let _ = took.send(());
+        let _ = accept.send(());
         while matches!(stream.read(&mut [0; 256]).await, Ok(1..)) {}
     });
-    (at, taken, ended)
+    (at, accepted, ended)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_brief_dial_ends_with_its_call_and_before_one_that_began_earlier() {
+async fn a_cancellable_dial_ends_with_its_call() {
     let (dialler, friend) = (node(TCP).await, node(TCP).await);
     let by = soon("a connection", dialler.net.dial(&address(&friend))).await.unwrap();
     let stranger = |seed| Keypair::from_seed(&[seed; 32]).node_id();
-    let ((patient_at, patient_taken, patient_ended), (brief_at, brief_taken, brief_ended)) =
-        (deaf().await, deaf().await);
+    let ((patient_at, patient_accepted, patient_ended), (cancelled_at, cancelled_accepted, cancelled_ended)) =
+        (silent_listener().await, silent_listener().await);
     let net = dialler.net.clone();
-    tokio::spawn(async move { net.ensure_as_told(stranger(1), &[patient_at], by).await });
-    soon("a dial", patient_taken).await.unwrap();
-    let at = [brief_at];
+    tokio::spawn(async move { net.ensure_reported(stranger(1), &[patient_at], by).await });
+    soon("a dial", patient_accepted).await.unwrap();
+    let at = [cancelled_at];
     tokio::select! {
-        met = dialler.net.try_as_told(stranger(2), &at, by) => panic!("nobody answers: {met:?}"),
-        taken = brief_taken => taken.unwrap(),
+        met = dialler.net.try_reported(stranger(2), &at, by) => panic!("no answer is expected: {met:?}"),
+        accepted = cancelled_accepted => accepted.unwrap(),
     }
     tokio::select! {
         biased;
-        ended = brief_ended => ended.unwrap(),
-        _ = patient_ended => panic!("it lasts as long as any dial"),
+        ended = cancelled_ended => ended.unwrap(),
+        _ = patient_ended => panic!("the other dial must last until its timeout"),
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_goes_over_the_wire_is_counted_by_kind_and_keeps_to_the_ceiling() {
+async fn traffic_is_counted_by_channel_and_limited_to_the_ceiling() {
     const CEILING: u64 = 2 << 20;
     for listen in [TCP, QUIC] {
         let slow = node_with(NetConfig { ceiling: CEILING.try_into().ok(), ..config(&[listen]) }).await;
@@ -122,12 +122,12 @@ async fn what_goes_over_the_wire_is_counted_by_kind_and_keeps_to_the_ceiling() {
         let mut stream = soon("a stream", fast.net.open(slow_id, Channel::Control)).await.unwrap();
         let (begun, bytes) = (std::time::Instant::now(), vec![7; 3 << 20]);
         soon("a long echo", round_trip(&mut stream, &bytes)).await;
-        // There and back, of which a burst may go at once.
+        // Both directions, minus one burst.
         let least = (2 * bytes.len() as u64 - CEILING) as f64 / CEILING as f64;
         assert!(begun.elapsed().as_secs_f64() > least * 0.9, "{:?} over {listen}", begun.elapsed());
         let (theirs, ours) = (slow_net.traffic(), fast.net.traffic());
-        let told = Flow { sent: bytes.len() as u64, received: bytes.len() as u64 };
-        assert_eq!((theirs.control, ours.control), (told, told));
+        let expected = Flow { sent: bytes.len() as u64, received: bytes.len() as u64 };
+        assert_eq!((theirs.control, ours.control), (expected, expected));
         assert_eq!((theirs.shard, theirs.stage), (Flow::default(), Flow::default()));
         assert!(theirs.other.sent > 0 && theirs.other.sent < 64 * 1024, "{theirs:?}");
     }

@@ -1,4 +1,4 @@
-//! Swarms with a key.
+//! Private swarms.
 
 use super::*;
 use crate::identity::SwarmKey;
@@ -9,7 +9,7 @@ async fn private_node(key: Option<&SwarmKey>) -> TestNode {
 }
 
 #[tokio::test]
-async fn the_nodes_of_a_private_swarm_meet_over_tcp_only() {
+async fn a_private_swarm_uses_tcp_only() {
     let key = SwarmKey::generate().unwrap();
     let (a, b) = (private_node(Some(&key)).await, private_node(Some(&key)).await);
     assert!(b.net.addresses().iter().all(|address| address.contains("/tcp/")), "{:?}", b.net.addresses());
@@ -25,15 +25,16 @@ async fn the_nodes_of_a_private_swarm_meet_over_tcp_only() {
 }
 
 #[tokio::test]
-async fn who_has_not_the_key_of_a_private_swarm_gets_no_further_than_its_port() {
+async fn nodes_without_the_key_cannot_complete_a_handshake() {
     let (key, other) = (SwarmKey::generate().unwrap(), SwarmKey::generate().unwrap());
     let inside = private_node(Some(&key)).await;
     let target = address(&inside);
-    for (outside, whose) in [(private_node(Some(&other)).await, "another key"), (private_node(None).await, "no key")] {
+    for (outside, key_used) in [(private_node(Some(&other)).await, "another key"), (private_node(None).await, "no key")]
+    {
         let refused = soon("a refusal", outside.net.dial(&target)).await.unwrap_err();
-        assert!(matches!(refused.kind(), ErrorKind::PeerUnreachable | ErrorKind::Timeout), "{whose}: {refused}");
+        assert!(matches!(refused.kind(), ErrorKind::PeerUnreachable | ErrorKind::Timeout), "{key_used}: {refused}");
         let back = soon("a refusal", inside.net.dial(&address(&outside))).await.unwrap_err();
-        assert!(matches!(back.kind(), ErrorKind::PeerUnreachable | ErrorKind::Timeout), "{whose}: {back}");
-        assert!(inside.net.peers().snapshot().is_empty() && outside.net.peers().snapshot().is_empty(), "{whose}");
+        assert!(matches!(back.kind(), ErrorKind::PeerUnreachable | ErrorKind::Timeout), "{key_used}: {back}");
+        assert!(inside.net.peers().snapshot().is_empty() && outside.net.peers().snapshot().is_empty(), "{key_used}");
     }
 }

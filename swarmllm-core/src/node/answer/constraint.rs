@@ -1,4 +1,4 @@
-//! Constraints made ready for an answer: off the runtime, few at once, within a time.
+//! Compilation of constraints: off the runtime, with bounded concurrency, within a deadline.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,12 +9,12 @@ use crate::base::{ErrorKind, Fault};
 use crate::engine::constraint::{Constraint, ConstraintError, Guide};
 use crate::node::models::loaded::LoadedModel;
 
-/// Constraints that are compiled at once. Each takes a core while it lasts, and answers need those too.
-const COMPILING: usize = 2;
-/// Waiting and compiling together. Large schemas take a second.
+/// Constraints compiled in parallel. Each takes a core that answers need too.
+const PARALLEL: usize = 2;
+/// Deadline, waiting included. Large schemas take a second.
 const COMPILE_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Why a constraint is not followed.
+/// The fault of a constraint that does not compile.
 fn refuse(error: &ConstraintError) -> Fault {
     let fault = Fault::new(error.kind(), error);
     match fault.kind() {
@@ -24,26 +24,26 @@ fn refuse(error: &ConstraintError) -> Fault {
 }
 
 /// Compiles constraints.
-pub(crate) struct Guides {
-    room: Arc<Semaphore>,
+pub(crate) struct ConstraintPool {
+    permits: Arc<Semaphore>,
 }
 
-impl Default for Guides {
+impl Default for ConstraintPool {
     fn default() -> Self {
-        Self { room: Arc::new(Semaphore::new(COMPILING)) }
+        Self { permits: Arc::new(Semaphore::new(PARALLEL)) }
     }
 }
 
-impl Guides {
-    /// What holds an answer of this model to the constraint.
-    pub async fn guide(&self, model: &Arc<LoadedModel>, constraint: Constraint) -> Result<Guide, Fault> {
-        let (room, model) = (self.room.clone(), model.clone());
+impl ConstraintPool {
+    /// Compiles a constraint for this model. Cancel-safe.
+    pub async fn compile(&self, model: &Arc<LoadedModel>, constraint: Constraint) -> Result<Guide, Fault> {
+        let (permits, model) = (self.permits.clone(), model.clone());
         let work = async move {
-            let permit = room.acquire_owned().await.map_err(|closed| Fault::new(ErrorKind::Closed, closed))?;
-            // The permit goes with the work: it cannot be stopped, and what runs on behind a deadline still takes a core.
+            let permit = permits.acquire_owned().await.map_err(|closed| Fault::new(ErrorKind::Closed, closed))?;
+            // The work keeps the permit: it cannot be stopped and takes a core even after the deadline.
             let compile = move || {
                 let _permit = permit;
-                let guide = model.lexicon().and_then(|lexicon| lexicon.compile(&constraint));
+                let guide = model.compiler().and_then(|compiler| compiler.compile(&constraint));
                 guide.map_err(|error| refuse(&error))
             };
             let done = tokio::task::spawn_blocking(compile).await;

@@ -1,4 +1,4 @@
-//! Texts as vectors: each is read by the model's stages, and its states are pooled. Nothing is generated.
+//! Embeddings: the model's stages compute the states of each text, which are pooled. No tokens are generated.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -8,75 +8,77 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::base::{ErrorKind, Fault};
-use crate::engine::sample::{Sampled, Sampler, SamplingParams};
-use crate::node::answer::admission::{Admitted, Wants, admit, new_session, refusal};
+use crate::engine::sample::{SampledToken, Sampler, SamplingParams};
+use crate::node::answer::admission::{AdmittedSession, SessionOptions, admit, new_session, refusal};
 use crate::node::answer::generation::{check_prompt, context_limit, in_time};
-use crate::node::answer::planning::Finding;
-use crate::node::answer::queue::Ticket;
-use crate::node::answer::reading::prompt_bytes;
+use crate::node::answer::planning::RouteFinder;
+use crate::node::answer::prompt_reader::prompt_bytes;
+use crate::node::answer::queue::QueueEntry;
 use crate::node::api::report::Embeddings;
 use crate::node::api::request::{EmbedRequest, Prompt};
 use crate::node::models::loaded::LoadedModel;
 use crate::node::models::prepare::load;
-use crate::node::shared::Shared;
-use crate::pipeline::job::{Job, TokenSink};
-use crate::pipeline::pool::Pooling;
+use crate::node::shared::SharedState;
+use crate::pipeline::host::stages::StageTable;
 use crate::pipeline::runner;
+use crate::pipeline::runner::job::{Job, TokenSink};
+use crate::pipeline::session::pooling::Pooling;
 use crate::wire::codec::Codec;
 
-/// What every text of a request shares.
-struct Work {
-    shared: Arc<Shared>,
+/// Shared by all texts of a request.
+struct EmbeddingRun {
+    shared: Arc<SharedState>,
     model: Arc<LoadedModel>,
     pooling: Pooling,
     deadline: Option<Instant>,
     cancel: CancellationToken,
-    /// Held to the end: between two texts the request waits for a place again.
-    ticket: Ticket,
+    /// Held to the end: the request queues again for each text.
+    entry: QueueEntry,
 }
 
-/// Embeds the texts of a request, one after another. Dropped, it cancels at every stage.
-pub(crate) async fn embed(shared: Arc<Shared>, request: EmbedRequest) -> Result<Embeddings, Fault> {
+/// Embeds the texts of a request in sequence. Cancel-safe: dropping it cancels at every stage.
+pub(crate) async fn embed(shared: Arc<SharedState>, request: EmbedRequest) -> Result<Embeddings, Fault> {
     request.check()?;
     let deadline = request.deadline.map(|allowed| Instant::now() + allowed);
     let bytes = request.inputs.iter().map(prompt_bytes).sum();
-    let mut ticket = shared.queue.enter(&request.caller.as_str().into(), bytes)?;
-    let (model, texts) = in_time(deadline, read(&shared, &request.model, request.inputs)).await?;
+    let mut entry = shared.answers.queue.enter(&request.caller.as_str().into(), bytes)?;
+    let (model, texts) = in_time(deadline, prepare(&shared, &request.model, request.inputs)).await?;
     let (several, checked) = (texts.len() > 1, texts.iter().enumerate());
     for (at, text) in checked {
-        check(&shared, &model, text).map_err(|fault| fault.about(field(at, several)))?;
+        check(&shared.models.stages, &model, text).map_err(|fault| fault.about(field(at, several)))?;
     }
-    ticket.resize(texts.iter().map(|text| size_of_val(text.as_slice())).sum());
-    let cancel = shared.closed.child_token();
+    entry.resize(texts.iter().map(|text| size_of_val(text.as_slice())).sum());
+    let cancel = shared.lifecycle.closed.child_token();
     let _cancel_on_drop = cancel.clone().drop_guard();
-    let work = Work { shared: shared.clone(), model, pooling: request.pooling, deadline, cancel, ticket };
+    let run = EmbeddingRun { shared: shared.clone(), model, pooling: request.pooling, deadline, cancel, entry };
     let (reply, answer) = oneshot::channel();
-    // In a task of its own: the runner of a session must come to its end, even where the caller leaves.
-    shared.tasks.spawn("embedding", async move { drop(reply.send(work.all(texts).await)) });
+    // In its own task: a session's runner must finish even if the caller leaves.
+    shared.tasks.spawn("embedding", async move { drop(reply.send(run.run(texts).await)) });
     answer.await.map_err(|_| Fault::new(ErrorKind::Closed, "the node was shut down meanwhile"))?
 }
 
-/// The model, and the texts in its tokens.
-async fn read(
-    shared: &Arc<Shared>,
+/// The model, and the tokens of the texts.
+async fn prepare(
+    shared: &Arc<SharedState>,
     model: &str,
     inputs: Vec<Prompt>,
 ) -> Result<(Arc<LoadedModel>, Vec<Vec<u32>>), Fault> {
     let model = load(shared, model).await?;
     let several = inputs.len() > 1;
     let field = move |at| field(at, several);
-    let texts = shared.readers.prompts(&model, inputs, context_limit(shared, &model), field).await?;
+    let texts =
+        shared.answers.readers.prompts(&model, inputs, context_limit(&shared.models.stages, &model), field).await?;
     Ok((model, texts))
 }
 
-/// What a request calls one of its texts.
+/// Name of a text's field in the request.
 fn field(at: usize, several: bool) -> String {
     if several { format!("inputs[{at}]") } else { "inputs".to_owned() }
 }
 
-fn check(shared: &Shared, model: &LoadedModel, text: &[u32]) -> Result<(), Fault> {
+fn check(stages: &StageTable, model: &LoadedModel, text: &[u32]) -> Result<(), Fault> {
     check_prompt(model, text)?;
-    let limit = context_limit(shared, model);
+    let limit = context_limit(stages, model);
     if text.len() > limit as usize {
         let message = format!(
             "{} tokens exceed the context of {limit}; cut the text into pieces, or give the node a longer `context` where \
@@ -88,29 +90,29 @@ fn check(shared: &Shared, model: &LoadedModel, text: &[u32]) -> Result<(), Fault
     Ok(())
 }
 
-impl Work {
-    async fn all(self, texts: Vec<Vec<u32>>) -> Result<Embeddings, Fault> {
+impl EmbeddingRun {
+    async fn run(self, texts: Vec<Vec<u32>>) -> Result<Embeddings, Fault> {
         let mut done = Embeddings { model: self.model.id, vectors: Vec::with_capacity(texts.len()), prompt_tokens: 0 };
         for text in texts {
             done.prompt_tokens = done.prompt_tokens.saturating_add(text.len() as u32);
-            done.vectors.push(self.one(text).await?);
+            done.vectors.push(self.embed_one(text).await?);
         }
         Ok(done)
     }
 
-    async fn one(&self, text: Vec<u32>) -> Result<Vec<f32>, Fault> {
+    async fn embed_one(&self, text: Vec<u32>) -> Result<Vec<f32>, Fault> {
         let (shared, model) = (&self.shared, &self.model);
-        // Never asked: nothing is chosen.
+        // Never used: no token is sampled.
         let sampler = Sampler::new(SamplingParams::greedy(), model.manifest.vocab);
         let job = Job {
-            session: new_session(shared)?,
+            session: new_session(shared.id)?,
             model: model.id,
-            routes: Arc::new(Finding { shared: shared.clone(), model: model.clone(), stand_by: false }),
+            routes: Arc::new(RouteFinder { shared: shared.clone(), model: model.clone(), standby: false }),
             engine: model.engine.name().to_owned(),
             prompt: text,
             codec: Codec::F32,
             exact: false,
-            guess: false,
+            speculate: false,
             drafter: None,
             guide: None,
             pooling: Some(self.pooling),
@@ -122,21 +124,21 @@ impl Work {
             deadline: self.deadline,
             cancel: self.cancel.clone(),
         };
-        let admitted = admit(shared, model, self.ticket.caller(), job, &Wants::default()).await;
-        let Admitted { place, job, begun } = admitted.map_err(|end| refusal(shared, end))?;
-        let outcome = runner::run(&shared.coordinator, job, begun, &mut Nothing).await;
-        drop(place);
+        let admitted = admit(shared, model, self.entry.caller(), job, &SessionOptions::default()).await;
+        let AdmittedSession { running, job, begun } = admitted.map_err(|end| refusal(&shared.lifecycle, end))?;
+        let outcome = runner::run(&shared.coordinator, job, begun, &mut NullSink).await;
+        drop(running);
         outcome.end?;
         let cancelled = || Fault::new(ErrorKind::Cancelled, "the embedding was cancelled");
         outcome.embedding.filter(|_| !self.cancel.is_cancelled()).ok_or_else(cancelled)
     }
 }
 
-/// Takes the tokens of a session that gives none.
-struct Nothing;
+/// Sink of a session without tokens.
+struct NullSink;
 
-impl TokenSink for Nothing {
-    async fn token(&mut self, _: Sampled) -> ControlFlow<()> {
+impl TokenSink for NullSink {
+    async fn token(&mut self, _: SampledToken) -> ControlFlow<()> {
         ControlFlow::Break(())
     }
 

@@ -1,4 +1,4 @@
-//! Whether models would have a plan, as it was judged last, and why they would have none.
+//! Readiness of models: whether a request would find a plan, cached, and why not.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -7,30 +7,30 @@ use std::time::{Duration, Instant};
 
 use crate::base::{ErrorKind, Fault, ModelId};
 use crate::node::models::loaded::LoadedModel;
-use crate::pipeline::context::Savings;
+use crate::pipeline::host::context::Savings;
 use crate::pipeline::plan::NoPlan;
 
-/// For how long a judgement counts, for each millisecond that it took: all together take an eighth of a core.
-const JUDGED_FOR: Duration = Duration::from_millis(7);
+/// Time to cache a result, per millisecond that it took: recomputation then takes at most an eighth of a core.
+const CACHED_PER_MILLISECOND: Duration = Duration::from_millis(7);
 
-/// Why there is no plan, and what would help where memory is short.
+/// Why there is no plan, and which settings would help if memory is short.
 #[derive(Debug)]
-pub(crate) struct Unplanned {
+pub(crate) struct PlanFailure {
     pub reason: NoPlan,
-    /// By the settings of this node, which plans go by.
+    /// Computed from this node's settings, which its plans assume.
     pub savings: Savings,
 }
 
-impl Unplanned {
-    /// As the fault of who asked for the model.
-    pub fn of(&self, model: &LoadedModel) -> Fault {
+impl PlanFailure {
+    /// The fault of a request for the model.
+    pub fn fault(&self, model: &LoadedModel) -> Fault {
         Fault::new(ErrorKind::NoPlan, format!("no plan for {}: {self}", model.name))
     }
 }
 
-impl fmt::Display for Unplanned {
+impl fmt::Display for PlanFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Unplanned { reason, savings } = self;
+        let PlanFailure { reason, savings } = self;
         match reason {
             NoPlan::NoMemory { .. } => write!(f, "{reason}; give them {savings}, or let more nodes hold its layers"),
             _ => write!(f, "{reason}"),
@@ -38,33 +38,34 @@ impl fmt::Display for Unplanned {
     }
 }
 
-/// Whether models would have a plan, as it was judged last: one judgement at a time, and each counts for several times as long as
-/// it took. That is no time at all, unless strangers have announced hundreds of hosts with little memory each.
+/// Cached readiness of models. One result is computed at a time and cached for seven times its computation, which is
+/// negligible unless strangers announce hundreds of hosts with little memory each.
 #[derive(Debug, Default)]
-pub(crate) struct Judged {
-    last: Mutex<HashMap<ModelId, Judgement>>,
+pub(crate) struct ReadinessCache {
+    last: Mutex<HashMap<ModelId, CachedReadiness>>,
 }
 
 #[derive(Debug)]
-struct Judgement {
+struct CachedReadiness {
     until: Instant,
-    unplanned: Option<Arc<Unplanned>>,
+    failure: Option<Arc<PlanFailure>>,
 }
 
-impl Judged {
-    /// Why a model would have no plan, where it would have none; `judge` says it anew. Blocks for as long as that takes.
-    pub fn of(&self, model: ModelId, judge: impl FnOnce() -> Option<Unplanned>) -> Option<Arc<Unplanned>> {
-        // A panic in a judgement leaves the one before.
+impl ReadinessCache {
+    /// Why a request for the model would find no plan, or `None`. Blocks while `compute` runs.
+    pub fn get(&self, model: ModelId, compute: impl FnOnce() -> Option<PlanFailure>) -> Option<Arc<PlanFailure>> {
+        // A panic in `compute` leaves the cache unchanged.
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let begun = Instant::now();
-        last.retain(|_, judgement| judgement.until > begun);
-        if let Some(judgement) = last.get(&model) {
-            return judgement.unplanned.clone();
+        last.retain(|_, cached| cached.until > begun);
+        if let Some(cached) = last.get(&model) {
+            return cached.failure.clone();
         }
-        let unplanned = judge().map(Arc::new);
-        let until = Instant::now() + JUDGED_FOR * begun.elapsed().as_millis().try_into().unwrap_or(u32::MAX);
-        last.insert(model, Judgement { until, unplanned: unplanned.clone() });
-        unplanned
+        let failure = compute().map(Arc::new);
+        let until =
+            Instant::now() + CACHED_PER_MILLISECOND * begun.elapsed().as_millis().try_into().unwrap_or(u32::MAX);
+        last.insert(model, CachedReadiness { until, failure: failure.clone() });
+        failure
     }
 }
 
@@ -76,51 +77,51 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_judgement_that_took_long_counts_for_several_times_as_long_and_one_that_took_no_time_does_not() {
-        let (judged, made) = (Judged::default(), Cell::new(0));
-        let judge = |took: u64| {
+    fn a_result_is_cached_in_proportion_to_its_computation() {
+        let (readiness, made) = (ReadinessCache::default(), Cell::new(0));
+        let compute = |took: u64| {
             made.set(made.get() + 1);
             std::thread::sleep(Duration::from_millis(took));
             None
         };
         let [quick, slow] = [1, 2].map(|name| ModelId([name; 32]));
-        (0..2).for_each(|_| assert!(judged.of(quick, || judge(0)).is_none()));
+        (0..2).for_each(|_| assert!(readiness.get(quick, || compute(0)).is_none()));
         assert_eq!(made.get(), 2);
-        // Whatever the machine does meanwhile, the second comes within seven times what the first took.
+        // On any machine, the second call comes within seven times the duration of the first.
         let begun = Instant::now();
-        judged.of(slow, || judge(200));
+        readiness.get(slow, || compute(200));
         let (took, asked) = (begun.elapsed(), Instant::now());
-        judged.of(slow, || judge(0));
-        assert!(made.get() == 3 || asked.elapsed() > took, "{} judgements", made.get());
-        assert!(judged.last.lock().unwrap().len() <= 2);
+        readiness.get(slow, || compute(0));
+        assert!(made.get() == 3 || asked.elapsed() > took, "{} computations", made.get());
+        assert!(readiness.last.lock().unwrap().len() <= 2);
     }
 
     #[test]
-    fn one_judgement_is_made_at_a_time_whatever_the_model() {
-        /// Longer than a thread takes to come in beside another.
-        const BESIDE: Duration = Duration::from_millis(100);
-        let (judged, inside, met) = (Judged::default(), AtomicUsize::new(0), AtomicBool::new(false));
-        let judge = || {
+    fn one_result_is_computed_at_a_time() {
+        /// Longer than another thread needs to enter.
+        const OVERLAP: Duration = Duration::from_millis(100);
+        let (readiness, inside, met) = (ReadinessCache::default(), AtomicUsize::new(0), AtomicBool::new(false));
+        let compute = || {
             met.fetch_or(inside.fetch_add(1, Ordering::SeqCst) > 0, Ordering::SeqCst);
-            std::thread::sleep(BESIDE);
+            std::thread::sleep(OVERLAP);
             inside.fetch_sub(1, Ordering::SeqCst);
             None
         };
         std::thread::scope(|scope| {
             for name in 0..3 {
-                let (judged, judge) = (&judged, &judge);
-                scope.spawn(move || judged.of(ModelId([name; 32]), judge));
+                let (readiness, compute) = (&readiness, &compute);
+                scope.spawn(move || readiness.get(ModelId([name; 32]), compute));
             }
         });
-        assert!(!met.load(Ordering::SeqCst), "judgements share one core");
+        assert!(!met.load(Ordering::SeqCst), "computations do not overlap");
     }
 
     #[test]
-    fn judgements_that_count_no_more_are_forgotten() {
-        let judged = Judged::default();
-        let over = |name| (ModelId([name; 32]), Judgement { until: Instant::now(), unplanned: None });
-        judged.last.lock().unwrap().extend((0..9).map(over));
-        judged.of(ModelId([9; 32]), || None);
-        assert_eq!(judged.last.lock().unwrap().len(), 1);
+    fn expired_results_are_removed() {
+        let readiness = ReadinessCache::default();
+        let expired = |name| (ModelId([name; 32]), CachedReadiness { until: Instant::now(), failure: None });
+        readiness.last.lock().unwrap().extend((0..9).map(expired));
+        readiness.get(ModelId([9; 32]), || None);
+        assert_eq!(readiness.last.lock().unwrap().len(), 1);
     }
 }

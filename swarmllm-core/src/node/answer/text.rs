@@ -1,17 +1,17 @@
-//! Stop texts: finds them across token borders, and holds back what may be the beginning of one.
+//! Stop texts: matched across token boundaries; possible beginnings are held back.
 
-/// Looks for stop texts in a stream of text.
+/// Matches stop texts in a stream of text.
 pub(crate) struct StopMatcher {
     stops: Vec<String>,
     held: String,
 }
 
-/// What may be shown after a piece of text.
+/// Text released after a piece of the stream.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Shown {
-    /// Text that is certainly before any stop.
+pub(crate) struct SafeText {
+    /// Text before any stop text.
     pub text: String,
-    /// Whether a stop text was met.
+    /// Whether a stop text matched.
     pub stopped: bool,
 }
 
@@ -20,26 +20,26 @@ impl StopMatcher {
         Self { stops, held: String::new() }
     }
 
-    /// Takes more text.
-    pub fn push(&mut self, text: &str) -> Shown {
+    /// Adds text to the stream.
+    pub fn push(&mut self, text: &str) -> SafeText {
         self.held.push_str(text);
         let first = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
         if let Some(at) = first {
             self.held.truncate(at);
-            return Shown { text: std::mem::take(&mut self.held), stopped: true };
+            return SafeText { text: std::mem::take(&mut self.held), stopped: true };
         }
         let keep = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
         let tail = self.held.split_off(self.held.len() - keep);
-        Shown { text: std::mem::replace(&mut self.held, tail), stopped: false }
+        SafeText { text: std::mem::replace(&mut self.held, tail), stopped: false }
     }
 
-    /// The stream has ended: what was held back is text after all.
+    /// Ends the stream; returns the text held back.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 }
 
-/// Bytes of the longest proper beginning of `stop` that `text` ends with.
+/// Bytes of the longest proper prefix of `stop` that is a suffix of `text`.
 fn overlap(text: &str, stop: &str) -> usize {
     let longest = text.len().min(stop.len() - 1);
     (1..=longest).rev().find(|len| stop.is_char_boundary(*len) && text.ends_with(&stop[..*len])).unwrap_or(0)
@@ -65,20 +65,20 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_across_borders_ends_the_text_before_it() {
+    fn a_stop_text_matches_across_pieces() {
         assert_eq!(run(&["END"], &["one E", "N", "D two"]), ("one ".to_owned(), true));
         assert_eq!(run(&["ab", "é!"], &["caé", "!"]), ("ca".to_owned(), true));
     }
 
     #[test]
-    fn the_beginning_of_a_stop_that_does_not_come_is_text() {
+    fn an_incomplete_stop_text_is_released() {
         assert_eq!(run(&["END"], &["one E", "N", "T"]), ("one ENT".to_owned(), false));
         assert_eq!(run(&["END"], &["EN"]), ("EN".to_owned(), false));
     }
 
     proptest! {
         #[test]
-        fn pieces_do_not_matter(text in "[abé]{0,24}", stop in "[abé]{1,4}", cuts in proptest::collection::vec(0usize..24, 0..6)) {
+        fn the_result_is_independent_of_pieces(text in "[abé]{0,24}", stop in "[abé]{1,4}", cuts in proptest::collection::vec(0usize..24, 0..6)) {
             let chars: Vec<char> = text.chars().collect();
             let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(chars.len())).collect();
             cuts.extend([0, chars.len()]);

@@ -1,4 +1,4 @@
-//! The node's public errors: one per act, each carrying a [`Fault`] that crosses every border.
+//! Public errors: one per operation, each with a [`Fault`] that every interface can carry.
 
 use crate::base::{ErrorKind, Fault};
 use crate::node::api::findings::ImportReport;
@@ -12,12 +12,12 @@ macro_rules! act_error {
         pub struct $name(pub Fault);
 
         impl $name {
-            /// What went wrong.
+            /// Kind of the error.
             pub fn kind(&self) -> ErrorKind {
                 self.0.kind()
             }
 
-            /// Kind and sentence.
+            /// Kind and message.
             pub fn fault(&self) -> &Fault {
                 &self.0
             }
@@ -36,7 +36,7 @@ act_error!(
     StartError
 );
 act_error!(
-    /// A peer could not be connected.
+    /// A peer could not be reached.
     ConnectError
 );
 /// A model could not be imported, fetched or removed.
@@ -45,24 +45,24 @@ act_error!(
 pub struct ModelActError(pub Fault, Option<Box<ImportReport>>);
 
 impl ModelActError {
-    /// What went wrong.
+    /// Kind of the error.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind()
     }
 
-    /// Kind and sentence.
+    /// Kind and message.
     pub fn fault(&self) -> &Fault {
         &self.0
     }
 
-    /// What of the model cannot run here, where an import was refused because of it.
+    /// The report that refused an import; `None` for other errors.
     pub fn report(&self) -> Option<&ImportReport> {
         self.1.as_deref()
     }
 }
 
 impl ModelActError {
-    /// The report where there is one, or else the fault.
+    /// The report if there is one, else the fault.
     #[cfg(feature = "https")]
     pub(crate) fn into_report(self) -> Result<Box<ImportReport>, Fault> {
         self.1.ok_or(self.0)
@@ -92,18 +92,18 @@ pub enum GenerateError {
     /// Nothing was generated.
     #[error("{0}")]
     Refused(Fault),
-    /// The answer ended early; what was generated is kept.
+    /// The answer ended early; `partial` has the tokens generated so far.
     #[error("the answer was interrupted after {} tokens: {cause}", partial.completion_tokens)]
     Interrupted { partial: Box<Completion>, cause: Fault },
 }
 
 impl GenerateError {
-    /// What went wrong.
+    /// Kind of the error.
     pub fn kind(&self) -> ErrorKind {
         self.fault().kind()
     }
 
-    /// Kind and sentence of the cause.
+    /// Kind and message of the cause.
     pub fn fault(&self) -> &Fault {
         match self {
             Self::Refused(fault) | Self::Interrupted { cause: fault, .. } => fault,

@@ -1,4 +1,4 @@
-//! What of a model cannot run on a node, as hosts are told.
+//! Findings of an examination: what keeps a model from running on a node.
 
 use std::fmt;
 
@@ -7,25 +7,25 @@ use serde::{Serialize, Serializer};
 
 use crate::base::{ErrorKind, Fault};
 
-/// Part of a model, or of what computes it.
+/// Subject of a finding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Subject {
-    /// The engine of this name does not take the model's architecture, facts or tensors.
+    /// The engine of this name does not support the model's architecture, facts or tensors.
     Engine(String),
     /// The tokenizer.
     Tokenizer,
-    /// How the tokenizer cuts words.
+    /// The tokenizer's pre-tokenization.
     PreTokenizer,
     /// A special token.
     SpecialToken,
     /// The chat template.
     Template,
-    /// The memory within reach, as a node finds it when it lists a model; an import's report says nothing of it.
+    /// The memory of reachable nodes. Found when a node lists a model, never in an import's report.
     Memory,
 }
 
 impl Subject {
-    /// Its name in JSON.
+    /// Name in JSON.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Engine(_) => "engine",
@@ -38,27 +38,26 @@ impl Subject {
     }
 }
 
-/// Something of a model that cannot be used here, or not as the model's file says.
+/// A defect: something of a model that cannot be used here, or not as the model file says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// What cannot be used.
+    /// The defective part.
     pub subject: Subject,
-    /// The kind of error that its use would end in.
+    /// Kind of the error that its use would cause.
     pub kind: ErrorKind,
-    /// Why.
+    /// Reason, as a sentence.
     pub reason: String,
-    /// Whether the model can never run here because of it. Memory may be free later; a model without a template that can be read completes plain text,
-    /// and one that a single engine does not take runs on another.
+    /// Whether the model can never run here because of it. Otherwise the model is limited: memory may become free, a model
+    /// without a template completes plain text, another engine runs the model.
     pub refuses: bool,
 }
 
-/// What of a model cannot run on a node. In JSON it says further whether it `refuses`, and of each finding the `engine`, or
-/// null.
+/// The findings about a model. JSON adds `refuses`, and for each finding `engine`, its name or null.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ImportReport {
     /// The model's architecture.
     pub architecture: String,
-    /// One for each engine that does not take the model, best first, then those of tokenizer and template.
+    /// One per engine that does not support the model, best first, then those of tokenizer and template.
     pub findings: Vec<Finding>,
 }
 
@@ -91,11 +90,11 @@ impl ImportReport {
         self.findings.iter().any(|finding| finding.refuses)
     }
 
-    /// What a host that imports the model all the same is told: all that keeps the model from running, and what it will
-    /// miss. That one of several engines does not take the model is no loss.
+    /// Warnings for a host that imports the model anyway: findings that keep it from running, and limits. An engine
+    /// that does not support the model is no limit if another runs it.
     pub fn warnings(&self) -> Vec<String> {
-        let told = |finding: &&Finding| finding.refuses || !matches!(finding.subject, Subject::Engine(_));
-        self.findings.iter().filter(told).map(Finding::to_string).collect()
+        let is_warning = |finding: &&Finding| finding.refuses || !matches!(finding.subject, Subject::Engine(_));
+        self.findings.iter().filter(is_warning).map(Finding::to_string).collect()
     }
 
     /// The refusal of an import.

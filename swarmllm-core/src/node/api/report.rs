@@ -1,4 +1,4 @@
-//! What the node tells about itself, its models, its peers and its answers. Plain data; serialises to JSON.
+//! Reports about the node, its models, peers and answers. Plain data; serialises to JSON.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use crate::base::{LayerRange, ModelId, NodeId};
 use crate::model::tokenizer::Tokenizer;
 use crate::net::Traffic;
 use crate::node::api::findings::Finding;
-use crate::node::swarm::directory::clock_warning;
+use crate::node::swarm::registry::clock_warning;
 
 /// Serialises an identifier as its text.
 pub(crate) fn as_text<T: std::fmt::Display, S: serde::Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
@@ -26,28 +26,28 @@ fn as_text_or_null<T: std::fmt::Display, S: serde::Serializer>(
     }
 }
 
-/// A model as this node knows it.
+/// A model known to this node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ModelInfo {
-    /// Its identity.
+    /// Id of the model.
     #[serde(serialize_with = "as_text")]
     pub id: ModelId,
-    /// The first of its names, or the beginning of its id where it has none.
+    /// The first of its names, or the beginning of its id.
     pub name: String,
-    /// What it is called here: the host's aliases, the newest first, then what its file or a peer suggests.
+    /// Names: the host's aliases, newest first, then names from its file or a peer.
     pub names: Vec<String>,
-    /// Those of them that the host has given, which it may move and remove.
+    /// The names that the host gave and can move or remove.
     pub aliases: Vec<String>,
-    /// GGUF architecture; empty where only peers hold the manifest.
+    /// GGUF architecture; empty if only peers hold the manifest.
     pub architecture: String,
-    /// Transformer blocks; 0 where only peers hold the manifest.
+    /// Transformer blocks; 0 if only peers hold the manifest.
     pub layers: u32,
-    /// Positions that it was trained for.
+    /// Positions of the trained context.
     pub context: u32,
-    /// Positions that an answer of this node may have with it, prompt and answer together; hosts of other layers may have
-    /// less. 0 where only peers hold the manifest.
+    /// Positions that this node serves, prompt and answer together; hosts of other layers may serve fewer. 0 if only peers
+    /// hold the manifest.
     pub served_context: u32,
-    /// Bytes of all its shards.
+    /// Bytes of all shards.
     pub size: u64,
     /// Layers held here.
     pub held: Vec<LayerRange>,
@@ -59,19 +59,19 @@ pub struct ModelInfo {
     pub has_head: bool,
     /// Layers that this node and its connected peers hold together.
     pub covered: Vec<LayerRange>,
-    /// Whether this node can answer with it now: it can run here, tokenizer and embedding are here, every layer and the head
-    /// within reach, and the memory there, as a plan would count it.
+    /// Whether this node can answer with it now: it can run here, tokenizer and embedding are held here, reachable nodes
+    /// hold every layer and the head, and a plan finds the memory.
     pub ready: bool,
-    /// What of the model cannot be used here, as sentences: all that keeps it from running, and what it lacks. Where nothing
-    /// else does, that the memory within reach is too short for it now.
+    /// Sentences: what keeps the model from running here, and its limits. If nothing else does, a current shortage of
+    /// memory.
     pub warnings: Vec<String>,
-    /// The same as facts, and each engine that does not take the model. Of tokenizer and template only where the metadata is
-    /// held here.
+    /// The warnings as data, and each engine that does not support the model. Tokenizer and template are examined only if
+    /// the metadata is held here.
     pub findings: Vec<Finding>,
 }
 
 impl ModelInfo {
-    /// Why the model cannot run here, though it may be kept for others; `None` where it can, as far as is known.
+    /// Why the model cannot run here; `None` if it can, as far as known. A node may hold it for others all the same.
     pub fn refusal(&self) -> Option<String> {
         let reasons: Vec<String> =
             self.findings.iter().filter(|finding| finding.refuses).map(Finding::to_string).collect();
@@ -81,23 +81,23 @@ impl ModelInfo {
 
 /// A model that was removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Removed {
-    /// Its identity.
+pub struct RemovedModel {
+    /// Id of the model.
     #[serde(serialize_with = "as_text")]
     pub id: ModelId,
-    /// What it was called here first.
+    /// Its first name here.
     pub name: String,
-    /// Bytes of the shards that went with it. Those that another model needs stay.
+    /// Bytes of the deleted shards. Shards that another model needs stay.
     pub freed: u64,
 }
 
-/// Vectors of texts, in the order of the request.
+/// Embeddings of texts, in the order of the request.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Embeddings {
-    /// The model that read them.
+    /// The model.
     #[serde(serialize_with = "as_text")]
     pub model: ModelId,
-    /// One for each text: as many floats as the model's states have, of length 1.
+    /// One vector per text: as many floats as the model's hidden width, normalised to length 1.
     pub vectors: Vec<Vec<f32>>,
     /// Tokens of all texts.
     pub prompt_tokens: u32,
@@ -106,83 +106,83 @@ pub struct Embeddings {
 /// A peer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PeerStatus {
-    /// Its identity.
+    /// Id of the peer.
     #[serde(serialize_with = "as_text")]
     pub id: NodeId,
-    /// Whether a connection stands.
+    /// Whether a connection is open.
     pub connected: bool,
-    /// Where it may be dialled.
+    /// Known addresses.
     pub addresses: Vec<String>,
-    /// `tcp`, `quic`, or `relay` where another peer carries what it cannot read.
+    /// `tcp`, `quic`, or `relay` for a connection through another peer, which cannot read it.
     pub transport: Option<String>,
-    /// Measured round-trip time, milliseconds.
+    /// Measured RTT, milliseconds.
     pub rtt_ms: Option<f64>,
-    /// Software, as it says.
+    /// Software, as announced.
     pub agent: Option<String>,
-    /// Whether it says that it computes for others.
+    /// Whether it announces to compute for others.
     pub serves: bool,
-    /// Bytes of memory that it says are free.
+    /// Free memory as announced, bytes.
     pub free_memory: u64,
-    /// What it says that it holds.
+    /// Models that it announces to hold.
     pub holdings: Vec<PeerHolding>,
-    /// Seconds by which its clock is ahead of this machine's, as far as its hello tells.
+    /// Seconds by which its clock is ahead of this machine's; `None` without a hello.
     pub clock_ahead_s: Option<i64>,
 }
 
 impl PeerStatus {
-    /// A sentence about its clock, where that differs so much that only nodes that are connected to the peer hear of it.
+    /// A warning if its clock differs so much that only nodes connected to it accept its announcements.
     pub fn clock_warning(&self) -> Option<String> {
         clock_warning(self.id, self.clock_ahead_s?)
     }
 }
 
-/// What a peer says that it holds of one model.
+/// What a peer announces to hold of one model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PeerHolding {
     /// The model.
     #[serde(serialize_with = "as_text")]
     pub model: ModelId,
-    /// What it is called there.
+    /// Its name there.
     pub name: String,
     /// Layers.
     pub layers: Vec<LayerRange>,
-    /// Whether all that the head needs is there.
+    /// Whether it holds everything that the head needs.
     pub head: bool,
 }
 
-/// The node at a glance.
+/// State and counters of the node.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct NodeStatus {
-    /// Its identity.
+    /// Id of the node.
     #[serde(serialize_with = "as_text")]
     pub id: NodeId,
-    /// The swarm it belongs to.
+    /// Name of its swarm.
     pub network: String,
-    /// Whether only nodes that were invited can enter it.
+    /// Whether the swarm is private.
     pub private: bool,
-    /// Where it keeps its files.
+    /// Data directory.
     pub data_dir: PathBuf,
-    /// Where it may be dialled.
+    /// Bound addresses.
     pub addresses: Vec<String>,
     /// Engines of this build, best first.
     pub engines: Vec<String>,
     /// Compute threads.
     pub threads: u32,
-    /// What this build can compute with beside the processor here, by name.
+    /// Names of the accelerators that this build can use here.
     pub accelerators: Vec<String>,
-    /// Bytes that stages may take.
+    /// Memory that stages may take, bytes.
     pub memory_budget: u64,
-    /// Bytes that they take.
+    /// Memory that stages take, bytes.
     pub memory_used: u64,
-    /// Peers with a connection.
+    /// Connected peers.
     pub peers_connected: u32,
-    /// Requests to this node that wait for a place, or to be read before.
+    /// Requests that wait in the queue or for the tokenizer.
     pub waiting: u32,
-    /// Sessions that have a slot in a stage here.
+    /// Sessions with a slot of a stage here.
     pub sessions: u32,
     /// Stages loaded.
     pub stages: u32,
-    /// What went over the wire since the start, in bytes.
+    /// Network traffic since the start, bytes.
     pub traffic: Traffic,
     /// Milliseconds since the start.
     pub uptime_ms: u64,
@@ -192,7 +192,7 @@ pub struct NodeStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
-    /// The model ended it, a stop text was met, or the constraint admits nothing more.
+    /// The model ended it, a stop text occurred, or the constraint admits no further token.
     Stop,
     /// The token limit was reached.
     Length,
@@ -200,22 +200,22 @@ pub enum FinishReason {
     Cancelled,
 }
 
-/// How likely a token was.
+/// A token with its log-probability.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Likelihood {
     /// The token.
     pub token: u32,
-    /// Its text; bytes that are no whole character are U+FFFD.
+    /// Its text; bytes of incomplete characters are U+FFFD.
     pub text: String,
     /// Its bytes.
     pub bytes: Vec<u8>,
-    /// Natural logarithm of the probability that the model gave it, before biases, penalties and temperature. Under a
-    /// constraint it is the probability among the tokens that the constraint admitted there.
+    /// Natural logarithm of the model's probability, before biases, penalties and temperature. Under a constraint, of the
+    /// probability among the admitted tokens.
     pub logprob: f32,
 }
 
 impl Likelihood {
-    /// Stands for minus infinity, which JSON does not have; the number is OpenAI's.
+    /// Represents minus infinity, which JSON lacks; OpenAI's value.
     const LEAST: f32 = -9999.0;
 
     pub(crate) fn new(tokenizer: &Tokenizer, token: u32, logprob: f32) -> Self {
@@ -225,14 +225,14 @@ impl Likelihood {
     }
 }
 
-/// A chosen token, and what else was likely there.
+/// A chosen token and its likeliest alternatives.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TokenLogprob {
     /// The token.
     #[serde(flatten)]
     pub chosen: Likelihood,
-    /// The likeliest tokens there, best first, as many as were asked for; the chosen one may be among them. Under a
-    /// constraint fewer where it admitted fewer.
+    /// The likeliest tokens, best first, as many as requested; may include the chosen token. Fewer if a constraint admits
+    /// fewer.
     pub alternatives: Vec<Likelihood>,
 }
 
@@ -241,9 +241,9 @@ pub struct TokenLogprob {
 pub enum Delta {
     /// More text: whole characters, never empty.
     Text(String),
-    /// A token with its log-probability, before the text that it completes; only where `logprobs` were asked for.
+    /// A token with its log-probability, sent before the text that it completes. Only if `logprobs` was set.
     Token(Box<TokenLogprob>),
-    /// The end.
+    /// The completed answer.
     Done(Box<Completion>),
 }
 
@@ -254,37 +254,37 @@ pub struct Completion {
     pub text: String,
     /// The tokens as chosen.
     pub tokens: Vec<u32>,
-    /// How likely the tokens were of which `text` has at least the beginning, where that was asked for. Tokens of a stop
-    /// text, and control tokens, which have no text, are left out.
+    /// Log-probabilities of the tokens whose text begins within `text`, if `logprobs` was set. Tokens of a stop text and
+    /// control tokens, which have no text, are left out.
     pub logprobs: Option<Vec<TokenLogprob>>,
     /// Why it ended.
     pub finish: FinishReason,
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
-    /// Of those, tokens whose KV the stages still had from an earlier answer.
+    /// Prompt tokens whose KV was cached from an earlier answer.
     pub cached_tokens: u32,
-    /// Tokens that were guessed ahead.
-    pub guessed_tokens: u32,
-    /// Of those, the ones that were right.
-    pub right_guesses: u32,
+    /// Draft tokens.
+    pub draft_tokens: u32,
+    /// Accepted draft tokens.
+    pub accepted_tokens: u32,
     /// Tokens of the answer.
     pub completion_tokens: u32,
-    /// Who computed what, and how long it took there. Where hosts were lost, the stages of the earlier routes come first.
+    /// The stages with their timings. After a failover, stages of earlier routes come first.
     pub route: Vec<RouteStage>,
-    /// How long it took as a whole.
+    /// Timings of the whole answer.
     pub timings: Timings,
 }
 
 /// One stage of an answer's route.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RouteStage {
-    /// Its host.
+    /// The host.
     #[serde(serialize_with = "as_text")]
     pub node: NodeId,
-    /// Who was asked to follow it, and was sent what its host was sent.
+    /// Hot standby that replicates the stage and receives the host's inputs.
     #[serde(serialize_with = "as_text_or_null")]
-    pub stand_by: Option<NodeId>,
-    /// Which of the answer's routes it was part of: it grows each time hosts are lost.
+    pub standby: Option<NodeId>,
+    /// Epoch of the route; each failover increments it.
     pub epoch: u32,
     /// Its layers.
     pub layers: LayerRange,
@@ -292,25 +292,24 @@ pub struct RouteStage {
     pub head: bool,
     /// Its engine.
     pub engine: String,
-    /// Milliseconds that loading took, 0 where it was loaded.
+    /// Load time, milliseconds; 0 if it was loaded already.
     pub load_ms: u32,
     /// Compute of the whole prefill, microseconds.
     pub prefill_us: u64,
-    /// Median compute of one decode step, microseconds; 0 where there was none.
+    /// Median compute of one decode step, microseconds; 0 without decode steps.
     pub decode_us: u64,
 }
 
-/// How long an answer took.
+/// Timings of an answer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Timings {
     /// Until all stages were open, milliseconds.
     pub open_ms: f64,
-    /// Until the first token, milliseconds; 0 where there was none.
+    /// Until the first token, milliseconds; 0 without tokens.
     pub first_token_ms: f64,
     /// Tokens per second after the first.
     pub decode_tokens_per_second: f64,
-    /// Milliseconds of a token that the plan predicted for an answer without guesses and without neighbours; 0 where no
-    /// stage was opened.
+    /// Predicted time per token, milliseconds, without speculation and without other sessions; 0 if no stage was opened.
     pub predicted_token_ms: f64,
     /// Until the end, milliseconds.
     pub total_ms: f64,

@@ -1,4 +1,4 @@
-//! What can be asked of a node. Plain data with defaults.
+//! Requests to a node. Plain data with defaults.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -7,49 +7,58 @@ use std::time::Duration;
 use crate::base::{ErrorKind, Fault, LayerRange, Progress};
 use crate::engine::constraint::Constraint;
 use crate::engine::sample::{MAX_ALTERNATIVES, SampleError, SamplingParams};
-use crate::model::ShardKind;
 use crate::model::chat::{ChatMessage, TemplateInputs};
-use crate::pipeline::pool::Pooling;
+use crate::model::{Manifest, ShardEntry, ShardKind};
+use crate::pipeline::session::pooling::Pooling;
 use crate::wire::codec::Codec;
 
-/// Stop texts of one request at most.
+/// Most stop texts of one request.
 pub const MAX_STOPS: usize = 16;
-/// Bytes of one stop text at most.
+/// Most bytes of one stop text.
 pub const MAX_STOP_BYTES: usize = 256;
-/// Texts of one request for embeddings at most.
+/// Most texts of one embedding request.
 pub const MAX_INPUTS: usize = 1024;
-/// Tokens of an answer where the request does not say: enough for a page, and it leaves context to other sessions.
+/// Default limit of an answer's tokens: about a page, which leaves context to other sessions.
 pub const DEFAULT_MAX_TOKENS: u32 = 1024;
-
-/// Bytes of a caller's name at most.
+/// Most bytes of a caller's name.
 pub const MAX_CALLER_BYTES: usize = 256;
 
-/// Told how far a long work has come.
+/// Callback for the progress of a long operation. Called from a thread of the node.
 pub type ProgressFn = Arc<dyn Fn(Progress) + Send + Sync>;
 
-/// Which shards of a model.
+/// Selection of a model's shards.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Parts {
     /// Every shard.
     All,
-    /// Metadata and embedding: what a coordinator needs.
+    /// Metadata and embedding, as a coordinator needs them.
     Coordinator,
-    /// These layers; with `head` also output norm and output (the embedding where tied).
+    /// These layers; with `head` also output norm and output matrix (the embedding if tied).
     Stage {
         /// The layers.
         layers: LayerRange,
-        /// Whether to hold the head too.
+        /// Whether to include the head.
         head: bool,
     },
 }
 
 impl Parts {
-    /// Refuses layers that a model of so many does not have, and none.
+    /// Shards of a model that these parts name.
+    pub(crate) fn shards<'a>(&self, manifest: &'a Manifest) -> Result<Vec<&'a ShardEntry>, Fault> {
+        self.check(manifest.layers)?;
+        Ok(match self {
+            Parts::All => manifest.shards.iter().collect(),
+            Parts::Coordinator => manifest.coordinator_shards().collect(),
+            Parts::Stage { layers, head } => manifest.stage_shards(*layers, *head).collect(),
+        })
+    }
+
+    /// Refuses an empty range and layers beyond the model's `count` layers.
     pub(crate) fn check(&self, count: u32) -> Result<(), Fault> {
         let all = LayerRange::new(0, count);
         match self {
             Parts::Stage { layers, .. } if layers.is_empty() || !all.covers(*layers) => {
-                let what = if layers.is_empty() { "are none" } else { "are not all there" };
+                let what = if layers.is_empty() { "are empty" } else { "do not all exist" };
                 let text = format!("layers {layers} {what}: the model has {count} layers ({all}, the end excluded)");
                 Err(Fault::new(ErrorKind::InvalidArgument, text))
             }
@@ -58,38 +67,37 @@ impl Parts {
     }
 }
 
-/// How to import.
+/// Options of an import.
 #[derive(Clone, Default)]
 pub struct ImportOptions {
-    /// An alias of the model here, beside those it has; refused where it is another model's
-    /// ([`Node::move_alias`](crate::node::Node::move_alias)). The model is the same whatever it is called; without an alias it is
-    /// called by the GGUF's `general.name`, or the file's stem.
+    /// A further alias of the model; refused if another model has it ([`Node::move_alias`](crate::node::Node::move_alias)).
+    /// Names do not change a model's id. Without an alias the model gets the GGUF's `general.name` or the file's stem as its
+    /// name.
     pub name: Option<String>,
-    /// What to keep here, at least one part; default: all. Layers that the model does not have are refused.
+    /// Parts to store, at least one; default: all. Nonexistent layers are refused.
     pub parts: Option<Vec<Parts>>,
-    /// Whether a model that cannot run here is imported all the same, to be kept for others. Default: false, so that it is
-    /// refused before a weight is fetched or hashed; see [`ImportReport`](crate::node::ImportReport).
+    /// Whether to import a model that cannot run here, to hold it for others. Default: false; the import is then refused
+    /// before a weight is fetched or hashed, with an [`ImportReport`](crate::node::ImportReport).
     pub anyway: bool,
-    /// Told about progress, from another thread.
+    /// Progress callback, called from another thread.
     pub progress: Option<ProgressFn>,
 }
 
 impl ImportOptions {
-    /// Refuses parts of which a model with so many layers has nothing.
+    /// Refuses an empty selection and parts beyond the model's `layers`.
     pub(crate) fn check(&self, layers: u32) -> Result<(), Fault> {
         match self.parts.as_deref() {
             Some([]) => {
-                let text = "`parts` names nothing to keep; leave it out to keep all of the model";
+                let text = "`parts` is empty; omit it to import the whole model";
                 Err(Fault::new(ErrorKind::InvalidArgument, text))
             }
             parts => parts.unwrap_or_default().iter().try_for_each(|parts| parts.check(layers)),
         }
     }
 
-    /// Whether a shard is to be kept. A head asks for the embedding too: only the manifest knows whether it is tied, and
-    /// an import keeps what the answer may need.
+    /// Whether to store a shard. A head includes the embedding: only the manifest tells whether they are tied.
     pub(crate) fn keeps(&self, kind: ShardKind) -> bool {
-        let wants = |parts: &Parts| match (parts, kind) {
+        let includes = |parts: &Parts| match (parts, kind) {
             (Parts::All, _) => true,
             (Parts::Coordinator, kind) => matches!(kind, ShardKind::Metadata | ShardKind::Embedding),
             (Parts::Stage { .. }, ShardKind::Metadata) => false,
@@ -97,68 +105,69 @@ impl ImportOptions {
             (Parts::Stage { layers, .. }, ShardKind::Layer(layer)) => layers.start <= layer && layer < layers.end,
             (Parts::Stage { head, .. }, ShardKind::Head | ShardKind::Embedding) => *head,
         };
-        self.parts.as_deref().is_none_or(|parts| parts.iter().any(wants))
+        self.parts.as_deref().is_none_or(|parts| parts.iter().any(includes))
     }
 
-    /// Tells how far the work has come.
-    pub(crate) fn tell(&self, progress: Progress) {
-        self.progress.iter().for_each(|told| told(progress));
+    /// Calls the progress callback.
+    pub(crate) fn report_progress(&self, progress: Progress) {
+        self.progress.iter().for_each(|callback| callback(progress));
     }
 }
 
-/// How to generate.
+/// Options of a generation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateOptions {
-    /// Tokens of the answer at most; what is left of the context where that is less. Default: [`DEFAULT_MAX_TOKENS`].
+    /// Limit of the answer's tokens, within the remaining context. Default: [`DEFAULT_MAX_TOKENS`].
     pub max_tokens: Option<u32>,
-    /// How tokens are chosen.
+    /// Sampling parameters.
     pub sampling: SamplingParams,
-    /// Texts that end the answer, at most [`MAX_STOPS`] of [`MAX_STOP_BYTES`]; they are not part of it.
+    /// Stop texts, at most [`MAX_STOPS`] of [`MAX_STOP_BYTES`] bytes; excluded from the answer.
     pub stop: Vec<String>,
-    /// Whole time allowed.
+    /// Time limit of the whole request, queueing included. Default: none.
     pub deadline: Option<Duration>,
-    /// Whether each step keeps the shape that it has in a plain run of the whole model, so that the answer is that run's,
-    /// token for token, whoever else is answered meanwhile. Otherwise steps are computed together with those of other
-    /// sessions, guesses are tried ahead, and prompts are computed in pieces: faster, and the same up to the rounding of
-    /// sums, by which a token changes where two are about equally likely. Default: false.
+    /// Whether each step has the batch shape of a plain run of the whole model, so the answer equals that run token for
+    /// token, whatever other sessions compute. Otherwise steps are batched with other sessions, draft tokens are verified,
+    /// and prompts are chunked: faster, and equal up to the rounding of sums, which can change a token if two are about
+    /// equally likely. Default: false.
     pub exact: bool,
-    /// Whether to try guesses ahead where that pays; never where `exact` is asked for. Default: true.
-    pub guess: bool,
-    /// A model that guesses ahead in the place of what repeats itself: a smaller one with the same tokens (vocabularies may be
-    /// padded to different lengths), of which this node holds all. Not with `exact` or a constraint, which are never guessed. Default: none.
+    /// Whether to speculate where it pays; never with `exact`. Default: true.
+    pub speculate: bool,
+    /// A draft model that replaces n-gram speculation: a smaller model with the same tokens (vocabularies may be padded to
+    /// different lengths), held completely by this node. Not with `exact` or a constraint, which exclude speculation.
+    /// Default: none.
     pub draft: Option<String>,
-    /// Whether other hosts follow the stages of the answer, where some have the layers and the memory, so that one goes on
-    /// where a stage's host is lost and little is computed again. They see, compute and are paid for what the stages are,
-    /// and are not named in the answer's route before they take over. Default: false.
-    pub stand_by: bool,
-    /// How hidden states travel between hosts: rounded they take a half or some 0.3 of the bytes, which counts for long
-    /// prompts over slow lines, and change answers by less than llama.cpp's own settings do. Not with `exact`; for
-    /// architectures for which it was measured. Default: `F32`.
+    /// Whether hot standbys replicate the answer's stages, if other hosts have the layers and the memory. When a stage's
+    /// host is lost, its standby continues and little is recomputed. Standbys see, compute and are paid for the same inputs
+    /// as the stages, and appear in the answer's route as stages only after they take over. Default: false.
+    pub standby: bool,
+    /// Codec of hidden states between hosts. Rounded states take a half or about 0.3 of the bytes, which matters for long
+    /// prompts over slow links, and change answers by less than llama.cpp's own settings do. Not with `exact`; only for
+    /// architectures for which the effect was measured. Default: `F32`.
     pub wire: Codec,
-    /// Where given, each token whose text is in the answer is told with its log-probability, and with those of so many of
-    /// the likeliest tokens there, at most [`MAX_ALTERNATIVES`]. They are the model's own; under a constraint, those of the
-    /// tokens that it admits, which the token was drawn from. Default: none.
+    /// If set, each token of the answer's text is reported with its log-probability and this many likeliest tokens, at most
+    /// [`MAX_ALTERNATIVES`]. Probabilities are the model's own; under a constraint, among the admitted tokens. Default:
+    /// none.
     pub logprobs: Option<u32>,
-    /// The form that the answer must have. Nothing is guessed ahead then. Default: none.
+    /// Grammar or schema of the answer. Excludes speculation. Default: none.
     pub constraint: Option<Constraint>,
-    /// On whose behalf the host program asks, at most [`MAX_CALLER_BYTES`]: callers that wait for places take turns. Default:
-    /// all are one.
+    /// Name of the caller that the host program acts for, at most [`MAX_CALLER_BYTES`]: the queue is fair between callers.
+    /// Default: one common caller.
     pub caller: String,
 }
 
 impl Default for GenerateOptions {
     fn default() -> Self {
         let (max_tokens, sampling, stop, deadline) = (None, SamplingParams::default(), Vec::new(), None);
-        let (draft, stand_by, wire, logprobs, constraint) = (None, false, Codec::F32, None, None);
+        let (draft, standby, wire, logprobs, constraint) = (None, false, Codec::F32, None, None);
         Self {
             max_tokens,
             sampling,
             stop,
             deadline,
             exact: false,
-            guess: true,
+            speculate: true,
             draft,
-            stand_by,
+            standby,
             wire,
             logprobs,
             constraint,
@@ -168,7 +177,7 @@ impl Default for GenerateOptions {
 }
 
 impl GenerateOptions {
-    /// Refuses what cannot be done, naming the field.
+    /// Refuses invalid options and names the field.
     pub fn check(&self) -> Result<(), Fault> {
         self.sampling.check().map_err(of_sampling)?;
         if self.max_tokens == Some(0) {
@@ -181,11 +190,11 @@ impl GenerateOptions {
         if self.stop.iter().any(|stop| stop.is_empty() || stop.len() > MAX_STOP_BYTES) {
             return refuse("stop", format_args!("each text must have 1 to {MAX_STOP_BYTES} bytes"));
         }
-        if self.draft.is_some() && (self.exact || !self.guess || self.constraint.is_some()) {
-            return refuse("draft", "a draft model guesses ahead, which exact and constrained answers never do");
+        if self.draft.is_some() && (self.exact || !self.speculate || self.constraint.is_some()) {
+            return refuse("draft", "a draft model speculates: not with `exact`, a constraint, or `speculate` off");
         }
         if self.exact && self.wire != Codec::F32 {
-            return refuse("wire", format_args!("{} rounds states, and no answer is `exact` then", self.wire.name()));
+            return refuse("wire", format_args!("{} rounds states, so the answer cannot be `exact`", self.wire.name()));
         }
         if let Some(asked) = self.logprobs.filter(|asked| *asked > MAX_ALTERNATIVES) {
             return refuse("logprobs", format_args!("is {asked}; it must be between 0 and {MAX_ALTERNATIVES}"));
@@ -201,7 +210,7 @@ fn refuse(field: &str, why: impl Display) -> Result<(), Fault> {
     Err(Fault::new(ErrorKind::InvalidArgument, why).about(field))
 }
 
-/// What sampling refuses or fails at.
+/// The fault of a sampling error, with its field.
 pub(crate) fn of_sampling(error: SampleError) -> Fault {
     let fault = Fault::new(error.kind(), &error);
     error.field().into_iter().fold(fault, Fault::about)
@@ -214,20 +223,19 @@ fn check_caller(name: &str) -> Result<(), Fault> {
     }
 }
 
-/// A conversation to be continued.
+/// A conversation to continue.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ChatRequest {
-    /// Name, id, or the unique beginning of either.
+    /// Name or id of the model, or a unique beginning of either.
     pub model: String,
     /// The conversation so far.
     pub messages: Vec<ChatMessage>,
-    /// How.
+    /// Options.
     pub options: GenerateOptions,
-    /// What the chat template is given beside the messages: tools, documents, and variables of its own such as
-    /// `enable_thinking`. Their bytes count to the conversation's. What the model writes to call a tool is text of the
-    /// answer. Default: nothing.
+    /// Further inputs of the chat template: tools, documents, and its own variables such as `enable_thinking`. Their bytes
+    /// count to the conversation's. A tool call of the model is text of the answer. Default: none.
     pub inputs: TemplateInputs,
-    /// A chat template (Jinja) in the place of the model's own, and of the node's
+    /// Chat template (Jinja) that replaces the model's own and the node's
     /// ([`NodeBuilder::chat_template`](crate::node::NodeBuilder::chat_template)). Default: none.
     pub chat_template: Option<String>,
 }
@@ -235,40 +243,40 @@ pub struct ChatRequest {
 /// A prompt without a template.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Prompt {
-    /// Text; special tokens in it are text, and the model's begin token is put before it.
+    /// Text. Special tokens in it are plain text; the model's BOS token is prepended.
     Text(String),
-    /// Tokens as they are.
+    /// Token ids, used unchanged.
     Tokens(Vec<u32>),
 }
 
-/// A text to be continued.
+/// A text to continue.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateRequest {
-    /// Name, id, or the unique beginning of either.
+    /// Name or id of the model, or a unique beginning of either.
     pub model: String,
     /// The text.
     pub prompt: Prompt,
-    /// How.
+    /// Options.
     pub options: GenerateOptions,
 }
 
-/// Texts to be made vectors of.
+/// Texts to embed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EmbedRequest {
-    /// Name, id, or the unique beginning of either.
+    /// Name or id of the model, or a unique beginning of either.
     pub model: String,
     /// The texts, 1 to [`MAX_INPUTS`]; each must fit into the context.
     pub inputs: Vec<Prompt>,
-    /// What is taken of the states of a text's tokens.
+    /// Pooling of a text's token states.
     pub pooling: Pooling,
-    /// Whole time allowed.
+    /// Time limit of the whole request, queueing included. Default: none.
     pub deadline: Option<Duration>,
     /// See [`GenerateOptions::caller`].
     pub caller: String,
 }
 
 impl EmbedRequest {
-    /// Refuses what cannot be done, naming the field.
+    /// Refuses an invalid request and names the field.
     pub fn check(&self) -> Result<(), Fault> {
         check_caller(&self.caller)?;
         match self.inputs.len() {

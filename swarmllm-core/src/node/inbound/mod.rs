@@ -1,4 +1,4 @@
-//! What peers ask of the node: one dispatcher, and bounded pools of what it does at once.
+//! Requests of peers: one dispatcher, with bounded pools of concurrent work.
 
 pub(super) mod dispatcher;
 pub(super) mod pools;

@@ -1,54 +1,54 @@
-//! Pools of what the node answers to peers at once, each peer with a share of them.
+//! Bounded pools of concurrent work for peers. Each peer has a share of each pool.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::base::NodeId;
-use crate::rt::{Bounds, Place, Shares};
+use crate::rt::{FairPool, PoolLimits, PoolPermit};
 
-/// Control streams that are read, or answered where that takes no time: `Alive` and `Release` need no other place. A peer may
-/// have 128 streams; half of them are more than an honest one has, whose sessions all end at once. The reserve is a place for
-/// each connection (512). With requests of 64 KiB that is 64 MiB.
-const READING: Bounds = Bounds { all: 512, each: 64, reserve: 512 };
-/// Requests that may take long. Loading a stage holds one. The reserve is more than the connections of one address (64).
-const WORKING: Bounds = Bounds { all: 64, each: 32, reserve: 128 };
-/// Stage streams that are read: one or two for each peer, and as many again while lost ones are replaced.
-const STAGE_STREAMS: Bounds = Bounds { all: 512, each: 8, reserve: 512 };
-/// Shards that are given away. A pull takes 4 at once. Each has a group of 1 MiB in memory, that is 96 MiB. The
-/// reserve is more than the connections of one address.
-const UPLOADS: Bounds = Bounds { all: 16, each: 4, reserve: 80 };
-/// Peers that are being told to come back for a shard.
-const TELLING: Bounds = Bounds { all: 64, each: 8, reserve: 64 };
-/// Refusals are told to the log once in this time.
-const TOLD_EVERY: Duration = Duration::from_secs(60);
+/// Control streams being read or answered at once; `Alive` and `Release` need no other permit. A peer may have 128 streams;
+/// half of them is more than an honest peer needs when all its sessions end together. The reserve has one permit per
+/// connection (512). With requests of 64 KiB that is 64 MiB.
+const READING: PoolLimits = PoolLimits { total: 512, per_key: 64, reserve: 512 };
+/// Slow requests, such as loading a stage. The reserve exceeds the connections of one address (64).
+const WORKING: PoolLimits = PoolLimits { total: 64, per_key: 32, reserve: 128 };
+/// Stage streams being read: one or two per peer, and as many again while lost ones are replaced.
+const STAGE_STREAMS: PoolLimits = PoolLimits { total: 512, per_key: 8, reserve: 512 };
+/// Shards being sent. A pull fetches 4 at once. Each holds a group of 1 MiB in memory, in all 96 MiB. The reserve exceeds
+/// the connections of one address.
+const UPLOADS: PoolLimits = PoolLimits { total: 16, per_key: 4, reserve: 80 };
+/// Busy replies to shard requests.
+const BUSY_REPLIES: PoolLimits = PoolLimits { total: 64, per_key: 8, reserve: 64 };
+/// Least time between two warnings about refusals.
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
-/// A peer's place.
-pub(crate) type Placed = Place<NodeId>;
+/// A peer's permit in a pool; released when dropped.
+pub(crate) type Permit = PoolPermit<NodeId>;
 
 /// See the module.
 pub(crate) struct InboundPools {
-    pub reading: Shares<NodeId>,
-    pub working: Shares<NodeId>,
-    pub stage_streams: Shares<NodeId>,
-    pub uploads: Shares<NodeId>,
-    pub telling: Shares<NodeId>,
+    pub reading: FairPool<NodeId>,
+    pub working: FairPool<NodeId>,
+    pub stage_streams: FairPool<NodeId>,
+    pub uploads: FairPool<NodeId>,
+    pub busy_replies: FairPool<NodeId>,
     refusals: Mutex<Refusals>,
 }
 
-/// How many streams were refused.
+/// Refused streams since the last warning.
 #[derive(Debug, Default)]
 struct Refusals {
     count: u64,
-    told: Option<Instant>,
+    warned: Option<Instant>,
 }
 
 impl Refusals {
-    /// One more; gives how many there were since they were last told, where that is to be told now.
+    /// Counts a refusal; returns the count since the last warning if a warning is due.
     fn add(&mut self, now: Instant) -> Option<u64> {
         self.count += 1;
-        let due = self.told.is_none_or(|told| now.duration_since(told) >= TOLD_EVERY);
+        let due = self.warned.is_none_or(|warned| now.duration_since(warned) >= WARN_INTERVAL);
         due.then(|| {
-            self.told = Some(now);
+            self.warned = Some(now);
             std::mem::take(&mut self.count)
         })
     }
@@ -57,26 +57,26 @@ impl Refusals {
 impl InboundPools {
     pub fn new() -> Self {
         Self {
-            reading: Shares::new(READING),
-            working: Shares::new(WORKING),
-            stage_streams: Shares::new(STAGE_STREAMS),
-            uploads: Shares::new(UPLOADS),
-            telling: Shares::new(TELLING),
+            reading: FairPool::new(READING),
+            working: FairPool::new(WORKING),
+            stage_streams: FairPool::new(STAGE_STREAMS),
+            uploads: FairPool::new(UPLOADS),
+            busy_replies: FairPool::new(BUSY_REPLIES),
             refusals: Mutex::default(),
         }
     }
 
-    /// A place, or a word in the log: one in a minute, since peers can be refused as often as they like.
-    pub fn take(&self, pool: &Shares<NodeId>, peer: NodeId, what: &'static str) -> Option<Placed> {
-        let place = pool.take(peer);
-        if place.is_none() {
+    /// Takes a permit, or logs the refusal: one warning a minute, since peers can provoke refusals at will.
+    pub fn take(&self, pool: &FairPool<NodeId>, peer: NodeId, what: &'static str) -> Option<Permit> {
+        let permit = pool.take(peer);
+        if permit.is_none() {
             tracing::debug!(%peer, what, "too many at once: a stream was refused");
-            let told = self.refusals.lock().unwrap_or_else(PoisonError::into_inner).add(Instant::now());
-            if let Some(count) = told {
+            let due = self.refusals.lock().unwrap_or_else(PoisonError::into_inner).add(Instant::now());
+            if let Some(count) = due {
                 tracing::warn!(count, last = %peer, what, "streams of peers were refused: too many at once");
             }
         }
-        place
+        permit
     }
 }
 
@@ -85,10 +85,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusals_are_told_once_in_a_while_with_their_number() {
+    fn refusals_are_logged_once_a_minute_with_their_count() {
         let (mut refusals, now) = (Refusals::default(), Instant::now());
         assert_eq!(refusals.add(now), Some(1));
-        assert!((0..9999).all(|_| refusals.add(now + TOLD_EVERY / 2).is_none()));
-        assert_eq!(refusals.add(now + TOLD_EVERY), Some(10_000));
+        assert!((0..9999).all(|_| refusals.add(now + WARN_INTERVAL / 2).is_none()));
+        assert_eq!(refusals.add(now + WARN_INTERVAL), Some(10_000));
     }
 }

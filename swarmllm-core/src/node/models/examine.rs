@@ -1,5 +1,5 @@
-//! What of a model cannot run on this node and why: asked of its header before a weight is fetched or hashed, and of models
-//! that are known here whenever they are listed.
+//! Examination: whether a model can run on this node, and why not. An import examines the header before a weight is fetched
+//! or hashed; listing examines known models.
 
 #[cfg(test)]
 mod tests;
@@ -13,7 +13,7 @@ use crate::engine::Engine;
 use crate::model::catalog::{Catalog, read_header};
 use crate::model::chat::{ChatTemplate, TemplateError};
 use crate::model::gguf::Gguf;
-use crate::model::manifest::Cut;
+use crate::model::manifest::Sharding;
 use crate::model::tokenizer::{Tokenizer, TokenizerWarning};
 use crate::model::{Fact, Manifest, ModelError, ShardKind};
 use crate::node::api::error::ModelActError;
@@ -21,10 +21,10 @@ use crate::node::api::findings::{Finding, ImportReport, Subject};
 use crate::node::api::request::ImportOptions;
 use crate::node::models::transfer::fault;
 
-/// What helps where a model's template does not serve.
-pub(crate) const ANOTHER: &str = "another may be given (`chat_template`, `--chat-template`)";
+/// Hint for models without a usable template.
+pub(crate) const TEMPLATE_HINT: &str = "set one with `chat_template` (`--chat-template`)";
 
-/// The examination of one import: refuses a header, or remembers what the host is to be told.
+/// The examination of one import: it refuses a header or stores the report for the host. Clones share the report.
 #[derive(Clone)]
 pub(crate) struct Examination {
     engines: Engines,
@@ -33,23 +33,22 @@ pub(crate) struct Examination {
 }
 
 impl Examination {
-    /// By these engines.
-    pub fn by(engines: Engines, options: &ImportOptions) -> Examination {
+    pub fn new(engines: Engines, options: &ImportOptions) -> Examination {
         Examination { engines, options: options.clone(), report: Arc::default() }
     }
 
-    /// One that lets everything pass.
+    /// Accepts every header.
     #[cfg(all(test, feature = "https"))]
     pub fn none() -> Examination {
         let engines = Engines { all: Vec::new(), wanted: None };
-        Examination::by(engines, &ImportOptions { anyway: true, ..ImportOptions::default() })
+        Examination::new(engines, &ImportOptions { anyway: true, ..ImportOptions::default() })
     }
 
-    /// Refuses parts that the model does not have, and a model that cannot run here, unless it is wanted anyway. A header of
-    /// which no model can be made passes: the import itself says why. Blocks for as long as building a tokenizer takes.
+    /// Refuses parts that the model does not have, and a model that cannot run here, unless `anyway` is set. A header from
+    /// which no model can be cut passes: the import itself reports the error. Blocks while it builds a tokenizer.
     pub fn check(&self, header: &Gguf) -> Result<(), ModelActError> {
-        let Ok(cut) = Cut::new(header) else { return Ok(()) };
-        let report = self.of(&cut.manifest, header)?;
+        let Ok(sharding) = Sharding::new(header) else { return Ok(()) };
+        let report = self.of(&sharding.manifest, header)?;
         if report.refuses() && !self.options.anyway {
             return Err(Box::new(report).into());
         }
@@ -57,47 +56,47 @@ impl Examination {
         Ok(())
     }
 
-    /// What is found of a header.
-    pub fn look(&self, header: &Gguf, path: &Path) -> Result<ImportReport, Fault> {
-        let cut = Cut::new(header).map_err(|source| fault(ModelError::Cut { path: path.to_owned(), source }))?;
-        self.of(&cut.manifest, header)
+    /// Examines a header. Blocks while it builds a tokenizer.
+    pub fn examine_header(&self, header: &Gguf, path: &Path) -> Result<ImportReport, Fault> {
+        let sharding =
+            Sharding::new(header).map_err(|source| fault(ModelError::Sharding { path: path.to_owned(), source }))?;
+        self.of(&sharding.manifest, header)
     }
 
-    /// What is found of a file that lies here. Blocks.
-    pub fn look_at_file(&self, path: &Path) -> Result<ImportReport, Fault> {
-        self.look(&read_header(path).map_err(fault)?, path)
+    /// Examines a local file. Blocks.
+    pub fn examine_file(&self, path: &Path) -> Result<ImportReport, Fault> {
+        self.examine_header(&read_header(path).map_err(fault)?, path)
     }
 
     fn of(&self, manifest: &Manifest, header: &Gguf) -> Result<ImportReport, Fault> {
         self.options.check(manifest.layers)?;
-        // Who keeps no metadata does not ask the model, and only computes layers of it.
-        let asks = self.options.keeps(ShardKind::Metadata);
-        Ok(ImportReport::of(manifest, Some(&header.facts), &self.engines, asks))
+        // A node without metadata sends no requests to the model; it only computes layers.
+        let coordinates = self.options.keeps(ShardKind::Metadata);
+        Ok(ImportReport::of(manifest, Some(&header.facts), &self.engines, coordinates))
     }
 
-    /// What the host is to be told.
+    /// The report of the last accepted header.
     pub fn report(&self) -> ImportReport {
         self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// What was found of the models that are known here, and whether their metadata was here then. Engines do not change while a
-/// node runs, so that each model is examined once. As many as there are models.
+/// Reports about known models, each with whether the metadata was here. Engines do not change while a node runs, so each
+/// model is examined once. Bounded by the number of models.
 #[derive(Default)]
-pub(crate) struct Reports {
+pub(crate) struct Examinations {
     known: Mutex<HashMap<ModelId, (bool, Arc<ImportReport>)>>,
 }
 
-impl Reports {
-    /// What of a known model cannot run here. Blocks the first time for as long as reading its metadata and building a
-    /// tokenizer take.
+impl Examinations {
+    /// The report about a known model. Blocks the first time, while it reads the metadata and builds a tokenizer.
     pub fn of(&self, catalog: &Catalog, engines: &Engines, model: ModelId, manifest: &Manifest) -> Arc<ImportReport> {
-        let asks = catalog.holding(model).metadata;
-        if let Some((_, report)) = self.known().get(&model).filter(|(asked, _)| *asked == asks) {
+        let has_metadata = catalog.holding(model).metadata;
+        if let Some((_, report)) = self.known().get(&model).filter(|(had_metadata, _)| *had_metadata == has_metadata) {
             return report.clone();
         }
-        // Metadata that cannot be read is not held any longer.
-        let facts = asks.then(|| catalog.metadata(model).ok()).flatten();
+        // The catalogue drops unreadable metadata.
+        let facts = has_metadata.then(|| catalog.metadata(model).ok()).flatten();
         let report = Arc::new(ImportReport::of(manifest, facts.as_deref(), engines, true));
         let mut known = self.known();
         known.retain(|model, _| catalog.manifest(*model).is_some());
@@ -110,36 +109,41 @@ impl Reports {
     }
 }
 
-/// Engines that could run a model.
+/// Engines of a node.
 #[derive(Clone)]
 pub(crate) struct Engines {
     pub all: Vec<Arc<dyn Engine>>,
-    /// The one that the host wants, where it wants one.
+    /// Name of the engine that the host chose.
     pub wanted: Option<String>,
 }
 
 impl Engines {
-    /// Those that the host admits, best first.
-    fn admitted(&self) -> impl Iterator<Item = &Arc<dyn Engine>> {
+    /// Engines that the host allows, best first.
+    fn allowed(&self) -> impl Iterator<Item = &Arc<dyn Engine>> {
         let wanted = self.wanted.as_deref();
         self.all.iter().filter(move |engine| wanted.is_none_or(|name| name == engine.name()))
     }
 }
 
 impl ImportReport {
-    /// Asks engines, and where there are the facts of its header tokenizer and template, what they say of a model. With `asks`
-    /// the node is to ask the model, and not only to compute layers of it. Blocks for as long as building a tokenizer takes.
-    pub(crate) fn of(manifest: &Manifest, facts: Option<&[Fact]>, engines: &Engines, asks: bool) -> ImportReport {
+    /// Examines a model: engines by the manifest, tokenizer and template by the facts of the header. `coordinates`: the node
+    /// sends requests to the model and so needs its tokenizer. Blocks while it builds a tokenizer.
+    pub(crate) fn of(
+        manifest: &Manifest,
+        facts: Option<&[Fact]>,
+        engines: &Engines,
+        coordinates: bool,
+    ) -> ImportReport {
         let mut findings = engine_findings(manifest, engines);
         if let Some(facts) = facts {
-            findings.extend(tokenizer_findings(facts, asks));
+            findings.extend(tokenizer_findings(facts, coordinates));
             if let Err(error) = ChatTemplate::from_facts(facts) {
                 findings.push(Finding {
                     subject: Subject::Template,
                     kind: error.kind(),
                     reason: match error {
-                        // That it completes plain text is said of every such model.
-                        TemplateError::Missing => format!("the model has no chat template; {ANOTHER}"),
+                        // The finding's text adds that the model completes plain text.
+                        TemplateError::Missing => format!("the model has no chat template; {TEMPLATE_HINT}"),
                         error => error.to_string(),
                     },
                     refuses: false,
@@ -150,11 +154,11 @@ impl ImportReport {
     }
 }
 
-/// One for each engine that does not take a model.
+/// One finding per engine that cannot run the model.
 fn engine_findings(manifest: &Manifest, engines: &Engines) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut runs = false;
-    for engine in engines.admitted() {
+    for engine in engines.allowed() {
         match engine.cuts(manifest) {
             Ok(_) => runs = true,
             Err(error) => findings.push(Finding {
@@ -175,12 +179,12 @@ fn engine_findings(manifest: &Manifest, engines: &Engines) -> Vec<Finding> {
     findings
 }
 
-/// Why there is no tokenizer, or what it works without.
-fn tokenizer_findings(facts: &[Fact], asks: bool) -> Vec<Finding> {
+/// The tokenizer's error, or its warnings.
+fn tokenizer_findings(facts: &[Fact], coordinates: bool) -> Vec<Finding> {
     match Tokenizer::from_facts(facts) {
         Err(error) => {
             let (subject, kind) = (Subject::Tokenizer, error.kind());
-            vec![Finding { subject, kind, reason: error.to_string(), refuses: asks }]
+            vec![Finding { subject, kind, reason: error.to_string(), refuses: coordinates }]
         }
         Ok(tokenizer) => {
             let finding = |warning: &TokenizerWarning| Finding {

@@ -1,5 +1,4 @@
-//! Fetching a model from peers, and from one more source where there is one: finds its manifest, then the shards that are
-//! wanted and not held.
+//! Fetches a model from peers and, if given, from one more source: first its manifest, then the missing shards.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,71 +8,72 @@ use std::time::{Duration, Instant};
 use futures::future::BoxFuture;
 use futures::stream::{self, TryStreamExt};
 
-use crate::base::names::{Meaning, is_short_of_id, nearest};
+use crate::base::names::{NameResolution, is_short_of_id, nearest};
 use crate::base::{ErrorKind, Event, Fault, ModelId, NodeId, Progress};
 use crate::model::{Catalog, Manifest, ModelError, ShardEntry, ShardKind};
 use crate::node::api::request::{Parts, ProgressFn};
 use crate::node::blocking::blocking;
-use crate::node::models::transfer::{self, Gave, Taken};
-use crate::node::shared::Shared;
-use crate::node::swarm::directory::Registry;
+use crate::node::models::handle::Models;
+use crate::node::models::transfer::{self, FetchOutcome, OnBytes};
+use crate::node::shared::SharedState;
+use crate::node::swarm::dht_keys::{dht_key, dht_key_of_name};
 use crate::node::swarm::greeting;
-use crate::node::swarm::lookup::seek;
-use crate::node::swarm::table_keys::{key_of, key_of_name};
-use crate::pipeline::control::{request, unexpected};
+use crate::node::swarm::lookup::greet_providers;
+use crate::node::swarm::registry::ModelRegistry;
+use crate::pipeline::link::request::{request, unexpected};
 use crate::wire::announce::{Announcement, Holding};
 use crate::wire::control::{Reply, Request};
 
 /// A manifest of 10,000 tensors is about 1 MiB.
 const MANIFEST_DEADLINE: Duration = Duration::from_secs(30);
-/// Longest search in the swarm's table for a name that resembles a known one, so that it is most likely misspelt.
-const TYPO_PATIENCE: Duration = Duration::from_secs(2);
-/// Longest that a shard is waited for at givers that are all busy.
-const BUSY_LONGEST: Duration = Duration::from_secs(60 * 60);
-/// Shards that are fetched at once.
+/// Deadline of the DHT lookup of a name that resembles a known name and so is probably misspelt.
+const TYPO_DEADLINE: Duration = Duration::from_secs(2);
+/// Longest wait for a shard while all its sources are busy.
+const MAX_BUSY_WAIT: Duration = Duration::from_secs(60 * 60);
+/// Shards fetched in parallel.
 const PARALLEL: usize = 4;
 
-/// Gives shards of models beside the peers.
+/// A source of shards beside the peers.
 pub(crate) trait Source: Send + Sync {
-    /// Takes one shard, whole and verified. `taken` is told the bytes as they come. Cancel-safe.
-    fn take<'a>(
+    /// Fetches one whole shard, verified. Reports received bytes to `on_bytes`. Cancel-safe.
+    fn fetch_shard<'a>(
         &'a self,
         catalog: &'a Catalog,
         manifest: &'a Arc<Manifest>,
         entry: &'a ShardEntry,
-        taken: &'a Taken,
+        on_bytes: &'a OnBytes,
     ) -> BoxFuture<'a, Result<(), Fault>>;
 }
 
-/// By whose word shards are fetched.
+/// Who requested the fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asker {
+pub(crate) enum Requester {
     Host,
-    /// It may give up later what was not here before.
+    /// Placement may evict these shards later.
     Placement,
 }
 
-/// Fetches what `parts` names of a model. Cancel-safe: what is verified is kept.
+/// Fetches `parts` of a model. Cancel-safe: verified bytes are kept.
 pub(crate) async fn pull(
-    shared: &Arc<Shared>,
+    shared: &Arc<SharedState>,
     name: &str,
     parts: &Parts,
-    asker: Asker,
+    requester: Requester,
     source: Option<Arc<dyn Source>>,
     progress: Option<ProgressFn>,
 ) -> Result<ModelId, Fault> {
     let model = find(shared, name).await?;
-    let manifest = manifest(shared, model, asker).await?;
-    let wanted: Vec<ShardEntry> = select(&manifest, parts)?.into_iter().cloned().collect();
+    let manifest = manifest(shared, model, requester).await?;
+    let wanted: Vec<ShardEntry> = parts.shards(&manifest)?.into_iter().cloned().collect();
     let total = wanted.iter().map(|entry| entry.size).sum();
-    let held = wanted.iter().filter(|entry| shared.catalog.has(&entry.id)).map(|entry| entry.size).sum();
+    let held = wanted.iter().filter(|entry| shared.models.catalog.has(&entry.id)).map(|entry| entry.size).sum();
     let _reserved = blocking({
-        let (catalog, wanted) = (shared.catalog.clone(), wanted.clone());
+        let (catalog, wanted) = (shared.models.catalog.clone(), wanted.clone());
         move || {
             let parts = |kind| wanted.iter().any(|entry| entry.kind == kind);
-            let noted = match asker {
-                Asker::Host => catalog.note_wanted(model, &parts),
-                Asker::Placement => catalog.note_placed(model, &parts),
+            let noted = match requester {
+                Requester::Host => catalog.record_requested(model, &parts),
+                Requester::Placement => catalog.record_placed(model, &parts),
             };
             noted.and_then(|()| catalog.reserve_shards(&wanted)).map_err(transfer::fault)
         }
@@ -81,20 +81,20 @@ pub(crate) async fn pull(
     .await?;
     let done = Arc::new(AtomicU64::new(held));
     let events = shared.events.clone();
-    let taken: Taken = Arc::new(move |bytes| {
+    let on_bytes: OnBytes = Arc::new(move |bytes| {
         let done = (done.fetch_add(bytes, Ordering::Relaxed) + bytes).min(total);
         let state = Progress { done, total };
         events.send(Event::Transfer { model, progress: state });
         progress.iter().for_each(|tell| tell(state));
     });
-    taken(0);
-    let missing = wanted.into_iter().filter(|entry| !shared.catalog.has(&entry.id));
-    let givers = Givers { source, ..Givers::default() };
+    on_bytes(0);
+    let missing = wanted.into_iter().filter(|entry| !shared.models.catalog.has(&entry.id));
+    let sources = SourceLoads { source, ..SourceLoads::default() };
     stream::iter(missing.map(Ok::<_, Fault>))
         .try_for_each_concurrent(PARALLEL, |entry| {
-            let (taken, givers, manifest) = (taken.clone(), givers.clone(), manifest.clone());
+            let (on_bytes, sources, manifest) = (on_bytes.clone(), sources.clone(), manifest.clone());
             async move {
-                fetch_one(shared, model, &manifest, &entry, &taken, &givers).await?;
+                fetch_one(shared, model, &manifest, &entry, &on_bytes, &sources).await?;
                 shared.events.send(Event::ShardStored { model, shard: entry.id });
                 Ok(())
             }
@@ -103,40 +103,40 @@ pub(crate) async fn pull(
     Ok(model)
 }
 
-/// The model that a name or id means, here or at a peer. Of several models the only one that can run here. Blocks where that
-/// has to be found out.
-pub(crate) fn resolve(shared: &Shared, text: &str) -> Result<ModelId, Fault> {
-    look_up(shared, text).or_else(|error| only_runnable(shared, error)).map_err(transfer::fault)
+/// Resolves a name or id to a model here or at a peer. Of several matches it takes the only one that can run here; blocks
+/// while it examines them.
+pub(crate) fn resolve(models: &Models, registry: &ModelRegistry, text: &str) -> Result<ModelId, Fault> {
+    look_up(models, registry, text).or_else(|error| only_runnable(models, error)).map_err(transfer::fault)
 }
 
-/// Of the models that a text could mean, the only one that can run here, as far as is known of them here. Blocks where one
-/// was not examined yet.
-fn only_runnable(shared: &Shared, error: ModelError) -> Result<ModelId, ModelError> {
-    let ModelError::Ambiguous { models, .. } = &error else { return Err(error) };
+/// The only one of several matches that can run here; models unknown here count as able to run. Blocks while it examines
+/// them.
+fn only_runnable(models: &Models, error: ModelError) -> Result<ModelId, ModelError> {
+    let ModelError::Ambiguous { models: matches, .. } = &error else { return Err(error) };
     let refuses = |model: ModelId| {
-        let manifest = shared.catalog.manifest(model);
-        manifest.is_some_and(|manifest| shared.report_of(model, &manifest).refuses())
+        let manifest = models.catalog.manifest(model);
+        manifest.is_some_and(|manifest| models.examine(model, &manifest).refuses())
     };
-    let mut runnable = models.iter().filter(|model| !refuses(**model));
+    let mut runnable = matches.iter().filter(|model| !refuses(**model));
     match (runnable.next(), runnable.next()) {
         (Some(model), None) => Ok(*model),
         _ => Err(error),
     }
 }
 
-fn look_up(shared: &Shared, text: &str) -> Result<ModelId, ModelError> {
-    match shared.catalog.resolve(text) {
+fn look_up(models: &Models, registry: &ModelRegistry, text: &str) -> Result<ModelId, ModelError> {
+    match models.catalog.resolve(text) {
         Err(ModelError::NotFound { name, short, .. }) => {
-            let known = shared.registry.snapshot();
-            match Registry::find(&known, text) {
-                Meaning::Model(model) => Ok(model),
-                Meaning::Ambiguous(found) => {
-                    Err(ModelError::ambiguous(name, &found, |id| Registry::matched(&known, text, id)))
+            let known = registry.snapshot();
+            match ModelRegistry::find(&known, text) {
+                NameResolution::Model(model) => Ok(model),
+                NameResolution::Ambiguous(found) => {
+                    Err(ModelError::ambiguous(name, &found, |id| ModelRegistry::matched_name(&known, text, id)))
                 }
-                Meaning::Unknown => {
-                    let own = shared.catalog.all_names();
-                    let names = own.iter().map(String::as_str).chain(Registry::names(&known));
-                    let short = short || is_short_of_id(text, Registry::models(&known));
+                NameResolution::Unknown => {
+                    let own = models.catalog.all_names();
+                    let names = own.iter().map(String::as_str).chain(ModelRegistry::names(&known));
+                    let short = short || is_short_of_id(text, ModelRegistry::models(&known));
                     Err(ModelError::NotFound { name, nearest: nearest(text, names), short })
                 }
             }
@@ -145,52 +145,55 @@ fn look_up(shared: &Shared, text: &str) -> Result<ModelId, ModelError> {
     }
 }
 
-/// Names of known models that a text resembles which means none of them.
-pub(crate) fn nearest_names(shared: &Shared, text: &str) -> Vec<String> {
-    match look_up(shared, text) {
+/// Names of known models that an unresolved text resembles.
+pub(crate) fn nearest_names(models: &Models, registry: &ModelRegistry, text: &str) -> Vec<String> {
+    match look_up(models, registry, text) {
         Err(ModelError::NotFound { nearest, .. }) => nearest,
         _ => Vec::new(),
     }
 }
 
-/// The same, and where nobody known means anything by it, whoever the swarm's table names is asked first. The table knows
-/// whole names and ids only.
-pub(crate) async fn find(shared: &Arc<Shared>, text: &str) -> Result<ModelId, Fault> {
-    let (missed, near) = match look_up(shared, text) {
+/// [`resolve`] with a DHT lookup if no known node has a match. The DHT knows whole names and ids only. Cancel-safe.
+pub(crate) async fn find(shared: &Arc<SharedState>, text: &str) -> Result<ModelId, Fault> {
+    let (not_found, near) = match look_up(&shared.models, &shared.registry, text) {
         Err(error @ ModelError::NotFound { .. }) => {
             let near = matches!(&error, ModelError::NotFound { nearest, .. } if !nearest.is_empty());
             (transfer::fault(error), near)
         }
         Err(error @ ModelError::Ambiguous { .. }) => {
-            let shared = shared.clone();
-            return blocking(move || only_runnable(&shared, error).map_err(transfer::fault)).await;
+            let models = shared.models.clone();
+            return blocking(move || only_runnable(&models, error).map_err(transfer::fault)).await;
         }
         known => return known.map_err(transfer::fault),
     };
-    let connected = shared.net.as_ref().is_some_and(|net| net.peers().snapshot().iter().any(|peer| peer.connected));
+    let connected = shared.peers.snapshot().iter().any(|peer| peer.connected);
     if !connected || text.len() > Announcement::MAX_NAME {
-        return Err(missed);
+        return Err(not_found);
     }
-    let key = text.parse().map_or_else(|_| key_of_name(text), key_of);
-    let patience = if near { TYPO_PATIENCE } else { Duration::MAX };
-    match tokio::time::timeout(patience, seek(shared, key)).await {
-        Err(_) | Ok(0) => Err(missed),
+    let key = text.parse().map_or_else(|_| dht_key_of_name(text), dht_key);
+    let deadline = if near { TYPO_DEADLINE } else { Duration::MAX };
+    match tokio::time::timeout(deadline, greet_providers(shared, key)).await {
+        Err(_) | Ok(0) => Err(not_found),
         Ok(_) => {
-            let (shared, text) = (shared.clone(), text.to_owned());
-            blocking(move || resolve(&shared, &text)).await
+            let (models, registry, text) = (shared.models.clone(), shared.registry.clone(), text.to_owned());
+            blocking(move || resolve(&models, &registry, &text)).await
         }
     }
 }
 
-/// The manifest, from here or from a peer that says it holds the model. What a peer calls a model that the host asks for is
-/// remembered as a hint.
-pub(crate) async fn manifest(shared: &Arc<Shared>, model: ModelId, asker: Asker) -> Result<Arc<Manifest>, Fault> {
-    if let Some(manifest) = shared.catalog.manifest(model) {
+/// The manifest, from the catalogue or from a holder of the model. For the host's requests, the holder's name of the model
+/// is stored as a hint.
+pub(crate) async fn manifest(
+    shared: &Arc<SharedState>,
+    model: ModelId,
+    requester: Requester,
+) -> Result<Arc<Manifest>, Fault> {
+    if let Some(manifest) = shared.models.catalog.manifest(model) {
         return Ok(manifest);
     }
-    let mut last = Fault::new(ErrorKind::ModelNotFound, format!("no peer within reach knows model {}", model.short()));
-    for (peer, holding) in known_or_sought(shared, model, |_| true).await {
-        let hint = holding.names.first().filter(|_| asker == Asker::Host);
+    let mut last = Fault::new(ErrorKind::ModelNotFound, format!("no reachable peer knows model {}", model.short()));
+    for (peer, holding) in find_holders(shared, model, |_| true).await {
+        let hint = holding.names.first().filter(|_| requester == Requester::Host);
         match manifest_from(shared, peer, model, hint.cloned()).await {
             Ok(manifest) => return Ok(manifest),
             Err(fault) => last = fault,
@@ -200,7 +203,7 @@ pub(crate) async fn manifest(shared: &Arc<Shared>, model: ModelId, asker: Asker)
 }
 
 async fn manifest_from(
-    shared: &Arc<Shared>,
+    shared: &Arc<SharedState>,
     peer: NodeId,
     model: ModelId,
     hint: Option<String>,
@@ -208,31 +211,25 @@ async fn manifest_from(
     let net = shared.net.as_ref().ok_or_else(offline)?;
     let reply = request(net, peer, &Request::Manifest { model }, MANIFEST_DEADLINE).await?;
     let Reply::Manifest { bytes } = reply else { return Err(unexpected(peer)) };
-    let catalog = shared.catalog.clone();
+    let catalog = shared.models.catalog.clone();
     let add = move || {
         let manifest = catalog.add_manifest(&bytes, model)?;
         hint.map_or(Ok(()), |hint| catalog.suggest_name(model, &hint))?;
         Ok(manifest)
     };
     let manifest = blocking(move || add().map_err(transfer::fault)).await?;
-    shared.tell_known(model);
+    shared.models.send_known(model);
     Ok(manifest)
 }
 
-/// The shards that `parts` means.
-pub(crate) fn select<'a>(manifest: &'a Manifest, parts: &Parts) -> Result<Vec<&'a ShardEntry>, Fault> {
-    parts.check(manifest.layers)?;
-    Ok(match parts {
-        Parts::All => manifest.shards.iter().collect(),
-        Parts::Coordinator => manifest.coordinator_shards().collect(),
-        Parts::Stage { layers, head } => manifest.stage_shards(*layers, *head).collect(),
-    })
-}
-
-/// Greeted peers that say they hold the model, and what of it.
-fn holders(shared: &Shared, model: ModelId, wanted: impl Fn(&Holding) -> bool) -> Vec<(NodeId, Holding)> {
-    let known = shared.registry.snapshot();
-    let holding = |node: &NodeId| Registry::holding(&known, *node, model).filter(|held| wanted(held)).cloned();
+/// Greeted peers that hold wanted parts of the model.
+fn greeted_holders(
+    registry: &ModelRegistry,
+    model: ModelId,
+    wanted: impl Fn(&Holding) -> bool,
+) -> Vec<(NodeId, Holding)> {
+    let known = registry.snapshot();
+    let holding = |node: &NodeId| ModelRegistry::holding(&known, *node, model).filter(|held| wanted(held)).cloned();
     let greeted = known.iter().filter(|(_, announced)| announced.greeted());
     greeted.filter_map(|(node, _)| Some((*node, holding(node)?))).collect()
 }
@@ -247,121 +244,122 @@ fn holds(holding: &Holding, kind: ShardKind) -> bool {
     }
 }
 
-/// Who holds what is wanted; where no greeted peer does, those that are known by gossip are greeted, and then the swarm's
-/// table is asked.
-async fn known_or_sought(
-    shared: &Arc<Shared>,
+/// Holders of wanted parts: greeted peers; if there are none, candidates after a greeting; then providers from the DHT.
+async fn find_holders(
+    shared: &Arc<SharedState>,
     model: ModelId,
     wanted: impl Fn(&Holding) -> bool,
 ) -> Vec<(NodeId, Holding)> {
-    let mut known = holders(shared, model, &wanted);
+    let mut known = greeted_holders(&shared.registry, model, &wanted);
     if known.is_empty() && greeting::greet(shared, model).await > 0 {
-        known = holders(shared, model, &wanted);
+        known = greeted_holders(&shared.registry, model, &wanted);
     }
-    if known.is_empty() && seek(shared, key_of(model)).await > 0 {
-        known = holders(shared, model, &wanted);
+    if known.is_empty() && greet_providers(shared, dht_key(model)).await > 0 {
+        known = greeted_holders(&shared.registry, model, &wanted);
     }
     known
 }
 
-/// Who gives shards.
+/// One source of shards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Giver {
+enum SourceId {
     Peer(NodeId),
-    Source,
+    /// The source beside the peers.
+    Extra,
 }
 
-/// How many shards of one pull each of them gives at the moment.
+/// Shards in transfer per source, within one pull.
 #[derive(Clone, Default)]
-struct Givers {
-    shards: Arc<Mutex<HashMap<Giver, u32>>>,
+struct SourceLoads {
+    shards: Arc<Mutex<HashMap<SourceId, u32>>>,
     source: Option<Arc<dyn Source>>,
 }
 
-/// A shard that somebody gives. Ends when dropped.
-struct Giving {
-    givers: Givers,
-    giver: Giver,
+/// One shard in transfer from a source; counted until dropped.
+struct SourceLease {
+    sources: SourceLoads,
+    source: SourceId,
 }
 
-impl Givers {
-    fn locked(&self) -> MutexGuard<'_, HashMap<Giver, u32>> {
+impl SourceLoads {
+    fn locked(&self) -> MutexGuard<'_, HashMap<SourceId, u32>> {
         self.shards.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the one out of `left` that gives least now, so that all of them give at once, each what it can.
-    fn next(&self, left: &mut Vec<Giver>) -> Option<Giving> {
+    /// Takes the least loaded source out of `left`, which spreads the shards over all sources.
+    fn next(&self, left: &mut Vec<SourceId>) -> Option<SourceLease> {
         let mut shards = self.locked();
-        let least = left.iter().enumerate().min_by_key(|(_, giver)| shards.get(*giver).copied().unwrap_or(0))?.0;
-        let giver = left.swap_remove(least);
-        *shards.entry(giver).or_default() += 1;
-        Some(Giving { givers: self.clone(), giver })
+        let least = left.iter().enumerate().min_by_key(|(_, source)| shards.get(*source).copied().unwrap_or(0))?.0;
+        let source = left.swap_remove(least);
+        *shards.entry(source).or_default() += 1;
+        Some(SourceLease { sources: self.clone(), source })
     }
 
-    /// Who may give a shard of this kind. The swarm's table is asked where nobody else would be left.
-    async fn of(&self, shared: &Arc<Shared>, model: ModelId, kind: ShardKind) -> Vec<Giver> {
+    /// Sources of a shard of this kind. Without an extra source, unknown holders are looked up.
+    async fn of(&self, shared: &Arc<SharedState>, model: ModelId, kind: ShardKind) -> Vec<SourceId> {
         let peers = match &self.source {
-            None => known_or_sought(shared, model, |holding| holds(holding, kind)).await,
-            Some(_) => holders(shared, model, |holding| holds(holding, kind)),
+            None => find_holders(shared, model, |holding| holds(holding, kind)).await,
+            Some(_) => greeted_holders(&shared.registry, model, |holding| holds(holding, kind)),
         };
-        // Peers are perhaps near; the source is not.
-        let source = self.source.iter().map(|_| Giver::Source);
-        peers.into_iter().map(|(peer, _)| Giver::Peer(peer)).chain(source).collect()
+        // Peers come first: they may be near.
+        let source = self.source.iter().map(|_| SourceId::Extra);
+        peers.into_iter().map(|(peer, _)| SourceId::Peer(peer)).chain(source).collect()
     }
 }
 
-impl Drop for Giving {
+impl Drop for SourceLease {
     fn drop(&mut self) {
-        self.givers.locked().entry(self.giver).and_modify(|shards| *shards = shards.saturating_sub(1));
+        self.sources.locked().entry(self.source).and_modify(|shards| *shards = shards.saturating_sub(1));
     }
 }
 
-/// Takes one shard from the first that gives it whole. Where those that are left are busy, it waits for them.
+/// Fetches one shard from the first source that delivers it. If the remaining sources are busy, it waits for them.
 async fn fetch_one(
-    shared: &Arc<Shared>,
+    shared: &Arc<SharedState>,
     model: ModelId,
     manifest: &Arc<Manifest>,
     entry: &ShardEntry,
-    taken: &Taken,
-    givers: &Givers,
+    on_bytes: &OnBytes,
+    sources: &SourceLoads,
 ) -> Result<(), Fault> {
-    if shared.net.is_none() && givers.source.is_none() {
+    if shared.net.is_none() && sources.source.is_none() {
         return Err(offline());
     }
-    let mut left = givers.of(shared, model, entry.kind).await;
-    let text = format!("no peer within reach holds {:?} of model {}", entry.kind, model.short());
+    let mut left = sources.of(shared, model, entry.kind).await;
+    let text = format!("no reachable peer holds {:?} of model {}", entry.kind, model.short());
     let mut last = Fault::new(ErrorKind::ShardMissing, text);
     let (begun, mut busy, mut wait) = (Instant::now(), Vec::new(), Duration::ZERO);
     loop {
-        let Some(giving) = givers.next(&mut left) else {
-            if busy.is_empty() || begun.elapsed() > BUSY_LONGEST {
+        let Some(lease) = sources.next(&mut left) else {
+            if busy.is_empty() || begun.elapsed() > MAX_BUSY_WAIT {
                 return Err(last);
             }
             left = std::mem::take(&mut busy);
             tokio::time::sleep(std::mem::take(&mut wait)).await;
             continue;
         };
-        let (given, giver) = match (giving.giver, &shared.net, &givers.source) {
-            (Giver::Peer(peer), Some(net), _) => {
-                (transfer::take(net, &shared.catalog, peer, entry, &**taken).await, format!("peer {}", peer.short()))
-            }
-            (Giver::Source, _, Some(source)) => {
-                let given = source.take(&shared.catalog, manifest, entry, taken).await;
-                (given.map(|()| Gave::All), "the source".to_owned())
+        let (fetched, label) = match (lease.source, &shared.net, &sources.source) {
+            (SourceId::Peer(peer), Some(net), _) => (
+                transfer::fetch_shard(net, &shared.models.catalog, peer, entry, &**on_bytes).await,
+                format!("peer {}", peer.short()),
+            ),
+            (SourceId::Extra, _, Some(source)) => {
+                let fetched = source.fetch_shard(&shared.models.catalog, manifest, entry, on_bytes).await;
+                (fetched.map(|()| FetchOutcome::All), "the source".to_owned())
             }
             _ => continue,
         };
-        match given {
-            Ok(Gave::All) => return Ok(()),
-            Ok(Gave::Busy(until)) => {
-                (wait, last) = (wait.max(until), Fault::new(ErrorKind::Overloaded, format!("{giver} is busy")));
-                busy.push(giving.giver);
+        match fetched {
+            Ok(FetchOutcome::All) => return Ok(()),
+            Ok(FetchOutcome::Busy(until)) => {
+                (wait, last) = (wait.max(until), Fault::new(ErrorKind::Overloaded, format!("{label} is busy")));
+                busy.push(lease.source);
             }
-            // Our own ground, not the giver's fault: another one cannot help.
+            // A fault of this machine: another source cannot help.
             Err(fault) if matches!(fault.kind(), ErrorKind::DiskFull | ErrorKind::Io) => return Err(fault),
             Err(fault) => {
-                tracing::warn!(giver, %fault, "a shard could not be taken");
-                last = Fault::new(fault.kind(), format!("{giver} gave {:?} badly: {fault}", entry.kind));
+                tracing::warn!(source = label, %fault, "a shard could not be fetched");
+                last = Fault::new(fault.kind(), format!("{label} did not deliver {:?}: {fault}", entry.kind));
             }
         }
     }

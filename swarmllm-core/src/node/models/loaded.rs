@@ -1,65 +1,65 @@
-//! What a coordinator keeps ready of each model: tokenizer, template, embedding, and the engine that serves it.
+//! Loaded models of a coordinator: tokenizer, template, embedding and engine of each.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::base::{ErrorKind, Fault, ModelId};
-use crate::engine::constraint::{ConstraintError, Lexicon};
+use crate::engine::constraint::{ConstraintCompiler, ConstraintError};
 use crate::engine::{CutRules, Embedder, Engine};
 use crate::model::Manifest;
 use crate::model::catalog::Catalog;
 use crate::model::chat::{ChatTemplate, TemplateError};
 use crate::model::tokenizer::Tokenizer;
 
-/// Models that are kept ready at once. A tokenizer of 262,144 tokens takes tens of MiB.
+/// Most loaded models. A tokenizer of 262,144 tokens takes tens of MiB.
 const MAX_LOADED: usize = 4;
 
-/// A model that can be asked.
+/// A model ready for requests.
 pub(crate) struct LoadedModel {
     pub id: ModelId,
-    /// What it is called here.
+    /// Its first name here.
     pub name: String,
     pub manifest: Arc<Manifest>,
     pub tokenizer: Arc<Tokenizer>,
-    /// The error says why the model cannot chat.
+    /// An error says why the model cannot chat.
     pub template: Result<ChatTemplate, TemplateError>,
     pub embedder: Arc<dyn Embedder>,
     pub engine: Arc<dyn Engine>,
     pub cuts: CutRules,
-    /// Made when the first constraint comes.
-    lexicon: OnceLock<Result<Arc<Lexicon>, ConstraintError>>,
+    /// Built for the first constraint.
+    compiler: OnceLock<Result<Arc<ConstraintCompiler>, ConstraintError>>,
 }
 
 impl LoadedModel {
-    /// What plans are made of.
-    pub fn planned(&self) -> Planned<'_> {
+    /// Input of the planner.
+    pub fn planned(&self) -> PlannedModel<'_> {
         let LoadedModel { id, manifest, engine, cuts, .. } = self;
-        Planned { id: *id, manifest, engine: engine.as_ref(), cuts }
+        PlannedModel { id: *id, manifest, engine: engine.as_ref(), cuts }
     }
 
-    /// The vocabulary as constraints need it. Blocks the first time.
-    pub fn lexicon(&self) -> Result<Arc<Lexicon>, ConstraintError> {
-        self.lexicon.get_or_init(|| Lexicon::new(&self.tokenizer).map(Arc::new)).clone()
+    /// The compiler of constraints for the model's vocabulary. Built at the first call, which blocks.
+    pub fn compiler(&self) -> Result<Arc<ConstraintCompiler>, ConstraintError> {
+        self.compiler.get_or_init(|| ConstraintCompiler::new(&self.tokenizer).map(Arc::new)).clone()
     }
 }
 
-/// What of a model plans are made of.
+/// The facts of a model that a plan needs.
 #[derive(Clone, Copy)]
-pub(crate) struct Planned<'a> {
+pub(crate) struct PlannedModel<'a> {
     pub id: ModelId,
     pub manifest: &'a Manifest,
     pub engine: &'a dyn Engine,
     pub cuts: &'a CutRules,
 }
 
-/// The models kept ready, longest unused first.
+/// Loaded models, least recently used first.
 #[derive(Default)]
 pub(crate) struct LoadedModels {
-    kept: Mutex<VecDeque<Arc<LoadedModel>>>,
+    models: Mutex<VecDeque<Arc<LoadedModel>>>,
 }
 
 impl LoadedModels {
-    /// Takes the model, loading it if need be. Blocks.
+    /// The model, loaded if necessary. Blocks.
     pub fn get(
         &self,
         catalog: &Catalog,
@@ -67,34 +67,34 @@ impl LoadedModels {
         wanted: Option<&str>,
         id: ModelId,
     ) -> Result<Arc<LoadedModel>, Fault> {
-        if let Some(model) = self.take_kept(id) {
+        if let Some(model) = self.get_loaded(id) {
             return Ok(model);
         }
         let model = Arc::new(load(catalog, engines, wanted, id)?);
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.push_back(model.clone());
-        if kept.len() > MAX_LOADED {
-            kept.pop_front();
+        let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        models.push_back(model.clone());
+        if models.len() > MAX_LOADED {
+            models.pop_front();
         }
         Ok(model)
     }
 
-    /// The models that are kept.
+    /// Ids of loaded models.
     pub fn ids(&self) -> Vec<ModelId> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|model| model.id).collect()
+        self.models.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|model| model.id).collect()
     }
 
-    /// Keeps a model no longer. Answers under way go on with it.
+    /// Drops a model. Running answers keep their reference.
     pub fn forget(&self, id: ModelId) {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).retain(|model| model.id != id);
+        self.models.lock().unwrap_or_else(PoisonError::into_inner).retain(|model| model.id != id);
     }
 
-    /// The model, if it is kept; it counts as used.
-    pub fn take_kept(&self, id: ModelId) -> Option<Arc<LoadedModel>> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = kept.iter().position(|model| model.id == id)?;
-        let model = kept.remove(at)?;
-        kept.push_back(model.clone());
+    /// The model if it is loaded; marks it as used.
+    pub fn get_loaded(&self, id: ModelId) -> Option<Arc<LoadedModel>> {
+        let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = models.iter().position(|model| model.id == id)?;
+        let model = models.remove(at)?;
+        models.push_back(model.clone());
         Some(model)
     }
 }
@@ -115,16 +115,26 @@ fn load(
     let facts = catalog.metadata(id).map_err(missing)?;
     let tokenizer = Tokenizer::from_facts(&facts).map_err(|error| Fault::new(error.kind(), error))?;
     for warning in tokenizer.warnings() {
-        tracing::warn!(model = %id.short(), %warning, "a tokenizer is not all that its model says");
+        tracing::warn!(model = %id.short(), %warning, "a tokenizer does not follow its model file fully");
     }
     let template = ChatTemplate::from_facts(&facts);
     let source = catalog.embedding_source(id).map_err(missing)?;
     let embedder = engine.load_embedder(source).map_err(|error| Fault::new(error.kind(), error))?;
-    let (tokenizer, lexicon) = (Arc::new(tokenizer), OnceLock::new());
-    Ok(LoadedModel { id, name: catalog.title(id), manifest, tokenizer, template, embedder, engine, cuts, lexicon })
+    let (tokenizer, compiler) = (Arc::new(tokenizer), OnceLock::new());
+    Ok(LoadedModel {
+        id,
+        name: catalog.display_name(id),
+        manifest,
+        tokenizer,
+        template,
+        embedder,
+        engine,
+        cuts,
+        compiler,
+    })
 }
 
-/// The best engine that serves the model, or the one that the host wants.
+/// The best engine that runs the model, or the engine that the host chose.
 pub(crate) fn choose(
     engines: &[Arc<dyn Engine>],
     wanted: Option<&str>,
@@ -141,7 +151,7 @@ pub(crate) fn choose(
         Some(name) if engines.iter().all(|engine| engine.name() != name) => {
             Err(Fault::new(ErrorKind::Unsupported, format!("engine `{name}` is not built into this node")))
         }
-        // The best engine's kind, and what each of them says.
+        // The kind of the best engine's refusal, and the reasons of all.
         _ => Err(match refusals.first() {
             None => Fault::new(ErrorKind::Unsupported, "this build has no engine"),
             Some((kind, _)) => {

@@ -1,4 +1,4 @@
-//! The model that a request names, ready to be asked.
+//! Loads the model that a request names.
 
 use std::sync::Arc;
 
@@ -6,24 +6,20 @@ use crate::base::{ErrorKind, Fault};
 use crate::node::blocking::blocking;
 use crate::node::models::fetch;
 use crate::node::models::loaded::LoadedModel;
-use crate::node::shared::Shared;
+use crate::node::shared::SharedState;
 
-/// Finds it by its name or id, and loads it where it is not kept ready.
-pub(crate) async fn load(shared: &Arc<Shared>, name: &str) -> Result<Arc<LoadedModel>, Fault> {
-    shared.check_open()?;
+/// Resolves a name or id and loads the model unless it is loaded. Cancel-safe.
+pub(crate) async fn load(shared: &Arc<SharedState>, name: &str) -> Result<Arc<LoadedModel>, Fault> {
+    shared.lifecycle.check_open()?;
     let id = fetch::find(shared, name).await.map_err(|fault| fault.of_field("model"))?;
-    if let Some(model) = shared.models.take_kept(id) {
+    if let Some(model) = shared.models.loaded.get_loaded(id) {
         return Ok(model);
     }
-    // A peer may know the model while this node does not: then the message says what to pull.
-    if shared.catalog.manifest(id).is_none() {
+    // Only peers know the model: the message says what to pull.
+    if shared.models.catalog.manifest(id).is_none() {
         let text = format!("model {} is held by peers only; pull its metadata and embedding first", id.short());
         return Err(Fault::new(ErrorKind::ShardMissing, text));
     }
-    let shared = shared.clone();
-    blocking(move || {
-        let wanted = shared.config.engine.as_deref();
-        shared.models.get(&shared.catalog, shared.serving.stages().engines(), wanted, id)
-    })
-    .await
+    let models = shared.models.clone();
+    blocking(move || models.load(id)).await
 }

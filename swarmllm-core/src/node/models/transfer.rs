@@ -1,7 +1,7 @@
-//! Shards between peers: giving one away, and taking one verified while it streams.
+//! Transfer of shards between peers: serving, and fetching with verification while the shard streams.
 //!
-//! The taker writes nothing that it has not checked: at most one group of bad data is ever read. What is verified stays
-//! on disk, so that an interrupted transfer goes on where it stopped.
+//! The fetching node writes only verified groups: at most one group of bad data is ever read. Verified groups stay
+//! on disk, and an interrupted transfer resumes after them.
 
 use std::io::{Read, Seek, SeekFrom};
 use std::sync::Arc;
@@ -19,43 +19,43 @@ use crate::wire::WireError;
 use crate::wire::frame::{read_frame, write_frame};
 use crate::wire::shard::{REPLY_LIMITS, REQUEST_LIMITS, ShardReply, ShardRequest, ShardStart};
 
-/// A group of 1 MiB takes at most this long: 35 KB/s, slower than any link worth using.
+/// Deadline of a group of 1 MiB: 35 KB/s, slower than any useful link.
 const GROUP_DEADLINE: Duration = Duration::from_secs(30);
-/// The giver may have to hash a shard of many GiB before it answers.
+/// Deadline of the reply: the peer may first hash a shard of many GiB.
 const REPLY_DEADLINE: Duration = Duration::from_secs(120);
 
-/// A peer that opens a stream asks within this time.
-const ASK_DEADLINE: Duration = Duration::from_secs(5);
-/// A peer that was told to come back does so after this time.
-const COME_BACK: Duration = Duration::from_millis(500);
-/// Longest that a giver can make us wait before we ask again.
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// Deadline of the request after a peer opened a stream.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
+/// Pause that a busy reply asks of a peer.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// Longest pause that a peer's busy reply can cause.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// Tells a peer that asks on this stream to come back.
-pub(crate) async fn refuse_busy(mut stream: Stream) {
-    let reply = ShardReply::Busy { millis: COME_BACK.as_millis() as u32 };
-    let told = async {
-        within(ASK_DEADLINE, read_frame::<_, ShardRequest>(&mut stream, REQUEST_LIMITS)).await?;
-        within(ASK_DEADLINE, write_frame(&mut stream, &reply, &[], REPLY_LIMITS)).await
+/// Sends a busy reply to the request on this stream.
+pub(crate) async fn reply_busy(mut stream: Stream) {
+    let reply = ShardReply::Busy { millis: RETRY_AFTER.as_millis() as u32 };
+    let replied = async {
+        within(REQUEST_DEADLINE, read_frame::<_, ShardRequest>(&mut stream, REQUEST_LIMITS)).await?;
+        within(REQUEST_DEADLINE, write_frame(&mut stream, &reply, &[], REPLY_LIMITS)).await
     };
-    if let Err(fault) = told.await {
-        tracing::debug!(%fault, "a peer could not be told to come back");
+    if let Err(fault) = replied.await {
+        tracing::debug!(%fault, "a busy reply could not be sent");
     }
     let _ = stream.close().await;
 }
 
-/// Gives a shard to a peer that asked on this stream.
-pub(crate) async fn give(catalog: Catalog, peer: NodeId, mut stream: Stream) {
-    if let Err(fault) = try_give(&catalog, &mut stream).await {
-        tracing::debug!(%peer, %fault, "a shard was not given");
+/// Sends a shard to the peer that requested it on this stream.
+pub(crate) async fn serve_shard(catalog: Catalog, peer: NodeId, mut stream: Stream) {
+    if let Err(fault) = try_serve_shard(&catalog, &mut stream).await {
+        tracing::debug!(%peer, %fault, "a shard was not served");
     }
     let _ = stream.close().await;
 }
 
-async fn try_give(catalog: &Catalog, stream: &mut Stream) -> Result<(), Fault> {
-    let asked = within(ASK_DEADLINE, read_frame::<_, ShardRequest>(stream, REQUEST_LIMITS)).await?;
-    let Some(asked) = asked else { return Ok(()) };
-    let shard = asked.header.shard;
+async fn try_serve_shard(catalog: &Catalog, stream: &mut Stream) -> Result<(), Fault> {
+    let request = within(REQUEST_DEADLINE, read_frame::<_, ShardRequest>(stream, REQUEST_LIMITS)).await?;
+    let Some(request) = request else { return Ok(()) };
+    let shard = request.header.shard;
     let opened = blocking({
         let catalog = catalog.clone();
         move || Ok((catalog.open_shard(&shard).map_err(fault)?, catalog.shard_leaves(&shard).map_err(fault)?))
@@ -93,33 +93,33 @@ fn read_group(mut file: std::fs::File, size: u64, group: u64) -> Result<Group, F
     Ok((bytes, file))
 }
 
-/// How a giver answered.
+/// A peer's answer to a fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Gave {
+pub(crate) enum FetchOutcome {
     /// The whole shard.
     All,
-    /// Nothing yet: it may be asked again after this time.
+    /// The peer is busy; retry after this time.
     Busy(Duration),
 }
 
-/// Takes a shard from a peer. `taken` is told the bytes of each group as it is verified. Cancel-safe: what is verified
-/// is kept.
-pub(crate) async fn take(
+/// Fetches a shard from a peer. Reports the bytes of each verified group to `on_bytes`. Cancel-safe: verified groups are
+/// kept.
+pub(crate) async fn fetch_shard(
     net: &NetHandle,
     catalog: &Catalog,
     peer: NodeId,
     entry: &ShardEntry,
-    taken: &(dyn Fn(u64) + Send + Sync),
-) -> Result<Gave, Fault> {
+    on_bytes: &(dyn Fn(u64) + Send + Sync),
+) -> Result<FetchOutcome, Fault> {
     let mut stream = net.open(peer, Channel::Shard).await.map_err(|error| Fault::new(error.kind(), error))?;
     let request = ShardRequest { shard: entry.id };
     within(GROUP_DEADLINE, write_frame(&mut stream, &request, &[], REQUEST_LIMITS)).await?;
     let reply = within(REPLY_DEADLINE, read_frame::<_, ShardReply>(&mut stream, REPLY_LIMITS)).await?;
-    let Some(reply) = reply else { return Err(silent(peer)) };
+    let Some(reply) = reply else { return Err(closed_without_reply(peer)) };
     match reply.header {
         ShardReply::Refused(fault) => return Err(fault),
         ShardReply::Busy { millis } => {
-            return Ok(Gave::Busy(Duration::from_millis(millis.into()).clamp(COME_BACK, LONGEST_WAIT)));
+            return Ok(FetchOutcome::Busy(Duration::from_millis(millis.into()).clamp(RETRY_AFTER, MAX_RETRY_AFTER)));
         }
         ShardReply::Found { size } if size != entry.size => return Err(wrong_size(peer, entry, size)),
         ShardReply::Found { .. } => {}
@@ -130,20 +130,20 @@ pub(crate) async fn take(
         move || catalog.shard_writer(&entry, leaves).map_err(fault)
     })
     .await?;
-    taken((writer.next_group() * GROUP).min(entry.size));
+    on_bytes((writer.next_group() * GROUP).min(entry.size));
     let start = ShardStart { from_group: writer.next_group() };
     within(GROUP_DEADLINE, write_frame(&mut stream, &start, &[], REQUEST_LIMITS)).await?;
     while writer.next_group() < writer.groups() {
-        writer = take_group(&mut stream, writer, taken).await?;
+        writer = fetch_group(&mut stream, writer, on_bytes).await?;
     }
     blocking(move || writer.finish().map_err(fault)).await?;
-    Ok(Gave::All)
+    Ok(FetchOutcome::All)
 }
 
-async fn take_group(
+async fn fetch_group(
     stream: &mut Stream,
     mut writer: ShardWriter,
-    taken: &(dyn Fn(u64) + Send + Sync),
+    on_bytes: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<ShardWriter, Fault> {
     // At most GROUP, 1 MiB: the size was checked against the manifest's.
     let mut bytes = vec![0; writer.next_len() as usize];
@@ -155,12 +155,12 @@ async fn take_group(
         Ok(writer)
     })
     .await?;
-    taken(len);
+    on_bytes(len);
     Ok(writer)
 }
 
 fn parse_leaves(body: &[u8]) -> Vec<Leaf> {
-    // A body that is not a multiple of 32 gives too few leaves, which the verifier refuses.
+    // A body whose length is no multiple of 32 yields too few leaves; the verifier refuses them.
     body.chunks_exact(32).filter_map(|leaf| leaf.try_into().ok()).collect()
 }
 
@@ -169,8 +169,8 @@ fn wrong_size(peer: NodeId, entry: &ShardEntry, size: u64) -> Fault {
     Fault::new(ErrorKind::ShardCorrupt, text)
 }
 
-fn silent(peer: NodeId) -> Fault {
-    Fault::new(ErrorKind::PeerLost, format!("peer {} closed without an answer", peer.short()))
+fn closed_without_reply(peer: NodeId) -> Fault {
+    Fault::new(ErrorKind::PeerLost, format!("peer {} closed the stream without a reply", peer.short()))
 }
 
 async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T, WireError>>) -> Result<T, Fault> {
@@ -178,7 +178,7 @@ async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T, Wire
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error @ WireError::Stream(_))) => Err(Fault::new(ErrorKind::PeerLost, error)),
         Ok(Err(error)) => Err(Fault::new(ErrorKind::BadFrame, error)),
-        Err(_) => Err(Fault::new(ErrorKind::Timeout, format!("the peer did not go on within {deadline:?}"))),
+        Err(_) => Err(Fault::new(ErrorKind::Timeout, format!("the peer made no progress within {deadline:?}"))),
     }
 }
 
@@ -186,5 +186,5 @@ pub(crate) fn fault(error: ModelError) -> Fault {
     Fault::new(error.kind(), error)
 }
 
-/// Shares a closure that is told about progress.
-pub(crate) type Taken = Arc<dyn Fn(u64) + Send + Sync>;
+/// Progress callback: called with the number of bytes received.
+pub(crate) type OnBytes = Arc<dyn Fn(u64) + Send + Sync>;

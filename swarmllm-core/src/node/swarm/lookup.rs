@@ -1,7 +1,7 @@
-//! Finds holders of a model that this node has not heard of, through the swarm's table.
+//! Finds unknown holders of a model in the DHT.
 //!
-//! Announcements reach who is there when they are made; who came later looks a model up under its id or its name. What
-//! the table says is never believed: each provider is asked itself, by a hello.
+//! An announcement reaches the nodes present when it is sent; a node that joins later looks models up by id or name. DHT
+//! records are untrusted: each provider is greeted itself.
 
 use std::sync::Arc;
 
@@ -9,34 +9,36 @@ use futures::future::join_all;
 
 use crate::base::{Hash, NodeId};
 use crate::net::NetHandle;
-use crate::node::shared::Shared;
-use crate::node::swarm::directory::Announced;
+use crate::node::shared::SharedState;
+use crate::node::swarm::announcer::Announcer;
+use crate::node::swarm::registry::KnownNode;
 
-/// Providers of one key that are asked.
-const MAX_ASKED: usize = 16;
-/// Looks for who announced `key`, says hello to those that are new, and gives how many answered.
-pub(crate) async fn seek(shared: &Arc<Shared>, key: Hash) -> usize {
+/// Providers greeted per key.
+const MAX_GREETED: usize = 16;
+
+/// Looks up providers of `key` and greets those not greeted yet; returns how many answered.
+pub(crate) async fn greet_providers(shared: &Arc<SharedState>, key: Hash) -> usize {
     let Some(net) = &shared.net else { return 0 };
     let providers = match net.find_providers(key).await {
         Ok(providers) => providers,
         Err(error) => {
-            tracing::debug!(%error, "the swarm's table could not be asked");
+            tracing::debug!(%error, "a DHT lookup failed");
             return 0;
         }
     };
     let known = shared.registry.snapshot();
-    let greeted = |node: &NodeId| known.get(node).is_some_and(Announced::greeted);
-    let strangers = providers.into_iter().filter(|node| !greeted(node)).take(MAX_ASKED);
-    let met = join_all(strangers.map(|node| meet(shared, net, node))).await;
-    met.into_iter().filter(|met| *met).count()
+    let greeted = |node: &NodeId| known.get(node).is_some_and(KnownNode::greeted);
+    let strangers = providers.into_iter().filter(|node| !greeted(node)).take(MAX_GREETED);
+    let greeted = join_all(strangers.map(|node| greet(&shared.announcer, net, node))).await;
+    greeted.into_iter().filter(|answered| *answered).count()
 }
 
-async fn meet(shared: &Shared, net: &NetHandle, node: NodeId) -> bool {
-    let met = match net.ensure_connected(node, &[]).await {
-        Ok(()) => shared.announcer.hello(node).await.map_err(|fault| fault.to_string()),
+async fn greet(announcer: &Announcer, net: &NetHandle, node: NodeId) -> bool {
+    let greeted = match net.ensure_connected(node, &[]).await {
+        Ok(()) => announcer.hello(node).await.map_err(|fault| fault.to_string()),
         Err(error) => Err(error.to_string()),
     };
-    met.inspect_err(|reason| tracing::debug!(peer = %node, reason, "a provider could not be asked")).is_ok()
+    greeted.inspect_err(|reason| tracing::debug!(peer = %node, reason, "a provider did not answer")).is_ok()
 }
 
 #[cfg(test)]
@@ -50,18 +52,18 @@ mod tests {
     use crate::identity::Keypair;
     use crate::net::{self, Incoming, NetConfig};
     use crate::node::Node;
-    use crate::node::swarm::table_keys::key_of_name;
-    use crate::pipeline::control::{read_request, write_reply};
+    use crate::node::swarm::dht_keys::dht_key_of_name;
+    use crate::pipeline::link::request::{read_request, write_reply};
     use crate::rt::{EventBus, TaskSet};
     use crate::wire::control::{Reply, Request};
 
     const LISTEN: &str = "/ip4/127.0.0.1/tcp/0";
-    /// Time within which anything here happens.
+    /// Deadline of every expected event.
     const SOON: Duration = Duration::from_secs(30);
-    /// Hellos after which the one that a connection begins with has surely been refused: it and two of a search.
+    /// Refused hellos that prove the connection's own hello was refused: that one and two of a lookup.
     const ENOUGH: usize = 3;
 
-    /// A peer's network without the node, that answers hellos once it is willing to.
+    /// A peer's network without a node. Answers hellos once `willing`.
     struct Peer {
         net: NetHandle,
         willing: Arc<AtomicBool>,
@@ -99,26 +101,26 @@ mod tests {
         }
     }
 
-    /// Connections come by other ways as well, and each begins with a hello; so the holder answers only what comes after.
+    /// Each connection begins with a hello and may have another cause; so the holder answers only later hellos.
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_search_asks_the_providers_that_the_table_names_and_believes_none_that_does_not_answer() {
-        let (network, dir) = (format!("seek-{}", std::process::id()), TempDir::new().unwrap());
+    async fn a_lookup_greets_providers_and_counts_those_that_answer() {
+        let (network, dir) = (format!("lookup-{}", std::process::id()), TempDir::new().unwrap());
         let (hub, holder) = (Peer::start(&network, true).await, Peer::start(&network, false).await);
         holder.net.dial(&hub.net.addresses()[0]).await.unwrap();
         let builder = Node::builder().data_dir(dir.path().join("data")).network(&network).mdns(false);
         let late = builder.listen(vec![LISTEN.to_owned()]).serve(false).start().await.unwrap();
         late.connect(&hub.net.addresses()[0]).await.unwrap();
-        let key = key_of_name("lighthouse");
+        let key = dht_key_of_name("lighthouse");
         holder.net.provide(key).await.unwrap();
         let begun = Instant::now();
         while holder.refused.load(Ordering::Relaxed) < ENOUGH {
-            assert_eq!(seek(late.shared(), key).await, 0, "it has not answered");
-            assert!(begun.elapsed() < SOON, "the table names the holder");
+            assert_eq!(greet_providers(late.shared(), key).await, 0, "the holder does not answer yet");
+            assert!(begun.elapsed() < SOON, "the DHT names the holder");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         holder.willing.store(true, Ordering::Relaxed);
-        assert_eq!(seek(late.shared(), key).await, 1);
-        assert_eq!(seek(late.shared(), key).await, 0, "who is known is not asked again");
+        assert_eq!(greet_providers(late.shared(), key).await, 1);
+        assert_eq!(greet_providers(late.shared(), key).await, 0, "a greeted holder is not greeted again");
         late.shutdown(Duration::from_secs(5)).await;
     }
 }

@@ -1,7 +1,7 @@
-//! Which swarm a data directory belongs to, where that was settled by an invite or by founding a private swarm.
+//! The swarm that a data directory belongs to, once an invite or the founding of a private swarm has fixed it.
 //!
-//! Kept in the file `swarm` beside the node's key, readable by its owner alone since it may have the swarm's secret. Without
-//! the file a node is in the swarm that the host names, which anyone may enter who knows the name.
+//! Stored in the file `swarm` beside the node's key. Only its owner can read it, since it may contain the swarm's secret.
+//! Without the file the host names the swarm, which is open to anyone who knows the name.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -24,65 +24,66 @@ const MAX_BYTES: usize = 4096;
 pub(crate) struct Membership {
     /// Name of the swarm.
     pub network: String,
-    /// What its nodes prove to have; nothing in an open swarm.
+    /// Secret that nodes prove in the handshake; `None` in an open swarm.
     pub key: Option<SwarmKey>,
-    /// Where members may be dialled.
+    /// Addresses of members.
     pub bootstrap: Vec<String>,
 }
 
-/// As it is kept.
+/// The stored form.
 #[derive(Serialize, Deserialize)]
-struct Kept {
+struct StoredMembership {
     network: String,
     key: Option<[u8; SwarmKey::BYTES]>,
     bootstrap: Vec<String>,
 }
 
-/// What the host asks for.
-pub(crate) struct Wish<'a> {
-    /// A swarm by name.
+/// The host's settings.
+pub(crate) struct MembershipRequest<'a> {
+    /// Name of the swarm.
     pub network: Option<&'a str>,
-    /// Whether to found a private one where the directory belongs to none.
+    /// Whether to found a private swarm if the directory belongs to none.
     pub private: bool,
-    /// An invite.
+    /// Text of an invite.
     pub invite: Option<&'a str>,
 }
 
-/// Settles which swarm a data directory belongs to, and keeps it there. The caller holds the directory's lock.
-pub(crate) fn settle(dir: &Path, wish: &Wish, default: &str) -> Result<Membership, Fault> {
+/// Determines the swarm of a data directory and stores it. The caller holds the directory's lock. Blocks.
+pub(crate) fn resolve(dir: &Path, request: &MembershipRequest, default: &str) -> Result<Membership, Fault> {
     let path = dir.join(FILE);
-    let kept = load(&path)?;
-    let invite = wish.invite.map(Invite::read).transpose()?;
-    if let Some(kept) = kept {
+    let stored = load(&path)?;
+    let invite = request.invite.map(Invite::read).transpose()?;
+    if let Some(stored) = stored {
         let asked = invite.as_ref().map(|invite| (invite.network.as_str(), Some(&invite.key)));
-        let asked = asked.or(wish.network.map(|network| (network, None)));
+        let asked = asked.or(request.network.map(|network| (network, None)));
         let agrees =
-            asked.is_none_or(|(network, key)| network == kept.network && key.is_none_or(|key| *key == kept.key));
-        return match agrees && !is_too_open(wish, kept.key.as_ref()) {
-            true => Ok(kept),
-            false => Err(belongs_elsewhere(&path, &kept.network)),
+            asked.is_none_or(|(network, key)| network == stored.network && key.is_none_or(|key| *key == stored.key));
+        return match agrees && !is_too_open(request, stored.key.as_ref()) {
+            true => Ok(stored),
+            false => Err(belongs_elsewhere(&path, &stored.network)),
         };
     }
     let membership = match invite {
         Some(invite) => {
             invite.check()?;
-            if wish.network.is_some_and(|network| network != invite.network) {
-                let text = format!("the invite is to swarm `{}`, another was named", invite.network);
+            if request.network.is_some_and(|network| network != invite.network) {
+                let text = format!("the invite is to swarm `{}`, but another swarm was named", invite.network);
                 return Err(Fault::new(ErrorKind::InvalidArgument, text));
             }
-            if is_too_open(wish, invite.key.as_ref()) {
-                let text = format!("the invite is to the open swarm `{}`, a private one was asked for", invite.network);
+            if is_too_open(request, invite.key.as_ref()) {
+                let text =
+                    format!("the invite is to the open swarm `{}`, but a private swarm was requested", invite.network);
                 return Err(Fault::new(ErrorKind::InvalidArgument, text));
             }
             Membership { network: invite.network, key: invite.key, bootstrap: invite.addresses }
         }
-        None if wish.private => {
+        None if request.private => {
             let key = SwarmKey::generate().map_err(|error| Fault::new(error.kind(), error))?;
-            let network = wish.network.map_or_else(|| name_of(&key), str::to_owned);
+            let network = request.network.map_or_else(|| name_of(&key), str::to_owned);
             Membership { network, key: Some(key), bootstrap: Vec::new() }
         }
         None => {
-            let network = wish.network.unwrap_or(default).to_owned();
+            let network = request.network.unwrap_or(default).to_owned();
             return Ok(Membership { network, key: None, bootstrap: Vec::new() });
         }
     };
@@ -91,21 +92,21 @@ pub(crate) fn settle(dir: &Path, wish: &Wish, default: &str) -> Result<Membershi
     Ok(membership)
 }
 
-/// Who asks for a private swarm must never find itself in an open one.
-fn is_too_open(wish: &Wish, key: Option<&SwarmKey>) -> bool {
-    wish.private && key.is_none()
+/// A host that asks for a private swarm must never end up in an open one.
+fn is_too_open(request: &MembershipRequest, key: Option<&SwarmKey>) -> bool {
+    request.private && key.is_none()
 }
 
-/// What could not be started with is not kept: a name that is none, addresses that a member has signed and that are none.
+/// A membership that could not start is not stored: its name or the signed addresses are invalid.
 fn check(membership: &Membership) -> Result<(), Fault> {
     let Membership { network, bootstrap, .. } = membership.clone();
     let config = NetConfig { network, bootstrap, ..NetConfig::default() };
     config.validate().map_err(|error| Fault::new(error.kind(), error))
 }
 
-/// A name that no other private swarm has; it tells nothing of the secret.
+/// A unique name that reveals nothing of the secret.
 fn name_of(key: &SwarmKey) -> String {
-    /// Digits of the name: two of a thousand swarms have the same with a chance of one in 500 million.
+    /// Digits of the name. Among a thousand swarms, two share a name with a probability of 1 in 500 million.
     const DIGITS: usize = 12;
     let hash = blake3::derive_key("swarmllm 2026-11 private swarm's name", key.bytes());
     let digits: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -132,14 +133,14 @@ fn load(path: &Path) -> Result<Option<Membership>, Fault> {
         Fault::new(ErrorKind::InvalidConfig, text)
     };
     let body = bytes.strip_prefix(MAGIC.as_slice()).filter(|_| bytes.len() <= MAX_BYTES).ok_or_else(damaged)?;
-    let Kept { network, key, bootstrap } = postcard::from_bytes(body).map_err(|_| damaged())?;
+    let StoredMembership { network, key, bootstrap } = postcard::from_bytes(body).map_err(|_| damaged())?;
     Ok(Some(Membership { network, key: key.map(SwarmKey::from_bytes), bootstrap }))
 }
 
 fn save(path: &Path, membership: &Membership) -> Result<(), Fault> {
     let Membership { network, key, bootstrap } = membership.clone();
-    let kept = Kept { network, key: key.as_ref().map(|key| *key.bytes()), bootstrap };
-    let body = postcard::to_stdvec(&kept).map_err(|error| Fault::new(ErrorKind::Internal, error))?;
+    let stored = StoredMembership { network, key: key.as_ref().map(|key| *key.bytes()), bootstrap };
+    let body = postcard::to_stdvec(&stored).map_err(|error| Fault::new(ErrorKind::Internal, error))?;
     let bytes = [MAGIC.as_slice(), &body].concat();
     keyfile::write(path, &bytes).map_err(|error| Fault::new(error.kind(), error))
 }
@@ -150,8 +151,8 @@ mod tests {
     use crate::identity::Keypair;
     use std::time::Duration;
 
-    fn wish<'a>(network: Option<&'a str>, private: bool, invite: Option<&'a str>) -> Wish<'a> {
-        Wish { network, private, invite }
+    fn request<'a>(network: Option<&'a str>, private: bool, invite: Option<&'a str>) -> MembershipRequest<'a> {
+        MembershipRequest { network, private, invite }
     }
 
     fn invite(network: &str, key: Option<&SwarmKey>, seconds: u64) -> String {
@@ -161,88 +162,91 @@ mod tests {
     }
 
     #[test]
-    fn a_private_swarm_is_founded_once_and_entered_by_invite() {
+    fn a_private_swarm_is_founded_once_and_joined_by_invite() {
         let (founder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let founded = settle(founder.path(), &wish(None, true, None), "main").unwrap();
+        let founded = resolve(founder.path(), &request(None, true, None), "main").unwrap();
         assert!(founded.key.is_some() && founded.network.starts_with("private-"));
-        assert_eq!(settle(founder.path(), &wish(None, true, None), "main").unwrap(), founded);
-        assert_eq!(settle(founder.path(), &wish(None, false, None), "main").unwrap(), founded, "it stays private");
+        assert_eq!(resolve(founder.path(), &request(None, true, None), "main").unwrap(), founded);
+        assert_eq!(resolve(founder.path(), &request(None, false, None), "main").unwrap(), founded, "it stays private");
         let code = invite(&founded.network, founded.key.as_ref(), 60);
-        let joined = settle(other.path(), &wish(None, false, Some(&code)), "main").unwrap();
+        let joined = resolve(other.path(), &request(None, false, Some(&code)), "main").unwrap();
         assert_eq!((&joined.network, &joined.key), (&founded.network, &founded.key));
         assert_eq!(joined.bootstrap, ["/ip4/10.0.0.7/tcp/8810"]);
-        assert_eq!(settle(other.path(), &wish(None, false, None), "main").unwrap(), joined);
-        // Who is in need not be asked in again, whatever has become of the invite.
+        assert_eq!(resolve(other.path(), &request(None, false, None), "main").unwrap(), joined);
+        // A member stays a member when the invite has expired.
         let late = invite(&founded.network, founded.key.as_ref(), 0);
-        assert_eq!(settle(other.path(), &wish(None, false, Some(&late)), "main").unwrap(), joined);
+        assert_eq!(resolve(other.path(), &request(None, false, Some(&late)), "main").unwrap(), joined);
     }
 
     #[test]
-    fn without_file_and_wish_a_node_is_where_the_host_says_and_nothing_is_written() {
+    fn without_a_file_the_host_names_the_swarm_and_nothing_is_stored() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(settle(dir.path(), &wish(None, false, None), "main").unwrap().network, "main");
-        assert_eq!(settle(dir.path(), &wish(Some("lab"), false, None), "main").unwrap().network, "lab");
+        assert_eq!(resolve(dir.path(), &request(None, false, None), "main").unwrap().network, "main");
+        assert_eq!(resolve(dir.path(), &request(Some("lab"), false, None), "main").unwrap().network, "lab");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]
-    fn what_contradicts_is_refused_and_changes_nothing() {
+    fn contradictions_are_refused_and_change_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let kind = |wish: Wish| settle(dir.path(), &wish, "main").unwrap_err().kind();
+        let kind = |request: MembershipRequest| resolve(dir.path(), &request, "main").unwrap_err().kind();
         let key = SwarmKey::generate().unwrap();
         let (home, lab) = (invite("home", Some(&key), 60), invite("lab", None, 60));
-        assert_eq!(kind(wish(None, false, Some(&invite("home", Some(&key), 0)))), ErrorKind::InvalidArgument);
-        assert_eq!(kind(wish(Some("lab"), false, Some(&home))), ErrorKind::InvalidArgument);
-        assert_eq!(kind(wish(None, false, Some("swarmllm-zzzz"))), ErrorKind::InvalidArgument);
-        let joined = settle(dir.path(), &wish(None, false, Some(&home)), "main").unwrap();
-        assert_eq!(kind(wish(None, false, Some(&lab))), ErrorKind::InvalidConfig);
-        assert_eq!(kind(wish(Some("lab"), false, None)), ErrorKind::InvalidConfig);
+        assert_eq!(kind(request(None, false, Some(&invite("home", Some(&key), 0)))), ErrorKind::InvalidArgument);
+        assert_eq!(kind(request(Some("lab"), false, Some(&home))), ErrorKind::InvalidArgument);
+        assert_eq!(kind(request(None, false, Some("swarmllm-zzzz"))), ErrorKind::InvalidArgument);
+        let joined = resolve(dir.path(), &request(None, false, Some(&home)), "main").unwrap();
+        assert_eq!(kind(request(None, false, Some(&lab))), ErrorKind::InvalidConfig);
+        assert_eq!(kind(request(Some("lab"), false, None)), ErrorKind::InvalidConfig);
         let other_key = invite("home", Some(&SwarmKey::generate().unwrap()), 60);
-        assert_eq!(kind(wish(None, false, Some(&other_key))), ErrorKind::InvalidConfig);
-        assert_eq!(settle(dir.path(), &wish(Some("home"), false, None), "main").unwrap(), joined);
+        assert_eq!(kind(request(None, false, Some(&other_key))), ErrorKind::InvalidConfig);
+        assert_eq!(resolve(dir.path(), &request(Some("home"), false, None), "main").unwrap(), joined);
     }
 
     #[test]
-    fn who_asks_for_a_private_swarm_is_never_in_an_open_one() {
+    fn a_request_for_a_private_swarm_never_joins_an_open_one() {
         let dir = tempfile::tempdir().unwrap();
         let open = invite("home", None, 60);
-        let refused = settle(dir.path(), &wish(None, true, Some(&open)), "main").unwrap_err();
+        let refused = resolve(dir.path(), &request(None, true, Some(&open)), "main").unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::InvalidArgument);
-        assert!(settle(dir.path(), &wish(None, false, Some(&open)), "main").unwrap().key.is_none());
-        assert_eq!(settle(dir.path(), &wish(None, true, None), "main").unwrap_err().kind(), ErrorKind::InvalidConfig);
+        assert!(resolve(dir.path(), &request(None, false, Some(&open)), "main").unwrap().key.is_none());
+        assert_eq!(
+            resolve(dir.path(), &request(None, true, None), "main").unwrap_err().kind(),
+            ErrorKind::InvalidConfig
+        );
     }
 
     #[test]
-    fn what_could_not_be_started_with_is_not_kept() {
+    fn an_invalid_membership_is_not_stored() {
         let dir = tempfile::tempdir().unwrap();
         let keypair = Keypair::from_seed(&[3; 32]);
         let minute = Duration::from_secs(60);
-        let lame = Invite::write(&keypair, "home", None, vec!["nowhere".to_owned()], minute).unwrap();
+        let invalid = Invite::write(&keypair, "home", None, vec!["nowhere".to_owned()], minute).unwrap();
         assert_eq!(
-            settle(dir.path(), &wish(None, false, Some(&lame)), "main").unwrap_err().kind(),
+            resolve(dir.path(), &request(None, false, Some(&invalid)), "main").unwrap_err().kind(),
             ErrorKind::InvalidArgument
         );
         let bad_name = invite("No Name", None, 60);
         assert_eq!(
-            settle(dir.path(), &wish(None, false, Some(&bad_name)), "main").unwrap_err().kind(),
+            resolve(dir.path(), &request(None, false, Some(&bad_name)), "main").unwrap_err().kind(),
             ErrorKind::InvalidConfig
         );
         assert_eq!(
-            settle(dir.path(), &wish(Some("No Name"), true, None), "main").unwrap_err().kind(),
+            resolve(dir.path(), &request(Some("No Name"), true, None), "main").unwrap_err().kind(),
             ErrorKind::InvalidConfig
         );
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]
-    fn a_damaged_file_is_an_error_and_is_left_as_it_is() {
+    fn a_damaged_file_is_an_error_and_stays_unchanged() {
         let dir = tempfile::tempdir().unwrap();
-        settle(dir.path(), &wish(None, true, None), "main").unwrap();
+        resolve(dir.path(), &request(None, true, None), "main").unwrap();
         let path = dir.path().join(FILE);
         let whole = std::fs::read(&path).unwrap();
         for bytes in [&whole[..whole.len() - 1], b"", b"something else", &vec![0; MAX_BYTES + 1]] {
             std::fs::write(&path, bytes).unwrap();
-            let refused = settle(dir.path(), &wish(None, true, None), "main").unwrap_err();
+            let refused = resolve(dir.path(), &request(None, true, None), "main").unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::InvalidConfig);
             assert_eq!(std::fs::read(&path).unwrap(), bytes);
         }

@@ -1,8 +1,8 @@
-//! Peers name peers: who knows few asks each that it meets for others, once, and dials those.
+//! Peer exchange: a node with few peers asks each new peer for others, once, and dials them.
 //!
-//! The swarm's table (Kademlia) searches for neighbours too, as long as it has few entries, and connects all of a small swarm.
-//! It gives whom the asked peer has in its own table, near to some id; this gives whom that peer is connected to, in one round
-//! trip, also where a table is empty, full or slow. What a peer names is never believed: a wrong address is a dial that fails.
+//! The DHT (Kademlia) also searches for neighbours while its table has few entries, and connects a small swarm fully. A DHT
+//! query returns entries near some id from the asked peer's table; peer exchange returns the peers that it is connected to,
+//! in one round trip, even if a table is empty, full or slow. Named peers are untrusted: a wrong address is a failed dial.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
@@ -14,38 +14,38 @@ use tokio_util::sync::CancellationToken;
 
 use crate::base::{ErrorKind, Fault, NodeId};
 use crate::net::{NetHandle, PeerInfo};
-use crate::pipeline::control::{request, unexpected};
+use crate::pipeline::link::request::{request, unexpected};
 use crate::wire::announce::Announcement;
 use crate::wire::control::{Host, MAX_PEER_ADDRESSES, MAX_PEERS, Reply, Request, check_peers};
 
-/// Peers with whom a node knows enough: it asks for no others.
+/// Connected peers beyond which a node asks for no others.
 const ENOUGH: usize = 16;
-/// How long a peer may take to answer.
+/// Deadline of a reply.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// A peer is asked again after this time at the earliest. All dials of an exchange have ended by then.
-const AGAIN: Duration = Duration::from_secs(60);
-/// Peers that are asked within that time, whoever comes and goes.
+/// Least time between two requests to a peer. All dials of an exchange end within it.
+const INTERVAL: Duration = Duration::from_secs(60);
+/// Most peers asked within that time, under any churn.
 const MAX_ASKED: usize = 64;
-/// Peers that are dialled because one peer has named them.
+/// Most dials per answer.
 const MAX_DIALS: usize = 16;
-/// Those that are dialled at once, whoever has named them: other dials want room as well.
-const MAX_DIALS_AT_ONCE: usize = 4;
+/// Concurrent dials over all exchanges; the rest of the dial budget is for other dials.
+const MAX_PARALLEL_DIALS: usize = 4;
 
-/// Who was asked when, and the turns to dial.
-pub(crate) struct Exchange {
+/// Times of requests per peer, and permits to dial.
+pub(crate) struct PeerExchange {
     asked: Mutex<HashMap<NodeId, Instant>>,
-    turns: Semaphore,
+    permits: Semaphore,
 }
 
-impl Exchange {
+impl PeerExchange {
     pub fn new() -> Self {
-        Self { asked: Mutex::default(), turns: Semaphore::new(MAX_DIALS_AT_ONCE) }
+        Self { asked: Mutex::default(), permits: Semaphore::new(MAX_PARALLEL_DIALS) }
     }
 
-    /// Whether to ask this peer; if so, it counts as asked.
+    /// Whether to ask this peer now; if so, records it as asked.
     fn begin(&self, peer: NodeId, now: Instant) -> bool {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.retain(|_, when| now.duration_since(*when) < AGAIN);
+        asked.retain(|_, when| now.duration_since(*when) < INTERVAL);
         let new = asked.len() < MAX_ASKED && !asked.contains_key(&peer);
         if new {
             asked.insert(peer, now);
@@ -53,45 +53,45 @@ impl Exchange {
         new
     }
 
-    /// Asks a peer for others and dials them, where this node knows few; until the node stops.
+    /// Asks a peer for others and dials them, if this node has few. Ends when the node stops.
     pub async fn ask(&self, net: &NetHandle, peer: NodeId, stopping: &CancellationToken) {
         if knows_enough(net) || !self.begin(peer, Instant::now()) {
             return;
         }
         let work = async {
-            match named_by(net, peer).await {
+            match request_peers(net, peer).await {
                 Ok(hosts) => self.dial(net, peer, hosts).await,
                 Err(fault) => tracing::debug!(%peer, %fault, "a peer named no others"),
             }
         };
-        let _ = stopping.run_until_cancelled(tokio::time::timeout(AGAIN, work)).await;
+        let _ = stopping.run_until_cancelled(tokio::time::timeout(INTERVAL, work)).await;
     }
 
-    async fn dial(&self, net: &NetHandle, teller: NodeId, hosts: Vec<Host>) {
+    async fn dial(&self, net: &NetHandle, namer: NodeId, hosts: Vec<Host>) {
         let mut known: HashSet<NodeId> = net.peers().connected().into_iter().chain([net.local()]).collect();
         let new = hosts.into_iter().filter(|host| known.insert(host.node)).take(MAX_DIALS);
-        let dials = futures::stream::iter(new).for_each_concurrent(MAX_DIALS_AT_ONCE, |host| async move {
-            // Nobody closes the turns, so that one comes.
-            let Ok(_turn) = self.turns.acquire().await else { return };
+        let dials = futures::stream::iter(new).for_each_concurrent(MAX_PARALLEL_DIALS, |host| async move {
+            // Never fails: nobody closes the semaphore.
+            let Ok(_permit) = self.permits.acquire().await else { return };
             if knows_enough(net) {
                 return;
             }
-            if let Err(error) = net.ensure_as_told(host.node, &host.addresses, teller).await {
-                tracing::debug!(peer = %host.node, %teller, %error, "a named peer could not be reached");
+            if let Err(error) = net.ensure_reported(host.node, &host.addresses, namer).await {
+                tracing::debug!(peer = %host.node, %namer, %error, "a named peer could not be reached");
             }
         });
         dials.await;
     }
 }
 
-/// Whom this node names to `asker`, of those that it knows: some that are connected, beginning behind the asker in the order
-/// of ids, so that not all askers are sent to the same few.
+/// Peers to name to `asker`: connected ones, in the order of ids from the asker's id on, which spreads askers over all
+/// peers.
 pub(crate) fn peers_for(asker: NodeId, known: Vec<PeerInfo>) -> Vec<Host> {
     let host = |peer: PeerInfo| {
         let short = peer.addresses.into_iter().filter(|text| text.len() <= Announcement::MAX_TEXT);
         Host { node: peer.node, addresses: short.take(MAX_PEER_ADDRESSES).collect() }
     };
-    let others = known.into_iter().filter(|peer| peer.connected && peer.speaks && peer.node != asker);
+    let others = known.into_iter().filter(|peer| peer.connected && peer.identified && peer.node != asker);
     let (behind, before): (Vec<Host>, Vec<Host>) = others.map(host).partition(|peer| peer.node > asker);
     let dialable = behind.into_iter().chain(before).filter(|peer| !peer.addresses.is_empty());
     dialable.take(MAX_PEERS).collect()
@@ -101,7 +101,7 @@ fn knows_enough(net: &NetHandle) -> bool {
     net.peers().connected().len() >= ENOUGH
 }
 
-async fn named_by(net: &NetHandle, peer: NodeId) -> Result<Vec<Host>, Fault> {
+async fn request_peers(net: &NetHandle, peer: NodeId) -> Result<Vec<Host>, Fault> {
     let Reply::Peers(hosts) = request(net, peer, &Request::Peers, DEADLINE).await? else {
         return Err(unexpected(peer));
     };
@@ -121,14 +121,14 @@ mod tests {
     use crate::identity::Keypair;
     use crate::net::{self, Incoming, NetConfig};
     use crate::node::Node;
-    use crate::pipeline::control::{read_request, write_reply};
+    use crate::pipeline::link::request::{read_request, write_reply};
     use crate::rt::{EventBus, TaskSet};
 
     const LISTEN: &str = "/ip4/127.0.0.1/tcp/0";
     const CLOSING: Duration = Duration::from_secs(5);
-    /// Time within which anything here happens.
+    /// Deadline of every expected event.
     const SOON: Duration = Duration::from_secs(30);
-    /// Time within which nothing happens where nothing is to.
+    /// Wait that shows that nothing happens.
     const QUIET: Duration = Duration::from_millis(500);
 
     async fn node(dir: &TempDir, network: &str) -> Node {
@@ -156,21 +156,21 @@ mod tests {
         Host { node, addresses: vec![address.to_owned()] }
     }
 
-    /// The network of a peer, without the node. It is connected to nobody whom it names, so that neither the table nor
-    /// gossip leads to them.
-    struct Teller {
+    /// A peer's network without a node. It is not connected to the peers that it names, so neither the DHT nor gossip leads
+    /// to them.
+    struct NamingPeer {
         net: NetHandle,
         asked: Arc<AtomicUsize>,
         tasks: TaskSet,
     }
 
-    impl Drop for Teller {
+    impl Drop for NamingPeer {
         fn drop(&mut self) {
             self.tasks.abort();
         }
     }
 
-    impl Teller {
+    impl NamingPeer {
         async fn start(network: &str, names: Vec<Host>) -> Self {
             let listen = vec![LISTEN.to_owned()];
             let config = NetConfig { network: network.to_owned(), listen, mdns: false, ..NetConfig::default() };
@@ -178,7 +178,7 @@ mod tests {
             let key = Keypair::generate().unwrap();
             let (net, incoming) = net::start(config, &key, EventBus::new(), tasks.clone()).await.unwrap();
             let asked = Arc::new(AtomicUsize::new(0));
-            tasks.spawn("teller", Self::serve(incoming, names, asked.clone()));
+            tasks.spawn("naming-peer", Self::serve(incoming, names, asked.clone()));
             Self { net, asked, tasks }
         }
 
@@ -198,28 +198,28 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_newcomer_comes_to_be_connected_to_whom_the_one_peer_names_that_it_knows() {
+    async fn a_newcomer_connects_to_the_peers_that_its_only_peer_names() {
         let (network, dirs) = (network("newcomer"), [TempDir::new().unwrap(), TempDir::new().unwrap()]);
         let (newcomer, other) = (node(&dirs[0], &network).await, node(&dirs[1], &network).await);
-        let teller = Teller::start(&network, vec![host(other.id(), &other.addresses()[0])]).await;
-        newcomer.connect(&teller.net.addresses()[0]).await.unwrap();
+        let namer = NamingPeer::start(&network, vec![host(other.id(), &other.addresses()[0])]).await;
+        newcomer.connect(&namer.net.addresses()[0]).await.unwrap();
         let peers = newcomer.shared().net.as_ref().unwrap().peers();
-        eventually("the other is met", || peers.connected().contains(&other.id())).await;
+        eventually("the named peer is connected", || peers.connected().contains(&other.id())).await;
         for node in [newcomer, other] {
             node.shutdown(CLOSING).await;
         }
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_node_without_a_model_names_its_peers_and_not_the_asker() {
+    async fn a_node_without_a_model_names_its_peers_except_the_asker() {
         let (network, dirs) = (network("named"), [TempDir::new().unwrap(), TempDir::new().unwrap()]);
         let (known, asked) = (node(&dirs[0], &network).await, node(&dirs[1], &network).await);
         known.connect(&asked.addresses()[0]).await.unwrap();
-        let asker = Teller::start(&network, Vec::new()).await;
+        let asker = NamingPeer::start(&network, Vec::new()).await;
         asker.net.dial(&asked.addresses()[0]).await.unwrap();
         let peers = asked.shared().net.as_ref().unwrap().peers();
-        eventually("both are there", || peers.connected().len() == 2).await;
-        let named = named_by(&asker.net, asked.id()).await.unwrap();
+        eventually("both peers are connected", || peers.connected().len() == 2).await;
+        let named = request_peers(&asker.net, asked.id()).await.unwrap();
         assert_eq!(named, [host(known.id(), &known.addresses()[0])]);
         for node in [known, asked] {
             node.shutdown(CLOSING).await;
@@ -227,65 +227,65 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn wrong_addresses_cost_a_bounded_number_of_dials_once() {
+    async fn wrong_addresses_cost_a_bounded_number_of_dials() {
         let (network, dir) = (network("wrong"), TempDir::new().unwrap());
         let newcomer = node(&dir, &network).await;
         let deaf = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let deaf_at = format!("/ip4/127.0.0.1/tcp/{}", deaf.local_addr().unwrap().port());
-        // No point of the curve has these bytes.
+        // These bytes encode no point of the curve.
         let no_key = NodeId([2; 32]);
         let mut names = vec![host(newcomer.id(), &deaf_at), host(no_key, &deaf_at)];
         names.extend([host(stranger(0), "nowhere"), host(stranger(0), &deaf_at), host(stranger(1), "")]);
         names.extend((2..).map(|seed| host(stranger(seed), &deaf_at)).take(MAX_PEERS - names.len()));
-        let teller = Teller::start(&network, names).await;
+        let namer = NamingPeer::start(&network, names).await;
         let dials = Arc::new(AtomicUsize::new(0));
         let counted = dials.clone();
-        teller.tasks.spawn("deaf", async move {
+        namer.tasks.spawn("deaf", async move {
             while let Ok((stream, _)) = deaf.accept().await {
                 counted.fetch_add(1, Ordering::Relaxed);
                 drop(stream);
             }
         });
-        newcomer.connect(&teller.net.addresses()[0]).await.unwrap();
-        // Of the first sixteen that are somebody else, three have no address or no key.
-        let (shared, id) = (newcomer.shared(), teller.net.local());
-        eventually("all are dialled", || dials.load(Ordering::Relaxed) >= MAX_DIALS - 3).await;
-        shared.exchange.ask(shared.net.as_ref().unwrap(), id, &shared.tasks.stopping()).await;
+        newcomer.connect(&namer.net.addresses()[0]).await.unwrap();
+        // Of the first sixteen other nodes, three lack an address or a valid key.
+        let (shared, id) = (newcomer.shared(), namer.net.local());
+        eventually("all named peers are dialled", || dials.load(Ordering::Relaxed) >= MAX_DIALS - 3).await;
+        shared.peer_exchange.ask(shared.net.as_ref().unwrap(), id, &shared.tasks.stopping()).await;
         tokio::time::sleep(QUIET).await;
         assert_eq!(dials.load(Ordering::Relaxed), MAX_DIALS - 3);
-        assert_eq!(teller.asked.load(Ordering::Relaxed), 1);
+        assert_eq!(namer.asked.load(Ordering::Relaxed), 1);
         assert_eq!(shared.net.as_ref().unwrap().peers().connected(), [id]);
         newcomer.shutdown(CLOSING).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn an_answer_beyond_the_bounds_is_refused() {
+    async fn an_answer_beyond_the_limits_is_refused() {
         let network = network("bounds");
         let names = (0..).map(|seed| host(stranger(seed), LISTEN)).take(MAX_PEERS + 1).collect();
-        let (teller, asker) = (Teller::start(&network, names).await, Teller::start(&network, Vec::new()).await);
-        asker.net.dial(&teller.net.addresses()[0]).await.unwrap();
-        let refused = named_by(&asker.net, teller.net.local()).await.unwrap_err();
+        let (namer, asker) = (NamingPeer::start(&network, names).await, NamingPeer::start(&network, Vec::new()).await);
+        asker.net.dial(&namer.net.addresses()[0]).await.unwrap();
+        let refused = request_peers(&asker.net, namer.net.local()).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::BadFrame);
     }
 
     #[test]
-    fn a_peer_is_asked_once_in_a_while_and_few_are_whoever_comes() {
-        let (exchange, start) = (Exchange::new(), Instant::now());
+    fn requests_are_limited_per_peer_and_in_total() {
+        let (exchange, start) = (PeerExchange::new(), Instant::now());
         assert!(exchange.begin(stranger(0), start));
-        assert!(!exchange.begin(stranger(0), start + AGAIN / 2));
+        assert!(!exchange.begin(stranger(0), start + INTERVAL / 2));
         let begun = (1..).take(MAX_ASKED).filter(|seed| exchange.begin(stranger(*seed), start)).count();
         assert_eq!(begun, MAX_ASKED - 1);
-        assert!(exchange.begin(stranger(0), start + AGAIN));
+        assert!(exchange.begin(stranger(0), start + INTERVAL));
     }
 
     #[test]
-    fn askers_are_named_other_peers_that_are_connected_and_can_be_dialled() {
+    fn named_peers_are_connected_and_dialable() {
         let id = |name: u8| NodeId([name; 32]);
         let peer = |name: u8| PeerInfo {
             node: id(name),
             addresses: vec![LISTEN.to_owned(); MAX_PEER_ADDRESSES + 1],
             connected: true,
-            speaks: true,
+            identified: true,
             rtt: None,
             transport: None,
             agent: None,
@@ -295,7 +295,7 @@ mod tests {
         assert_eq!(named(2, vec![peer(1), peer(2), peer(3)]), [id(3), id(1)]);
         let gone = PeerInfo { connected: false, ..peer(1) };
         let hidden = PeerInfo { addresses: vec!["x".repeat(Announcement::MAX_TEXT + 1)], ..peer(2) };
-        assert!(named(9, vec![gone, hidden, PeerInfo { speaks: false, ..peer(3) }]).is_empty());
+        assert!(named(9, vec![gone, hidden, PeerInfo { identified: false, ..peer(3) }]).is_empty());
         let all = peers_for(id(9), (10..100).map(peer).collect());
         assert_eq!(all.len(), MAX_PEERS);
         assert!(check_peers(&all).is_ok());

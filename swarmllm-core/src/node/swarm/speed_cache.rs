@@ -1,21 +1,20 @@
-//! Speeds outlive the node: how fast hosts were is kept in the store, so that the first plan of the next start is as good as
-//! the last of this one.
+//! Persists measured speeds of hosts, so the first plan after a restart is as good as the last before it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
-use crate::node::shared::Shared;
-use crate::pipeline::speeds::{Speeds, now_ms};
+use crate::pipeline::plan::speeds::{Speeds, now_ms};
 use crate::store::Store;
 
-/// What is learnt within this time is stored together.
-const SETTLE: Duration = Duration::from_secs(5);
-/// Speeds that have not been seen for this long are forgotten: the machine may be another by then.
-const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Measurements within this time are stored together.
+const DEBOUNCE: Duration = Duration::from_secs(5);
+/// Age at which a speed is discarded: the machine may have changed.
+const MAX_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// What was learnt before; nothing where the store fails, which costs the first plans their measure. Blocks.
+/// Stored speeds. Empty if the store fails: the first plans then lack measurements. Blocks.
 pub(crate) fn load(store: &Store) -> Arc<Speeds> {
     let speeds = Speeds::default();
     match store.speeds() {
@@ -29,16 +28,15 @@ pub(crate) fn load(store: &Store) -> Arc<Speeds> {
     Arc::new(speeds)
 }
 
-/// Stores what is learnt, until the node stops.
-pub(crate) async fn run(shared: Arc<Shared>, store: Store) {
-    let (stopping, speeds) = (shared.tasks.stopping(), &shared.coordinator.speeds);
+/// Stores new measurements until the node stops.
+pub(crate) async fn run(speeds: Arc<Speeds>, store: Store, stopping: CancellationToken) {
     loop {
         let work = async {
-            speeds.learnt().await;
-            sleep(SETTLE).await;
+            speeds.measured().await;
+            sleep(DEBOUNCE).await;
         };
-        let over = stopping.run_until_cancelled(work).await.is_none();
-        let (store, fresh) = (store.clone(), speeds.take_fresh());
+        let stopped = stopping.run_until_cancelled(work).await.is_none();
+        let (store, fresh) = (store.clone(), speeds.take_unsaved());
         if !fresh.is_empty() {
             match tokio::task::spawn_blocking(move || store.put_speeds(&fresh, oldest_ms())).await {
                 Ok(Ok(())) => {}
@@ -46,14 +44,14 @@ pub(crate) async fn run(shared: Arc<Shared>, store: Store) {
                 Err(error) => tracing::error!(%error, "storing the speeds of hosts panicked"),
             }
         }
-        if over {
+        if stopped {
             return;
         }
     }
 }
 
 fn oldest_ms() -> u64 {
-    now_ms().saturating_sub(LONGEST.as_millis() as u64)
+    now_ms().saturating_sub(MAX_AGE.as_millis() as u64)
 }
 
 #[cfg(test)]
@@ -63,7 +61,7 @@ mod tests {
     use super::*;
     use crate::base::{ModelId, NodeId};
     use crate::node::{Node, Preset};
-    use crate::pipeline::speeds::Seen;
+    use crate::pipeline::plan::speeds::StageTiming;
     use crate::store::SpeedRecord;
 
     const MODEL: ModelId = ModelId([7; 32]);
@@ -74,27 +72,27 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_node_that_is_started_again_predicts_with_the_pace_that_it_had_learnt() {
+    async fn a_restarted_node_predicts_with_its_measured_speeds() {
         let (dir, host) = (TempDir::new().unwrap(), NodeId([1; 32]));
         let first = node(&dir).await;
-        let seen = Seen { node: host, weight: 100, told_us: 2000, rtt_us: 500 };
-        first.shared().coordinator.speeds.learn(MODEL, &[seen], 2500);
+        let seen = StageTiming { node: host, weight: 100, reported_us: 2000, rtt_us: 500 };
+        first.shared().coordinator.speeds.record(MODEL, &[seen], 2500);
         first.shutdown(Duration::from_secs(5)).await;
         let again = node(&dir).await;
-        assert_eq!(again.shared().coordinator.speeds.pace_ns(MODEL, host), 20_000);
+        assert_eq!(again.shared().coordinator.speeds.ns_per_unit(MODEL, host), 20_000);
         again.shutdown(Duration::from_secs(5)).await;
     }
 
     #[test]
-    fn what_has_not_been_seen_for_long_is_not_taken() {
+    fn old_speeds_are_discarded() {
         let dir = TempDir::new().unwrap();
         let store = Store::open(&dir.path().join("store.redb")).unwrap();
-        let record = |name, seen_ms| SpeedRecord { model: MODEL, node: NodeId([name; 32]), pace_ns: 9, seen_ms };
+        let record = |name, seen_ms| SpeedRecord { model: MODEL, node: NodeId([name; 32]), ns_per_unit: 9, seen_ms };
         store.put_speeds(&[record(1, now_ms()), record(2, 5)], 0).unwrap();
         let speeds = load(&store);
         store.put_speeds(&[record(1, 6)], 0).unwrap();
-        assert_eq!(speeds.pace_ns(MODEL, NodeId([1; 32])), 9);
-        let without = load(&store).pace_ns(MODEL, NodeId([2; 32]));
-        assert_eq!(without, Speeds::default().pace_ns(MODEL, NodeId([2; 32])));
+        assert_eq!(speeds.ns_per_unit(MODEL, NodeId([1; 32])), 9);
+        let without = load(&store).ns_per_unit(MODEL, NodeId([2; 32]));
+        assert_eq!(without, Speeds::default().ns_per_unit(MODEL, NodeId([2; 32])));
     }
 }

@@ -7,70 +7,69 @@ use reqwest::Url;
 use crate::model::gguf::PartName;
 use crate::node::web::error::WebError;
 
-/// The hub that `hf:` addresses are of, where the host names none.
+/// Default hub of `hf:` addresses.
 pub const HUB: &str = "https://huggingface.co";
-/// What an address in a hub begins with.
+/// Scheme of addresses in a hub.
 const HUB_SCHEME: &str = "hf:";
-/// The revision of an address in a hub that names none.
+/// Default revision of an address in a hub.
 const REVISION: &str = "main";
-/// Bytes of an address: what servers commonly accept.
+/// Most bytes of an address, as servers commonly accept.
 const MAX_ADDRESS: usize = 4096;
 
-/// A GGUF on the web, and how to come by it.
+/// A GGUF on the web, with its hub and token.
 #[derive(Clone, PartialEq, Eq)]
 pub struct WebSource {
-    /// `https://…`, `http://…`, or `hf:owner/repo/path/file.gguf` with `@revision` behind it where it is not `main`. Of a
-    /// model in several files any part.
+    /// `https://…`, `http://…`, or `hf:owner/repo/path/file.gguf`, followed by `@revision` if it is not `main`. For a model
+    /// in several files, any of them.
     pub address: String,
-    /// The hub, or a mirror of it, that `hf:` addresses are of. Default: [`HUB`].
+    /// Hub of `hf:` addresses, or a mirror. Default: [`HUB`].
     pub hub: String,
-    /// A token for files that not everybody may have. Only the address's own server is told it, and only over `https:`
-    /// or within this machine. Default: none.
+    /// Token for restricted files. Sent only to the address's own server, over `https:` or loopback. Default: none.
     pub token: Option<String>,
 }
 
 impl WebSource {
-    /// A file that everybody may have.
+    /// A public file.
     pub fn new(address: impl Into<String>) -> Self {
         Self { address: address.into(), hub: HUB.to_owned(), token: None }
     }
 
-    /// Whether a text is an address of this sort, rather than a path.
+    /// Whether a text is a web address rather than a path.
     pub fn is_address(text: &str) -> bool {
         [HUB_SCHEME, "https://", "http://"].iter().any(|scheme| text.starts_with(scheme))
     }
 
-    /// Whether it is a place in a hub.
+    /// Whether the address is in a hub.
     pub fn is_of_hub(&self) -> bool {
         self.address.starts_with(HUB_SCHEME)
     }
 
-    /// Where the file lies.
+    /// URL of the file.
     pub(super) fn url(&self) -> Result<Url, WebError> {
         if self.address.len() > MAX_ADDRESS {
             return Err(refuse(&self.address, "it is longer than 4096 bytes"));
         }
         let url = match self.address.strip_prefix(HUB_SCHEME) {
-            Some(place) => self.in_hub(place)?,
+            Some(path) => self.in_hub(path)?,
             None => parse(&self.address)?,
         };
         let is_safe = url.scheme() == "https" || is_loopback(&url);
         if self.token.is_some() && !is_safe {
-            return Err(refuse(&shown(&url), "a token is told over https only"));
+            return Err(refuse(&shown(&url), "a token is sent over https only"));
         }
         Ok(url)
     }
 
     /// `owner/repo/path/file.gguf[@revision]`
-    fn in_hub(&self, place: &str) -> Result<Url, WebError> {
-        let (file, revision) = place.rsplit_once('@').unwrap_or((place, REVISION));
+    fn in_hub(&self, path_in_hub: &str) -> Result<Url, WebError> {
+        let (file, revision) = path_in_hub.rsplit_once('@').unwrap_or((path_in_hub, REVISION));
         let parts: Vec<&str> = file.split('/').collect();
         let is_name = |part: &&str| !matches!(*part, "" | "." | "..");
         let [owner, repo, path @ ..] = parts.as_slice() else {
-            return Err(refuse(&self.address, "hf:owner/repo/path/file.gguf is needed"));
+            return Err(refuse(&self.address, "expected hf:owner/repo/path/file.gguf"));
         };
         if path.is_empty() || !parts.iter().all(is_name) || !is_name(&revision) {
-            return Err(refuse(&self.address, "hf:owner/repo/path/file.gguf is needed"));
+            return Err(refuse(&self.address, "expected hf:owner/repo/path/file.gguf"));
         }
         let mut url = parse(&self.hub)?;
         let no_base = || refuse(&self.hub, "a hub is an https address");
@@ -98,30 +97,30 @@ impl From<String> for WebSource {
 
 impl fmt::Debug for WebSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let token = self.token.as_ref().map(|_| "(not told)");
+        let token = self.token.as_ref().map(|_| "(redacted)");
         f.debug_struct("WebSource").field("hub", &self.hub).field("token", &token).finish_non_exhaustive()
     }
 }
 
-/// An address that we would ask at.
+/// Parses an acceptable address.
 pub(super) fn parse(text: &str) -> Result<Url, WebError> {
-    // What cannot be read may hold a password, so it is not told again.
+    // An unparsable address may contain a password, so the error omits it.
     let url = Url::parse(text).map_err(|_| refuse("(unreadable)", "it is not a URL"))?;
     check(&url).map(|()| url.clone()).map_err(|reason| refuse(&shown(&url), reason))
 }
 
-/// Whether we would ask there.
+/// Checks that an address is acceptable.
 pub(super) fn check(url: &Url) -> Result<(), &'static str> {
     if !matches!(url.scheme(), "https" | "http") {
-        return Err("only https and http are spoken");
+        return Err("only https and http are supported");
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err("it has a user or password in it, which would be told and logged with it");
+        return Err("it contains a user or password, which would be sent and logged with it");
     }
     if url.host_str().is_none_or(str::is_empty) { Err("it names no host") } else { Ok(()) }
 }
 
-/// An address for people: without its query, which may be a signature.
+/// An address for display, without its query, which may be a signature.
 pub(super) fn shown(url: &Url) -> String {
     let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
     format!("{}://{}{port}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
@@ -135,20 +134,20 @@ fn is_loopback(url: &Url) -> bool {
     }
 }
 
-/// The name of the file as a part of a model in several files.
+/// The file's name as a part of a model in several files.
 pub(super) fn part_name(url: &Url) -> Option<PartName> {
     PartName::parse(url.path_segments()?.next_back()?)
 }
 
-/// The address with another file name in the same place. `name` is escaped as it is in an address.
+/// The address of a file beside this one. `name` is percent-encoded.
 pub(super) fn sibling(url: &Url, name: &str) -> Url {
     let mut sibling = url.clone();
-    let place = url.path().rsplit_once('/').map_or("", |(place, _)| place);
-    sibling.set_path(&format!("{place}/{name}"));
+    let folder = url.path().rsplit_once('/').map_or("", |(folder, _)| folder);
+    sibling.set_path(&format!("{folder}/{name}"));
     sibling
 }
 
-/// The file's name without `.gguf`, and without its number where it is a part.
+/// The file's name without `.gguf` and part number.
 pub(super) fn stem(url: &Url) -> Option<String> {
     if let Some(name) = part_name(url) {
         return Some(name.stem().to_owned());

@@ -1,4 +1,4 @@
-//! Asks a server for a file or a part of it, and looks hard at the answer before a byte of it is read.
+//! HTTP client of one file: requests ranges and validates each response before its body is read.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,25 +12,25 @@ use crate::base::{ErrorKind, Fault};
 use crate::model::gguf::PartName;
 use crate::node::web::address::{self, WebSource, check, shown};
 use crate::node::web::error::WebError;
-use crate::node::web::patience::Patience;
 use crate::node::web::throttle::Throttle;
+use crate::node::web::timeouts::Timeouts;
 
-/// Redirects of one question. Hubs lead to a store of theirs, and that perhaps to another one.
-const REDIRECTS: usize = 5;
-/// Bytes of what a server said that an error tells again.
-const TOLD: usize = 80;
+/// Most redirects of a request. Hubs redirect to their storage, which may redirect again.
+const MAX_REDIRECTS: usize = 5;
+/// Most characters of a server's text quoted in an error.
+const MAX_QUOTED: usize = 80;
 
-/// Asks for one file.
+/// Client for one file. Clones share connections and rate limit.
 #[derive(Clone)]
 pub(super) struct Client {
     http: reqwest::Client,
     url: Url,
     token: Option<HeaderValue>,
     throttle: Arc<Throttle>,
-    pub patience: Patience,
+    pub timeouts: Timeouts,
 }
 
-/// Which file a server has at the moment.
+/// Version of a file on a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Version {
     pub len: u64,
@@ -39,13 +39,13 @@ pub(super) struct Version {
 }
 
 impl Version {
-    /// What parts of the file can be asked for by: something that no two versions share.
+    /// Validator for `If-Range`: unique to this version.
     fn validator(&self) -> Option<&str> {
-        // A weak tag is the same for files of the same meaning, not of the same bytes.
+        // A weak tag may be shared by files with different bytes.
         self.etag.as_deref().filter(|tag| !tag.starts_with("W/")).or(self.modified.as_deref())
     }
 
-    /// Tells versions of a file apart.
+    /// Digest of this version of a file.
     pub fn digest(&self, file: &[u8; 32]) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_keyed(file);
         hasher.update(&self.len.to_le_bytes()).update(self.validator().unwrap_or_default().as_bytes());
@@ -56,8 +56,8 @@ impl Version {
         Self { len, etag: text(headers, &header::ETAG), modified: text(headers, &header::LAST_MODIFIED) }
     }
 
-    /// Whether an answer's headers speak of another version. A part comes with the tag of its file, but where a date has
-    /// been asked by, not always with the date.
+    /// Whether a response's headers belong to another version. A range response repeats the file's tag, but not always the
+    /// date if a date was the validator.
     fn differs(&self, headers: &HeaderMap) -> bool {
         let other = Version::of(self.len, headers);
         match self.validator() == self.etag.as_deref() {
@@ -67,40 +67,40 @@ impl Version {
     }
 }
 
-/// How a server gives the file.
-pub(super) enum Found {
-    /// In parts, of this version.
-    Parts(Version),
-    /// As a whole only, which this answer is, of so many bytes.
+/// How a server provides a file.
+pub(super) enum Probe {
+    /// By ranges, in this version.
+    Ranges(Version),
+    /// Whole files only: this response, with its length in bytes.
     Whole(Response, u64),
 }
 
 impl Client {
-    /// Blocks on what the machine has of certificates.
-    pub fn new(source: &WebSource, throttle: Arc<Throttle>, patience: Patience) -> Result<Client, WebError> {
+    /// Blocks while it loads the machine's certificates.
+    pub fn new(source: &WebSource, throttle: Arc<Throttle>, timeouts: Timeouts) -> Result<Client, WebError> {
         let url = source.url()?;
-        // Of the environment nothing is taken, proxies neither; redirects are followed here, where they are looked at.
+        // No settings from the environment, such as proxies. Redirects are followed and checked in `get`.
         let http = reqwest::Client::builder()
             .user_agent(concat!("swarmllm/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(patience.stall)
+            .connect_timeout(timeouts.stall)
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
             .no_proxy()
             .build()
-            // Most likely the machine knows no authorities whose certificates it trusts.
+            // Most likely the machine has no trusted certificates.
             .map_err(|error| {
-                Fault::new(ErrorKind::Unsupported, format!("HTTPS cannot be spoken here: {}", cause(&error)))
+                Fault::new(ErrorKind::Unsupported, format!("HTTPS is not available here: {}", cause(&error)))
             })?;
         let token = source.token.as_ref().map(|token| secret(token)).transpose()?;
-        Ok(Client { http, url, token, throttle, patience })
+        Ok(Client { http, url, token, throttle, timeouts })
     }
 
-    /// The file's address, for people.
+    /// The file's address, for display.
     pub fn shown(&self) -> String {
         shown(&self.url)
     }
 
-    /// The file's address with all that belongs to it, to tell sources apart.
+    /// The file's full address, which identifies the source.
     pub fn address(&self) -> &str {
         self.url.as_str()
     }
@@ -115,29 +115,28 @@ impl Client {
         address::part_name(&self.url)
     }
 
-    /// Asks for another file in the same place.
+    /// A client for a file beside this one.
     pub fn sibling(&self, name: &str) -> Client {
         Client { url: address::sibling(&self.url, name), ..self.clone() }
     }
 
-    /// The server, for people.
+    /// The server's host name, for display.
     pub fn host(&self) -> String {
         self.url.host_str().unwrap_or_default().to_owned()
     }
 
-    /// Asks for the first byte, and learns from the answer how long the file is, which version it is, and whether parts
-    /// of it can be had.
-    pub async fn probe(&self) -> Result<Found, WebError> {
-        let mut retries = Retries::new(&self.patience);
+    /// Requests the first byte to learn the file's length, version, and whether the server supports ranges.
+    pub async fn probe(&self) -> Result<Probe, WebError> {
+        let mut retries = Retries::new(&self.timeouts);
         loop {
             match self.try_probe().await {
                 Err(error) => retries.after(error).await?,
-                found => return found,
+                probed => return probed,
             }
         }
     }
 
-    async fn try_probe(&self) -> Result<Found, WebError> {
+    async fn try_probe(&self) -> Result<Probe, WebError> {
         let response = self.get(&(0..1), None).await?;
         let len = match response.status() {
             StatusCode::PARTIAL_CONTENT => self.check_range(&response, &(0..1))?,
@@ -145,32 +144,32 @@ impl Client {
         };
         let version = Version::of(len, response.headers());
         match version.validator() {
-            Some(_) => Ok(Found::Parts(version)),
-            // Parts of what cannot be named may be of different files: one answer for all of it is not.
+            Some(_) => Ok(Probe::Ranges(version)),
+            // Without a validator, ranges may come from different versions; one response cannot.
             None => self.whole(self.get(&(0..len), None).await?),
         }
     }
 
-    fn whole(&self, response: Response) -> Result<Found, WebError> {
+    fn whole(&self, response: Response) -> Result<Probe, WebError> {
         let is_whole = |len: &u64| match response.status() {
             StatusCode::OK => true,
             StatusCode::PARTIAL_CONTENT => self.check_range(&response, &(0..*len)).is_ok_and(|all| all == *len),
             _ => false,
         };
         match response.content_length().filter(is_whole) {
-            Some(len) => Ok(Found::Whole(response, len)),
-            None => Err(self.malformed("an answer", "no file whose length is told".to_owned())),
+            Some(len) => Ok(Probe::Whole(response, len)),
+            None => Err(self.malformed("a response", "no file of known length".to_owned())),
         }
     }
 
-    /// The answer with a part of a known version.
-    pub async fn part(&self, range: &Range<u64>, version: &Version) -> Result<Response, WebError> {
+    /// Requests a range of a known version.
+    pub async fn range(&self, range: &Range<u64>, version: &Version) -> Result<Response, WebError> {
         let response = self.get(range, version.validator()).await?;
         if version.differs(response.headers()) || response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
             return Err(WebError::Changed { host: self.host() });
         }
         if response.status() != StatusCode::PARTIAL_CONTENT {
-            // Asked for a part if it is still this file, a server gives the whole where it is another one.
+            // `If-Range`: a server sends the whole file if it is another version.
             let len = response.content_length();
             return Err(match len.is_some_and(|len| len != version.len) {
                 true => WebError::Changed { host: self.host() },
@@ -183,16 +182,16 @@ impl Client {
         }
     }
 
-    /// The next bytes of an answer, once the host's bound lets them pass. `left` is how long they may take, and becomes
-    /// shorter.
+    /// The next bytes of a response, delayed by the rate limit; `None` at the end. `left` is the remaining time and is
+    /// reduced.
     pub async fn chunk(&self, response: &mut Response, left: &mut Duration) -> Result<Option<Bytes>, WebError> {
         let begun = tokio::time::Instant::now();
-        let deadline = self.patience.stall.min(*left);
+        let deadline = self.timeouts.stall.min(*left);
         let chunk = tokio::time::timeout(deadline, response.chunk()).await;
         *left = left.saturating_sub(begun.elapsed());
         let chunk = match chunk {
             Err(_) if left.is_zero() => {
-                return Err(WebError::Stalled { host: self.host(), deadline: self.patience.group });
+                return Err(WebError::Stalled { host: self.host(), deadline: self.timeouts.group });
             }
             Err(_) => return Err(WebError::Stalled { host: self.host(), deadline }),
             Ok(chunk) => chunk.map_err(|error| self.unreachable(&error))?,
@@ -201,10 +200,10 @@ impl Client {
         Ok(chunk)
     }
 
-    /// Follows redirects to the first other answer, which is a good one.
+    /// Sends the request and follows redirects. Returns a response with an accepted status.
     async fn get(&self, range: &Range<u64>, if_range: Option<&str>) -> Result<Response, WebError> {
         let mut url = self.url.clone();
-        for _ in 0..=REDIRECTS {
+        for _ in 0..=MAX_REDIRECTS {
             let last = range.end.saturating_sub(1);
             let mut request = self.http.get(url.clone()).header(header::ACCEPT_ENCODING, "identity");
             request = request.header(header::RANGE, format!("bytes={}-{last}", range.start));
@@ -214,7 +213,7 @@ impl Client {
             if let Some(token) = self.token.as_ref().filter(|_| url.origin() == self.url.origin()) {
                 request = request.header(header::AUTHORIZATION, token.clone());
             }
-            let deadline = self.patience.stall;
+            let deadline = self.timeouts.stall;
             let response = match tokio::time::timeout(deadline, request.send()).await {
                 Err(_) => return Err(WebError::Stalled { host: self.host(), deadline }),
                 Ok(response) => response.map_err(|error| self.unreachable(&error))?,
@@ -224,17 +223,17 @@ impl Client {
             }
             url = self.follow(&url, response.headers())?;
         }
-        Err(WebError::Redirects { host: self.host(), max: REDIRECTS })
+        Err(WebError::Redirects { host: self.host(), max: MAX_REDIRECTS })
     }
 
-    /// Where a redirect leads.
+    /// The target of a redirect.
     pub(super) fn follow(&self, from: &Url, headers: &HeaderMap) -> Result<Url, WebError> {
-        let astray = |reason| WebError::Astray { host: self.host(), reason };
-        let location = text(headers, &header::LOCATION).ok_or_else(|| astray("nowhere"))?;
-        let to = from.join(&location).map_err(|_| astray("what is no address"))?;
-        check(&to).map_err(|_| astray("where we do not ask"))?;
+        let bad = |reason| WebError::BadRedirect { host: self.host(), reason };
+        let location = text(headers, &header::LOCATION).ok_or_else(|| bad("without a location"))?;
+        let to = from.join(&location).map_err(|_| bad("to an invalid address"))?;
+        check(&to).map_err(|_| bad("to an unacceptable address"))?;
         if from.scheme() == "https" && to.scheme() != "https" {
-            return Err(astray("an address without encryption"));
+            return Err(bad("to an unencrypted address"));
         }
         Ok(to)
     }
@@ -250,21 +249,21 @@ impl Client {
         }
     }
 
-    /// Whether an answer is the part that was asked for; gives the length of the whole file.
-    fn check_range(&self, response: &Response, asked: &Range<u64>) -> Result<u64, WebError> {
-        let told = text(response.headers(), &header::CONTENT_RANGE).unwrap_or_default();
-        match parse_content_range(&told) {
-            Some((range, len)) if range == *asked && range.end <= len => {
+    /// Checks that a response is the requested range; returns the length of the whole file.
+    fn check_range(&self, response: &Response, requested: &Range<u64>) -> Result<u64, WebError> {
+        let content_range = text(response.headers(), &header::CONTENT_RANGE).unwrap_or_default();
+        match parse_content_range(&content_range) {
+            Some((range, len)) if range == *requested && range.end <= len => {
                 let promised = response.content_length();
                 let matches = promised.is_none_or(|promised| promised == range.end - range.start);
                 matches.then_some(len).ok_or_else(|| self.malformed("a length", promised.unwrap_or(0).to_string()))
             }
-            _ => Err(self.malformed("a part", told)),
+            _ => Err(self.malformed("a range", content_range)),
         }
     }
 
     pub fn malformed(&self, what: &'static str, given: String) -> WebError {
-        WebError::Malformed { host: self.host(), what, given: given.chars().take(TOLD).collect() }
+        WebError::Malformed { host: self.host(), what, given: given.chars().take(MAX_QUOTED).collect() }
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> WebError {
@@ -272,7 +271,7 @@ impl Client {
     }
 }
 
-/// What happened. An error's own text has the address in it; its deepest cause has not.
+/// The root cause of an error. The error's own text contains the address; the root cause does not.
 fn cause(error: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(deeper) = cause.source() {
@@ -294,29 +293,29 @@ fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
 }
 
 fn secret(token: &str) -> Result<HeaderValue, WebError> {
-    let refused = |_| Fault::new(ErrorKind::InvalidArgument, "the token has characters that no token has");
+    let refused = |_| Fault::new(ErrorKind::InvalidArgument, "the token contains invalid characters");
     let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(refused)?;
     value.set_sensitive(true);
     Ok(value)
 }
 
-/// Counts how often one thing is asked for again.
+/// Bounded retries of one request.
 pub(super) struct Retries {
     left: u32,
     pause: Duration,
 }
 
 impl Retries {
-    pub fn new(patience: &Patience) -> Self {
-        Self { left: patience.retries, pause: patience.pause }
+    pub fn new(timeouts: &Timeouts) -> Self {
+        Self { left: timeouts.retries, pause: timeouts.pause }
     }
 
-    /// Waits, so that it can be asked for again; or gives the error back where that is in vain, or was tried enough.
+    /// Waits before the next retry; returns the error if a retry is useless or none is left.
     pub async fn after(&mut self, error: WebError) -> Result<(), WebError> {
-        if self.left == 0 || !error.may_pass() {
+        if self.left == 0 || !error.is_transient() {
             return Err(error);
         }
-        tracing::warn!(%error, "a download is tried again");
+        tracing::warn!(%error, "a download is retried");
         tokio::time::sleep(self.pause).await;
         self.left -= 1;
         self.pause = self.pause.saturating_mul(2);

@@ -1,4 +1,4 @@
-//! Why a file on the web could not be had.
+//! Errors of downloads from the web.
 
 use std::time::Duration;
 
@@ -6,65 +6,65 @@ use crate::base::{ErrorKind, Fault, ModelId};
 use crate::node::api::error::ModelActError;
 use crate::node::api::findings::ImportReport;
 
-/// What went wrong between us and a server. No address is told with its query, which may hold a secret.
+/// An error of a download. Addresses appear without their query, which may contain a secret.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WebError {
-    /// An address that is not accepted.
-    #[error("`{given}` is no address of a model: {reason}")]
+    /// Unacceptable address.
+    #[error("`{given}` is not the address of a model: {reason}")]
     Address { given: String, reason: &'static str },
-    /// No connection, or it was lost.
+    /// No connection, or a lost one.
     #[error("{host} cannot be reached: {reason}")]
     Unreachable { host: String, reason: String },
     /// Fewer bytes than promised.
-    #[error("{host} ended its answer {missing} bytes early")]
+    #[error("{host} ended its response {missing} bytes early")]
     Short { host: String, missing: u64 },
-    /// Nothing came for too long.
-    #[error("{host} did not go on within {deadline:?}")]
+    /// Not the expected bytes within the deadline.
+    #[error("{host} did not deliver in time ({deadline:?})")]
     Stalled { host: String, deadline: Duration },
-    /// A refusal.
+    /// Error status.
     #[error("{host} answered {status}{hint}", hint = hint(*status))]
     Status { host: String, status: u16 },
-    /// A way that leads on and on.
+    /// Too many redirects.
     #[error("{host} redirects more than {max} times")]
     Redirects { host: String, max: usize },
-    /// A way that leads where we do not go.
-    #[error("{host} redirects to {reason}")]
-    Astray { host: String, reason: &'static str },
-    /// An answer that is not what was asked for.
-    #[error("{host} gave {what} that was not asked for: {given}")]
+    /// Unacceptable redirect.
+    #[error("{host} redirects {reason}")]
+    BadRedirect { host: String, reason: &'static str },
+    /// Response that does not match the request.
+    #[error("{host} sent {what} that was not requested: {given}")]
     Malformed { host: String, what: &'static str, given: String },
     /// Another version of the file.
-    #[error("the file at {host} has changed since it was begun; begin again")]
+    #[error("the file at {host} changed during the download; start again")]
     Changed { host: String },
-    /// A server that gives whole files only, where parts are needed.
-    #[error("{host} does not give parts of files that it names the version of; import the whole model instead")]
+    /// The server supports no ranges, which are needed here.
+    #[error("{host} does not support ranges of versioned files; import the whole model instead")]
     WholeOnly { host: String },
-    /// A part of a model in several files that could not be had.
+    /// Error of one part of a model in several files.
     #[error("{part}: {error}")]
     Part { part: String, error: Box<WebError> },
-    /// Another model than the one that shards are wanted of.
-    #[error("the file at {host} is not that of model {model}", model = model.short())]
+    /// File of another model.
+    #[error("the file at {host} is not a file of model {model}", model = model.short())]
     OtherModel { host: String, model: ModelId },
-    /// A model that cannot run here.
+    /// The model cannot run here.
     #[error("{0}")]
     Report(Box<ImportReport>),
-    /// The disk, the model, or ourselves.
+    /// Fault of the disk, the model, or this node.
     #[error(transparent)]
     Fault(#[from] Fault),
 }
 
 impl WebError {
-    /// Whether the same question may be answered better the next time.
-    pub fn may_pass(&self) -> bool {
+    /// Whether a retry may succeed.
+    pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Short { .. } | Self::Stalled { .. } => true,
-            // The client was slow, too often there, or the server is unwell.
+            // Request timeout, rate limit, or server error.
             Self::Status { status, .. } => matches!(status, 408 | 429 | 500..),
             _ => false,
         }
     }
 
-    /// The kind that crosses borders.
+    /// Kind of the error for other interfaces.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Address { .. } => ErrorKind::InvalidArgument,
@@ -72,7 +72,7 @@ impl WebError {
             Self::Stalled { .. } => ErrorKind::Timeout,
             Self::Short { .. }
             | Self::Redirects { .. }
-            | Self::Astray { .. }
+            | Self::BadRedirect { .. }
             | Self::Malformed { .. }
             | Self::OtherModel { .. } => ErrorKind::BadSource,
             Self::Changed { .. } => ErrorKind::SourceChanged,
@@ -110,8 +110,8 @@ impl From<WebError> for ModelActError {
 
 fn hint(status: u16) -> &'static str {
     match status {
-        401 | 403 => "; the file asks for a token, or for another one",
-        404 => "; look whether the address is right",
+        401 | 403 => "; the file needs a token, or a different one",
+        404 => "; check the address",
         _ => "",
     }
 }

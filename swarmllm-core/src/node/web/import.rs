@@ -1,10 +1,10 @@
-//! Import of a model from the web: the header first, then its tensors, shard after shard.
+//! Import of a model from the web: its header first, then its tensors shard by shard.
 
 use reqwest::Response;
 
 use crate::base::ModelId;
 use crate::model::ModelError;
-use crate::model::catalog::{Catalog, HeadIntake, Intake, Origin, Spool, SpoolChoice};
+use crate::model::catalog::{Catalog, HeaderIngest, RangeIngest, RangeSource, StreamIngest, StreamOptions};
 use crate::model::gguf::Gguf;
 use crate::model::shard::GROUP;
 use crate::node::api::request::ImportOptions;
@@ -13,11 +13,11 @@ use crate::node::models::examine::Examination;
 use crate::node::models::transfer::fault;
 use crate::node::web::client::Client;
 use crate::node::web::error::WebError;
-use crate::node::web::known::{self, Known};
+use crate::node::web::known::{self, KnownImport};
 use crate::node::web::reader::Reader;
 use crate::node::web::remote::{Opened, Remote};
 
-/// Imports the file that `client` asks for. Cancel-safe: what came is kept, for the next import from there.
+/// Imports the file of `client`. Cancel-safe: received bytes are kept for the next import.
 pub(super) async fn import(
     catalog: &Catalog,
     client: Client,
@@ -37,26 +37,26 @@ async fn by_ranges(
     examination: &Examination,
 ) -> Result<ModelId, WebError> {
     let mut reader = remote.reader();
-    let (intake, first) = header(catalog, remote.origin(), &mut reader).await?;
-    let tail = intake.tail(&first);
+    let (ingest, first) = header(catalog, remote.origin(), &mut reader).await?;
+    let tail = ingest.tail(&first);
     let header = examine(examination, remote.whole_header(first).await?).await?;
-    let (intake, header) = match known::import(catalog, &remote, (intake, header, &tail), options).await? {
-        Known::Done(model) => return Ok(model),
-        Known::Other(intake, header) => (*intake, *header),
+    let (ingest, header) = match known::import(catalog, &remote, (ingest, header, &tail), options).await? {
+        KnownImport::Done(model) => return Ok(model),
+        KnownImport::Other(ingest, header) => (*ingest, *header),
     };
-    let mut intake = cut(intake, header, remote.client().stem(), options).await?;
-    let shards: Vec<usize> = (0..intake.plan().manifest.shards.len()).collect();
-    reader.plan(intake.plan(), &shards, tail);
-    options.tell(intake.progress());
-    while let Some((pieces, len)) = intake.next() {
+    let mut ingest = into_shards(ingest, header, remote.client().stem(), options).await?;
+    let shards: Vec<usize> = (0..ingest.sharding().manifest.shards.len()).collect();
+    reader.plan(ingest.sharding(), &shards, tail);
+    options.report_progress(ingest.progress());
+    while let Some((pieces, len)) = ingest.next() {
         let group = reader.group(&pieces, len).await?;
-        intake = blocking(move || intake.write(&group).map(|()| intake).map_err(fault)).await?;
-        options.tell(intake.progress());
+        ingest = blocking(move || ingest.write(&group).map(|()| ingest).map_err(fault)).await?;
+        options.report_progress(ingest.progress());
     }
-    Ok(blocking(move || intake.finish().map_err(fault)).await?)
+    Ok(blocking(move || ingest.finish().map_err(fault)).await?)
 }
 
-/// Fetches a model's header and nothing else of it.
+/// Fetches a model's header alone.
 pub(super) async fn header_alone(client: Client) -> Result<Gguf, WebError> {
     let (mut response, len) = match Remote::open(client.clone()).await? {
         Opened::Ranges(remote) => {
@@ -65,7 +65,7 @@ pub(super) async fn header_alone(client: Client) -> Result<Gguf, WebError> {
         }
         Opened::Whole(response, len) => (response, len),
     };
-    let (mut left, mut bytes, mut wanted) = (client.patience.group, Vec::new(), GROUP.min(len));
+    let (mut left, mut bytes, mut wanted) = (client.timeouts.group, Vec::new(), GROUP.min(len));
     loop {
         while (bytes.len() as u64) < wanted {
             let missing = wanted - bytes.len() as u64;
@@ -81,11 +81,11 @@ pub(super) async fn header_alone(client: Client) -> Result<Gguf, WebError> {
             (Some(header), _) => return Ok(header),
             (None, read) => bytes = read,
         }
-        (left, wanted) = (client.patience.group, wanted.saturating_mul(2).min(len));
+        (left, wanted) = (client.timeouts.group, wanted.saturating_mul(2).min(len));
     }
 }
 
-/// Asks whether the model can run here, before anything but its header is fetched.
+/// Examines the model before anything but its header is fetched.
 async fn examine(examination: &Examination, header: Gguf) -> Result<Gguf, WebError> {
     let examination = examination.clone();
     let done = blocking(move || Ok((examination.check(&header), header))).await?;
@@ -94,42 +94,43 @@ async fn examine(examination: &Examination, header: Gguf) -> Result<Gguf, WebErr
 }
 
 /// Cuts the model.
-async fn cut(
-    intake: HeadIntake,
+async fn into_shards(
+    ingest: HeaderIngest,
     header: Gguf,
     stem: Option<String>,
     options: &ImportOptions,
-) -> Result<Intake, WebError> {
+) -> Result<RangeIngest, WebError> {
     let options = options.clone();
-    let cut = move || intake.cut(&header, options.name.as_deref(), stem.as_deref(), |kind| options.keeps(kind));
-    Ok(blocking(move || cut().map_err(fault)).await?)
+    let start =
+        move || ingest.into_shards(&header, options.name.as_deref(), stem.as_deref(), |kind| options.keeps(kind));
+    Ok(blocking(move || start().map_err(fault)).await?)
 }
 
-/// Fetches the beginning of the file, or of the first part, until the header is whole.
-async fn header(catalog: &Catalog, origin: Origin, reader: &mut Reader) -> Result<(HeadIntake, Gguf), WebError> {
+/// Fetches the beginning of the file or of the first part until the header is complete.
+async fn header(catalog: &Catalog, origin: RangeSource, reader: &mut Reader) -> Result<(HeaderIngest, Gguf), WebError> {
     let catalog = catalog.clone();
     let begin = move || {
-        let mut intake = catalog.intake(origin)?;
-        let header = intake.header()?;
-        Ok((intake, header))
+        let mut ingest = catalog.ingest(origin)?;
+        let header = ingest.header()?;
+        Ok((ingest, header))
     };
-    let (mut intake, mut header) = blocking(move || begin().map_err(fault)).await?;
+    let (mut ingest, mut header) = blocking(move || begin().map_err(fault)).await?;
     loop {
         if let Some(header) = header {
-            return Ok((intake, header));
+            return Ok((ingest, header));
         }
-        let piece = intake.next();
+        let piece = ingest.next();
         let group = reader.group(&[piece], piece.len).await?;
         let go_on = move || {
-            intake.write(&group)?;
-            let header = intake.header()?;
-            Ok((intake, header))
+            ingest.write(&group)?;
+            let header = ingest.header()?;
+            Ok((ingest, header))
         };
-        (intake, header) = blocking(move || go_on().map_err(fault)).await?;
+        (ingest, header) = blocking(move || go_on().map_err(fault)).await?;
     }
 }
 
-/// Takes the whole file from a server that does not give parts of it.
+/// Imports the whole file from a server without ranges.
 async fn whole(
     catalog: &Catalog,
     client: Client,
@@ -139,32 +140,32 @@ async fn whole(
 ) -> Result<ModelId, WebError> {
     let kept = options.clone();
     let (alias, stem) = (options.name.clone(), client.stem());
-    let choice = SpoolChoice { alias, stem, keep: Box::new(move |kind| kept.keeps(kind)) };
-    let mut spool = catalog.spool(client.shown(), len, choice);
-    let mut left = client.patience.group;
+    let choice = StreamOptions { alias, stem, keep: Box::new(move |kind| kept.keeps(kind)) };
+    let mut ingest = catalog.stream_ingest(client.shown(), len, choice);
+    let mut left = client.timeouts.group;
     let mut bytes = Vec::new();
-    while spool.wants() > bytes.len() as u64 {
-        let missing = spool.wants() - bytes.len() as u64;
+    while ingest.remaining() > bytes.len() as u64 {
+        let missing = ingest.remaining() - bytes.len() as u64;
         let chunk = client.chunk(&mut response, &mut left).await?;
         let chunk = chunk.ok_or_else(|| WebError::Short { host: client.host(), missing })?;
         bytes.extend_from_slice(&chunk);
-        if bytes.len() as u64 >= GROUP.min(spool.wants()) {
-            left = client.patience.group;
-            spool = write(spool, std::mem::take(&mut bytes)).await?;
-            if let Some(header) = spool.take_header() {
+        if bytes.len() as u64 >= GROUP.min(ingest.remaining()) {
+            left = client.timeouts.group;
+            ingest = write(ingest, std::mem::take(&mut bytes)).await?;
+            if let Some(header) = ingest.take_header() {
                 examine(examination, header).await?;
             }
-            options.tell(spool.progress());
+            options.report_progress(ingest.progress());
         }
     }
     drop(response);
-    Ok(blocking(move || spool.finish().map_err(fault)).await?)
+    Ok(blocking(move || ingest.finish().map_err(fault)).await?)
 }
 
-async fn write(mut spool: Spool, bytes: Vec<u8>) -> Result<Spool, WebError> {
-    let write = move || -> Result<Spool, ModelError> {
-        spool.write(&bytes)?;
-        Ok(spool)
+async fn write(mut ingest: StreamIngest, bytes: Vec<u8>) -> Result<StreamIngest, WebError> {
+    let write = move || -> Result<StreamIngest, ModelError> {
+        ingest.write(&bytes)?;
+        Ok(ingest)
     };
     Ok(blocking(move || write().map_err(fault)).await?)
 }

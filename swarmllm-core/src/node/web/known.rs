@@ -1,6 +1,6 @@
-//! Import of a file whose header is a known model's: only what is wanted is read. What is missing is kept and what is held is
-//! compared, each shard by its id, since only the weights tell whether the file is of that model. Where no layer is wanted, the
-//! smallest one is compared. What is not wanted is not looked at: there the file may be another model's.
+//! Import of a file whose header matches a known model: only the wanted shards are read. Missing shards are stored and held
+//! shards are compared by id, since only the weights show whether the file is of that model. If no layer is wanted, the
+//! smallest layer is compared. Other shards are not read; there the file may differ from the model.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,111 +8,113 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 
 use crate::base::{ErrorKind, ModelId, Progress};
-use crate::model::catalog::{Catalog, HeadIntake};
+use crate::model::catalog::{Catalog, HeaderIngest};
 use crate::model::gguf::Gguf;
-use crate::model::manifest::Cut;
+use crate::model::manifest::Sharding;
 use crate::model::shard::{group_len, groups};
 use crate::model::{Manifest, ModelError, ShardEntry, ShardKind};
 use crate::node::api::request::ImportOptions;
 use crate::node::blocking::blocking;
 use crate::node::models::fetch::Source;
-use crate::node::models::transfer::{Taken, fault};
+use crate::node::models::transfer::{OnBytes, fault};
 use crate::node::web::error::WebError;
 use crate::node::web::remote::Remote;
 use crate::node::web::shards::WebFile;
 
-/// How the import ended.
-pub(super) enum Known {
-    /// The file is of this model, of which all that is wanted is here.
+/// Outcome of the import.
+pub(super) enum KnownImport {
+    /// The file is of this known model; all wanted shards are held.
     Done(ModelId),
-    /// The file is of a model that is not known yet; it has to be read as a whole.
-    Other(Box<HeadIntake>, Box<Gguf>),
+    /// The file is of an unknown model and must be read whole.
+    Other(Box<HeaderIngest>, Box<Gguf>),
 }
 
-/// Imports the model if the header is a known one's. Cancel-safe: what came is kept, for the next import from there.
+/// Imports the model if its header matches a known model. Cancel-safe: received bytes are kept for the next import.
 pub(super) async fn import(
     catalog: &Catalog,
     remote: &Remote,
-    (intake, header, tail): (HeadIntake, Gguf, &(u64, Bytes)),
+    (ingest, header, tail): (HeaderIngest, Gguf, &(u64, Bytes)),
     options: &ImportOptions,
-) -> Result<Known, WebError> {
+) -> Result<KnownImport, WebError> {
     let (shown, name, stem) = (remote.client().shown(), options.name.clone(), remote.client().stem());
     let look = move || {
-        let cut = Cut::new(&header).map_err(|source| fault(ModelError::Cut { path: shown.into(), source }))?;
-        intake.check_alias((&header, &cut), name.as_deref(), stem.as_deref()).map_err(fault)?;
-        Ok((intake.known(&cut), intake, header, cut))
+        let sharding =
+            Sharding::new(&header).map_err(|source| fault(ModelError::Sharding { path: shown.into(), source }))?;
+        ingest.check_alias((&header, &sharding), name.as_deref(), stem.as_deref()).map_err(fault)?;
+        Ok((ingest.matching_model(&sharding), ingest, header, sharding))
     };
-    let (known, intake, header, cut) = blocking(look).await?;
-    let Some(manifest) = known else { return Ok(Known::Other(Box::new(intake), Box::new(header))) };
-    let file = File { catalog, remote, cut: &cut, tail, manifest: &manifest };
-    if !file.take(options).await? {
-        return Ok(Known::Other(Box::new(intake), Box::new(header)));
+    let (known, ingest, header, sharding) = blocking(look).await?;
+    let Some(manifest) = known else { return Ok(KnownImport::Other(Box::new(ingest), Box::new(header))) };
+    let file = File { catalog, remote, sharding: &sharding, tail, manifest: &manifest };
+    if !file.fetch_wanted(options).await? {
+        return Ok(KnownImport::Other(Box::new(ingest), Box::new(header)));
     }
     let (model, name, stem) = (manifest.id(), options.name.clone(), remote.client().stem());
-    let finish = move || intake.finish_known(model, (&header, &cut), name.as_deref(), stem.as_deref());
+    let finish = move || ingest.finish_known(model, (&header, &sharding), name.as_deref(), stem.as_deref());
     blocking(move || finish().map_err(fault)).await?;
-    Ok(Known::Done(model))
+    Ok(KnownImport::Done(model))
 }
 
-/// The file, and the model that it is of by its header.
+/// The file, and the model that its header matches.
 struct File<'a> {
     catalog: &'a Catalog,
     remote: &'a Remote,
-    cut: &'a Cut,
+    sharding: &'a Sharding,
     tail: &'a (u64, Bytes),
     manifest: &'a Arc<Manifest>,
 }
 
 impl File<'_> {
-    /// Takes what is wanted and not held, and compares what is held; `false` where the weights are another model's.
-    async fn take(&self, options: &ImportOptions) -> Result<bool, WebError> {
+    /// Fetches missing wanted shards and compares held ones; false if the weights are another model's.
+    async fn fetch_wanted(&self, options: &ImportOptions) -> Result<bool, WebError> {
         let shards = || self.manifest.shards.iter().enumerate();
         let wanted: Vec<(usize, &ShardEntry)> = shards().filter(|(_, shard)| options.keeps(shard.kind)).collect();
         let (held, mut missing): (Vec<_>, Vec<_>) =
             wanted.iter().copied().partition(|(_, shard)| self.catalog.has(&shard.id));
         let (done, total) = (AtomicU64::new(0), wanted.iter().map(|(_, shard)| shard.size).sum());
-        let told = options.clone();
-        let taken: Taken = Arc::new(move |bytes| {
+        let reported = options.clone();
+        let on_bytes: OnBytes = Arc::new(move |bytes| {
             let done = (done.fetch_add(bytes, Ordering::Relaxed) + bytes).min(total);
-            told.tell(Progress { done, total });
+            reported.report_progress(Progress { done, total });
         });
-        taken(0);
-        // Only weights tell models of one header apart. Where no layer is wanted, the smallest does it.
+        on_bytes(0);
+        // Only weights distinguish models with equal headers. If no layer is wanted, compare the smallest.
         let lone = shards().filter(|(_, shard)| is_layer(shard)).min_by_key(|(_, shard)| shard.size);
         let lone = lone.filter(|_| !wanted.iter().any(|(_, shard)| is_layer(shard)));
         for (index, shard) in held.into_iter().chain(lone) {
-            if !self.is_same(index, shard, &taken).await? {
+            if !self.matches_shard(index, shard, &on_bytes).await? {
                 return Ok(false);
             }
         }
         let entries: Vec<ShardEntry> = wanted.iter().map(|(_, shard)| (*shard).clone()).collect();
         let catalog = self.catalog.clone();
         let _reserved = blocking(move || catalog.reserve_shards(&entries).map_err(fault)).await?;
-        // Layers first: what is not of the model shows before much has come.
+        // Layers first: a mismatch then shows early.
         missing.sort_by_key(|(_, shard)| !is_layer(shard));
-        let source = WebFile::opened(self.remote.clone(), self.cut.clone(), self.tail.clone());
+        let source = WebFile::opened(self.remote.clone(), self.sharding.clone(), self.tail.clone());
         for (_, shard) in missing {
-            match source.take(self.catalog, self.manifest, shard, &taken).await {
+            match source.fetch_shard(self.catalog, self.manifest, shard, &on_bytes).await {
                 Ok(()) => {}
                 Err(fault) if fault.kind() == ErrorKind::ShardCorrupt => return Ok(false),
                 Err(fault) => return Err(fault.into()),
             }
         }
-        // Last: a file that is another model's changes nothing of what is wanted of this one.
+        // Last: a file of another model must not change the wanted parts of this model.
         let (catalog, model, options) = (self.catalog.clone(), self.manifest.id(), options.clone());
-        blocking(move || catalog.note_wanted(model, &|kind| options.keeps(kind)).map_err(fault)).await?;
+        blocking(move || catalog.record_requested(model, &|kind| options.keeps(kind)).map_err(fault)).await?;
         Ok(true)
     }
 
-    /// Whether the file has this shard of the model.
-    async fn is_same(&self, index: usize, shard: &ShardEntry, taken: &Taken) -> Result<bool, WebError> {
+    /// Whether the file contains this shard of the model.
+    async fn matches_shard(&self, index: usize, shard: &ShardEntry, on_bytes: &OnBytes) -> Result<bool, WebError> {
         let (mut hasher, mut reader) = (blake3::Hasher::new(), self.remote.reader());
-        reader.plan(self.cut, &[index], self.tail.clone());
+        reader.plan(self.sharding, &[index], self.tail.clone());
         for number in 0..groups(shard.size) {
-            // At most `GROUP`, so it fits any usize.
-            let group = reader.group(&self.cut.pieces(index, number), group_len(shard.size, number) as usize).await?;
+            // Fits: at most `GROUP`.
+            let group =
+                reader.group(&self.sharding.pieces(index, number), group_len(shard.size, number) as usize).await?;
             hasher.update(&group);
-            taken(group.len() as u64);
+            on_bytes(group.len() as u64);
         }
         Ok(*hasher.finalize().as_bytes() == shard.id.0)
     }

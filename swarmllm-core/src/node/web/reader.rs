@@ -1,4 +1,4 @@
-//! Reads groups of shards out of a file on the web, or out of parts that stand for one, with as few questions as the order of the groups allows.
+//! Reads groups of shards from a file on the web, or from its parts, with as few requests as the order of the groups allows.
 
 use std::ops::Range;
 
@@ -6,53 +6,54 @@ use bytes::{Buf, Bytes};
 use reqwest::Response;
 
 use crate::base::{ErrorKind, Fault};
-use crate::model::gguf::Places;
-use crate::model::manifest::{Cut, Piece};
+use crate::model::gguf::PartRanges;
+use crate::model::manifest::{FilePiece, Sharding};
 use crate::node::web::client::{Client, Retries};
 use crate::node::web::error::WebError;
-use crate::node::web::patience::Patience;
 use crate::node::web::remote::Part;
+use crate::node::web::timeouts::Timeouts;
 
-/// Bytes that are read over rather than asked around: less than comes in the time of a question.
-const GAP: u64 = 64 * 1024;
-/// Bytes that an answer must have given for its end to count as the first failure again: so few that a bad line gets on,
-/// and enough to bound the questions for a group.
+/// Longest gap to read and discard instead of a new request: less than arrives in one round trip.
+const MAX_GAP: u64 = 64 * 1024;
+/// Bytes after which a broken response resets the retries: few enough for a bad link to progress, enough to bound the
+/// requests of a group.
 const PROGRESS: usize = 64 * 1024;
 
-/// A file on the web, or parts as one.
+/// A file on the web, or its parts as one.
 pub(super) struct Reader {
     /// At least one.
     parts: Vec<Part>,
-    places: Places,
-    patience: Patience,
-    /// Stretches of the file that follow one another in what will be read.
+    ranges: PartRanges,
+    timeouts: Timeouts,
+    /// Contiguous ranges of the planned reads.
     runs: Vec<Range<u64>>,
-    /// Bytes that are here already, and where they begin.
+    /// Bytes received with the header, with their position.
     tail: (u64, Bytes),
     open: Option<Open>,
 }
 
-/// An answer under way.
+/// A response being read.
 struct Open {
     response: Response,
     client: Client,
-    /// The first byte of `rest`.
+    /// Position of the first byte of `rest`.
     at: u64,
     end: u64,
     rest: Bytes,
 }
 
 impl Reader {
-    pub fn new(parts: Vec<Part>, places: Places) -> Self {
-        let patience = parts.first().map(|(client, _)| client.patience).unwrap_or_default();
-        Self { parts, places, patience, runs: Vec::new(), tail: (0, Bytes::new()), open: None }
+    pub fn new(parts: Vec<Part>, ranges: PartRanges) -> Self {
+        let timeouts = parts.first().map(|(client, _)| client.timeouts).unwrap_or_default();
+        Self { parts, ranges, timeouts, runs: Vec::new(), tail: (0, Bytes::new()), open: None }
     }
 
-    /// Says which shards will be read, in order, and what of the file is here already.
-    pub fn plan(&mut self, cut: &Cut, shards: &[usize], tail: (u64, Bytes)) {
+    /// Sets the shards to read, in order, and the bytes already received.
+    pub fn plan(&mut self, sharding: &Sharding, shards: &[usize], tail: (u64, Bytes)) {
         self.tail = tail;
         self.runs.clear();
-        for (shard, positions) in shards.iter().filter_map(|at| cut.manifest.shards.get(*at).zip(cut.sources.get(*at)))
+        for (shard, positions) in
+            shards.iter().filter_map(|at| sharding.manifest.shards.get(*at).zip(sharding.tensor_offsets.get(*at)))
         {
             for (tensor, position) in shard.tensors.iter().zip(positions) {
                 let end = position.saturating_add(tensor.size);
@@ -64,19 +65,19 @@ impl Reader {
         }
     }
 
-    /// A group of `len` bytes with these pieces of the file in it, and zeros between. Goes on behind the last byte where
-    /// an answer ends early.
-    pub async fn group(&mut self, pieces: &[Piece], len: usize) -> Result<Vec<u8>, WebError> {
+    /// Reads a group of `len` bytes: these pieces of the file, with zeros between. Resumes after the last byte if a response
+    /// breaks.
+    pub async fn group(&mut self, pieces: &[FilePiece], len: usize) -> Result<Vec<u8>, WebError> {
         let mut group = vec![0; len];
-        let mut retries = Retries::new(&self.patience);
-        let (mut left, mut since) = (self.patience.group, 0);
+        let mut retries = Retries::new(&self.timeouts);
+        let (mut left, mut since) = (self.timeouts.group, 0);
         for piece in pieces {
             let outside = || Fault::new(ErrorKind::Internal, "a piece lies outside of its group");
             let slot = group.get_mut(piece.at..).and_then(|rest| rest.get_mut(..piece.len)).ok_or_else(outside)?;
             let mut empty = &mut *slot;
             let mut position = piece.position;
             while !empty.is_empty() {
-                match self.more(position, empty.len(), &mut left).await {
+                match self.read_some(position, empty.len(), &mut left).await {
                     Ok(bytes) => {
                         let (filled, rest) = empty.split_at_mut(bytes.len());
                         filled.copy_from_slice(&bytes);
@@ -84,11 +85,11 @@ impl Reader {
                         empty = rest;
                         since += bytes.len();
                     }
-                    // Its deadline has passed: the next question would have none.
+                    // The deadline of the group has passed.
                     Err(error) if left.is_zero() => return Err(error),
                     Err(error) => {
                         if std::mem::take(&mut since) >= PROGRESS {
-                            retries = Retries::new(&self.patience);
+                            retries = Retries::new(&self.timeouts);
                         }
                         retries.after(error).await?;
                     }
@@ -98,24 +99,29 @@ impl Reader {
         Ok(group)
     }
 
-    /// Some bytes from `position` on, at least one and at most `most`. After an error the next question is a new one.
-    async fn more(&mut self, position: u64, most: usize, left: &mut std::time::Duration) -> Result<Bytes, WebError> {
+    /// Reads 1 to `max` bytes from `position`. After an error the next call sends a new request.
+    async fn read_some(
+        &mut self,
+        position: u64,
+        max: usize,
+        left: &mut std::time::Duration,
+    ) -> Result<Bytes, WebError> {
         let known = position.checked_sub(self.tail.0).and_then(|at| usize::try_from(at).ok());
         if let Some(here) = known.filter(|at| *at < self.tail.1.len()).map(|at| self.tail.1.slice(at..)) {
-            return Ok(here.slice(..most.min(here.len())));
+            return Ok(here.slice(..max.min(here.len())));
         }
         let reaches = |open: &Open| position < open.end && follows(open.at, position);
         let mut open = match self.open.take().filter(reaches) {
             Some(open) => open,
-            None => self.ask(position, most).await?,
+            None => self.request(position, max).await?,
         };
         loop {
-            // Bytes between what was read and what is wanted are read over.
-            let over = (position - open.at).min(open.rest.len() as u64);
-            open.rest.advance(over as usize);
-            open.at += over;
+            // Discard the gap before the position.
+            let gap = (position - open.at).min(open.rest.len() as u64);
+            open.rest.advance(gap as usize);
+            open.at += gap;
             if !open.rest.is_empty() {
-                let piece = open.rest.split_to(most.min(open.rest.len()));
+                let piece = open.rest.split_to(max.min(open.rest.len()));
                 open.at += piece.len() as u64;
                 self.open = Some(open);
                 return Ok(piece);
@@ -129,21 +135,21 @@ impl Reader {
         }
     }
 
-    /// Asks for all that follows `position` in what will be read.
-    async fn ask(&self, position: u64, most: usize) -> Result<Open, WebError> {
+    /// Requests the planned range that contains `position`, from there on.
+    async fn request(&self, position: u64, max: usize) -> Result<Open, WebError> {
         let run = self.runs.iter().find(|run| run.contains(&position));
-        let end = run.map_or_else(|| position.saturating_add(most as u64), |run| run.end);
-        let found = self.places.find(position).and_then(|(part, place)| Some((self.parts.get(part)?, place)));
+        let end = run.map_or_else(|| position.saturating_add(max as u64), |run| run.end);
+        let found = self.ranges.find(position).and_then(|(part, place)| Some((self.parts.get(part)?, place)));
         let outside = || Fault::new(ErrorKind::Internal, "a piece lies outside of the file");
         let ((client, version), place) = found.ok_or_else(outside)?;
-        // What follows in the next part is another question.
+        // The next part needs its own request.
         let end = end.min(place.end);
-        let response = client.part(&(position - place.start..end - place.start), version).await?;
+        let response = client.range(&(position - place.start..end - place.start), version).await?;
         Ok(Open { response, client: client.clone(), at: position, end, rest: Bytes::new() })
     }
 }
 
-/// Whether `next` comes so soon behind `end` that it is read in one go.
+/// Whether `next` is close enough after `end` to read both in one response.
 fn follows(end: u64, next: u64) -> bool {
-    next.checked_sub(end).is_some_and(|gap| gap <= GAP)
+    next.checked_sub(end).is_some_and(|gap| gap <= MAX_GAP)
 }

@@ -1,54 +1,54 @@
-//! A model's file on the web, or its parts as one: positions count through all parts, and nothing is merged.
+//! A model's file on the web, or its parts as one file. Positions count through all parts; nothing is merged.
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use reqwest::Response;
 
 use crate::base::Fault;
 use crate::model::ModelError;
-use crate::model::catalog::Origin;
-use crate::model::gguf::{Gguf, Join, MAX_PARTS, PartName, Places, SplitError};
-use crate::model::manifest::Piece;
+use crate::model::catalog::RangeSource;
+use crate::model::gguf::{Gguf, MAX_PARTS, PartJoiner, PartName, PartRanges, SplitError};
+use crate::model::manifest::FilePiece;
 use crate::model::shard::GROUP;
 use crate::node::blocking::blocking;
 use crate::node::models::transfer::fault;
-use crate::node::web::client::{Client, Found, Version};
+use crate::node::web::client::{Client, Probe, Version};
 use crate::node::web::error::WebError;
 use crate::node::web::reader::Reader;
 
-/// Parts that are asked at once for their versions and headers. A header of each may be in memory, of at most 68 MiB.
-const AT_ONCE: usize = 4;
-/// Bytes that are asked for first of a part behind the first one, which mostly names tensors only.
-const HEAD: u64 = 64 * 1024;
+/// Parts whose versions and headers are fetched in parallel. Each header takes at most 68 MiB of memory.
+const PARALLEL: usize = 4;
+/// First request of a later part's header in bytes; such a header mostly lists tensors only.
+const LATER_HEADER: u64 = 64 * 1024;
 
-/// One file as it is now.
+/// A file in its current version.
 pub(super) type Part = (Client, Version);
 
-/// A model on a server that gives ranges.
+/// A model on a server that supports ranges.
 #[derive(Clone)]
 pub(super) struct Remote {
     /// At least one.
     first: Part,
     more: Vec<Part>,
-    places: Places,
-    /// How the parts are named, where there are several.
+    ranges: PartRanges,
+    /// Name scheme of the parts; `None` for a single file.
     name: Option<PartName>,
 }
 
-/// How a model can be had.
+/// An opened model file.
 pub(super) enum Opened {
-    /// By ranges.
+    /// The server supports ranges.
     Ranges(Remote),
-    /// As a whole only, which this answer is, of so many bytes.
+    /// Whole files only: this response, with its length in bytes.
     Whole(Response, u64),
 }
 
 impl Remote {
-    /// Asks for the first byte of the file, or of all parts of the model that it is a part of.
+    /// Probes the file, or all parts of its model.
     pub async fn open(client: Client) -> Result<Opened, WebError> {
         let Some(name) = client.part_name() else {
             return Ok(match client.probe().await? {
-                Found::Parts(version) => Opened::Ranges(Remote::of((client, version), Vec::new(), None)?),
-                Found::Whole(response, len) => Opened::Whole(response, len),
+                Probe::Ranges(version) => Opened::Ranges(Remote::of((client, version), Vec::new(), None)?),
+                Probe::Whole(response, len) => Opened::Whole(response, len),
             });
         };
         if name.count() > MAX_PARTS {
@@ -56,73 +56,73 @@ impl Remote {
             return Err(split(&client, SplitError::TooMany { part, given, max: MAX_PARTS }));
         }
         let probe = |number| {
-            let client = client.sibling(&name.of(number));
+            let client = client.sibling(&name.with_number(number));
             async move {
-                let found = client.probe().await.and_then(|found| match found {
-                    Found::Parts(version) => Ok(version),
-                    Found::Whole(..) => Err(WebError::WholeOnly { host: client.host() }),
+                let found = client.probe().await.and_then(|probe| match probe {
+                    Probe::Ranges(version) => Ok(version),
+                    Probe::Whole(..) => Err(WebError::WholeOnly { host: client.host() }),
                 });
                 let part = client.shown();
                 found.map(|version| (client, version)).map_err(|error| WebError::Part { part, error: Box::new(error) })
             }
         };
-        // One after another from the first on, so that a refusal names the first part that is missing.
+        // Results in order, so the error names the first missing part.
         let first = probe(1).await?;
-        let more = stream::iter(2..=name.count()).map(probe).buffered(AT_ONCE).try_collect().await?;
+        let more = stream::iter(2..=name.count()).map(probe).buffered(PARALLEL).try_collect().await?;
         Ok(Opened::Ranges(Remote::of(first, more, Some(name))?))
     }
 
     fn of(first: Part, more: Vec<Part>, name: Option<PartName>) -> Result<Remote, WebError> {
         let lens = [&first].into_iter().chain(&more).map(|(_, version)| version.len);
-        let places = Places::of(lens).ok_or_else(|| split(&first.0, SplitError::TooLarge { what: "bytes" }))?;
-        Ok(Remote { first, more, places, name })
+        let ranges = PartRanges::of(lens).ok_or_else(|| split(&first.0, SplitError::TooLarge { what: "bytes" }))?;
+        Ok(Remote { first, more, ranges, name })
     }
 
-    /// The file, or the first part.
+    /// Client of the file or of the first part.
     pub fn client(&self) -> &Client {
         &self.first.0
     }
 
-    /// Names the model's bytes as they are now, under the same key whichever part was named. Its length is the first
-    /// part's, whose header comes first.
-    pub fn origin(&self) -> Origin {
+    /// Identity of the model's bytes in their current version. The key does not depend on the part that was named. The
+    /// length is the first part's, whose header is read first.
+    pub fn origin(&self) -> RangeSource {
         let (client, version) = &self.first;
         let key = *blake3::hash(client.address().as_bytes()).as_bytes();
-        let mut now = version.digest(&key);
+        let mut digest = version.digest(&key);
         if self.name.is_some() {
             let mut hasher = blake3::Hasher::new_keyed(&key);
-            hasher.update(&now);
+            hasher.update(&digest);
             for (_, version) in &self.more {
                 hasher.update(&version.digest(&key));
             }
-            now = *hasher.finalize().as_bytes();
+            digest = *hasher.finalize().as_bytes();
         }
-        Origin { shown: client.shown(), key, version: now, len: version.len }
+        RangeSource { label: client.shown(), key, version: digest, len: version.len }
     }
 
-    /// Reads all parts as one.
+    /// A reader over all parts as one.
     pub fn reader(&self) -> Reader {
         let parts = [&self.first].into_iter().chain(&self.more).cloned().collect();
-        Reader::new(parts, self.places.clone())
+        Reader::new(parts, self.ranges.clone())
     }
 
-    /// The header of the file, or of the first part, and bytes that came with it.
+    /// The header of the file or of the first part, and the bytes received after it with their position.
     pub async fn first_header(&self) -> Result<(Gguf, (u64, bytes::Bytes)), WebError> {
         header(&self.first, GROUP).await
     }
 
-    /// The header of all parts together, from that of the first.
+    /// Joins the headers of all parts with the first.
     pub async fn whole_header(&self, first: Gguf) -> Result<Gguf, WebError> {
         let Some(name) = &self.name else { return Ok(first) };
         let client = self.client();
-        let shown = |number| name.of(number);
-        let mut join = Join::new(first, &shown(1)).map_err(|error| split(client, error))?;
+        let shown = |number| name.with_number(number);
+        let mut join = PartJoiner::new(first, &shown(1)).map_err(|error| split(client, error))?;
         if join.count() != name.count() {
             let (part, found, expected) = (shown(1), join.count(), name.count());
             return Err(split(client, SplitError::Count { part, found, expected }));
         }
-        let next = |part: Part| async move { header(&part, HEAD).await };
-        let mut headers = std::pin::pin!(stream::iter(self.more.clone()).map(next).buffered(AT_ONCE));
+        let next = |part: Part| async move { header(&part, LATER_HEADER).await };
+        let mut headers = std::pin::pin!(stream::iter(self.more.clone()).map(next).buffered(PARALLEL));
         for number in 2..=name.count() {
             let Some(next) = headers.next().await else { break };
             join.add(next?.0, &shown(number)).map_err(|error| split(client, error))?;
@@ -131,19 +131,19 @@ impl Remote {
     }
 }
 
-/// Fetches a file's beginning until the header is whole; `ask` bytes first, and each time twice as many before the header
-/// is tried again.
-async fn header(part: &Part, ask: u64) -> Result<(Gguf, (u64, bytes::Bytes)), WebError> {
+/// Fetches a file's header: `first` bytes, doubled until the header parses.
+async fn header(part: &Part, first: u64) -> Result<(Gguf, (u64, bytes::Bytes)), WebError> {
     let (client, version) = part;
     let len = version.len;
-    let places = Places::of([len].into_iter()).ok_or_else(|| split(client, SplitError::TooLarge { what: "bytes" }))?;
-    let mut reader = Reader::new(vec![part.clone()], places);
-    let (mut bytes, mut wanted) = (Vec::new(), ask);
+    let ranges =
+        PartRanges::of([len].into_iter()).ok_or_else(|| split(client, SplitError::TooLarge { what: "bytes" }))?;
+    let mut reader = Reader::new(vec![part.clone()], ranges);
+    let (mut bytes, mut wanted) = (Vec::new(), first);
     loop {
         while (bytes.len() as u64) < wanted.min(len) {
             let position = bytes.len() as u64;
-            // At most `GROUP`, so it fits any usize.
-            let piece = Piece { at: 0, position, len: (wanted.min(len) - position).min(GROUP) as usize };
+            // Fits: at most `GROUP`.
+            let piece = FilePiece { at: 0, position, len: (wanted.min(len) - position).min(GROUP) as usize };
             bytes.extend(reader.group(&[piece], piece.len).await?);
         }
         let path = client.shown().into();
@@ -153,7 +153,7 @@ async fn header(part: &Part, ask: u64) -> Result<(Gguf, (u64, bytes::Bytes)), We
         };
         match blocking(read).await? {
             (Some(header), bytes) => {
-                let tail = header.behind(&bytes);
+                let tail = header.after_header(&bytes);
                 return Ok((header, tail));
             }
             (None, read) => bytes = read,

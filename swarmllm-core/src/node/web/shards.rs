@@ -1,4 +1,4 @@
-//! Shards of a known model out of its GGUF on the web: the header says where they lie, their ids whether they came.
+//! Shards of a known model from its GGUF on the web. The header gives their positions; their ids verify them.
 
 use std::sync::Arc;
 
@@ -8,49 +8,49 @@ use tokio::sync::OnceCell;
 
 use crate::base::{ErrorKind, Fault};
 use crate::model::catalog::{Catalog, WholeWriter};
-use crate::model::manifest::Cut;
+use crate::model::manifest::Sharding;
 use crate::model::shard::GROUP;
 use crate::model::{Manifest, ShardEntry, ShardKind};
 use crate::node::blocking::blocking;
 use crate::node::models::fetch::Source;
-use crate::node::models::transfer::{Taken, fault};
+use crate::node::models::transfer::{OnBytes, fault};
 use crate::node::web::client::Client;
 use crate::node::web::error::WebError;
 use crate::node::web::remote::{Opened, Remote};
 
-/// A file on the web, looked at when the first shard is wanted.
+/// A file on the web, opened for the first shard.
 pub(super) struct WebFile {
     client: Client,
-    /// What was found then, for all shards of the pull.
+    /// Result of opening, shared by all shards of the pull.
     plan: OnceCell<Result<Arc<Plan>, Fault>>,
 }
 
-/// Where the shards lie.
+/// Positions of the shards.
 struct Plan {
     remote: Remote,
-    cut: Cut,
-    /// Bytes that came with the header, and where they begin.
+    sharding: Sharding,
+    /// Bytes received with the header, with their position.
     tail: (u64, Bytes),
 }
 
 impl Source for WebFile {
-    fn take<'a>(
+    fn fetch_shard<'a>(
         &'a self,
         catalog: &'a Catalog,
         manifest: &'a Arc<Manifest>,
         entry: &'a ShardEntry,
-        taken: &'a Taken,
+        on_bytes: &'a OnBytes,
     ) -> BoxFuture<'a, Result<(), Fault>> {
         Box::pin(async move {
-            let plan = self.plan.get_or_init(async || self.look(manifest).await.map_err(Fault::from)).await.clone()?;
+            let plan = self.plan.get_or_init(async || self.open(manifest).await.map_err(Fault::from)).await.clone()?;
             let writer = open(catalog, entry).await?;
-            let resumed = writer.here();
-            taken(resumed);
-            match self.fill(&plan, writer, entry, taken).await {
-                // What lay here may have been the bad part.
+            let resumed = writer.bytes_written();
+            on_bytes(resumed);
+            match self.fill(&plan, writer, entry, on_bytes).await {
+                // The resumed bytes may have been corrupt: start again without them.
                 Err(fault) if resumed > 0 && fault.kind() == ErrorKind::ShardCorrupt => {
                     let writer = open(catalog, entry).await?;
-                    Ok(self.fill(&plan, writer, entry, taken).await?)
+                    Ok(self.fill(&plan, writer, entry, on_bytes).await?)
                 }
                 filled => filled,
             }
@@ -63,42 +63,48 @@ impl WebFile {
         Self { client, plan: OnceCell::new() }
     }
 
-    /// One whose header was read and found to be the model's.
-    pub fn opened(remote: Remote, cut: Cut, tail: (u64, Bytes)) -> Self {
+    /// An opened file whose header matches the model.
+    pub fn opened(remote: Remote, sharding: Sharding, tail: (u64, Bytes)) -> Self {
         let client = remote.client().clone();
-        Self { client, plan: OnceCell::new_with(Some(Ok(Arc::new(Plan { remote, cut, tail })))) }
+        Self { client, plan: OnceCell::new_with(Some(Ok(Arc::new(Plan { remote, sharding, tail })))) }
     }
 
-    /// Reads the header, and sees whether it is that of the model.
-    async fn look(&self, manifest: &Arc<Manifest>) -> Result<Arc<Plan>, WebError> {
+    /// Opens the file; its header must match the model.
+    async fn open(&self, manifest: &Arc<Manifest>) -> Result<Arc<Plan>, WebError> {
         let Opened::Ranges(remote) = Remote::open(self.client.clone()).await? else {
             return Err(WebError::WholeOnly { host: self.client.host() });
         };
         let (first, tail) = remote.first_header().await?;
         let header = remote.whole_header(first).await?;
-        let cut = Cut::new(&header).ok().filter(|cut| cut.fits(manifest));
+        let sharding = Sharding::new(&header).ok().filter(|sharding| sharding.fits(manifest));
         let other = || WebError::OtherModel { host: self.client.host(), model: manifest.id() };
-        Ok(Arc::new(Plan { remote, cut: cut.ok_or_else(other)?, tail }))
+        Ok(Arc::new(Plan { remote, sharding: sharding.ok_or_else(other)?, tail }))
     }
 
-    async fn fill(&self, plan: &Plan, mut writer: WholeWriter, entry: &ShardEntry, taken: &Taken) -> Result<(), Fault> {
-        let index = plan.cut.manifest.shards.iter().position(|shard| shard.kind == entry.kind);
+    async fn fill(
+        &self,
+        plan: &Plan,
+        mut writer: WholeWriter,
+        entry: &ShardEntry,
+        on_bytes: &OnBytes,
+    ) -> Result<(), Fault> {
+        let index = plan.sharding.manifest.shards.iter().position(|shard| shard.kind == entry.kind);
         let index = index.ok_or_else(|| Fault::new(ErrorKind::Internal, "a shard is not of its model"))?;
         let mut reader = plan.remote.reader();
-        reader.plan(&plan.cut, &[index], plan.tail.clone());
+        reader.plan(&plan.sharding, &[index], plan.tail.clone());
         while writer.next_len() > 0 {
-            // At most `GROUP`, so it fits any usize.
+            // Fits: at most `GROUP`.
             let (number, len) = (writer.next_group(), writer.next_len() as usize);
             let group = match entry.kind {
-                // It is made of the header.
+                // Metadata is part of the header.
                 ShardKind::Metadata => {
                     let begin = (number * GROUP) as usize;
-                    plan.cut.metadata.get(begin..begin + len).unwrap_or_default().to_vec()
+                    plan.sharding.metadata.get(begin..begin + len).unwrap_or_default().to_vec()
                 }
-                _ => reader.group(&plan.cut.pieces(index, number), len).await?,
+                _ => reader.group(&plan.sharding.pieces(index, number), len).await?,
             };
             writer = blocking(move || writer.write_group(&group).map(|()| writer).map_err(fault)).await?;
-            taken(len as u64);
+            on_bytes(len as u64);
         }
         blocking(move || writer.finish().map_err(fault)).await
     }

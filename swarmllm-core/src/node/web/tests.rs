@@ -1,4 +1,4 @@
-//! Models from servers that are good, bad, or gone, on tiny files and over loopback.
+//! Downloads from good, faulty and lost servers: tiny files over loopback.
 
 mod known;
 mod parts;
@@ -23,10 +23,10 @@ use crate::node::{Node, Preset};
 use server::{Answer, Asked, Server, Then};
 
 const MIB: usize = GROUP as usize;
-/// Layers of the tiny model; each has a group and a quarter.
+/// Layers of the tiny model; each takes one and a quarter groups.
 const LAYERS: u32 = 4;
 
-/// A model of some MiB, its head in front as some writers have it.
+/// A model of some MiB, with its head first, as some writers place it.
 fn tiny(seed: u64) -> Vec<u8> {
     let facts = [
         Fact::string("general.architecture", "llama"),
@@ -64,7 +64,7 @@ impl Bench {
         Bench { dir, catalog }
     }
 
-    /// What a new process finds.
+    /// The same data directory in a new process.
     fn reopen(self) -> Bench {
         let catalog = Catalog::open(&self.dir.path().join("data")).unwrap();
         Bench { catalog, ..self }
@@ -95,16 +95,16 @@ impl Bench {
     }
 }
 
-fn hasty() -> Patience {
+fn short_timeouts() -> Timeouts {
     let (stall, group) = (Duration::from_millis(400), Duration::from_millis(1500));
-    Patience { stall, group, retries: 3, pause: Duration::from_millis(1) }
+    Timeouts { stall, group, retries: 3, pause: Duration::from_millis(1) }
 }
 
 fn client(source: impl Into<WebSource>) -> Result<Client, WebError> {
-    Client::new(&source.into(), Arc::default(), hasty())
+    Client::new(&source.into(), Arc::default(), short_timeouts())
 }
 
-/// The same model as an import of the file gives, shard for shard, and nothing beside it.
+/// Asserts that the result equals a local import shard by shard, without other files.
 fn assert_like_local(bench: &Bench, model: ModelId, bytes: &[u8]) {
     let local = Bench::new();
     assert_eq!(local.local(bytes), model);
@@ -114,26 +114,26 @@ fn assert_like_local(bench: &Bench, model: ModelId, bytes: &[u8]) {
 }
 
 #[tokio::test]
-async fn a_file_from_the_web_gives_the_model_that_the_same_file_gives_here() {
+async fn a_download_gives_the_same_model_as_the_local_file() {
     let bytes = tiny(1);
     let server = Server::good(bytes.clone()).await;
     let bench = Bench::new();
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let seen = told.clone();
+    let reports = Arc::new(Mutex::new(Vec::new()));
+    let seen = reports.clone();
     let progress: crate::node::ProgressFn = Arc::new(move |progress: Progress| seen.lock().unwrap().push(progress));
     let options = ImportOptions { progress: Some(progress), ..ImportOptions::default() };
     let model = bench.import_with(server.url().as_str(), &options).await.unwrap();
     assert_like_local(&bench, model, &bytes);
-    let told = told.lock().unwrap();
-    assert!(told.windows(2).all(|pair| pair[0].done < pair[1].done));
-    assert!(told.last().is_some_and(|last| last.done == last.total));
-    // The first byte, the header, the rest in as few questions as the order of shards allows; no byte comes twice.
+    let reports = reports.lock().unwrap();
+    assert!(reports.windows(2).all(|pair| pair[0].done < pair[1].done));
+    assert!(reports.last().is_some_and(|last| last.done == last.total));
+    // The first byte, the header, then as few requests as the order of shards allows; no byte is sent twice.
     assert!(server.asked().len() <= 6, "{:?}", server.asked());
     assert!(server.bytes_asked(1) <= bytes.len(), "{} of {}", server.bytes_asked(1), bytes.len());
 }
 
 #[tokio::test]
-async fn parts_of_a_model_are_kept_and_the_model_is_the_same() {
+async fn a_partial_import_has_the_same_model_id() {
     let bytes = tiny(1);
     let server = Server::good(bytes.clone()).await;
     let bench = Bench::new();
@@ -146,10 +146,10 @@ async fn parts_of_a_model_are_kept_and_the_model_is_the_same() {
 }
 
 #[tokio::test]
-async fn a_lost_connection_goes_on_behind_the_last_byte() {
+async fn a_lost_connection_resumes_after_the_last_byte() {
     let bytes = tiny(1);
     let file = bytes.clone();
-    // Each answer ends after 300,000 bytes.
+    // Each response ends after 300,000 bytes.
     let server = Server::start(move |asked| Answer::of(&file, asked).cut(300_000, Then::Close)).await;
     let bench = Bench::new();
     let model = bench.import(server.url()).await.unwrap();
@@ -165,7 +165,7 @@ async fn a_lost_connection_goes_on_behind_the_last_byte() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_lost_for_good_is_asked_a_bounded_number_of_times() {
+async fn retries_of_a_lost_server_are_bounded() {
     let bytes = tiny(1);
     let file = bytes.clone();
     let server = Server::start(move |asked| match asked.number {
@@ -182,7 +182,7 @@ async fn a_server_that_is_lost_for_good_is_asked_a_bounded_number_of_times() {
     assert_eq!(unwell.asked().len(), 4);
 }
 
-/// A bench whose import was ended when two thirds were there, as a killed process would leave it, and how much was.
+/// A bench with an import aborted after two thirds, as after a killed process, and the bytes received.
 async fn interrupted(server: &Server, options: ImportOptions) -> (Bench, usize) {
     interrupted_at(&server.url(), options).await
 }
@@ -205,13 +205,13 @@ async fn interrupted_at(url: &str, options: ImportOptions) -> (Bench, usize) {
         ended = bench.import_with(url, &options) => panic!("{ended:?}"),
     }
     let done = done.load(Ordering::Relaxed);
-    // A write that was under way ends by itself.
+    // A running write ends by itself.
     tokio::time::sleep(Duration::from_millis(100)).await;
     (bench.reopen(), done)
 }
 
 #[tokio::test]
-async fn after_the_process_was_killed_at_most_one_group_is_fetched_again() {
+async fn after_a_kill_at_most_one_group_is_fetched_again() {
     let bytes = tiny(1);
     let only = vec![Parts::Stage { layers: LayerRange::new(0, 2), head: true }];
     for parts in [None, Some(only)] {
@@ -229,7 +229,7 @@ async fn after_the_process_was_killed_at_most_one_group_is_fetched_again() {
 }
 
 #[tokio::test]
-async fn what_was_damaged_on_the_disk_meanwhile_is_fetched_again() {
+async fn bytes_damaged_on_disk_are_fetched_again() {
     let bytes = tiny(1);
     let server = Server::good(bytes.clone()).await;
     let (bench, _) = interrupted(&server, ImportOptions::default()).await;
@@ -248,7 +248,7 @@ async fn what_was_damaged_on_the_disk_meanwhile_is_fetched_again() {
 }
 
 #[tokio::test]
-async fn a_file_that_changes_under_way_is_an_error_and_never_mixed() {
+async fn a_file_that_changes_during_the_download_is_an_error() {
     let (old, new) = (tiny(1), tiny(2));
     type Change = fn(&[u8], &[u8], &Asked) -> Answer;
     let changes: [(&str, Change); 4] = [
@@ -257,14 +257,14 @@ async fn a_file_that_changes_under_way_is_an_error_and_never_mixed() {
         ("a file that is shorter", |_, _, _| Answer::new(416, "").sized()),
         ("another length", |old, _, asked| {
             let part = Answer::of(old, asked);
-            let told = format!("bytes {}-{}/99", asked.range().unwrap().start, asked.range().unwrap().end - 1);
-            part.with("content-range", told)
+            let range = format!("bytes {}-{}/99", asked.range().unwrap().start, asked.range().unwrap().end - 1);
+            part.with("content-range", range)
         }),
     ];
     for (what, change) in changes {
         let (first, second) = (old.clone(), new.clone());
         let server = Server::start(move |asked| match asked.number {
-            // The second part ends early.
+            // The second response ends early.
             0..2 => Answer::of(&first, asked),
             2 => Answer::of(&first, asked).cut(1000, Then::Close),
             _ => change(&first, &second, asked),
@@ -279,7 +279,7 @@ async fn a_file_that_changes_under_way_is_an_error_and_never_mixed() {
 }
 
 #[tokio::test]
-async fn a_file_that_changed_between_attempts_is_begun_anew() {
+async fn a_file_changed_between_attempts_is_downloaded_anew() {
     let (old, new) = (tiny(1), tiny(2));
     let changed = Arc::new(AtomicUsize::new(0));
     let (now, second) = (changed.clone(), new.clone());
@@ -295,7 +295,7 @@ async fn a_file_that_changed_between_attempts_is_begun_anew() {
 }
 
 #[tokio::test]
-async fn a_server_that_gives_no_parts_or_names_no_version_gives_the_whole() {
+async fn a_server_without_ranges_or_versions_sends_the_whole_file() {
     let bytes = tiny(1);
     for ranges in [false, true] {
         let file = bytes.clone();
@@ -308,13 +308,13 @@ async fn a_server_that_gives_no_parts_or_names_no_version_gives_the_whole() {
         let model = bench.import(server.url()).await.unwrap();
         assert_like_local(&bench, model, &bytes);
         assert!(server.asked().len() <= 2);
-        // Each byte is written once: what fits when it has been cut fits while it comes.
+        // Each byte is written once: a model that fits the disk budget fits during the download.
         let shards: u64 = bench.catalog.manifest(model).unwrap().shards.iter().map(|shard| shard.size).sum();
         assert_eq!(Bench::within(Some(shards)).import(server.url()).await.unwrap(), model);
         let error = Bench::within(Some(shards - 1)).import(server.url()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::DiskBudget, "{error}");
     }
-    // A date is a version too, and a weak tag is none.
+    // A date identifies a version; a weak tag does not.
     let file = bytes.clone();
     let dated = Server::start(move |asked| {
         Answer::of(&file, asked).with("etag", "W/\"weak\"").with("last-modified", "Thu, 26 Nov 2026 10:00:00 GMT")
@@ -326,11 +326,11 @@ async fn a_server_that_gives_no_parts_or_names_no_version_gives_the_whole() {
     assert_eq!(dated.asked()[1].header("if-range"), Some("Thu, 26 Nov 2026 10:00:00 GMT"));
 }
 
-/// How a server misbehaves, from this question on.
+/// A server fault, from this request on.
 type Mischief = fn(&[u8], &Asked) -> Answer;
 
 #[tokio::test]
-async fn whatever_a_server_does_ends_in_time_in_an_error_of_its_kind() {
+async fn every_server_fault_ends_in_time_with_its_error_kind() {
     use ErrorKind::*;
     let misdeeds: [(&str, usize, ErrorKind, Mischief); 20] = [
         ("an error page", 0, BadGguf, |_, _| Answer::whole(b"<html>Sorry, try again later</html>")),
@@ -379,14 +379,14 @@ async fn whatever_a_server_does_ends_in_time_in_an_error_of_its_kind() {
             wrong.push(format!("{what}: {:?}, {error}", error.kind()));
         }
         assert!(begun.elapsed() < Duration::from_secs(8), "{what} took {:?}", begun.elapsed());
-        assert!(server.asked().len() <= from + 6, "{what}: {} questions", server.asked().len());
+        assert!(server.asked().len() <= from + 6, "{what}: {} requests", server.asked().len());
         assert_eq!((bench.catalog.models().len(), bench.files("shards").len()), (0, 0), "{what}");
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[tokio::test]
-async fn redirects_are_followed_and_a_token_is_told_to_the_first_server_only() {
+async fn a_token_is_sent_to_the_first_server_only() {
     let bytes = tiny(1);
     let store = Server::good(bytes.clone()).await;
     let target = store.url();
@@ -402,7 +402,7 @@ async fn redirects_are_followed_and_a_token_is_told_to_the_first_server_only() {
 }
 
 #[tokio::test]
-async fn no_redirect_leads_from_encryption_to_none() {
+async fn redirects_to_unencrypted_addresses_are_refused() {
     let client = client("https://example.org/a.gguf").unwrap();
     let from = address::parse("https://example.org/a.gguf").unwrap();
     let follow = |to: &str| {
@@ -418,7 +418,7 @@ async fn no_redirect_leads_from_encryption_to_none() {
 }
 
 #[test]
-fn addresses_of_hubs_lead_to_their_files_and_bad_ones_are_refused() {
+fn hub_addresses_resolve_and_bad_addresses_are_refused() {
     let url = |address: &str| WebSource::new(address).url().map(String::from);
     let file = "https://huggingface.co/owner/repo/resolve";
     assert_eq!(url("hf:owner/repo/a.gguf").unwrap(), format!("{file}/main/a.gguf"));
@@ -449,35 +449,35 @@ fn addresses_of_hubs_lead_to_their_files_and_bad_ones_are_refused() {
 }
 
 #[tokio::test]
-async fn a_download_keeps_to_its_rate() {
+async fn a_download_stays_within_its_rate() {
     let bytes = tiny(1);
     let server = Server::good(bytes.clone()).await;
     let rate = 4 * bytes.len() as u64;
     let throttle = Arc::new(Throttle::new(std::num::NonZeroU64::new(rate)));
-    let client = Client::new(&server.url().into(), throttle, hasty()).unwrap();
+    let client = Client::new(&server.url().into(), throttle, short_timeouts()).unwrap();
     let (bench, begun) = (Bench::new(), Instant::now());
     import::import(&bench.catalog, client, &ImportOptions::default(), &Examination::none()).await.unwrap();
     let took = begun.elapsed();
-    // A quarter of a second at the rate, less what may come at once.
+    // A quarter of a second at the rate, less the burst.
     assert!(took >= Duration::from_millis(145), "{took:?}");
 }
 
 #[tokio::test]
-async fn a_download_beyond_the_disks_bound_is_refused_before_its_content_comes() {
+async fn a_download_beyond_the_disk_budget_is_refused_early() {
     let bytes = tiny(1);
     let server = Server::good(bytes.clone()).await;
     let bench = Bench::within(Some(bytes.len() as u64 / 2));
     let error = bench.import(server.url()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::DiskBudget, "{error}");
     assert!(server.bytes_asked(0) <= MIB + 1, "{}", server.bytes_asked(0));
-    // A part of it has room.
+    // A part of the model fits.
     let parts = Some(vec![Parts::Stage { layers: LayerRange::new(0, 1), head: false }]);
     let options = ImportOptions { parts, ..ImportOptions::default() };
     bench.import_with(server.url().as_str(), &options).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_dropped_call_leaves_no_connection() {
+async fn a_dropped_call_closes_its_connection() {
     let bytes = tiny(1);
     let server = Server::start(move |asked| match asked.number {
         0..2 => Answer::of(&bytes, asked),
@@ -494,13 +494,13 @@ async fn a_dropped_call_leaves_no_connection() {
     drop(importing);
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(*server.left.lock().unwrap(), 1);
-    // Nor a claim: the next attempt begins at once.
+    // It also releases its claim: the next attempt begins at once.
     let error = bench.import(server.url()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_model_that_cannot_run_here_is_refused_with_its_header_alone_fetched() {
+async fn a_model_that_cannot_run_is_refused_after_its_header() {
     let bytes = tiny(1);
     let dir = TempDir::new().unwrap();
     let builder = Node::builder().data_dir(dir.path()).preset(Preset::Offline).engines(Vec::new());
@@ -509,7 +509,7 @@ async fn a_model_that_cannot_run_here_is_refused_with_its_header_alone_fetched()
     let error = node.import_url(server.url(), ImportOptions::default()).await.unwrap_err();
     assert!(error.report().is_some_and(|report| report.architecture == "llama"), "{error}");
     assert!(server.bytes_asked(0) <= MIB + 1, "{} of {}", server.bytes_asked(0), bytes.len());
-    // One that gives whole files only is left as soon as the header is here.
+    // A server without ranges is left once the header has arrived.
     let file = bytes.clone();
     let server = Server::start(move |_| Answer::whole(&file).cut(2 * MIB, Then::Hang)).await;
     let error = node.import_url(server.url(), ImportOptions::default()).await.unwrap_err();
@@ -518,7 +518,7 @@ async fn a_model_that_cannot_run_here_is_refused_with_its_header_alone_fetched()
     node.shutdown(Duration::ZERO).await;
 }
 
-/// A node without network whose catalogue knows the model and holds nothing of it.
+/// A node without a network that knows the model and holds no shard of it.
 async fn node(bytes: &[u8], max_disk_bytes: Option<u64>) -> (TempDir, Node, ModelId) {
     let (dir, from) = (TempDir::new().unwrap(), Bench::new());
     let model = from.local(bytes);
@@ -536,25 +536,25 @@ fn layers(start: u32, end: u32) -> Parts {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pull_takes_the_ranges_of_the_wanted_shards_from_the_web_and_no_others() {
+async fn a_pull_from_the_web_fetches_only_ranges_of_wanted_shards() {
     let bytes = tiny(1);
     let server = Server::good(bytes.clone()).await;
     let (_dir, node, model) = node(&bytes, None).await;
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let seen = told.clone();
+    let reports = Arc::new(Mutex::new(Vec::new()));
+    let seen = reports.clone();
     let progress: crate::node::ProgressFn = Arc::new(move |progress: Progress| seen.lock().unwrap().push(progress));
     let pulled = node.pull_url(&model.to_string(), layers(2, 3), server.url(), Some(progress)).await.unwrap();
     assert_eq!((pulled.held, pulled.has_head, pulled.has_metadata), (vec![LayerRange::new(2, 3)], false, false));
     let layer = 5 * MIB / 4 + 64;
     assert!(server.bytes_asked(0) <= 1 + MIB + layer, "{}", server.bytes_asked(0));
-    assert!(told.lock().unwrap().last().is_some_and(|last| last.done == last.total));
+    assert!(reports.lock().unwrap().last().is_some_and(|last| last.done == last.total));
     let whole = node.pull_url(&model.to_string(), Parts::All, server.url(), None).await.unwrap();
     assert!(whole.has_head && whole.has_metadata && whole.held == [LayerRange::new(0, LAYERS)]);
     node.shutdown(Duration::ZERO).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_shard_from_the_web_that_is_not_what_its_id_says_is_not_kept() {
+async fn a_shard_from_the_web_with_a_wrong_hash_is_discarded() {
     let bytes = tiny(1);
     let mut wrong = bytes.clone();
     let last = wrong.len() - 5;
@@ -565,13 +565,13 @@ async fn a_shard_from_the_web_that_is_not_what_its_id_says_is_not_kept() {
     assert_eq!(error.kind(), ErrorKind::ShardCorrupt, "{error}");
     assert_eq!(fs::read_dir(dir.path().join("partial")).unwrap().count(), 0);
     assert_eq!(fs::read_dir(dir.path().join("shards")).unwrap().count(), 0);
-    // The layer before it is right.
+    // The previous layer is valid.
     assert!(node.pull_url(&model.to_string(), layers(2, 3), server.url(), None).await.is_ok());
     node.shutdown(Duration::ZERO).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pull_from_the_web_is_refused_where_it_cannot_be_right_or_has_no_room() {
+async fn a_pull_from_a_wrong_file_or_beyond_the_disk_is_refused() {
     let bytes = tiny(1);
     let (_dir, asking, model) = node(&bytes, None).await;
     let name = model.to_string();
@@ -603,7 +603,7 @@ async fn a_pull_from_the_web_is_refused_where_it_cannot_be_right_or_has_no_room(
 }
 
 #[tokio::test]
-async fn a_shard_goes_on_where_an_earlier_attempt_stopped_and_begins_anew_where_that_was_bad() {
+async fn a_shard_resumes_unless_the_earlier_bytes_were_corrupt() {
     let bytes = tiny(1);
     let server = Server::good(bytes.clone()).await;
     for good in [true, false] {
@@ -617,9 +617,9 @@ async fn a_shard_goes_on_where_an_earlier_attempt_stopped_and_begins_anew_where_
         first[7] ^= u8::from(!good);
         fs::write(bench.dir.path().join("data").join("partial").join(entry.id.to_string()), first).unwrap();
         let before = server.asked().len();
-        let taken: crate::node::models::transfer::Taken = Arc::new(|_| {});
+        let on_bytes: crate::node::models::transfer::OnBytes = Arc::new(|_| {});
         let source = shards::WebFile::new(client(server.url()).unwrap());
-        source.take(&bench.catalog, &manifest, entry, &taken).await.unwrap();
+        source.fetch_shard(&bench.catalog, &manifest, entry, &on_bytes).await.unwrap();
         assert!(bench.catalog.open_shard(&entry.id).is_ok());
         let asked = server.bytes_asked(before) - 1 - MIB;
         let rest = entry.size as usize - MIB;
@@ -628,7 +628,7 @@ async fn a_shard_goes_on_where_an_earlier_attempt_stopped_and_begins_anew_where_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_imports_from_the_web_and_its_host_hears_of_it() {
+async fn an_import_from_the_web_sends_an_event() {
     let bytes = tiny(1);
     let server = Server::good(bytes.clone()).await;
     let dir = TempDir::new().unwrap();
@@ -638,8 +638,8 @@ async fn a_node_imports_from_the_web_and_its_host_hears_of_it() {
     let info = node.import_url(server.url(), ImportOptions { anyway: true, ..ImportOptions::default() }).await.unwrap();
     assert_eq!((info.name.as_str(), info.has_head, info.ready), ("tiny", true, false));
     assert_eq!(info.id, Bench::new().local(&bytes));
-    let heard = tokio::time::timeout(Duration::from_secs(5), events.next()).await.unwrap();
-    assert!(matches!(heard, Some(crate::base::Event::ModelKnown { model, .. }) if model == info.id), "{heard:?}");
+    let event = tokio::time::timeout(Duration::from_secs(5), events.next()).await.unwrap();
+    assert!(matches!(event, Some(crate::base::Event::ModelKnown { model, .. }) if model == info.id), "{event:?}");
     let refused = node.import_url("ftp://example.org/a.gguf", ImportOptions::default()).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::InvalidArgument);
     node.shutdown(Duration::ZERO).await;

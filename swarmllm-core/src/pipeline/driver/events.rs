@@ -1,118 +1,132 @@
-//! What happens to a session, what is to be done for it, and what it teaches.
+//! Events and actions of a session, and its findings.
 
 use std::time::Duration;
 
-use super::{Debt, RouteAction, RouteEvent};
+use super::Debt;
 use crate::base::{Fault, NodeId};
-use crate::engine::sample::Sampled;
-use crate::pipeline::draft::{Drafted, Horizon};
-use crate::pipeline::links::{Delivery, Hosts, SessionStage};
-use crate::pipeline::losses::Loss;
-use crate::pipeline::prefix::Namer;
-use crate::pipeline::session::LearntOfGuesses;
-use crate::pipeline::speeds::Seen;
-use crate::pipeline::watch::Absent;
-use crate::pipeline::way::{Shape, Way, usable};
+use crate::engine::sample::SampledToken;
+use crate::pipeline::link::router::{Delivery, RouteHosts, SessionStage};
+use crate::pipeline::plan::speeds::StageTiming;
+use crate::pipeline::route::active::{ActiveRoute, StepShape, reusable};
+use crate::pipeline::route::losses::HostLoss;
+use crate::pipeline::route::manager::{RouteAction, RouteEvent};
+use crate::pipeline::route::watch::UnresponsiveHosts;
+use crate::pipeline::session::SpeculationStats;
+use crate::pipeline::session::prefix::PrefixHasher;
+use crate::pipeline::session::speculation::{DraftContinuation, DraftLimits};
 use crate::wire::codec::Codec;
 use crate::wire::control::Host;
 use crate::wire::job::StepHeader;
 
-/// What of a session does not change, beside what its hosts are asked ([`OpenParams`](crate::pipeline::route::OpenParams)).
+/// Constants of a session, beside the parameters sent to its hosts
+/// ([`OpenParams`](crate::pipeline::route::OpenParams)).
 pub struct SessionConfig {
-    /// How states travel.
+    /// Codec of states on the wire.
     pub codec: Codec,
-    pub namer: Namer,
+    pub prefix_hasher: PrefixHasher,
     /// Whether the states of all tokens are needed, so that nothing may be cached.
-    pub needs_all: bool,
-    /// Whether it only reads, and needs no room for an answer.
-    pub reads: bool,
+    pub needs_all_states: bool,
+    /// Whether this is an embedding session, which needs no room for an answer.
+    pub is_embedding: bool,
     /// Tokens of the prompt.
     pub prompt: usize,
     /// Bytes of the longest answer to a step.
-    pub longest: usize,
+    pub max_answer_bytes: usize,
 }
 
-/// What the first route is, for who makes the session.
+/// The first route, for the construction of the session.
 #[derive(Debug, Clone, Copy)]
-pub struct Start {
+pub struct FirstRoute {
     pub stages: usize,
     pub max_rows: u32,
-    /// Tokens of the prompt that are not computed again.
+    /// Prompt tokens that are not computed again.
     pub cached: u32,
 }
 
-/// What happens to a session.
+/// An event of a session.
 #[derive(Debug)]
 pub enum Event {
-    /// A message of the session; nothing where there were more than it has room for.
+    /// A message of the session; `None` after an overflow of its queue.
     Delivered(Option<Delivery>),
-    /// A loss, and whether the link that steps go by has ended.
-    Lost { loss: Loss, link_ended: bool },
-    /// The step that was taken last could not be sent.
-    Unsent(Fault),
-    /// The step that was taken last was not sent, because something else happened meanwhile.
-    NotSent,
-    /// What the draft model guessed, and how long that took; nothing where it failed.
-    Drafted(Option<(Drafted, Duration)>),
-    /// The reader of the tokens wants no more behind the one that was taken last.
-    Enough,
-    /// What the coordinator itself does for the session has failed.
-    Failed(Fault),
-    /// The caller wants no more.
+    /// A loss, and whether the link for steps has ended.
+    Lost { loss: HostLoss, link_ended: bool },
+    /// The step of the last `Send` could not be sent.
+    SendFailed(Fault),
+    /// The step of the last `Send` was not sent, because another event came first.
+    SendAborted,
+    /// The result of the draft model and its time; `None` where it failed.
+    Drafted(Option<(DraftContinuation, Duration)>),
+    /// The reader stopped behind the token of the last `Emit`.
+    ReaderStopped,
+    /// The coordinator's own work for the session failed.
+    LocalFailure(Fault),
+    /// The caller cancelled.
     Cancelled,
-    /// The deadline is over.
-    Overdue,
-    /// Hosts were asked for their stages.
-    Present { question: u32, absent: Absent },
-    /// Something of the routes.
+    /// The deadline of the request has passed.
+    DeadlinePassed,
+    /// The result of a probe of the hosts.
+    HostsProbed { probe: u32, unresponsive: UnresponsiveHosts },
+    /// An event of the routes.
     Route(RouteEvent),
-    /// Time has passed.
-    Time,
+    /// The time of `wake_at` has come.
+    Wake,
 }
 
-/// What is to be done for a session.
+impl Event {
+    /// The event as the route manager handles it while no route is open; `None` for events that do not concern it.
+    pub fn into_route_event(self) -> Option<RouteEvent> {
+        match self {
+            Event::Route(event) => Some(event),
+            Event::Wake => Some(RouteEvent::Wake),
+            Event::Lost { loss: HostLoss::Peer(peer), .. } => Some(RouteEvent::Lost(peer)),
+            _ => None,
+        }
+    }
+}
+
+/// An action for a session.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    /// The route is of no use any more, for this reason, and another is looked for.
-    Broken(Fault),
-    /// Another route took the place of the one before: what is left of that one's answers is of no use any more.
+    /// The route failed with this fault; the search for another begins.
+    RouteFailed(Fault),
+    /// Another route replaced the failed one: drop queued answers of that one.
     Rerouted { epoch: u32, kept: u32, cause: Fault },
-    /// From now on steps go to this host and copies to that one, and these hosts have a say.
-    Follow { first: Host, copy: Option<Host>, hosts: Hosts },
-    /// Copies go to nobody any more.
+    /// Send steps to this host and copies to that one, and accept messages of these hosts.
+    UseRoute { first: Host, copy: Option<Host>, hosts: RouteHosts },
+    /// Send no copies any more.
     StopCopies,
-    /// Send the states of these tokens to the first stage, and a copy to its stand-by.
+    /// Send the states of these tokens to the first stage, and a copy to its standby.
     Send { header: StepHeader, tokens: Vec<u32> },
-    /// Say this token.
-    Emit(Sampled),
-    /// Ask the draft model how the text goes on; [`Event::Drafted`] answers.
-    Draft { text: Vec<u32>, horizon: Horizon },
-    /// Let the draft model go on behind this text, whose last tokens it guessed.
-    Foresee { text: Vec<u32>, most: usize },
-    /// Ask these hosts for their stages; [`Event::Present`] answers.
-    Ask { question: u32, stages: Vec<(NodeId, SessionStage)> },
-    /// A peer is owed for a step.
+    /// Give this token to the reader.
+    Emit(SampledToken),
+    /// Ask the draft model to continue the text; [`Event::Drafted`] answers.
+    Draft { text: Vec<u32>, limits: DraftLimits },
+    /// Let the draft model continue behind this text, which ends with its own draft tokens.
+    DraftAhead { text: Vec<u32>, max_tokens: usize },
+    /// Probe these hosts for their stages; [`Event::HostsProbed`] answers.
+    ProbeHosts { probe: u32, stages: Vec<(NodeId, SessionStage)> },
+    /// Record a debt to a peer for a step.
     Owe(Debt),
-    /// Something for the routes.
+    /// An action for the routes.
     Route(RouteAction),
 }
 
-/// What a session teaches the sessions to come.
+/// Measurements of a session, for later sessions.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Lessons {
-    /// Of guesses; nothing where it made none.
-    pub guesses: Option<LearntOfGuesses>,
-    /// Of chunks: microseconds of a prompt's rows at the slowest stage, the rows, and microseconds of a token there.
+pub struct SessionFindings {
+    /// Of speculation; `None` without it.
+    pub speculation: Option<SpeculationStats>,
+    /// Of chunks, at the slowest stage: microseconds of the prompt's rows, their number, and microseconds of a token.
     pub chunks: Option<(u64, u32, u32)>,
-    /// How fast the hosts of the last route were, round trips left out, and microseconds of a token.
-    pub speeds: Option<(Vec<Seen>, u32)>,
+    /// Speeds of the hosts of the last route, without round-trip times, and microseconds of a token.
+    pub speeds: Option<(Vec<StageTiming>, u32)>,
 }
 
 impl SessionConfig {
-    /// How much of the KV that every stage has is of use, where chunks have so many rows.
-    pub(super) fn usable(&self, way: &Way, exact: bool, chunk: u32, text: usize) -> u32 {
-        let shape = exact.then_some(Shape { prompt: self.prompt as u32, chunk });
-        // Of a mean all states are needed, and they are not kept.
-        if self.needs_all { 0 } else { usable(way.cached, text as u32, shape) }
+    /// Tokens of KV on every stage that can be reused with chunks of this many rows.
+    pub(super) fn reusable(&self, route: &ActiveRoute, exact: bool, chunk: u32, text: usize) -> u32 {
+        let shape = exact.then_some(StepShape { prompt: self.prompt as u32, chunk });
+        // A mean needs all states, and they are not kept.
+        if self.needs_all_states { 0 } else { reusable(route.cached, text as u32, shape) }
     }
 }

@@ -1,21 +1,11 @@
-//! Ways to make a driver wrong, to see that simulated swarms find it.
+//! How a mutated driver treats late answers.
 
 use super::{Action, SessionDriver};
-use crate::pipeline::message::Message;
-
-/// See the module.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mutant {
-    /// A recovery does not raise the epoch.
-    KeepsEpoch,
-    /// Nobody is told that the session has ended.
-    ForgetsRelease,
-    /// Answers of an earlier route are taken, be they there already or late.
-    TakesLate,
-}
+use crate::pipeline::link::message::Message;
+use crate::pipeline::route::mutant::Mutant;
 
 impl SessionDriver {
-    /// Leaves what is there of earlier answers, where they are taken.
+    /// Keeps queued answers of the earlier route, where the mutation accepts them.
     pub(super) fn keep_late_answers(&mut self) {
         if self.routes.mutant == Some(Mutant::TakesLate) {
             self.actions.retain(|action| !matches!(action, Action::Rerouted { .. }));
@@ -27,7 +17,7 @@ impl SessionDriver {
         if self.routes.mutant == Some(Mutant::TakesLate)
             && let Message::Logits { header, .. } = &mut message
         {
-            header.epoch = self.way.epoch;
+            header.epoch = self.route.epoch;
         }
         message
     }

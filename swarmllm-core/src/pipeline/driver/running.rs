@@ -1,18 +1,20 @@
-//! What a driver makes of events while its session has a route.
+//! How a driver handles events while its session has a route.
 
 use std::time::Instant;
 
-use super::attendance::{Due, STALL_DEADLINE};
-use super::{Action, Event, Purpose, RouteEvent, SessionDriver, Verdict};
+use super::host_probes::{DueAction, STALL_DEADLINE};
+use super::{Action, Event, SessionDriver};
 use crate::base::{ErrorKind, Fault, NodeId};
-use crate::pipeline::job::late;
-use crate::pipeline::links::Delivery;
-use crate::pipeline::losses::Loss;
-use crate::pipeline::message::Message;
-use crate::pipeline::search::{Blame, is_loss};
-use crate::pipeline::session::{self, End, Session};
-use crate::pipeline::watch::Absent;
-use crate::pipeline::way::{Heard, Way};
+use crate::pipeline::link::message::Message;
+use crate::pipeline::link::request::is_loss;
+use crate::pipeline::link::router::Delivery;
+use crate::pipeline::route::active::{ActiveRoute, MessageClass};
+use crate::pipeline::route::losses::HostLoss;
+use crate::pipeline::route::manager::{RouteEvent, SearchPurpose, Verdict};
+use crate::pipeline::route::search::RouteFailure;
+use crate::pipeline::route::watch::UnresponsiveHosts;
+use crate::pipeline::session::limits::deadline_fault;
+use crate::pipeline::session::{self, Session, SessionEnd};
 use crate::wire::job::StepHeader;
 
 impl SessionDriver {
@@ -20,185 +22,185 @@ impl SessionDriver {
         match event {
             Event::Delivered(delivery) => self.on_delivery(delivery, now),
             Event::Lost { loss, link_ended } => self.on_loss(loss, link_ended),
-            Event::Unsent(fault) => {
-                self.steps.not_sent();
-                let nodes = self.way.host(0).into_iter().collect();
-                self.breaks(Blame { nodes, may_return: is_loss(fault.kind()), fault });
+            Event::SendFailed(fault) => {
+                self.steps.drop_last();
+                let nodes = self.route.host(0).into_iter().collect();
+                self.fail_route(RouteFailure { nodes, may_return: is_loss(fault.kind()), fault });
             }
-            Event::NotSent => self.steps.not_sent(),
+            Event::SendAborted => self.steps.drop_last(),
             Event::Drafted(drafted) => {
-                let (guesses, guessing) = drafted.unzip();
-                self.steps.guessed(guessing.unwrap_or_default());
-                let wishes = self.session.on_guesses(guesses);
-                self.wants(wishes);
+                let (draft, drafting) = drafted.unzip();
+                self.steps.drafted(drafting.unwrap_or_default());
+                let actions = self.session.on_draft(draft);
+                self.enqueue(actions);
             }
-            Event::Enough => {
-                // Tokens that were chosen behind it are not part of the answer.
+            Event::ReaderStopped => {
+                // Tokens sampled behind it are not part of the answer.
                 self.session.stop_after(self.emitted);
-                self.drop_wishes();
-                self.finish(Ok(End::Stop));
+                self.clear_queues();
+                self.finish(Ok(SessionEnd::Stop));
             }
-            Event::Failed(fault) => self.breaks(Blame { nodes: Vec::new(), may_return: false, fault }),
-            Event::Cancelled => self.ends(|session| session.stop(End::Cancelled)),
-            Event::Overdue => self.ends(|session| session.on_fault(late())),
-            Event::Present { question, absent } if question == self.attendance.question() => {
-                self.on_presence(question, absent, now);
+            Event::LocalFailure(fault) => self.fail_route(RouteFailure { nodes: Vec::new(), may_return: false, fault }),
+            Event::Cancelled => self.end_with(|session| session.stop(SessionEnd::Cancelled)),
+            Event::DeadlinePassed => self.end_with(|session| session.on_fault(deadline_fault())),
+            Event::HostsProbed { probe, unresponsive } if probe == self.probes.current_probe() => {
+                self.on_hosts_probed(probe, unresponsive, now);
             }
-            Event::Route(RouteEvent::Found { purpose: Purpose::Silent { question }, found }) => {
-                self.may_avoid(question, found.is_ok(), now);
+            Event::Route(RouteEvent::Found { purpose: SearchPurpose::AvoidSilent { probe }, found }) => {
+                self.on_alternative(probe, found.is_ok(), now);
             }
-            Event::Time => self.on_time(now),
-            Event::Present { .. } | Event::Route(_) => {}
+            Event::Wake => self.on_wake(now),
+            Event::HostsProbed { .. } | Event::Route(_) => {}
         }
     }
 
     fn on_delivery(&mut self, delivery: Option<Delivery>, now: Instant) {
         let Some((from, message)) = delivery else {
-            let text = "the last stage sent more than was asked";
-            let wishes = self.session.on_fault(Fault::new(ErrorKind::BadFrame, text));
-            return self.wants(wishes);
+            let text = "the last stage sent more than was requested";
+            let actions = self.session.on_fault(Fault::new(ErrorKind::BadFrame, text));
+            return self.enqueue(actions);
         };
         #[cfg(test)]
         let message = self.mutated(message);
-        match (self.way.hears(from, &message), message) {
-            (Heard::Answer, Message::Logits { header, rows }) => {
-                let (took, time, sent) = self.steps.answered(&header, self.session.in_prefill(), now);
-                self.attendance.heard(time, now);
-                let wishes = self.session.on_logits(header.step, &rows, took);
-                // An answer that is none is not paid.
-                if !wishes.iter().any(|wish| matches!(wish, session::Action::Fail(_))) {
-                    let owed = sent.iter().flat_map(|sent| sent.owed(&self.way));
+        match (self.route.classify(from, &message), message) {
+            (MessageClass::Answer, Message::Logits { header, rows }) => {
+                let (timing, time, sent) = self.steps.answered(&header, self.session.in_prefill(), now);
+                self.probes.record(time, now);
+                let actions = self.session.on_logits(header.step, &rows, timing);
+                // A malformed answer is not paid.
+                if !actions.iter().any(|action| matches!(action, session::Action::Fail(_))) {
+                    let owed = sent.iter().flat_map(|sent| sent.owed(&self.route));
                     self.actions.extend(owed.map(Action::Owe));
                 }
-                self.wants(wishes);
+                self.enqueue(actions);
             }
-            (Heard::Failed, Message::Failed { stage, fault, .. }) => {
-                self.note_full(from, &fault);
-                self.breaks(self.way.failed(from, stage, fault));
+            (MessageClass::Failed, Message::Failed { stage, fault, .. }) => {
+                self.record_full(from, &fault);
+                self.fail_route(self.route.stage_failure(from, stage, fault));
             }
-            (Heard::Unfollowed, Message::Failed { stage, fault, .. }) => {
-                self.note_full(from, &fault);
-                self.unfollow(|way| way.unfollow(from, Some(stage)));
-                self.restless = true;
+            (MessageClass::StandbyFailed, Message::Failed { stage, fault, .. }) => {
+                self.record_full(from, &fault);
+                self.drop_standby(|route| route.drop_standby(from, Some(stage)));
+                self.progressed = true;
             }
             // Late or foreign.
             _ => {}
         }
     }
 
-    fn on_loss(&mut self, loss: Loss, link_ended: bool) {
-        if !self.way.is_concerned(loss) {
+    fn on_loss(&mut self, loss: HostLoss, link_ended: bool) {
+        if !self.route.is_affected_by(loss) {
             return;
         }
-        self.restless = true;
+        self.progressed = true;
         let broken = link_ended && !self.steps.is_idle();
-        let blame = self.unfollow(|way| way.lose(loss, broken));
-        blame.into_iter().for_each(|blame| self.breaks(blame));
+        let failure = self.drop_standby(|route| route.on_loss(loss, broken));
+        failure.into_iter().for_each(|failure| self.fail_route(failure));
     }
 
-    /// What was lost while the route was opened, the route has lost.
+    /// Applies the losses during the opening to the route.
     pub(super) fn lose_all(&mut self, lost: impl IntoIterator<Item = NodeId>) {
-        lost.into_iter().for_each(|peer| self.on_loss(Loss::Peer(peer), false));
+        lost.into_iter().for_each(|peer| self.on_loss(HostLoss::Peer(peer), false));
     }
 
-    /// Changes who follows; where nobody follows the first stage any more, copies end.
-    fn unfollow<T>(&mut self, change: impl FnOnce(&mut Way) -> T) -> T {
-        let follows = |way: &Way| way.first_stand_by().is_some();
-        let before = follows(&self.way);
-        let changed = change(&mut self.way);
-        if before && !follows(&self.way) {
+    /// Changes the standbys; stops the copies where the first stage has none any more.
+    fn drop_standby<T>(&mut self, change: impl FnOnce(&mut ActiveRoute) -> T) -> T {
+        let has_standby = |route: &ActiveRoute| route.first_standby().is_some();
+        let before = has_standby(&self.route);
+        let changed = change(&mut self.route);
+        if before && !has_standby(&self.route) {
             self.actions.push_back(Action::StopCopies);
         }
         changed
     }
 
-    fn on_time(&mut self, now: Instant) {
-        match self.attendance.due(now) {
-            Some(Due::Stalled) => {
-                // Which of them it was nobody says; the next answer does without all of them where it can.
-                self.way.nodes.iter().for_each(|host| self.routes.note(*host, Verdict::Failed));
+    fn on_wake(&mut self, now: Instant) {
+        match self.probes.due(now) {
+            Some(DueAction::Stalled) => {
+                // The stage at fault is unknown; later answers avoid all hosts where they can.
+                self.route.nodes.iter().for_each(|host| self.routes.record(*host, Verdict::Failed));
                 let text = format!("the stages gave no answer for {STALL_DEADLINE:?}");
-                self.ends(|session| session.on_fault(Fault::new(ErrorKind::Timeout, text)));
+                self.end_with(|session| session.on_fault(Fault::new(ErrorKind::Timeout, text)));
             }
-            Some(Due::Ask { question }) => {
-                let stages = self.way.places(self.routes.params().session);
+            Some(DueAction::Probe { probe }) => {
+                let stages = self.route.peer_stages(self.routes.params().session);
                 if !stages.is_empty() {
-                    self.actions.push_back(Action::Ask { question, stages });
+                    self.actions.push_back(Action::ProbeHosts { probe, stages });
                 }
             }
             None => {}
         }
     }
 
-    /// An answer is late, and hosts have their stages no more, or do not even say that they are there. The route is left where
-    /// there is one without them.
-    fn on_presence(&mut self, question: u32, Absent { gone, silent }: Absent, now: Instant) {
-        if let Some(blame) = Blame::gone(gone) {
-            return self.breaks(blame);
+    /// Handles the result of a probe. The route is left where hosts have lost their stages, or where another route
+    /// avoids the silent ones.
+    fn on_hosts_probed(&mut self, probe: u32, UnresponsiveHosts { gone, silent }: UnresponsiveHosts, now: Instant) {
+        if let Some(failure) = RouteFailure::stages_lost(gone) {
+            return self.fail_route(failure);
         }
         if silent.is_empty() {
-            return self.attendance.all_there(now);
+            return self.probes.all_alive(now);
         }
-        match self.way.takeover(&silent) {
-            Some(_) => Blame::silent(silent).into_iter().for_each(|blame| self.breaks(blame)),
+        match self.route.takeover(&silent) {
+            Some(_) => RouteFailure::unresponsive(silent).into_iter().for_each(|failure| self.fail_route(failure)),
             None => {
-                self.routes.look_without(&silent, Purpose::Silent { question });
-                self.attendance.are_silent(silent);
+                self.routes.search_without(&silent, SearchPurpose::AvoidSilent { probe });
+                self.probes.set_silent(silent);
             }
         }
     }
 
-    fn may_avoid(&mut self, question: u32, other: bool, now: Instant) {
-        let silent = self.attendance.silent(question);
-        match Blame::silent(silent) {
-            Some(blame) if other => self.breaks(blame),
-            Some(_) => self.attendance.bears(now),
+    fn on_alternative(&mut self, probe: u32, found: bool, now: Instant) {
+        let silent = self.probes.take_silent(probe);
+        match RouteFailure::unresponsive(silent) {
+            Some(failure) if found => self.fail_route(failure),
+            Some(_) => self.probes.no_alternative(now),
             None => {}
         }
     }
 
-    /// Takes what the session wants: steps first, so that the stages work while the token is looked at.
-    pub(super) fn wants(&mut self, wishes: Vec<session::Action>) {
-        self.restless = true;
-        let is_step = |wish: &session::Action| matches!(wish, session::Action::Step { .. });
-        let (steps, rest): (Vec<_>, Vec<_>) = wishes.into_iter().partition(is_step);
+    /// Queues actions of the session: steps first, so that the stages work while a token is processed.
+    pub(super) fn enqueue(&mut self, actions: Vec<session::Action>) {
+        self.progressed = true;
+        let is_step = |action: &session::Action| matches!(action, session::Action::Step { .. });
+        let (steps, rest): (Vec<_>, Vec<_>) = actions.into_iter().partition(is_step);
         self.outbox.extend(steps);
-        self.wishes.extend(rest);
+        self.deferred.extend(rest);
     }
 
-    /// The session ends; what was chosen is said before.
-    fn ends(&mut self, ask: impl FnOnce(&mut Session) -> Vec<session::Action>) {
-        self.keep_said();
-        let wishes = ask(&mut self.session);
-        self.wants(wishes);
+    /// Ends the session, after the emission of sampled tokens.
+    fn end_with(&mut self, ask: impl FnOnce(&mut Session) -> Vec<session::Action>) {
+        self.drop_steps();
+        let actions = ask(&mut self.session);
+        self.enqueue(actions);
     }
 
-    /// The route is of no use any more; what was chosen on it is said before another is looked for.
-    pub(super) fn breaks(&mut self, blame: Blame) {
-        self.keep_said();
-        self.broken.get_or_insert(blame);
+    /// Marks the route as failed; sampled tokens are emitted before the search for another.
+    pub(super) fn fail_route(&mut self, failure: RouteFailure) {
+        self.drop_steps();
+        self.failure.get_or_insert(failure);
     }
 
-    /// Nothing is sent or guessed any more.
-    fn keep_said(&mut self) {
-        use session::Action::{Foresee, Guess, Step};
+    /// Drops queued steps and drafts.
+    fn drop_steps(&mut self) {
+        use session::Action::{Draft, DraftAhead, Step};
         self.outbox.clear();
-        self.wishes.retain(|wish| !matches!(wish, Step { .. } | Guess(_) | Foresee { .. }));
+        self.deferred.retain(|action| !matches!(action, Step { .. } | Draft(_) | DraftAhead { .. }));
     }
 
-    pub(super) fn drop_wishes(&mut self) {
+    pub(super) fn clear_queues(&mut self) {
         self.outbox.clear();
-        self.wishes.clear();
-        self.broken = None;
+        self.deferred.clear();
+        self.failure = None;
     }
 
-    /// The step as it goes to the first stage.
+    /// The step as sent to the first stage.
     pub(super) fn send(&mut self, step: session::Action, now: Instant) -> Option<Action> {
-        let session::Action::Step { step, pos, tokens, want_from, want, certain } = step else { return None };
+        let session::Action::Step { step, pos, tokens, want_from, want, committed } = step else { return None };
         let (params, rows) = (self.routes.params(), tokens.len() as u32);
         let header = StepHeader {
             session: params.session,
-            epoch: self.way.epoch,
+            epoch: self.route.epoch,
             stage: 0,
             step,
             pos,
@@ -207,25 +209,27 @@ impl SessionDriver {
             codec: self.config.codec,
             want_from,
             want,
-            certain,
-            compute_us: Vec::with_capacity(self.way.stages.len()),
+            committed,
+            compute_us: Vec::with_capacity(self.route.stages.len()),
         };
         self.steps.sends(rows, rows.saturating_sub(want_from), now);
         Some(Action::Send { header, tokens })
     }
 
-    pub(super) fn wish(&mut self, wish: session::Action, now: Instant) -> Option<Action> {
-        match wish {
+    pub(super) fn perform_deferred(&mut self, action: session::Action, now: Instant) -> Option<Action> {
+        match action {
             session::Action::Emit(sampled) => {
                 self.first_token.get_or_insert(now);
                 self.emitted += 1;
                 return Some(Action::Emit(sampled));
             }
-            session::Action::Guess(horizon) => return Some(Action::Draft { text: self.session.text(), horizon }),
-            session::Action::Foresee { text, most } => return Some(Action::Foresee { text, most }),
+            session::Action::Draft(limits) => return Some(Action::Draft { text: self.session.text(), limits }),
+            session::Action::DraftAhead { text, max_tokens } => return Some(Action::DraftAhead { text, max_tokens }),
             session::Action::End(end) => self.finish(Ok(end)),
-            // An answer that is none; what came before it is said.
-            session::Action::Fail(fault) if fault.kind() == ErrorKind::BadFrame => self.breaks(self.way.wrong(fault)),
+            // Malformed reply. Tokens already emitted stand.
+            session::Action::Fail(fault) if fault.kind() == ErrorKind::BadFrame => {
+                self.fail_route(self.route.malformed_answer(fault))
+            }
             session::Action::Fail(fault) => self.finish(Err(fault)),
             session::Action::Step { .. } => {}
         }

@@ -1,16 +1,18 @@
-//! The driver on its own: events in, actions out, over a model that always says the same token.
+//! The driver by itself: events in, actions out, over a model that always generates token 7.
 
 use std::time::Duration;
 
-use super::attendance::STALL_DEADLINE;
+use super::host_probes::STALL_DEADLINE;
 use super::*;
 use crate::base::{ErrorKind, LayerRange, SessionId};
 use crate::engine::sample::{LogitRow, Sampler, SamplingParams};
 use crate::pipeline::plan::PlanStage;
-use crate::pipeline::prefix::{BLOCK, Namer};
+use crate::pipeline::route::manager::{RouteAction, RouteEvent, SearchPurpose, Verdict};
+use crate::pipeline::route::opening::Place;
+use crate::pipeline::route::watch::UnresponsiveHosts;
 use crate::pipeline::route::{OpenParams, Route, RouteStage};
-use crate::pipeline::session::{Guess, LearntOfGuesses, SessionParams};
-use crate::pipeline::watch::Absent;
+use crate::pipeline::session::prefix::{BLOCK, PrefixHasher};
+use crate::pipeline::session::{SessionParams, Speculation, SpeculationStats};
 use crate::wire::codec::Codec;
 use crate::wire::control::{Host, Opened};
 use crate::wire::job::{LogitShape, LogitsHeader};
@@ -30,12 +32,12 @@ fn host(name: u8) -> Host {
     Host { node: node(name), addresses: Vec::new() }
 }
 
-/// One layer at each of these hosts, and stand-bys beside them.
-fn route(hosts: &[u8], stand_bys: &[Option<u8>]) -> Route {
+/// A route of one layer at each host, with these standbys.
+fn route(hosts: &[u8], standbys: &[Option<u8>]) -> Route {
     let stage = |(index, name): (usize, &u8)| {
         let (layers, head) = (LayerRange::new(index as u32, index as u32 + 1), index + 1 == hosts.len());
-        let stand_by = stand_bys.get(index).copied().flatten().map(host);
-        RouteStage::new(PlanStage { node: node(*name), layers, head }, Vec::new(), 1, stand_by)
+        let standby = standbys.get(index).copied().flatten().map(host);
+        RouteStage::new(PlanStage { node: node(*name), layers, head }, Vec::new(), 1, standby)
     };
     Route { model: ModelId([2; 32]), stages: hosts.iter().enumerate().map(stage).collect(), token_us: 0 }
 }
@@ -62,7 +64,7 @@ fn manager(exact: bool) -> RouteManager {
     RouteManager::new(params, LOCAL)
 }
 
-/// What opens a route's stages, at hosts that have so much of the text and admit so many rows.
+/// Replies that open a route's stages, at hosts with this KV and step size.
 fn replies(actions: &[RouteAction], cached: u32, max_rows: u32) -> Vec<RouteEvent> {
     let reply = |action: &RouteAction| match action {
         RouteAction::Open { place, open, .. } => {
@@ -73,7 +75,7 @@ fn replies(actions: &[RouteAction], cached: u32, max_rows: u32) -> Vec<RouteEven
     actions.iter().filter_map(reply).collect()
 }
 
-/// A driver, the time, and all that it wanted since somebody looked.
+/// A driver, the time, and its actions since the last look.
 struct Bench {
     driver: SessionDriver,
     now: Instant,
@@ -81,20 +83,20 @@ struct Bench {
 }
 
 impl Bench {
-    /// A session of a prompt of so many tokens over a route that is open.
-    fn of(prompt: u32, exact: bool, guess: Guess, route: Route) -> Self {
+    /// A session with a prompt of `prompt` tokens over an open route.
+    fn of(prompt: u32, exact: bool, speculation: Speculation, route: Route) -> Self {
         let (mut routes, now) = (manager(exact), Instant::now());
         routes.open(route, Prefix::default());
         let open = open_all(&mut routes, now, 0, 8).expect("all stages are open");
         let config = SessionConfig {
             codec: Codec::F32,
-            namer: Namer::new([0; 32]),
-            needs_all: false,
-            reads: false,
+            prefix_hasher: PrefixHasher::new([0; 32]),
+            needs_all_states: false,
+            is_embedding: false,
             prompt: prompt as usize,
-            longest: 1 << 10,
+            max_answer_bytes: 1 << 10,
         };
-        let make = |start: Start| {
+        let make = |start: FirstRoute| {
             let params = SessionParams {
                 prompt: (0..prompt).map(|token| token % VOCAB).collect(),
                 max_tokens: 40,
@@ -102,8 +104,8 @@ impl Bench {
                 chunk: start.max_rows,
                 vocab: VOCAB,
                 cached: start.cached,
-                guess,
-                learnt: LearntOfGuesses::default(),
+                speculation,
+                stats: SpeculationStats::default(),
             };
             Session::new(params, Sampler::new(SamplingParams::greedy(), VOCAB).unwrap(), Box::new(|_| false))
         };
@@ -114,8 +116,8 @@ impl Bench {
     }
 
     /// A prompt of 3 tokens.
-    fn over(hosts: &[u8], stand_bys: &[Option<u8>]) -> Self {
-        Self::of(3, false, Guess::Never, route(hosts, stand_bys))
+    fn over(hosts: &[u8], standbys: &[Option<u8>]) -> Self {
+        Self::of(3, false, Speculation::Off, route(hosts, standbys))
     }
 
     fn drain(&mut self) {
@@ -138,7 +140,7 @@ impl Bench {
         std::mem::take(&mut self.wanted)
     }
 
-    /// The steps that were wanted: epoch, position, rows.
+    /// The sent steps: epoch, position, rows.
     fn sends(&mut self) -> Vec<(u32, u32, u32)> {
         let send = |action: Action| match action {
             Action::Send { header, .. } => Some((header.epoch, header.pos, header.rows)),
@@ -147,7 +149,7 @@ impl Bench {
         self.take().into_iter().filter_map(send).collect()
     }
 
-    /// Who is told to end the session, and in which epoch.
+    /// Releases: epoch, nodes, blocks that may be kept.
     fn releases(&mut self) -> Vec<(u32, Vec<u8>, usize)> {
         let release = |action: Action| match action {
             Action::Route(RouteAction::Release { epoch, nodes, keep }) => {
@@ -167,12 +169,12 @@ impl Bench {
     }
 
     fn lose(&mut self, peer: u8) {
-        self.on(Event::Lost { loss: Loss::Peer(node(peer)), link_ended: false });
+        self.on(Event::Lost { loss: HostLoss::Peer(node(peer)), link_ended: false });
     }
 
-    /// Finds and opens this route, where one is looked for.
+    /// Answers the search with this route, and opens it.
     fn reopen(&mut self, route: Route, cached: u32) {
-        self.on(Event::Route(RouteEvent::Found { purpose: Purpose::Next, found: Ok(route) }));
+        self.on(Event::Route(RouteEvent::Found { purpose: SearchPurpose::Open, found: Ok(route) }));
         self.open_wanted(cached, 8);
     }
 
@@ -187,17 +189,17 @@ impl Bench {
         replies(&wanted, cached, max_rows).into_iter().for_each(|reply| self.on(Event::Route(reply)));
     }
 
-    fn ended(&self) -> Option<Result<End, ErrorKind>> {
+    fn ended(&self) -> Option<Result<SessionEnd, ErrorKind>> {
         self.driver.end().map(|end| end.clone().map_err(|fault| fault.kind()))
     }
 }
 
-/// So many rows that say token 7.
+/// Rows that predict token 7.
 fn sevens(rows: u32) -> Vec<LogitRow> {
     (0..rows).map(|_| LogitRow::Top { lse: 1.0, ids: vec![7], logits: vec![1.0] }).collect()
 }
 
-/// The last stage's answer to a step.
+/// An answer of the last stage.
 fn answered(from: u8, epoch: u32, step: u32, rows: Vec<LogitRow>) -> Event {
     let (count, shape) = (rows.len() as u32, LogitShape::Top { k: 1 });
     let header = LogitsHeader { session: SESSION, epoch, step, rows: count, shape, compute_us: vec![1000, 3000] };
@@ -215,7 +217,7 @@ fn drained(routes: &mut RouteManager) -> Vec<RouteAction> {
     std::iter::from_fn(|| routes.next_action()).collect()
 }
 
-/// Connects to all hosts and has them open their stages.
+/// Connects to all hosts and opens their stages.
 fn open_all(routes: &mut RouteManager, now: Instant, cached: u32, max_rows: u32) -> Option<OpenRoute> {
     for action in drained(routes) {
         if let RouteAction::Connect { epoch, place, .. } = action {
@@ -231,7 +233,7 @@ fn open_all(routes: &mut RouteManager, now: Instant, cached: u32, max_rows: u32)
 }
 
 #[test]
-fn an_answer_is_said_owed_for_and_followed_by_the_next_step() {
+fn an_answer_is_emitted_paid_and_followed_by_a_step() {
     let mut bench = Bench::over(&[1, 2], &[]);
     assert_eq!(bench.sends(), [(0, 0, 3)]);
     bench.answer(2, 0, 0);
@@ -245,100 +247,100 @@ fn an_answer_is_said_owed_for_and_followed_by_the_next_step() {
         wanted.iter().position(|action| matches!(action, Action::Send { .. })),
         wanted.iter().position(|action| matches!(action, Action::Emit(_))),
     );
-    assert!(sends < emits && sends.is_some(), "stages work while the token is looked at: {wanted:?}");
+    assert!(sends < emits && sends.is_some(), "stages work while the token is processed: {wanted:?}");
 }
 
 #[test]
-fn a_lost_host_has_the_session_go_on_elsewhere_in_a_higher_epoch() {
+fn a_session_with_a_lost_host_resumes_in_a_higher_epoch() {
     let mut bench = Bench::over(&[1, 2], &[]);
     bench.answer(2, 0, 0);
     bench.take();
     bench.lose(2);
     let wanted = bench.take();
     let find = |action: &Action| match action {
-        Action::Route(RouteAction::Find { without, purpose: Purpose::Next, .. }) => Some(without.clone()),
+        Action::Route(RouteAction::Find { without, purpose: SearchPurpose::Open, .. }) => Some(without.clone()),
         _ => None,
     };
     assert_eq!(wanted.iter().find_map(find), Some(vec![node(2)]));
     bench.wanted = wanted;
-    assert_eq!(bench.releases(), [(0, vec![0, 1, 2], 0)], "what the broken route has is released");
+    assert_eq!(bench.releases(), [(0, vec![0, 1, 2], 0)], "the failed route is released");
     bench.reopen(route(&[1, 3], &[]), 2);
     let rerouted = bench.wanted.iter().any(|action| matches!(action, Action::Rerouted { epoch: 1, kept: 2, .. }));
     assert!(rerouted, "{:?}", bench.wanted);
-    assert_eq!(bench.sends(), [(1, 2, 2)], "the last token of the prompt and the one that was said");
+    assert_eq!(bench.sends(), [(1, 2, 2)], "the last token of the prompt and the emitted one");
 }
 
 #[test]
-fn a_late_answer_of_an_earlier_route_is_passed_over() {
+fn a_late_answer_of_an_earlier_route_is_ignored() {
     let mut bench = Bench::over(&[1, 2], &[]);
     bench.lose(1);
     bench.reopen(route(&[3, 2], &[]), 0);
     bench.take();
     bench.answer(2, 0, 0);
-    assert!(bench.take().is_empty(), "its host is the same, its epoch is not");
+    assert!(bench.take().is_empty(), "the host is the same, the epoch is not");
     bench.answer(2, 1, 0);
     assert!(bench.take().iter().any(|action| matches!(action, Action::Emit(_))));
 }
 
 #[test]
-fn a_stand_by_takes_over_without_a_search() {
+fn a_standby_takes_over_without_a_search() {
     let mut bench = Bench::over(&[1, 2], &[None, Some(3)]);
     bench.take();
     bench.lose(2);
     assert!(!bench.wanted.iter().any(|action| matches!(action, Action::Route(RouteAction::Find { .. }))));
     bench.open_wanted(2, 8);
-    let hosts: Vec<u8> = bench.driver.way().stages.iter().map(|stage| stage.host.node.0[0]).collect();
-    assert_eq!((hosts, bench.driver.way().epoch), (vec![1, 3], 1));
+    let hosts: Vec<u8> = bench.driver.route().stages.iter().map(|stage| stage.host.node.0[0]).collect();
+    assert_eq!((hosts, bench.driver.route().epoch), (vec![1, 3], 1));
     assert_eq!(bench.sends(), [(1, 2, 1)]);
 }
 
 #[test]
-fn a_stand_by_that_is_lost_ends_the_copies_and_nothing_else() {
+fn a_lost_standby_ends_only_the_copies() {
     let mut bench = Bench::over(&[1, 2], &[Some(3)]);
-    assert!(bench.take().iter().any(|action| matches!(action, Action::Follow { copy: Some(_), .. })));
+    assert!(bench.take().iter().any(|action| matches!(action, Action::UseRoute { copy: Some(_), .. })));
     bench.lose(3);
     assert_eq!(bench.take(), [Action::StopCopies]);
     assert!(bench.driver.is_running());
 }
 
 #[test]
-fn a_good_end_names_what_may_be_kept_and_tells_hosts_of_earlier_routes_too() {
-    let mut bench = Bench::of(BLOCK, false, Guess::Never, route(&[1, 2], &[]));
+fn a_good_end_keeps_a_prefix_and_releases_earlier_hosts_too() {
+    let mut bench = Bench::of(BLOCK, false, Speculation::Off, route(&[1, 2], &[]));
     bench.lose(1);
     bench.reopen(route(&[3, 2], &[]), 0);
     bench.answer_with(2, 1, 0, Vec::new());
     bench.answer(2, 1, 1);
     bench.take();
     bench.on(Event::Cancelled);
-    assert_eq!(bench.ended(), Some(Ok(End::Cancelled)));
+    assert_eq!(bench.ended(), Some(Ok(SessionEnd::Cancelled)));
     assert_eq!(bench.releases(), [(1, vec![0, 2, 3], 1), (1, vec![1], 0)]);
 }
 
 #[test]
-fn a_session_that_fails_names_nothing_that_may_be_kept_and_owes_for_nothing_under_way() {
-    let mut bench = Bench::of(BLOCK, false, Guess::Never, route(&[1], &[]));
+fn a_failed_session_keeps_nothing_and_owes_nothing_in_flight() {
+    let mut bench = Bench::of(BLOCK, false, Speculation::Off, route(&[1], &[]));
     bench.take();
-    bench.on(Event::Overdue);
+    bench.on(Event::DeadlinePassed);
     assert_eq!(bench.ended(), Some(Err(ErrorKind::Timeout)));
     assert!(!bench.wanted.iter().any(|action| matches!(action, Action::Owe(_))));
     assert_eq!(bench.releases(), [(0, vec![0, 1], 0)]);
 }
 
 #[test]
-fn nobody_is_owed_for_a_step_that_was_not_sent() {
+fn a_step_that_was_not_sent_is_not_paid() {
     let mut bench = Bench::over(&[1], &[]);
     bench.take();
-    bench.on(Event::NotSent);
+    bench.on(Event::SendAborted);
     bench.on(Event::Cancelled);
     assert!(!bench.take().iter().any(|action| matches!(action, Action::Owe(_))));
     let mut bench = Bench::over(&[1], &[]);
     bench.on(Event::Cancelled);
-    assert!(bench.take().iter().any(|action| matches!(action, Action::Owe(_))), "what is under way is computed");
+    assert!(bench.take().iter().any(|action| matches!(action, Action::Owe(_))), "a step in flight is computed");
 }
 
 #[test]
-fn tokens_that_were_chosen_are_said_before_a_session_ends_or_its_route_is_left() {
-    for event in [Event::Cancelled, Event::Unsent(lost("so"))] {
+fn sampled_tokens_are_emitted_before_an_end_or_a_recovery() {
+    for event in [Event::Cancelled, Event::SendFailed(lost("so"))] {
         let mut bench = Bench::over(&[1], &[]);
         bench.take();
         bench.driver.on(answered(1, 0, 0, sevens(1)), bench.now);
@@ -357,9 +359,9 @@ fn tokens_that_were_chosen_are_said_before_a_session_ends_or_its_route_is_left()
 }
 
 #[test]
-fn what_was_chosen_behind_the_token_at_which_the_reader_stops_is_no_part_of_the_answer() {
-    // The answer repeats itself, so that after some tokens a step has guesses.
-    let mut bench = Bench::of(3, false, Guess::Repeats, route(&[1], &[]));
+fn tokens_behind_the_readers_stop_are_dropped() {
+    // The answer repeats itself, so that after some tokens a step has draft tokens.
+    let mut bench = Bench::of(3, false, Speculation::NGrams, route(&[1], &[]));
     let mut sent = VecDeque::new();
     let (step, rows) = loop {
         let wanted = bench.take();
@@ -367,82 +369,82 @@ fn what_was_chosen_behind_the_token_at_which_the_reader_stops_is_no_part_of_the_
             Action::Send { header, .. } => Some((header.step, header.rows - header.want_from)),
             _ => None,
         }));
-        match sent.pop_front().expect("a step is under way") {
+        match sent.pop_front().expect("a step is in flight") {
             (step, rows) if rows > 1 => break (step, rows),
             (step, rows) => bench.answer_with(1, 0, step, sevens(rows)),
         }
     };
-    let said = bench.driver.session().generated().len();
+    let generated = bench.driver.session().generated().len();
     bench.driver.on(answered(1, 0, step, sevens(rows)), bench.now);
     let is_said = |action: &Action| matches!(action, Action::Emit(_));
     while bench.driver.next_action(bench.now).is_some_and(|action| !is_said(&action)) {}
-    assert!(bench.driver.session().generated().len() > said + 1, "more was chosen");
-    bench.on(Event::Enough);
-    assert_eq!(bench.ended(), Some(Ok(End::Stop)));
-    assert_eq!(bench.driver.session().generated().len(), said + 1);
+    assert!(bench.driver.session().generated().len() > generated + 1, "more tokens were sampled");
+    bench.on(Event::ReaderStopped);
+    assert_eq!(bench.ended(), Some(Ok(SessionEnd::Stop)));
+    assert_eq!(bench.driver.session().generated().len(), generated + 1);
     assert!(!bench.take().iter().any(is_said));
 }
 
 #[test]
-fn silent_hosts_are_left_only_where_a_route_does_without_them() {
+fn silent_hosts_are_left_only_for_a_route_without_them() {
     let mut bench = Bench::over(&[1, 2], &[]);
     bench.take();
     let late = bench.driver.wake_at().unwrap() - bench.now;
     assert!(late < SECOND);
-    bench.after(late, Event::Time);
-    let Some(Action::Ask { question, stages }) = bench.take().pop() else { panic!("nobody is asked") };
+    bench.after(late, Event::Wake);
+    let Some(Action::ProbeHosts { probe, stages }) = bench.take().pop() else { panic!("no host is probed") };
     assert_eq!(stages.len(), 2);
-    let silent = || Absent { silent: vec![node(2)], gone: Vec::new() };
-    bench.after(SECOND, Event::Present { question, absent: silent() });
-    let purpose = Purpose::Silent { question };
+    let silent = || UnresponsiveHosts { silent: vec![node(2)], gone: Vec::new() };
+    bench.after(SECOND, Event::HostsProbed { probe, unresponsive: silent() });
+    let purpose = SearchPurpose::AvoidSilent { probe };
     let wanted = bench.take();
     assert!(matches!(&wanted[..], [Action::Route(RouteAction::Find { purpose: what, .. })] if *what == purpose));
-    let none = || Err(Fault::new(ErrorKind::NoPlan, "there is no other"));
+    let none = || Err(Fault::new(ErrorKind::NoPlan, "there is no other route"));
     bench.on(Event::Route(RouteEvent::Found { purpose, found: none() }));
     assert!(bench.driver.is_running() && bench.take().is_empty());
-    bench.after(SECOND, Event::Time);
-    assert!(matches!(bench.take()[..], [Action::Ask { .. }]), "it is asked again");
-    bench.on(Event::Present { question, absent: silent() });
+    bench.after(SECOND, Event::Wake);
+    assert!(matches!(bench.take()[..], [Action::ProbeHosts { .. }]), "the host is probed again");
+    bench.on(Event::HostsProbed { probe, unresponsive: silent() });
     bench.on(Event::Route(RouteEvent::Found { purpose, found: Ok(route(&[1, 3], &[])) }));
     assert!(!bench.driver.is_running());
 }
 
 #[test]
-fn an_answer_makes_a_question_that_is_under_way_void() {
+fn an_answer_voids_the_current_probe() {
     let mut bench = Bench::over(&[1, 2], &[]);
     let late = bench.driver.wake_at().unwrap() - bench.now;
-    bench.after(late, Event::Time);
-    let Some(Action::Ask { question, .. }) = bench.take().pop() else { panic!("nobody is asked") };
+    bench.after(late, Event::Wake);
+    let Some(Action::ProbeHosts { probe, .. }) = bench.take().pop() else { panic!("no host is probed") };
     bench.answer(2, 0, 0);
     bench.take();
-    let absent = Absent { gone: vec![node(2)], silent: Vec::new() };
-    bench.on(Event::Present { question, absent });
+    let unresponsive = UnresponsiveHosts { gone: vec![node(2)], silent: Vec::new() };
+    bench.on(Event::HostsProbed { probe, unresponsive });
     assert!(bench.driver.is_running() && bench.take().is_empty());
 }
 
 #[test]
-fn stages_that_never_answer_end_the_session_unless_its_reader_is_what_it_waits_for() {
+fn stages_that_never_answer_fail_the_session_unless_paused() {
     let stalled = |paused: bool| {
         let mut bench = Bench::over(&[1], &[]);
         bench.driver.pause(paused, bench.now);
-        bench.after(STALL_DEADLINE, Event::Time);
+        bench.after(STALL_DEADLINE, Event::Wake);
         bench.ended()
     };
     assert_eq!((stalled(false), stalled(true)), (Some(Err(ErrorKind::Timeout)), None));
 }
 
 #[test]
-fn an_exact_answer_ends_where_other_hosts_take_shorter_steps() {
-    let mut bench = Bench::of(3, true, Guess::Never, route(&[1], &[]));
+fn an_exact_answer_fails_where_other_hosts_admit_shorter_steps() {
+    let mut bench = Bench::of(3, true, Speculation::Off, route(&[1], &[]));
     bench.take();
     bench.lose(1);
-    bench.on(Event::Route(RouteEvent::Found { purpose: Purpose::Next, found: Ok(route(&[2], &[])) }));
+    bench.on(Event::Route(RouteEvent::Found { purpose: SearchPurpose::Open, found: Ok(route(&[2], &[])) }));
     bench.open_wanted(0, 4);
     assert_eq!(bench.ended(), Some(Err(ErrorKind::PeerLost)));
 }
 
 #[test]
-fn what_is_lost_while_a_route_is_opened_that_route_has_lost() {
+fn losses_during_the_opening_are_losses_of_the_route() {
     let (mut routes, now) = (manager(false), Instant::now());
     routes.open(route(&[1, 2], &[]), Prefix::default());
     routes.on(RouteEvent::Lost(node(2)), now);
@@ -451,67 +453,67 @@ fn what_is_lost_while_a_route_is_opened_that_route_has_lost() {
 }
 
 #[test]
-fn a_session_that_is_cancelled_while_it_opens_a_route_releases_it() {
+fn a_session_cancelled_during_an_opening_releases_the_route() {
     let mut bench = Bench::over(&[1], &[]);
     bench.lose(1);
-    bench.on(Event::Route(RouteEvent::Found { purpose: Purpose::Next, found: Ok(route(&[2], &[])) }));
+    bench.on(Event::Route(RouteEvent::Found { purpose: SearchPurpose::Open, found: Ok(route(&[2], &[])) }));
     bench.take();
     bench.on(Event::Cancelled);
-    assert_eq!(bench.ended(), Some(Ok(End::Cancelled)));
+    assert_eq!(bench.ended(), Some(Ok(SessionEnd::Cancelled)));
     assert_eq!(bench.releases()[0], (1, vec![0, 2], 0));
 }
 
 #[test]
-fn stages_are_asked_for_once_their_hosts_are_connected_and_a_host_that_falls_silent_is_replaced() {
+fn stages_open_after_connecting_and_a_silent_host_is_replaced() {
     let (mut routes, now) = (manager(false), Instant::now());
     routes.open(route(&[0, 1], &[]), Prefix::default());
     let wanted = drained(&mut routes);
     let kinds: Vec<u8> = wanted
         .iter()
         .map(|action| match action {
-            RouteAction::Attempt { stages, .. } => stages.len() as u8,
+            RouteAction::BeginAttempt { stages, .. } => stages.len() as u8,
             RouteAction::Open { node, .. } => node.0[0] + 10,
             RouteAction::Connect { host, .. } => host.node.0[0] + 20,
             _ => 0,
         })
         .collect();
     assert_eq!(kinds, [1, 10, 21], "the coordinator's own stage needs no connection");
-    let place = Place { stands_by: false, stage: 1 };
+    let place = Place { is_standby: false, stage: 1 };
     routes.on(RouteEvent::Connected { epoch: 0, place, connected: Ok(()) }, now);
     assert!(matches!(drained(&mut routes)[..], [RouteAction::Open { .. }]));
     let probe = routes.wake_at().unwrap();
-    routes.on(RouteEvent::Time, probe);
+    routes.on(RouteEvent::Wake, probe);
     assert!(matches!(drained(&mut routes)[..], [RouteAction::Probe { .. }]));
     routes.on(RouteEvent::Probed { epoch: 0, place, silent: true }, probe);
-    let purpose = Purpose::Loading { epoch: 0, place };
+    let purpose = SearchPurpose::AvoidLoading { epoch: 0, place };
     assert!(matches!(&drained(&mut routes)[..], [RouteAction::Find { purpose: what, .. }] if *what == purpose));
     routes.on(RouteEvent::Found { purpose, found: Ok(route(&[0, 2], &[])) }, probe);
-    let own = Place { stands_by: false, stage: 0 };
+    let own = Place { is_standby: false, stage: 0 };
     routes.on(RouteEvent::Replied { epoch: 0, place: own, reply: Ok(opened(0, 8)) }, probe);
     let wanted = drained(&mut routes);
     let without = wanted.iter().find_map(|action| match action {
-        RouteAction::Find { without, purpose: Purpose::Next, .. } => Some(without.clone()),
+        RouteAction::Find { without, purpose: SearchPurpose::Open, .. } => Some(without.clone()),
         _ => None,
     });
     assert_eq!(without, Some(vec![node(1)]));
-    assert!(wanted.contains(&RouteAction::Settled));
+    assert!(wanted.contains(&RouteAction::EndAttempt));
 }
 
 #[test]
-fn a_host_that_opens_a_stage_of_another_shape_is_refused_for_good() {
+fn a_host_with_a_stage_of_another_shape_is_refused() {
     let (mut routes, now) = (manager(false), Instant::now());
     routes.open(route(&[1], &[]), Prefix::default());
-    let place = Place { stands_by: false, stage: 0 };
+    let place = Place { is_standby: false, stage: 0 };
     routes.on(RouteEvent::Connected { epoch: 0, place, connected: Ok(()) }, now);
     drained(&mut routes);
     let reply = Ok(Opened { width: WIDTH + 1, ..opened(0, 8) });
     assert!(routes.on(RouteEvent::Replied { epoch: 0, place, reply }, now).is_none());
     let verdict = Verdict::Refused(ErrorKind::BadFrame);
-    assert!(drained(&mut routes).contains(&RouteAction::Note { node: node(1), verdict }));
+    assert!(drained(&mut routes).contains(&RouteAction::Record { node: node(1), verdict }));
 }
 
 #[test]
-fn a_step_that_could_not_be_sent_is_not_owed_for() {
+fn a_step_that_failed_to_send_is_not_paid() {
     let mut bench = Bench::over(&[1, 2], &[]);
     bench.take();
     let (driver, now) = (&mut bench.driver, bench.now);
@@ -520,19 +522,19 @@ fn a_step_that_could_not_be_sent_is_not_owed_for() {
     };
     driver.on(answered(2, 0, 0, sevens(1)), now);
     assert!(comes(driver, |action| matches!(action, Action::Send { .. })));
-    driver.on(Event::Unsent(lost("its link")), now);
-    assert!(comes(driver, |action| matches!(action, Action::Emit(_))), "what was chosen is said");
-    driver.on(Event::Enough, now);
+    driver.on(Event::SendFailed(lost("its link")), now);
+    assert!(comes(driver, |action| matches!(action, Action::Emit(_))), "sampled tokens are emitted");
+    driver.on(Event::ReaderStopped, now);
     assert!(!comes(driver, |action| matches!(action, Action::Owe(_))));
-    assert_eq!(bench.ended(), Some(Ok(End::Stop)));
+    assert_eq!(bench.ended(), Some(Ok(SessionEnd::Stop)));
 }
 
 #[test]
-fn who_was_asked_for_an_attempt_that_came_to_nothing_is_released_from_that_attempt_on() {
+fn hosts_of_a_failed_attempt_are_released_from_its_epoch_on() {
     let mut bench = Bench::over(&[1, 2], &[]);
     bench.lose(2);
-    bench.on(Event::Route(RouteEvent::Found { purpose: Purpose::Next, found: Ok(route(&[1, 3], &[])) }));
+    bench.on(Event::Route(RouteEvent::Found { purpose: SearchPurpose::Open, found: Ok(route(&[1, 3], &[])) }));
     bench.take();
     bench.on(Event::Cancelled);
-    assert_eq!(bench.releases().last(), Some(&(1, vec![3], 0)), "its stage may be open, and only its reply be lost");
+    assert_eq!(bench.releases().last(), Some(&(1, vec![3], 0)), "its stage may be open and only its reply lost");
 }

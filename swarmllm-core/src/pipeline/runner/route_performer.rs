@@ -1,4 +1,4 @@
-//! What a [`RouteManager`] wants done, done with the network, the node's own stages and its tasks.
+//! Performs the actions of a [`RouteManager`] with the network, the node's own stages and its tasks.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -10,46 +10,41 @@ use futures::stream::FuturesUnordered;
 
 use crate::base::{ErrorKind, Fault, NodeId, SessionId};
 use crate::net::NetHandle;
-use crate::pipeline::control::{request, unexpected};
-use crate::pipeline::driver::{Purpose, RouteAction, RouteEvent, RouteManager, Verdict};
-use crate::pipeline::job::{Coordinator, Job};
-use crate::pipeline::links::SessionStage;
-use crate::pipeline::losses::{Loss, Losses};
+use crate::pipeline::driver::Event;
+use crate::pipeline::link::request::is_loss;
+use crate::pipeline::link::request::{request, unexpected};
+use crate::pipeline::link::router::SessionStage;
+use crate::pipeline::route::losses::LossWatcher;
+use crate::pipeline::route::manager::{RouteAction, RouteEvent, RouteManager, SearchPurpose, Verdict};
+use crate::pipeline::route::watch;
 use crate::pipeline::route::{OPEN_DEADLINE, RELEASE_DEADLINE, RELEASES, Routes};
-use crate::pipeline::search::is_loss;
-use crate::pipeline::watch;
+use crate::pipeline::runner::job::{Coordinator, Job};
 use crate::wire::control::{OpenSession, Opened, Reply, Request};
 use crate::wire::prefix::Prefix;
 
 type Answer = BoxFuture<'static, RouteEvent>;
-
-/// What happens to a session's routes.
-pub(super) enum Happens {
-    Answered(RouteEvent),
-    Lost(Loss),
-}
 
 /// See the module.
 pub(super) struct RoutePerformer {
     coordinator: Coordinator,
     routes: Arc<dyn Routes>,
     session: SessionId,
-    /// What is lost from the present attempt on.
-    pub losses: Losses,
-    /// What is asked for the attempt under way.
+    /// Losses since the current attempt began.
+    pub losses: LossWatcher,
+    /// Requests of the current attempt.
     attempt: FuturesUnordered<Answer>,
-    /// A route that is looked for.
+    /// The current search for a route.
     find: Option<Answer>,
 }
 
 impl RoutePerformer {
-    pub fn new(coordinator: Coordinator, job: &Job, losses: Losses) -> Self {
+    pub fn new(coordinator: Coordinator, job: &Job, losses: LossWatcher) -> Self {
         let (routes, session) = (job.routes.clone(), job.session);
         Self { coordinator, routes, session, losses, attempt: FuturesUnordered::new(), find: None }
     }
 
-    /// The next answer to what was asked, or loss. Cancel-safe.
-    pub async fn happens(&mut self) -> Happens {
+    /// The next result of an action, or a loss, which is reported as one that did not end the link. Cancel-safe.
+    pub async fn next_event(&mut self) -> Event {
         let Self { losses, attempt, find, .. } = self;
         let found = async {
             match find.as_mut() {
@@ -65,21 +60,21 @@ impl RoutePerformer {
         };
         tokio::select! {
             biased;
-            loss = losses.next() => Happens::Lost(loss),
-            event = replied => Happens::Answered(event),
+            loss = losses.next() => Event::Lost { loss, link_ended: false },
+            event = replied => Event::Route(event),
             event = found => {
                 *find = None;
-                Happens::Answered(event)
+                Event::Route(event)
             }
         }
     }
 
-    /// What was looked for while a session runs is of no use any more.
+    /// Drops the search that runs beside a session.
     pub fn void_search(&mut self) {
         self.find = None;
     }
 
-    /// Does all that is wanted now.
+    /// Performs all pending actions.
     pub fn perform_all(&mut self, routes: &mut RouteManager) {
         while let Some(action) = routes.next_action() {
             self.perform(action);
@@ -88,12 +83,12 @@ impl RoutePerformer {
 
     pub fn perform(&mut self, action: RouteAction) {
         match action {
-            RouteAction::Find { purpose, without, longest } => self.find(purpose, without, longest),
-            RouteAction::Attempt { stages, .. } => {
-                // What was lost before, this attempt will find; what is lost from now on, its route has lost.
-                self.losses = Losses::new(&self.coordinator);
+            RouteAction::Find { purpose, without, timeout } => self.find(purpose, without, timeout),
+            RouteAction::BeginAttempt { stages, .. } => {
+                // Earlier losses show up in the replies of this attempt; later ones concern its route.
+                self.losses = LossWatcher::new(self.coordinator.net.as_ref(), &self.coordinator.router);
                 self.attempt.clear();
-                self.with_net(|net| keep(net, stages).boxed());
+                self.with_net(|net| keep_stages_alive(net, stages).boxed());
             }
             RouteAction::Connect { epoch, place, host } => {
                 let connected = move |connected| RouteEvent::Connected { epoch, place, connected };
@@ -120,15 +115,15 @@ impl RoutePerformer {
                 let routes = self.routes.clone();
                 self.with_net(|net| {
                     let probe = async move {
-                        let silent = watch::is_silent(&net, node, stage, || routes.rouse()).await;
+                        let silent = watch::is_silent(&net, node, stage, || routes.probe_all()).await;
                         RouteEvent::Probed { epoch: stage.epoch, place, silent }
                     };
                     probe.boxed()
                 });
             }
-            RouteAction::Settled => self.attempt.clear(),
+            RouteAction::EndAttempt => self.attempt.clear(),
             RouteAction::Release { epoch, nodes, keep } => self.release(epoch, &nodes, &keep),
-            RouteAction::Note { node, verdict } => match verdict {
+            RouteAction::Record { node, verdict } => match verdict {
                 Verdict::Refused(kind) => self.coordinator.failures.refused(node, kind),
                 Verdict::Failed => self.coordinator.failures.failed(node),
                 Verdict::Full => self.coordinator.failures.full(node),
@@ -143,25 +138,25 @@ impl RoutePerformer {
         }
     }
 
-    fn find(&mut self, purpose: Purpose, without: Vec<NodeId>, longest: Duration) {
+    fn find(&mut self, purpose: SearchPurpose, without: Vec<NodeId>, timeout: Duration) {
         let routes = self.routes.clone();
         let finds = async move {
-            let none = || Fault::new(ErrorKind::NoPlan, format!("no route was found within {longest:?}"));
-            let found = tokio::time::timeout(longest, routes.find(without)).await;
+            let none = || Fault::new(ErrorKind::NoPlan, format!("no route was found within {timeout:?}"));
+            let found = tokio::time::timeout(timeout, routes.find(without)).await;
             RouteEvent::Found { purpose, found: found.unwrap_or_else(|_| Err(none())) }
         };
         match purpose {
-            Purpose::Loading { .. } => self.attempt.push(finds.boxed()),
-            Purpose::Next | Purpose::Silent { .. } => self.find = Some(finds.boxed()),
+            SearchPurpose::AvoidLoading { .. } => self.attempt.push(finds.boxed()),
+            SearchPurpose::Open | SearchPurpose::AvoidSilent { .. } => self.find = Some(finds.boxed()),
         }
     }
 
     /// Tells nodes to end the session, in the background.
     fn release(&self, epoch: u32, nodes: &[NodeId], keep: &Prefix) {
         let (coordinator, session) = (&self.coordinator, self.session);
-        let local = coordinator.links.local();
+        let local = coordinator.router.local();
         if nodes.contains(&local) {
-            coordinator.serving.release(session, epoch, local, keep);
+            coordinator.stage_server.release(session, epoch, local, keep);
         }
         let Some(net) = &coordinator.net else { return };
         for peer in nodes.iter().copied().filter(|node| *node != local) {
@@ -184,16 +179,16 @@ impl RoutePerformer {
     }
 }
 
-/// Asks for the stages that are open while others are loaded, without end.
-async fn keep(net: NetHandle, stages: Vec<(NodeId, SessionStage)>) -> RouteEvent {
-    match watch::keep(&net, &stages).await {}
+/// Keeps open stages alive while others are loaded. Never returns.
+async fn keep_stages_alive(net: NetHandle, stages: Vec<(NodeId, SessionStage)>) -> RouteEvent {
+    match watch::keep_alive(&net, &stages).await {}
 }
 
 /// Asks a host, which may be this node, to open a stage. Loading may take long.
 async fn ask_to_open(coordinator: &Coordinator, node: NodeId, open: OpenSession) -> Result<Opened, Fault> {
-    let local = coordinator.links.local();
+    let local = coordinator.router.local();
     match &coordinator.net {
-        _ if node == local => coordinator.serving.open(local, open).await,
+        _ if node == local => coordinator.stage_server.open(local, open).await,
         Some(net) => match request(net, node, &Request::Open(open), OPEN_DEADLINE).await? {
             Reply::Opened(opened) => Ok(opened),
             _ => Err(unexpected(node)),

@@ -1,41 +1,41 @@
-//! A simulated node as a host: it admits sessions, computes their steps in turn and passes results on. Whose message is
-//! whose is decided by the real [`Links`], what a stage admits by the real [`Turns`].
+//! A simulated node as a host: it admits sessions, computes their steps in order and forwards results. The real
+//! [`SessionRouter`] assigns messages, and the real [`StageSession`] validates steps.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::FutureExt;
 
 use super::model::{Layers, VOCAB, WIDTH};
-use super::swarm::{Event, MILLI, Micros, Sabotage, Swarm, unreachable};
+use super::swarm::{Event, MILLI, Micros, Mutation, Swarm, unreachable};
 use crate::base::{ErrorKind, Fault, LayerRange, NodeId, SessionId};
 use crate::engine::StepJob;
-use crate::pipeline::driver::Place;
-use crate::pipeline::links::{Agreed, Links, Opening, SessionStage, StageInbox};
-use crate::pipeline::message::Message;
-use crate::pipeline::search::is_loss;
-use crate::pipeline::stages::SLOT_WAIT;
-use crate::pipeline::turns::Turns;
+use crate::pipeline::host::stage_session::StageSession;
+use crate::pipeline::host::stages::SLOT_WAIT;
+use crate::pipeline::link::message::Message;
+use crate::pipeline::link::request::is_loss;
+use crate::pipeline::link::router::{SessionRouter, SessionStage, StageAgreement, StageInbox, StageReservation};
+use crate::pipeline::route::opening::Place;
 use crate::rt::TaskSet;
 use crate::wire::control::{OpenSession, Opened};
 use crate::wire::job::StepHeader;
 use crate::wire::prefix::Prefix;
 
-/// How often a session that waits for a slot looks for one.
+/// How often a session that waits for a slot polls for one.
 const SLOT_POLL: Micros = 100 * MILLI;
-/// KV of ended sessions that a node keeps.
-const KEPT: usize = 3;
+/// Ended sessions whose KV a node keeps.
+const MAX_RETAINED: usize = 3;
 
 /// A request between nodes.
-pub enum Ask {
-    /// Opens a stage, for a session; its host may have begun.
-    Open { asker: usize, open: Box<OpenSession>, opening: Option<Opening> },
+pub enum HostRequest {
+    /// Opens a stage for a session; `reservation` is set once the host has begun.
+    Open { asker: usize, open: Box<OpenSession>, reservation: Option<StageReservation> },
     /// Ends a session.
     Release { session: SessionId, epoch: u32, keep: Prefix },
 }
 
-/// What a node is, whatever happens to it.
+/// Properties of a node that survive restarts.
 #[derive(Clone)]
-pub struct Facts {
+pub struct NodeSpec {
     /// Layers held, merged.
     pub layers: Vec<LayerRange>,
     pub head: bool,
@@ -43,51 +43,51 @@ pub struct Facts {
     /// Sessions that each stage admits.
     pub slots: usize,
     pub max_rows: u32,
-    /// Microseconds for a row and a layer.
+    /// Microseconds per row and layer.
     pub pace: Micros,
-    /// Time that loading a stage takes at most.
+    /// Longest time to load a stage.
     pub load: Micros,
-    /// The step that its engine fails at, counted from its start.
+    /// The step at which its engine fails, counted from its start.
     pub fails_at: Option<u64>,
 }
 
-/// Which layers a stage computes, and whether the head.
+/// Layers of a stage, and whether it computes the head.
 type Kind = (LayerRange, bool);
 
 /// A session that waits for its stage to be loaded.
 struct Loading {
     ticket: u64,
     from: usize,
-    wire: u32,
+    connection: u32,
     asker: usize,
     open: OpenSession,
-    opening: Opening,
+    reservation: StageReservation,
 }
 
 /// A session at a stage.
 struct Serving {
-    turns: Turns,
+    stage_session: StageSession,
     inbox: StageInbox,
     layers: Layers,
     computing: Option<(StepHeader, StepJob)>,
-    /// Whether a result could not be sent, which its task is about to find out.
+    /// Whether a result could not be sent, which is reported later.
     stuck: bool,
-    /// Whether copies still go to the stand-by of the next stage.
+    /// Whether copies still go to the standby of the next stage.
     copies: bool,
 }
 
-/// The KV of a session that has ended, or whose route has broken.
-struct Kept {
+/// KV of a session that has ended, or whose route failed.
+struct RetainedKv {
     coordinator: NodeId,
     kind: Kind,
-    text: Left,
+    text: RetainedText,
     layers: Layers,
 }
 
-/// What its KV is of.
-enum Left {
+/// The text of retained KV.
+enum RetainedText {
     Named(Prefix),
-    /// So many positions, for a later route than that.
+    /// The first `held` positions, for a later route of the session.
     Broken {
         session: SessionId,
         epoch: u32,
@@ -98,21 +98,21 @@ enum Left {
 /// A simulated node.
 pub struct Node {
     pub id: NodeId,
-    pub facts: Facts,
+    pub spec: NodeSpec,
     /// Counts its starts.
-    pub life: u32,
+    pub incarnation: u32,
     pub alive: bool,
-    /// Whether, not being alive, its machine is off too.
-    pub dark: bool,
+    /// Whether the machine of a dead node is off as well.
+    pub powered_off: bool,
     pub frozen: bool,
-    /// What would happen to it if it were not frozen.
+    /// Events that wait for its thaw.
     pub waiting: Vec<Event>,
     /// Peers whose announcement it has.
     pub known: BTreeSet<usize>,
-    pub links: Links,
+    pub router: SessionRouter,
     loading: Vec<Loading>,
     serving: BTreeMap<(SessionId, u32, u32), Serving>,
-    kept: Vec<Kept>,
+    retained: Vec<RetainedKv>,
     busy_until: Micros,
     steps: u64,
     /// Whether its engine has failed.
@@ -121,34 +121,34 @@ pub struct Node {
 }
 
 fn place_of(open: &OpenSession) -> Place {
-    Place { stands_by: open.stands_by, stage: open.stage }
+    Place { is_standby: open.is_standby, stage: open.stage }
 }
 
-fn order(key: SessionStage) -> (SessionId, u32, u32) {
+fn sort_key(key: SessionStage) -> (SessionId, u32, u32) {
     (key.session, key.epoch, key.stage)
 }
 
-/// Bytes that a stage takes.
+/// Bytes of a stage.
 pub fn memory(layers: LayerRange, head: bool) -> u64 {
     10 * u64::from(layers.len()) + if head { 5 } else { 0 }
 }
 
 impl Node {
-    pub fn new(index: usize, facts: Facts, tasks: &TaskSet) -> Self {
+    pub fn new(index: usize, spec: NodeSpec, tasks: &TaskSet) -> Self {
         let id = NodeId([index as u8; 32]);
         Self {
             id,
-            facts,
-            life: 0,
+            spec,
+            incarnation: 0,
             alive: true,
-            dark: false,
+            powered_off: false,
             frozen: false,
             waiting: Vec::new(),
             known: BTreeSet::new(),
-            links: Links::new(id, None, tasks.clone()),
+            router: SessionRouter::new(id, None, tasks.clone()),
             loading: Vec::new(),
             serving: BTreeMap::new(),
-            kept: Vec::new(),
+            retained: Vec::new(),
             busy_until: 0,
             steps: 0,
             failed: false,
@@ -156,83 +156,83 @@ impl Node {
         }
     }
 
-    /// The same node after a new start of its process.
-    pub fn reborn(&self, index: usize, tasks: &TaskSet) -> Self {
-        let facts = Facts { fails_at: None, ..self.facts.clone() };
-        Self { life: self.life + 1, ..Self::new(index, facts, tasks) }
+    /// The same node after a restart of its process.
+    pub fn restarted(&self, index: usize, tasks: &TaskSet) -> Self {
+        let spec = NodeSpec { fails_at: None, ..self.spec.clone() };
+        Self { incarnation: self.incarnation + 1, ..Self::new(index, spec, tasks) }
     }
 
     /// Whether it holds what a stage needs.
     pub fn holds(&self, layers: LayerRange, head: bool) -> bool {
-        self.facts.layers.iter().any(|held| held.covers(layers)) && (self.facts.head || !head)
+        self.spec.layers.iter().any(|held| held.covers(layers)) && (self.spec.head || !head)
     }
 
-    /// Sessions whose KV is not free.
+    /// Sessions that hold KV.
     pub fn sessions(&self) -> Vec<SessionId> {
         let loading = self.loading.iter().map(|one| one.open.session);
         self.serving.keys().map(|key| key.0).chain(loading).collect()
     }
 
-    /// Stages in use, once for each session in them.
+    /// Stages in use, once per session.
     pub fn in_use(&self) -> Vec<Kind> {
         let loading = self.loading.iter().map(|one| (one.open.layers, one.open.head));
-        let serving = self.serving.values().map(|one| (one.turns.open().layers, one.turns.open().head));
+        let serving = self.serving.values().map(|one| (one.stage_session.open().layers, one.stage_session.open().head));
         loading.chain(serving).collect()
     }
 
-    /// Bytes that a new stage may take.
+    /// Free bytes for a new stage.
     pub fn free_memory(&self) -> u64 {
         let used: BTreeSet<(u32, u32, bool)> =
             self.in_use().iter().map(|(layers, head)| (layers.start, layers.end, *head)).collect();
         let used: u64 = used.into_iter().map(|(start, end, head)| memory(LayerRange::new(start, end), head)).sum();
-        self.facts.memory.saturating_sub(used)
+        self.spec.memory.saturating_sub(used)
     }
 
-    /// Keeps the KV of a session that is over: of the text that its coordinator named, or for its next route.
+    /// Keeps the KV of an ended session: of the prefix that its coordinator named, or for its next route.
     fn leave(&mut self, serving: Serving, named: Prefix) {
-        let Serving { turns, layers, .. } = serving;
-        let OpenSession { coordinator, session, epoch, layers: range, head, .. } = turns.open().clone();
-        let named = named.within(turns.held());
+        let Serving { stage_session, layers, .. } = serving;
+        let OpenSession { coordinator, session, epoch, layers: range, head, .. } = stage_session.open().clone();
+        let named = named.within(stage_session.held());
         let text = match named.ids.is_empty() {
-            true => Left::Broken { session, epoch, held: turns.lasting() },
-            false => Left::Named(named),
+            true => RetainedText::Broken { session, epoch, held: stage_session.reusable() },
+            false => RetainedText::Named(named),
         };
-        self.kept.push(Kept { coordinator: coordinator.node, kind: (range, head), text, layers });
-        let first = self.kept.len().saturating_sub(KEPT);
-        self.kept.drain(..first);
+        self.retained.push(RetainedKv { coordinator: coordinator.node, kind: (range, head), text, layers });
+        let first = self.retained.len().saturating_sub(MAX_RETAINED);
+        self.retained.drain(..first);
     }
 
-    /// The KV kept that begins most like a prompt, cut to what they share.
-    fn reuse(&mut self, open: &OpenSession, sabotage: Option<Sabotage>) -> Option<(Layers, u32)> {
+    /// Takes the kept KV with the longest common prefix with a prompt, truncated to it.
+    fn reuse(&mut self, open: &OpenSession, mutation: Option<Mutation>) -> Option<(Layers, u32)> {
         let kind = (open.layers, open.head);
-        let common = |kept: &Kept| match &kept.text {
+        let common = |kept: &RetainedKv| match &kept.text {
             _ if kept.coordinator != open.coordinator.node || kept.kind != kind => 0,
-            Left::Named(text) if sabotage == Some(Sabotage::Names) => text.block.min(open.context / 2),
-            Left::Named(text) => text.common(&open.prefix),
-            Left::Broken { session, epoch, held } if *session == open.session && *epoch < open.epoch => *held,
-            Left::Broken { .. } => 0,
+            RetainedText::Named(text) if mutation == Some(Mutation::WrongPrefixes) => text.block.min(open.context / 2),
+            RetainedText::Named(text) => text.common(&open.prefix),
+            RetainedText::Broken { session, epoch, held } if *session == open.session && *epoch < open.epoch => *held,
+            RetainedText::Broken { .. } => 0,
         };
-        let (at, cached) = self.kept.iter().map(common).enumerate().max_by_key(|(_, common)| *common)?;
+        let (at, cached) = self.retained.iter().map(common).enumerate().max_by_key(|(_, common)| *common)?;
         if cached == 0 {
             return None;
         }
-        let mut layers = self.kept.swap_remove(at).layers;
+        let mut layers = self.retained.swap_remove(at).layers;
         layers.truncate(cached).unwrap();
         Some((layers, cached))
     }
 }
 
 impl Swarm {
-    pub fn asked(&mut self, from: usize, to: usize, wire: u32, until: Micros, ask: Ask) {
+    pub fn asked(&mut self, from: usize, to: usize, connection: u32, until: Micros, ask: HostRequest) {
         match ask {
-            Ask::Open { asker, open, opening } => {
+            HostRequest::Open { asker, open, reservation } => {
                 let (epoch, place) = (open.epoch, place_of(&open));
-                if let Err(fault) = self.asked_to_open(from, to, wire, until, asker, *open, opening) {
+                if let Err(fault) = self.asked_to_open(from, to, connection, until, asker, *open, reservation) {
                     self.note(|| format!("{to} refuses session {asker} epoch {epoch}: {fault}"));
-                    self.reply(to, from, wire, asker, epoch, place, Err(fault));
+                    self.reply(to, from, connection, asker, epoch, place, Err(fault));
                 }
             }
-            Ask::Release { session, epoch, keep } => {
+            HostRequest::Release { session, epoch, keep } => {
                 let coordinator = self.nodes[from].id;
                 self.end_session(to, session, epoch, coordinator, &keep);
             }
@@ -240,8 +240,8 @@ impl Swarm {
     }
 
     pub fn end_session(&mut self, node: usize, session: SessionId, epoch: u32, coordinator: NodeId, keep: &Prefix) {
-        self.nodes[node].links.end_session(session, epoch, coordinator, keep);
-        self.turns(node);
+        self.nodes[node].router.end_session(session, epoch, coordinator, keep);
+        self.process_inboxes(node);
     }
 
     #[expect(clippy::too_many_arguments, reason = "a request is all of this")]
@@ -249,85 +249,87 @@ impl Swarm {
         &mut self,
         from: usize,
         to: usize,
-        wire: u32,
+        connection: u32,
         until: Micros,
         asker: usize,
         open: OpenSession,
-        opening: Option<Opening>,
+        reservation: Option<StageReservation>,
     ) -> Result<(), Fault> {
         let coordinator = open.coordinator.node;
-        let opening = match opening {
-            Some(opening) if opening.over().is_cancelled() => {
+        let reservation = match reservation {
+            Some(reservation) if reservation.over().is_cancelled() => {
                 return Err(Fault::new(ErrorKind::Cancelled, "the session has ended"));
             }
-            Some(opening) => opening,
+            Some(reservation) => reservation,
             None => {
                 if let Some(earlier) = open.epoch.checked_sub(1) {
                     self.end_session(to, open.session, earlier, coordinator, &Prefix::default());
                 }
                 let key = SessionStage { session: open.session, epoch: open.epoch, stage: open.stage };
-                self.nodes[to].links.begin(key, coordinator)?
+                self.nodes[to].router.reserve(key, coordinator)?
             }
         };
         let node = &self.nodes[to];
         let kind = (open.layers, open.head);
         let used = node.in_use();
         let others = used.iter().filter(|other| **other == kind).count();
-        if !node.holds(open.layers, open.head) || self.cuts.refuses(open.layers).is_some() {
-            return Err(Fault::new(ErrorKind::ShardMissing, "what was asked for is not here"));
+        if !node.holds(open.layers, open.head) || self.cuts.violation(open.layers).is_some() {
+            return Err(Fault::new(ErrorKind::ShardMissing, "the requested layers are not here"));
         }
         if others == 0 && memory(open.layers, open.head) > node.free_memory() {
             return Err(Fault::new(ErrorKind::OutOfMemory, "the stage does not fit"));
         }
-        if others >= node.facts.slots {
+        if others >= node.spec.slots {
             let (until, again) = (until.min(self.now + SLOT_WAIT.as_micros() as Micros), self.now + SLOT_POLL);
             if again > until {
                 return Err(Fault::new(ErrorKind::Overloaded, "all sessions are in use"));
             }
-            let life = node.life;
-            let ask = Ask::Open { asker, open: Box::new(open), opening: Some(opening) };
-            self.at(again, Event::Waited { node: to, life, from, wire, until, ask });
+            let incarnation = node.incarnation;
+            let ask = HostRequest::Open { asker, open: Box::new(open), reservation: Some(reservation) };
+            self.at(again, Event::Waited { node: to, incarnation, from, connection, until, ask });
             return Ok(());
         }
-        let took = if others > 0 { 0 } else { self.chance.below(self.nodes[to].facts.load + 1) };
+        let duration = if others > 0 { 0 } else { self.rng.below(self.nodes[to].spec.load + 1) };
         let node = &mut self.nodes[to];
         node.tickets += 1;
-        let (ticket, life) = (node.tickets, node.life);
-        node.loading.push(Loading { ticket, from, wire, asker, open, opening });
-        self.at(self.now + took, Event::Loaded { node: to, life, ticket });
+        let (ticket, incarnation) = (node.tickets, node.incarnation);
+        node.loading.push(Loading { ticket, from, connection, asker, open, reservation });
+        self.at(self.now + duration, Event::Loaded { node: to, incarnation, ticket });
         Ok(())
     }
 
     pub fn loaded(&mut self, index: usize, ticket: u64) {
-        let sabotage = self.sabotage;
+        let mutation = self.mutation;
         let node = &mut self.nodes[index];
         let Some(at) = node.loading.iter().position(|one| one.ticket == ticket) else { return };
-        let Loading { from, wire, asker, open, opening, .. } = node.loading.swap_remove(at);
-        let (epoch, place, max_rows) = (open.epoch, place_of(&open), node.facts.max_rows);
+        let Loading { from, connection, asker, open, reservation, .. } = node.loading.swap_remove(at);
+        let (epoch, place, max_rows) = (open.epoch, place_of(&open), node.spec.max_rows);
         let key = SessionStage { session: open.session, epoch, stage: open.stage };
         let (session, coordinator) = (open.session, open.coordinator.node);
-        let reply = opening
-            .register(Agreed {
+        let reply = reservation
+            .register(StageAgreement {
                 previous: open.previous,
                 next: open.next.node,
                 width: WIDTH,
                 max_rows,
-                stands_by: open.stands_by,
+                is_standby: open.is_standby,
             })
             .map(|inbox| {
                 let fresh = || (Layers::new(open.layers, open.head, max_rows), 0);
-                let (layers, cached) = node.reuse(&open, sabotage).unwrap_or_else(fresh);
+                let (layers, cached) = node.reuse(&open, mutation).unwrap_or_else(fresh);
                 let vocab = open.head.then_some(VOCAB);
                 let context = open.context;
-                let turns = Turns::new(open, WIDTH, cached);
-                node.serving
-                    .insert(order(key), Serving { turns, inbox, layers, computing: None, stuck: false, copies: true });
+                let stage_session = StageSession::new(open, WIDTH, cached);
+                node.serving.insert(
+                    sort_key(key),
+                    Serving { stage_session, inbox, layers, computing: None, stuck: false, copies: true },
+                );
                 Opened { width: WIDTH, vocab, max_rows, cached, context, load_ms: 0 }
             });
-        let taken = from == index || self.stands(index, from, wire);
-        self.reply(index, from, wire, asker, epoch, place, reply);
+        let taken = from == index || self.stands(index, from, connection);
+        self.reply(index, from, connection, asker, epoch, place, reply);
         if !taken {
-            // As a node does whose reply is not taken.
+            // As a node does whose reply cannot be delivered.
             self.end_session(index, session, epoch, coordinator, &Prefix::default());
         }
     }
@@ -337,57 +339,57 @@ impl Swarm {
         &mut self,
         from: usize,
         to: usize,
-        wire: u32,
+        connection: u32,
         asker: usize,
         epoch: u32,
         place: Place,
         reply: Result<Opened, Fault>,
     ) {
-        let when = self.now + self.trip(from, to);
-        self.at(when, Event::Reply { to, from, wire, asker, epoch, place, reply });
+        let when = self.now + self.one_way(from, to);
+        self.at(when, Event::Reply { to, from, connection, asker, epoch, place, reply });
     }
 
-    /// A stage frame has come: the node's links say whose it is.
+    /// Delivers a stage frame; the node's router assigns it.
     pub fn deliver(&mut self, from: usize, to: usize, message: Message) {
         let (session, step) = (message.session(), matches!(message, Message::Step { .. }));
         let id = self.nodes[from].id;
-        self.nodes[to].links.deliver(id, message);
+        self.nodes[to].router.deliver(id, message);
         match step {
-            true => self.turns(to),
-            false => self.hears(session),
+            true => self.process_inboxes(to),
+            false => self.on_answer(session),
         }
     }
 
-    /// A connection is gone, the last to that peer.
+    /// The last connection to a peer is gone.
     pub fn disconnected(&mut self, node: usize, peer: usize) {
         let id = self.nodes[peer].id;
         self.nodes[node].known.remove(&peer);
-        self.nodes[node].links.disconnected(id);
-        self.turns(node);
+        self.nodes[node].router.disconnected(id);
+        self.process_inboxes(node);
         self.lost(node, peer, true);
     }
 
-    /// A link is gone, and its connection, but not the last.
+    /// A link and its connection are gone, and another connection stands.
     pub fn broke(&mut self, node: usize, peer: usize) {
         let id = self.nodes[peer].id;
-        self.nodes[node].links.broke(id);
-        self.turns(node);
+        self.nodes[node].router.link_broke(id);
+        self.process_inboxes(node);
         self.lost(node, peer, false);
     }
 
-    /// Goes on with every session at a node for which something has come.
-    pub fn turns(&mut self, node: usize) {
+    /// Processes the inboxes of all sessions at a node.
+    pub fn process_inboxes(&mut self, node: usize) {
         let keys: Vec<_> = self.nodes[node].serving.keys().copied().collect();
         for (session, epoch, stage) in keys {
-            self.turn(node, SessionStage { session, epoch, stage });
+            self.process_inbox(node, SessionStage { session, epoch, stage });
         }
     }
 
-    fn turn(&mut self, index: usize, key: SessionStage) {
+    fn process_inbox(&mut self, index: usize, key: SessionStage) {
         loop {
             let node = &mut self.nodes[index];
             let (id, now) = (node.id, self.now);
-            let Some(serving) = node.serving.get_mut(&order(key)) else { return };
+            let Some(serving) = node.serving.get_mut(&sort_key(key)) else { return };
             if serving.inbox.over().is_cancelled() {
                 return self.end_stage(index, key);
             }
@@ -401,18 +403,18 @@ impl Swarm {
             };
             let fault = match message {
                 Message::Failed { fault, .. } if from == id => fault,
-                _ if !serving.turns.admits(from) => continue,
+                _ if !serving.stage_session.admits(from) => continue,
                 Message::Failed { fault, .. } => fault,
                 Message::Logits { .. } => continue,
-                Message::Step { header, hidden } => match serving.turns.job(&header, hidden, 0) {
+                Message::Step { header, hidden } => match serving.stage_session.job(&header, hidden, 0) {
                     Err(fault) => fault,
                     Ok(job) => {
-                        let rows = u64::from(header.rows) * u64::from(serving.turns.open().layers.len());
-                        let took = node.facts.pace * rows;
-                        node.busy_until = node.busy_until.max(now) + took;
+                        let rows = u64::from(header.rows) * u64::from(serving.stage_session.open().layers.len());
+                        let duration = node.spec.pace * rows;
+                        node.busy_until = node.busy_until.max(now) + duration;
                         serving.computing = Some((header, job));
-                        let (when, life) = (node.busy_until, node.life);
-                        return self.at(when, Event::Computed { node: index, life, key, took });
+                        let (when, incarnation) = (node.busy_until, node.incarnation);
+                        return self.at(when, Event::Computed { node: index, incarnation, key, duration });
                     }
                 },
             };
@@ -420,53 +422,55 @@ impl Swarm {
         }
     }
 
-    pub fn computed(&mut self, index: usize, key: SessionStage, took: Micros) {
+    pub fn computed(&mut self, index: usize, key: SessionStage, duration: Micros) {
         let node = &mut self.nodes[index];
-        let Some(serving) = node.serving.get_mut(&order(key)) else { return };
+        let Some(serving) = node.serving.get_mut(&sort_key(key)) else { return };
         let Some((header, job)) = serving.computing.take() else { return };
         node.steps += 1;
-        if node.facts.fails_at == Some(node.steps) {
+        if node.spec.fails_at == Some(node.steps) {
             node.failed = true;
-            self.touch(index);
+            self.mark_fault(index);
             return self.fail_stage(index, key, Fault::new(ErrorKind::EngineFailed, "the engine failed"));
         }
         let output = match serving.layers.compute(job) {
             Ok(output) => output,
             Err(error) => return self.fail_stage(index, key, Fault::new(error.kind(), error)),
         };
-        let Some(message) = serving.turns.done(header, output, took as u32) else { return self.turn(index, key) };
-        let open = serving.turns.open();
+        let Some(message) = serving.stage_session.done(header, output, duration as u32) else {
+            return self.process_inbox(index, key);
+        };
+        let open = serving.stage_session.open();
         let (next, copy) = (open.next.node, open.copy.as_ref().map(|host| host.node));
         let is_step = matches!(message, Message::Step { .. });
         if let Some(copy) = copy.filter(|_| serving.copies && is_step) {
             let to = self.node(copy);
             if self.send(index, to, message.clone()).is_err() {
-                self.nodes[index].serving.entry(order(key)).and_modify(|serving| serving.copies = false);
+                self.nodes[index].serving.entry(sort_key(key)).and_modify(|serving| serving.copies = false);
             }
         }
         let to = self.node(next);
         match self.send(index, to, message) {
-            Ok(()) => self.turn(index, key),
+            Ok(()) => self.process_inbox(index, key),
             Err(when) => {
                 let node = &mut self.nodes[index];
-                node.serving.entry(order(key)).and_modify(|serving| serving.stuck = true);
-                let life = node.life;
-                self.at(when, Event::Unsent { node: index, life, key, to });
+                node.serving.entry(sort_key(key)).and_modify(|serving| serving.stuck = true);
+                let incarnation = node.incarnation;
+                self.at(when, Event::Unsent { node: index, incarnation, key, to });
             }
         }
     }
 
     pub fn unsent(&mut self, index: usize, key: SessionStage, to: usize) {
-        if self.nodes[index].serving.contains_key(&order(key)) {
+        if self.nodes[index].serving.contains_key(&sort_key(key)) {
             self.fail_stage(index, key, unreachable(to));
         }
     }
 
     fn fail_stage(&mut self, index: usize, key: SessionStage, fault: Fault) {
-        let Some(serving) = self.nodes[index].serving.remove(&order(key)) else { return };
+        let Some(serving) = self.nodes[index].serving.remove(&sort_key(key)) else { return };
         self.note(|| format!("{index} fails stage {} of epoch {}: {fault}", key.stage, key.epoch));
-        let (coordinator, lost) = (serving.turns.open().coordinator.node, is_loss(fault.kind()));
-        let message = serving.turns.failed(fault);
+        let (coordinator, lost) = (serving.stage_session.open().coordinator.node, is_loss(fault.kind()));
+        let message = serving.stage_session.failed(fault);
         if lost {
             self.nodes[index].leave(serving, Prefix::default());
         }
@@ -474,15 +478,16 @@ impl Swarm {
         let _ = self.send(index, to, message);
     }
 
-    /// The session is over: its KV goes, but for what its coordinator named.
+    /// Ends the stage of a session; the KV of the named prefix is kept.
     fn end_stage(&mut self, index: usize, key: SessionStage) {
         let node = &mut self.nodes[index];
-        let Some(serving) = node.serving.remove(&order(key)) else { return };
+        let Some(serving) = node.serving.remove(&sort_key(key)) else { return };
         let (named, dropped) = serving.inbox.end();
-        let told = dropped.map(|fault| (serving.turns.open().coordinator.node, serving.turns.failed(fault)));
+        let notice =
+            dropped.map(|fault| (serving.stage_session.open().coordinator.node, serving.stage_session.failed(fault)));
         node.leave(serving, named);
         self.note(|| format!("{index} ends stage {} of epoch {}", key.stage, key.epoch));
-        if let Some((coordinator, message)) = told {
+        if let Some((coordinator, message)) = notice {
             let to = self.node(coordinator);
             let _ = self.send(index, to, message);
         }

@@ -1,31 +1,32 @@
-//! Simulated swarms: the real session, plan and recovery over nodes, links and hours that are made up.
+//! Simulated swarms: the real session, planner and recovery over simulated nodes, links and time.
 //!
-//! A seed is a swarm, what is asked of it and all that befalls it; the same seed is the same run, event by event. There is
-//! no thread, no runtime that runs, no clock. The simulation owns what carries messages and what computes; what decides is
-//! the code that decides in earnest: `driver` with all that it rests on, `plan`, `turns` and the tables of `links`.
+//! A seed determines a swarm, its requests and its faults; the same seed gives the same run, event by event. There is
+//! no thread, no running runtime, no clock. The simulation owns what carries messages and what computes. All decisions
+//! are those of the production code: `driver` and the modules below it, `plan`, `stage_session` and the tables of
+//! `link::router`.
 //!
-//! `SWARMLLM_TEST_SIM_SEEDS` says how many swarms are tried, or which: `20000`, or `17..18`.
+//! `SWARMLLM_TEST_SIM_SEEDS` is the number of swarms, or a range of seeds: `20000`, or `17..18`.
 
-mod chance;
+mod faults;
 mod host;
 mod model;
+mod oracle;
+mod rng;
 mod session;
 mod swarm;
-mod truth;
-mod weather;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::rt::TaskSet;
-use swarm::{Sabotage, Swarm};
+use swarm::{Mutation, Swarm};
 
-/// Swarms that are tried where nothing else is said: some ten seconds of them.
+/// Swarms of a default run: some ten seconds.
 const SEEDS: u64 = 10_000;
 
-/// Swarms within which one goes wrong that is made wrong: some faults need much bad luck to show.
+/// Swarms within which a mutation must be detected; some need a rare sequence of events.
 const FOUND_WITHIN: u64 = 10 * SEEDS;
-/// Swarms gone wrong whose last events are printed.
+/// Failed swarms whose last events are printed.
 const SHOWN: usize = 3;
 
 fn seeds() -> Range<u64> {
@@ -37,30 +38,30 @@ fn seeds() -> Range<u64> {
     }
 }
 
-/// How often things happened.
+/// Counts over all swarms.
 #[derive(Debug, Default)]
-struct Tally {
+struct RunCounts {
     answers: u64,
-    /// Answers that went on after their route had broken.
+    /// Complete answers whose route had failed.
     recovered: u64,
-    /// Routes that went on with KV of those before.
-    kept: u64,
-    /// Times that stand-bys took over.
-    taken: u64,
+    /// Routes that reused KV of earlier ones.
+    reused: u64,
+    /// Takeovers by standbys.
+    takeovers: u64,
     errors: BTreeMap<&'static str, u64>,
 }
 
 fn tasks() -> (tokio::runtime::Runtime, TaskSet) {
-    // What nodes are given; it never runs.
+    // The runtime that nodes get; it never runs.
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let tasks = TaskSet::new(runtime.handle().clone());
     (runtime, tasks)
 }
 
 /// Runs the swarm of a seed to its end.
-fn run(seed: u64, tasks: &TaskSet, sabotage: Option<Sabotage>, traced: bool) -> Swarm {
-    let mut swarm = Swarm::of(seed, tasks, traced);
-    swarm.sabotage = sabotage;
+fn run(seed: u64, tasks: &TaskSet, mutation: Option<Mutation>, traced: bool) -> Swarm {
+    let mut swarm = Swarm::from_seed(seed, tasks, traced);
+    swarm.mutation = mutation;
     swarm.run();
     if swarm.wrong.is_none() {
         swarm.check_after();
@@ -69,9 +70,9 @@ fn run(seed: u64, tasks: &TaskSet, sabotage: Option<Sabotage>, traced: bool) -> 
 }
 
 #[test]
-fn whatever_befalls_a_swarm_its_answers_are_right_or_end_in_an_error_that_has_a_reason() {
+fn answers_are_right_or_fail_with_a_reason_under_any_faults() {
     let (_runtime, tasks) = tasks();
-    let (mut tally, mut wrong) = (Tally::default(), Vec::new());
+    let (mut counts, mut wrong) = (RunCounts::default(), Vec::new());
     for seed in seeds() {
         let swarm = run(seed, &tasks, None, false);
         if let Some(what) = swarm.wrong {
@@ -79,15 +80,15 @@ fn whatever_befalls_a_swarm_its_answers_are_right_or_end_in_an_error_that_has_a_
         }
         for session in &swarm.sessions {
             let good = session.ended.as_ref().map(|(_, end)| end.is_ok());
-            tally.answers += u64::from(good == Some(true));
+            counts.answers += u64::from(good == Some(true));
             let error = session.ended.as_ref().and_then(|(_, end)| end.as_ref().err());
-            error.into_iter().for_each(|fault| *tally.errors.entry(fault.kind().name()).or_default() += 1);
-            tally.kept += u64::from(session.kept);
-            tally.taken += u64::from(session.taken);
-            tally.recovered += u64::from(good == Some(true) && session.epochs > 1);
+            error.into_iter().for_each(|fault| *counts.errors.entry(fault.kind().name()).or_default() += 1);
+            counts.reused += u64::from(session.reused);
+            counts.takeovers += u64::from(session.takeovers);
+            counts.recovered += u64::from(good == Some(true) && session.epochs > 1);
         }
     }
-    println!("{tally:?}");
+    println!("{counts:?}");
     for (seed, what) in wrong.iter().take(SHOWN) {
         println!("seed {seed}: {what}\n{}", run(*seed, &tasks, None, true).trace());
     }
@@ -96,17 +97,17 @@ fn whatever_befalls_a_swarm_its_answers_are_right_or_end_in_an_error_that_has_a_
 }
 
 #[test]
-fn what_is_made_wrong_is_found() {
+fn every_mutation_is_detected() {
     let (_runtime, tasks) = tasks();
-    for sabotage in Sabotage::ALL {
-        let found = (0..FOUND_WITHIN).find(|seed| run(*seed, &tasks, Some(sabotage), false).wrong.is_some());
-        println!("{sabotage:?}: {found:?}");
-        assert!(found.is_some(), "{sabotage:?} is not found");
+    for mutation in Mutation::ALL {
+        let found = (0..FOUND_WITHIN).find(|seed| run(*seed, &tasks, Some(mutation), false).wrong.is_some());
+        println!("{mutation:?}: {found:?}");
+        assert!(found.is_some(), "{mutation:?} is not detected");
     }
 }
 
 #[test]
-fn a_seed_is_a_run() {
+fn a_seed_determines_a_run() {
     let (_runtime, tasks) = tasks();
     for seed in 0..20 {
         assert_eq!(run(seed, &tasks, None, true).trace(), run(seed, &tasks, None, true).trace());

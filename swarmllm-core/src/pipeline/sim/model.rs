@@ -1,20 +1,20 @@
-//! The simulated model. Its layers are [`EchoStage`]'s: each number depends on all that the session's KV held before, so
-//! that rows which are wrong, stale, missing or another session's give another answer. Of an exact answer the numbers
-//! depend on the shapes of its steps too, as they do in earnest by the rounding of sums. The head has a liking for a
-//! pattern, so that guesses may be right.
+//! The simulated model. Its layers are [`EchoStage`]'s: each number depends on the whole earlier KV of the session, so
+//! that rows that are wrong, stale, missing or another session's change the answer. In exact mode the numbers also
+//! depend on the shapes of the steps, as real ones do by the rounding of sums. The head prefers a pattern, so that
+//! draft tokens may be accepted.
 
-use super::chance::scatter;
+use super::rng::scatter;
 use crate::base::{LayerRange, ModelId};
 use crate::engine::echo::{EchoEmbedder, EchoStage};
 use crate::engine::sample::{LogitRow, log_sum_exp, top};
-use crate::engine::{Embedder, EngineError, KvCache, Reduce, Stage, StageConfig, StepJob, StepOutput, Terms};
+use crate::engine::{Embedder, EngineError, KvType, Reduce, Stage, StageConfig, StepJob, StepOptions, StepOutput};
 
 pub const MODEL: ModelId = ModelId([5; 32]);
 pub const VOCAB: u32 = 12;
 pub const WIDTH: u32 = 2;
-/// Ends an answer, and is seldom said.
+/// Ends an answer; rarely sampled.
 pub const END: u32 = VOCAB - 1;
-/// Positions that any session may have.
+/// Most positions of a session.
 const CONTEXT: u32 = 512;
 const SEED: u64 = 77;
 
@@ -31,7 +31,7 @@ impl Layers {
             max_sessions: 1,
             max_rows,
             threads: 1,
-            kv: KvCache::Full,
+            kv: KvType::Full,
             ..StageConfig::default()
         };
         Self { echo: EchoStage::new(SEED, layers, WIDTH, head.then_some(VOCAB), config), first: layers.start == 0 }
@@ -52,7 +52,7 @@ impl Layers {
             job.hidden.iter_mut().for_each(|value| *value += rows);
         }
         let mut out = Vec::new();
-        self.echo.compute(&job.hidden, &job.rows, Terms { states: true, ..Terms::default() }, &mut out)?;
+        self.echo.compute(&job.hidden, &job.rows, StepOptions { states: true, ..StepOptions::default() }, &mut out)?;
         if job.reduce == Reduce::Hidden {
             return Ok(StepOutput::Hidden(out));
         }
@@ -63,7 +63,7 @@ impl Layers {
     }
 }
 
-/// What the head would like to say behind this position.
+/// The token that the head prefers behind this position.
 pub fn liked(pos: u32) -> u32 {
     (pos / 3) % 5
 }
@@ -82,7 +82,7 @@ fn reduce(logits: &[f32], reduce: Reduce) -> LogitRow {
     LogitRow::Top { lse: log_sum_exp(logits), ids, logits: best.iter().map(|candidate| candidate.logit).collect() }
 }
 
-/// The rows of tokens.
+/// The states of tokens.
 pub fn embed(tokens: &[u32]) -> Vec<f32> {
     let mut hidden = Vec::new();
     EchoEmbedder::new(SEED, WIDTH, VOCAB).embed(tokens, &mut hidden).unwrap();

@@ -1,26 +1,27 @@
-//! A simulated coordinator's session. What it decides is the real [`SessionDriver`] and the real [`RouteManager`]; what is
-//! here does what they want and tells them what happens, as the runner does.
+//! A simulated coordinator's session. All decisions are those of the real [`SessionDriver`] and [`RouteManager`]; this
+//! module performs their actions and reports events to them, as the runner does.
 
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 
-use super::host::Ask;
+use super::host::HostRequest;
 use super::model::{MODEL, VOCAB, WIDTH, embed};
-use super::swarm::{self, Micros, Sabotage, Swarm, unreachable};
-use super::truth::Request;
+use super::oracle::SimRequest;
+use super::swarm::{self, Micros, Mutation, Swarm, unreachable};
 use crate::base::{ErrorKind, Fault, NodeId, SessionId};
-use crate::pipeline::driver::{
-    Action, Event, Place, Purpose, RouteAction, RouteEvent, RouteManager, SessionConfig, SessionDriver, Start,
-};
-use crate::pipeline::links::{CoordinatorInbox, SessionStage};
-use crate::pipeline::losses::Loss;
-use crate::pipeline::message::Message;
-use crate::pipeline::prefix::Namer;
+use crate::pipeline::driver::{Action, Event, FirstRoute, SessionConfig, SessionDriver};
+use crate::pipeline::link::message::Message;
+use crate::pipeline::link::request::ANSWER_TIMEOUT;
+use crate::pipeline::link::request::is_loss;
+use crate::pipeline::link::router::{CoordinatorInbox, SessionStage};
+use crate::pipeline::route::losses::HostLoss;
+use crate::pipeline::route::manager::{RouteAction, RouteEvent, RouteManager, SearchPurpose};
+use crate::pipeline::route::opening::Place;
+use crate::pipeline::route::watch::UnresponsiveHosts;
 use crate::pipeline::route::{OPEN_DEADLINE, OpenParams, OpenRoute, RELEASE_DEADLINE, RELEASES};
-use crate::pipeline::search::is_loss;
-use crate::pipeline::session::End;
-use crate::pipeline::watch::{ANSWERS, Absent};
+use crate::pipeline::session::SessionEnd;
+use crate::pipeline::session::prefix::PrefixHasher;
 use crate::wire::codec::Codec;
 use crate::wire::control::{Host, OpenSession, Opened};
 use crate::wire::job::StepHeader;
@@ -28,43 +29,43 @@ use crate::wire::prefix::Prefix;
 
 mod planning;
 
-/// What happens to a coordinator's session at a moment.
-pub enum Timer {
+/// A timed event of a coordinator's session.
+pub enum SessionTimer {
     Begin,
-    /// The driver waits for this time.
+    /// The driver's wake-up time.
     Wake {
         when: Instant,
     },
-    /// A host cannot be dialled.
-    Undialled {
+    /// A dial failed.
+    DialFailed {
         epoch: u32,
         place: Place,
         to: usize,
     },
-    /// A host that loads a stage has not said that it is there.
-    Unsaid {
+    /// A probe of a host that loads a stage timed out.
+    ProbeTimedOut {
         epoch: u32,
         place: Place,
     },
-    /// Hosts that were asked for their stages have said what they say; these did not answer at first.
-    Asked {
-        question: u32,
+    /// A probe of the hosts ended; `mute` did not reply at first.
+    ProbeEnded {
+        probe: u32,
         stages: Vec<(NodeId, SessionStage)>,
         mute: Vec<NodeId>,
     },
     /// A step could not be sent on the route of this epoch.
-    Unsent {
+    SendFailed {
         epoch: u32,
         fault: Fault,
     },
     Cancel,
 }
 
-/// Where a session is.
-enum Phase {
+/// State of a session.
+enum SessionPhase {
     Waiting,
     /// Its first route is being opened.
-    Opening(Box<RouteManager>),
+    StageReservation(Box<RouteManager>),
     Running(Box<SessionDriver>),
     Over,
 }
@@ -73,91 +74,91 @@ enum Phase {
 pub struct SimSession {
     pub node: usize,
     pub id: SessionId,
-    pub request: Request,
+    pub request: SimRequest,
     pub began: Micros,
-    pub ended: Option<(Micros, Result<End, Fault>)>,
-    /// What was said, with its log-probabilities.
-    pub said: Vec<(u32, f32)>,
+    pub ended: Option<(Micros, Result<SessionEnd, Fault>)>,
+    /// Emitted tokens, with their log-probabilities.
+    pub emitted: Vec<(u32, f32)>,
     /// Rows of a chunk on the first route.
     pub chunk: u32,
-    /// Whether it ended because other hosts take shorter steps.
+    /// Whether it failed because other hosts admit shorter steps.
     pub shorter: bool,
-    /// Who refused this session without having been harmed.
+    /// Nodes that refused this session without being out of reach.
     pub refused: Vec<NodeId>,
     pub epochs: u32,
-    /// That of the last attempt, as it was told.
+    /// Epoch of the last attempt.
     epoch: u32,
-    /// Of its later routes, how many had not to compute all again.
-    pub kept: u32,
-    /// Times that stand-bys took over.
-    pub taken: u32,
+    /// Later routes that reused KV.
+    pub reused: u32,
+    /// Takeovers by standbys.
+    pub takeovers: u32,
     /// Whether its coordinator is dead.
     pub died: bool,
-    phase: Phase,
+    phase: SessionPhase,
     inbox: Option<CoordinatorInbox>,
-    /// Where steps go, and their copies while all of them can be sent.
+    /// Target of steps, and of copies until one cannot be sent.
     first: Option<usize>,
     copies: Option<usize>,
-    /// Whether a route was looked for since the last attempt.
-    sought: bool,
-    /// Peers that are asked to open the stages of the attempt under way.
+    /// Whether a search ran since the last attempt.
+    searched: bool,
+    /// Peers that are asked to open stages in the current attempt.
     asked: Vec<(Place, NodeId)>,
-    /// When it is woken next.
-    wakes: Option<Instant>,
+    /// Its next wake-up.
+    next_wake: Option<Instant>,
 }
 
 impl SimSession {
-    pub fn new(index: usize, node: usize, request: Request) -> Self {
+    pub fn new(index: usize, node: usize, request: SimRequest) -> Self {
         Self {
             node,
             id: SessionId([index as u8; 16]),
             request,
             began: 0,
             ended: None,
-            said: Vec::new(),
+            emitted: Vec::new(),
             chunk: 1,
             shorter: false,
             refused: Vec::new(),
             epochs: 0,
             epoch: 0,
-            kept: 0,
-            taken: 0,
+            reused: 0,
+            takeovers: 0,
             died: false,
-            phase: Phase::Waiting,
+            phase: SessionPhase::Waiting,
             inbox: None,
             first: None,
             copies: None,
-            sought: false,
+            searched: false,
             asked: Vec::new(),
-            wakes: None,
+            next_wake: None,
         }
     }
 
     /// Its coordinator dies.
     pub fn die(&mut self) {
-        (self.died, self.phase, self.inbox) = (true, Phase::Over, None);
+        (self.died, self.phase, self.inbox) = (true, SessionPhase::Over, None);
     }
 
     pub fn is_over(&self) -> bool {
-        matches!(self.phase, Phase::Over)
+        matches!(self.phase, SessionPhase::Over)
     }
 
     fn driver(&mut self) -> Option<&mut SessionDriver> {
         match &mut self.phase {
-            Phase::Running(driver) => Some(driver),
+            SessionPhase::Running(driver) => Some(driver),
             _ => None,
         }
     }
 
     fn is_running(&self) -> bool {
-        matches!(&self.phase, Phase::Running(driver) if driver.is_running())
+        matches!(&self.phase, SessionPhase::Running(driver) if driver.is_running())
     }
 
     fn wake_at(&self) -> Option<Instant> {
         match &self.phase {
-            Phase::Opening(routes) => routes.wake_at(),
-            Phase::Running(driver) => driver.wake_at(),
-            Phase::Waiting | Phase::Over => None,
+            SessionPhase::StageReservation(routes) => routes.wake_at(),
+            SessionPhase::Running(driver) => driver.wake_at(),
+            SessionPhase::Waiting | SessionPhase::Over => None,
         }
     }
 
@@ -178,17 +179,17 @@ impl SimSession {
     fn config(&self) -> SessionConfig {
         SessionConfig {
             codec: Codec::F32,
-            namer: namer(self.node),
-            needs_all: false,
-            reads: false,
+            prefix_hasher: prefix_hasher(self.node),
+            needs_all_states: false,
+            is_embedding: false,
             prompt: self.request.prompt.len(),
-            longest: usize::MAX,
+            max_answer_bytes: usize::MAX,
         }
     }
 }
 
-fn namer(node: usize) -> Namer {
-    Namer::new([node as u8; 32])
+fn prefix_hasher(node: usize) -> PrefixHasher {
+    PrefixHasher::new([node as u8; 32])
 }
 
 fn micros(time: Duration) -> Micros {
@@ -196,36 +197,38 @@ fn micros(time: Duration) -> Micros {
 }
 
 impl Swarm {
-    pub fn timer(&mut self, index: usize, timer: Timer) {
+    pub fn timer(&mut self, index: usize, timer: SessionTimer) {
         let one = &mut self.sessions[index];
         if !self.nodes[one.node].alive || one.is_over() {
             return;
         }
         let from = one.node;
         let event = match timer {
-            Timer::Begin => return self.begin(index),
-            Timer::Cancel => return self.cancel(index),
-            Timer::Wake { when } if one.wakes == Some(when) => {
-                one.wakes = None;
-                Event::Time
+            SessionTimer::Begin => return self.begin(index),
+            SessionTimer::Cancel => return self.cancel(index),
+            SessionTimer::Wake { when } if one.next_wake == Some(when) => {
+                one.next_wake = None;
+                Event::Wake
             }
-            Timer::Wake { .. } => return,
-            Timer::Undialled { epoch, place, to } => {
+            SessionTimer::Wake { .. } => return,
+            SessionTimer::DialFailed { epoch, place, to } => {
                 Event::Route(RouteEvent::Connected { epoch, place, connected: Err(unreachable(to)) })
             }
-            Timer::Unsaid { epoch, place } => Event::Route(RouteEvent::Probed { epoch, place, silent: true }),
-            Timer::Asked { question, stages, mute } => {
-                Event::Present { question, absent: self.absent(from, &stages, &mute) }
+            SessionTimer::ProbeTimedOut { epoch, place } => {
+                Event::Route(RouteEvent::Probed { epoch, place, silent: true })
             }
-            Timer::Unsent { epoch, fault } => match one.driver() {
-                Some(driver) if driver.way().epoch == epoch => Event::Unsent(fault),
+            SessionTimer::ProbeEnded { probe, stages, mute } => {
+                Event::HostsProbed { probe, unresponsive: self.unresponsive(from, &stages, &mute) }
+            }
+            SessionTimer::SendFailed { epoch, fault } => match one.driver() {
+                Some(driver) if driver.route().epoch == epoch => Event::SendFailed(fault),
                 _ => return,
             },
         };
-        self.happens(index, event);
+        self.on_event(index, event);
     }
 
-    fn set(&mut self, index: usize, after: Micros, timer: Timer) {
+    fn set(&mut self, index: usize, after: Micros, timer: SessionTimer) {
         self.at(self.now + after, swarm::Event::Timer { session: index, timer });
     }
 
@@ -233,66 +236,61 @@ impl Swarm {
         let one = &mut self.sessions[index];
         let node = &self.nodes[one.node];
         one.began = self.now;
-        one.inbox = Some(node.links.register_coordinator(one.id));
+        one.inbox = Some(node.router.register_coordinator(one.id));
         let mut routes = Box::new(RouteManager::new(one.open_params(), node.id));
-        routes.mutant = self.sabotage.and_then(Sabotage::of_driver);
-        let prefix = namer(one.node).name(MODEL, one.request.exact, &one.request.prompt);
+        routes.mutant = self.mutation.and_then(Mutation::driver_mutant);
+        let prefix = prefix_hasher(one.node).hashes(MODEL, one.request.exact, &one.request.prompt);
         match self.find(index, &[]) {
             Ok(route) => {
                 routes.open(route, prefix);
-                self.sessions[index].phase = Phase::Opening(routes);
-                self.go_on(index);
+                self.sessions[index].phase = SessionPhase::StageReservation(routes);
+                self.progress(index);
             }
             Err(fault) => self.finish(index, Err(fault)),
         }
     }
 
     fn cancel(&mut self, index: usize) {
-        if let Phase::Opening(routes) = &mut self.sessions[index].phase {
+        if let SessionPhase::StageReservation(routes) = &mut self.sessions[index].phase {
             routes.abandon();
             self.perform_all(index);
-            return self.finish(index, Ok(End::Cancelled));
+            return self.finish(index, Ok(SessionEnd::Cancelled));
         }
-        self.happens(index, Event::Cancelled);
+        self.on_event(index, Event::Cancelled);
     }
 
-    /// A session's first route is open.
+    /// Starts a session on its first open route.
     fn start(&mut self, index: usize, open: OpenRoute) {
         let now = self.instant();
         let one = &mut self.sessions[index];
-        let phase = std::mem::replace(&mut one.phase, Phase::Waiting);
-        let Phase::Opening(routes) = phase else { return };
+        let phase = std::mem::replace(&mut one.phase, SessionPhase::Waiting);
+        let SessionPhase::StageReservation(routes) = phase else { return };
         let (config, request, chunk) = (one.config(), one.request.clone(), &mut one.chunk);
-        let make = |start: Start| {
+        let make = |start: FirstRoute| {
             *chunk = start.max_rows;
             request.session(start.max_rows, start.cached)
         };
         let driver = SessionDriver::new(config, *routes, open, make, now);
-        one.phase = Phase::Running(Box::new(driver));
+        one.phase = SessionPhase::Running(Box::new(driver));
     }
 
-    /// Tells what happens, and does what follows.
-    fn happens(&mut self, index: usize, event: Event) {
-        self.tell(index, event);
-        self.go_on(index);
+    /// Reports an event, and performs what follows.
+    fn on_event(&mut self, index: usize, event: Event) {
+        self.report(index, event);
+        self.progress(index);
     }
 
-    fn tell(&mut self, index: usize, event: Event) {
+    fn report(&mut self, index: usize, event: Event) {
         let now = self.instant();
         let one = &mut self.sessions[index];
         match (&mut one.phase, event) {
-            (Phase::Running(driver), event) => driver.on(event, now),
-            (Phase::Opening(routes), event) => {
-                let event = match event {
-                    Event::Route(event) => event,
-                    Event::Time => RouteEvent::Time,
-                    Event::Lost { loss: Loss::Peer(peer), .. } => RouteEvent::Lost(peer),
-                    _ => return,
-                };
+            (SessionPhase::Running(driver), event) => driver.on(event, now),
+            (SessionPhase::StageReservation(routes), event) => {
+                let Some(event) = event.into_route_event() else { return };
                 let routed = routes.on(event, now);
                 self.routed(index, routed);
             }
-            (Phase::Waiting | Phase::Over, _) => {}
+            (SessionPhase::Waiting | SessionPhase::Over, _) => {}
         }
     }
 
@@ -307,8 +305,8 @@ impl Swarm {
         }
     }
 
-    /// Does what is wanted, takes what has come, and waits for more.
-    fn go_on(&mut self, index: usize) {
+    /// Performs pending actions, reads messages, and schedules the next wake-up.
+    fn progress(&mut self, index: usize) {
         loop {
             self.perform_all(index);
             let one = &mut self.sessions[index];
@@ -318,14 +316,14 @@ impl Swarm {
             let running = one.is_running();
             let delivery = one.inbox.as_mut().filter(|_| running).and_then(|inbox| inbox.next().now_or_never());
             match delivery {
-                Some(delivery) => self.tell(index, Event::Delivered(delivery)),
+                Some(delivery) => self.report(index, Event::Delivered(delivery)),
                 None => break,
             }
         }
         let one = &mut self.sessions[index];
-        if let Some(when) = one.wake_at().filter(|when| one.wakes.is_none_or(|wakes| *when < wakes)) {
-            one.wakes = Some(when);
-            let event = swarm::Event::Timer { session: index, timer: Timer::Wake { when } };
+        if let Some(when) = one.wake_at().filter(|when| one.next_wake.is_none_or(|wakes| *when < wakes)) {
+            one.next_wake = Some(when);
+            let event = swarm::Event::Timer { session: index, timer: SessionTimer::Wake { when } };
             self.at(self.micros(when), event);
         }
     }
@@ -334,9 +332,9 @@ impl Swarm {
         let now = self.instant();
         loop {
             let action = match &mut self.sessions[index].phase {
-                Phase::Opening(routes) => routes.next_action().map(Action::Route),
-                Phase::Running(driver) => driver.next_action(now),
-                Phase::Waiting | Phase::Over => None,
+                SessionPhase::StageReservation(routes) => routes.next_action().map(Action::Route),
+                SessionPhase::Running(driver) => driver.next_action(now),
+                SessionPhase::Waiting | SessionPhase::Over => None,
             };
             match action {
                 Some(action) => self.perform(index, action),
@@ -349,32 +347,32 @@ impl Swarm {
         let one = &mut self.sessions[index];
         match action {
             Action::Rerouted { kept, .. } => {
-                one.kept += u32::from(kept > 0);
+                one.reused += u32::from(kept > 0);
                 drop(one.inbox.take());
-                one.inbox = Some(self.nodes[one.node].links.register_coordinator(one.id));
+                one.inbox = Some(self.nodes[one.node].router.register_coordinator(one.id));
             }
-            Action::Follow { first, copy, hosts } => {
-                self.nodes[one.node].links.set_hosts(one.id, hosts);
+            Action::UseRoute { first, copy, hosts } => {
+                self.nodes[one.node].router.set_hosts(one.id, hosts);
                 let (first, copy) = (self.node(first.node), copy.map(|host| self.node(host.node)));
                 let one = &mut self.sessions[index];
                 (one.first, one.copies) = (Some(first), copy);
             }
             Action::StopCopies => one.copies = None,
             Action::Send { header, tokens } => self.send_step(index, header, &tokens),
-            Action::Emit(sampled) => one.said.push((sampled.token, sampled.logprob)),
-            Action::Broken(_) => {}
-            Action::Draft { text, horizon } => {
-                let drafted = one.request.draft(&text, horizon.most, &mut self.chance);
-                self.tell(index, Event::Drafted(drafted.map(|guesses| (guesses, Duration::ZERO))));
+            Action::Emit(sampled) => one.emitted.push((sampled.token, sampled.logprob)),
+            Action::RouteFailed(_) => {}
+            Action::Draft { text, limits } => {
+                let drafted = one.request.draft(&text, limits.max_tokens, &mut self.rng);
+                self.report(index, Event::Drafted(drafted.map(|draft| (draft, Duration::ZERO))));
             }
-            Action::Ask { question, stages } => {
+            Action::ProbeHosts { probe, stages } => {
                 let from = one.node;
                 let peers = stages.iter().map(|(peer, _)| *peer);
                 let mute = peers.filter(|peer| self.is_mute(from, *peer)).collect();
-                self.set(index, micros(ANSWERS), Timer::Asked { question, stages, mute });
+                self.set(index, micros(ANSWER_TIMEOUT), SessionTimer::ProbeEnded { probe, stages, mute });
             }
             Action::Route(action) => self.perform_route(index, action),
-            Action::Foresee { .. } | Action::Owe(_) => {}
+            Action::DraftAhead { .. } | Action::Owe(_) => {}
         }
     }
 
@@ -382,15 +380,15 @@ impl Swarm {
         let from = self.sessions[index].node;
         match action {
             RouteAction::Find { purpose, without, .. } => {
-                self.sessions[index].sought |= purpose == Purpose::Next;
+                self.sessions[index].searched |= purpose == SearchPurpose::Open;
                 let found = self.find(index, &without);
-                self.tell(index, Event::Route(RouteEvent::Found { purpose, found }));
+                self.report(index, Event::Route(RouteEvent::Found { purpose, found }));
             }
-            RouteAction::Attempt { epoch, .. } => {
+            RouteAction::BeginAttempt { epoch, .. } => {
                 let one = &mut self.sessions[index];
                 (one.epoch, one.epochs) = (epoch, one.epochs + 1);
-                // Without a search it is a stand-by's turn.
-                one.taken += u32::from(one.epochs > 1 && !std::mem::take(&mut one.sought));
+                // An attempt without a search is a takeover by a standby.
+                one.takeovers += u32::from(one.epochs > 1 && !std::mem::take(&mut one.searched));
                 one.asked.clear();
                 self.note(|| format!("session {index} at {from} opens epoch {epoch}"));
             }
@@ -401,14 +399,14 @@ impl Swarm {
                 match self.answers(from, to) {
                     true => {
                         let probed = RouteEvent::Probed { epoch, place, silent: false };
-                        self.tell(index, Event::Route(probed));
+                        self.report(index, Event::Route(probed));
                     }
-                    false => self.set(index, micros(ANSWERS), Timer::Unsaid { epoch, place }),
+                    false => self.set(index, micros(ANSWER_TIMEOUT), SessionTimer::ProbeTimedOut { epoch, place }),
                 }
             }
-            RouteAction::Settled => self.sessions[index].asked.clear(),
+            RouteAction::EndAttempt => self.sessions[index].asked.clear(),
             RouteAction::Release { epoch, nodes, keep } => self.release(index, epoch, &nodes, &keep),
-            RouteAction::Note { .. } => {}
+            RouteAction::Record { .. } => {}
         }
     }
 
@@ -417,11 +415,11 @@ impl Swarm {
         match self.connect(from, to) {
             Some(_) => {
                 let connected = RouteEvent::Connected { epoch, place, connected: Ok(()) };
-                self.tell(index, Event::Route(connected));
+                self.report(index, Event::Route(connected));
             }
             None => {
                 let after = self.dial(from, to);
-                self.set(index, after, Timer::Undialled { epoch, place, to });
+                self.set(index, after, SessionTimer::DialFailed { epoch, place, to });
             }
         }
     }
@@ -430,29 +428,29 @@ impl Swarm {
         let (from, to) = (self.sessions[index].node, self.node(node));
         self.sessions[index].asked.push((place, node));
         self.note(|| format!("session {index} asks {to} for {} ({place:?})", open.layers));
-        self.ask(from, to, micros(OPEN_DEADLINE), Ask::Open { asker: index, open, opening: None });
+        self.ask(from, to, micros(OPEN_DEADLINE), HostRequest::Open { asker: index, open, reservation: None });
     }
 
     pub fn replied(&mut self, index: usize, epoch: u32, place: Place, reply: Result<Opened, Fault>) {
         let one = &mut self.sessions[index];
         if epoch == one.epoch
             && let Some((_, node)) = one.asked.iter().find(|(asked, _)| *asked == place)
-            && reply.as_ref().is_err_and(|fault| !place.stands_by && !is_loss(fault.kind()))
+            && reply.as_ref().is_err_and(|fault| !place.is_standby && !is_loss(fault.kind()))
         {
             one.refused.push(*node);
         }
-        self.happens(index, Event::Route(RouteEvent::Replied { epoch, place, reply }));
+        self.on_event(index, Event::Route(RouteEvent::Replied { epoch, place, reply }));
     }
 
-    /// An answer may have come.
-    pub fn hears(&mut self, session: SessionId) {
+    /// An answer may have arrived.
+    pub fn on_answer(&mut self, session: SessionId) {
         let index = session.0[0] as usize;
         if index < self.sessions.len() && !self.sessions[index].is_over() {
-            self.go_on(index);
+            self.progress(index);
         }
     }
 
-    /// A peer has gone, or a link to it: sessions hear of it, and what it was asked to open it will not.
+    /// Reports the loss of a peer, or of a link to it, and fails the open requests to the peer.
     pub fn lost(&mut self, node: usize, peer: usize, gone: bool) {
         let id = self.nodes[peer].id;
         for index in 0..self.sessions.len() {
@@ -463,18 +461,18 @@ impl Swarm {
             let epoch = one.epoch;
             let asked: Vec<Place> =
                 one.asked.iter().filter(|(_, asked)| *asked == id).map(|(place, _)| *place).collect();
-            let loss = if gone { Loss::Peer(id) } else { Loss::Link(id) };
-            self.happens(index, Event::Lost { loss, link_ended: true });
+            let loss = if gone { HostLoss::Peer(id) } else { HostLoss::PeerLink(id) };
+            self.on_event(index, Event::Lost { loss, link_ended: true });
             for place in asked {
                 let fault = Fault::new(ErrorKind::PeerLost, format!("node {peer} is gone"));
-                self.happens(index, Event::Route(RouteEvent::Replied { epoch, place, reply: Err(fault) }));
+                self.on_event(index, Event::Route(RouteEvent::Replied { epoch, place, reply: Err(fault) }));
             }
         }
     }
 
     fn send_step(&mut self, index: usize, mut header: StepHeader, tokens: &[u32]) {
-        if self.sabotage == Some(Sabotage::Guesses) {
-            header.certain = u32::MAX;
+        if self.mutation == Some(Mutation::DraftsAsFinal) {
+            header.committed = u32::MAX;
         }
         let one = &self.sessions[index];
         let (from, copies, Some(to), epoch) = (one.node, one.copies, one.first, header.epoch) else { return };
@@ -484,27 +482,27 @@ impl Swarm {
         }
         if let Err(when) = self.send(from, to, message) {
             let fault = unreachable(to);
-            self.at(when, swarm::Event::Timer { session: index, timer: Timer::Unsent { epoch, fault } });
+            self.at(when, swarm::Event::Timer { session: index, timer: SessionTimer::SendFailed { epoch, fault } });
         }
     }
 
-    /// Whether a peer is connected and says nothing.
+    /// Whether a peer is connected and does not reply.
     fn is_mute(&self, from: usize, peer: NodeId) -> bool {
         let to = self.node(peer);
         self.thinks_connected(from, to) && !self.answers(from, to)
     }
 
-    /// Hosts that say that they have their stages no more, and those that have been silent all the time.
-    fn absent(&self, from: usize, stages: &[(NodeId, SessionStage)], mute: &[NodeId]) -> Absent {
+    /// Hosts that reply that they lost their stages, and hosts that were silent all the time.
+    fn unresponsive(&self, from: usize, stages: &[(NodeId, SessionStage)], mute: &[NodeId]) -> UnresponsiveHosts {
         let coordinator = self.nodes[from].id;
         let gone = |(peer, key): &&(NodeId, SessionStage)| {
             let to = self.node(*peer);
-            self.answers(from, to) && !self.nodes[to].links.serves(*key, coordinator)
+            self.answers(from, to) && !self.nodes[to].router.serves(*key, coordinator)
         };
         let gone = stages.iter().filter(gone).map(|(peer, _)| *peer).collect();
         let mut silent: Vec<NodeId> = mute.iter().copied().filter(|peer| self.is_mute(from, *peer)).collect();
         silent.dedup();
-        Absent { gone, silent }
+        UnresponsiveHosts { gone, silent }
     }
 
     /// Tells hosts to end the session.
@@ -516,19 +514,19 @@ impl Swarm {
             match self.node(*node) {
                 to if to == from => self.end_session(from, session, epoch, local, keep),
                 to => {
-                    let ask = Ask::Release { session, epoch, keep: keep.clone() };
-                    self.tell_release(from, to, self.now + patience, ask);
+                    let ask = HostRequest::Release { session, epoch, keep: keep.clone() };
+                    self.send_release(from, to, self.now + patience, ask);
                 }
             }
         }
     }
 
-    fn finish(&mut self, index: usize, end: Result<End, Fault>) {
+    fn finish(&mut self, index: usize, end: Result<SessionEnd, Fault>) {
         self.note(|| format!("session {index} ends: {end:?}"));
         let one = &mut self.sessions[index];
-        let rows = one.driver().map(|driver| driver.way().max_rows);
+        let rows = one.driver().map(|driver| driver.route().max_rows);
         one.shorter = one.request.exact && rows.is_some_and(|rows| rows < one.chunk);
-        (one.phase, one.inbox) = (Phase::Over, None);
+        (one.phase, one.inbox) = (SessionPhase::Over, None);
         one.ended = Some((self.now, end));
         self.check_end(index);
     }

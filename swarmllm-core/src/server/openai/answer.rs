@@ -1,6 +1,6 @@
-//! Answers, whole or as a stream of server-sent events: to chats and to plain texts alike.
+//! Answers to chats and texts, whole or as a stream of server-sent events.
 //!
-//! The generation lives in the handler or in the stream; a client that leaves drops it, which cancels it everywhere.
+//! The handler or the stream owns the generation; when the client disconnects, it is dropped, which cancels it everywhere.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -12,44 +12,44 @@ use axum::response::{IntoResponse, Response};
 use futures::Stream;
 use serde::Serialize;
 
-use super::choices::{Asked, Choices};
-use super::request::Ask;
-use super::shapes::{Family, Heading, Logprobs, Piece, Usage, finish_reason};
+use super::choices::{Choices, NodeRequest};
+use super::request::CheckedRequest;
+use super::shapes::{AnswerMeta, ChoiceDelta, Family, Logprobs, Usage, finish_reason};
 use crate::base::ErrorKind;
 use crate::node::{Completion, Delta, Generation, Node, Plan, TokenLogprob};
 use crate::server::reject::Reject;
 use crate::server::state::Client;
 
-/// How often a silent stream shows that it lives; it also finds out that the client does not.
+/// Interval of keep-alives in a silent stream. A failed keep-alive also detects a lost client.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
-/// Answers what was asked, in the shape of its family.
-pub(super) async fn answer(node: Node, client: Client, mut ask: Ask) -> Result<Response, Reject> {
+/// Answers a request in the format of its endpoint.
+pub(super) async fn answer(node: Node, client: Client, mut ask: CheckedRequest) -> Result<Response, Reject> {
     ask.request.options_mut().caller = client.0;
     let family = match &ask.request {
-        Asked::Chat(_) => Family::Chat,
-        Asked::Text(_) => Family::Text,
+        NodeRequest::Chat(_) => Family::Chat,
+        NodeRequest::Text(_) => Family::Text,
     };
-    let heading = Heading::new(family, ask.request.model());
+    let meta = AnswerMeta::new(family, ask.request.model());
     let mut choices = Choices::new(node, ask.request, ask.n);
-    // The first has its place before the answer's head is sent, so that what it is refused for has a status.
+    // The first generation starts before the response's head is sent, so that a refusal has its status.
     let Some(generation) = choices.next().await? else {
         return Err(Reject::of(ErrorKind::Internal, "no answer was begun"));
     };
     let headers = route_headers(generation.route());
     if ask.stream {
-        let events = Events::new(choices, generation, heading, ask.include_usage);
+        let events = EventStream::new(choices, generation, meta, ask.include_usage);
         let stream = Sse::new(events.stream()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
         return Ok((headers, stream).into_response());
     }
-    whole(choices, generation, heading, headers).await
+    whole(choices, generation, meta, headers).await
 }
 
-/// Waits for every choice. `server-timing` is the first one's.
+/// Waits for all choices. `server-timing` is that of the first.
 async fn whole(
     mut choices: Choices,
     first: Generation,
-    heading: Heading,
+    meta: AnswerMeta,
     mut headers: HeaderMap,
 ) -> Result<Response, Reject> {
     let first = first.finish().await?;
@@ -61,38 +61,38 @@ async fn whole(
         usage = usage.and(&next);
         done.push(next);
     }
-    Ok((headers, Json(heading.whole(&done, usage)?)).into_response())
+    Ok((headers, Json(meta.whole(&done, usage)?)).into_response())
 }
 
-/// What the stream says next.
+/// The next event of a stream.
 #[derive(Debug)]
-enum Next {
+enum StreamState {
     Role,
     Text,
     Choice,
-    Mark,
-    Nothing,
+    Done,
+    Ended,
 }
 
 /// An answer as server-sent events.
-struct Events {
+struct EventStream {
     choices: Choices,
     generation: Generation,
-    heading: Heading,
+    meta: AnswerMeta,
     include_usage: bool,
-    /// Of the choices that have ended.
+    /// Usage of the choices that have ended.
     usage: Option<Usage>,
     /// Tokens whose text has not been sent.
     tokens: Vec<TokenLogprob>,
-    next: Next,
+    state: StreamState,
 }
 
-impl Events {
-    fn new(choices: Choices, mut generation: Generation, heading: Heading, include_usage: bool) -> Self {
-        generation.forget_told();
+impl EventStream {
+    fn new(choices: Choices, mut generation: Generation, meta: AnswerMeta, include_usage: bool) -> Self {
+        generation.discard_logprobs();
         let (usage, tokens) = (None, Vec::new());
-        let next = if heading.announces_choices() { Next::Role } else { Next::Text };
-        Self { choices, generation, heading, include_usage, usage, tokens, next }
+        let state = if meta.announces_choices() { StreamState::Role } else { StreamState::Text };
+        Self { choices, generation, meta, include_usage, usage, tokens, state }
     }
 
     fn stream(self) -> impl Stream<Item = Result<Event, Infallible>> + Send + 'static {
@@ -103,31 +103,31 @@ impl Events {
     }
 
     async fn step(&mut self) -> Option<Event> {
-        match std::mem::replace(&mut self.next, Next::Nothing) {
-            Next::Role => Some(self.role()),
-            Next::Text => Some(self.text().await),
-            Next::Choice => Some(self.choice().await),
-            Next::Mark => Some(Event::default().data("[DONE]")),
-            Next::Nothing => None,
+        match std::mem::replace(&mut self.state, StreamState::Ended) {
+            StreamState::Role => Some(self.role()),
+            StreamState::Text => Some(self.text().await),
+            StreamState::Choice => Some(self.choice().await),
+            StreamState::Done => Some(Event::default().data("[DONE]")),
+            StreamState::Ended => None,
         }
     }
 
     fn role(&mut self) -> Event {
-        self.next = Next::Text;
-        self.event(Piece { begins: true, text: Some(""), ..Piece::default() })
+        self.state = StreamState::Text;
+        self.event(ChoiceDelta { begins: true, text: Some(""), ..ChoiceDelta::default() })
     }
 
-    /// Begins the next choice, or ends the stream.
+    /// Starts the next choice, or ends the stream.
     async fn choice(&mut self) -> Event {
         match self.choices.next().await {
             Ok(Some(generation)) => {
                 self.generation = generation;
-                self.generation.forget_told();
-                if self.heading.announces_choices() { self.role() } else { self.text().await }
+                self.generation.discard_logprobs();
+                if self.meta.announces_choices() { self.role() } else { self.text().await }
             }
             Ok(None) if self.include_usage => {
-                self.next = Next::Mark;
-                json_event(&self.heading.chunk(None, Some(self.usage)))
+                self.state = StreamState::Done;
+                json_event(&self.meta.chunk(None, Some(self.usage)))
             }
             Ok(None) => Event::default().data("[DONE]"),
             Err(reject) => json_event(&reject.body()),
@@ -139,45 +139,47 @@ impl Events {
             match self.generation.next().await {
                 Some(Ok(Delta::Token(token))) => self.tokens.push(*token),
                 Some(Ok(Delta::Text(text))) => {
-                    self.next = Next::Text;
-                    return self.told(Some(&text), None);
+                    self.state = StreamState::Text;
+                    return self.piece(Some(&text), None);
                 }
                 Some(Ok(Delta::Done(done))) => break done,
                 Some(Err(error)) => return json_event(&Reject::from(error).body()),
                 None => {
-                    return json_event(&Reject::of(ErrorKind::Internal, "the answer ended without a reason").body());
+                    return json_event(
+                        &Reject::of(ErrorKind::Internal, "the answer ended without a completion").body(),
+                    );
                 }
             }
         };
         match finish_reason(done.finish) {
             Ok(reason) => {
-                self.next = Next::Choice;
+                self.state = StreamState::Choice;
                 self.usage = Some(self.usage.map_or_else(|| Usage::of(&done), |usage| usage.and(&done)));
-                self.told(None, Some(reason))
+                self.piece(None, Some(reason))
             }
             Err(reject) => json_event(&reject.body()),
         }
     }
 
-    /// A piece of the answer with the tokens that it took.
-    fn told(&mut self, text: Option<&str>, finish_reason: Option<&'static str>) -> Event {
+    /// A piece of the answer with its log-probabilities.
+    fn piece(&mut self, text: Option<&str>, finish_reason: Option<&'static str>) -> Event {
         let tokens = std::mem::take(&mut self.tokens);
         let logprobs = (!tokens.is_empty()).then(|| Logprobs::of(&tokens));
-        self.event(Piece { text, logprobs, finish_reason, ..Piece::default() })
+        self.event(ChoiceDelta { text, logprobs, finish_reason, ..ChoiceDelta::default() })
     }
 
-    fn event(&self, piece: Piece<'_>) -> Event {
-        let piece = Piece { index: self.choices.index(), ..piece };
-        json_event(&self.heading.chunk(Some(piece), self.include_usage.then_some(None)))
+    fn event(&self, piece: ChoiceDelta<'_>) -> Event {
+        let piece = ChoiceDelta { index: self.choices.index(), ..piece };
+        json_event(&self.meta.chunk(Some(piece), self.include_usage.then_some(None)))
     }
 }
 
 fn json_event(value: &impl Serialize) -> Event {
-    // Our own structs of text and numbers always have a JSON form.
+    // Structs of text and numbers always serialize.
     Event::default().json_data(value).unwrap_or_default()
 }
 
-/// The model's hash, and `node:layers` of each stage, with `+head` where the head runs.
+/// The model's id, and `node:layers` of each stage, with `+head` for the stage with the head.
 fn route_headers(plan: &Plan) -> HeaderMap {
     let mut headers = HeaderMap::new();
     let stages: Vec<String> = plan
@@ -190,7 +192,7 @@ fn route_headers(plan: &Plan) -> HeaderMap {
     headers
 }
 
-/// Durations in milliseconds: opening, first token, all, and each stage's own compute.
+/// Durations in milliseconds: opening, first token, total, and the compute time of each stage.
 fn server_timing(done: &Completion) -> String {
     let timings = &done.timings;
     let mut parts = vec![
@@ -206,7 +208,7 @@ fn server_timing(done: &Completion) -> String {
     parts.join(", ")
 }
 
-/// Headers are hints: one that cannot be written is left out.
+/// Sets an informational header; an invalid value is left out.
 fn insert(headers: &mut HeaderMap, name: &'static str, value: String) {
     if let Ok(value) = HeaderValue::from_str(&value) {
         headers.insert(name, value);
@@ -220,7 +222,7 @@ mod tests {
     use crate::node::PlanStage;
 
     #[test]
-    fn the_route_is_compact_and_complete() {
+    fn the_route_header_lists_all_stages() {
         let stage =
             |byte, start, end, head| PlanStage { node: NodeId([byte; 32]), layers: LayerRange::new(start, end), head };
         let stages = vec![stage(0xaa, 0, 15, false), stage(0xbb, 15, 30, true)];

@@ -1,60 +1,60 @@
-//! The answers of one request, one after another.
+//! The choices of a request, computed one after another.
 //!
-//! `n` answers come in turn rather than at once: they need one slot of each stage instead of `n`, so that a request is
-//! never refused halfway for want of room, and from the second on the prompt's KV is found where the first has left it.
-//! A session under way cannot lend its KV, so that answers at once would each compute the prompt.
+//! In sequence, `n` choices need one slot of each stage instead of `n`, so that no request fails halfway for lack of slots.
+//! From the second on, the KV cache of the prompt is reused. A running session cannot share its KV cache: concurrent choices
+//! would each compute the prompt.
 
 use crate::node::{ChatRequest, GenerateError, GenerateOptions, GenerateRequest, Generation, Node};
 use crate::server::reject::Reject;
 
-/// What is asked of the node.
+/// A request to the node.
 #[derive(Debug, Clone)]
-pub(crate) enum Asked {
+pub(crate) enum NodeRequest {
     /// An answer to a conversation.
     Chat(ChatRequest),
     /// The continuation of a text.
     Text(GenerateRequest),
 }
 
-impl Asked {
+impl NodeRequest {
     /// The model, as the client wrote it.
     pub(crate) fn model(&self) -> &str {
         match self {
-            Asked::Chat(request) => &request.model,
-            Asked::Text(request) => &request.model,
+            NodeRequest::Chat(request) => &request.model,
+            NodeRequest::Text(request) => &request.model,
         }
     }
 
     pub(crate) fn options_mut(&mut self) -> &mut GenerateOptions {
         match self {
-            Asked::Chat(request) => &mut request.options,
-            Asked::Text(request) => &mut request.options,
+            NodeRequest::Chat(request) => &mut request.options,
+            NodeRequest::Text(request) => &mut request.options,
         }
     }
 
     async fn begin(self, node: &Node) -> Result<Generation, GenerateError> {
         match self {
-            Asked::Chat(request) => node.chat(request).await,
-            Asked::Text(request) => node.generate(request).await,
+            NodeRequest::Chat(request) => node.chat(request).await,
+            NodeRequest::Text(request) => node.generate(request).await,
         }
     }
 }
 
-/// Starts one answer after the other.
+/// Starts the choices of a request in sequence.
 pub(super) struct Choices {
     node: Node,
-    request: Asked,
+    request: NodeRequest,
     n: u32,
     begun: u32,
 }
 
 impl Choices {
-    /// `n` answers to a request.
-    pub(super) fn new(node: Node, request: Asked, n: u32) -> Self {
+    /// `n` choices of a request.
+    pub(super) fn new(node: Node, request: NodeRequest, n: u32) -> Self {
         Self { node, request, n, begun: 0 }
     }
 
-    /// Begins the next answer; `None` where all have been. Each has a seed of its own.
+    /// Starts the next choice; `None` after the last. Each choice has its own seed.
     pub(super) async fn next(&mut self) -> Result<Option<Generation>, Reject> {
         if self.begun == self.n {
             return Ok(None);
@@ -66,7 +66,7 @@ impl Choices {
         Ok(Some(request.begin(&self.node).await?))
     }
 
-    /// The index of the answer that was begun last.
+    /// The index of the choice that was started last.
     pub(super) fn index(&self) -> u32 {
         self.begun.saturating_sub(1)
     }

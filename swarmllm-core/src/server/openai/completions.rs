@@ -1,4 +1,4 @@
-//! `POST /v1/completions` in its plain form: one text, continued.
+//! `POST /v1/completions`: continues a text.
 
 use std::fmt;
 
@@ -7,30 +7,30 @@ use axum::response::Response;
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 
 use super::answer::answer;
-use super::choices::Asked;
-use super::request::{Absent, Ask, Count, body};
-use crate::base::json::Whole;
+use super::choices::NodeRequest;
+use super::request::{Absent, CheckedRequest, Count, body};
+use crate::base::json::BoundedU32;
 use crate::node::{GenerateRequest, Node, Prompt};
 use crate::server::reject::Reject;
 use crate::server::state::{Client, JsonBody};
 
 body! {
     /// The body.
-    #[expect(dead_code, reason = "fields that must be absent, or have no effect, are only named")]
+    #[expect(dead_code, reason = "fields that must be absent, or have no effect, are only declared")]
     pub(crate) struct TextBody {
         prompt: OneText,
-        /// Only `false`, which is what it is without.
+        /// Only `false`, the default.
         echo: Option<bool>,
-        /// Only as many as `n`: no more answers are computed than are given.
+        /// Only equal to `n`: all computed choices are returned.
         best_of: Option<Count>,
         logprobs: Absent,
         suffix: Absent,
         /// Accepted without effect.
-    user: Option<String>,
+        user: Option<String>,
     }
 }
 
-/// A text, or a list of one.
+/// A text, or a list of one text.
 #[derive(Debug)]
 struct OneText(String);
 
@@ -50,7 +50,7 @@ impl<'de> Visitor<'de> for OneTextVisitor {
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<OneText, A::Error> {
         match (list.next_element()?, list.next_element::<de::IgnoredAny>()?) {
             (Some(text), None) => Ok(OneText(text)),
-            _ => Err(de::Error::custom("one text is continued at a time")),
+            _ => Err(de::Error::custom("a request continues one text")),
         }
     }
 }
@@ -70,18 +70,18 @@ pub(super) async fn complete(
 }
 
 impl TextBody {
-    /// Checks every bound and gives what the node understands.
-    pub(crate) fn check(mut self) -> Result<Ask, Reject> {
+    /// Checks all limits and returns the node's request.
+    pub(crate) fn check(mut self) -> Result<CheckedRequest, Reject> {
         let checked = self.common().check()?;
         if self.echo == Some(true) {
             return Err(Reject::field("echo", "is not supported by this server; leave it out"));
         }
         let n = checked.n;
-        if let Some(Whole(best_of)) = self.best_of.filter(|best_of| best_of.0 != n) {
-            let why = format!("is {best_of} where `n` is {n}: no other answers are computed than those that are given");
+        if let Some(BoundedU32(best_of)) = self.best_of.filter(|best_of| best_of.0 != n) {
+            let why = format!("is {best_of} where `n` is {n}: all computed answers are returned");
             return Err(Reject::field("best_of", format!("{why}; leave it out")));
         }
         let prompt = Prompt::Text(self.prompt.0);
-        Ok(checked.ask(|model, options| Asked::Text(GenerateRequest { model, prompt, options })))
+        Ok(checked.into_request(|model, options| NodeRequest::Text(GenerateRequest { model, prompt, options })))
     }
 }

@@ -17,13 +17,13 @@ use crate::server::state::{Client, JsonBody};
 /// The body.
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "fields that must be absent, or have no effect, are only named")]
+#[expect(dead_code, reason = "fields that must be absent, or have no effect, are only declared")]
 pub(super) struct Body {
     model: String,
     input: Input,
     encoding_format: Option<Encoding>,
-    /// Ours: `mean` or `last`.
-    pooling: Option<Pooled>,
+    /// An extension: `mean` or `last`.
+    pooling: Option<PoolingName>,
     dimensions: Absent,
     /// Accepted without effect.
     user: Option<String>,
@@ -33,13 +33,13 @@ pub(super) struct Body {
 #[serde(rename_all = "lowercase")]
 enum Encoding {
     Float,
-    /// Little-endian f32, which OpenAI's clients ask for by default.
+    /// Little-endian f32, the default of OpenAI's clients.
     Base64,
 }
 
 #[derive(Debug, Clone, Copy, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Pooled {
+enum PoolingName {
     Mean,
     Last,
 }
@@ -52,7 +52,7 @@ struct Input(Vec<Prompt>);
 enum Element {
     Text(String),
     Tokens(Vec<u32>),
-    /// A token of the only text.
+    /// A token of a single text.
     Token(u32),
 }
 
@@ -158,10 +158,10 @@ pub(super) async fn embed(
     client: Client,
     JsonBody(body): JsonBody<Body>,
 ) -> Result<Json<List>, Reject> {
-    let model = checked_model(body.model)?;
+    let model = checked_model("model", body.model)?;
     let pooling = match body.pooling {
-        Some(Pooled::Last) => Pooling::Last,
-        Some(Pooled::Mean) | None => Pooling::Mean,
+        Some(PoolingName::Last) => Pooling::Last,
+        Some(PoolingName::Mean) | None => Pooling::Mean,
     };
     let request =
         EmbedRequest { model: model.clone(), inputs: body.input.0, pooling, deadline: None, caller: client.0 };
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_and_tokens_come_alone_or_in_lists() {
+    fn texts_and_tokens_may_be_in_lists() {
         let text = |text: &str| Prompt::Text(text.to_owned());
         assert_eq!(inputs(r#""a""#).unwrap(), [text("a")]);
         assert_eq!(inputs(r#"["a", "b"]"#).unwrap(), [text("a"), text("b")]);
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn inputs_that_are_neither_are_refused_by_name() {
+    fn invalid_inputs_are_refused_with_their_path() {
         let many = format!("[{}\"a\"]", "\"a\",".repeat(MAX_INPUTS));
         for refused in ["[]", "7", "null", r#"["a", 1]"#, "[-1]", "[1.5]", "[[[1]]]", &many] {
             let reject = inputs(refused).unwrap_err();
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn base64_is_of_little_endian_floats() {
+    fn base64_encodes_little_endian_floats() {
         assert!(matches!(encoded(vec![1.0], Encoding::Base64), Vector::Text(text) if text == "AACAPw=="));
     }
 }

@@ -1,11 +1,11 @@
-//! `response_format`: the form that a client wants an answer to have.
+//! `response_format`: the form of an answer.
 
 use serde_json::{Map, Value};
 
 use crate::node::Constraint;
 use crate::server::reject::Reject;
 
-/// OpenAI's forms, and grammars in the shape in which OpenAI's tools have them.
+/// OpenAI's forms, and grammars in the format of OpenAI's tools.
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ResponseFormat {
@@ -22,14 +22,14 @@ enum Form {
     Text,
     /// A JSON object.
     JsonObject,
-    /// JSON that a schema validates.
+    /// JSON that conforms to a schema.
     JsonSchema,
-    /// What a grammar derives.
+    /// A text derived from a grammar.
     Grammar,
 }
 
-/// A schema with what OpenAI has around it: names that only its own logs show, and `strict`. Every schema is enforced;
-/// `strict` says that it must be one that OpenAI's own strict mode takes, see [`strict_fault`].
+/// A schema in OpenAI's envelope. Name and description have no effect. Every schema is enforced; `strict` requires a schema
+/// of OpenAI's strict mode, see [`strict_fault`].
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NamedSchema {
@@ -56,11 +56,11 @@ enum Syntax {
 }
 
 impl ResponseFormat {
-    /// What the node understands; nothing for plain text. A schema that is not what its `strict` says is refused.
+    /// The node's constraint; `None` for plain text. Refuses a schema outside strict mode if `strict` is true.
     pub(super) fn constraint(self) -> Result<Option<Constraint>, Reject> {
         let Self { form, json_schema, grammar } = self;
-        let json_schema = belonging("json_schema", json_schema, form == Form::JsonSchema)?;
-        let grammar = belonging("grammar", grammar, form == Form::Grammar)?;
+        let json_schema = field_of_form("json_schema", json_schema, form == Form::JsonSchema)?;
+        let grammar = field_of_form("grammar", grammar, form == Form::Grammar)?;
         let strict = json_schema.as_ref().is_some_and(|named| named.strict == Some(true));
         let constraint = match (json_schema, grammar) {
             (Some(named), _) => Constraint::JsonSchema(named.schema),
@@ -69,7 +69,7 @@ impl ResponseFormat {
             (None, None) if form == Form::JsonObject => Constraint::JsonObject,
             (None, None) => return Ok(None),
         };
-        // Its size is bounded before anything looks at it.
+        // This bounds its size before the checks below.
         constraint.check().map_err(|error| Reject::field("response_format", error))?;
         match &constraint {
             Constraint::JsonSchema(schema) if strict => match strict_fault(schema) {
@@ -81,8 +81,8 @@ impl ResponseFormat {
     }
 }
 
-/// A field that a form has, and no other form.
-fn belonging<T>(field: &str, given: Option<T>, wanted: bool) -> Result<Option<T>, Reject> {
+/// Requires a field of a form, and refuses it for other forms.
+fn field_of_form<T>(field: &str, given: Option<T>, wanted: bool) -> Result<Option<T>, Reject> {
     let refuse =
         |why: &str| Err(Reject::field(format!("response_format.{field}"), format!("{why} `type` is `{field}`")));
     match (given.is_some(), wanted) {
@@ -92,13 +92,13 @@ fn belonging<T>(field: &str, given: Option<T>, wanted: bool) -> Result<Option<T>
     }
 }
 
-/// Where a request has its schema.
+/// Path of the schema in a body.
 const SCHEMA: &str = "response_format.json_schema.schema";
-/// Keywords that OpenAI's strict mode does not have.
+/// Keywords outside OpenAI's strict mode.
 const NOT_STRICT: [&str; 8] = ["allOf", "oneOf", "not", "if", "then", "else", "dependentRequired", "dependentSchemas"];
 
-/// Where a schema is none of OpenAI's strict mode, and why. There the root is an object, every object says
-/// `"additionalProperties": false`, and every property is required.
+/// Path and reason of the first violation of OpenAI's strict mode: the root must be an object, every object must have
+/// `"additionalProperties": false`, and every property must be required.
 fn strict_fault(schema: &Value) -> Option<(String, String)> {
     if schema.get("type") != Some(&Value::from("object")) {
         return Some((String::new(), "must have the type `object`, as `strict` is true".to_owned()));
@@ -115,7 +115,7 @@ fn strict_fault(schema: &Value) -> Option<(String, String)> {
         if let Some(keyword) = NOT_STRICT.iter().find(|keyword| fields.contains_key(**keyword)) {
             return Some((format!("{path}.{keyword}"), "is not admitted, as `strict` is true".to_owned()));
         }
-        if let Some(why) = open_object(fields) {
+        if let Some(why) = object_fault(fields) {
             return Some((path, why));
         }
         for keyword in ["properties", "$defs", "definitions"] {
@@ -131,18 +131,18 @@ fn strict_fault(schema: &Value) -> Option<(String, String)> {
     None
 }
 
-/// Longest path into a schema, in bytes. Those of all its schemas may be held at once, 4096 at most: 16 MiB.
+/// Maximum length of a path into a schema, in bytes. At most 4096 paths are held at once: 16 MiB.
 const MAX_PATH: usize = 4096;
 
-/// Why an object of a schema is not what strict mode wants; nothing for what is no object.
-fn open_object(fields: &Map<String, Value>) -> Option<String> {
+/// Why an object of a schema violates strict mode; `None` for anything but an object.
+fn object_fault(fields: &Map<String, Value>) -> Option<String> {
     let is_object = match fields.get("type") {
         Some(Value::Array(types)) => types.contains(&Value::from("object")),
         Some(one) => one == "object",
         None => fields.contains_key("properties"),
     };
     if is_object && fields.get("additionalProperties") != Some(&Value::Bool(false)) {
-        return Some("must say `additionalProperties: false`, as `strict` is true".to_owned());
+        return Some("must have `additionalProperties: false`, as `strict` is true".to_owned());
     }
     let required = fields.get("required").and_then(Value::as_array);
     let is_required = |name: &str| required.is_some_and(|names| names.iter().any(|other| other == name));
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn strict_takes_the_schemas_that_openai_takes() {
+    fn strict_accepts_the_schemas_of_openai() {
         let object = |fields: Value| {
             let names: Vec<&String> = fields.as_object().unwrap().keys().collect();
             json!({"type": "object", "properties": fields, "required": names, "additionalProperties": false})

@@ -1,4 +1,4 @@
-//! OpenAI's routes, and the harmless ones beside them.
+//! OpenAI's routes, and `/` and `/healthz`.
 
 mod answer;
 mod chat;
@@ -24,7 +24,7 @@ use super::reject::Reject;
 use super::state::AppState;
 use crate::base::ErrorKind;
 
-/// Every route behind its guard.
+/// All routes, with access checks.
 pub(super) fn app(state: AppState, policy: Arc<Policy>) -> Router {
     let routes = Router::new()
         .route("/", get(|| async { Json(serde_json::json!({"name": "swarmllm", "models": "/v1/models"})) }))
@@ -38,7 +38,7 @@ pub(super) fn app(state: AppState, policy: Arc<Policy>) -> Router {
     guarded(routes, policy)
 }
 
-/// Adds what every answer has in common: the guard, the shape of errors, and an answer where a handler panics.
+/// Adds access checks, OpenAI's error format for unknown routes, and a response for panics of handlers.
 pub(super) fn guarded(routes: Router, policy: Arc<Policy>) -> Router {
     routes
         .fallback(|| async { Reject::new(StatusCode::NOT_FOUND, "unknown_route", "there is no such route") })

@@ -10,16 +10,16 @@ use crate::base::ErrorKind;
 use crate::node::{ModelInfo, Node};
 use crate::server::reject::Reject;
 
-/// A model as OpenAI's clients read it; our own facts are under `swarmllm`.
+/// A model in OpenAI's format; the node's own fields are in `swarmllm`.
 #[derive(Debug, Serialize)]
 pub(super) struct Model {
     id: String,
     object: &'static str,
-    /// Not known of a model that is named by its content.
+    /// Always 0: models are identified by their content.
     created: u64,
     owned_by: &'static str,
-    /// Positions that a request may have, prompt and answer together, under the two names that other servers give it; left
-    /// out where it is not known here.
+    /// Context length of a request in tokens, prompt and answer together, under the two names of other servers. Left out if
+    /// unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     context_length: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -33,10 +33,10 @@ pub(super) struct List {
     data: Vec<Model>,
 }
 
-/// Those that a client may ask for: models that are kept for others and cannot run here are not offered.
+/// The models that a client may use. Models that are kept for other nodes and cannot run here are left out.
 pub(super) async fn list(State(node): State<Node>) -> Result<Json<List>, Reject> {
     let list = move |models: &[ModelInfo]| {
-        let named = Named::of(models);
+        let named = NameCounts::of(models);
         offered(models).map(|model| shown(model, &named)).collect()
     };
     Ok(Json(List { object: "list", data: of_models(node, list).await? }))
@@ -46,17 +46,17 @@ fn offered(models: &[ModelInfo]) -> impl Iterator<Item = &ModelInfo> {
     models.iter().filter(|model| model.refusal().is_none())
 }
 
-/// What is said of the models. The first time each is examined, which blocks.
+/// Maps the list of models. The first call examines each model, which blocks.
 async fn of_models<T: Send + 'static>(
     node: Node,
-    say: impl FnOnce(&[ModelInfo]) -> T + Send + 'static,
+    map: impl FnOnce(&[ModelInfo]) -> T + Send + 'static,
 ) -> Result<T, Reject> {
-    let said = tokio::task::spawn_blocking(move || say(&node.models())).await;
-    said.map_err(|error| Reject::of(ErrorKind::Internal, error.to_string()))
+    let mapped = tokio::task::spawn_blocking(move || map(&node.models())).await;
+    mapped.map_err(|error| Reject::of(ErrorKind::Internal, error.to_string()))
 }
 
 pub(super) async fn one(State(node): State<Node>, Path(asked): Path<String>) -> Result<Json<Model>, Reject> {
-    // Where it could mean several, these are examined, which blocks.
+    // An ambiguous name examines its candidates, which blocks.
     let (resolver, meant) = (node.clone(), asked);
     let id = tokio::task::spawn_blocking(move || resolver.resolve(&meant)).await;
     let id = id.map_err(|error| Reject::of(ErrorKind::Internal, error.to_string()))?;
@@ -67,7 +67,7 @@ pub(super) async fn one(State(node): State<Node>, Path(asked): Path<String>) -> 
     };
     let find = move |models: &[ModelInfo]| {
         let found = models.iter().find(|model| model.id == id)?;
-        Some((found.clone(), shown(found, &Named::of(models))))
+        Some((found.clone(), shown(found, &NameCounts::of(models))))
     };
     let (found, shown) = of_models(node, find).await?.ok_or_else(gone)?;
     if let Some(reason) = found.refusal() {
@@ -77,10 +77,10 @@ pub(super) async fn one(State(node): State<Node>, Path(asked): Path<String>) -> 
     Ok(Json(shown))
 }
 
-/// How many models have each name, whatever its case.
-struct Named(HashMap<String, usize>);
+/// Number of models with each name, case-insensitive.
+struct NameCounts(HashMap<String, usize>);
 
-impl Named {
+impl NameCounts {
     fn of(models: &[ModelInfo]) -> Self {
         let mut named = HashMap::new();
         for model in models {
@@ -91,8 +91,8 @@ impl Named {
     }
 }
 
-/// The model under its name, or under its id where several have the name.
-fn shown(model: &ModelInfo, named: &Named) -> Model {
+/// The model under its name, or under its id if several models have the name.
+fn shown(model: &ModelInfo, named: &NameCounts) -> Model {
     let alone = named.0.get(&model.name.to_lowercase()) == Some(&1);
     let id = if alone { model.name.clone() } else { model.id.to_string() };
     let context = Some(model.served_context).filter(|context| *context > 0);
@@ -136,17 +136,17 @@ mod tests {
     }
 
     #[test]
-    fn a_model_tells_the_context_that_is_served() {
+    fn a_model_lists_its_served_context() {
         let known = model("a", 1);
-        let told = serde_json::to_value(shown(&known, &Named::of(std::slice::from_ref(&known)))).unwrap();
-        assert_eq!((&told["context_length"], &told["max_model_len"]), (&1.into(), &1.into()));
+        let json = serde_json::to_value(shown(&known, &NameCounts::of(std::slice::from_ref(&known)))).unwrap();
+        assert_eq!((&json["context_length"], &json["max_model_len"]), (&1.into(), &1.into()));
         let foreign = ModelInfo { served_context: 0, ..known };
-        let told = serde_json::to_value(shown(&foreign, &Named::of(&[]))).unwrap();
-        assert!(told.get("context_length").is_none() && told.get("max_model_len").is_none());
+        let json = serde_json::to_value(shown(&foreign, &NameCounts::of(&[]))).unwrap();
+        assert!(json.get("context_length").is_none() && json.get("max_model_len").is_none());
     }
 
     #[test]
-    fn a_model_that_cannot_run_here_is_not_offered() {
+    fn a_model_that_cannot_run_is_not_listed() {
         let finding = |refuses| Finding {
             subject: Subject::Tokenizer,
             kind: ErrorKind::BadTokenizer,
@@ -160,9 +160,9 @@ mod tests {
     }
 
     #[test]
-    fn models_of_one_name_are_listed_by_their_ids() {
+    fn models_with_the_same_name_are_listed_by_id() {
         let models = [model("a", 1), model("twin", 2), model("twin", 3)];
-        let named = Named::of(&models);
+        let named = NameCounts::of(&models);
         let ids: Vec<String> = models.iter().map(|one| shown(one, &named).id).collect();
         assert_eq!(ids, ["a".to_owned(), models[1].id.to_string(), models[2].id.to_string()]);
     }

@@ -1,26 +1,25 @@
-//! What requests for answers have in common, whatever is asked. Every field either acts or is refused by name, but for a few
-//! that clients send by default and that change nothing that an answer shows: they are accepted, without effect.
+//! Fields that chat and text requests share, and their limits.
 
 use std::collections::BTreeMap;
 
 use serde::de::{self, Deserialize, Deserializer};
 
-use super::choices::Asked;
-use crate::base::json::{Whole, texts};
+use super::choices::NodeRequest;
+use crate::base::json::{BoundedU32, string_or_seq};
 use crate::node::{GenerateOptions, MAX_STOP_BYTES, MAX_STOPS, SamplingParams};
 use crate::server::reject::Reject;
 
-/// How many answers.
-pub(crate) type Count = Whole<1, MAX_CHOICES>;
-/// Tokens of an answer. More than the context has room for are cut to that.
-pub(crate) type Tokens = Whole<1, { u32::MAX }>;
+/// Number of choices.
+pub(crate) type Count = BoundedU32<1, MAX_CHOICES>;
+/// Maximum tokens of an answer; the rest of the context if that is less.
+pub(crate) type Tokens = BoundedU32<1, { u32::MAX }>;
 
-/// Longest name of a model, in bytes.
+/// Maximum length of a model's name, in bytes.
 const MAX_MODEL: usize = 256;
-/// Most answers to one request: they come one after another, so that each makes the client wait longer.
+/// Maximum number of choices: they are computed in sequence, and each prolongs the request.
 const MAX_CHOICES: u32 = 8;
 
-/// A field of OpenAI's that has no effect here yet. Only `null` is accepted, which is what clients send for "not set".
+/// A field of OpenAI's that is not supported. Only `null` is accepted, which clients send for "not set".
 #[derive(Debug)]
 pub(crate) struct Unsupported;
 
@@ -32,7 +31,7 @@ impl<'de> Deserialize<'de> for Unsupported {
 
 pub(super) type Absent = Option<Unsupported>;
 
-/// `false`: nothing is stored for later requests.
+/// Only `false`: nothing is stored for later requests.
 #[derive(Debug)]
 pub(crate) struct NotStored;
 
@@ -45,7 +44,7 @@ impl<'de> Deserialize<'de> for NotStored {
     }
 }
 
-/// There is one tier.
+/// The service tier. There is only one.
 #[derive(Debug, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum ServiceTier {
@@ -53,7 +52,7 @@ pub(crate) enum ServiceTier {
     Default,
 }
 
-/// The body of a request for an answer: the fields of [`Common`] and some of its own.
+/// The body of a request for an answer: the fields of [`CommonFields`] and some of its own.
 macro_rules! body {
     ($(#[$meta:meta])* $vis:vis struct $name:ident { $($(#[$of:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$meta])*
@@ -75,21 +74,21 @@ macro_rules! body {
             seed: Option<i64>,
             presence_penalty: Option<f32>,
             frequency_penalty: Option<f32>,
-            /// Ours: the token-for-token answer of a plain run.
+            /// An extension: the answer of a plain run of the whole model, token for token.
             exact: Option<bool>,
-            /// Ours: a smaller model with the same tokens, which guesses ahead.
+            /// An extension: a smaller model with the same vocabulary that proposes draft tokens.
             draft_model: Option<String>,
             repeat_penalty: Option<f32>,
-            /// Ours: locally typical sampling.
+            /// An extension: locally typical sampling.
             typical_p: Option<f32>,
-            /// JSON's keys are texts.
+            /// JSON object keys are strings.
             logit_bias: Option<std::collections::BTreeMap<String, f32>>,
         }
 
         impl $name {
-            /// Takes the fields that bodies have in common.
-            fn common(&mut self) -> $crate::server::openai::request::Common {
-                $crate::server::openai::request::Common {
+            /// Takes the common fields.
+            fn common(&mut self) -> $crate::server::openai::request::CommonFields {
+                $crate::server::openai::request::CommonFields {
                     model: std::mem::take(&mut self.model),
                     stream: self.stream,
                     stream_options: self.stream_options.take(),
@@ -121,9 +120,9 @@ pub(super) struct StreamOptions {
     include_usage: Option<bool>,
 }
 
-/// What every body may say.
+/// The fields of every body.
 #[derive(Debug)]
-pub(super) struct Common {
+pub(super) struct CommonFields {
     pub(super) model: String,
     pub(super) stream: Option<bool>,
     pub(super) stream_options: Option<StreamOptions>,
@@ -144,19 +143,19 @@ pub(super) struct Common {
     pub(super) logit_bias: Option<BTreeMap<String, f32>>,
 }
 
-/// A request within its bounds.
+/// A request within its limits.
 #[derive(Debug)]
-pub(crate) struct Ask {
-    pub(crate) request: Asked,
-    /// How many answers.
+pub(crate) struct CheckedRequest {
+    pub(crate) request: NodeRequest,
+    /// Number of choices.
     pub(crate) n: u32,
     pub(crate) stream: bool,
-    /// Whether a stream ends with its counts.
+    /// Whether a stream ends with the usage.
     pub(crate) include_usage: bool,
 }
 
-/// How a request's model is asked, within the bounds.
-pub(super) struct Checked {
+/// The common fields, within their limits.
+pub(super) struct CheckedFields {
     pub(super) model: String,
     pub(super) options: GenerateOptions,
     pub(super) n: u32,
@@ -164,18 +163,18 @@ pub(super) struct Checked {
     include_usage: bool,
 }
 
-impl Checked {
-    /// The whole request: what is asked of the model with these options.
-    pub(super) fn ask(self, asked: impl FnOnce(String, GenerateOptions) -> Asked) -> Ask {
+impl CheckedFields {
+    /// The whole request; `build` makes the node's request from model and options.
+    pub(super) fn into_request(self, build: impl FnOnce(String, GenerateOptions) -> NodeRequest) -> CheckedRequest {
         let Self { model, options, n, stream, include_usage } = self;
-        Ask { request: asked(model, options), n, stream, include_usage }
+        CheckedRequest { request: build(model, options), n, stream, include_usage }
     }
 }
 
-impl Common {
-    /// Checks every bound.
-    pub(super) fn check(&self) -> Result<Checked, Reject> {
-        let model = checked_model(self.model.clone())?;
+impl CommonFields {
+    /// Checks all limits.
+    pub(super) fn check(&self) -> Result<CheckedFields, Reject> {
+        let model = checked_model("model", self.model.clone())?;
         let n = self.n.map_or(1, |n| n.0);
         let stream = self.stream.unwrap_or(false);
         if self.stream_options.is_some() && !stream {
@@ -187,10 +186,10 @@ impl Common {
             sampling: self.sampling()?,
             stop: self.checked_stop()?,
             exact: self.exact.unwrap_or_default(),
-            draft: self.draft_model.clone().map(checked_draft).transpose()?,
+            draft: self.draft_model.clone().map(|name| checked_model("draft_model", name)).transpose()?,
             ..GenerateOptions::default()
         };
-        Ok(Checked { model, options, n, stream, include_usage })
+        Ok(CheckedFields { model, options, n, stream, include_usage })
     }
 
     fn checked_stop(&self) -> Result<Vec<String>, Reject> {
@@ -201,17 +200,18 @@ impl Common {
     }
 
     fn checked_bias(&self) -> Result<BTreeMap<u32, f32>, Reject> {
-        let (least, most) = (SamplingParams::BAN, SamplingParams::MAX_BIAS);
+        let (min, max) = (SamplingParams::BAN, SamplingParams::MAX_BIAS);
         let Some(given) = &self.logit_bias else { return Ok(BTreeMap::new()) };
         if given.len() > SamplingParams::MAX_BIASES {
-            let max = SamplingParams::MAX_BIASES;
-            return Err(Reject::field("logit_bias", format!("has {} tokens, at most {max} are accepted", given.len())));
+            let limit = SamplingParams::MAX_BIASES;
+            return Err(Reject::field(
+                "logit_bias",
+                format!("has {} tokens, at most {limit} are accepted", given.len()),
+            ));
         }
         let checked = |(token, bias): (&String, &f32)| match token.parse() {
-            Ok(token) if (least..=most).contains(bias) => Ok((token, *bias)),
-            Ok(_) => {
-                Err(Reject::field(format!("logit_bias.{token}"), format!("is {bias}; it must be {least} to {most}")))
-            }
+            Ok(token) if (min..=max).contains(bias) => Ok((token, *bias)),
+            Ok(_) => Err(Reject::field(format!("logit_bias.{token}"), format!("is {bias}; it must be {min} to {max}"))),
             Err(_) => Err(Reject::field(format!("logit_bias.{token}"), "is not the number of a token")),
         };
         given.iter().map(checked).collect()
@@ -235,36 +235,29 @@ impl Common {
                 default.frequency_penalty,
             )?,
             logit_bias: self.checked_bias()?,
-            // Any integer is a seed of its own: OpenAI's are signed, ours are not.
+            // OpenAI's seeds are signed, the node's are not; each maps to a different one.
             seed: self.seed.map(i64::cast_unsigned).or(default.seed),
             ..default
         })
     }
 }
 
-/// Refuses what no model can be called.
-pub(super) fn checked_model(model: String) -> Result<String, Reject> {
-    match model.len() {
-        1..=MAX_MODEL => Ok(model),
-        _ => Err(Reject::field("model", format!("must be a name or id of at most {MAX_MODEL} bytes"))),
-    }
-}
-
-fn checked_draft(name: String) -> Result<String, Reject> {
+/// Refuses an invalid name of a model in `field`.
+pub(super) fn checked_model(field: &str, name: String) -> Result<String, Reject> {
     match name.len() {
         1..=MAX_MODEL => Ok(name),
-        _ => Err(Reject::field("draft_model", format!("must be a name or id of at most {MAX_MODEL} bytes"))),
+        _ => Err(Reject::field(field, format!("must be a name or id of at most {MAX_MODEL} bytes"))),
     }
 }
 
-fn within(field: &str, given: Option<f32>, least: f32, most: f32, default: f32) -> Result<f32, Reject> {
+fn within(field: &str, given: Option<f32>, min: f32, max: f32, default: f32) -> Result<f32, Reject> {
     match given {
         None => Ok(default),
-        Some(value) if (least..=most).contains(&value) => Ok(value),
-        Some(value) => Err(Reject::field(field, format!("is {value}; it must be between {least} and {most}"))),
+        Some(value) if (min..=max).contains(&value) => Ok(value),
+        Some(value) => Err(Reject::field(field, format!("is {value}; it must be between {min} and {max}"))),
     }
 }
 
 pub(super) fn stop_texts<'de, D: Deserializer<'de>>(json: D) -> Result<Vec<String>, D::Error> {
-    texts(json, MAX_STOPS)
+    string_or_seq(json, MAX_STOPS)
 }

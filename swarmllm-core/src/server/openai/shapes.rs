@@ -1,4 +1,4 @@
-//! What OpenAI's clients read: the shapes of a whole answer and of its chunks.
+//! OpenAI's formats of a whole answer and of its chunks.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,17 +8,17 @@ use crate::base::ErrorKind;
 use crate::node::{Completion, FinishReason, Likelihood, TokenLogprob};
 use crate::server::reject::Reject;
 
-/// What every part of one answer repeats.
+/// The fields that every chunk of an answer repeats.
 #[derive(Debug)]
-pub(super) struct Heading {
+pub(super) struct AnswerMeta {
     family: Family,
     id: String,
     created: u64,
-    /// As the client wrote it.
+    /// The model as in the request.
     model: String,
 }
 
-/// Which of OpenAI's families an answer is of.
+/// The endpoint of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Family {
     /// An answer to a chat.
@@ -28,27 +28,27 @@ pub(super) enum Family {
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct Whole<'a> {
+pub(super) struct FullAnswer<'a> {
     id: &'a str,
     object: &'static str,
     created: u64,
     model: &'a str,
-    choices: Vec<WholeChoice<'a>>,
+    choices: Vec<FullChoice<'a>>,
     usage: Usage,
 }
 
 #[derive(Debug, Serialize)]
-struct WholeChoice<'a> {
+struct FullChoice<'a> {
     index: u32,
     #[serde(flatten)]
-    said: Said<'a>,
+    said: ChoiceContent<'a>,
     logprobs: Option<Logprobs<'a>>,
     finish_reason: &'static str,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Said<'a> {
+enum ChoiceContent<'a> {
     Message(Answer<'a>),
     Text(&'a str),
 }
@@ -67,7 +67,7 @@ pub(super) struct Chunk<'a> {
     created: u64,
     model: &'a str,
     choices: Vec<ChunkChoice<'a>>,
-    /// Absent, or null until the last chunk, as the client asked.
+    /// Absent unless requested; null before the last chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<Usage>>,
 }
@@ -76,14 +76,14 @@ pub(super) struct Chunk<'a> {
 struct ChunkChoice<'a> {
     index: u32,
     #[serde(flatten)]
-    said: SaidNext<'a>,
+    said: DeltaContent<'a>,
     logprobs: Option<Logprobs<'a>>,
     finish_reason: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum SaidNext<'a> {
+enum DeltaContent<'a> {
     Delta(ChunkDelta<'a>),
     Text(&'a str),
 }
@@ -96,39 +96,39 @@ struct ChunkDelta<'a> {
     content: Option<&'a str>,
 }
 
-/// What comes next of one choice, whichever family it is of.
+/// The next piece of a choice, for either endpoint.
 #[derive(Debug, Default)]
-pub(super) struct Piece<'a> {
+pub(super) struct ChoiceDelta<'a> {
     pub(super) index: u32,
-    /// Whether the choice begins here, which chats say.
+    /// Whether the choice begins here, which chunks of chats state.
     pub(super) begins: bool,
     pub(super) text: Option<&'a str>,
     pub(super) logprobs: Option<Logprobs<'a>>,
     pub(super) finish_reason: Option<&'static str>,
 }
 
-/// How likely the tokens of an answer, or of a piece of it, were.
+/// Log-probabilities of the tokens of an answer, or of a piece of it.
 #[derive(Debug, Serialize)]
 pub(super) struct Logprobs<'a> {
-    content: Vec<Told<'a>>,
+    content: Vec<TokenEntry<'a>>,
     refusal: Option<()>,
 }
 
 #[derive(Debug, Serialize)]
-struct Told<'a> {
+struct TokenEntry<'a> {
     #[serde(flatten)]
-    chosen: Likely<'a>,
-    top_logprobs: Vec<Likely<'a>>,
+    chosen: TopLogprob<'a>,
+    top_logprobs: Vec<TopLogprob<'a>>,
 }
 
 #[derive(Debug, Serialize)]
-struct Likely<'a> {
+struct TopLogprob<'a> {
     token: &'a str,
     logprob: f32,
     bytes: &'a [u8],
 }
 
-impl<'a> Likely<'a> {
+impl<'a> TopLogprob<'a> {
     fn of(likelihood: &'a Likelihood) -> Self {
         Self { token: &likelihood.text, logprob: likelihood.logprob, bytes: &likelihood.bytes }
     }
@@ -136,11 +136,11 @@ impl<'a> Likely<'a> {
 
 impl<'a> Logprobs<'a> {
     pub(super) fn of(tokens: &'a [TokenLogprob]) -> Self {
-        let told = |token: &'a TokenLogprob| Told {
-            chosen: Likely::of(&token.chosen),
-            top_logprobs: token.alternatives.iter().map(Likely::of).collect(),
+        let entry = |token: &'a TokenLogprob| TokenEntry {
+            chosen: TopLogprob::of(&token.chosen),
+            top_logprobs: token.alternatives.iter().map(TopLogprob::of).collect(),
         };
-        Self { content: tokens.iter().map(told).collect(), refusal: None }
+        Self { content: tokens.iter().map(entry).collect(), refusal: None }
     }
 }
 
@@ -165,7 +165,7 @@ impl Usage {
         Self { prompt_tokens, completion_tokens, total_tokens, prompt_tokens_details }
     }
 
-    /// With one more answer to the same prompt, which counts once.
+    /// With one more choice of the same prompt, which counts once.
     pub(super) fn and(self, done: &Completion) -> Self {
         let completion_tokens = self.completion_tokens.saturating_add(done.completion_tokens);
         Self { completion_tokens, total_tokens: self.prompt_tokens.saturating_add(completion_tokens), ..self }
@@ -173,7 +173,7 @@ impl Usage {
 }
 
 impl Family {
-    /// What an identifier begins with, and what a whole answer and a chunk are called.
+    /// The prefix of identifiers, and the object names of a whole answer and of a chunk.
     fn names(self) -> (&'static str, &'static str, &'static str) {
         match self {
             Family::Chat => ("chatcmpl", "chat.completion", "chat.completion.chunk"),
@@ -182,7 +182,7 @@ impl Family {
     }
 }
 
-impl Heading {
+impl AnswerMeta {
     pub(super) fn new(family: Family, model: &str) -> Self {
         let id = format!("{}-{:032x}", family.names().0, rand::random::<u128>());
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -195,17 +195,19 @@ impl Heading {
     }
 
     /// The whole answer of the choices, of which there is one at least.
-    pub(super) fn whole<'a>(&'a self, done: &'a [Completion], usage: Usage) -> Result<Whole<'a>, Reject> {
-        let choice = |(done, index): (&'a Completion, u32)| -> Result<WholeChoice<'a>, Reject> {
+    pub(super) fn whole<'a>(&'a self, done: &'a [Completion], usage: Usage) -> Result<FullAnswer<'a>, Reject> {
+        let choice = |(done, index): (&'a Completion, u32)| -> Result<FullChoice<'a>, Reject> {
             let said = match self.family {
-                Family::Chat => Said::Message(Answer { role: "assistant", content: &done.text, refusal: None }),
-                Family::Text => Said::Text(&done.text),
+                Family::Chat => {
+                    ChoiceContent::Message(Answer { role: "assistant", content: &done.text, refusal: None })
+                }
+                Family::Text => ChoiceContent::Text(&done.text),
             };
             let logprobs = done.logprobs.as_deref().map(Logprobs::of);
             let finish_reason = finish_reason(done.finish)?;
-            Ok(WholeChoice { index, said, logprobs, finish_reason })
+            Ok(FullChoice { index, said, logprobs, finish_reason })
         };
-        Ok(Whole {
+        Ok(FullAnswer {
             id: &self.id,
             object: self.family.names().1,
             created: self.created,
@@ -215,15 +217,15 @@ impl Heading {
         })
     }
 
-    pub(super) fn chunk<'a>(&'a self, piece: Option<Piece<'a>>, usage: Option<Option<Usage>>) -> Chunk<'a> {
-        let choice = |piece: Piece<'a>| {
+    pub(super) fn chunk<'a>(&'a self, piece: Option<ChoiceDelta<'a>>, usage: Option<Option<Usage>>) -> Chunk<'a> {
+        let choice = |piece: ChoiceDelta<'a>| {
             let said = match self.family {
                 Family::Chat => {
-                    SaidNext::Delta(ChunkDelta { role: piece.begins.then_some("assistant"), content: piece.text })
+                    DeltaContent::Delta(ChunkDelta { role: piece.begins.then_some("assistant"), content: piece.text })
                 }
-                Family::Text => SaidNext::Text(piece.text.unwrap_or_default()),
+                Family::Text => DeltaContent::Text(piece.text.unwrap_or_default()),
             };
-            let Piece { index, logprobs, finish_reason, .. } = piece;
+            let ChoiceDelta { index, logprobs, finish_reason, .. } = piece;
             ChunkChoice { index, said, logprobs, finish_reason }
         };
         let choices = piece.map(choice).into_iter().collect();
@@ -232,7 +234,7 @@ impl Heading {
     }
 }
 
-/// An answer that did not end by itself is a failure for the client, whatever was generated.
+/// The reason of an end. A cancelled answer is an error for the client, whatever text it has.
 pub(super) fn finish_reason(finish: FinishReason) -> Result<&'static str, Reject> {
     match finish {
         FinishReason::Stop => Ok("stop"),
@@ -256,8 +258,8 @@ mod tests {
             finish: FinishReason::Stop,
             prompt_tokens: 3,
             cached_tokens: 2,
-            guessed_tokens: 0,
-            right_guesses: 0,
+            draft_tokens: 0,
+            accepted_tokens: 0,
             completion_tokens: 2,
             route: Vec::new(),
             timings: Timings {
@@ -271,25 +273,25 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_answer_has_openais_shape() {
-        let heading = Heading::new(Family::Chat, "m");
+    fn a_whole_answer_has_the_format_of_openai() {
+        let meta = AnswerMeta::new(Family::Chat, "m");
         let done = [done(None)];
-        let json = to_value(heading.whole(&done, Usage::of(&done[0])).unwrap()).unwrap();
+        let json = to_value(meta.whole(&done, Usage::of(&done[0])).unwrap()).unwrap();
         assert_eq!(json["object"], "chat.completion");
         assert_eq!(json["choices"][0]["message"]["content"], "hi");
         assert_eq!(json["choices"][0]["finish_reason"], "stop");
         assert_eq!(json["choices"][0]["logprobs"], json!(null));
         assert_eq!(json["usage"]["total_tokens"], 5);
         assert_eq!(json["usage"]["prompt_tokens_details"]["cached_tokens"], 2);
-        assert!(heading.id.starts_with("chatcmpl-"));
+        assert!(meta.id.starts_with("chatcmpl-"));
     }
 
     #[test]
-    fn several_choices_are_numbered_and_their_prompt_counts_once() {
-        let heading = Heading::new(Family::Chat, "m");
+    fn choices_are_numbered_and_their_prompt_counts_once() {
+        let meta = AnswerMeta::new(Family::Chat, "m");
         let done = [done(None), done(None), done(None)];
         let usage = Usage::of(&done[0]).and(&done[1]).and(&done[2]);
-        let json = to_value(heading.whole(&done, usage).unwrap()).unwrap();
+        let json = to_value(meta.whole(&done, usage).unwrap()).unwrap();
         let indices: Vec<_> = json["choices"].as_array().unwrap().iter().map(|choice| &choice["index"]).collect();
         assert_eq!(indices, [&json!(0), &json!(1), &json!(2)]);
         let counts = ["prompt_tokens", "completion_tokens", "total_tokens"].map(|count| json["usage"][count].clone());
@@ -297,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn logprobs_have_openais_shape() {
+    fn logprobs_have_the_format_of_openai() {
         let likelihood = |text: &str, logprob| Likelihood {
             token: 7,
             text: text.to_owned(),
@@ -312,38 +314,38 @@ mod tests {
         }], "refusal": null});
         assert_eq!(to_value(Logprobs::of(std::slice::from_ref(&token))).unwrap(), want);
         let done = [done(Some(vec![token]))];
-        let json = to_value(Heading::new(Family::Chat, "m").whole(&done, Usage::of(&done[0])).unwrap()).unwrap();
+        let json = to_value(AnswerMeta::new(Family::Chat, "m").whole(&done, Usage::of(&done[0])).unwrap()).unwrap();
         assert_eq!(json["choices"][0]["logprobs"], want);
     }
 
     #[test]
-    fn a_chunk_carries_usage_only_where_asked() {
-        let heading = Heading::new(Family::Chat, "m");
-        let text = || Piece { text: Some("a"), ..Piece::default() };
-        let plain = to_value(heading.chunk(Some(text()), None)).unwrap();
+    fn a_chunk_has_usage_only_if_requested() {
+        let meta = AnswerMeta::new(Family::Chat, "m");
+        let text = || ChoiceDelta { text: Some("a"), ..ChoiceDelta::default() };
+        let plain = to_value(meta.chunk(Some(text()), None)).unwrap();
         assert_eq!(plain["choices"][0]["delta"], json!({"content": "a"}));
         assert!(plain.get("usage").is_none());
-        let asked = to_value(heading.chunk(Some(text()), Some(None))).unwrap();
+        let asked = to_value(meta.chunk(Some(text()), Some(None))).unwrap();
         assert!(asked.get("usage").is_some_and(|usage| usage.is_null()));
-        let last = to_value(heading.chunk(None, Some(Some(Usage::of(&done(None)))))).unwrap();
+        let last = to_value(meta.chunk(None, Some(Some(Usage::of(&done(None)))))).unwrap();
         assert_eq!(last["choices"], json!([]));
         assert_eq!(last["usage"]["prompt_tokens"], 3);
     }
 
     #[test]
-    fn a_continued_text_has_openais_legacy_shape() {
-        let heading = Heading::new(Family::Text, "m");
+    fn a_continued_text_has_the_legacy_format_of_openai() {
+        let meta = AnswerMeta::new(Family::Text, "m");
         let done = [done(None)];
-        let whole = to_value(heading.whole(&done, Usage::of(&done[0])).unwrap()).unwrap();
+        let whole = to_value(meta.whole(&done, Usage::of(&done[0])).unwrap()).unwrap();
         assert_eq!(whole["object"], "text_completion");
         assert_eq!(whole["choices"], json!([{"index": 0, "text": "hi", "logprobs": null, "finish_reason": "stop"}]));
-        assert!(heading.id.starts_with("cmpl-") && !heading.announces_choices());
-        let piece = Piece { index: 1, text: Some("a"), ..Piece::default() };
-        let chunk = to_value(heading.chunk(Some(piece), None)).unwrap();
+        assert!(meta.id.starts_with("cmpl-") && !meta.announces_choices());
+        let piece = ChoiceDelta { index: 1, text: Some("a"), ..ChoiceDelta::default() };
+        let chunk = to_value(meta.chunk(Some(piece), None)).unwrap();
         assert_eq!(chunk["object"], "text_completion");
         assert_eq!(chunk["choices"], json!([{"index": 1, "text": "a", "logprobs": null, "finish_reason": null}]));
-        let end = Piece { finish_reason: Some("length"), ..Piece::default() };
-        let end = to_value(heading.chunk(Some(end), None)).unwrap();
+        let end = ChoiceDelta { finish_reason: Some("length"), ..ChoiceDelta::default() };
+        let end = to_value(meta.chunk(Some(end), None)).unwrap();
         assert_eq!(end["choices"], json!([{"index": 0, "text": "", "logprobs": null, "finish_reason": "length"}]));
     }
 }

@@ -1,46 +1,46 @@
-//! What a chat request may say. Every field either acts or is refused by name, but for those that are accepted without effect.
+//! The body of a chat request. Every field has an effect, is refused by name, or is declared as accepted without effect.
 
 use std::fmt;
 
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::choices::Asked;
+use super::choices::NodeRequest;
 use super::format::ResponseFormat;
-use super::request::{Absent, Ask, NotStored, ServiceTier, Tokens, body};
-use crate::base::json::Whole;
+use super::request::{Absent, CheckedRequest, NotStored, ServiceTier, Tokens, body};
+use crate::base::json::BoundedU32;
 use crate::node::{ChatMessage, ChatRequest, MAX_ALTERNATIVES, TemplateInputs};
 use crate::server::reject::Reject;
 
-/// Most messages of one request.
+/// Maximum number of messages in a request.
 const MAX_MESSAGES: usize = 4096;
-/// Longest name of a tool, in bytes; OpenAI's are of at most 64.
+/// Maximum length of a tool's name in bytes, as at OpenAI.
 const MAX_TOOL_NAME: usize = 64;
 
 body! {
     /// The body of `POST /v1/chat/completions`.
-    #[expect(dead_code, reason = "fields that must be absent, or have no effect, are only named")]
+    #[expect(dead_code, reason = "fields that must be absent, or have no effect, are only declared")]
     pub(crate) struct ChatBody {
         messages: Vec<Message>,
         max_completion_tokens: Option<Tokens>,
         logprobs: Option<bool>,
-        top_logprobs: Option<Whole<0, MAX_ALTERNATIVES>>,
+        top_logprobs: Option<BoundedU32<0, MAX_ALTERNATIVES>>,
         response_format: Option<ResponseFormat>,
-        /// They reach the chat template. A call that the model writes is text of the answer, as the model writes it.
+        /// For the chat template. A tool call is part of the answer's text, as the model writes it.
         tools: Option<Vec<Value>>,
         tool_choice: Option<ToolChoice>,
-        /// Reaches the chat template, by its name.
+        /// A variable of the chat template.
         reasoning_effort: Option<Effort>,
-        /// As other servers have it: documents for the chat template.
+        /// Documents for the chat template, as in other servers.
         documents: Option<Vec<Value>>,
-        /// As other servers have it: variables of the chat template.
+        /// Variables of the chat template, as in other servers.
         chat_template_kwargs: Option<Map<String, Value>>,
         audio: Absent,
         function_call: Absent,
         functions: Absent,
         modalities: Absent,
         prediction: Absent,
-        /// Accepted without effect, like all up to `user`. This one only where there are no tools.
+        /// Accepted without effect, like all up to `user`, but only without tools.
         parallel_tool_calls: Option<bool>,
         metadata: Option<Map<String, Value>>,
         prompt_cache_key: Option<String>,
@@ -53,7 +53,7 @@ body! {
     }
 }
 
-/// Whether the model is told of its tools. A call cannot be forced here.
+/// Whether the template receives the tools. Forced calls are not supported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum ToolChoice {
@@ -61,7 +61,7 @@ enum ToolChoice {
     None,
 }
 
-/// How hard the model is to think, for templates that can say it.
+/// Reasoning effort, for templates that support it.
 #[derive(Debug, Clone, Copy, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Effort {
@@ -75,7 +75,7 @@ enum Effort {
 
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "fields that must be absent, or have no effect, are only named")]
+#[expect(dead_code, reason = "fields that must be absent, or have no effect, are only declared")]
 struct Message {
     role: Role,
     #[serde(deserialize_with = "content")]
@@ -94,7 +94,7 @@ struct Message {
 #[serde(rename_all = "lowercase")]
 enum Role {
     System,
-    /// What newer clients call the system.
+    /// The name of `system` in newer clients.
     Developer,
     User,
     Assistant,
@@ -124,7 +124,7 @@ enum PartKind {
     Text,
 }
 
-/// Text, or parts of text, which are joined by line feeds; `null` too, which clients send for an answer without text.
+/// Text, or text parts, which are joined by line feeds; or `null`, which clients send for an answer without text.
 struct ContentVisitor;
 
 impl<'de> Visitor<'de> for ContentVisitor {
@@ -159,8 +159,8 @@ fn content<'de, D: Deserializer<'de>>(json: D) -> Result<Option<String>, D::Erro
 }
 
 impl ChatBody {
-    /// Checks every bound and gives what the node understands.
-    pub(crate) fn check(mut self) -> Result<Ask, Reject> {
+    /// Checks all limits and returns the node's request.
+    pub(crate) fn check(mut self) -> Result<CheckedRequest, Reject> {
         let mut checked = self.common().check()?;
         if self.messages.is_empty() || self.messages.len() > MAX_MESSAGES {
             return Err(Reject::field("messages", format!("must be 1 to {MAX_MESSAGES} messages")));
@@ -176,8 +176,8 @@ impl ChatBody {
         if self.parallel_tool_calls.is_some() && self.tools.as_ref().is_some_and(|tools| !tools.is_empty()) {
             return Err(Reject::field("parallel_tool_calls", "is only accepted where there are no `tools`"));
         }
-        let silent = |message: &Message| message.content.is_none() && !matches!(message.role, Role::Assistant);
-        if let Some(at) = self.messages.iter().position(silent) {
+        let without_text = |message: &Message| message.content.is_none() && !matches!(message.role, Role::Assistant);
+        if let Some(at) = self.messages.iter().position(without_text) {
             return Err(Reject::field(format!("messages[{at}].content"), "must be text, or a list of text parts"));
         }
         let inputs = self.inputs()?;
@@ -187,11 +187,12 @@ impl ChatBody {
             content: message.content.unwrap_or_default(),
         };
         let messages = self.messages.into_iter().map(message).collect();
-        Ok(checked
-            .ask(|model, options| Asked::Chat(ChatRequest { model, messages, options, inputs, chat_template: None })))
+        Ok(checked.into_request(|model, options| {
+            NodeRequest::Chat(ChatRequest { model, messages, options, inputs, chat_template: None })
+        }))
     }
 
-    /// How many alternatives to tell beside each token; `None` where nothing is to be told.
+    /// The number of alternatives for each token; `None` for no log-probabilities.
     fn logprobs(&self) -> Result<Option<u32>, Reject> {
         match (self.logprobs.unwrap_or(false), self.top_logprobs) {
             (false, Some(_)) => Err(Reject::field("top_logprobs", "is only accepted where `logprobs` is true")),
@@ -200,7 +201,7 @@ impl ChatBody {
         }
     }
 
-    /// What the chat template is given; how much of it there may be the node checks.
+    /// Inputs of the chat template. The node checks their size.
     fn inputs(&mut self) -> Result<TemplateInputs, Reject> {
         let mut kwargs = self.chat_template_kwargs.take().unwrap_or_default();
         if let Some(effort) = self.reasoning_effort {
@@ -214,14 +215,13 @@ impl ChatBody {
             let why = format!("must be a function with a name of 1 to {MAX_TOOL_NAME} bytes");
             return Err(Reject::field(format!("tools[{at}]"), why));
         }
-        let told = self.tool_choice != Some(ToolChoice::None);
-        let tools = if told { tools } else { Vec::new() };
+        let tools = if self.tool_choice == Some(ToolChoice::None) { Vec::new() } else { tools };
         let documents = self.documents.take().unwrap_or_default();
         Ok(TemplateInputs { tools, documents, kwargs, ..TemplateInputs::default() })
     }
 }
 
-/// Whether a tool is one of OpenAI's functions, which is what chat templates know.
+/// Whether a tool is a function in OpenAI's format, the kind that chat templates support.
 fn is_function(tool: &Value) -> bool {
     let name = tool.pointer("/function/name").and_then(Value::as_str);
     tool.get("type").and_then(Value::as_str) == Some("function")

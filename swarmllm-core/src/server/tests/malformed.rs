@@ -1,9 +1,9 @@
-//! What is said of bodies that cannot be used: the field by its path, what was wanted, and what was found.
+//! Errors of invalid bodies: the path of the field, the wanted and the found value.
 
 use super::*;
 
-/// Words of Rust and of serde, which say nothing to who writes JSON.
-const RUSTS: [&str; 14] = [
+/// Words of Rust and serde, which mean nothing to an author of JSON.
+const RUST_WORDS: [&str; 14] = [
     "struct",
     "variant",
     "enum",
@@ -31,14 +31,14 @@ fn refused(uri: &str, body: &str) -> (Option<String>, String) {
     };
     let reject = refused.expect_err(body);
     assert_eq!((reject.status, reject.code.as_str()), (StatusCode::BAD_REQUEST, "invalid_argument"), "{body}");
-    for word in RUSTS {
+    for word in RUST_WORDS {
         assert!(!reject.message.contains(word), "{body}: {}", reject.message);
     }
     (reject.param, reject.message)
 }
 
-/// Fields of a chat with a value each, the path that the refusal names, and what it says of it.
-fn misfits() -> Vec<(&'static str, Value, &'static str, &'static str)> {
+/// Fields of a chat with an invalid value, the path in the error, and its message.
+fn invalid_values() -> Vec<(&'static str, Value, &'static str, &'static str)> {
     let roles = "must be one of `system`, `developer`, `user`, `assistant`, not";
     let role = |role: Value| json!([{"role": role, "content": "x"}]);
     let content = |content: Value| json!([{"role": "user", "content": content}]);
@@ -112,8 +112,8 @@ fn misfits() -> Vec<(&'static str, Value, &'static str, &'static str)> {
 }
 
 #[test]
-fn what_does_not_fit_is_named_by_its_path_with_what_was_wanted_and_found() {
-    for (field, value, path, why) in misfits() {
+fn an_error_names_path_wanted_and_found_value() {
+    for (field, value, path, why) in invalid_values() {
         let (param, message) = refused(CHAT, &with(field, value.clone()));
         assert_eq!(param.as_deref(), Some(path), "{field}: {value}: {message}");
         assert!(message.starts_with(&format!("`{path}`: ")) && message.contains(why), "{field}: {value}: {message}");
@@ -137,7 +137,7 @@ fn what_does_not_fit_is_named_by_its_path_with_what_was_wanted_and_found() {
 }
 
 #[test]
-fn a_body_that_is_no_object_is_said_to_be_none() {
+fn a_body_must_be_an_object() {
     for (body, found) in [("[]", "a list"), ("3", "3"), ("null", "null"), (r#""text""#, "\"text\"")] {
         let want = (None, format!("the body must be an object, not {found}"));
         assert_eq!(refused(CHAT, body), want, "{body}");
@@ -146,7 +146,7 @@ fn a_body_that_is_no_object_is_said_to_be_none() {
 }
 
 #[test]
-fn only_what_does_not_parse_is_said_not_to_be_json_and_where() {
+fn malformed_json_is_reported_with_its_position() {
     let deep = format!("{}{}", "[".repeat(2000), "]".repeat(2000));
     let table: [(&[u8], &str); 8] = [
         (b"", "line 1 column 0"),

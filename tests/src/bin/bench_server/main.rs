@@ -1,22 +1,22 @@
-//! The second half of `make bench`: our node beside llama.cpp's own server, on the same file, threads and prompts, and
-//! beside itself.
+//! The second half of `make bench`: a node against llama.cpp's server with the same file, threads and prompts, and against
+//! itself in other configurations.
 //!
-//! The server is asked over HTTP on loopback, our node through the library: that is what a program would do with each.
-//! Every round asks both once, in turn, each time another piece of the text; ratios are taken within a round, and the
-//! median of the rounds is printed and added to the report. The path of the server's binary is the first argument; without
-//! one only what needs no server is measured.
+//! The server is called over HTTP on loopback, the node through the library, as a program would use each. Every round calls
+//! both once, each time with another piece of the text. Ratios are computed within a round; the median over rounds is
+//! printed and added to the report. The first argument is the path of the server's binary; without it, only the parts
+//! without the server are measured.
 //!
-//! `BENCH_PARTS` names the parts to measure, all where it is not set: `one many hog pair` with the server, `gap 1b` with it
-//! and without, `guess drift candle prefix split overlap far pinned pair-guess pair-draft pair-split pair-kv pair-pinned`
-//! without. `drift` counts how often answers that need not be exact differ from those that are; the other side of `candle`
-//! is our node with llama.cpp. `BENCH_PROMPTS` names those of `edit code prose chat` that the pair is asked, all where it is not set.
+//! `BENCH_PARTS` selects parts, by default all: `one many hog pair` with the server, `gap 1b` with and without it,
+//! `guess drift candle prefix split overlap far pinned pair-guess pair-draft pair-split pair-kv pair-pinned` without it.
+//! `drift` counts how often inexact answers differ from exact ones; `candle` compares with a llama.cpp node. `BENCH_PROMPTS`
+//! selects the prompts of the pair from `edit code prose chat`, by default all.
 
-mod asked;
-mod beside;
-mod far;
-mod own;
 mod pair;
 mod pinned;
+mod subject;
+mod versus_self;
+mod versus_server;
+mod wan;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,19 +24,19 @@ use std::path::{Path, PathBuf};
 use swarmllm_tests::models::TestModel;
 use swarmllm_tests::synthetic;
 
-use crate::asked::{Asked, Text, text_of};
-use crate::beside::Sides;
+use crate::subject::{Subject, Text, text_of};
+use crate::versus_server::Sides;
 
-/// Positions of a session: the longest prompt and its answer fit.
+/// Context length of sessions; the longest prompt and its answer fit.
 const CONTEXT: u32 = 2304;
-/// Sessions at once.
+/// Concurrent sessions.
 const SESSIONS: u32 = 8;
-/// Tokens decoded for one figure, and the prompt before them.
+/// Tokens decoded per measurement, and the length of the prompt before them.
 const DECODE: u32 = 96;
 const SHORT: usize = 64;
-/// Tokens of a page, which the model that walks repeats; the others do not get so far without losing themselves.
+/// Tokens of a page that the counting model repeats; other models do not repeat that much correctly.
 const PAGE: u32 = 384;
-/// Rounds, unless `BENCH_ROUNDS` says otherwise.
+/// Default number of rounds; `BENCH_ROUNDS` overrides it.
 const ROUNDS: usize = 5;
 
 type Figures = BTreeMap<String, f64>;
@@ -45,8 +45,8 @@ fn number(variable: &str, default: usize) -> usize {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default).max(1)
 }
 
-/// Whether a part is to be measured.
-fn wanted(part: &str) -> bool {
+/// Whether a part is selected.
+fn is_selected(part: &str) -> bool {
     std::env::var("BENCH_PARTS").map_or(true, |parts| parts.split([' ', ',']).any(|named| named == part))
 }
 
@@ -61,8 +61,8 @@ fn median(mut values: Vec<f64>) -> f64 {
     if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
 }
 
-/// Adds the median of the rounds and prints it.
-fn tell(figures: &mut Figures, name: &str, goal: &str, values: Vec<f64>) {
+/// Adds the median of the rounds to the figures and prints it.
+fn record(figures: &mut Figures, name: &str, goal: &str, values: Vec<f64>) {
     let value = median(values);
     println!("{name:<34}{value:>9.3}   {goal}");
     figures.insert(name.to_owned(), value);
@@ -81,40 +81,45 @@ async fn main() {
         _ => {}
     }
     let server = arguments.first().map(PathBuf::from);
-    println!("{} threads; what is aimed at stands behind each figure", threads());
-    if wanted("far") {
+    println!("{} threads; each figure is followed by its goal", threads());
+    if is_selected("far") {
         let model = TestModel::SmolLm2;
         let mut text = text_of(&model.path());
-        far::far(model, &mut text, &mut figures).await;
-        far::narrow(model, &mut text, &mut figures).await;
+        wan::far(model, &mut text, &mut figures).await;
+        wan::narrow(model, &mut text, &mut figures).await;
     }
     for (model, suffix) in [(TestModel::SmolLm2, ""), (TestModel::Gemma3, "_gemma3")] {
         if ["one", "many", "hog", "gap", "guess", "drift", "candle", "prefix", "split", "overlap"]
             .into_iter()
-            .any(wanted)
+            .any(is_selected)
         {
             small(model, suffix, server.as_deref(), &mut figures).await;
         }
     }
-    if wanted("pinned") {
+    if is_selected("pinned") {
         pinned::measure_apart(TestModel::SmolLm2);
     }
-    if wanted("pair-pinned") && TestModel::Coder15.is_there() {
+    if is_selected("pair-pinned") && TestModel::Coder15.is_there() {
         pinned::measure_apart(TestModel::Coder15);
     }
     pair::pair(server.as_deref(), &mut figures).await;
-    if wanted("1b") {
-        let (ours, _member) = Asked::ours(&synthetic::one_billion_that_walks(&synthetic_models()), "walker-1b").await;
-        tell(&mut figures, "ngram_edit_1b_q4k_speedup", ">= 3", own::walked(&ours, DECODE).await);
-        tell(&mut figures, "ngram_edit_page_1b_q4k_speedup", ">= 3", own::walked(&ours, PAGE).await);
+    if is_selected("1b") {
+        let (ours, _member) = Subject::ours(&synthetic::one_billion_counting(&synthetic_models()), "walker-1b").await;
+        record(&mut figures, "ngram_edit_1b_q4k_speedup", ">= 3", versus_self::counting_speedups(&ours, DECODE).await);
+        record(
+            &mut figures,
+            "ngram_edit_page_1b_q4k_speedup",
+            ">= 3",
+            versus_self::counting_speedups(&ours, PAGE).await,
+        );
         let mut text = text_of(&TestModel::SmolLm2.path());
-        own::gap_under_prefill(&ours, &mut text, &mut figures, "gap_under_prefill_1b_q4k").await;
+        versus_self::gap_under_prefill(&ours, &mut text, &mut figures, "gap_under_prefill_1b_q4k").await;
     }
-    if let Some(server) = server.filter(|_| wanted("1b")) {
+    if let Some(server) = server.filter(|_| is_selected("1b")) {
         let path = synthetic::one_billion_q4_k(&synthetic_models());
-        let (ours, _member) = Asked::ours(&path, "synthetic-1b").await;
+        let (ours, _member) = Subject::ours(&path, "synthetic-1b").await;
         let mut text = text_of(&TestModel::SmolLm2.path());
-        beside::one_billion(&Sides::start(&server, &path, ours), &path, &mut text, &mut figures).await;
+        versus_server::one_billion(&Sides::start(&server, &path, ours), &path, &mut text, &mut figures).await;
     }
     report(&figures);
 }
@@ -125,53 +130,53 @@ fn named(name: &str) -> TestModel {
     all.into_iter().find(|model| model.name() == name).expect("a test model has this name")
 }
 
-/// The folder of the models that are made here: that of the others.
+/// The folder of synthetic models: that of the test models.
 fn synthetic_models() -> PathBuf {
     TestModel::SmolLm2.path().parent().expect("a file is in a directory").to_owned()
 }
 
-/// The parts that are measured on a test model; on Gemma only some.
+/// The parts measured on a small test model; some on SmolLM2 only.
 async fn small(model: TestModel, suffix: &str, server: Option<&Path>, figures: &mut Figures) {
     let path = model.path();
     let mut text = text_of(&path);
-    let (ours, _member) = Asked::ours(&path, model.name()).await;
+    let (ours, _member) = Subject::ours(&path, model.name()).await;
     let sides = server.map(|binary| Sides::start(binary, &path, ours.clone()));
-    if let Some(sides) = sides.as_ref().filter(|_| wanted("one")) {
-        beside::one_session(sides, &mut text, figures, suffix).await;
+    if let Some(sides) = sides.as_ref().filter(|_| is_selected("one")) {
+        versus_server::one_session(sides, &mut text, figures, suffix).await;
     }
-    if wanted("guess") {
-        tell(figures, &format!("ngram_edit{suffix}_speedup"), ">= 3", own::edited(&ours).await);
+    if is_selected("guess") {
+        record(figures, &format!("ngram_edit{suffix}_speedup"), ">= 3", versus_self::edit_speedups(&ours).await);
     }
-    if wanted("drift") {
-        own::drift(&ours, &path, &mut text, figures, suffix).await;
+    if is_selected("drift") {
+        versus_self::drift(&ours, &path, &mut text, figures, suffix).await;
     }
-    if wanted("candle") {
-        own::candle(&ours, &path, &mut text, figures, suffix).await;
+    if is_selected("candle") {
+        versus_self::candle(&ours, &path, &mut text, figures, suffix).await;
     }
     if model == TestModel::SmolLm2 {
         smallest(model, &ours, sides.as_ref(), &mut text, figures).await;
     }
 }
 
-/// The parts that are measured on the smallest model only, whose steps are shortest: so that all that is not compute shows.
-async fn smallest(model: TestModel, ours: &Asked, sides: Option<&Sides>, text: &mut Text, figures: &mut Figures) {
-    if let Some(sides) = sides.filter(|_| wanted("many")) {
-        beside::many_sessions(sides, text, figures).await;
+/// The parts measured on the smallest model only: its steps are the shortest, so overhead shows most.
+async fn smallest(model: TestModel, ours: &Subject, sides: Option<&Sides>, text: &mut Text, figures: &mut Figures) {
+    if let Some(sides) = sides.filter(|_| is_selected("many")) {
+        versus_server::many_sessions(sides, text, figures).await;
     }
-    if wanted("gap") {
-        own::gap_under_prefill(ours, text, figures, "gap_under_prefill").await;
+    if is_selected("gap") {
+        versus_self::gap_under_prefill(ours, text, figures, "gap_under_prefill").await;
     }
-    if wanted("prefix") {
-        own::prefix_reuse(ours, text, figures).await;
+    if is_selected("prefix") {
+        versus_self::prefix_reuse(ours, text, figures).await;
     }
     if let Some(sides) = sides {
-        beside::side_by_side(sides, text, figures).await;
+        versus_server::side_by_side(sides, text, figures).await;
     }
-    if wanted("split") {
-        own::halves(ours, model, text, figures).await;
+    if is_selected("split") {
+        versus_self::halves(ours, model, text, figures).await;
     }
-    if wanted("overlap") {
-        own::overlap(model, text, figures).await;
+    if is_selected("overlap") {
+        versus_self::overlap(model, text, figures).await;
     }
 }
 

@@ -1,18 +1,18 @@
-//! Two machines with a core each, as far as one machine with two can show them: two processes, each pinned to a core of its own
-//! by `taskset`, with half a model each, against one process with the whole model on one of these cores.
+//! Emulates two single-core machines on one machine: two processes, each pinned to its own core by `taskset` with half of
+//! the model, against one process with the whole model on one of these cores.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use swarmllm_tests::cluster::{Carrier, await_plan, join, lonely_network, stage_parts};
+use swarmllm_tests::cluster::{Transport, await_plan, join, stage_parts, unique_network};
 use swarmllm_tests::models::TestModel;
 
-use crate::asked::{Asked, Text, node, text_of};
-use crate::far::hold_first;
-use crate::{DECODE, Figures, ROUNDS, SESSIONS, SHORT, number, tell, threads};
+use crate::subject::{Subject, Text, node, text_of};
+use crate::wan::hold_first;
+use crate::{DECODE, Figures, ROUNDS, SESSIONS, SHORT, number, record, threads};
 
-/// First arguments of this program where it is one of the two processes; the model's name follows.
+/// First argument of this program as one of the two processes; the model's name follows.
 pub const NEAR: &str = "--pinned-near";
 pub const FAR: &str = "--pinned-far";
 
@@ -25,15 +25,18 @@ fn pinned(core: &str, role: &str) -> Command {
     command
 }
 
-/// Measures a model in a process of its own, which adds its figures to the report.
+/// Measures a model in a separate process, which adds its figures to the report.
 pub fn measure_apart(model: TestModel) {
     let ended = pinned(CORES[0], NEAR).arg(model.name()).status();
     if !ended.is_ok_and(|status| status.success()) {
-        println!("no two cores, or no `taskset`, to pin processes to: what {} gives so is left out", model.name());
+        println!(
+            "cannot pin processes (needs two cores and `taskset`): the pinned parts of {} are skipped",
+            model.name()
+        );
     }
 }
 
-/// The far half, in a process of its own. Ends when this is dropped.
+/// The process with the second half. Ends on drop.
 struct Far {
     child: Child,
     address: String,
@@ -45,8 +48,8 @@ impl Far {
         command.arg(model.name()).arg(network).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("the other process starts");
         let mut address = String::new();
-        let told = child.stdout.take().expect("it is piped");
-        BufReader::new(told).read_line(&mut address).expect("it says where it is");
+        let stdout = child.stdout.take().expect("it is piped");
+        BufReader::new(stdout).read_line(&mut address).expect("it prints its address");
         Far { child, address: address.trim().to_owned() }
     }
 }
@@ -58,7 +61,7 @@ impl Drop for Far {
     }
 }
 
-/// The process of the second half: says its address, and stays until its input ends.
+/// The process with the second half: prints its address and runs until its input ends.
 pub async fn far(model: TestModel, network: &str) {
     let host = node(network, threads()).await;
     let cut = model.cut(2);
@@ -69,30 +72,30 @@ pub async fn far(model: TestModel, network: &str) {
     host.stop().await;
 }
 
-/// The process of the first half, which asks.
+/// The process with the first half: the coordinator.
 pub async fn near(model: TestModel, figures: &mut Figures) {
-    println!("{} threads on a core of its own each", threads());
-    let (path, network) = (model.path(), lonely_network());
-    let (whole, _member) = Asked::ours(&path, model.name()).await;
+    println!("{} threads per process, one core each", threads());
+    let (path, network) = (model.path(), unique_network());
+    let (whole, _member) = Subject::ours(&path, model.name()).await;
     let asker = node(&network, threads()).await;
     let id = hold_first(&asker.node, model, 2).await;
     let far = Far::start(model, &network);
-    join(&asker.node, std::slice::from_ref(&far.address), Carrier::Tcp).await;
+    join(&asker.node, std::slice::from_ref(&far.address), Transport::Tcp).await;
     await_plan(&asker.node, id).await;
-    let split = Asked::of(&asker.node, id);
+    let split = Subject::of(&asker.node, id);
     compare(&whole, &split, prefix(&path), &mut text_of(&path), figures).await;
 }
 
-/// What the figures of a model begin with.
+/// Prefix of a model's figures.
 fn prefix(path: &Path) -> &'static str {
     if path == TestModel::SmolLm2.path() { "" } else { "pair_" }
 }
 
-async fn compare(whole: &Asked, split: &Asked, prefix: &str, text: &mut Text, figures: &mut Figures) {
+async fn compare(whole: &Subject, split: &Subject, prefix: &str, text: &mut Text, figures: &mut Figures) {
     let (mut one, mut exact, mut eight) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=number("BENCH_ROUNDS", ROUNDS) {
         let prompt = text.cut(SHORT);
-        let token = async |asked: &Asked| asked.ask(&prompt, DECODE).await.token();
+        let token = async |subject: &Subject| subject.ask(&prompt, DECODE).await.token();
         let plain = token(whole).await / token(split).await;
         let (whole_exact, split_exact) = (whole.exact(), split.exact());
         let exactly = token(&whole_exact).await / token(&split_exact).await;
@@ -105,7 +108,7 @@ async fn compare(whole: &Asked, split: &Asked, prefix: &str, text: &mut Text, fi
             eight.push(apart / together);
         }
     }
-    tell(figures, &format!("{prefix}split2_pinned"), ">= 0.95", one);
-    tell(figures, &format!("{prefix}split2_exact_pinned"), ">= 0.95", exact);
-    tell(figures, &format!("{prefix}split2_batch8_pinned"), ">= 1.5", eight);
+    record(figures, &format!("{prefix}split2_pinned"), ">= 0.95", one);
+    record(figures, &format!("{prefix}split2_exact_pinned"), ">= 0.95", exact);
+    record(figures, &format!("{prefix}split2_batch8_pinned"), ">= 1.5", eight);
 }

@@ -1,11 +1,11 @@
-//! Numbers and nesting that end.
+//! Bounds on numbers and nesting.
 
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 use super::*;
 
-/// What an answer becomes whose next byte is always the first of these that is allowed, up to so many bytes.
+/// The output whose next byte is always the first allowed one of `wishes`, up to `most` bytes.
 fn written(constraint: &Constraint, wishes: &[u8], most: usize) -> String {
     let mut guide = compile(constraint.clone()).unwrap();
     let mut text = String::new();
@@ -19,7 +19,7 @@ fn written(constraint: &Constraint, wishes: &[u8], most: usize) -> String {
 }
 
 #[test]
-fn a_number_has_as_many_digits_as_a_machine_s_and_no_more() {
+fn the_digits_of_a_number_are_bounded() {
     let nines = |count: usize| "9".repeat(count);
     assert_eq!(written(&schema(r#"{"type": "integer"}"#), b"9", 200), nines(20));
     assert_eq!(written(&schema(r#"{"type": "integer", "minimum": 5}"#), b"9", 200), nines(20));
@@ -44,13 +44,13 @@ fn digits_in_a_string_are_not_counted() {
 fn a_number_that_needs_more_digits_has_them() {
     let long = 1.11e29;
     assert!(admits(&schema(&format!(r#"{{"const": {long}}}"#)), &format!("{long}")), "{long} has 30 digits");
-    // Above zero any count of zeros may come first.
+    // A number above zero may begin with any count of zeros.
     let small = written(&schema(r#"{"type": "number", "exclusiveMinimum": 0, "maximum": 1}"#), b"0.123456789", 200);
     assert!(small.len() < 50 && small.parse::<f64>().unwrap() > 0.0, "{small}");
 }
 
 #[test]
-fn nesting_ends() {
+fn nesting_is_bounded() {
     let levels = |text: &str| text.bytes().filter(|byte| matches!(byte, b'[' | b'{')).count();
     let array = written(&schema("true"), b"[0]", 400);
     assert_eq!((levels(&array), array.len()), (64, 129), "{array}");
@@ -60,7 +60,7 @@ fn nesting_ends() {
     assert!(!admits(&schema("true"), &format!("{}{}", "[".repeat(65), "]".repeat(65))));
 }
 
-/// A schema of numbers with bounds, and those bounds.
+/// A schema of numbers, its minimum and its maximum.
 fn numbers() -> impl Strategy<Value = (Value, Option<f64>, Option<f64>)> {
     let bound = || prop::option::of((-1_000_000_i64..1_000_000, prop::sample::select(vec![1.0, 0.5, 0.25, 1000.0])));
     (any::<bool>(), bound(), bound(), any::<bool>()).prop_map(|(integer, first, second, exclusive)| {
@@ -82,11 +82,11 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, rng_seed: RngSeed::Fixed(23), ..ProptestConfig::default() })]
 
     #[test]
-    fn a_number_of_a_model_that_never_wants_to_end_it_ends_and_is_within_its_bounds(
+    fn an_endless_number_ends_within_the_schemas_bounds(
         (given, low, high) in numbers(),
         choices in prop::collection::vec(any::<prop::sample::Index>(), 80),
     ) {
-        // What admits no number at all is refused.
+        // A schema without instances is refused.
         let Ok(mut guide) = compile(Constraint::JsonSchema(given.clone())) else { return Ok(()) };
         let mut text = String::new();
         for choice in choices {
@@ -102,7 +102,8 @@ proptest! {
             text.push(char::from(byte as u8));
             guide.accept(byte).unwrap();
         }
-        // A sign, two parts of 20 digits, a point, and an exponent with its sign. Behind 20 zeros another digit may be needed.
+        // A sign, two parts of 20 digits, a point, and an exponent with its sign. After 20 zeros another digit may be
+        // needed.
         prop_assert!(text.len() <= 1 + 20 + 1 + 20 + 1 + 2 + 3, "{} has no end: {}", given, text);
         let number: f64 = text.parse().unwrap();
         prop_assert!(low.is_none_or(|low| number >= low) && high.is_none_or(|high| number <= high), "{}: {}", given, text);

@@ -12,38 +12,40 @@ fn close(given: &Value) -> Option<Value> {
 
 /// A guide through the schema as it is given, with open objects.
 fn open(given: &Value) -> Result<Guide, ConstraintError> {
-    let lexicon = lexicon();
-    on_own_stack(|| lexicon.guide(json_grammar(given.clone()), Some(Place::default())))
+    let compiler = compiler();
+    on_own_stack(|| compiler.guide(json_grammar(given.clone()), Some(JsonState::default())))
 }
 
 /// A guide through the closed schema, without falling back on the given one.
 fn closed_only(given: &Value) -> Option<Result<Guide, ConstraintError>> {
-    let lexicon = lexicon();
+    let compiler = compiler();
     let guide =
-        on_own_stack(|| Ok(close(given).map(|closed| lexicon.guide(json_grammar(closed), Some(Place::default())))));
+        on_own_stack(
+            || Ok(close(given).map(|closed| compiler.guide(json_grammar(closed), Some(JsonState::default())))),
+        );
     guide.unwrap()
 }
 
-/// For each schema, texts that it admits and texts that it does not admit.
+/// Schemas, each with texts that it admits and texts that it refuses.
 const TABLE: &[(&str, &[&str], &[&str])] = &[
     (
         r#"{"type": "object", "properties": {"a": {"type": "integer"}}}"#,
         &["{}", r#"{"a":1}"#],
         &[r#"{"b":1}"#, r#"{"a":1,"b":1}"#],
     ),
-    // No key is named: a map. Keys are spoken of: as they are spoken of.
+    // An object without named keys is a map. Explicit `additionalProperties` stay.
     (r#"{"type": "object"}"#, &[r#"{"x":1}"#], &[]),
     (r#"{"properties": {"a": true}, "additionalProperties": true}"#, &[r#"{"a":1,"x":1}"#], &[]),
     (r#"{"properties": {"a": true}, "additionalProperties": {"type": "null"}}"#, &[r#"{"x":null}"#], &[r#"{"x":1}"#]),
     (r#"{"type": "object", "properties": {}}"#, &["{}"], &[r#"{"x":1}"#]),
-    // Keys that are required or match a pattern are named.
+    // Required keys and keys that match a pattern count as named.
     (r#"{"type": "object", "required": ["r"]}"#, &[r#"{"r":[]}"#], &["{}", r#"{"r":1,"x":1}"#]),
     (
         r#"{"type": "object", "properties": {"a": true}, "patternProperties": {"^p": {"type": "null"}}, "required": ["p1"]}"#,
         &[r#"{"p1":null}"#, r#"{"a":1,"p1":null,"p2":null}"#],
         &[r#"{"p1":1}"#, r#"{"p1":null,"x":1}"#],
     ),
-    // Below arrays, keys and references, and through a recursion.
+    // Below arrays, keys and references, and through recursion.
     (
         r##"{"type": "array", "items": {"$ref": "#/$defs/n"}, "$defs": {"n": {"type": "object",
             "properties": {"of": {"type": "array", "items": {"$ref": "#/$defs/n"}}}}}}"##,
@@ -55,7 +57,7 @@ const TABLE: &[(&str, &[&str], &[&str])] = &[
         &[r#"{"a":null}"#, r#"{"a":{"a":null}}"#],
         &[r#"{"a":{"x":1,"a":null}}"#],
     ),
-    // Several schemas of one object: each knows other keys.
+    // Several schemas of one object with different keys.
     (
         r##"{"allOf": [{"$ref": "#/$defs/base"}, {"properties": {"b": {"type": "object", "properties": {"d": true}}},
             "required": ["b"]}], "$defs": {"base": {"type": "object", "properties": {"a": {"type": "object",
@@ -75,7 +77,7 @@ const TABLE: &[(&str, &[&str], &[&str])] = &[
         &[r#"{"a":1}"#, r#"{"b":1}"#, r#"{"a":1,"b":1}"#],
         &["{}", r#"{"a":1,"x":1}"#],
     ),
-    // What two schemas say of one key is not closed by either.
+    // A key of two schemas stays open below.
     (
         r#"{"allOf": [{"type": "object", "properties": {"k": {"type": "object", "properties": {"a": true}}}},
             {"properties": {"k": {"required": ["b"]}}}]}"#,
@@ -87,7 +89,7 @@ const TABLE: &[(&str, &[&str], &[&str])] = &[
         &[r#"{"a":1}"#],
         &[r#"{"x":1}"#],
     ),
-    // Alternatives are closed each, exclusive ones where the given ones exclude each other.
+    // Branches of `anyOf` are closed, those of `oneOf` if the given ones exclude each other.
     (
         r#"{"anyOf": [{"type": "object", "properties": {"a": true}}, {"type": "object", "properties": {"b": true}}]}"#,
         &[r#"{"a":1}"#, r#"{"b":1}"#],
@@ -100,7 +102,7 @@ const TABLE: &[(&str, &[&str], &[&str])] = &[
         &[r#"{"t":"cat","m":1}"#, r#"{"t":"dog"}"#],
         &[r#"{"t":"dog","m":1}"#, r#"{"t":"cow"}"#, r#"{"t":"cat","x":1}"#],
     ),
-    // A number of keys, as far as the named ones reach.
+    // A minimum number of keys, if the named keys suffice.
     (
         r#"{"type": "object", "properties": {"a": true, "b": true}, "minProperties": 1}"#,
         &[r#"{"a":1}"#, r#"{"b":1}"#],
@@ -112,23 +114,23 @@ const TABLE: &[(&str, &[&str], &[&str])] = &[
         &[r#"{"a":1}"#],
     ),
     (r#"{"type": "object", "properties": {}, "minProperties": 1}"#, &[r#"{"x":1}"#], &["{}"]),
-    // Values that are listed are what they are.
+    // Listed values stay.
     (r#"{"enum": [{"a": 1}], "properties": {"b": true}}"#, &[r#"{"a":1}"#], &["{}"]),
     (r#"{"const": {"properties": {"a": 1}}}"#, &[r#"{"properties":{"a":1}}"#], &[]),
 ];
 
 #[test]
-fn objects_whose_keys_are_named_are_closed_where_the_schema_is_silent() {
+fn objects_with_named_keys_are_closed_by_default() {
     for (text, admitted, refused) in TABLE {
         let constraint = schema(text);
         admitted.iter().for_each(|answer| assert!(admits(&constraint, answer), "{text} admits {answer}"));
-        refused.iter().for_each(|answer| assert!(!admits(&constraint, answer), "{text} does not admit {answer}"));
+        refused.iter().for_each(|answer| assert!(!admits(&constraint, answer), "{text} refuses {answer}"));
     }
 }
 
 #[test]
-fn branches_that_only_look_exclusive_when_closed_are_not_taken_for_exclusive() {
-    // `{"a":1}` matches both.
+fn branches_that_are_exclusive_only_when_closed_stay_open() {
+    // `{"a":1}` matches both branches.
     let both = r#"{"oneOf": [{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
         {"type": "object", "properties": {"b": {"type": "integer"}}}]}"#;
     let Constraint::JsonSchema(given) = schema(both) else { return };
@@ -137,12 +139,12 @@ fn branches_that_only_look_exclusive_when_closed_are_not_taken_for_exclusive() {
 }
 
 #[test]
-fn a_schema_that_stays_as_it_is_is_not_written_again() {
+fn an_unchanged_schema_is_not_rewritten() {
     for text in ["true", "{}", r#"{"type": "string"}"#, r#"{"type": "object"}"#, r##"{"$ref": "#/$defs/gone"}"##] {
         let Constraint::JsonSchema(given) = schema(text) else { return };
         assert_eq!(close(&given), None, "{text}");
     }
-    // References fan out at every level: written out they would be 2^40 schemas.
+    // References fan out at every level: inlined they would be 2^40 schemas.
     let level = |at: usize| {
         let next = json!({"$ref": format!("#/$defs/d{}", at + 1)});
         let twice = json!({"allOf": [next, {"properties": {format!("p{at}"): next}}]});
@@ -155,7 +157,7 @@ fn a_schema_that_stays_as_it_is_is_not_written_again() {
     assert!(size < 4 << 20, "{size} bytes");
 }
 
-/// Schemas of all the shapes that closing looks at, over few keys, so that they often speak of the same one.
+/// Schemas of all shapes that closing handles, over few keys, so that schemas often share keys.
 fn schemas() -> impl Strategy<Value = Value> {
     let key = || prop::sample::select(vec!["a", "b", "c"]);
     let keys = prop::collection::btree_set(key(), 0..3);
@@ -202,12 +204,13 @@ fn schemas() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
-    // With a fixed seed: a guide wants keys in an order of its own, and of some twenty thousand schemas one has another order
-    // closed than open, as `oneOf` with a branch that nothing matches beside one that only requires a key. Both texts are valid.
+    // With a fixed seed: a guide prescribes an order of keys, and one of some twenty thousand schemas has another order
+    // closed than open, such as `oneOf` with an unsatisfiable branch beside a branch that only requires a key. Both texts
+    // are valid.
     #![proptest_config(ProptestConfig { cases: 400, rng_seed: RngSeed::Fixed(17), ..ProptestConfig::default() })]
 
     #[test]
-    fn a_closed_schema_admits_something_where_the_given_one_does_and_nothing_that_it_does_not(
+    fn a_closed_schema_admits_a_non_empty_subset_of_the_given_one(
         given in schemas(),
         choices in prop::collection::vec(any::<prop::sample::Index>(), 60),
     ) {
@@ -215,7 +218,7 @@ proptest! {
         let Some(closed_guide) = closed_guide else { return Ok(()) };
         let Ok(mut given_guide) = given_guide else { return Ok(()) };
         let Ok(mut closed_guide) = closed_guide else {
-            // It is followed as it was given then.
+            // The guide then uses the given schema.
             prop_assert!(compile(Constraint::JsonSchema(given)).is_ok());
             return Ok(());
         };
@@ -223,7 +226,7 @@ proptest! {
             let allowed = closed_guide.allowed();
             prop_assume!(!matches!(allowed, Err(ConstraintError::TooComplex { .. })));
             if let Err(ConstraintError::DeadEnd) = allowed {
-                // A reference to itself alone leads to no value, with the given schema too.
+                // A schema that is only a reference to itself has no value, closed or given.
                 prop_assert_eq!(given_guide.allowed().err(), Some(ConstraintError::DeadEnd), "{}", given);
                 break;
             }
@@ -246,8 +249,8 @@ proptest! {
 }
 
 #[test]
-fn branches_that_are_made_slow_to_compare_are_given_up() {
-    // Keys that are required again and again, and long lists of texts that share only the last.
+fn branches_that_are_slow_to_compare_stay_open() {
+    // Repeatedly required keys, and long lists of strings that share only the last one.
     let branch = |name: &str| {
         let texts: Vec<String> = (0..900).map(|number| format!("{name}{number}")).chain(["last".to_owned()]).collect();
         (0..3).fold(
@@ -255,6 +258,6 @@ fn branches_that_are_made_slow_to_compare_are_given_up() {
             |inner, _| serde_json::json!({"type": "object", "required": vec!["a"; 30], "properties": {"a": inner}}),
         )
     };
-    // Any answer will do: what counts is that there is one.
+    // The result is irrelevant; the call must return soon.
     let _ = close(&serde_json::json!({"oneOf": [branch("x"), branch("y")]}));
 }

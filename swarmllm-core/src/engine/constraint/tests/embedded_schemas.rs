@@ -1,4 +1,4 @@
-//! Schemas in the text of a grammar.
+//! Schemas embedded in a grammar.
 
 use super::*;
 
@@ -7,7 +7,7 @@ fn lark(text: &str) -> Constraint {
 }
 
 #[test]
-fn a_schema_in_a_grammar_is_closed_and_its_white_space_ends() {
+fn an_embedded_schema_is_closed_and_its_white_space_bounded() {
     let call = lark(
         r#"# %json { is no schema here
 start: "%json {" / %json \{/ call // %json 3
@@ -21,19 +21,19 @@ call: %json {"type": "object",
     assert!(!admitted(r#"{"a":  1}"#) && !admitted("{  }"), "white space");
     let own = lark(r#"start: %json{"type": "object", "x-guidance": {"whitespace_pattern": "z*"}} "!""#);
     assert!(admits(&own, r#"{ "x":1 }!"#));
-    assert!(!admits(&own, "{zzz}!") && !admits(&own, "{  }!"), "options of its own do not count");
+    assert!(!admits(&own, "{zzz}!") && !admits(&own, "{  }!"), "llguidance options within a schema have no effect");
 }
 
 #[test]
-fn a_schema_in_a_grammar_that_cannot_be_closed_is_followed_as_it_is() {
-    // Two keys at least, of which one is named.
+fn an_embedded_schema_that_cannot_be_closed_stays_open() {
+    // At least two keys, one of them named.
     let open = lark(r#"start: %json {"properties": {"a": true}, "required": ["a"], "minProperties": 2}"#);
     assert!(admits(&open, r#"{"a":1,"x":1}"#));
-    assert!(!admits(&open, r#"{"a":1,   "x":1}"#), "white space ends all the same");
+    assert!(!admits(&open, r#"{"a":1,   "x":1}"#), "white space is bounded all the same");
 }
 
 #[test]
-fn a_grammar_is_refused_where_it_was_given_wrong() {
+fn errors_refer_to_the_given_grammar() {
     let refused = |text: &str| match compile(lark(text)).err() {
         Some(ConstraintError::Refused { reason }) => reason,
         other => panic!("{text}: {other:?}"),
@@ -46,7 +46,7 @@ fn a_grammar_is_refused_where_it_was_given_wrong() {
 }
 
 #[test]
-fn the_schemas_of_a_grammar_are_closed_with_the_work_of_one() {
+fn the_schemas_of_a_grammar_share_one_work_budget() {
     const COPIES: usize = 40;
     // Some six thousand values of work each.
     let named: serde_json::Map<_, _> = (0..3000).map(|key| (format!("k{key}"), json!(true))).collect();

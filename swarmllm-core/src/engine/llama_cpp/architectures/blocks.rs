@@ -1,23 +1,23 @@
-//! What the layers of several families have.
+//! Tensors of layers that several families share.
 
-use crate::engine::llama_cpp::tensors::{Layer, Others, ROPE_FREQUENCIES};
+use crate::engine::llama_cpp::tensors::{GlobalTensors, LayerTensors, ROPE_FREQUENCIES};
 
-/// Frequencies that Llama 3.1 and later have.
-pub(super) fn rope_frequencies(others: &mut Others) {
-    let floats = u64::from(others.shape.rope.dims / 2);
-    others.maybe_vector(ROPE_FREQUENCIES, floats);
+/// RoPE frequency factors of Llama 3.1 and later.
+pub(super) fn rope_frequencies(globals: &mut GlobalTensors) {
+    let floats = u64::from(globals.shape.rope.dims / 2);
+    globals.maybe_vector(ROPE_FREQUENCIES, floats);
 }
 
-/// Norms, attention and a gated feed-forward network, and nothing else.
-pub(super) fn plain(layer: &mut Layer) {
+/// Norms, attention and a gated feed-forward network.
+pub(super) fn standard(layer: &mut LayerTensors) {
     layer.norm("attn_norm", layer.width());
     layer.attention();
     layer.norm("ffn_norm", layer.width());
     layer.gated_feed_forward();
 }
 
-/// The same with biases that may be there, and experts instead of the feed-forward network where there are any.
-pub(super) fn llama(layer: &mut Layer) {
+/// The same with optional biases, and with experts instead of the feed-forward network if there are any.
+pub(super) fn llama(layer: &mut LayerTensors) {
     let (width, feed) = (layer.width(), layer.feed_forward());
     layer.norm("attn_norm", width);
     layer.attention();
@@ -35,7 +35,7 @@ pub(super) fn llama(layer: &mut Layer) {
 }
 
 /// Queries and keys are normalised head by head.
-pub(super) fn head_norms(layer: &mut Layer) {
+pub(super) fn head_norms(layer: &mut LayerTensors) {
     let head = layer.head_size();
     layer.norm("attn_q_norm", head);
     layer.norm("attn_k_norm", head);

@@ -1,17 +1,17 @@
 //! Command-R.
 
-use crate::engine::llama_cpp::architecture::{Architecture, Heads, Known, Norm, Output};
+use crate::engine::llama_cpp::architecture::{Architecture, FactRule, Heads, Norm, Output};
 use crate::engine::llama_cpp::error::bad;
 use crate::engine::llama_cpp::rope::Rotation;
-use crate::engine::llama_cpp::tensors::Layer;
+use crate::engine::llama_cpp::tensors::LayerTensors;
 
-/// From so many layers on llama.cpp takes a model for Command-R+, whose queries and keys are normalised: a stage of it
-/// would lose the norms.
+/// llama.cpp takes a model of at least this many layers for Command-R+, whose queries and keys are normalised. A stage of
+/// Command-R+ would lose the norms.
 const PLUS_LAYERS: u32 = 64;
 
 /// Command-R and Aya.
 pub(super) const COMMAND_R: Architecture = Architecture {
-    facts: &[Known::number("logit_scale")],
+    facts: &[FactRule::number("logit_scale")],
     norm: Norm::MeanAndVariance,
     heads: Heads::Square,
     rotation: Rotation::Part,
@@ -23,7 +23,7 @@ pub(super) const COMMAND_R: Architecture = Architecture {
     ..Architecture::new("command-r", command_r)
 };
 
-fn command_r(layer: &mut Layer) {
+fn command_r(layer: &mut LayerTensors) {
     layer.norm("attn_norm", layer.width());
     layer.attention();
     layer.gated_feed_forward();

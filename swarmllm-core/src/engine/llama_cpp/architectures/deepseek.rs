@@ -1,58 +1,58 @@
-//! DeepSeek 2, 2.5, 3 and R1, and what shares their graph. Keys and values come from one compressed row, the latent;
-//! newer files let llama.cpp keep just that row, older ones let it keep the keys and values of each head.
+//! DeepSeek 2, 2.5, 3 and R1, and models with the same graph. Keys and values come from one compressed row, the latent.
+//! With newer files llama.cpp caches only that row, with older ones the keys and values of each head.
 
 use crate::base::LayerRange;
-use crate::engine::llama_cpp::architecture::{Architecture, Heads, Kind, Known, Presence};
+use crate::engine::llama_cpp::architecture::{Architecture, FactKind, FactRule, Heads, Presence};
 use crate::engine::llama_cpp::error::bad;
 use crate::engine::llama_cpp::header::Header;
 use crate::engine::llama_cpp::limits::{MAX_EXPERTS, MAX_HEAD_SIZE, MAX_LAYERS, MAX_WIDTH};
 use crate::engine::llama_cpp::rope::Rotation;
 use crate::engine::llama_cpp::shape::Shape;
-use crate::engine::llama_cpp::tensors::Layer;
+use crate::engine::llama_cpp::tensors::LayerTensors;
 use crate::engine::{CutRules, EngineError};
 
-/// Rows of the latent, of keys and values, and of queries.
+/// Ranks of the latents of keys and values, and of queries.
 const LATENT: &str = "attention.kv_lora_rank";
 const QUERY_LATENT: &str = "attention.q_lora_rank";
-/// Sizes of heads as they come out of the latent, where llama.cpp keeps just that.
+/// Sizes of decompressed heads, if llama.cpp caches only the latent.
 const KEY_SIZE: &str = "attention.key_length_mla";
 const VALUE_SIZE: &str = "attention.value_length_mla";
-/// Layers without experts, before those with.
+/// Number of leading layers without experts.
 const DENSE: &str = "leading_dense_block_count";
 const SHARED_EXPERTS: &str = "expert_shared_count";
 const GATING: &str = "expert_gating_func";
 const GROUPS: &str = "expert_group_count";
 const GROUPS_USED: &str = "expert_group_used_count";
 
-/// Ways to choose experts by the router's numbers.
+/// Gating functions of the router.
 const SOFTMAX: u32 = 1;
 const SIGMOID: u32 = 2;
 
-/// Layers, and with the second a vocabulary, by which llama.cpp knows models without a latent of queries.
+/// Layer counts, and a layer count with a vocabulary, by which llama.cpp recognises models without a query latent.
 const LITE_LAYERS: [u32; 2] = [26, 27];
 const LITE: (u32, u32) = (48, 128_256);
-/// The same for models of which no fact tells that they choose by a sigmoid.
+/// Layer counts and vocabulary of models with sigmoid gating that lack the fact.
 const SIGMOID_LAYERS: [u32; 2] = [47, 48];
 const SIGMOID_VOCAB: u32 = 154_880;
 
-/// Experts of a group that are looked at to choose groups.
+/// Experts of each group that are compared to choose groups.
 const GROUP_PROBES: u32 = 2;
 
 /// DeepSeek 2 and later.
 pub(super) const DEEPSEEK2: Architecture = Architecture {
     facts: &[
-        Known::count(LATENT, MAX_WIDTH).required(),
-        Known::count(QUERY_LATENT, MAX_WIDTH).repaired(),
-        Known::count(KEY_SIZE, MAX_HEAD_SIZE),
-        Known::count(VALUE_SIZE, MAX_HEAD_SIZE),
-        Known::count(DENSE, MAX_LAYERS).repaired(),
-        Known::count(SHARED_EXPERTS, MAX_EXPERTS).required(),
-        Known::new("expert_weights_scale", Kind::Number),
-        Known::flag("expert_weights_norm"),
-        Known::count(GATING, SIGMOID).repaired(),
-        Known::count(GROUPS, MAX_EXPERTS),
-        Known::count(GROUPS_USED, MAX_EXPERTS),
-        Known::number("rope.scaling.yarn_log_multiplier"),
+        FactRule::count(LATENT, MAX_WIDTH).required(),
+        FactRule::count(QUERY_LATENT, MAX_WIDTH).rewritten(),
+        FactRule::count(KEY_SIZE, MAX_HEAD_SIZE),
+        FactRule::count(VALUE_SIZE, MAX_HEAD_SIZE),
+        FactRule::count(DENSE, MAX_LAYERS).rewritten(),
+        FactRule::count(SHARED_EXPERTS, MAX_EXPERTS).required(),
+        FactRule::new("expert_weights_scale", FactKind::Number),
+        FactRule::flag("expert_weights_norm"),
+        FactRule::count(GATING, SIGMOID).rewritten(),
+        FactRule::count(GROUPS, MAX_EXPERTS),
+        FactRule::count(GROUPS_USED, MAX_EXPERTS),
+        FactRule::number("rope.scaling.yarn_log_multiplier"),
     ],
     uncertified: &["attention.temperature_scale", "attention.temperature_length"],
     heads: Heads::Latent,
@@ -60,7 +60,7 @@ pub(super) const DEEPSEEK2: Architecture = Architecture {
     experts: Presence::Always,
     check,
     cuts,
-    repair,
+    rewrite,
     ..Architecture::new("deepseek2", deepseek2)
 };
 
@@ -72,13 +72,13 @@ fn head_sizes(shape: &Shape) -> (u32, u32) {
     }
 }
 
-/// Rows of the queries' latent; 0 where there is none.
+/// Rank of the query latent; 0 without one.
 fn query_latent(shape: &Shape) -> u32 {
     let lite = LITE_LAYERS.contains(&shape.layers) || (shape.layers, shape.vocab) == LITE;
     if lite { 0 } else { shape.count(QUERY_LATENT) }
 }
 
-/// What llama.cpp asserts of the sizes, and would end the process for.
+/// Validates the sizes that llama.cpp asserts.
 fn check(shape: &Shape) -> Result<(), EngineError> {
     let (latent, rotated) = (shape.count(LATENT), shape.rope.dims);
     let (key, value) = head_sizes(shape);
@@ -87,10 +87,10 @@ fn check(shape: &Shape) -> Result<(), EngineError> {
         _ => shape.kv_heads == 1 && shape.key_size == latent.saturating_add(rotated) && shape.value_size == latent,
     };
     if !sizes || latent == 0 || value == 0 || key <= rotated {
-        return Err(bad("attention heads", "their sizes and that of the latent do not go together"));
+        return Err(bad("attention heads", "their sizes do not match that of the latent"));
     }
     if shape.count(SHARED_EXPERTS) == 0 || shape.experts.as_ref().is_none_or(|experts| experts.feed_forward == 0) {
-        return Err(bad("experts", "their width, or the number of shared ones, is missing"));
+        return Err(bad("experts", "their width or the number of shared experts is missing"));
     }
     check_groups(shape)
 }
@@ -108,7 +108,7 @@ fn check_groups(shape: &Shape) -> Result<(), EngineError> {
     }
 }
 
-/// A stage is never of a length by which llama.cpp would take it for a model without a latent of queries.
+/// Forbids layer counts by which llama.cpp would take a stage for a model without a query latent.
 fn cuts(shape: &Shape, rules: &mut CutRules) {
     if query_latent(shape) > 0 {
         rules.forbidden.extend(LITE_LAYERS);
@@ -116,19 +116,19 @@ fn cuts(shape: &Shape, rules: &mut CutRules) {
     }
 }
 
-fn repair(shape: &Shape, layers: LayerRange, header: &mut Header) {
+fn rewrite(shape: &Shape, layers: LayerRange, header: &mut Header) {
     header.u32(QUERY_LATENT, query_latent(shape));
     header.u32(DENSE, shape.count(DENSE).saturating_sub(layers.start));
-    let untold = SIGMOID_LAYERS.contains(&shape.layers) && shape.vocab == SIGMOID_VOCAB;
+    let ungiven = SIGMOID_LAYERS.contains(&shape.layers) && shape.vocab == SIGMOID_VOCAB;
     let gating = match shape.count(GATING) {
-        0 if untold => SIGMOID,
+        0 if ungiven => SIGMOID,
         0 => SOFTMAX,
-        told => told,
+        given => given,
     };
     header.u32(GATING, gating);
 }
 
-fn deepseek2(layer: &mut Layer) {
+fn deepseek2(layer: &mut LayerTensors) {
     let shape = layer.shape;
     let (width, heads) = (layer.width(), u64::from(shape.heads));
     let (latent, rotated) = (u64::from(shape.count(LATENT)), u64::from(shape.rope.dims));
@@ -159,7 +159,7 @@ fn deepseek2(layer: &mut Layer) {
     }
 }
 
-fn experts(layer: &mut Layer) {
+fn experts(layer: &mut LayerTensors) {
     let (width, feed, count) = (layer.width(), layer.expert_feed_forward(), layer.expert_count());
     layer.router();
     layer.maybe_vector("exp_probs_b.bias", count);

@@ -1,39 +1,39 @@
-//! Gemma. Its embeddings are multiplied by the root of the width. The first two do that inside llama.cpp to whatever
-//! comes in, hidden states too.
+//! Gemma. Embeddings are multiplied by the square root of the width. For Gemma 1 and 2 llama.cpp multiplies all input,
+//! hidden states too.
 
-use super::blocks::{head_norms, plain};
+use super::blocks::{head_norms, standard};
 use crate::engine::CutRules;
-use crate::engine::llama_cpp::architecture::{Architecture, Input, Known, Output, Scale};
+use crate::engine::llama_cpp::architecture::{Architecture, FactRule, Input, Output, Scale};
 use crate::engine::llama_cpp::rope::Rotation;
 use crate::engine::llama_cpp::shape::Shape;
-use crate::engine::llama_cpp::tensors::Layer;
+use crate::engine::llama_cpp::tensors::LayerTensors;
 use crate::engine::llama_cpp::window::{WindowKind, WindowRule, WindowSize};
 
-/// What comes in, multiplied.
+/// Node of the scaled input.
 const SCALED: &str = "inp_scaled";
 
-/// Models of this many layers have another attention scale, which llama.cpp derives from the layer count.
+/// Layer counts of models with another attention scale, which llama.cpp derives from the layer count.
 const GEMMA2_27B_LAYERS: u32 = 46;
 const GEMMA3_27B_LAYERS: u32 = 62;
 
-/// Positions that a windowed layer of Gemma 2 sees, unless the model says otherwise.
+/// Default window of Gemma 2.
 const GEMMA2_WINDOW: u32 = 4096;
 
 /// Gemma.
 pub(super) const GEMMA: Architecture = Architecture {
     rotation: Rotation::Part,
-    input: Input::Over(SCALED),
+    input: Input::Overwrite(SCALED),
     scale: Scale::RootOfWidth,
     output: Output::Embedding,
-    ..Architecture::new("gemma", plain)
+    ..Architecture::new("gemma", standard)
 };
 
 /// Gemma 2.
 pub(super) const GEMMA2: Architecture = Architecture {
-    facts: &[Known::positive("attn_logit_softcapping"), Known::positive("final_logit_softcapping")],
+    facts: &[FactRule::positive("attn_logit_softcapping"), FactRule::positive("final_logit_softcapping")],
     rotation: Rotation::Part,
     window: Some(WindowRule { size: WindowSize::Default(GEMMA2_WINDOW), period: 2, kind: WindowKind::Sliding }),
-    input: Input::Over(SCALED),
+    input: Input::Overwrite(SCALED),
     scale: Scale::RootOfWidth,
     output: Output::Embedding,
     cuts: |shape, rules| keep_attention_scale(shape, rules, GEMMA2_27B_LAYERS),
@@ -42,9 +42,9 @@ pub(super) const GEMMA2: Architecture = Architecture {
 
 /// Gemma 3, text.
 pub(super) const GEMMA3: Architecture = Architecture {
-    facts: &[Known::positive("final_logit_softcapping")],
+    facts: &[FactRule::positive("final_logit_softcapping")],
     rotation: Rotation::Part,
-    window: Some(WindowRule { size: WindowSize::Told, period: 6, kind: WindowKind::Sliding }),
+    window: Some(WindowRule { size: WindowSize::Required, period: 6, kind: WindowKind::Sliding }),
     scale: Scale::RootOfWidth,
     cuts: |shape, rules| keep_attention_scale(shape, rules, GEMMA3_27B_LAYERS),
     ..Architecture::new("gemma3", |layer| {
@@ -53,13 +53,13 @@ pub(super) const GEMMA3: Architecture = Architecture {
     })
 };
 
-fn gemma2(layer: &mut Layer) {
-    plain(layer);
+fn gemma2(layer: &mut LayerTensors) {
+    standard(layer);
     layer.norm("post_attention_norm", layer.width());
     layer.norm("post_ffw_norm", layer.width());
 }
 
-/// A model of `special` layers is only run whole, and no stage of a larger one may be taken for it.
+/// A model of `special` layers runs only as a whole; stages of other models must not have this layer count.
 fn keep_attention_scale(shape: &Shape, rules: &mut CutRules, special: u32) {
     match shape.layers == special {
         true => rules.min_layers = special,

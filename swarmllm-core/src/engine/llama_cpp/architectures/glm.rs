@@ -2,17 +2,17 @@
 
 use crate::engine::llama_cpp::architecture::{Architecture, Input};
 use crate::engine::llama_cpp::rope::Rotation;
-use crate::engine::llama_cpp::tensors::Layer;
+use crate::engine::llama_cpp::tensors::LayerTensors;
 
-/// GLM 4. llama.cpp ends the process where a text model of it is given embeddings, so it is given tokens.
+/// GLM 4. llama.cpp aborts if a text model gets embeddings, so it gets tokens.
 pub(super) const GLM4: Architecture = Architecture {
     uncertified: &["rope.dimension_sections"],
     rotation: Rotation::Part,
-    input: Input::OverTokens("embd"),
+    input: Input::OverwriteTokens("embd"),
     ..Architecture::new("glm4", glm4)
 };
 
-fn glm4(layer: &mut Layer) {
+fn glm4(layer: &mut LayerTensors) {
     let (width, feed) = (layer.width(), layer.feed_forward());
     layer.norm("attn_norm", width);
     layer.attention();

@@ -2,12 +2,12 @@
 
 use crate::engine::llama_cpp::architecture::{Architecture, Output, Presence};
 use crate::engine::llama_cpp::error::bad;
-use crate::engine::llama_cpp::tensors::Layer;
+use crate::engine::llama_cpp::tensors::LayerTensors;
 use crate::engine::llama_cpp::window::{WindowKind, WindowRule, WindowSize};
 
 /// gpt-oss, 20B and 120B.
 pub(super) const GPT_OSS: Architecture = Architecture {
-    window: Some(WindowRule { size: WindowSize::Told, period: 2, kind: WindowKind::Sliding }),
+    window: Some(WindowRule { size: WindowSize::Required, period: 2, kind: WindowKind::Sliding }),
     experts: Presence::Always,
     output: Output::Own,
     check: |shape| match shape.experts.as_ref().is_some_and(|experts| experts.feed_forward > 0) {
@@ -17,7 +17,7 @@ pub(super) const GPT_OSS: Architecture = Architecture {
     ..Architecture::new("gpt-oss", gpt_oss)
 };
 
-fn gpt_oss(layer: &mut Layer) {
+fn gpt_oss(layer: &mut LayerTensors) {
     let (width, feed) = (layer.width(), layer.expert_feed_forward());
     let (heads, experts) = (u64::from(layer.shape.heads), layer.expert_count());
     layer.norm("attn_norm", width);

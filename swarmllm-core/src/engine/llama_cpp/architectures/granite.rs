@@ -1,19 +1,19 @@
 //! Granite.
 
 use super::blocks::{llama, rope_frequencies};
-use crate::engine::llama_cpp::architecture::{Architecture, Known, Presence, Scale};
+use crate::engine::llama_cpp::architecture::{Architecture, FactRule, Presence, Scale};
 use crate::engine::llama_cpp::limits::MAX_FEED_FORWARD;
-use crate::engine::llama_cpp::tensors::Layer;
+use crate::engine::llama_cpp::tensors::LayerTensors;
 
-/// llama.cpp multiplies whatever comes in by this: stages do not have it, and the coordinator multiplies embeddings.
+/// llama.cpp multiplies all input by this fact, so stages lack it and the coordinator scales the embeddings.
 const EMBEDDING_SCALE: &str = "embedding_scale";
 
-/// Width of the expert that all tokens use, where there is one.
+/// Width of the shared expert, if there is one.
 const SHARED_FEED_FORWARD: &str = "expert_shared_feed_forward_length";
 
-const LOGIT_SCALE: Known = Known::positive("logit_scale").required();
-const RESIDUAL_SCALE: Known = Known::number("residual_scale");
-const ATTENTION_SCALE: Known = Known::number("attention.scale");
+const LOGIT_SCALE: FactRule = FactRule::positive("logit_scale").required();
+const RESIDUAL_SCALE: FactRule = FactRule::number("residual_scale");
+const ATTENTION_SCALE: FactRule = FactRule::number("attention.scale");
 
 /// Granite 3 and 4, dense.
 pub(super) const GRANITE: Architecture = Architecture {
@@ -21,9 +21,9 @@ pub(super) const GRANITE: Architecture = Architecture {
         LOGIT_SCALE,
         RESIDUAL_SCALE,
         ATTENTION_SCALE,
-        Known::number(EMBEDDING_SCALE).repaired(),
-        // Whether there are rotary positions at all.
-        Known::flag("rope.scaling.finetuned"),
+        FactRule::number(EMBEDDING_SCALE).rewritten(),
+        // Whether the model has RoPE.
+        FactRule::flag("rope.scaling.finetuned"),
     ],
     uncertified: &["deepstack_mapping"],
     scale: Scale::Fact(EMBEDDING_SCALE),
@@ -37,8 +37,8 @@ pub(super) const GRANITE_MOE: Architecture = Architecture {
         LOGIT_SCALE,
         RESIDUAL_SCALE,
         ATTENTION_SCALE,
-        Known::number(EMBEDDING_SCALE).repaired(),
-        Known::count(SHARED_FEED_FORWARD, MAX_FEED_FORWARD),
+        FactRule::number(EMBEDDING_SCALE).rewritten(),
+        FactRule::count(SHARED_FEED_FORWARD, MAX_FEED_FORWARD),
     ],
     experts: Presence::Always,
     scale: Scale::Fact(EMBEDDING_SCALE),
@@ -46,7 +46,7 @@ pub(super) const GRANITE_MOE: Architecture = Architecture {
     ..Architecture::new("granitemoe", granite_moe)
 };
 
-fn granite_moe(layer: &mut Layer) {
+fn granite_moe(layer: &mut LayerTensors) {
     llama(layer);
     let shared = layer.shape.count(SHARED_FEED_FORWARD);
     if shared > 0 {

@@ -1,8 +1,8 @@
-//! The certified architectures: one description each, in a file per family.
+//! The certified architectures: one description each, one file for each family.
 //!
-//! To add one: read llama.cpp's file of it (`src/models/<name>.cpp`); describe which facts it reads, which tensors it
-//! loads and which of its rules count layers; put the description into [`CERTIFIED`]; and give the tests a tiny model
-//! of it. They fail as long as an architecture of the list has none, and hold each legal cut of it against llama.cpp
+//! To add an architecture: read its file in llama.cpp (`src/models/<name>.cpp`); describe the facts that it reads, the
+//! tensors that it loads and the rules that count layers; add the description to [`CERTIFIED`]; and add a tiny model to the
+//! tests. The tests fail for an architecture without a tiny model, and compare each legal cut of the model with llama.cpp
 //! on the whole file, bit by bit.
 
 mod blocks;
@@ -26,7 +26,7 @@ use super::architecture::Architecture;
 use super::error::ENGINE;
 use super::shape::Shape;
 
-/// Every architecture whose stages are proven to equal the whole model.
+/// All architectures whose stages are proven to equal the whole model.
 pub(super) const CERTIFIED: [&Architecture; 24] = [
     &llama::LLAMA,
     &qwen::QWEN2,
@@ -54,7 +54,7 @@ pub(super) const CERTIFIED: [&Architecture; 24] = [
     &olmo::OLMOE,
 ];
 
-/// Reads and checks the facts of a manifest, by its architecture's description.
+/// Reads and validates a manifest's facts by its architecture's description.
 pub(super) fn read_shape(manifest: &Manifest) -> Result<Shape, EngineError> {
     Shape::read(of(&manifest.architecture)?, manifest)
 }

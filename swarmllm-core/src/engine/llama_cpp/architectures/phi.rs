@@ -2,16 +2,16 @@
 
 use crate::engine::llama_cpp::architecture::{Architecture, Heads, Norm, Output};
 use crate::engine::llama_cpp::rope::Rotation;
-use crate::engine::llama_cpp::tensors::{Layer, OUTPUT_BIAS, OUTPUT_NORM_BIAS};
+use crate::engine::llama_cpp::tensors::{LayerTensors, OUTPUT_BIAS, OUTPUT_NORM_BIAS};
 
-/// Phi 3, 3.5 and 4. llama.cpp ignores the window that their facts tell.
+/// Phi 3, 3.5 and 4. llama.cpp ignores the window in their facts.
 pub(super) const PHI3: Architecture = Architecture {
     heads: Heads::Square,
     rotation: Rotation::Part,
     scalings: &["none", "linear", "yarn", "longrope"],
-    shared: |others| {
-        let floats = u64::from(others.shape.rope.dims / 2);
-        others.all_or_none(&["rope_factors_long.weight", "rope_factors_short.weight"], floats);
+    shared: |globals| {
+        let floats = u64::from(globals.shape.rope.dims / 2);
+        globals.all_or_none(&["rope_factors_long.weight", "rope_factors_short.weight"], floats);
     },
     ..Architecture::new("phi3", phi3)
 };
@@ -22,14 +22,14 @@ pub(super) const PHI2: Architecture = Architecture {
     heads: Heads::Square,
     rotation: Rotation::Part,
     output: Output::Own,
-    head: |others| {
-        others.vector(OUTPUT_NORM_BIAS, others.width);
-        others.vector(OUTPUT_BIAS, others.vocab);
+    head: |globals| {
+        globals.vector(OUTPUT_NORM_BIAS, globals.width);
+        globals.vector(OUTPUT_BIAS, globals.vocab);
     },
     ..Architecture::new("phi2", phi2)
 };
 
-fn phi3(layer: &mut Layer) {
+fn phi3(layer: &mut LayerTensors) {
     let (width, feed) = (layer.width(), layer.feed_forward());
     layer.norm("attn_norm", width);
     layer.attention();
@@ -38,7 +38,7 @@ fn phi3(layer: &mut Layer) {
     layer.matrix("ffn_down", feed, width);
 }
 
-fn phi2(layer: &mut Layer) {
+fn phi2(layer: &mut LayerTensors) {
     let width = layer.width();
     layer.norm("attn_norm", width);
     layer.bias("attn_norm", width);

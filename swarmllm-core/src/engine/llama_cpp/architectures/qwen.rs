@@ -1,23 +1,23 @@
-//! Qwen, from the second on.
+//! Qwen 2 and later.
 
-use super::blocks::{head_norms, plain};
-use crate::engine::llama_cpp::architecture::{Architecture, Heads, Known, Output, Presence};
+use super::blocks::{head_norms, standard};
+use crate::engine::llama_cpp::architecture::{Architecture, FactRule, Heads, Output, Presence};
 use crate::engine::llama_cpp::limits::MAX_FEED_FORWARD;
-use crate::engine::llama_cpp::tensors::{Layer, OUTPUT_BIAS};
+use crate::engine::llama_cpp::tensors::{LayerTensors, OUTPUT_BIAS};
 
-/// Width of the expert that all tokens use.
+/// Width of the shared expert.
 const SHARED_FEED_FORWARD: &str = "expert_shared_feed_forward_length";
 
 /// Qwen 2 and 2.5.
 pub(super) const QWEN2: Architecture = Architecture {
     heads: Heads::Square,
-    head: |others| others.maybe_vector(OUTPUT_BIAS, others.vocab),
-    ..Architecture::new("qwen2", plain)
+    head: |globals| globals.maybe_vector(OUTPUT_BIAS, globals.vocab),
+    ..Architecture::new("qwen2", standard)
 };
 
 /// Qwen 2 with experts.
 pub(super) const QWEN2MOE: Architecture = Architecture {
-    facts: &[Known::count(SHARED_FEED_FORWARD, MAX_FEED_FORWARD)],
+    facts: &[FactRule::count(SHARED_FEED_FORWARD, MAX_FEED_FORWARD)],
     heads: Heads::Square,
     experts: Presence::Always,
     output: Output::Own,
@@ -26,7 +26,7 @@ pub(super) const QWEN2MOE: Architecture = Architecture {
 
 /// Qwen 3.
 pub(super) const QWEN3: Architecture = Architecture::new("qwen3", |layer| {
-    plain(layer);
+    standard(layer);
     head_norms(layer);
 });
 
@@ -39,7 +39,7 @@ pub(super) const QWEN3MOE: Architecture = Architecture {
     })
 };
 
-fn experts(layer: &mut Layer) {
+fn experts(layer: &mut LayerTensors) {
     let feed = layer.expert_feed_forward();
     layer.norm("attn_norm", layer.width());
     layer.attention();
@@ -48,11 +48,11 @@ fn experts(layer: &mut Layer) {
     layer.gated_experts(feed);
 }
 
-fn qwen2moe(layer: &mut Layer) {
+fn qwen2moe(layer: &mut LayerTensors) {
     experts(layer);
     let shared = match layer.shape.count(SHARED_FEED_FORWARD) {
         0 => layer.feed_forward(),
-        told => u64::from(told),
+        given => u64::from(given),
     };
     let width = layer.width();
     layer.vector("ffn_gate_inp_shexp.weight", width);

@@ -2,19 +2,19 @@
 
 use crate::engine::llama_cpp::architecture::{Architecture, Heads, Norm, Output};
 use crate::engine::llama_cpp::rope::Rotation;
-use crate::engine::llama_cpp::tensors::{Layer, OUTPUT_NORM_BIAS};
+use crate::engine::llama_cpp::tensors::{LayerTensors, OUTPUT_NORM_BIAS};
 
-/// StableLM, and its second generation.
+/// StableLM 1 and 2.
 pub(super) const STABLELM: Architecture = Architecture {
     norm: Norm::MeanAndVariance,
     heads: Heads::Square,
     rotation: Rotation::Part,
     output: Output::Own,
-    head: |others| others.vector(OUTPUT_NORM_BIAS, others.width),
+    head: |globals| globals.vector(OUTPUT_NORM_BIAS, globals.width),
     ..Architecture::new("stablelm", stablelm)
 };
 
-fn stablelm(layer: &mut Layer) {
+fn stablelm(layer: &mut LayerTensors) {
     let (width, head) = (layer.width(), layer.head_size());
     let (heads, kv_heads) = (u64::from(layer.shape.heads), u64::from(layer.shape.kv_heads));
     layer.norm("attn_norm", width);

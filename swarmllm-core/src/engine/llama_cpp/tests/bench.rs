@@ -1,36 +1,29 @@
 //! Measurements, not tests: run with `--ignored --nocapture` on a quiet machine. They print ratios and assert nothing.
 //!
-//! What is measured is decoding one token at a time, which is where starting, waking and spinning of compute threads
-//! matters; each figure is the best of several short bursts that take turns, because other load only ever slows one.
+//! They measure decoding token by token, where starting, waking and spinning of compute threads matters. Each figure is the
+//! best of several interleaved short bursts, because other load only slows a burst.
 
 use std::time::{Duration, Instant};
 
 use llama_cpp_sys_2 as ll;
 
 use super::recipe::wide;
-use super::whole::Whole;
-use super::{Chain, Cut, gemma3, run, smollm2, tokens};
+use super::whole_model::WholeModel;
+use super::{Chain, TestModel, gemma3, run, smollm2, tokens};
 use crate::engine::llama_cpp::LlamaCpp;
 use crate::engine::llama_cpp::pool::Pools;
-use crate::engine::{KvCache, StageConfig, Terms};
+use crate::engine::{KvType, StageConfig, StepOptions};
 
 const BURST: usize = 32;
 const BURSTS: usize = 12;
 const PREFILL: usize = 64;
 
 fn bench_config() -> StageConfig {
-    StageConfig {
-        context: 512,
-        max_sessions: 1,
-        max_rows: 128,
-        threads: 2,
-        kv: KvCache::Full,
-        ..StageConfig::default()
-    }
+    StageConfig { context: 512, max_sessions: 1, max_rows: 128, threads: 2, kv: KvType::Full, ..StageConfig::default() }
 }
 
-/// Processor time of this process so far.
-fn burnt() -> Duration {
+/// CPU time of this process so far.
+fn cpu_time() -> Duration {
     // SAFETY: a test; the structure is plain numbers.
     let usage = unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
@@ -41,16 +34,16 @@ fn burnt() -> Duration {
     time(usage.ru_utime) + time(usage.ru_stime)
 }
 
-/// One way to decode.
-struct Way {
+/// A decoding variant.
+struct Variant {
     name: String,
     step: Box<dyn FnMut(u32, u32)>,
     best: f64,
     idle: Duration,
 }
 
-fn whole_way(cut: &Cut, name: &str, pools: Option<Pools>, pause: bool) -> Way {
-    let mut whole = Whole::load(&cut.path, &bench_config(), pools.as_ref());
+fn whole_variant(cut: &TestModel, name: &str, pools: Option<Pools>, pause: bool) -> Variant {
+    let mut whole = WholeModel::load(&cut.path, &bench_config(), pools.as_ref());
     whole.step(&run(0, 0, &tokens(1, PREFILL, cut.manifest.vocab)));
     let pool = pools.as_ref().map(|pools| pools.get(2).expect("a pool"));
     let step = move |pos, token| {
@@ -63,11 +56,11 @@ fn whole_way(cut: &Cut, name: &str, pools: Option<Pools>, pause: bool) -> Way {
             unsafe { ll::ggml_threadpool_pause(pool.raw()) };
         }
     };
-    Way { name: name.to_owned(), step: Box::new(step), best: 0.0, idle: Duration::ZERO }
+    Variant { name: name.to_owned(), step: Box::new(step), best: 0.0, idle: Duration::ZERO }
 }
 
-/// `engines`: one per stage, taken in turn, so that stages of two engines have two pools.
-fn chain_way(cut: &Cut, name: String, engines: &[LlamaCpp], cuts: &[u32]) -> Way {
+/// Loads stages into `engines` in turn; stages of two engines have two pools.
+fn chain_variant(cut: &TestModel, name: String, engines: &[LlamaCpp], cuts: &[u32]) -> Variant {
     let mut chain = Chain::load_on(engines, cut, cuts, &bench_config());
     chain.step(&run(0, 0, &tokens(1, PREFILL, cut.manifest.vocab)));
     let step = move |pos, token| {
@@ -76,62 +69,67 @@ fn chain_way(cut: &Cut, name: String, engines: &[LlamaCpp], cuts: &[u32]) -> Way
         }
         chain.step(&run(0, pos, &[token]));
     };
-    Way { name, step: Box::new(step), best: 0.0, idle: Duration::ZERO }
+    Variant { name, step: Box::new(step), best: 0.0, idle: Duration::ZERO }
 }
 
 fn polling(poll: u32) -> LlamaCpp {
     LlamaCpp { pools: Pools::with_poll(poll) }
 }
 
-fn measure(ways: &mut [Way], vocab: u32) {
+fn measure(variants: &mut [Variant], vocab: u32) {
     let text = tokens(2, BURST, vocab);
     for _ in 0..BURSTS {
-        for way in ways.iter_mut() {
+        for variant in variants.iter_mut() {
             let start = Instant::now();
             for (pos, token) in (PREFILL as u32..).zip(&text) {
-                (way.step)(pos, *token);
+                (variant.step)(pos, *token);
             }
-            way.best = way.best.max(BURST as f64 / start.elapsed().as_secs_f64());
-            let before = burnt();
+            variant.best = variant.best.max(BURST as f64 / start.elapsed().as_secs_f64());
+            let before = cpu_time();
             std::thread::sleep(Duration::from_millis(400));
-            way.idle = burnt() - before;
+            variant.idle = cpu_time() - before;
         }
     }
-    let bare = ways.first().map_or(1.0, |way| way.best);
-    for way in ways {
-        let Way { name, best, idle, .. } = way;
-        println!("{name:44} {best:8.1} tok/s {:6.3} of bare, {idle:?} burnt in 400 ms of idleness", *best / bare);
+    let bare = variants.first().map_or(1.0, |variant| variant.best);
+    for variant in variants {
+        let Variant { name, best, idle, .. } = variant;
+        println!("{name:44} {best:8.1} tok/s {:6.3} of bare, {idle:?} CPU time in 400 ms of idleness", *best / bare);
     }
 }
 
 #[test]
 #[ignore = "a measurement"]
-fn what_polling_costs_and_gains() {
+fn cost_of_polling() {
     for (cut, middle) in [(smollm2(), 15), (gemma3(), 9)] {
         let Some(cut) = cut else { continue };
         println!("{}", cut.path.display());
-        let mut ways = vec![
-            whole_way(&cut, "whole, threads thrown away", None, false),
-            whole_way(&cut, "whole, pool, poll 50", Some(Pools::with_poll(50)), false),
-            whole_way(&cut, "whole, pool, poll 0", Some(Pools::with_poll(0)), false),
-            whole_way(&cut, "whole, pool, poll 1", Some(Pools::with_poll(1)), false),
-            whole_way(&cut, "whole, pool, poll 50, paused after a step", Some(Pools::with_poll(50)), true),
+        let mut variants = vec![
+            whole_variant(&cut, "whole, threads thrown away", None, false),
+            whole_variant(&cut, "whole, pool, poll 50", Some(Pools::with_poll(50)), false),
+            whole_variant(&cut, "whole, pool, poll 0", Some(Pools::with_poll(0)), false),
+            whole_variant(&cut, "whole, pool, poll 1", Some(Pools::with_poll(1)), false),
+            whole_variant(&cut, "whole, pool, poll 50, paused after a step", Some(Pools::with_poll(50)), true),
         ];
         for poll in [50, 0, 1, 2, 5] {
-            ways.push(chain_way(&cut, format!("one stage, poll {poll}"), &[polling(poll)], &[]));
+            variants.push(chain_variant(&cut, format!("one stage, poll {poll}"), &[polling(poll)], &[]));
         }
         for poll in [50, 0, 1, 2, 5] {
-            ways.push(chain_way(&cut, format!("two stages, one pool, poll {poll}"), &[polling(poll)], &[middle]));
+            variants.push(chain_variant(
+                &cut,
+                format!("two stages, one pool, poll {poll}"),
+                &[polling(poll)],
+                &[middle],
+            ));
             let engines = [polling(poll), polling(poll)];
-            ways.push(chain_way(&cut, format!("two stages, two pools, poll {poll}"), &engines, &[middle]));
+            variants.push(chain_variant(&cut, format!("two stages, two pools, poll {poll}"), &engines, &[middle]));
         }
-        measure(&mut ways, cut.manifest.vocab);
+        measure(&mut variants, cut.manifest.vocab);
     }
 }
 
 #[test]
 #[ignore = "a measurement"]
-fn what_an_embedding_costs() {
+fn cost_of_an_embedding() {
     for cut in [smollm2(), gemma3()] {
         let Some(cut) = cut else { continue };
         let embedder = crate::engine::Engine::load_embedder(&LlamaCpp::new(), cut.embedding()).expect("an embedder");
@@ -148,15 +146,15 @@ fn what_an_embedding_costs() {
     }
 }
 
-/// What a step of several rows costs, of all of which logits are wanted: guesses and riding prompts pay where that is little
-/// more than one row's.
+/// Time of a step of several rows with logits of all: speculation and piggybacked prompts pay off if it is little more than
+/// one row's.
 #[test]
 #[ignore = "a measurement"]
-fn what_rows_cost() {
+fn cost_of_rows() {
     const TRIES: usize = 15;
     for cut in [smollm2(), gemma3()] {
         let Some(cut) = cut else { continue };
-        let mut whole = Whole::load(&cut.path, &bench_config(), None);
+        let mut whole = WholeModel::load(&cut.path, &bench_config(), None);
         let mut chain = Chain::load(&LlamaCpp::new(), &cut, &[], &bench_config());
         let prompt = run(0, 0, &tokens(1, PREFILL, cut.manifest.vocab));
         whole.step(&prompt);
@@ -184,10 +182,10 @@ fn what_rows_cost() {
     }
 }
 
-/// Whether a session's results depend on what other sessions do.
+/// Whether a session's results depend on other sessions.
 #[test]
 #[ignore = "a measurement"]
-fn what_the_neighbours_change() {
+fn influence_of_other_sessions() {
     for (cut, threads) in [(smollm2(), 1), (smollm2(), 2), (gemma3(), 1), (gemma3(), 2)] {
         let Some(cut) = cut else { continue };
         let config = StageConfig {
@@ -195,7 +193,7 @@ fn what_the_neighbours_change() {
             max_sessions: 2,
             max_rows: 512,
             threads,
-            kv: KvCache::Full,
+            kv: KvType::Full,
             ..StageConfig::default()
         };
         let (mut alone, mut beside) =
@@ -228,20 +226,20 @@ fn what_the_neighbours_change() {
     }
 }
 
-/// What a prompt and a token take where bits are free, beside llama.cpp with repacked weights and with those of the file.
+/// Times of a prompt and of a token with rounding allowed, compared with llama.cpp on repacked and on unpacked weights.
 #[test]
 #[ignore = "a measurement"]
-fn what_the_second_layout_gains() {
+fn gain_of_the_second_layout() {
     const TRIES: usize = 9;
     const PROMPT: usize = 512;
     let config = StageConfig { context: 1024, max_rows: 512, ..bench_config() };
-    let free = Terms { free: true, ..Terms::default() };
+    let inexact = StepOptions { allow_rounding: true, ..StepOptions::default() };
     let directory = tempfile::tempdir().expect("a directory");
     for cut in [smollm2(), gemma3(), Some(wide(&directory))] {
         let Some(cut) = cut else { continue };
         let vocab = cut.manifest.vocab;
         let mut chain = Chain::load(&LlamaCpp::new(), &cut, &[], &config);
-        let mut wholes = [true, false].map(|repack| Whole::load_laid_out(&cut.path, &config, None, repack));
+        let mut wholes = [true, false].map(|repack| WholeModel::load_with_layout(&cut.path, &config, None, repack));
         let mut prompt = run(0, 0, &tokens(1, PROMPT, vocab));
         prompt.iter_mut().take(PROMPT - 1).for_each(|row| row.want = false);
         let token = run(0, PROMPT as u32, &tokens(2, 1, vocab));
@@ -251,14 +249,14 @@ fn what_the_second_layout_gains() {
             work();
             times[index].push(begun.elapsed());
         };
-        // The stage's first prompts find out which layout is the faster one.
+        // The stage's first prompts measure the layouts.
         for _ in 0..2 {
-            chain.compute(&prompt, free);
+            chain.compute(&prompt, inexact);
             chain.release(0);
         }
         for _ in 0..TRIES {
-            timed(0, &mut || drop(chain.compute(&prompt, free)));
-            timed(1, &mut || drop(chain.compute(&token, free)));
+            timed(0, &mut || drop(chain.compute(&prompt, inexact)));
+            timed(1, &mut || drop(chain.compute(&token, inexact)));
             chain.release(0);
             for (index, whole) in wholes.iter_mut().enumerate() {
                 timed(2 + 2 * index, &mut || drop(whole.step(&prompt)));
@@ -280,10 +278,10 @@ fn what_the_second_layout_gains() {
     }
 }
 
-/// What loading a stage takes, its shards being in the system's memory.
+/// Time of loading a stage with its shards in the page cache.
 #[test]
 #[ignore = "a measurement"]
-fn what_loading_takes() {
+fn time_of_loading() {
     for cut in [smollm2(), gemma3()] {
         let Some(cut) = cut else { continue };
         let mut times: Vec<Duration> = (0..15)

@@ -1,4 +1,4 @@
-//! Whether weights come to lie in huge pages, as the kernel tells.
+//! Checks with the kernel whether weights are in huge pages.
 
 use std::path::Path;
 
@@ -7,10 +7,10 @@ use super::{Chain, config};
 use crate::engine::llama_cpp::LlamaCpp;
 use crate::engine::llama_cpp::huge_pages::request;
 
-/// Where the kernel tells of its huge pages, if it has any.
+/// Settings of the kernel's huge pages; absent without support.
 const SETTINGS: &str = "/sys/kernel/mm/transparent_hugepage";
 
-/// Bytes of the mappings for which huge pages were requested, and how much of them lies in huge pages.
+/// Bytes of the mappings for which huge pages were requested, and their bytes in huge pages.
 fn requested() -> (u64, u64) {
     let maps = std::fs::read_to_string("/proc/self/smaps").expect("the process's mappings");
     let (mut size, mut huge, mut sum) = (0, 0, (0, 0));
@@ -26,7 +26,7 @@ fn requested() -> (u64, u64) {
     sum
 }
 
-/// Whether this machine gives so many bytes of huge pages to who asks for them before writing.
+/// Whether this machine gives `bytes` of huge pages to a request before the first write.
 fn are_there(bytes: u64) -> bool {
     let before = requested().1;
     let mut memory = Vec::<u8>::with_capacity(usize::try_from(bytes).expect("an address"));
@@ -37,7 +37,7 @@ fn are_there(bytes: u64) -> bool {
 }
 
 #[test]
-fn weights_lie_in_huge_pages_where_the_kernel_has_any_to_give() {
+fn weights_are_in_huge_pages_if_the_kernel_has_any() {
     if !Path::new(SETTINGS).exists() {
         eprintln!("SKIPPED: the kernel has no transparent huge pages");
         return;
@@ -48,7 +48,7 @@ fn weights_lie_in_huge_pages_where_the_kernel_has_any_to_give() {
     let chain = Chain::load(&LlamaCpp::new(), &cut, &[], &config());
     let (bytes, huge) = requested();
     assert!(bytes >= weights / 10 * 9, "requested for {bytes} of {weights} bytes");
-    // Too late a request leaves weights in small pages.
+    // A late request would leave weights in small pages.
     if are_there(weights) {
         assert!(huge >= weights / 2, "{huge} of {weights} bytes are in huge pages");
     }

@@ -1,29 +1,29 @@
-//! Proof that stages equal the whole model. The whole model is llama.cpp's own, on the original file ([`whole`]); the
-//! stages come from the same file through a test-only cutter ([`cutter`]).
+//! Proof that stages equal the whole model. The whole model is llama.cpp on the original file ([`whole_model`]); the stages
+//! are extents of the same file ([`test_model`]).
 
-mod abuse;
 mod bench;
-mod cutter;
 mod exact;
 #[cfg(target_os = "linux")]
 mod huge_pages;
+mod misuse;
 mod random;
 mod recipe;
+mod test_model;
 mod tiny;
-mod whole;
+mod whole_model;
 
 use std::sync::Arc;
 
-use cutter::Cut;
+use test_model::TestModel;
 
 use crate::base::LayerRange;
 use crate::engine::llama_cpp::LlamaCpp;
-use crate::engine::{Embedder, Engine, EngineError, KvCache, Row, Stage, StageConfig, Terms};
+use crate::engine::{Embedder, Engine, EngineError, KvType, Row, Stage, StageConfig, StepOptions};
 
-/// A test model, where the environment names one; says so where it does not.
-fn model(variable: &str) -> Option<Cut> {
+/// The test model that the environment variable names; reports a skip without one.
+fn model(variable: &str) -> Option<TestModel> {
     match std::env::var_os(variable) {
-        Some(path) => Some(Cut::open(path.as_ref())),
+        Some(path) => Some(TestModel::open(path.as_ref())),
         None => {
             eprintln!("SKIPPED: {variable} names no model");
             None
@@ -31,11 +31,11 @@ fn model(variable: &str) -> Option<Cut> {
     }
 }
 
-fn smollm2() -> Option<Cut> {
+fn smollm2() -> Option<TestModel> {
     model("SWARMLLM_TEST_SMOLLM2")
 }
 
-fn gemma3() -> Option<Cut> {
+fn gemma3() -> Option<TestModel> {
     model("SWARMLLM_TEST_GEMMA3")
 }
 
@@ -45,12 +45,12 @@ fn config() -> StageConfig {
         max_sessions: 4,
         max_rows: 128,
         threads: 1,
-        kv: KvCache::Full,
+        kv: KvType::Full,
         ..StageConfig::default()
     }
 }
 
-/// Tokens that look like nothing in particular, the same in each run.
+/// Pseudo-random tokens, equal in each run.
 fn tokens(seed: u32, count: usize, vocab: u32) -> Vec<u32> {
     let mut state = u64::from(seed) + 1;
     let mut next = || {
@@ -72,32 +72,32 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 /// One row of a step, by token.
 #[derive(Clone, Copy)]
-struct Fed {
+struct TokenRow {
     slot: u32,
     pos: u32,
     token: u32,
     want: bool,
 }
 
-/// A run of tokens of one session; every row is wanted.
-fn run(slot: u32, from: u32, tokens: &[u32]) -> Vec<Fed> {
-    (from..).zip(tokens).map(|(pos, token)| Fed { slot, pos, token: *token, want: true }).collect()
+/// Consecutive tokens of one session, all with output.
+fn run(slot: u32, from: u32, tokens: &[u32]) -> Vec<TokenRow> {
+    (from..).zip(tokens).map(|(pos, token)| TokenRow { slot, pos, token: *token, want: true }).collect()
 }
 
-/// Stages in a row, with the embedding before them.
+/// An embedder and a chain of stages.
 struct Chain {
     embedder: Arc<dyn Embedder>,
     stages: Vec<Box<dyn Stage>>,
 }
 
 impl Chain {
-    /// A chain that is cut before each layer of `cuts`.
-    fn load(engine: &LlamaCpp, cut: &Cut, cuts: &[u32], config: &StageConfig) -> Self {
+    /// A chain with a cut before each layer of `cuts`.
+    fn load(engine: &LlamaCpp, cut: &TestModel, cuts: &[u32], config: &StageConfig) -> Self {
         Self::load_on(std::slice::from_ref(engine), cut, cuts, config)
     }
 
     /// A chain whose stages are loaded into `engines` in turn.
-    fn load_on(engines: &[LlamaCpp], cut: &Cut, cuts: &[u32], config: &StageConfig) -> Self {
+    fn load_on(engines: &[LlamaCpp], cut: &TestModel, cuts: &[u32], config: &StageConfig) -> Self {
         let starts = [0].iter().chain(cuts);
         let ends = cuts.iter().copied().chain([cut.manifest.layers]);
         let stage = |((start, end), engine): ((&u32, u32), &LlamaCpp)| {
@@ -109,31 +109,31 @@ impl Chain {
     }
 
     /// The logits of the wanted rows.
-    fn step(&mut self, fed: &[Fed]) -> Vec<f32> {
-        self.compute(fed, Terms::default())
+    fn step(&mut self, fed: &[TokenRow]) -> Vec<f32> {
+        self.compute(fed, StepOptions::default())
     }
 
     /// The states of the wanted rows.
-    fn states(&mut self, fed: &[Fed]) -> Vec<f32> {
-        self.compute(fed, Terms { states: true, ..Terms::default() })
+    fn states(&mut self, fed: &[TokenRow]) -> Vec<f32> {
+        self.compute(fed, StepOptions { states: true, ..StepOptions::default() })
     }
 
-    /// As [`step`](Self::step), for a chain that is expected to fail.
-    fn try_step(&mut self, fed: &[Fed]) -> Result<Vec<f32>, EngineError> {
-        self.try_compute(fed, Terms::default())
+    /// Like [`step`](Self::step), for steps that may fail.
+    fn try_step(&mut self, fed: &[TokenRow]) -> Result<Vec<f32>, EngineError> {
+        self.try_compute(fed, StepOptions::default())
     }
 
-    fn compute(&mut self, fed: &[Fed], terms: Terms) -> Vec<f32> {
-        self.try_compute(fed, terms).expect("a legal step")
+    fn compute(&mut self, fed: &[TokenRow], options: StepOptions) -> Vec<f32> {
+        self.try_compute(fed, options).expect("a legal step")
     }
 
-    fn try_compute(&mut self, fed: &[Fed], terms: Terms) -> Result<Vec<f32>, EngineError> {
+    fn try_compute(&mut self, fed: &[TokenRow], options: StepOptions) -> Result<Vec<f32>, EngineError> {
         let tokens: Vec<u32> = fed.iter().map(|row| row.token).collect();
         let rows: Vec<Row> = fed.iter().map(|row| Row { slot: row.slot, pos: row.pos, want: row.want }).collect();
         let (mut hidden, mut next) = (Vec::new(), Vec::new());
         self.embedder.embed(&tokens, &mut hidden).expect("tokens of the vocabulary");
         for stage in &mut self.stages {
-            stage.compute(&hidden, &rows, terms, &mut next)?;
+            stage.compute(&hidden, &rows, options, &mut next)?;
             std::mem::swap(&mut hidden, &mut next);
         }
         Ok(hidden)

@@ -1,10 +1,10 @@
-//! Tiny random models, written as F32 GGUF files: odd layer counts, untied heads, other patterns, biases and factors,
-//! which the real test models do not have. Which tensors a model has is taken from the architecture's description:
-//! llama.cpp, which reads the whole file, refuses it where a tensor is missing, has another shape or is not known.
+//! Tiny random models, written as F32 GGUF files, with features that the real test models lack: odd layer counts, untied
+//! heads, other patterns, biases and scales. The architecture's description gives the tensors; llama.cpp, which reads the
+//! whole file, refuses missing, misshapen and unknown tensors.
 
 use std::path::PathBuf;
 
-use super::{Cut, tokens};
+use super::{TestModel, tokens};
 use crate::engine::llama_cpp::architectures::read_shape;
 use crate::engine::llama_cpp::facts::ty;
 use crate::engine::llama_cpp::shape::Shape;
@@ -12,7 +12,7 @@ use crate::engine::llama_cpp::tensors::describe;
 use crate::model::{Fact, Manifest};
 
 pub(super) const VOCAB: u64 = 96;
-/// No square of a power of two, so that a factor of its root is not exact.
+/// Not a square of a power of two, so that multiplying by the square root rounds.
 pub(super) const WIDTH: u64 = 96;
 const HEADS: u32 = 6;
 const KV_HEADS: u32 = 2;
@@ -20,78 +20,78 @@ const HEAD: u32 = 16;
 const FEED: u32 = 160;
 
 /// A fact of an architecture: key, type, value.
-pub(super) type Told = (&'static str, u32, Vec<u8>);
+pub(super) type FactValue = (&'static str, u32, Vec<u8>);
 
-pub(super) fn count(key: &'static str, value: u32) -> Told {
+pub(super) fn count(key: &'static str, value: u32) -> FactValue {
     (key, ty::U32, value.to_le_bytes().to_vec())
 }
 
-pub(super) fn number(key: &'static str, value: f32) -> Told {
+pub(super) fn number(key: &'static str, value: f32) -> FactValue {
     (key, ty::F32, value.to_le_bytes().to_vec())
 }
 
-pub(super) fn flag(key: &'static str, value: bool) -> Told {
+pub(super) fn flag(key: &'static str, value: bool) -> FactValue {
     (key, ty::BOOL, vec![u8::from(value)])
 }
 
-pub(super) fn string(key: &'static str, value: &str) -> Told {
+pub(super) fn string(key: &'static str, value: &str) -> FactValue {
     (key, ty::STRING, text(value))
 }
 
-pub(super) fn flags(key: &'static str, values: &[u8]) -> Told {
+pub(super) fn flags(key: &'static str, values: &[u8]) -> FactValue {
     (key, ty::ARRAY, [&ty::BOOL.to_le_bytes()[..], &(values.len() as u64).to_le_bytes(), values].concat())
 }
 
-pub(super) fn counts(key: &'static str, values: &[u32]) -> Told {
+pub(super) fn counts(key: &'static str, values: &[u32]) -> FactValue {
     let head = [&ty::U32.to_le_bytes()[..], &(values.len() as u64).to_le_bytes()].concat();
     (key, ty::ARRAY, [head, values.iter().flat_map(|value| value.to_le_bytes()).collect()].concat())
 }
 
-/// A model in the making.
+/// Description of a tiny model.
 #[derive(Clone)]
 pub(super) struct Recipe {
     pub architecture: &'static str,
     pub layers: u32,
     pub tied: bool,
-    /// Facts beside those that all have, or in their place.
-    pub facts: Vec<Told>,
-    /// Facts of the file in which its tensors do not believe.
-    pub lies: Vec<Told>,
-    /// Which of the tensors that need not be there are there.
+    /// Facts beside the common ones, or overriding them.
+    pub facts: Vec<FactValue>,
+    /// Facts of the file that contradict its tensors.
+    pub false_facts: Vec<FactValue>,
+    /// Selects the optional tensors.
     pub has: fn(&str) -> bool,
-    /// A tensor that holds no numbers.
+    /// A tensor of NaN.
     pub poisoned: Option<&'static str>,
 }
 
 impl Recipe {
     pub fn new(architecture: &'static str, layers: u32) -> Self {
-        let (facts, lies) = (Vec::new(), Vec::new());
-        Self { architecture, layers, tied: true, facts, lies, has: |_| false, poisoned: None }
+        let (facts, false_facts) = (Vec::new(), Vec::new());
+        Self { architecture, layers, tied: true, facts, false_facts, has: |_| false, poisoned: None }
     }
 
-    /// The same with this fact.
-    pub fn with(mut self, fact: Told) -> Self {
+    /// Adds or overrides a fact.
+    pub fn with(mut self, fact: FactValue) -> Self {
         self.facts.retain(|(key, ..)| *key != fact.0);
         self.facts.push(fact);
         self
     }
 
-    /// The same with an output matrix of its own.
+    /// Adds a separate output matrix.
     pub fn untied(self) -> Self {
         Self { tied: false, ..self }
     }
 
-    /// The same with everything that need not be there, apart from fused tensors.
+    /// Adds all optional tensors except fused ones.
     pub fn full(self) -> Self {
         Self { has: |name| !name.contains("attn_qkv") && !name.contains("gate_up"), ..self }
     }
 
-    /// The same with fused tensors, where the architecture knows any, and nothing else that need not be there.
+    /// Adds only fused tensors, if the architecture has any.
     pub fn fused(self) -> Self {
         Self { has: |name| name.contains("attn_qkv") || name.contains("gate_up"), ..self }
     }
 
-    fn own_facts(&self, further: &[Told]) -> Vec<Told> {
+    fn own_facts(&self, further: &[FactValue]) -> Vec<FactValue> {
         let mut facts = vec![
             count("vocab_size", VOCAB as u32),
             count("block_count", self.layers),
@@ -113,9 +113,9 @@ impl Recipe {
         facts
     }
 
-    /// The shape of the model, lies apart.
+    /// The shape of the model, without the false facts.
     fn shape(&self) -> Shape {
-        let fact = |(key, ty, raw): Told| Fact { key: format!("{}.{key}", self.architecture), ty, raw };
+        let fact = |(key, ty, raw): FactValue| Fact { key: format!("{}.{key}", self.architecture), ty, raw };
         let manifest = Manifest {
             format: Manifest::FORMAT,
             architecture: self.architecture.to_owned(),
@@ -132,14 +132,14 @@ impl Recipe {
     }
 
     /// Writes the model; the file lives as long as the directory.
-    pub fn write(&self, directory: &tempfile::TempDir) -> Cut {
+    pub fn write(&self, directory: &tempfile::TempDir) -> TestModel {
         let tensors = describe(&self.shape(), self.tied, &self.has);
-        let own = |(key, ty, raw): Told| (format!("{}.{key}", self.architecture), ty, raw);
+        let own = |(key, ty, raw): FactValue| (format!("{}.{key}", self.architecture), ty, raw);
         let mut facts = vec![
             ("general.architecture".to_owned(), ty::STRING, text(self.architecture)),
             ("tokenizer.ggml.model".to_owned(), ty::STRING, text("no_vocab")),
         ];
-        facts.extend(self.own_facts(&self.lies).into_iter().map(own));
+        facts.extend(self.own_facts(&self.false_facts).into_iter().map(own));
         let mut file = [&b"GGUF"[..], &3_u32.to_le_bytes()].concat();
         file.extend((tensors.len() as u64).to_le_bytes());
         file.extend((facts.len() as u64).to_le_bytes());
@@ -162,17 +162,16 @@ impl Recipe {
         file.extend(data);
         let path: PathBuf = directory.path().join("model.gguf");
         std::fs::write(&path, file).expect("written");
-        Cut::open(&path)
+        TestModel::open(&path)
     }
 }
 
-/// Writes a model of llama's architecture whose layers have matrices in Q4_K, as wide as those of a model of 1B. Their
-/// numbers mean nothing.
-pub(super) fn wide(directory: &tempfile::TempDir) -> Cut {
+/// Writes a Llama model whose layers have random Q4_K matrices of a 1B model's width.
+pub(super) fn wide(directory: &tempfile::TempDir) -> TestModel {
     const LAYERS: u64 = 3;
     const WIDE: [u64; 3] = [2048, 512, 8192];
     let [width, keys, feed] = WIDE;
-    let own = |(key, ty, raw): Told| (format!("llama.{key}"), ty, raw);
+    let own = |(key, ty, raw): FactValue| (format!("llama.{key}"), ty, raw);
     let facts = [
         ("general.architecture".to_owned(), ty::STRING, text("llama")),
         ("tokenizer.ggml.model".to_owned(), ty::STRING, text("no_vocab")),
@@ -224,10 +223,10 @@ pub(super) fn wide(directory: &tempfile::TempDir) -> Cut {
     file.extend(data);
     let path: PathBuf = directory.path().join("wide.gguf");
     std::fs::write(&path, file).expect("written");
-    Cut::open(&path)
+    TestModel::open(&path)
 }
 
-/// Blocks of Q4_K: a scale and a minimum in f16, both small, then 140 bytes of anything.
+/// Q4_K blocks: a small scale and a small minimum in f16, then 140 random bytes.
 fn blocks(seed: u32, count: usize) -> Vec<u8> {
     let noise: Vec<u8> = tokens(seed + 500, 140 * 64, 256).into_iter().map(|value| value as u8).collect();
     let block = |index: usize| {
@@ -241,7 +240,7 @@ fn text(text: &str) -> Vec<u8> {
     [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
 }
 
-/// Norms, biases and factors near 1, matrices small and of both signs.
+/// Vectors near 1; matrices small and of both signs.
 fn weights(seed: u32, dims: &[u64]) -> Vec<f32> {
     let count = dims.iter().product::<u64>() as usize;
     let unit = tokens(seed + 100, count, 2001).into_iter().map(|value| value as f32 / 1000.0 - 1.0);

@@ -1,8 +1,8 @@
-//! A tiny model, or several, of each certified architecture.
+//! Tiny models of each certified architecture.
 
 use super::recipe::{Recipe, count, counts, flag, flags, number, string};
 
-/// Tiny models of the architecture of this name.
+/// Tiny models of the named architecture.
 pub(super) fn models(name: &'static str) -> Vec<Recipe> {
     let plain = |layers| Recipe::new(name, layers);
     match name {
@@ -50,7 +50,7 @@ pub(super) fn models(name: &'static str) -> Vec<Recipe> {
     }
 }
 
-/// Models of architectures that have an output matrix of their own.
+/// Models of architectures with a separate output matrix.
 fn without_tie(plain: impl Fn(u32) -> Recipe, name: &str) -> Vec<Recipe> {
     let plain = |layers| plain(layers).untied();
     match name {
@@ -84,7 +84,7 @@ fn llamas(plain: impl Fn(u32) -> Recipe) -> Vec<Recipe> {
     models
 }
 
-/// Layers with experts and without; a group of four is the least that a stage can begin with.
+/// Layers with and without experts; stages have at least four layers.
 fn llama4s(plain: impl Fn(u32) -> Recipe) -> Vec<Recipe> {
     let model = |layers, step| {
         let expert = count("expert_feed_forward_length", 48);
@@ -103,7 +103,7 @@ fn gemma3s(plain: impl Fn(u32) -> Recipe) -> Vec<Recipe> {
     ]
 }
 
-/// With the latent kept as it is and without, with a latent of queries and without, with groups and without.
+/// With and without a cached latent, a query latent and expert groups.
 fn deepseeks(plain: impl Fn(u32) -> Recipe) -> Vec<Recipe> {
     let model = |layers| {
         experts(plain(layers))
@@ -161,14 +161,14 @@ fn long_rope(recipe: Recipe) -> Recipe {
     recipe.with(string("rope.scaling.type", "longrope")).with(number("rope.scaling.attn_factor", 1.19))
 }
 
-fn original(context: u32) -> super::recipe::Told {
+fn original(context: u32) -> super::recipe::FactValue {
     count("rope.scaling.original_context_length", context)
 }
 
-fn values(size: u32) -> super::recipe::Told {
+fn values(size: u32) -> super::recipe::FactValue {
     count("attention.value_length", size)
 }
 
-fn capped() -> super::recipe::Told {
+fn capped() -> super::recipe::FactValue {
     number("final_logit_softcapping", 20.0)
 }

@@ -1,12 +1,12 @@
-//! What models are called, and data directories in which manifests had names in them.
+//! Tests of names and aliases, and of the migration from manifest format 1.
 
-use super::super::aliases::MIN_COPIED;
+use super::super::aliases::MIN_ID_DIGITS;
 use super::*;
 use crate::base::names::MIN_ID_PREFIX;
 use crate::model::manifest::encode_format_1;
 
 #[test]
-fn one_file_under_three_names_is_one_model_with_three_names() {
+fn one_file_under_three_names_is_one_model() {
     let bench = Bench::new();
     let path = bench.file("model.gguf", &small("Small Model", 1));
     let import = |name: &str| bench.catalog.import(&path, Some(name), &mut quiet).unwrap();
@@ -44,14 +44,14 @@ fn an_alias_in_another_case_replaces_the_one_before() {
     let path = bench.file("again.gguf", &small("Small Model", 1));
     bench.catalog.import(&path, Some("Other"), &mut quiet).unwrap();
     assert_eq!(bench.catalog.aliases(model), ["Other", "small model", "CHAT"]);
-    // As an earlier version left them.
+    // As an earlier version wrote them.
     let names = bench.files("models").into_iter().find(|path| path.extension().unwrap() == "names").unwrap();
     fs::write(&names, "=Late\n=late\n~hint\n").unwrap();
     assert_eq!(bench.reopen().names(model), ["Late", "hint"]);
 }
 
 #[test]
-fn an_alias_that_a_file_suggests_too_leaves_that_name_when_it_is_taken_away() {
+fn removing_an_alias_leaves_an_equal_hint() {
     let bench = Bench::new();
     let model = bench.import(&small("Small Model", 1));
     bench.catalog.add_alias(model, "Small Model").unwrap();
@@ -64,17 +64,17 @@ fn an_alias_that_a_file_suggests_too_leaves_that_name_when_it_is_taken_away() {
 }
 
 #[test]
-fn a_model_is_named_fully_by_a_whole_name_or_eight_digits_of_its_id() {
+fn an_exact_name_is_a_whole_name_or_eight_digits() {
     let bench = Bench::new();
     let model = bench.import(&small("Small Model", 1));
     bench.catalog.add_alias(model, "chat").unwrap();
-    let fully = |text: &str| bench.catalog.is_named_fully(model, text);
+    let fully = |text: &str| bench.catalog.is_exact_name(model, text);
     assert!(["chat", "CHAT", "small model", &model.short(), &model.to_string()].into_iter().all(fully));
     assert!(!["cha", "small", "s", ""].into_iter().any(fully));
 }
 
 #[test]
-fn names_are_bounded_and_what_peers_suggest_replaces_none() {
+fn names_are_bounded_and_peers_hints_replace_none() {
     let bench = Bench::new();
     let path = bench.file("model.gguf", &small("own", 1));
     let model = bench.catalog.import(&path, None, &mut quiet).unwrap();
@@ -90,7 +90,7 @@ fn names_are_bounded_and_what_peers_suggest_replaces_none() {
 }
 
 #[test]
-fn a_damaged_file_of_names_costs_names_and_no_model() {
+fn a_damaged_names_file_costs_names_but_no_model() {
     let bench = Bench::new();
     let model = bench.import(&small("small", 1));
     let path = bench.files("models").into_iter().find(|path| path.extension().unwrap() == "names").unwrap();
@@ -102,19 +102,19 @@ fn a_damaged_file_of_names_costs_names_and_no_model() {
         assert_eq!(catalog.names(model), names);
         assert!(catalog.manifest(model).is_some());
     }
-    assert_eq!(bench.reopen().title(model), model.short());
+    assert_eq!(bench.reopen().display_name(model), model.short());
 }
 
-/// Writes a model of the format that had names in manifests into a directory of models; gives the id that it had.
-fn write_format_1(dir: &Path, manifest: &Manifest, name: &str, marks: &[u8]) -> String {
+/// Writes a model in format 1 into a models directory and returns its id in that format.
+fn write_format_1(dir: &Path, manifest: &Manifest, name: &str, provenance: &[u8]) -> String {
     let bytes = encode_format_1(manifest, name);
     let id = blake3::hash(&bytes).to_string();
     fs::write(dir.join(format!("{id}.manifest")), &bytes).unwrap();
-    fs::write(dir.join(format!("{id}.marks")), marks).unwrap();
+    fs::write(dir.join(format!("{id}.marks")), provenance).unwrap();
     id
 }
 
-/// Removes what today's format has of a model beside its shards.
+/// Removes a model's files except its shards.
 fn forget(dir: &Path, model: ModelId) {
     for ending in ["manifest", "marks", "names"] {
         fs::remove_file(dir.join(format!("{model}.{ending}"))).unwrap();
@@ -122,13 +122,13 @@ fn forget(dir: &Path, model: ModelId) {
 }
 
 #[test]
-fn data_of_the_format_with_names_in_manifests_is_taken_over_with_nothing_lost() {
+fn format_1_data_is_migrated_without_loss() {
     let bench = Bench::new();
     let model = bench.import(&small("hint", 1));
     let manifest = bench.catalog.manifest(model).unwrap();
     let dir = bench.data().join("models");
-    // Two models of one content, as an earlier version had them: one pinned, of the other the first layer deleted.
-    let old = |name: &str, marks: &[u8]| write_format_1(&dir, &manifest, name, marks);
+    // Two models of format 1 with equal content: one is pinned, the other has a deleted layer.
+    let old = |name: &str, provenance: &[u8]| write_format_1(&dir, &manifest, name, provenance);
     let (one, two) = (old("one", b"wwwwwww"), old("Two", b"pppdpp-"));
     fs::write(dir.join(format!("{two}.pinned")), b"").unwrap();
     forget(&dir, model);
@@ -140,7 +140,7 @@ fn data_of_the_format_with_names_in_manifests_is_taken_over_with_nothing_lost() 
         assert_eq!(catalog.verify(model).unwrap(), []);
         assert_eq!(catalog.holding(model).layers, [LayerRange::new(0, 3)]);
         assert!(catalog.is_pinned(model));
-        assert!(catalog.marks(model).iter().all(|(_, mark)| *mark == Mark::Wanted));
+        assert!(catalog.provenance(model).iter().all(|(_, provenance)| *provenance == Provenance::Requested));
         assert_eq!((catalog.resolve("one").unwrap(), catalog.resolve("two").unwrap()), (model, model));
     }
     assert!(damaged.exists(), "what cannot be read stays");
@@ -148,32 +148,36 @@ fn data_of_the_format_with_names_in_manifests_is_taken_over_with_nothing_lost() 
 }
 
 #[test]
-fn a_takeover_that_is_interrupted_anywhere_is_completed_by_the_next_opening_with_nothing_lost() {
-    /// Bytes that can still be written; names and marks take some 20, so that the manifest fails behind them.
+fn an_interrupted_migration_is_completed_by_the_next_opening() {
+    /// Bytes that can still be written. Names and provenance take about 20, so the manifest is the first to fail.
     const SPACE: [usize; 6] = [0, 4, 8, 12, 16, 40];
     let taken_over = |space: Option<usize>, removals: Option<usize>| {
         let bench = Bench::new();
         let model = bench.import(&small("small", 1));
         let (manifest, dir) = (bench.catalog.manifest(model).unwrap(), bench.data().join("models"));
-        // Each mark once and no word at all: where any is lost, another counts.
+        // Every provenance occurs, so that a loss of any of them shows.
         let id = write_format_1(&dir, &manifest, "alias", b"w-pdpd-");
         fs::write(dir.join(format!("{id}.pinned")), b"").unwrap();
         forget(&dir, model);
         files::faults::set_space(space);
         files::faults::set_removals(removals);
-        // It may fail: what comes behind the takeover is interrupted, too.
+        // It may fail, since everything after the interruption fails too.
         drop(Catalog::open(&bench.data()));
         files::faults::set_space(None);
         files::faults::set_removals(None);
         let catalog = bench.reopen();
         let name = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
-        // Marks beside a manifest that went may stay: without it they say nothing.
+        // A provenance file may outlive its manifest; it has no effect alone.
         let files = bench.files("models");
         let files = files.iter().map(name).filter(|name| !name.starts_with(&id) || name.ends_with("manifest"));
-        (catalog.marks(model), catalog.is_pinned(model), catalog.names(model), files.collect::<Vec<_>>())
+        (catalog.provenance(model), catalog.is_pinned(model), catalog.names(model), files.collect::<Vec<_>>())
     };
     let expected = taken_over(None, None);
-    assert!(expected.1 && expected.2[0] == "alias" && expected.0.iter().any(|(_, mark)| *mark == Mark::Deleted));
+    assert!(
+        expected.1
+            && expected.2[0] == "alias"
+            && expected.0.iter().any(|(_, provenance)| *provenance == Provenance::Deleted)
+    );
     for space in SPACE {
         assert_eq!(taken_over(Some(space), None), expected, "with {space} bytes of room");
     }
@@ -189,7 +193,7 @@ fn names_are_cleaned_and_never_become_paths() {
     let long = "é".repeat(500);
     let name = |given| {
         let model = bench.catalog.import(&path, given, &mut quiet).unwrap();
-        bench.catalog.title(model)
+        bench.catalog.display_name(model)
     };
     assert_eq!(name(Some("  ")), "file stem");
     assert_eq!(name(None), "file stem");
@@ -202,7 +206,7 @@ fn names_are_cleaned_and_never_become_paths() {
 }
 
 #[test]
-fn a_model_is_found_by_id_by_prefix_and_by_a_name_that_only_it_has() {
+fn a_model_resolves_by_id_prefix_or_unique_name() {
     let bench = Bench::new();
     let one = bench.import(&small("one", 1));
     let twin = bench.import(&small("twin", 1));
@@ -231,10 +235,10 @@ fn a_model_is_found_by_id_by_prefix_and_by_a_name_that_only_it_has() {
 }
 
 #[test]
-fn an_alias_of_another_model_is_refused_by_an_import_which_leaves_nothing() {
+fn an_import_under_another_models_alias_is_refused_without_trace() {
     let bench = Bench::new();
     let other = bench.file("other.gguf", &small("other", 1));
-    // The same header, other weights: it takes all of them to tell the two apart.
+    // The same header with other weights: only the weights tell the two apart.
     let twin = bench.file("twin.gguf", &small("other", 2));
     let third = bench.file("third.gguf", &small("third", 1));
     let import = |path: &PathBuf| bench.catalog.import(path, Some("Chat"), &mut quiet);
@@ -277,7 +281,7 @@ fn an_alias_is_added_moved_and_removed_and_hints_stay() {
 }
 
 #[test]
-fn an_alias_that_two_models_have_from_before_is_settled_by_moving_it() {
+fn moving_an_alias_resolves_an_old_duplicate() {
     let bench = Bench::new();
     let models = [bench.import(&small("one", 1)), bench.import(&small("two", 2))];
     for path in bench.files("models").into_iter().filter(|path| path.extension().unwrap() == "names") {
@@ -304,11 +308,11 @@ fn an_ambiguous_name_lists_the_names_that_matched() {
 }
 
 #[test]
-fn an_alias_that_is_read_as_an_id_or_looks_like_another_models_is_refused() {
+fn an_alias_like_an_id_or_id_prefix_is_refused() {
     let bench = Bench::new();
     let (one, two) = (bench.import(&small("one", 1)), bench.import(&small("two", 2)));
     let (catalog, path) = (&bench.catalog, bench.file("third.gguf", &small("third", 3)));
-    let short = two.to_string()[..MIN_COPIED].to_uppercase();
+    let short = two.to_string()[..MIN_ID_DIGITS].to_uppercase();
     let mut read = 0;
     for alias in ["deadbeef", &two.to_string(), &one.to_string()[..MIN_ID_PREFIX]] {
         let refused = [
@@ -317,23 +321,23 @@ fn an_alias_that_is_read_as_an_id_or_looks_like_another_models_is_refused() {
             catalog.import(&path, Some(alias), &mut |_| read += 1).map(drop),
         ];
         for error in refused.map(Result::unwrap_err) {
-            assert!(matches!(&error, ModelError::AliasLikeId { alias: its } if its == alias), "{alias}: {error}");
+            assert!(matches!(&error, ModelError::AliasIsId { alias: its } if its == alias), "{alias}: {error}");
             assert_eq!(error.kind(), ErrorKind::InvalidArgument);
         }
     }
     for error in [catalog.add_alias(one, &short), catalog.move_alias(one, &short)].map(Result::unwrap_err) {
-        assert!(matches!(&error, ModelError::AliasOfId { model, .. } if *model == two), "{error}");
+        assert!(matches!(&error, ModelError::AliasIsIdPrefix { model, .. } if *model == two), "{error}");
         assert_eq!(error.kind(), ErrorKind::AliasTaken);
     }
     let error = catalog.import(&path, Some(&short), &mut |_| read += 1).unwrap_err();
-    assert!(matches!(error, ModelError::AliasOfId { model, .. } if model == two) && read == 0);
+    assert!(matches!(error, ModelError::AliasIsIdPrefix { model, .. } if model == two) && read == 0);
     catalog.add_alias(two, &short).unwrap();
     catalog.add_alias(one, "7b").unwrap();
     assert_eq!((catalog.resolve(&short).unwrap(), catalog.resolve("7B").unwrap()), (two, one));
 }
 
 #[test]
-fn an_alias_that_another_models_file_suggests_takes_that_name_only_when_it_is_moved() {
+fn an_alias_takes_another_models_hint_only_when_moved() {
     let bench = Bench::new();
     let (one, two) = (bench.import(&small("one", 1)), bench.import(&small("two", 2)));
     let (catalog, path) = (&bench.catalog, bench.file("third.gguf", &small("third", 3)));
@@ -348,7 +352,7 @@ fn an_alias_that_another_models_file_suggests_takes_that_name_only_when_it_is_mo
     catalog.remove_alias("Two").unwrap();
     catalog.move_alias(one, "two").unwrap();
     assert_eq!(catalog.resolve("two").unwrap(), one);
-    // A name that two models have means neither, so that one of them may have it as its alias.
+    // An ambiguous hint resolves to neither model, so it may become the alias of one.
     let twin = bench.import(&small("two", 3));
     catalog.remove_alias("two").unwrap();
     catalog.add_alias(twin, "two").unwrap();
@@ -356,7 +360,7 @@ fn an_alias_that_another_models_file_suggests_takes_that_name_only_when_it_is_mo
 }
 
 #[test]
-fn what_nobody_sees_is_refused_in_an_alias_and_left_out_of_hints() {
+fn invisible_characters_are_refused_in_aliases_and_dropped_from_hints() {
     let bench = Bench::new();
     let model = bench.import(&small("ad\u{200b}min\u{202e}", 1));
     assert_eq!(bench.catalog.names(model), ["admin"]);
@@ -368,7 +372,7 @@ fn what_nobody_sees_is_refused_in_an_alias_and_left_out_of_hints() {
             bench.catalog.import(&path, Some(alias), &mut quiet).map(drop),
         ];
         for error in refused.map(Result::unwrap_err) {
-            assert!(matches!(error, ModelError::HiddenInAlias { .. }), "{alias:?}: {error}");
+            assert!(matches!(error, ModelError::InvisibleInAlias { .. }), "{alias:?}: {error}");
             assert!(!error.to_string().chars().any(char::is_control) && error.kind() == ErrorKind::InvalidArgument);
         }
     }

@@ -1,9 +1,9 @@
-//! Models in several files on the disk.
+//! Tests of multi-file models on disk.
 
 use super::*;
 use crate::model::gguf::tests::split;
 
-/// Tensors of the parts of the small model, which has ten.
+/// Tensors per part of the small model, which has ten.
 const RUNS: [usize; 3] = [4, 0, 6];
 
 fn part_name(number: usize) -> String {
@@ -11,7 +11,7 @@ fn part_name(number: usize) -> String {
 }
 
 #[test]
-fn a_model_in_parts_is_the_model_of_the_whole_file_whichever_part_is_named() {
+fn any_part_imports_the_same_model_as_the_whole_file() {
     let whole = small("", 1);
     let from = Bench::new();
     let model = from.import(&whole);
@@ -24,7 +24,7 @@ fn a_model_in_parts_is_the_model_of_the_whole_file_whichever_part_is_named() {
                 parts.iter().enumerate().map(|(index, part)| bench.file(&part_name(index + 1), part)).collect();
             let mut seen = Vec::new();
             let imported = bench.catalog.import(&paths[named - 1], None, &mut |progress| seen.push(progress)).unwrap();
-            assert_eq!((imported, bench.catalog.title(imported)), (model, "model".to_owned()));
+            assert_eq!((imported, bench.catalog.display_name(imported)), (model, "model".to_owned()));
             let bytes =
                 |bench: &Bench| bench.files("shards").iter().map(|path| fs::read(path).unwrap()).collect::<Vec<_>>();
             assert!(bytes(&bench) == bytes(&from), "the shards differ");
@@ -34,7 +34,7 @@ fn a_model_in_parts_is_the_model_of_the_whole_file_whichever_part_is_named() {
 }
 
 #[test]
-fn of_a_model_in_parts_only_what_is_asked_for_is_written() {
+fn a_partial_import_of_parts_writes_only_those_shards() {
     let bench = Bench::new();
     for (index, part) in split(&small("", 1), &RUNS, false).iter().enumerate() {
         bench.file(&part_name(index + 1), part);
@@ -47,16 +47,16 @@ fn of_a_model_in_parts_only_what_is_asked_for_is_written() {
 }
 
 #[test]
-fn parts_that_are_not_of_one_model_are_refused_by_name_and_nothing_is_kept() {
+fn parts_of_different_models_are_refused_by_name() {
     type Parts<'a> = [Option<&'a [u8]>; 3];
     let bench = Bench::new();
     let (own, other) = (split(&small("", 1), &RUNS, true), split(&small("other", 1), &RUNS, true));
     let whole = small("", 1);
-    // Each case: the bytes of the three parts, and what the error says.
+    // Each case: the bytes of the three parts, and texts of the error.
     let cases: [(&str, Parts, &[&str]); 8] = [
         ("missing", [Some(&own[0]), Some(&own[1]), None], &["part 3 of 3 is missing", "model-00003-of-00003.gguf"]),
         ("the first missing", [None, Some(&own[1]), Some(&own[2])], &["part 1 of 3 is missing"]),
-        ("doubled", [Some(&own[0]), Some(&own[1]), Some(&own[1])], &["model-00003", "part 2, which is there already"]),
+        ("doubled", [Some(&own[0]), Some(&own[1]), Some(&own[1])], &["model-00003", "part 2, which was read already"]),
         ("in another order", [Some(&own[1]), Some(&own[0]), Some(&own[2])], &["model-00001", "its name is wrong"]),
         ("foreign", [Some(&own[0]), Some(&own[1]), Some(&other[2])], &["model-00003", "general.name", "another model"]),
         ("whole files", [Some(&whole), Some(&whole), Some(&whole)], &["model-00001", "split.no"]),

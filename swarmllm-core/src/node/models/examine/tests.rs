@@ -1,4 +1,4 @@
-//! What a header's examination finds, with engines that say what a test wants.
+//! Examination of headers, with engines that tests control.
 
 use std::io::Cursor;
 use std::time::Duration;
@@ -14,26 +14,28 @@ use crate::model::tokenizer::byte_symbols;
 use crate::model::{EmbeddingSource, Fact, StageSource};
 use crate::node::{ModelActError, Node, Parts, Preset};
 
-/// An engine that takes one architecture and has never loaded anything.
-struct Picky {
+/// An engine for one architecture. Loads nothing.
+struct OneArchitecture {
     name: &'static str,
-    takes: &'static str,
-    /// Bytes that a stage takes for each position of its sessions.
+    architecture: &'static str,
+    /// Bytes of a stage per position of its sessions.
     needs: u64,
 }
 
-impl Engine for Picky {
+impl Engine for OneArchitecture {
     fn name(&self) -> &'static str {
         self.name
     }
 
     fn cuts(&self, manifest: &Manifest) -> Result<CutRules, EngineError> {
         let (engine, architecture) = (self.name, manifest.architecture.clone());
-        match architecture == self.takes {
-            true => Ok(CutRules::free()),
-            false => {
-                Err(EngineError::UnsupportedArchitecture { engine, architecture, certified: self.takes.to_owned() })
-            }
+        match architecture == self.architecture {
+            true => Ok(CutRules::any()),
+            false => Err(EngineError::UnsupportedArchitecture {
+                engine,
+                architecture,
+                certified: self.architecture.to_owned(),
+            }),
         }
     }
 
@@ -54,11 +56,11 @@ const BEST: &str = "llama.cpp";
 const OTHER: &str = "candle";
 
 fn engines(best: &'static str, other: &'static str) -> Vec<Arc<dyn Engine>> {
-    let picky = |name, takes| Arc::new(Picky { name, takes, needs: 0 });
-    vec![picky(BEST, best), picky(OTHER, other)]
+    let engine = |name, architecture| Arc::new(OneArchitecture { name, architecture, needs: 0 });
+    vec![engine(BEST, best), engine(OTHER, other)]
 }
 
-/// A model of one layer with a tokenizer of this kind and this template.
+/// A model of one layer with this kind of tokenizer and this template.
 fn model(architecture: &str, tokenizer: &str, template: Option<&str>) -> Vec<u8> {
     let own = |key: &str, value| Fact::u32(&format!("{architecture}.{key}"), value);
     let mut facts = vec![
@@ -82,14 +84,14 @@ fn model(architecture: &str, tokenizer: &str, template: Option<&str>) -> Vec<u8>
 
 fn report(file: &[u8], all: Vec<Arc<dyn Engine>>, wanted: Option<&str>, asks: bool) -> ImportReport {
     let header = Gguf::read(&mut Cursor::new(file)).unwrap();
-    let manifest = Cut::new(&header).unwrap().manifest;
+    let manifest = Sharding::new(&header).unwrap().manifest;
     ImportReport::of(&manifest, Some(&header.facts), &Engines { all, wanted: wanted.map(str::to_owned) }, asks)
 }
 
 const TEMPLATE: &str = "{{ messages[0].content }}";
 
 #[test]
-fn each_engine_says_why_it_does_not_take_a_model_and_the_best_ones_kind_counts() {
+fn a_refusal_has_every_engines_reason_and_the_best_engines_kind() {
     let file = model("gemma4", "llama", Some(TEMPLATE));
     let found = report(&file, engines("llama", "qwen3"), None, true);
     assert!(found.refuses());
@@ -103,7 +105,7 @@ fn each_engine_says_why_it_does_not_take_a_model_and_the_best_ones_kind_counts()
 }
 
 #[test]
-fn a_model_that_one_engine_takes_is_not_refused_unless_the_host_wants_the_other() {
+fn a_model_that_one_allowed_engine_runs_is_accepted() {
     let file = model("llama", "llama", Some(TEMPLATE));
     let found = report(&file, engines("gemma4", "llama"), None, true);
     assert_eq!((found.refuses(), found.findings.len(), found.warnings()), (false, 1, vec![]));
@@ -114,7 +116,7 @@ fn a_model_that_one_engine_takes_is_not_refused_unless_the_host_wants_the_other(
 }
 
 #[test]
-fn a_tokenizer_that_is_not_known_refuses_a_node_that_asks_and_warns_one_that_only_computes() {
+fn an_unknown_tokenizer_refuses_only_nodes_that_coordinate() {
     let file = model("llama", "rwkv", Some(TEMPLATE));
     let asking = report(&file, engines("llama", ""), None, true);
     assert!(asking.refuses() && asking.fault().message().contains("rwkv"), "{asking}");
@@ -125,7 +127,7 @@ fn a_tokenizer_that_is_not_known_refuses_a_node_that_asks_and_warns_one_that_onl
 }
 
 #[test]
-fn a_template_that_is_missing_or_cannot_be_read_is_told_and_no_reason_to_refuse() {
+fn a_missing_or_unreadable_template_only_warns() {
     for template in [None, Some("{% for %}")] {
         let found = report(&model("llama", "llama", template), engines("llama", "llama"), None, true);
         assert!(!found.refuses());
@@ -140,7 +142,7 @@ async fn node(dir: &TempDir) -> Node {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_import_refuses_before_a_weight_is_read_and_keeps_the_model_anyway_where_asked_to() {
+async fn an_import_refuses_before_reading_weights_unless_anyway_is_set() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("model.gguf");
     std::fs::write(&path, model("gemma4", "llama", None)).unwrap();
@@ -155,16 +157,16 @@ async fn an_import_refuses_before_a_weight_is_read_and_keeps_the_model_anyway_wh
     assert_eq!((report.architecture.as_str(), report.findings.len()), ("gemma4", 3));
     assert!(node.models().is_empty());
     assert_eq!(&node.examine(&path, options.clone()).await.unwrap(), report);
-    assert!(node.models().is_empty(), "nothing is kept by an examination");
-    let kept = node.import(&path, ImportOptions { anyway: true, ..options }).await.unwrap();
-    assert_eq!((kept.warnings.len(), node.models().len()), (3, 1));
-    assert_eq!(kept.findings, report.findings);
+    assert!(node.models().is_empty(), "an examination stores nothing");
+    let imported = node.import(&path, ImportOptions { anyway: true, ..options }).await.unwrap();
+    assert_eq!((imported.warnings.len(), node.models().len()), (3, 1));
+    assert_eq!(imported.findings, report.findings);
     assert!(*read.lock().unwrap() > 0);
     node.shutdown(Duration::ZERO).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_model_that_was_kept_anyway_is_listed_as_one_that_cannot_run() {
+async fn a_model_imported_anyway_is_listed_as_unable_to_run() {
     let dir = TempDir::new().unwrap();
     let import = async |node: &Node, architecture: &str, tokenizer: &str| {
         let path = dir.path().join("model.gguf");
@@ -176,7 +178,7 @@ async fn a_model_that_was_kept_anyway_is_listed_as_one_that_cannot_run() {
     let unknown = import(&first, "gemma4", "llama").await;
     let mute = import(&first, "llama", "rwkv").await;
     first.shutdown(Duration::ZERO).await;
-    // A node that was not there when they were imported says the same.
+    // A node started after the imports reports the same.
     let again = node(&dir).await;
     let listed = again.models();
     let of = |id| listed.iter().find(|model| model.id == id).unwrap();
@@ -191,22 +193,22 @@ async fn a_model_that_was_kept_anyway_is_listed_as_one_that_cannot_run() {
 }
 
 #[tokio::test]
-async fn a_model_is_ready_where_a_plan_has_the_memory_for_it_and_else_says_that_it_is_short() {
-    /// For the model's own context, with one session.
+async fn a_model_without_enough_memory_for_a_plan_is_not_ready() {
+    /// Memory for the model's context with one session.
     const ENOUGH: u64 = 64;
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("model.gguf");
     std::fs::write(&path, model("llama", "llama", None)).unwrap();
     let node = async |name: &str, sessions, memory| {
         let builder = Node::builder().data_dir(dir.path().join(name)).preset(Preset::Offline);
-        let engine = Arc::new(Picky { name: BEST, takes: "llama", needs: 1 });
+        let engine = Arc::new(OneArchitecture { name: BEST, architecture: "llama", needs: 1 });
         builder.engines(vec![engine]).sessions(sessions).memory(memory).start().await.unwrap()
     };
     let short = async |name: &str, sessions| {
         let node = node(name, sessions, ENOUGH - 1).await;
         let imported = node.import(&path, ImportOptions::default()).await.unwrap();
         let listed = node.models().remove(0);
-        assert!(!listed.ready && listed.refusal().is_none(), "it may be ready later");
+        assert!(!listed.ready && listed.refusal().is_none(), "the model may be ready later");
         assert_eq!((&imported.findings, &imported.warnings), (&listed.findings, &listed.warnings));
         let found = listed.findings.into_iter().find(|finding| finding.subject == Subject::Memory).unwrap();
         assert!(listed.warnings.contains(&found.reason), "{:?}", listed.warnings);
@@ -226,7 +228,7 @@ async fn a_model_is_ready_where_a_plan_has_the_memory_for_it_and_else_says_that_
 }
 
 #[test]
-fn what_a_tokenizer_works_without_is_told_and_no_reason_to_refuse() {
+fn defects_of_a_tokenizer_only_warn() {
     let words = byte_symbols();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let facts = [
@@ -245,19 +247,19 @@ fn what_a_tokenizer_works_without_is_told_and_no_reason_to_refuse() {
 }
 
 #[test]
-fn a_report_is_told_in_json_field_by_field() {
+fn a_report_serialises_to_json() {
     let found = report(&model("gemma4", "llama", None), engines("llama", "llama"), None, true);
-    let told = serde_json::to_value(&found).unwrap();
-    assert_eq!((&told["architecture"], &told["refuses"]), (&"gemma4".into(), &true.into()));
-    let first = &told["findings"][0];
+    let json = serde_json::to_value(&found).unwrap();
+    assert_eq!((&json["architecture"], &json["refuses"]), (&"gemma4".into(), &true.into()));
+    let first = &json["findings"][0];
     assert_eq!((&first["subject"], &first["engine"]), (&"engine".into(), &BEST.into()));
     assert_eq!((&first["kind"], &first["refuses"]), (&"UnsupportedArchitecture".into(), &true.into()));
-    let last = &told["findings"][2];
+    let last = &json["findings"][2];
     assert_eq!((&last["subject"], &last["engine"]), (&"template".into(), &serde_json::Value::Null));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sound_model_is_imported_with_no_warning() {
+async fn a_sound_model_is_imported_without_warnings() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("model.gguf");
     std::fs::write(&path, model("llama", "llama", Some(TEMPLATE))).unwrap();
@@ -268,7 +270,7 @@ async fn a_sound_model_is_imported_with_no_warning() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_is_examined_without_a_node_beside_one_that_has_the_data_directory() {
+async fn a_file_is_examined_without_a_node_or_data_directory() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("model.gguf");
     std::fs::write(&path, model("gemma4", "llama", None)).unwrap();
@@ -279,14 +281,14 @@ async fn a_file_is_examined_without_a_node_beside_one_that_has_the_data_director
         assert_eq!(found, node.examine(&path, ImportOptions::default()).await.unwrap(), "{data}");
         assert!(found.refuses());
     }
-    assert!(!dir.path().join("nowhere").exists(), "nothing is made");
+    assert!(!dir.path().join("nowhere").exists(), "no directory is created");
     let elsewhere = Node::builder().examine(&dir.path().join("none.gguf"), ImportOptions::default()).await;
     assert_eq!(elsewhere.unwrap_err().kind(), ErrorKind::Io);
     node.shutdown(Duration::ZERO).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn layers_that_the_model_does_not_have_are_refused_with_the_number_that_it_has() {
+async fn nonexistent_layers_are_refused_with_the_models_layer_count() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("model.gguf");
     std::fs::write(&path, model("llama", "llama", Some(TEMPLATE))).unwrap();
@@ -321,7 +323,7 @@ async fn layers_that_the_model_does_not_have_are_refused_with_the_number_that_it
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_models_that_a_name_could_mean_the_only_one_that_can_run_here_is_asked() {
+async fn an_ambiguous_name_means_the_only_model_that_can_run() {
     let dir = TempDir::new().unwrap();
     let import = async |node: &Node, architecture: &str, tokenizer: &str| {
         let path = dir.path().join("chatty.gguf");
@@ -331,7 +333,7 @@ async fn of_models_that_a_name_could_mean_the_only_one_that_can_run_here_is_aske
     let node = node(&dir).await;
     let unknown = import(&node, "gemma4", "llama").await;
     let mute = import(&node, "llama", "rwkv").await;
-    assert_eq!(node.resolve("chatty").unwrap_err().kind(), ErrorKind::InvalidArgument, "none of the two can run");
+    assert_eq!(node.resolve("chatty").unwrap_err().kind(), ErrorKind::InvalidArgument, "neither model can run");
     let sound = import(&node, "llama", "llama").await;
     for text in ["chatty", "CHAT"] {
         assert_eq!(node.resolve(text).unwrap(), sound, "{text}");
@@ -342,7 +344,7 @@ async fn of_models_that_a_name_could_mean_the_only_one_that_can_run_here_is_aske
             node.add_alias(text, "mine").await.map(drop),
         ];
         for error in changed.map(Result::unwrap_err) {
-            assert_eq!(error.kind(), ErrorKind::InvalidArgument, "what changes a model names it: {error}");
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument, "changes need an unambiguous name: {error}");
         }
     }
     assert_eq!(
@@ -350,6 +352,6 @@ async fn of_models_that_a_name_could_mean_the_only_one_that_can_run_here_is_aske
         (unknown, mute)
     );
     node.add_alias(&unknown.to_string(), "chat").await.unwrap();
-    assert_eq!(node.resolve("chat").unwrap(), unknown, "an alias that is written out means its model");
+    assert_eq!(node.resolve("chat").unwrap(), unknown, "a whole alias means its model");
     node.shutdown(Duration::ZERO).await;
 }

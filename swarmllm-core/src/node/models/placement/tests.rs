@@ -1,4 +1,4 @@
-//! Nodes that fetch by themselves, on loopback.
+//! Placement among nodes on loopback.
 
 use std::time::Instant;
 
@@ -12,25 +12,25 @@ use crate::engine::{CutRules, Embedder, Engine, EngineError, Stage, StageConfig}
 use crate::model::manifest::tests::small_model;
 use crate::model::{Catalog, EmbeddingSource, StageSource};
 use crate::node::{ImportOptions, Node};
-use crate::pipeline::slots::Owner;
-use crate::pipeline::stages::{Claim, Lease, StageKey};
+use crate::pipeline::host::slots::SlotOwner;
+use crate::pipeline::host::stages::{SlotLease, SlotRequest, StageKey};
 use crate::wire::prefix::Prefix;
 
 const LAYERS: u32 = 4;
 const CLOSING: Duration = Duration::from_secs(5);
-/// Time within which anything here happens.
+/// Deadline of every expected event.
 const SOON: Duration = Duration::from_secs(30);
 
-/// Takes one byte of memory for a layer, and computes nothing of use.
-struct Idle;
+/// An engine that takes one byte of memory per layer and computes nothing useful.
+struct OneByteEngine;
 
-impl Engine for Idle {
+impl Engine for OneByteEngine {
     fn name(&self) -> &'static str {
         "idle"
     }
 
     fn cuts(&self, _: &Manifest) -> Result<CutRules, EngineError> {
-        Ok(CutRules::free())
+        Ok(CutRules::any())
     }
 
     fn memory(&self, _: &Manifest, layers: LayerRange, _: bool, _: &StageConfig) -> u64 {
@@ -47,14 +47,14 @@ impl Engine for Idle {
     }
 }
 
-/// A node with memory for so many layers.
+/// A node with memory for `memory` layers.
 async fn node(dir: &TempDir, network: &str, memory: u64, place: Option<u64>) -> Node {
     let builder = Node::builder()
         .data_dir(dir.path().join("data"))
         .network(network)
         .mdns(false)
         .listen(vec!["/ip4/127.0.0.1/tcp/0".to_owned()])
-        .engines(vec![Arc::new(Idle)])
+        .engines(vec![Arc::new(OneByteEngine)])
         .memory(memory);
     let builder = match place {
         Some(disk) => builder.place(disk),
@@ -71,7 +71,7 @@ async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
-/// Makes a node know a model, as who wants to ask it does.
+/// Makes a node know a model, as a coordinator does.
 async fn learn(node: &Node, model: ModelId) {
     eventually("a source is known", || node.peers().iter().any(|peer| !peer.holdings.is_empty())).await;
     node.pull(&model.to_string(), Parts::Coordinator, None).await.unwrap();
@@ -87,12 +87,12 @@ fn holds(node: &Node) -> Vec<LayerRange> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nodes_that_may_share_a_model_out_among_themselves_and_others_fetch_nothing() {
+async fn nodes_with_placement_divide_a_model_and_others_fetch_nothing() {
     let network = format!("placer-{}", std::process::id());
     let dirs: Vec<TempDir> = (0..4).map(|_| TempDir::new().unwrap()).collect();
     let file = dirs[0].path().join("model.gguf");
     std::fs::write(&file, small_model("small", LAYERS, false, true, 1)).unwrap();
-    // The first has all, and memory for nothing.
+    // The first node holds all layers and has memory for none.
     let source = node(&dirs[0], &network, 0, None).await;
     let model = source.import(&file, ImportOptions { anyway: true, ..ImportOptions::default() }).await.unwrap();
     let disk = model.size;
@@ -113,23 +113,24 @@ async fn nodes_that_may_share_a_model_out_among_themselves_and_others_fetch_noth
         both.sort_unstable();
         both == [LayerRange::new(0, 2), LayerRange::new(2, 4)]
     };
-    eventually("two halves are held", all).await;
-    assert!(holds(&nodes[2]).is_empty(), "who is not allowed to fetches nothing");
+    eventually("both halves are held", all).await;
+    assert!(holds(&nodes[2]).is_empty(), "a node without placement fetches nothing");
     for node in nodes.iter().chain([&source]) {
         node.shutdown(CLOSING).await;
     }
 }
 
-/// A session that computes a whole model at a node, for as long as what it gives is there.
-async fn compute(node: &Node, model: ModelId) -> Lease {
-    let key = StageKey { model, layers: LayerRange::new(0, LAYERS), head: true, engine: Idle.name().to_owned() };
-    let owner = Owner { coordinator: node.id(), session: SessionId([1; 16]), epoch: 0 };
-    let claim = Claim { owner, least: 8, prefix: &Prefix::default(), over: &CancellationToken::new() };
-    node.shared().serving.stages().acquire(key, claim).await.unwrap().0
+/// A session that uses a whole model at a node until the lease is dropped.
+async fn compute(node: &Node, model: ModelId) -> SlotLease {
+    let key =
+        StageKey { model, layers: LayerRange::new(0, LAYERS), head: true, engine: OneByteEngine.name().to_owned() };
+    let owner = SlotOwner { coordinator: node.id(), session: SessionId([1; 16]), epoch: 0 };
+    let claim = SlotRequest { owner, least: 8, prefix: &Prefix::default(), over: &CancellationToken::new() };
+    node.shared().models.stages.acquire(key, claim).await.unwrap().0
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_model_that_all_its_holders_compute_gets_one_more_if_that_lasts() {
+async fn a_model_in_use_at_all_holders_gets_another_holder() {
     let network = format!("placer-demand-{}", std::process::id());
     let dirs: Vec<TempDir> = (0..3).map(|_| TempDir::new().unwrap()).collect();
     let file = dirs[0].path().join("model.gguf");
@@ -146,10 +147,10 @@ async fn a_model_that_all_its_holders_compute_gets_one_more_if_that_lasts() {
         .await;
     learn(&third, model.id).await;
     let one = compute(&holders[0], model.id).await;
-    tokio::time::sleep(ROUND * 2 * LASTS as u32).await;
+    tokio::time::sleep(ROUND * 2 * DEMAND_ROUNDS as u32).await;
     assert!(holds(&third).is_empty(), "the other holder is free");
     let other = compute(&holders[1], model.id).await;
-    eventually("it is fetched", || holds(&third) == [LayerRange::new(0, LAYERS)]).await;
+    eventually("the third node fetches the model", || holds(&third) == [LayerRange::new(0, LAYERS)]).await;
     drop((one, other));
     for node in holders.iter().chain([&third]) {
         node.shutdown(CLOSING).await;
@@ -157,16 +158,16 @@ async fn a_model_that_all_its_holders_compute_gets_one_more_if_that_lasts() {
 }
 
 #[test]
-fn demand_counts_once_it_has_lasted_and_ends_at_once() {
-    let mut view = View::default();
-    let mut told = |wanted| view.demand(wanted);
-    assert!((1..LASTS).all(|_| told(4) == HOLDERS));
-    assert_eq!((told(5), told(3), told(9)), (4, 3, 3));
-    assert_eq!(told(HOLDERS), HOLDERS);
+fn demand_counts_after_some_rounds_and_ends_at_once() {
+    let mut history = ModelHistory::default();
+    let mut demand = |wanted| history.demand(wanted);
+    assert!((1..DEMAND_ROUNDS).all(|_| demand(4) == MIN_HOLDERS));
+    assert_eq!((demand(5), demand(3), demand(9)), (4, 3, 3));
+    assert_eq!(demand(MIN_HOLDERS), MIN_HOLDERS);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_fetched_beyond_the_disk_that_is_allowed() {
+async fn placement_stays_within_the_disk_budget() {
     let network = format!("placer-disk-{}", std::process::id());
     let dirs: Vec<TempDir> = (0..2).map(|_| TempDir::new().unwrap()).collect();
     let file = dirs[0].path().join("model.gguf");
@@ -186,16 +187,16 @@ async fn nothing_is_fetched_beyond_the_disk_that_is_allowed() {
     }
 }
 
-/// Puts the first half of a model into a data directory, as placement or the host brought it, from another one's shards. Gives the
-/// bytes of the first layer and of the head.
-fn bring(from: &TempDir, to: &TempDir, model: ModelId, by_host: bool) -> [u64; 2] {
+/// Copies the first half of a model from one data directory to another, as if placement or the host had fetched it. Returns
+/// the bytes of the first layer and of the head.
+fn copy_first_half(from: &TempDir, to: &TempDir, model: ModelId, by_host: bool) -> [u64; 2] {
     let shards = from.path().join("data").join("shards");
     let to = Catalog::open(&to.path().join("data")).unwrap();
     let manifest = std::fs::read(from.path().join("data").join("models").join(format!("{model}.manifest"))).unwrap();
     let manifest = to.add_manifest(&manifest, model).unwrap();
     match by_host {
-        true => to.note_wanted(model, &|_| true).unwrap(),
-        false => to.note_placed(model, &|_| true).unwrap(),
+        true => to.record_requested(model, &|_| true).unwrap(),
+        false => to.record_placed(model, &|_| true).unwrap(),
     }
     for entry in manifest.stage_shards(LayerRange::new(0, LAYERS / 2), false) {
         let mut writer = to.whole_writer(entry).unwrap();
@@ -205,8 +206,8 @@ fn bring(from: &TempDir, to: &TempDir, model: ModelId, by_host: bool) -> [u64; 2
     [ShardKind::Layer(0), ShardKind::Head].map(|kind| manifest.shard(kind).unwrap().size)
 }
 
-/// A swarm in which the first half of a model has five holders and the second half one. Three hold by placement, with
-/// so much room beside it.
+/// A swarm with five holders of a model's first half and one of its second. Three hold by placement; `room` gives their
+/// further disk space.
 async fn lopsided(name: &str, room: impl Fn([u64; 2]) -> u64) -> (Vec<TempDir>, Vec<Node>, ModelId) {
     let network = format!("placer-{name}-{}", std::process::id());
     let dirs: Vec<TempDir> = (0..5).map(|_| TempDir::new().unwrap()).collect();
@@ -215,7 +216,7 @@ async fn lopsided(name: &str, room: impl Fn([u64; 2]) -> u64) -> (Vec<TempDir>, 
     let mut nodes = vec![node(&dirs[0], &network, 0, None).await];
     let model = nodes[0].import(&file, ImportOptions { anyway: true, ..ImportOptions::default() }).await.unwrap();
     for (index, dir) in dirs.iter().enumerate().skip(1) {
-        let sizes = bring(&dirs[0], dir, model.id, index == 1);
+        let sizes = copy_first_half(&dirs[0], dir, model.id, index == 1);
         nodes.push(node(dir, &network, 2, Some(on_disk(dir) + room(sizes))).await);
     }
     for (index, one) in nodes.iter().enumerate() {
@@ -231,32 +232,32 @@ async fn a_half_is_moved(name: &str, room: impl Fn([u64; 2]) -> u64) {
     let (first, second) = (LayerRange::new(0, 2), LayerRange::new(2, 4));
     let holders = |half| nodes.iter().filter(|node| holds(node).iter().any(|held| held.covers(half))).count();
     let moved = || nodes[2..].iter().any(|node| holds(node) == [second]);
-    eventually("one half is given up for the other", moved).await;
+    eventually("one half is evicted for the other", moved).await;
     tokio::time::sleep(4 * ROUND).await;
     assert!(holders(first) >= 2 && holders(second) >= 2, "{} {}", holders(first), holders(second));
-    assert_eq!(holds(&nodes[1]), [first], "what the host brought stays");
+    assert_eq!(holds(&nodes[1]), [first], "shards of the host stay");
     for node in &nodes {
         node.shutdown(CLOSING).await;
     }
-    // It is so on the disk too, though who was there longer may have begun to move once more.
-    let kept = |dir: &TempDir| Catalog::open(&dir.path().join("data")).unwrap().holding(model).layers;
-    let kept: Vec<Vec<LayerRange>> = dirs.iter().map(kept).collect();
-    assert_eq!((&kept[0][..], &kept[1][..]), (&[LayerRange::new(0, LAYERS)][..], &[first][..]));
-    assert!(kept[2..].iter().any(|held| *held == [second]), "{kept:?}");
+    // The disks agree, though a node that ran longer may have begun another move.
+    let stored = |dir: &TempDir| Catalog::open(&dir.path().join("data")).unwrap().holding(model).layers;
+    let stored: Vec<Vec<LayerRange>> = dirs.iter().map(stored).collect();
+    assert_eq!((&stored[0][..], &stored[1][..]), (&[LayerRange::new(0, LAYERS)][..], &[first][..]));
+    assert!(stored[2..].iter().any(|held| *held == [second]), "{stored:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_enough_others_hold_is_given_up_for_what_is_short_once_that_has_come() {
+async fn abundant_layers_are_evicted_after_scarce_layers_are_fetched() {
     a_half_is_moved("both", |[layer, head]| 2 * layer + head).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_there_is_no_room_for_both_the_old_goes_before_the_new_comes() {
+async fn without_space_for_both_the_old_layers_are_evicted_first() {
     a_half_is_moved("either", |[layer, head]| layer + head).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_host_discards_is_not_fetched_again_until_it_asks() {
+async fn discarded_layers_are_not_fetched_until_the_host_pulls_them() {
     let network = format!("placer-discard-{}", std::process::id());
     let dirs: Vec<TempDir> = (0..2).map(|_| TempDir::new().unwrap()).collect();
     let file = dirs[0].path().join("model.gguf");
@@ -267,7 +268,7 @@ async fn what_the_host_discards_is_not_fetched_again_until_it_asks() {
     let placing = node(&dirs[1], &network, u64::from(LAYERS), Some(2 * model.size)).await;
     placing.connect(&source.addresses()[0]).await.unwrap();
     learn(&placing, model.id).await;
-    eventually("all is fetched", || holds(&placing) == [LayerRange::new(0, LAYERS)]).await;
+    eventually("all layers are fetched", || holds(&placing) == [LayerRange::new(0, LAYERS)]).await;
     let layer = Parts::Stage { layers: LayerRange::new(1, 2), head: false };
     assert_eq!(placing.discard(&name, layer.clone()).await.unwrap().held.len(), 2);
     tokio::time::sleep(6 * ROUND).await;

@@ -1,19 +1,19 @@
-//! Imports of files whose models are known here, and of parts of models that are not.
+//! Imports of files of known models, and partial imports of unknown models.
 
 use super::*;
 
 /// Bytes of the embedding.
 const EMBEDDING: usize = 9 * MIB / 8;
-/// Bytes of a layer: its norm, the space behind it, its matrix.
+/// Bytes of a layer: its norm, padding, its matrix.
 const LAYER: usize = 5 * MIB / 4 + 32;
-/// What every import asks for: the first byte, and the group that the header is in.
+/// Bytes that every import requests: the first byte, and the group with the header.
 const HEADER: usize = 1 + MIB;
 
-fn kept(parts: Parts) -> ImportOptions {
+fn only(parts: Parts) -> ImportOptions {
     ImportOptions { parts: Some(vec![parts]), ..ImportOptions::default() }
 }
 
-/// Imports from a server, and gives how many bytes of the file were asked for.
+/// Imports from a server; also returns the bytes of the file that were requested.
 async fn import(bench: &Bench, server: &Server, options: ImportOptions) -> (ModelId, usize) {
     let before = server.asked().len();
     let model = bench.import_with(server.url().as_str(), &options).await.unwrap();
@@ -22,7 +22,7 @@ async fn import(bench: &Bench, server: &Server, options: ImportOptions) -> (Mode
     (model, server.bytes_asked(before))
 }
 
-/// A bench that knows a model by its manifest and holds nothing of it, as after a word from the swarm.
+/// A bench that knows a model's manifest from the swarm and holds no shard.
 fn informed(bytes: &[u8]) -> (Bench, ModelId) {
     let (bench, other) = (Bench::new(), Bench::new());
     let model = other.local(bytes);
@@ -32,57 +32,60 @@ fn informed(bytes: &[u8]) -> (Bench, ModelId) {
 }
 
 #[tokio::test]
-async fn of_a_known_model_only_what_is_wanted_is_read() {
+async fn only_wanted_shards_of_a_known_model_are_read() {
     let bytes = tiny(1);
     let server = Server::good(bytes.clone()).await;
     let bench = Bench::new();
-    let (model, asked) = import(&bench, &server, kept(layers(1, 2))).await;
+    let (model, asked) = import(&bench, &server, only(layers(1, 2))).await;
     assert!(asked + MIB > bytes.len(), "every byte of an unknown model is read: {asked} of {}", bytes.len());
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let seen = told.clone();
+    let reports = Arc::new(Mutex::new(Vec::new()));
+    let seen = reports.clone();
     let progress: crate::node::ProgressFn = Arc::new(move |progress: Progress| seen.lock().unwrap().push(progress));
-    let options = ImportOptions { progress: Some(progress), name: Some("mine".to_owned()), ..kept(layers(1, 3)) };
+    let options = ImportOptions { progress: Some(progress), name: Some("mine".to_owned()), ..only(layers(1, 3)) };
     let (again, asked) = import(&bench, &server, options).await;
     assert!(again == model && asked <= HEADER + 2 * LAYER, "{asked} of {}", bytes.len());
     assert_eq!(bench.catalog.holding(model).layers, [LayerRange::new(1, 3)]);
     assert_eq!(bench.catalog.names(model), ["mine", "tiny"]);
-    let told = told.lock().unwrap().clone();
-    assert_eq!((told[0].done, told[0].total), (0, 2 * LAYER as u64));
-    assert_eq!(told.last().unwrap().done, 2 * LAYER as u64);
-    let (again, asked) = import(&bench, &server, kept(layers(1, 3))).await;
-    assert!(again == model && asked <= HEADER + 2 * LAYER, "{asked}: what is held and wanted is compared");
+    let reports = reports.lock().unwrap().clone();
+    assert_eq!((reports[0].done, reports[0].total), (0, 2 * LAYER as u64));
+    assert_eq!(reports.last().unwrap().done, 2 * LAYER as u64);
+    let (again, asked) = import(&bench, &server, only(layers(1, 3))).await;
+    assert!(again == model && asked <= HEADER + 2 * LAYER, "{asked}: held wanted shards are compared");
     let (again, asked) = import(&bench, &server, ImportOptions::default()).await;
     assert!(again == model && asked <= bytes.len() + HEADER, "{asked} of {}", bytes.len());
     assert_like_local(&bench, model, &bytes);
 }
 
 #[tokio::test]
-async fn a_model_known_from_the_swarm_needs_no_more_than_what_is_wanted_and_a_layer() {
+async fn a_model_known_from_the_swarm_needs_wanted_shards_and_a_layer() {
     let bytes = tiny(1);
     let server = Server::good(bytes.clone()).await;
     let (bench, model) = informed(&bytes);
-    let (found, asked) = import(&bench, &server, kept(Parts::Coordinator)).await;
-    assert!(found == model && asked <= HEADER + EMBEDDING + LAYER, "{asked}: a layer tells models of one header apart");
+    let (found, asked) = import(&bench, &server, only(Parts::Coordinator)).await;
+    assert!(
+        found == model && asked <= HEADER + EMBEDDING + LAYER,
+        "{asked}: a layer distinguishes models with equal headers"
+    );
     assert!(bench.catalog.holding(model).embedding && bench.catalog.holding(model).layers.is_empty());
     let (bench, _) = informed(&bytes);
-    let (found, asked) = import(&bench, &server, kept(layers(0, 1))).await;
+    let (found, asked) = import(&bench, &server, only(layers(0, 1))).await;
     assert!(found == model && asked <= HEADER + LAYER, "{asked}");
 }
 
 #[tokio::test]
-async fn other_weights_under_the_header_of_a_known_model_are_another_model() {
+async fn equal_headers_with_other_weights_are_another_model() {
     let (one, two) = (tiny(1), tiny(2));
     let other = Bench::new().local(&two);
     let server = Server::good(two.clone()).await;
-    for options in [kept(Parts::Coordinator), kept(layers(1, 2)), ImportOptions::default()] {
+    for options in [only(Parts::Coordinator), only(layers(1, 2)), ImportOptions::default()] {
         let whole = Bench::new();
         let (informed, model) = informed(&one);
         assert_eq!(whole.local(&one), model);
         for bench in [whole, informed] {
             let (found, asked) = import(&bench, &server, options.clone()).await;
             assert!(found == other && asked + MIB > two.len(), "{asked} of {}", two.len());
-            assert_eq!(bench.catalog.verify(model).unwrap(), [], "nothing of the one is damaged by the other");
-            // Of two models with one header the weights decide anew each time.
+            assert_eq!(bench.catalog.verify(model).unwrap(), [], "the other model damages nothing");
+            // With two models of equal headers, the weights decide each time.
             let (found, _) = import(&bench, &server, options.clone()).await;
             assert_eq!(found, other);
         }
@@ -106,9 +109,9 @@ async fn an_alias_of_another_model_is_refused_before_a_weight_is_fetched() {
 }
 
 #[tokio::test]
-async fn what_is_not_wanted_is_read_for_the_identity_and_takes_no_room() {
+async fn unwanted_shards_are_read_for_the_id_and_not_stored() {
     let bytes = tiny(1);
-    // The beginning with the header, the log of groups, and names, marks and manifest.
+    // The header's group, the log of leaves, names, provenance and manifest.
     const BESIDE: u64 = (MIB + 64 * 1024) as u64;
     for ranges in [true, false] {
         let file = bytes.clone();
@@ -125,7 +128,7 @@ async fn what_is_not_wanted_is_read_for_the_identity_and_takes_no_room() {
             let mut most = seen.lock().unwrap();
             *most = (most.0.max(used(&data)), progress.done);
         });
-        let options = ImportOptions { progress: Some(progress), ..kept(layers(1, 2)) };
+        let options = ImportOptions { progress: Some(progress), ..only(layers(1, 2)) };
         bench.import_with(server.url().as_str(), &options).await.unwrap();
         let (most, read) = *most.lock().unwrap();
         assert!(read as usize + MIB > bytes.len(), "{read} of {}", bytes.len());
@@ -133,14 +136,14 @@ async fn what_is_not_wanted_is_read_for_the_identity_and_takes_no_room() {
     }
 }
 
-/// Bytes of all files in a directory and those below it. One that goes meanwhile counts nothing.
+/// Bytes of all files below a directory. A file that disappears meanwhile counts as empty.
 fn used(dir: &std::path::Path) -> u64 {
     let entries = fs::read_dir(dir).unwrap().filter_map(Result::ok).map(|entry| entry.path());
     entries.map(|path| if path.is_dir() { used(&path) } else { fs::metadata(&path).map_or(0, |it| it.len()) }).sum()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_examination_on_the_web_fetches_the_header_alone_and_keeps_nothing() {
+async fn an_examination_on_the_web_fetches_only_the_header() {
     let bytes = tiny(1);
     let dir = TempDir::new().unwrap();
     let builder = Node::builder().data_dir(dir.path()).preset(Preset::Offline).engines(Vec::new());
@@ -152,13 +155,13 @@ async fn an_examination_on_the_web_fetches_the_header_alone_and_keeps_nothing() 
     let file = bytes.clone();
     let server = Server::start(move |_| Answer::whole(&file).cut(2 * MIB, Then::Hang)).await;
     assert_eq!(node.examine_url(server.url(), ImportOptions::default()).await.unwrap(), report);
-    let outside = || kept(layers(1, 99));
+    let outside = || only(layers(1, 99));
     for error in [
         node.examine_url(server.url(), outside()).await.unwrap_err(),
         node.import_url(server.url(), outside()).await.unwrap_err(),
     ] {
         assert_eq!(error.kind(), ErrorKind::InvalidArgument);
-        assert!(error.to_string().contains("layers 1..99 are not all there: the model has"), "{error}");
+        assert!(error.to_string().contains("layers 1..99 do not all exist: the model has"), "{error}");
     }
     assert_eq!(fs::read_dir(dir.path().join("partial")).unwrap().count(), 0);
     node.shutdown(Duration::ZERO).await;

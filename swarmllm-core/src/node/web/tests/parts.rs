@@ -10,7 +10,7 @@ fn part_path(number: usize) -> String {
     format!("/models/tiny-{number:05}-of-{:05}.gguf", RUNS.len())
 }
 
-/// A server of these parts. One that is empty is not there.
+/// A server of these parts. An empty part is missing.
 async fn in_parts(parts: Vec<Vec<u8>>) -> Server {
     Server::start(move |asked| match parts.iter().enumerate().find(|(index, _)| asked.path == part_path(index + 1)) {
         Some((_, part)) if !part.is_empty() => Answer::of(part, asked),
@@ -20,7 +20,7 @@ async fn in_parts(parts: Vec<Vec<u8>>) -> Server {
 }
 
 #[tokio::test]
-async fn a_model_in_parts_from_the_web_is_the_model_of_the_whole_file() {
+async fn a_model_in_parts_equals_the_model_of_one_file() {
     let bytes = tiny(1);
     for all in [false, true] {
         let parts = split(&bytes, &RUNS, all);
@@ -30,8 +30,8 @@ async fn a_model_in_parts_from_the_web_is_the_model_of_the_whole_file() {
             let (bench, before) = (Bench::new(), server.asked().len());
             let model = bench.import(format!("{}{}", server.address, part_path(named))).await.unwrap();
             assert_like_local(&bench, model, &bytes);
-            assert_eq!(bench.catalog.title(model), "tiny");
-            // A byte of each part for its version, and the beginnings of those behind the first one for their headers.
+            assert_eq!(bench.catalog.display_name(model), "tiny");
+            // One byte of each part for its version, and the headers of the later parts.
             let bound = total + RUNS.len() + (RUNS.len() - 1) * 64 * 1024;
             assert!(server.bytes_asked(before) <= bound, "{} of {total}", server.bytes_asked(before));
         }
@@ -39,14 +39,14 @@ async fn a_model_in_parts_from_the_web_is_the_model_of_the_whole_file() {
 }
 
 #[tokio::test]
-async fn an_import_of_parts_goes_on_in_the_part_where_an_earlier_attempt_stopped() {
+async fn an_import_of_parts_resumes_in_the_right_part() {
     let bytes = tiny(1);
     let server = in_parts(split(&bytes, &RUNS, false)).await;
     let url = |number| format!("{}{}", server.address, part_path(number));
     let (bench, done) = interrupted_at(&url(1), ImportOptions::default()).await;
     assert!(done > 2 * MIB && bench.files("shards").is_empty());
     let before = server.asked().len();
-    // Another part is named, and the model is the same.
+    // Naming another part gives the same model.
     let model = bench.import(url(3)).await.unwrap();
     let again = server.bytes_asked(before);
     assert!(again <= bytes.len() - done + MIB + RUNS.len() * 64 * 1024, "{again} of {} after {done}", bytes.len());
@@ -54,7 +54,7 @@ async fn an_import_of_parts_goes_on_in_the_part_where_an_earlier_attempt_stopped
 }
 
 #[tokio::test]
-async fn a_part_that_changed_between_attempts_begins_the_model_anew() {
+async fn a_part_changed_between_attempts_restarts_the_download() {
     let (old, new) = (split(&tiny(1), &RUNS, false), split(&tiny(2), &RUNS, false));
     let changed = Arc::new(AtomicUsize::new(0));
     let now = changed.clone();
@@ -74,7 +74,7 @@ async fn a_part_that_changed_between_attempts_begins_the_model_anew() {
 }
 
 #[tokio::test]
-async fn parts_on_the_web_that_are_missing_doubled_or_foreign_are_refused_by_name_before_their_weights_come() {
+async fn missing_duplicate_or_foreign_parts_are_refused_by_name() {
     type Parts<'a> = [&'a [u8]; 3];
     let own = split(&tiny(1), &RUNS, true);
     let other = {
@@ -86,7 +86,7 @@ async fn parts_on_the_web_that_are_missing_doubled_or_foreign_are_refused_by_nam
     };
     let cases: [(&str, Parts, &[&str]); 4] = [
         ("missing", [&own[0], &[], &own[2]], &["tiny-00002-of-00003.gguf", "404"]),
-        ("doubled", [&own[0], &own[0], &own[2]], &["tiny-00002", "there already"]),
+        ("doubled", [&own[0], &own[0], &own[2]], &["tiny-00002", "read already"]),
         ("foreign", [&own[0], &own[1], &other[2]], &["tiny-00003", "context_length"]),
         ("misnamed", [&own[1], &own[0], &own[2]], &["tiny-00001", "its name is wrong"]),
     ];
@@ -105,7 +105,7 @@ async fn parts_on_the_web_that_are_missing_doubled_or_foreign_are_refused_by_nam
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pull_takes_a_layer_from_the_part_that_has_it() {
+async fn a_pull_fetches_a_layer_from_its_part() {
     let bytes = tiny(1);
     let server = in_parts(split(&bytes, &RUNS, false)).await;
     let (_dir, node, model) = node(&bytes, None).await;
@@ -119,12 +119,12 @@ async fn a_pull_takes_a_layer_from_the_part_that_has_it() {
 }
 
 #[tokio::test]
-async fn parts_in_a_hub_lie_beside_the_one_that_is_named() {
+async fn parts_in_a_hub_are_beside_the_named_part() {
     let source = WebSource::new("hf:owner/repo/Q4 K/m%20n-00002-of-00003.gguf@refs/pr/1");
     let client = client(source).unwrap();
     let name = client.part_name().unwrap();
-    assert_eq!((name.count(), client.sibling(&name.of(2)).address()), (3, client.address()));
-    let first = client.sibling(&name.of(1));
+    assert_eq!((name.count(), client.sibling(&name.with_number(2)).address()), (3, client.address()));
+    let first = client.sibling(&name.with_number(1));
     assert!(first.address().starts_with(&format!("{HUB}/owner/repo/resolve/refs%2Fpr%2F1/Q4%20K/m")));
     assert!(first.address().ends_with("-00001-of-00003.gguf"), "{}", first.address());
 }

@@ -1,4 +1,4 @@
-//! A server of one file, as good or as bad as a test wants it.
+//! A test server of one file, with scripted faults.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -8,10 +8,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 
-/// A question that came.
+/// A received request.
 #[derive(Debug, Clone)]
 pub struct Asked {
-    /// How many came before it.
+    /// Number of earlier requests.
     pub number: usize,
     pub path: String,
     pub headers: Vec<(String, String)>,
@@ -22,27 +22,27 @@ impl Asked {
         self.headers.iter().find(|(given, _)| given == name).map(|(_, value)| value.as_str())
     }
 
-    /// The part of the file that is asked for.
+    /// The requested range.
     pub fn range(&self) -> Option<Range<usize>> {
         let (first, last) = self.header("range")?.strip_prefix("bytes=")?.split_once('-')?;
         Some(first.parse().ok()?..last.parse::<usize>().ok()? + 1)
     }
 }
 
-/// What comes behind the bytes of an answer.
+/// What follows the bytes of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Then {
-    /// The end of the connection.
+    /// The connection closes.
     Close,
-    /// Nothing, for as long as the asker stays.
+    /// Nothing until the client leaves.
     Hang,
-    /// One byte now and then.
+    /// Single bytes, slowly.
     Drip,
-    /// More and more.
+    /// Endless bytes.
     Pour,
 }
 
-/// An answer, byte for byte.
+/// A response, byte for byte.
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub status: u16,
@@ -56,7 +56,7 @@ impl Answer {
         Self { status, headers: Vec::new(), body: body.into(), then: Then::Close }
     }
 
-    /// The part that was asked for, or where none was the whole.
+    /// The requested range, or the whole file.
     pub fn of(file: &[u8], asked: &Asked) -> Self {
         match asked.range() {
             Some(range) => {
@@ -69,7 +69,7 @@ impl Answer {
         .with("etag", "\"one\"")
     }
 
-    /// The whole, whatever was asked for.
+    /// The whole file, whatever was requested.
     pub fn whole(file: &[u8]) -> Self {
         Self::new(200, file).sized()
     }
@@ -90,7 +90,7 @@ impl Answer {
         self
     }
 
-    /// Ends after so many bytes of the body.
+    /// Ends after `len` bytes of the body.
     pub fn cut(mut self, len: usize, then: Then) -> Self {
         self.body.truncate(len);
         self.then = then;
@@ -101,7 +101,7 @@ impl Answer {
 pub struct Server {
     pub address: String,
     asked: Arc<Mutex<Vec<Asked>>>,
-    /// Connections whose asker has gone while it could have had more.
+    /// Connections that the client closed early.
     pub left: Arc<Mutex<usize>>,
     task: AbortHandle,
 }
@@ -125,7 +125,7 @@ impl Server {
         Server { address, asked, left, task: tokio::spawn(serve).abort_handle() }
     }
 
-    /// A good server of this file.
+    /// A correct server of this file.
     pub async fn good(file: Vec<u8>) -> Server {
         Server::start(move |asked| Answer::of(&file, asked)).await
     }
@@ -138,7 +138,7 @@ impl Server {
         self.asked.lock().unwrap().clone()
     }
 
-    /// Bytes of the file that were asked for, from this question on.
+    /// Requested bytes of the file, from this request on.
     pub fn bytes_asked(&self, from: usize) -> usize {
         self.asked().iter().skip(from).filter_map(Asked::range).map(|range| range.len()).sum()
     }
@@ -172,7 +172,7 @@ async fn serve(
     let Answer { status, headers, body, then } = answer(&asked);
     let mut out = format!("HTTP/1.1 {status} Said\r\nconnection: close\r\n");
     headers.iter().for_each(|(name, value)| out.push_str(&format!("{name}: {value}\r\n")));
-    // A status of nothing is no answer.
+    // Status 0 sends no response.
     if status > 0 {
         stream.write_all(format!("{out}\r\n").as_bytes()).await?;
     }

@@ -1,13 +1,11 @@
-//! A simulated session's routes, found by the real [`plan`] from what its coordinator knows.
+//! Routes of a simulated session, found by the real [`plan`] from what its coordinator knows.
 
 use crate::base::{ErrorKind, Fault, LayerRange, NodeId};
-use crate::pipeline::hops::Told;
-use crate::pipeline::plan::{Candidate, Plan, PlanRequest, plan};
+use crate::pipeline::plan::{Candidate, Plan, PlanRequest, ReportedRoundTrips, plan, standby};
 use crate::pipeline::route::{Route, RouteStage};
 use crate::pipeline::sim::host::memory;
 use crate::pipeline::sim::model::MODEL;
 use crate::pipeline::sim::swarm::Swarm;
-use crate::pipeline::stand_by;
 use crate::wire::control::Host;
 
 fn host(node: NodeId) -> Host {
@@ -23,13 +21,13 @@ impl Swarm {
         let candidates = self.candidates(one.node, all.filter(|node| !without.contains(&self.nodes[*node].id)));
         let plan = self.plan(&candidates)?;
         self.check_plan(&plan, &candidates);
-        let stand_bys = match self.sessions[index].request.stand_by {
-            true => self.with_request(&candidates, |request| stand_by::choose(request, &plan.stages)),
+        let standbys = match self.sessions[index].request.standby {
+            true => self.with_request(&candidates, |request| standby::choose_standbys(request, &plan.stages)),
             false => Vec::new(),
         };
-        let stand_bys = stand_bys.into_iter().map(|node| node.map(host)).chain(std::iter::repeat(None));
-        let stage = |(planned, stand_by)| RouteStage::new(planned, Vec::new(), 1, stand_by);
-        let stages = plan.stages.iter().copied().zip(stand_bys).map(stage).collect();
+        let standbys = standbys.into_iter().map(|node| node.map(host)).chain(std::iter::repeat(None));
+        let stage = |(planned, standby)| RouteStage::new(planned, Vec::new(), 1, standby);
+        let stages = plan.stages.iter().copied().zip(standbys).map(stage).collect();
         Ok(Route { model: plan.model, stages, token_us: plan.token_us })
     }
 
@@ -38,11 +36,11 @@ impl Swarm {
             let node = &self.nodes[index];
             Candidate {
                 node: node.id,
-                layers: node.facts.layers.clone(),
-                head: node.facts.head,
+                layers: node.spec.layers.clone(),
+                head: node.spec.head,
                 rtt_us: self.rtt(coordinator, index) as u32,
-                pace_ns: node.facts.pace * 1000,
-                free_memory: if index == coordinator { node.free_memory() } else { node.facts.memory },
+                ns_per_unit: node.spec.pace * 1000,
+                free_memory: if index == coordinator { node.free_memory() } else { node.spec.memory },
                 loaded: if index == coordinator { node.in_use() } else { Vec::new() },
             }
         };
@@ -62,7 +60,7 @@ impl Swarm {
             candidates,
             memory: &memory,
             weight: &weight,
-            told: &Told::new(),
+            round_trips: &ReportedRoundTrips::new(),
         };
         ask(&request)
     }
