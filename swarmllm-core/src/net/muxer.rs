@@ -104,7 +104,7 @@ pub(super) struct Substream {
     closed: [Pin<Box<WaitForCancellationFutureOwned>>; 2],
 }
 
-/// Indices of [`Substream::over`].
+/// Indices of [`Substream::closed`].
 const READER: usize = 0;
 const WRITER: usize = 1;
 

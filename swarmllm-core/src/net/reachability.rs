@@ -41,7 +41,7 @@ impl<P: Eq + Copy, A: Eq + Hash + Clone, L: Eq + Copy> Reachability<P, A, L> {
         }
     }
 
-    /// Reservations to request now: the index for [`Self::asked`], and the listen address.
+    /// Reservations to request now: the index for [`Self::requested`], and the listen address.
     pub fn due(&self, now: Instant, connected: impl Fn(&P) -> bool) -> Vec<(usize, A)> {
         if !self.confirmed.is_empty() {
             return Vec::new();

@@ -12,7 +12,7 @@
 //! architecture exactly.
 //!
 //! llama.cpp has process-wide state: its log callback and its abort callback ([`log`]), and the build of its CPU kernels
-//! in use ([`kernels`]).
+//! in use ([`kernels`](mod@kernels)).
 
 mod architecture;
 mod architectures;

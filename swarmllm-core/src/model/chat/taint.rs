@@ -27,7 +27,7 @@ impl Taint {
     /// No text is tainted.
     pub const NONE: Taint = Taint(None);
 
-    /// Taint in a private plane that none of the texts uses; `None` where they use both.
+    /// A taint in a private plane that none of the texts uses; `None` where they use both.
     pub fn unused_by(texts: &[&str]) -> Option<Taint> {
         let used =
             |plane: u32| texts.iter().any(|text| may_be_tainted(text) && text.chars().any(|at| within(plane, at)));
